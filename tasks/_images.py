@@ -1,0 +1,175 @@
+"""Pictures: from a client's bytes to pixels for the graph, with the geometry that leads back.
+
+Knows nothing of labels, masks or points.
+"""
+
+import base64
+import binascii
+import io
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from pydantic import BeforeValidator, WithJsonSchema
+
+from tasks.contract import InvalidInput, Upload
+
+Fit = Literal["squash", "pad", "crop"]
+"""How a picture becomes a square: stretched; whole, with a border; its middle."""
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+PICTURE_UPLOAD = Upload("image", ("image/jpeg", "image/png", "image/webp", "image/bmp"))
+_BORDER = (124, 116, 104)  # The mean colour of ImageNet: zero after normalising.
+
+
+def _from_base64(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    encoded = value.partition(",")[2] if value.startswith("data:") else value
+    try:
+        return base64.b64decode("".join(encoded.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("not valid base64") from None
+
+
+PictureBytes = Annotated[
+    bytes,
+    BeforeValidator(_from_base64),
+    WithJsonSchema({"type": "string", "contentEncoding": "base64", "description": "A JPEG, PNG, WebP or BMP file."}),
+]
+"""A request field: the bytes of a picture's file; in JSON as base64, with or without a `data:` prefix."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture: 8-bit RGB, upright.
+
+    `width` and `height` are those of the picture that was sent, in pixels. `image` may be smaller: a JPEG that is much
+    larger than needed is decoded at a half, a quarter or an eighth.
+    """
+
+    image: Image.Image
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a picture lies in the tensor made from it.
+
+    A point (x, y) of the picture, in pixels from the upper left corner of its upper left pixel, is at
+    (x · scale_x + offset_x, y · scale_y + offset_y) in the tensor.
+    """
+
+    width: int
+    height: int
+    scale_x: float
+    scale_y: float
+    offset_x: float
+    offset_y: float
+
+    def to_network(self, points: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Points (…, 2) of the picture as points of the tensor."""
+        return points * (self.scale_x, self.scale_y) + (self.offset_x, self.offset_y)
+
+    def to_picture(self, points: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Points (…, 2) of the tensor as points of the picture."""
+        return (points - (self.offset_x, self.offset_y)) / (self.scale_x, self.scale_y)
+
+
+def decode_picture(content: bytes, *, max_pixels: int, enough: int | None = None) -> Picture:
+    """Reads a picture's file.
+
+    Grey, palette, CMYK and 16-bit pictures become 8-bit RGB, transparency lies on white, the orientation in the EXIF
+    data is applied, and of an animation the first frame is taken. `enough` is the side length in pixels that the
+    caller needs: a larger JPEG may be decoded smaller, but not below it.
+
+    Raises InvalidInput: empty, unreadable, or more than `max_pixels` (told from the header, before decoding).
+    """
+    if not content:
+        raise InvalidInput("The picture is empty.", reason="empty")
+    try:
+        image = Image.open(io.BytesIO(content), formats=_FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise InvalidInput(f"The picture has more than {max_pixels:,} pixels.", reason="too_large") from None
+    except Exception:  # A decoder may raise anything at hostile bytes; all of it means the same.
+        raise InvalidInput("This is not a picture in JPEG, PNG, WebP or BMP format.", reason="unreadable") from None
+    width, height = image.size
+    if width * height > max_pixels:
+        message = f"The picture has {width}×{height} pixels; at most {max_pixels:,} are accepted."
+        raise InvalidInput(message, reason="too_large")
+    try:
+        if enough is not None and min(width, height) >= 2 * enough:
+            image.draft("RGB", (enough, enough))
+        image.load()
+        upright = _upright(image)
+    except Exception as error:
+        raise InvalidInput(f"The picture cannot be decoded: {error}.", reason="unreadable") from None
+    if (upright.width > upright.height) != (image.width > image.height):
+        width, height = height, width
+    return Picture(_to_rgb(upright), width, height)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    return ImageOps.exif_transpose(image) if image.getexif() else image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would saturate.
+        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def fit_square(picture: Picture, size: int, fit: Fit) -> tuple[NDArray[np.uint8], Frame]:
+    """The picture's pixels, uint8 (size, size, 3), and where the picture lies in them."""
+    image, width, height = picture.image, picture.width, picture.height
+    if fit == "squash":
+        return _resize(image, size, size), Frame(width, height, size / width, size / height, 0.0, 0.0)
+    if fit == "crop":
+        return _crop(picture, size)
+    ratio = size / max(width, height)
+    inner_width, inner_height = max(1, round(width * ratio)), max(1, round(height * ratio))
+    left, top = (size - inner_width) // 2, (size - inner_height) // 2
+    pixels = np.full((size, size, 3), _BORDER, np.uint8)
+    pixels[top : top + inner_height, left : left + inner_width] = _resize(image, inner_width, inner_height)
+    return pixels, Frame(width, height, inner_width / width, inner_height / height, left, top)
+
+
+def _crop(picture: Picture, size: int) -> tuple[NDArray[np.uint8], Frame]:
+    image, width, height = picture.image, picture.width, picture.height
+    side = min(image.width, image.height)
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    pixels = _resize(image, size, size, box=(left, top, left + side, top + side))
+    scale = size / min(width, height)
+    return pixels, Frame(width, height, scale, scale, (size - width * scale) / 2, (size - height * scale) / 2)
+
+
+def _resize(
+    image: Image.Image, width: int, height: int, box: tuple[float, float, float, float] | None = None
+) -> NDArray[np.uint8]:
+    if image.size == (width, height) and box in (None, (0, 0, width, height)):
+        return np.asarray(image)
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0))
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """A PNG file of uint8 pixels, (height, width) grey or (height, width, 3)."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def synthetic_picture(width: int = 192, height: int = 256) -> bytes:
+    """A JPEG of colours that change over the picture: an example that belongs to nobody."""
+    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+    waves = np.stack([np.sin(6 * x + 3 * y), np.cos(9 * y), np.sin(12 * x * y)], axis=-1)
+    file = io.BytesIO()
+    Image.fromarray(((waves * 0.5 + 0.5) * 255).astype(np.uint8)).save(file, "JPEG", quality=85)
+    return file.getvalue()

@@ -1,0 +1,140 @@
+"""What is in this picture?"""
+
+import base64
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+from PIL import Image
+from pydantic import BaseModel, Field
+
+from tasks._images import (
+    PICTURE_UPLOAD,
+    Fit,
+    Frame,
+    Picture,
+    PictureBytes,
+    decode_picture,
+    fit_square,
+    png,
+    synthetic_picture,
+)
+from tasks.contract import Answer, Array, Arrays, InvalidOutput, Limits, Request, Samples, Task, TensorSpec, Upload
+
+_LONGEST_HEATMAP = 512
+"""Pixels. The map has one value per 32×32 pixels of the network's input; a larger picture of it holds no more."""
+
+
+class ClassificationRequest(Request):
+    """A picture, and how much to say about it."""
+
+    image: PictureBytes
+    top_k: Annotated[int, Field(ge=1, le=1000, description="How many labels to return, the likeliest first.")] = 5
+    heatmap: Annotated[bool, Field(description="Also return where in the picture the first label was seen.")] = False
+
+
+class LabelScore(BaseModel):
+    """A label and its calibrated probability."""
+
+    label: str
+    probability: float
+
+
+class Heatmap(BaseModel):
+    """Where a label was seen: a grey PNG over the whole picture, white where most of the evidence lies."""
+
+    label: str
+    width: int
+    height: int
+    png: Annotated[str, Field(description="The PNG file, base64.")]
+
+
+class ClassificationAnswer(Answer):
+    """The likeliest label, and the runners-up."""
+
+    label: str
+    probability: float
+    labels: list[LabelScore]
+    heatmap: Heatmap | None = None
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """One label for a picture.
+
+    Attributes:
+        labels: the classes, in the order of the network's outputs.
+        size: side length of the network's input, in pixels.
+        fit: how a picture is brought to that square.
+    """
+
+    labels: tuple[str, ...]
+    size: int = 224
+    fit: Fit = "squash"
+
+    upload: ClassVar[Upload | None] = PICTURE_UPLOAD
+
+    @property
+    def request_type(self) -> type[ClassificationRequest]:
+        """The same for every model of this task."""
+        return ClassificationRequest
+
+    @property
+    def answer_type(self) -> type[ClassificationAnswer]:
+        """The same for every model of this task."""
+        return ClassificationAnswer
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Pixels as they are: the graph casts and normalises."""
+        return (TensorSpec("image", "uint8", (self.size, self.size, 3)),)
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """Calibrated probabilities, and the class-activation map: each class's evidence at each place."""
+        classes = len(self.labels)
+        return (
+            TensorSpec("probabilities", "float32", (classes,)),
+            TensorSpec("activation_map", "float32", (classes, "map_height", "map_width")),
+        )
+
+    def decode(self, request: ClassificationRequest, limits: Limits) -> Picture:
+        """The picture, 8-bit RGB and upright."""
+        return decode_picture(request.image, max_pixels=limits.pixels, enough=self.size)
+
+    def preprocess(self, raw: Picture) -> Samples:
+        """One sample: the picture fitted to the network's square. The context is its Frame."""
+        pixels, frame = fit_square(raw, self.size, self.fit)
+        return Samples({"image": pixels[np.newaxis]}, frame)
+
+    def postprocess(self, outputs: Arrays, samples: Samples, request: ClassificationRequest) -> ClassificationAnswer:
+        """The `top_k` likeliest labels, and the first one's heat map where it was asked for."""
+        probabilities = outputs["probabilities"][0]
+        if not np.isfinite(probabilities).all():
+            raise InvalidOutput("The network gave no finite probabilities for this picture.")
+        best = np.argsort(-probabilities, kind="stable")[: request.top_k]
+        scores = [LabelScore(label=self.labels[i], probability=round(float(probabilities[i]), 6)) for i in best]
+        heatmap = self._heatmap(outputs["activation_map"][0], int(best[0]), samples.context) if request.heatmap else None
+        return ClassificationAnswer(
+            label=scores[0].label, probability=scores[0].probability, labels=scores, heatmap=heatmap
+        )
+
+    def _heatmap(self, activation_map: Array, label: int, frame: Frame) -> Heatmap:
+        """The label's evidence, stretched over the picture; what the network did not see is black."""
+        evidence = np.maximum(activation_map[label], 0)
+        levels = (evidence / max(float(evidence.max()), 1e-9) * 255).astype(np.uint8)
+        ratio = min(1.0, _LONGEST_HEATMAP / max(frame.width, frame.height))
+        width, height = max(1, round(frame.width * ratio)), max(1, round(frame.height * ratio))
+        square = Image.fromarray(levels).resize((self.size, self.size), Image.Resampling.BICUBIC)
+        corners = frame.to_network(np.array([[0.0, 0.0], [frame.width, frame.height]]))
+        (left, top), (right, bottom) = corners.tolist()
+        step_x, step_y = (right - left) / width, (bottom - top) / height
+        pixels = square.transform(
+            (width, height), Image.Transform.AFFINE, (step_x, 0, left, 0, step_y, top), Image.Resampling.BILINEAR
+        )
+        encoded = base64.b64encode(png(np.asarray(pixels))).decode("ascii")
+        return Heatmap(label=self.labels[label], width=width, height=height, png=encoded)
+
+    def example(self) -> dict[str, Any]:
+        """A synthetic picture."""
+        return {"image": base64.b64encode(synthetic_picture()).decode("ascii"), "top_k": 3}

@@ -1,0 +1,189 @@
+"""The contract between a task, its trainer and its client.
+
+The line a request walks, and whose word each step is:
+
+    body → parse → request → decode → raw → preprocess → samples → [batch → graph] → outputs → postprocess → answer
+           tasks             tasks          tasks                   service  training           tasks
+
+Tensor arithmetic (cast, normalise, soft-max, arg-max) is in the exported graph. Everything else about a task is here,
+written once: training calls `preprocess` on its data set, the service on what clients send.
+
+This package knows nothing of networks, of HTTP and of the runtime; it imports no torch, onnxruntime or fastapi.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+type_ = type
+Array = NDArray[Any]
+Arrays = Mapping[str, Array]
+Run = Callable[[Arrays], Arrays]
+"""Runs the graph: named inputs to named outputs, each with the batch axis first."""
+
+Reason = Literal["empty", "unreadable", "too_large", "unsupported", "invalid"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a request: where (`rows.3.age`), what kind, and a sentence that says what to do."""
+
+    where: str
+    reason: str
+    message: str
+
+
+class InvalidInput(ValueError):
+    """What was sent cannot be answered; the sender can mend it. The message is safe to show."""
+
+    def __init__(self, message: str, *, reason: Reason = "invalid", problems: tuple[Problem, ...] = ()) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.problems = problems
+
+
+class InvalidOutput(ArithmeticError):
+    """The graph answered with something that is no answer (a NaN, a wrong shape) for this sample."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How much one request may ask for."""
+
+    pixels: int = 25_000_000
+    rows: int = 1_000
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor of the graph: its name, its numpy dtype and its shape without the batch axis.
+
+    A string in the shape names an axis whose length the sample decides.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def mismatch(self, array: Array) -> str | None:
+        """Why `array`, batch axis first, is not this tensor; None where it is."""
+        if array.dtype != np.dtype(self.dtype):
+            return f"{self.name} is {array.dtype}, not {self.dtype}"
+        wanted, got = self.shape, array.shape[1:]
+        fits = len(wanted) == len(got) and all(isinstance(w, str) or w == g for w, g in zip(wanted, got, strict=True))
+        return None if fits else f"{self.name} has shape (n, {', '.join(map(str, got))}), not (n, {wanted})"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The pre-processed samples of one request, stacked: `arrays[name]` is (n, *shape).
+
+    Most requests are one sample; a table is as many as it has rows, a large picture as many as it has tiles. All
+    samples of a request have one shape. `context` is whatever `postprocess` needs beside the outputs (a Frame, say).
+    """
+
+    arrays: Arrays
+    context: Any = None
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values())))
+
+
+@dataclass(frozen=True)
+class Upload:
+    """The field of the request that a raw body or an uploaded file fills, and the media types it may have."""
+
+    field: str
+    media_types: tuple[str, ...]
+
+
+class Request(BaseModel):
+    """What a client sends; unknown fields are refused, so that a misspelt option is not silently ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Answer(BaseModel):
+    """What a client gets; the service fills in which model answered."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = ""
+    version: str = ""
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """One of the questions, with all it has learnt from its data as fields.
+
+    The fields are exactly what a manifest records as `parameters`: plain values, tuples and frozen dataclasses.
+    A task is pure: no method changes it, reads a file or keeps anything between two calls, and each may be called
+    from several threads at once.
+    """
+
+    upload: ClassVar[Upload | None] = None
+    golden_tolerance: ClassVar[float] = 2e-3
+    """How far a number of an answer may lie from the golden one: other processors round otherwise, no more."""
+
+    @property
+    @abstractmethod
+    def request_type(self) -> type_[Request]:
+        """The request's model; a property since it may depend on what was learnt (a table's columns)."""
+
+    @property
+    @abstractmethod
+    def answer_type(self) -> type_[Answer]:
+        """The answer's model."""
+
+    @property
+    @abstractmethod
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The graph's inputs, in order."""
+
+    @property
+    @abstractmethod
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The graph's outputs, in order."""
+
+    @abstractmethod
+    def decode(self, request: Any, limits: Limits) -> Any:
+        """The raw thing that a request holds: a picture, a text, a table. Raises InvalidInput."""
+
+    @abstractmethod
+    def preprocess(self, raw: Any) -> Samples:
+        """Samples for the graph, shaped as `inputs` says. Training calls it too, after augmentation."""
+
+    @abstractmethod
+    def postprocess(self, outputs: Arrays, samples: Samples, request: Any) -> Answer:
+        """The answer to `request` from the outputs of its samples (batch axis first, in their order)."""
+
+    @abstractmethod
+    def example(self) -> dict[str, Any]:
+        """A request body (JSON) that this task answers: for the documentation, warm-up and load tests."""
+
+    def parse(self, body: Any, limits: Limits) -> Request:
+        """The request in a JSON body. Raises pydantic.ValidationError; `limits` is the validators' context."""
+        return self.request_type.model_validate(body, context=limits)
+
+    def answer(self, run: Run, body: Any, limits: Limits | None = None) -> Answer:
+        """The whole line for one body, alone: how goldens are made and replayed, and what a test compares with."""
+        limits = limits or Limits()
+        request = self.parse(body, limits)
+        samples = self.preprocess(self.decode(request, limits))
+        return self.postprocess(run(samples.arrays), samples, request)
+
+
+def parameters_of(task: Task) -> dict[str, Any]:
+    """A task's fields as plain JSON values."""
+    parameters: dict[str, Any] = TypeAdapter(type(task)).dump_python(task, mode="json")
+    return parameters
+
+
+def task_from(task_class: type[Task], parameters: Mapping[str, Any]) -> Task:
+    """The task that `parameters_of` described. Raises pydantic.ValidationError where a field does not fit."""
+    return TypeAdapter(task_class).validate_python(parameters)
