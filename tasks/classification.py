@@ -114,7 +114,9 @@ class Classification(Task):
             raise InvalidOutput("The network gave no finite probabilities for this picture.")
         best = np.argsort(-probabilities, kind="stable")[: request.top_k]
         scores = [LabelScore(label=self.labels[i], probability=round(float(probabilities[i]), 6)) for i in best]
-        heatmap = self._heatmap(outputs["activation_map"][0], int(best[0]), samples.context) if request.heatmap else None
+        heatmap = None
+        if request.heatmap:
+            heatmap = self._heatmap(outputs["activation_map"][0], int(best[0]), samples.context)
         return ClassificationAnswer(
             label=scores[0].label, probability=scores[0].probability, labels=scores, heatmap=heatmap
         )

@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-type_ = type
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
 Run = Callable[[Arrays], Arrays]
@@ -132,12 +131,12 @@ class Task(ABC):
 
     @property
     @abstractmethod
-    def request_type(self) -> type_[Request]:
+    def request_type(self) -> type[Request]:
         """The request's model; a property since it may depend on what was learnt (a table's columns)."""
 
     @property
     @abstractmethod
-    def answer_type(self) -> type_[Answer]:
+    def answer_type(self) -> type[Answer]:
         """The answer's model."""
 
     @property

@@ -176,4 +176,3 @@ def difference(expected: Any, got: Any, tolerance: float, where: str = "answer")
         if found := difference(value, got[key], tolerance, f"{where}.{key}"):
             return found
     return None
-

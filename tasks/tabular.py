@@ -78,7 +78,7 @@ class Tabular(Task):
             note = Field(default=None, alias=name, description="Accepted and not used.")
             fields[f"ignored_{i}"] = (Any, note)
         row: type[Row] = create_model("Row", __base__=Row, **fields)
-        rows = Annotated[list[row], BeforeValidator(_refuse_too_many), Field(min_length=1)]  # type: ignore[valid-type]
+        rows = Annotated[list[row], BeforeValidator(_refuse_too_many), Field(min_length=1)]
         return create_model("TabularRequest", __base__=Request, rows=(rows, ...))
 
     @property
@@ -146,10 +146,12 @@ def _example_of(column: Column) -> Any:
 
 def with_examples(task: Tabular, row: dict[str, Any]) -> Tabular:
     """The task with the values of `row` as its columns' examples."""
-    columns = tuple(
-        replace(column, example=str(row[column.name]) if isinstance(column, CategoryColumn) else row[column.name])
-        if row.get(column.name) is not None
-        else column
-        for column in task.columns
-    )
-    return replace(task, columns=columns)
+    return replace(task, columns=tuple(_with_example(column, row.get(column.name)) for column in task.columns))
+
+
+def _with_example(column: Column, value: Any) -> Column:
+    if value is None:
+        return column
+    if isinstance(column, CategoryColumn):
+        return replace(column, example=str(value))
+    return replace(column, example=float(value))

@@ -1,0 +1,106 @@
+"""`python -m service`: reads the settings, serves until it is told to stop, and stops without losing anything."""
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+
+from service.app import Service, create_app
+from service.backends.base import BackendError
+from service.logs import set_up_logging
+from service.repository import Model
+from service.settings import InvalidSetting, Settings, flag_parser, read_settings
+from tasks.manifest import BrokenModel
+
+_LOG = logging.getLogger(__name__)
+_LONGEST_EXAMPLE = 2_000
+"""Characters of a body that still make a line to copy."""
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, but readiness falls first, and the address is printed once the models are ready."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        await super().startup(sockets)  # type: ignore[arg-type]
+        if self.started:
+            self._greeting = asyncio.create_task(self._greet())
+
+    async def _greet(self) -> None:
+        await self._service.loaded.wait()
+        port = self.servers[0].sockets[0].getsockname()[1] if self.servers else self.config.port
+        print(greeting(f"http://{self.config.host}:{port}", list(self._service.repository.served())), flush=True)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """First signal: not ready; after `drain_seconds`, no new connections. Second signal: at once."""
+        if self._service.draining or sig != signal.SIGTERM or not self._service.settings.drain_seconds:
+            self._service.draining = True
+            super().handle_exit(sig, frame)
+            return
+        self._service.draining = True
+        _LOG.info("draining", extra={"seconds": self._service.settings.drain_seconds})
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._service.settings.drain_seconds, super().handle_exit, sig, frame)
+
+
+def greeting(address: str, models: Sequence[Model]) -> str:
+    """What stands on the terminal once the models are ready: the address, and a line to try for each model."""
+    lines = [f"Sevenfold serves {len(models)} models at {address}    (docs: {address}/docs)", ""]
+    for model in models:
+        lines += [f"  # {model.manifest.title}", f"  {curl_line(address, model)}", ""]
+    return "\n".join(lines)
+
+
+def curl_line(address: str, model: Model) -> str:
+    """A command that asks this model, to be typed in the folder the server was started in."""
+    url = f"{address}/v1/models/{model.manifest.name}/predict"
+    upload = model.task.upload
+    photos = sorted(Path("examples").glob(f"{model.manifest.name}*.jpg"))
+    if upload is not None:
+        return f"curl -F {upload.field}=@{photos[0] if photos else 'FILE'} {url}"
+    body = json.dumps(model.example)
+    shown = body if len(body) <= _LONGEST_EXAMPLE else "@request.json"
+    return f"curl -H 'Content-Type: application/json' -d '{shown}' {url}"
+
+
+async def _serve(settings: Settings) -> int:
+    service = Service(settings)
+    config = uvicorn.Config(
+        create_app(service),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=round(settings.grace_seconds),
+        server_header=False,
+    )
+    server = _Server(config, service)
+    await server.serve()
+    return 0 if server.started else 1
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the server; the exit status."""
+    if {"-h", "--help"} & set(arguments):
+        flag_parser().print_help()
+        return 0
+    try:
+        settings = read_settings(arguments)
+        set_up_logging(settings.log_level)
+        return asyncio.run(_serve(settings))
+    except (InvalidSetting, BackendError, BrokenModel) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

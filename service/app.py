@@ -1,0 +1,167 @@
+"""The application: the one place that knows every part and joins them."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse, Response
+
+from service.backends.base import Backend, OpenBackend
+from service.backends.onnx import OnnxRuntime, available_cores
+from service.batcher import BatchPolicy
+from service.errors import InternalError, InvalidRequest, MethodNotAllowed, NotFound, ServiceError
+from service.metrics import LiveGauge, Metrics
+from service.pipeline import Pipeline
+from service.repository import Repository
+from service.routes.health import health_router
+from service.routes.models import models_router
+from service.routes.openapi import describe_interface
+from service.routes.predict import PredictRoute
+from service.settings import Settings
+from service.telemetry import Telemetry, error_response, trace_of
+from tasks.contract import Limits, Task
+
+_LOG = logging.getLogger(__name__)
+_DESCRIPTION = "Answers predictions of the models in its folder. Each model has an endpoint of its own, below."
+
+
+class Service:
+    """The parts of a running service, and the way they are joined.
+
+    `open_backend` is the runtime: by default ONNX Runtime on the device of the settings. Raises BackendError where
+    that device is not there, and BrokenModel where there is no folder of models.
+    """
+
+    def __init__(self, settings: Settings, open_backend: OpenBackend | None = None) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.draining = False
+        self.loaded = asyncio.Event()
+        worker_count = settings.workers or available_cores()
+        self._worker_count = worker_count
+        self._workers = ThreadPoolExecutor(worker_count, thread_name_prefix="worker")
+        self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self.repository = Repository(
+            settings.models,
+            settings.versions,
+            open_backend or _onnx_runtime(settings),
+            self._make_pipeline,
+            on_loaded=lambda name, version, seconds: self.metrics.load_seconds.labels(name, version).set(seconds),
+        )
+        self.repository.scan()
+        self.metrics.watch(self._gauges)
+
+    def _make_pipeline(self, name: str, task: Task, backend: Backend) -> Pipeline:
+        settings = self.settings
+        return Pipeline(
+            task,
+            backend,
+            name=name,
+            policy=BatchPolicy(settings.max_batch, settings.max_delay_ms / 1000),
+            limits=Limits(pixels=settings.max_pixels, rows=settings.max_rows),
+            max_queue=settings.max_queue,
+            workers=self._workers,
+            device=self._device,
+            worker_count=self._worker_count,
+            metrics=self.metrics,
+        )
+
+    def _gauges(self) -> Iterable[LiveGauge]:
+        served = list(self.repository.served())
+        depth = [([m.manifest.name], float(m.pipeline.queue_depth)) for m in served]
+        in_flight = [([m.manifest.name], float(m.pipeline.in_flight)) for m in served]
+        ready = [([e.name, e.version], float(e.model is not None)) for e in self.repository.entries()]
+        info = [([m.manifest.name, m.manifest.version, m.manifest.task, m.pipeline.device], 1.0) for m in served]
+        yield "sevenfold_queue_depth", "Samples that wait for a batch.", ["model"], depth
+        yield "sevenfold_requests_in_flight", "Requests accepted and not yet answered.", ["model"], in_flight
+        yield "sevenfold_model_ready", "1 where a version is served.", ["model", "version"], ready
+        yield "sevenfold_model_info", "What is served, and where.", ["model", "version", "task", "device"], info
+
+    async def load(self) -> None:
+        """Loads the models, away from the event loop, so that health is answered meanwhile."""
+        await asyncio.get_running_loop().run_in_executor(self._loader, self.repository.load_all)
+        self.loaded.set()
+
+    def close(self) -> None:
+        """Ends the threads; what has not begun is given up."""
+        for pool in (self._loader, self._workers, self._device):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _onnx_runtime(settings: Settings) -> OnnxRuntime:
+    runtime = OnnxRuntime(settings.device, settings.threads)
+    runtime.check()
+    return runtime
+
+
+def create_app(service: Service) -> FastAPI:
+    """The HTTP application of a service. It loads the models when it starts and ends its threads when it stops."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 -- FastAPI's signature
+        loading = asyncio.create_task(service.load())
+        yield
+        loading.cancel()
+        service.close()
+
+    app: FastAPI = FastAPIOffline(
+        redoc_url=None, title="Sevenfold", version="0.1.0", description=_DESCRIPTION, lifespan=lifespan
+    )
+    app.state.service = service
+    app.add_middleware(Telemetry, metrics=service.metrics)
+    app.include_router(models_router(service.repository))
+    app.include_router(health_router(service.repository, service.metrics, lambda: service.draining))
+    _add_predict(app, service)
+    _add_error_handlers(app)
+    app.add_route("/", lambda request: RedirectResponse("/docs"), include_in_schema=False)
+    app.openapi = lambda: describe_interface(app, service.repository)  # type: ignore[method-assign]
+    return app
+
+
+def _add_predict(app: FastAPI, service: Service) -> None:
+    predict = PredictRoute(
+        service.repository,
+        service.metrics,
+        timeout_s=service.settings.timeout_ms / 1000,
+        max_body_bytes=service.settings.max_body_bytes,
+        draining=lambda: service.draining,
+    )
+
+    async def endpoint(request: Request) -> Response:
+        return await predict(request)
+
+    for path in ("/v1/models/{name}/predict", "/v1/models/{name}/versions/{version}/predict"):
+        app.add_route(path, endpoint, methods=["POST"], include_in_schema=False)
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    async def on_service_error(request: Request, error: Any) -> Response:
+        if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR and error.__cause__ is not None:
+            _LOG.error("%s", error.message, exc_info=error.__cause__)
+        return error_response(error, trace_of(request.scope))
+
+    async def on_http_error(request: Request, error: Any) -> Response:
+        response = error_response(_of_http(error, request), trace_of(request.scope))
+        response.headers.update(error.headers or {})
+        return response
+
+    app.add_exception_handler(ServiceError, on_service_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+
+
+def _of_http(error: HTTPException, request: Request) -> ServiceError:
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return NotFound(f"There is nothing at {request.url.path[:200]}; /docs lists what there is.")
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return MethodNotAllowed(f"{request.method[:16]} is not what {request.url.path[:200]} answers to.")
+    if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
+        return InvalidRequest(str(error.detail))
+    return InternalError(str(error.detail))

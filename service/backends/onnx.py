@@ -1,0 +1,109 @@
+"""Graphs on ONNX Runtime, on the CPU or on a CUDA device."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import onnxruntime as ort
+
+from service.backends.base import BackendError
+from tasks.contract import Arrays, TensorSpec
+
+_CUDA = "CUDAExecutionProvider"
+_CPU = "CPUExecutionProvider"
+_DTYPES = {
+    "tensor(uint8)": "uint8",
+    "tensor(int64)": "int64",
+    "tensor(int32)": "int32",
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(bool)": "bool",
+}
+# HEURISTIC: the default search tries every algorithm for each new shape, seconds each. kSameAsRequested: the arena
+# grows by what is needed and not by powers of two, which it would never give back.
+_CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
+
+
+def available_cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class OnnxBackend:
+    """A graph in an ONNX Runtime session."""
+
+    session: ort.InferenceSession
+    output_names: tuple[str, ...]
+    device: str
+
+    def run(self, arrays: Arrays) -> Arrays:
+        """Named inputs to named outputs, the batch axis first."""
+        return dict(zip(self.output_names, self.session.run(self.output_names, dict(arrays)), strict=True))
+
+
+@dataclass(frozen=True)
+class OnnxRuntime:
+    """Opens graphs on the device that was asked for.
+
+    Attributes:
+        device: 'auto' takes CUDA where it is; 'cuda' raises BackendError where it is not.
+        threads: of one batch on the CPU; 0 for one a core.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 0
+
+    def check(self) -> None:
+        """Raises BackendError where the device that was asked for is not there; to be called before serving."""
+        if self.device == "cuda" and _CUDA not in ort.get_available_providers():
+            raise BackendError(
+                "CUDA was asked for and this build of onnxruntime has none of it: install onnxruntime-gpu "
+                "(`make serve GPU=1`), or choose --device auto or cpu."
+            )
+
+    def __call__(self, graph: bytes, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> OnnxBackend:
+        """Loads a graph. From bytes: a path to data outside the model's folder leads nowhere."""
+        session = self._session(graph)
+        on_cuda = session.get_providers()[0] == _CUDA
+        if self.device == "cuda" and not on_cuda:
+            # ONNX Runtime falls back to the CPU and only prints a warning.
+            raise BackendError("CUDA was asked for and cannot be used: see the log for the library that is missing.")
+        _check_signature("input", session.get_inputs(), inputs)
+        _check_signature("output", session.get_outputs(), outputs)
+        return OnnxBackend(session, tuple(spec.name for spec in outputs), "cuda" if on_cuda else "cpu")
+
+    def _session(self, graph: bytes) -> ort.InferenceSession:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = self.threads or available_cores()
+        # A spinning thread takes its core from those that decode the next requests.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        providers: list[Any] = [_CPU]
+        if self.device != "cpu" and _CUDA in ort.get_available_providers():
+            ort.preload_dlls()
+            providers.insert(0, (_CUDA, _CUDA_OPTIONS))
+        try:
+            return ort.InferenceSession(graph, options, providers=providers)
+        except Exception as error:  # Its exceptions have no common ancestor but this.
+            raise BackendError(f"The graph cannot be loaded: {error}") from None
+
+
+def _check_signature(kind: str, found: Sequence[Any], promised: tuple[TensorSpec, ...]) -> None:
+    got = {tensor.name: tensor for tensor in found}
+    if set(got) != {spec.name for spec in promised}:
+        names = ", ".join(spec.name for spec in promised)
+        raise BackendError(f"The graph's {kind}s are {', '.join(got)}; the task promises {names}.")
+    for spec in promised:
+        tensor = got[spec.name]
+        shape = tensor.shape[1:]
+        same = len(shape) == len(spec.shape) and all(
+            isinstance(wanted, str) or not isinstance(length, int) or wanted == length
+            for wanted, length in zip(spec.shape, shape, strict=True)
+        )
+        if not same or _DTYPES.get(tensor.type) != spec.dtype:
+            raise BackendError(
+                f"The graph's {kind} {spec.name} is {tensor.type} {tensor.shape}; "
+                f"the task promises {spec.dtype} {['batch', *spec.shape]}."
+            )

@@ -1,0 +1,223 @@
+"""Brings samples of many requests together into batches for one model.
+
+A batch grows for as long as the device is busy with others and leaves as soon as it is free; with `max_delay_s` it may
+also wait for company. Samples of unequal shape never share a batch. If a batch fails, its halves are tried apart until
+the culprit is alone. A ticket whose client has gone is dropped before the device sees it.
+
+Knows nothing of tasks, of HTTP and of devices: `run` is given. There is no task or thread of its own that could die;
+everything happens when a ticket comes, when a batch ends, or when a timer fires.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tasks.contract import Arrays
+
+RunBatch = Callable[[Sequence[Arrays]], Awaitable[Arrays]]
+"""Runs several stacks of samples as one batch; its outputs have all their samples, in order, first axis first."""
+
+_Shape = tuple[tuple[str, str, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True)
+class BatchPolicy:
+    """How batches are made.
+
+    Attributes:
+        max_size: the most samples in a batch.
+        max_delay_s: how long the oldest sample may wait for others while the device is free.
+        at_once: how many batches the device is given at a time; 2 hides the hand-over between them.
+    """
+
+    max_size: int = 32
+    max_delay_s: float = 0.0
+    at_once: int = 1
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A ticket's outputs, and how they came about."""
+
+    outputs: Arrays
+    queued_s: float
+    ran_s: float
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """A batch that has been run."""
+
+    size: int
+    ran_s: float
+    failed: bool
+
+
+@dataclass(eq=False)
+class _Ticket:
+    arrays: Arrays
+    size: int
+    since: float
+    future: asyncio.Future[Ran] = field(repr=False)
+
+
+class Batcher:
+    """The queue of one model. All methods belong to one event loop."""
+
+    def __init__(
+        self,
+        run: RunBatch,
+        policy: BatchPolicy,
+        *,
+        on_batch: Callable[[BatchReport], None] = lambda report: None,
+        on_dropped: Callable[[int], None] = lambda size: None,
+    ) -> None:
+        self._run = run
+        self._policy = policy
+        self._on_batch = on_batch
+        self._on_dropped = on_dropped
+        self._waiting: dict[_Shape, deque[_Ticket]] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._pump_planned = False
+
+    @property
+    def depth(self) -> int:
+        """Samples that wait for a batch, those of clients who have gone included."""
+        return sum(ticket.size for queue in self._waiting.values() for ticket in queue)
+
+    async def submit(self, arrays: Arrays) -> Ran:
+        """Runs the samples stacked in `arrays`, in company where there is any.
+
+        More samples than a batch holds become several tickets. Cancelling the call gives up what has not begun.
+        Raises whatever `run` raised for these samples alone.
+        """
+        total = len(next(iter(arrays.values())))
+        step = self._policy.max_size
+        if total <= step:
+            return await self._enqueue(arrays, total)
+        parts = [{name: array[i : i + step] for name, array in arrays.items()} for i in range(0, total, step)]
+        futures = [self._enqueue(part, len(next(iter(part.values())))) for part in parts]
+        try:
+            return _joined(await asyncio.gather(*futures))
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def _enqueue(self, arrays: Arrays, size: int) -> asyncio.Future[Ran]:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Ran] = loop.create_future()
+        shape = tuple((name, array.dtype.str, array.shape[1:]) for name, array in sorted(arrays.items()))
+        self._waiting.setdefault(shape, deque()).append(_Ticket(arrays, size, loop.time(), future))
+        self._plan_pump()
+        return future
+
+    def _plan_pump(self) -> None:
+        """Pumps once all that is ready in this turn of the loop has been queued, so that a burst shares a batch."""
+        if not self._pump_planned:
+            self._pump_planned = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pump_planned = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while len(self._running) < self._policy.at_once and (tickets := self._next_batch()):
+            task = asyncio.get_running_loop().create_task(self._run_batch(tickets))
+            self._running.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._pump()
+
+    def _next_batch(self) -> list[_Ticket]:
+        """The tickets of the shape whose oldest has waited longest, if it is due; else none, and a timer is set."""
+        for shape in list(self._waiting):
+            self._drop_gone(shape)
+        if not self._waiting:
+            return []
+        shape, queue = min(self._waiting.items(), key=lambda item: item[1][0].since)
+        loop, due = asyncio.get_running_loop(), queue[0].since + self._policy.max_delay_s
+        if due > loop.time():
+            full = [s for s, q in self._waiting.items() if sum(t.size for t in q) >= self._policy.max_size]
+            if not full:
+                self._timer = loop.call_at(due, self._pump)
+                return []
+            shape = full[0]
+        return self._take(shape)
+
+    def _drop_gone(self, shape: _Shape) -> None:
+        queue = self._waiting[shape]
+        if any(ticket.future.done() for ticket in queue):
+            self._on_dropped(sum(ticket.size for ticket in queue if ticket.future.done()))
+            queue = self._waiting[shape] = deque(ticket for ticket in queue if not ticket.future.done())
+        if not queue:
+            del self._waiting[shape]
+
+    def _take(self, shape: _Shape) -> list[_Ticket]:
+        queue, tickets, size = self._waiting[shape], [], 0
+        while queue and size + queue[0].size <= self._policy.max_size:
+            size += queue[0].size
+            tickets.append(queue.popleft())
+        if not queue:
+            del self._waiting[shape]
+        return tickets
+
+    async def _run_batch(self, tickets: list[_Ticket]) -> None:
+        size = sum(ticket.size for ticket in tickets)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            outputs = await self._run([ticket.arrays for ticket in tickets])
+        except asyncio.CancelledError:
+            _refuse(tickets, asyncio.CancelledError())
+            raise
+        except Exception as error:  # Whatever the device raises belongs to the tickets, and the queue goes on.
+            self._on_batch(BatchReport(size, loop.time() - began, failed=True))
+            await self._try_apart(tickets, error)
+            return
+        ran_s = loop.time() - began
+        self._on_batch(BatchReport(size, ran_s, failed=False))
+        start = 0
+        for ticket in tickets:
+            part = {name: array[start : start + ticket.size] for name, array in outputs.items()}
+            start += ticket.size
+            if not ticket.future.done():
+                ticket.future.set_result(Ran(part, began - ticket.since, ran_s, size))
+
+    async def _try_apart(self, tickets: list[_Ticket], error: Exception) -> None:
+        """Runs the halves of a batch that failed; a ticket that fails alone gets the error."""
+        if len(tickets) == 1:
+            _refuse(tickets, error)
+            return
+        middle = len(tickets) // 2
+        for half in (tickets[:middle], tickets[middle:]):
+            if wanted := [ticket for ticket in half if not ticket.future.done()]:
+                await self._run_batch(wanted)
+
+
+def _refuse(tickets: list[_Ticket], error: BaseException) -> None:
+    for ticket in tickets:
+        if ticket.future.done():
+            continue
+        if isinstance(error, asyncio.CancelledError):
+            ticket.future.cancel()
+        else:
+            ticket.future.set_exception(error)
+
+
+def _joined(parts: Sequence[Ran]) -> Ran:
+    """The parts of one request as one; its times are those of the part that took longest."""
+    outputs = {name: np.concatenate([part.outputs[name] for part in parts]) for name in parts[0].outputs}
+    return Ran(
+        outputs,
+        queued_s=max(part.queued_s for part in parts),
+        ran_s=max(part.ran_s for part in parts),
+        batch_size=max(part.batch_size for part in parts),
+    )

@@ -1,0 +1,253 @@
+"""The way of one request through one model: decode and pre-process, batch and run, post-process.
+
+Knows the task and the queue; knows nothing of HTTP. The steps run in worker threads, unless they are so cheap that
+the hop to a thread would cost more: what was measured decides, first at warm-up and then with every request.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from service.backends.base import Backend, BackendError
+from service.batcher import Batcher, BatchPolicy
+from service.errors import BackendFailed, InvalidAnswer, InvalidRequest, Overloaded, ServiceError, TooLarge, Unreadable
+from service.metrics import Metrics
+from tasks.contract import Answer, Arrays, InvalidInput, InvalidOutput, Limits, Problem, Request, Samples, Task
+
+_CHEAP_S = 0.0005
+"""A step that takes less runs on the event loop: about what two hand-overs between busy threads cost."""
+_SMOOTHING = 0.1
+_MOST_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class Message:
+    """What a client sent, still in bytes: `fields` makes the request's fields of it and may raise ServiceError."""
+
+    kind: str
+    size: int
+    fields: Callable[[], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """An answer, and the seconds that each stage took."""
+
+    answer: Answer
+    stages: Mapping[str, float]
+    batch_size: int
+
+
+class Cost:
+    """What a step costs, as a running mean, for the size of input it has mostly seen."""
+
+    def __init__(self) -> None:
+        self.seconds: float | None = None
+        self._size = 1.0
+
+    def add(self, seconds: float, size: int) -> None:
+        """Takes note of one run of the step."""
+        if self.seconds is None:
+            self.seconds, self._size = seconds, float(size)
+        else:
+            self.seconds += _SMOOTHING * (seconds - self.seconds)
+            self._size += _SMOOTHING * (size - self._size)
+
+    def is_cheap(self, size: int) -> bool:
+        """Whether an input of this size is expected to cost less than a thread hop; never before it was measured."""
+        return self.seconds is not None and self.seconds * max(1.0, size / max(self._size, 1.0)) < _CHEAP_S
+
+
+class Pipeline:
+    """One model, from message to answer."""
+
+    def __init__(
+        self,
+        task: Task,
+        backend: Backend,
+        *,
+        name: str,
+        policy: BatchPolicy,
+        limits: Limits,
+        max_queue: int,
+        workers: Executor,
+        device: Executor,
+        worker_count: int,
+        metrics: Metrics,
+    ) -> None:
+        self.task = task
+        self._backend = backend
+        self._limits = limits
+        self._max_queue = max_queue
+        self._workers = workers
+        self._worker_count = worker_count
+        self._device = device
+        self._costs: dict[tuple[Any, ...], Cost] = {}
+        self._sizes = (1, policy.max_size)
+        self._cancelled = metrics.cancelled.labels(name)
+        batch_size, failures = metrics.batch_size.labels(name), metrics.batch_failures.labels(name)
+        self._batcher = Batcher(
+            self._run_batch,
+            policy,
+            on_batch=lambda report: failures.inc() if report.failed else batch_size.observe(report.size),
+            on_dropped=metrics.dropped.labels(name).inc,
+        )
+        self.in_flight = 0
+
+    @property
+    def queue_depth(self) -> int:
+        """Samples that wait for the device."""
+        return self._batcher.depth
+
+    @property
+    def device(self) -> str:
+        """Where the graph runs."""
+        return self._backend.device
+
+    @contextmanager
+    def permit(self) -> Iterator[None]:
+        """A place among the requests under way, taken before anything of a request is read. Raises Overloaded."""
+        if self.in_flight >= self._max_queue:
+            message = f"{self.in_flight} requests are under way, as many as are accepted; try again later."
+            raise Overloaded(message, retry_after_s=self.expected_wait_s())
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+
+    def expected_wait_s(self) -> int:
+        """Whole seconds until what is under way has been answered, by what a request has cost so far; at least 1."""
+        run = sum(cost.seconds or 0 for key, cost in self._costs.items() if key[0] == "infer")
+        read = max((cost.seconds or 0 for key, cost in self._costs.items() if key[0] == "decode"), default=0)
+        return max(1, math.ceil(self.in_flight * max(run, read / self._worker_count)))
+
+    async def predict(self, message: Message) -> Answered:
+        """Answers one message. Raises ServiceError. Cancelling it gives up what has not begun."""
+        began = time.perf_counter()
+        request, samples = await self._step(("decode", message.kind), message.size, self._read, message)
+        read = time.perf_counter()
+        try:
+            ran = await self._batcher.submit(samples.arrays)
+        except BackendError as error:
+            raise BackendFailed("The model failed on this input.") from error
+        except asyncio.CancelledError:
+            self._cancelled.inc()
+            raise
+        key = ("postprocess", *sorted(request.model_fields_set))
+        finished = time.perf_counter()
+        answer = await self._step(key, len(samples), self._finish, ran.outputs, samples, request)
+        stages = {
+            "decode": read - began,
+            "queue": max(0.0, finished - read - ran.ran_s),
+            "infer": ran.ran_s,
+            "postprocess": time.perf_counter() - finished,
+        }
+        return Answered(answer, stages, ran.batch_size)
+
+    async def _step(self, key: tuple[Any, ...], size: int, step: Callable[..., Any], *arguments: Any) -> Any:
+        """Runs a step where it costs least: here, or in a worker thread."""
+        cost = self._cost(*key)
+        if cost.is_cheap(size):
+            return _timed(cost, size, step, *arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._workers, _timed, cost, size, step, *arguments)
+
+    def _read(self, message: Message) -> tuple[Request, Samples]:
+        try:
+            request = self.task.parse(message.fields(), self._limits)
+            return request, self.task.preprocess(self.task.decode(request, self._limits))
+        except ValidationError as error:
+            raise invalid_request(error) from None
+        except InvalidInput as error:
+            raise invalid_input(error) from None
+
+    def _finish(self, outputs: Arrays, samples: Samples, request: Request) -> Answer:
+        try:
+            return self.task.postprocess(outputs, samples, request)
+        except InvalidOutput as error:
+            raise InvalidAnswer(str(error)) from None
+
+    async def _run_batch(self, parts: Sequence[Arrays]) -> Arrays:
+        size = sum(len(next(iter(part.values()))) for part in parts)
+        cost = self._cost("infer")
+        if cost.is_cheap(size):
+            outputs: Arrays = _timed(cost, size, self._run, parts, size)
+            return outputs
+        return await asyncio.get_running_loop().run_in_executor(
+            self._device, _timed, cost, size, self._run, parts, size
+        )
+
+    def _run(self, parts: Sequence[Arrays], size: int) -> Arrays:
+        first = parts[0]
+        stacked = first if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in first}
+        outputs = self._backend.run(stacked)
+        for name, array in outputs.items():
+            if len(array) != size:
+                raise BackendError(f"The graph's output {name} has {len(array)} rows for {size} samples.")
+        return outputs
+
+    def warm_up(self, bodies: Sequence[Mapping[str, Any]]) -> None:
+        """Runs the smallest and the largest batch, and takes the cost of every step but the first, which depends on
+        the form a message comes in: so that no client pays for a first time.
+        """
+        for body in bodies:
+            for _ in range(3):
+                request, samples = self._read(Message("warm-up", 1, partial(dict, body)))
+                outputs = _timed(self._cost("infer"), len(samples), self._run, [samples.arrays], len(samples))
+                key = ("postprocess", *sorted(request.model_fields_set))
+                _timed(self._cost(*key), len(samples), self._finish, outputs, samples, request)
+            for size in self._sizes:
+                some = {name: np.resize(array, (size, *array.shape[1:])) for name, array in samples.arrays.items()}
+                self._run([some], size)
+
+    def _cost(self, *key: Any) -> Cost:
+        return self._costs.setdefault(key, Cost())
+
+
+def _timed(cost: Cost, size: int, step: Callable[..., Any], *arguments: Any) -> Any:
+    began = time.perf_counter()
+    result = step(*arguments)
+    cost.add(time.perf_counter() - began, size)
+    return result
+
+
+def invalid_request(error: ValidationError) -> ServiceError:
+    """The client's view of what pydantic found: where, and one of a few reasons."""
+    found = error.errors(include_url=False, include_context=False, include_input=False)
+    problems = tuple(
+        Problem(".".join(map(str, item["loc"])), _REASONS.get(item["type"], "wrong_type"), item["msg"])
+        for item in found[:_MOST_PROBLEMS]
+    )
+    first = problems[0]
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    message = f"{first.where or 'The body'}: {first.message}{more}."
+    if first.reason == "too_many":
+        return TooLarge(message, details=problems)
+    return InvalidRequest(message, details=problems)
+
+
+_REASONS = {
+    "missing": "missing",
+    "extra_forbidden": "unknown_field",
+    "finite_number": "not_finite",
+    "too_many": "too_many",
+    "too_short": "empty",
+    "greater_than_equal": "out_of_range",
+    "less_than_equal": "out_of_range",
+    "value_error": "malformed",
+}
+
+
+def invalid_input(error: InvalidInput) -> ServiceError:
+    """The client's view of what the task could not read."""
+    kind = {"too_large": TooLarge, "invalid": InvalidRequest}.get(error.reason, Unreadable)
+    return kind(str(error), details=error.problems)

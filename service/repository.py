@@ -1,0 +1,198 @@
+"""The models there are: found in a folder, proved, and then served.
+
+    <root>/<name>/<version>/manifest.json
+
+A model that cannot be read, is not what was published, or does not give the answers its goldens promise is kept with
+the reason and never becomes ready; the rest are served. Where the newest version fails, the one before it serves.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from service.backends.base import Backend, BackendError, OpenBackend
+from service.errors import ModelNotFound, ModelUnavailable
+from service.pipeline import Pipeline
+from tasks.contract import Arrays, Limits, Samples, Task
+from tasks.manifest import (
+    CARD,
+    MANIFEST,
+    MODEL,
+    BrokenModel,
+    Golden,
+    Manifest,
+    difference,
+    read_goldens,
+    read_manifest,
+    verify_files,
+)
+
+_LOG = logging.getLogger(__name__)
+
+MakePipeline = Callable[[str, Task, Backend], Pipeline]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A version of a model that is being served."""
+
+    manifest: Manifest
+    task: Task
+    pipeline: Pipeline
+    goldens: tuple[Golden, ...]
+    card: str
+
+    @property
+    def example(self) -> Mapping[str, Any]:
+        """A request body with a real answer: the first golden."""
+        return self.goldens[0].request if self.goldens else self.task.example()
+
+
+@dataclass
+class Entry:
+    """A version of a model in the folder: served, or not and why."""
+
+    name: str
+    version: str
+    model: Model | None = None
+    reason: str | None = "It is not loaded yet."
+
+
+@dataclass
+class Repository:
+    """Finds models and holds those that are served.
+
+    Attributes:
+        root: the folder of the models.
+        versions: how many of the newest versions of each to serve; 0 for all.
+        open_backend: the runtime.
+        make_pipeline: joins a task to its backend.
+    """
+
+    root: Path
+    versions: int
+    open_backend: OpenBackend
+    make_pipeline: MakePipeline
+    on_loaded: Callable[[str, str, float], None] = lambda name, version, seconds: None
+    _entries: dict[str, list[Entry]] = field(default_factory=dict, init=False)
+    loaded: bool = field(default=False, init=False)
+
+    def scan(self) -> None:
+        """Lists what lies in the folder, newest version first. Raises BrokenModel where there is no such folder."""
+        if not self.root.is_dir():
+            raise BrokenModel(f"There is no folder of models at {self.root}.")
+        for folder in sorted(path for path in self.root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+            found = [path.name for path in folder.iterdir() if (path / MANIFEST).is_file() and path.name.isdecimal()]
+            if found:
+                self._entries[folder.name] = [Entry(folder.name, v) for v in sorted(found, key=int, reverse=True)]
+
+    def load_all(self) -> None:
+        """Loads the newest versions of each model, as many as are wanted; where one fails, the next older one."""
+        for entries in list(self._entries.values()):
+            wanted = self.versions or len(entries)
+            for entry in entries:
+                if sum(e.model is not None for e in entries) < wanted:
+                    self._load(entry)
+                else:
+                    entry.reason = "A newer version is served."
+        self.loaded = True
+
+    def _load(self, entry: Entry) -> None:
+        began = time.perf_counter()
+        try:
+            entry.model = self._prove(entry)
+            entry.reason = None
+        except Exception as error:  # Whatever is wrong with one model's folder, the others are served.
+            expected = isinstance(error, BrokenModel | BackendError | OSError)
+            entry.reason = str(error) if expected else f"{type(error).__name__}: {error}"
+            extra = {"model": entry.name, "version": entry.version, "reason": entry.reason}
+            _LOG.error("model unavailable", extra=extra, exc_info=None if expected else error)
+            return
+        seconds = time.perf_counter() - began
+        self.on_loaded(entry.name, entry.version, seconds)
+        told: dict[str, Any] = {"model": entry.name, "version": entry.version, "seconds": round(seconds, 3)}
+        _LOG.info("model ready", extra=told | {"device": entry.model.pipeline.device})
+
+    def _prove(self, entry: Entry) -> Model:
+        """Loads a version and replays its goldens, alone and in one batch."""
+        folder = self.root / entry.name / entry.version
+        manifest = read_manifest(folder)
+        if (manifest.name, manifest.version) != (entry.name, entry.version):
+            raise BrokenModel(f"The manifest is that of {manifest.name}/{manifest.version}.")
+        verify_files(folder, manifest)
+        task = manifest.load_task()
+        goldens = read_goldens(folder)
+        backend = self.open_backend((folder / MODEL).read_bytes(), task.inputs, task.outputs)
+        replay(task, backend, goldens, manifest.golden_tolerance)
+        pipeline = self.make_pipeline(entry.name, task, backend)
+        pipeline.warm_up([golden.request for golden in goldens] or [task.example()])
+        card = folder / CARD
+        return Model(manifest, task, pipeline, goldens, card.read_text("utf-8") if card.is_file() else "")
+
+    def find(self, name: str, version: str | None = None) -> Model:
+        """The model, by default its newest version that is served. Raises ModelNotFound or ModelUnavailable."""
+        entries = self._entries.get(name)
+        if entries is None:
+            names = ", ".join(self._entries) or "none"
+            raise ModelNotFound(f"There is no model '{name[:64]}'; the models are: {names}.")
+        if version is not None and not any(entry.version == version for entry in entries):
+            listed = ", ".join(entry.version for entry in entries)
+            raise ModelNotFound(f"{name} has no version '{version[:16]}'; its versions are: {listed}.")
+        wanted = [entry for entry in entries if version in (None, entry.version)]
+        for entry in wanted:
+            if entry.model is not None:
+                return entry.model
+        raise ModelUnavailable(f"{name}/{wanted[0].version} is not served: {wanted[0].reason}")
+
+    def entries(self) -> Iterator[Entry]:
+        """Every version of every model, by name, the newest first."""
+        for entries in self._entries.values():
+            yield from entries
+
+    def versions_of(self, name: str) -> list[Entry]:
+        """All versions of a model, the newest first. Raises ModelNotFound."""
+        if name not in self._entries:
+            self.find(name)
+        return self._entries[name]
+
+    def served(self) -> Iterator[Model]:
+        """Every model that is served."""
+        return (entry.model for entry in self.entries() if entry.model is not None)
+
+
+def replay(task: Task, backend: Backend, goldens: tuple[Golden, ...], tolerance: float) -> None:
+    """Asks the goldens, each alone and then all in one batch. Raises BrokenModel where an answer is another."""
+    requests = [task.parse(golden.request, Limits()) for golden in goldens]
+    samples = [task.preprocess(task.decode(request, Limits())) for request in requests]
+    alone = [backend.run(one.arrays) for one in samples]
+    for run, outputs in (("alone", alone), ("in a batch", _run_together(backend, samples))):
+        for i, golden in enumerate(goldens):
+            answer = task.postprocess(outputs[i], samples[i], requests[i])
+            got = answer.model_dump(mode="json", exclude={"model", "version"}, exclude_none=True)
+            if found := difference(golden.answer, got, tolerance):
+                raise BrokenModel(
+                    f"The graph does not give the answers it was published with: golden {i} {run}: {found}."
+                )
+
+
+def _run_together(backend: Backend, samples: list[Samples]) -> list[Arrays]:
+    """Each one's outputs from batches of all those that have one shape."""
+    shapes: dict[Any, list[int]] = {}
+    for i, one in enumerate(samples):
+        shapes.setdefault(tuple((name, array.shape[1:]) for name, array in one.arrays.items()), []).append(i)
+    outputs: list[Arrays] = [{}] * len(samples)
+    for members in shapes.values():
+        arrays = {
+            name: np.concatenate([samples[i].arrays[name] for i in members]) for name in samples[members[0]].arrays
+        }
+        ran, start = backend.run(arrays), 0
+        for i in members:
+            end = start + len(samples[i])
+            outputs[i] = {name: array[start:end] for name, array in ran.items()}
+            start = end
+    return outputs

@@ -1,0 +1,55 @@
+"""For whoever keeps the service running: is it alive, is it ready, and what does it measure."""
+
+from collections.abc import Callable
+
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
+
+from service.metrics import Metrics
+from service.repository import Repository
+
+
+class Live(BaseModel):
+    """The process runs and its event loop turns."""
+
+    live: bool
+
+
+class Ready(BaseModel):
+    """Whether requests should be sent here, and which models answer them."""
+
+    ready: bool
+    reason: str | None = None
+    models: dict[str, bool]
+
+
+def health_router(repository: Repository, metrics: Metrics, draining: Callable[[], bool]) -> APIRouter:
+    """The endpoints of operation. Liveness never depends on models: a restart would not mend those."""
+    router = APIRouter(tags=["operation"])
+
+    @router.get("/health/live", summary="Is the process alive?")
+    async def live() -> Live:
+        return Live(live=True)
+
+    @router.get("/health/ready", summary="Should requests be sent here?", responses={503: {"model": Ready}})
+    async def ready(response: Response) -> Ready:
+        models: dict[str, bool] = {}
+        for entry in repository.entries():
+            models[entry.name] = models.get(entry.name, False) or entry.model is not None
+        reason = _reason(repository, draining(), models)
+        response.status_code = 503 if reason else 200
+        return Ready(ready=reason is None, reason=reason, models=models)
+
+    @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    async def exposition() -> Response:
+        return Response(metrics.exposition(), media_type="text/plain; version=0.0.4")
+
+    return router
+
+
+def _reason(repository: Repository, draining: bool, models: dict[str, bool]) -> str | None:
+    if draining:
+        return "The server is stopping."
+    if not repository.loaded:
+        return "The models are being loaded."
+    return None if any(models.values()) else "No model is served."

@@ -1,0 +1,142 @@
+"""The description of the interface, with each model's endpoint typed by its task and an example that works."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+from service.repository import Model, Repository
+
+_ERRORS = {
+    "400": "The body is empty or malformed",
+    "404": "There is no such model",
+    "413": "The body, the picture or the table is too large",
+    "415": "The content type is none that the model reads",
+    "422": "The request is well formed, and cannot be answered",
+    "500": "The model or the server failed on this input",
+    "503": "As many requests as are accepted are under way, or the model is not served; see Retry-After",
+    "504": "The request's time ran out",
+}
+
+
+class ErrorDetail(BaseModel):
+    """One thing wrong with a request."""
+
+    where: str
+    reason: str
+    message: str
+
+
+class ErrorBody(BaseModel):
+    """What went wrong, as a code from a closed set and as a sentence."""
+
+    code: str
+    message: str
+    details: list[ErrorDetail] | None = None
+    request_id: str
+
+
+class ErrorResponse(BaseModel):
+    """The one shape of every error."""
+
+    error: ErrorBody
+
+
+def describe_interface(app: FastAPI, repository: Repository) -> dict[str, Any]:
+    """The OpenAPI document; made anew each time, since models come and go."""
+    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    schemas: dict[str, Any] = document.setdefault("components", {}).setdefault("schemas", {})
+    _add_schema(schemas, ErrorResponse, "", mode="serialization")
+    for model in repository.served():
+        name = model.manifest.name
+        document["paths"].setdefault(f"/v1/models/{name}/predict", {"post": _operation(model, schemas)})
+        by_version = _operation(model, schemas) | {"deprecated": False}
+        by_version["operationId"] += f"_{model.manifest.version}"
+        by_version["summary"] += f", version {model.manifest.version}"
+        document["paths"][f"/v1/models/{name}/versions/{model.manifest.version}/predict"] = {"post": by_version}
+    return document
+
+
+def _operation(model: Model, schemas: dict[str, Any]) -> dict[str, Any]:
+    manifest, task = model.manifest, model.task
+    request = _add_schema(schemas, task.request_type, f"{manifest.name}_", mode="validation")
+    answer = _add_schema(schemas, task.answer_type, f"{manifest.name}_", mode="serialization")
+    errors = {status: _error_response(text) for status, text in _ERRORS.items()}
+    return {
+        "tags": [manifest.name],
+        "summary": manifest.title,
+        "operationId": f"predict_{manifest.name}",
+        "parameters": [*_header_parameters(), *_option_parameters(model)],
+        "requestBody": {"required": True, "content": _body_content(model, request)},
+        "responses": {"200": _answer_response(answer)} | errors,
+    }
+
+
+def _body_content(model: Model, request: dict[str, str]) -> dict[str, Any]:
+    content: dict[str, Any] = {"application/json": {"schema": request, "example": dict(model.example)}}
+    if upload := model.task.upload:
+        binary = {"type": "string", "format": "binary"}
+        content["multipart/form-data"] = {
+            "schema": {"type": "object", "required": [upload.field], "properties": {upload.field: binary}}
+        }
+        content |= {media_type: {"schema": binary} for media_type in upload.media_types}
+    return content
+
+
+def _option_parameters(model: Model) -> list[dict[str, Any]]:
+    """The fields beside the upload may also stand in the address, for bodies that have no place for them."""
+    upload = model.task.upload
+    if upload is None:
+        return []
+    properties = model.task.request_type.model_json_schema()["properties"]
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "schema": schema,
+            "description": "Not with a JSON body that has it.",
+        }
+        for name, schema in properties.items()
+        if name != upload.field
+    ]
+
+
+def _header_parameters() -> list[dict[str, Any]]:
+    timeout = {"type": "number", "exclusiveMinimum": 0}
+    return [
+        {
+            "name": "X-Request-Timeout-Ms",
+            "in": "header",
+            "required": False,
+            "schema": timeout,
+            "description": "How long the answer is of use; by default as long as the server allows.",
+        }
+    ]
+
+
+def _answer_response(answer: dict[str, str]) -> dict[str, Any]:
+    return {
+        "description": "The answer",
+        "headers": {
+            "Server-Timing": {"schema": {"type": "string"}, "description": "Where the time went, in milliseconds."},
+            "X-Model": {"schema": {"type": "string"}, "description": "Name and version of the model that answered."},
+        },
+        "content": {"application/json": {"schema": answer}},
+    }
+
+
+def _error_response(description: str) -> dict[str, Any]:
+    schema = {"$ref": "#/components/schemas/ErrorResponse"}
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _add_schema(schemas: dict[str, Any], kind: type[BaseModel], prefix: str, *, mode: Any) -> dict[str, str]:
+    """Adds a type and those it is made of, under names of their own; two models' rows are not the same."""
+    template = "#/components/schemas/" + prefix + "{model}"
+    schema = kind.model_json_schema(ref_template=template, mode=mode)
+    for name, part in schema.pop("$defs", {}).items():
+        schemas[prefix + name] = part
+    schemas[prefix + kind.__name__] = schema
+    return {"$ref": template.format(model=kind.__name__)}

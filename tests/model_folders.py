@@ -1,0 +1,126 @@
+"""Tiny real models, made with onnx alone in milliseconds: folders that the service loads as it does any other."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+from tasks._tables import CategoryColumn, NumberColumn
+from tasks.classification import Classification
+from tasks.contract import Arrays, Run, Task, parameters_of
+from tasks.manifest import DataSource, Golden, Manifest, entries_of, write_goldens, write_manifest
+from tasks.tabular import Tabular
+
+COLOURS = Classification(labels=("red", "green", "blue"), size=32)
+"""Which colour does a picture have most of?"""
+
+CREDIT = Tabular(
+    target="paid",
+    labels=("no", "yes"),
+    columns=(
+        NumberColumn("income", 0.0, 100.0, example=50.0),
+        NumberColumn("debt", 0.0, 50.0, example=5.0),
+        CategoryColumn("job", ("baker", "clerk"), example="baker"),
+    ),
+    ignored=("sex",),
+)
+"""Does somebody pay back?"""
+
+
+def colours_graph() -> bytes:
+    """The mean of each colour, as class maps (batch, 3, 32, 32) and soft-maxed; no batch axis is fixed."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["pixels"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Mul", ["planes", "scale"], ["activation_map"]),
+        helper.make_node("ReduceMean", ["activation_map", "axes"], ["means"], keepdims=0),
+        helper.make_node("Softmax", ["means"], ["probabilities"], axis=1),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array(1 / 25, np.float32), "scale"),
+        numpy_helper.from_array(np.array([2, 3], np.int64), "axes"),
+    ]
+    return _graph(
+        nodes,
+        constants,
+        {"image": ("uint8", [32, 32, 3])},
+        {"probabilities": ("float32", [3]), "activation_map": ("float32", [3, 32, 32])},
+    )
+
+
+def credit_graph() -> bytes:
+    """A straight line through income and debt; a missing number (NaN) counts as zero; the job changes nothing."""
+    weight = np.array([[-0.05, 0.05], [0.1, -0.1]], np.float32)
+    nodes = [
+        helper.make_node("IsNaN", ["numbers"], ["missing"]),
+        helper.make_node("Where", ["missing", "zero", "numbers"], ["known"]),
+        helper.make_node("MatMul", ["known", "weight"], ["scores"]),
+        helper.make_node("Cast", ["categories"], ["jobs"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["jobs", "zero"], ["nothing"]),
+        helper.make_node("Add", ["scores", "nothing"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    constants = [numpy_helper.from_array(weight, "weight"), numpy_helper.from_array(np.float32(0)[None], "zero")]
+    inputs = {"categories": ("int64", [1]), "numbers": ("float32", [2])}
+    return _graph(nodes, constants, inputs, {"probabilities": ("float32", [2])})
+
+
+def _graph(nodes: Sequence[Any], constants: Sequence[Any], inputs: dict[str, Any], outputs: dict[str, Any]) -> bytes:
+    def values(specs: dict[str, Any]) -> list[Any]:
+        kinds = {"uint8": TensorProto.UINT8, "int64": TensorProto.INT64, "float32": TensorProto.FLOAT}
+        return [
+            helper.make_tensor_value_info(name, kinds[dtype], ["batch", *shape])
+            for name, (dtype, shape) in specs.items()
+        ]
+
+    graph = helper.make_graph(nodes, "tiny", values(inputs), values(outputs), constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def runner(graph: bytes) -> Run:
+    """Runs a graph on bare ONNX Runtime."""
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+
+    def run(arrays: Arrays) -> Arrays:
+        return dict(zip(names, session.run(names, dict(arrays)), strict=True))
+
+    return run
+
+
+def publish(root: Path, name: str, task: Task, graph: bytes, *, version: int = 1) -> Path:
+    """Writes a model folder with one golden request."""
+    folder = root / name / str(version)
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").write_bytes(graph)
+    (folder / "README.md").write_text(f"# {name}\n")
+    answer = task.answer(runner(graph), task.example())
+    golden = Golden(
+        request=task.example(),
+        answer=answer.model_dump(mode="json", exclude={"model", "version"}, exclude_none=True),
+    )
+    write_goldens(folder, [golden])
+    manifest = Manifest(
+        name=name,
+        version=str(version),
+        task=type(task).__module__.rpartition(".")[2],
+        title=f"Tiny {name}",
+        parameters=parameters_of(task),
+        opset=20,
+        parity=0.0,
+        golden_tolerance=2e-3,
+        metrics=(),
+        data=DataSource(name="made up", licence="CC0-1.0"),
+        licence="CC0-1.0",
+        created="2026-01-01T00:00:00Z",
+        code="unknown",
+        files=entries_of(folder),
+    )
+    write_manifest(folder, manifest)
+    return folder
