@@ -1,0 +1,115 @@
+"""The command line: `python -m training RECIPE` or `python -m training TASK --data …`."""
+
+import argparse
+import os
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from training import runs
+from training.errors import CannotTrain
+from training.fetch import Fetcher
+from training.recipe import Recipe, learner_names, learner_type, own, recipe, recipe_names
+from training.runs import Plan
+from training.runtime import Runtime, started
+from training.session import Session, opened
+from training.settings import add_options, overlay
+
+
+def main(arguments: list[str]) -> int:
+    """Runs a command line; returns the status to exit with."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if arguments else 2
+    try:
+        _run(arguments)
+    except CannotTrain as error:
+        print(f"training: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("training: stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _overview() -> str:
+    lines = ["usage: python -m training RECIPE [options]", "       python -m training TASK --data PATH --name NAME [options]"]
+    lines += ["", "Trains a network, writes a report and, with --publish, a model that the service serves.", "", "recipes:"]
+    for name in recipe_names():
+        found = recipe(name)
+        lines += [f"  {name:<16} {found.summary}", f"  {'':<16} expect {found.expected}"]
+    lines += ["", "tasks, for data of your own:"]
+    for name in learner_names():
+        learner = learner_type(name)
+        lines += [f"  {name:<16} {learner.summary}", f"  {'':<16} --data: {learner.data_kind}"]
+    lines += ["", "`python -m training NAME --help` lists the options of each."]
+    return "\n".join(lines)
+
+
+def _run(arguments: list[str]) -> None:
+    name = arguments[0]
+    if name not in recipe_names() and name not in learner_names():
+        known = ", ".join((*recipe_names(), *learner_names()))
+        raise CannotTrain(f"There is no recipe or task named '{name}'; there are {known}.")
+    found = recipe(name) if name in recipe_names() else own(name, name, Path("data"), "unknown")
+    chosen = _parser(name, found).parse_args(arguments[1:])
+    data = Path(chosen.data) if chosen.data else None
+    if data and not data.exists():
+        raise CannotTrain(f"--data {data}: there is no such file or folder.")
+    if name in learner_names():
+        if not data:
+            raise CannotTrain(f"python -m training {name} needs --data, {learner_type(name).data_kind}.")
+        found = replace(own(name, chosen.name or name, data, chosen.licence))
+    settings, options = overlay(found.settings, chosen), overlay(found.options, chosen)
+    plan = Plan(found, settings, options, shlex.join(["python", "-m", "training", *arguments]))
+    fetcher = Fetcher(Path(chosen.data_dir), chosen.mirror)
+    with started(settings) as runtime:
+        _train(opened(plan, data, fetcher, runtime), runtime, chosen)
+
+
+def _parser(name: str, found: Recipe) -> argparse.ArgumentParser:
+    text = found.summary + (f"\n\nExpect {found.expected}." if found.expected else "")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m training {name}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    flow = parser.add_argument_group("what to do")
+    flow.add_argument("--publish", action="store_true", help="export and publish a new version under --models")
+    flow.add_argument("--torchscript", action="store_true", help="also publish the network as TorchScript, model.ts")
+    flow.add_argument("--find-lr", action="store_true", help="only sweep over learning rates: a plot and a suggestion")
+    resume = flow.add_mutually_exclusive_group()
+    resume.add_argument("--resume", action="store_const", const="always", default="auto", help="go on with the last "
+                        "run of these settings, also a finished one: its report and model are made again")
+    resume.add_argument("--fresh", dest="resume", action="store_const", const="never", help="begin a new run, even "
+                        "where an unfinished one could be resumed")
+    places = parser.add_argument_group("where things lie")
+    kind = learner_type(found.task).data_kind
+    places.add_argument("--data", metavar="PATH", help=f"data of your own: {kind}")
+    if name in learner_names():
+        places.add_argument("--name", help="of the model (default: the task's)")
+        places.add_argument("--licence", default="unknown", help="of the data, for the card (default: unknown)")
+    places.add_argument("--data-dir", default=os.environ.get("SEVENFOLD_DATA", ".data"), metavar="DIR",
+                        help="where fetched data lies (default: $SEVENFOLD_DATA or .data)")
+    places.add_argument("--mirror", default=os.environ.get("SEVENFOLD_MIRROR", ""), metavar="DIR|URL",
+                        help="where to look for data before its official address (default: $SEVENFOLD_MIRROR)")
+    places.add_argument("--runs", default="runs", metavar="DIR", help="of checkpoints and reports (default: runs)")
+    places.add_argument("--models", default="models", metavar="DIR", help="where models are published (default: models)")
+    add_options(parser, found.settings, "training")
+    add_options(parser, found.options, "this task")
+    return parser
+
+
+def _train(session: Session, runtime: Runtime, chosen: argparse.Namespace) -> None:
+    plan, learner = session.plan, session.learner
+    if runtime.leads:
+        print(f"{plan.recipe.name}: {learner.described()}")
+        print(f"Training on {runtime.device}, {runtime.precision} ({runtime.reason}).", flush=True)
+    root = Path(chosen.runs) / plan.recipe.name
+    folder = str(runs.chosen_folder(root, plan.fingerprint(learner, runtime), chosen.resume)) if runtime.leads else ""
+    folder = Path(runtime.agreed(folder))
+    outcome = session.trained(folder)
+    runs.mark_done(folder, {})
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

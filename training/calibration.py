@@ -1,0 +1,49 @@
+"""Calibration by one temperature, and how far probabilities are from frequencies."""
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+BINS = 15
+
+
+def temperature(logits: Tensor, targets: Tensor) -> float:
+    """The temperature that makes these samples likeliest (Guo et al. 2017); logits (n, classes), targets (n,).
+
+    Bounded to 0.05…20: samples that are all right, or all wrong, would ask for 0 or infinity.
+    """
+    exponent = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([exponent], max_iter=100, line_search_fn="strong_wolfe")
+    exact = logits.double()
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = cross_entropy(exact / exponent.clamp(math.log(0.05), math.log(20.0)).exp(), targets)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    found = float(exponent.detach().clamp(math.log(0.05), math.log(20.0)).exp())
+    return found if math.isfinite(found) else 1.0
+
+
+def reliability(
+    probabilities: NDArray[np.floating], targets: NDArray[np.integer], bins: int = BINS
+) -> list[tuple[float, float, int]]:
+    """(mean confidence, accuracy, count) of each bin of equal width that holds samples."""
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == targets
+    places = np.minimum((confidence * bins).astype(int), bins - 1)
+    members = [places == i for i in range(bins)]
+    return [(float(confidence[m].mean()), float(right[m].mean()), int(m.sum())) for m in members if m.any()]
+
+
+def expected_calibration_error(
+    probabilities: NDArray[np.floating], targets: NDArray[np.integer], bins: int = BINS
+) -> float:
+    """The mean distance of confidence and accuracy over bins of equal width, weighted by their counts."""
+    found = reliability(probabilities, targets, bins)
+    return sum(abs(confidence - accuracy) * count for confidence, accuracy, count in found) / len(targets)

@@ -1,0 +1,5 @@
+"""What the user can mend: the command line prints the sentence and ends with status 2."""
+
+
+class CannotTrain(Exception):
+    """Training cannot start or go on; the message is one sentence that says why and what to do."""

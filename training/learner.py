@@ -1,0 +1,151 @@
+"""What a task's learner must know to do; a file in training/learners/ holds one learner and is found by its name."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from tasks.contract import Arrays, Task
+from tasks.manifest import Metric
+from training.data import SampleSet
+from training.fetch import Fetcher
+from training.runtime import Batch, Runtime
+from training.schedule import Group
+from training.settings import Settings
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Epochs under one one-cycle schedule, with part of the network frozen or none of it."""
+
+    name: str
+    epochs: int
+    rate: float
+    frozen: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a report or a card."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture of a report."""
+
+    title: str
+    png: bytes
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What is known of a trained network: for the manifest, the card and the report.
+
+    Attributes:
+        metrics: the figures, the most important first, each with its protocol.
+        notes: sentences that say how to read them.
+        tables: per class, per group, against a baseline.
+        figures: for the report only.
+        failures: what it is known to get wrong.
+        caveats: what a user should know of its use, beside what the recipe says.
+    """
+
+    metrics: tuple[Metric, ...]
+    notes: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    failures: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One finished training: its seed, the network with its best weights, and the scores of that epoch."""
+
+    seed: int
+    network: nn.Module
+    scores: dict[str, float]
+
+
+class Learner(ABC):
+    """How one task is trained on one set of data, which is loaded and checked when the learner is made.
+
+    Attributes:
+        summary: one line for the list of learners.
+        data_kind: what `--data` names, in words.
+        settings: the defaults for data of the user's own.
+        options: a frozen dataclass of this learner's own options, with their defaults.
+        task: the task as it will be published; its labels, columns and sizes come from the data.
+        samples: the training samples.
+    """
+
+    summary: ClassVar[str]
+    data_kind: ClassVar[str]
+    settings: ClassVar[Settings]
+    options: ClassVar[Any]
+
+    task: Task
+    samples: SampleSet
+
+    @classmethod
+    @abstractmethod
+    def opened(cls, data: Path, settings: Settings, options: Any, fetcher: Fetcher) -> "Learner":
+        """A learner for the data at `data`; pretrained weights come by way of the fetcher.
+
+        Raises CannotTrain with one clear sentence where the data cannot be learnt from.
+        """
+
+    @abstractmethod
+    def described(self) -> str:
+        """One or two lines on the data, for the console."""
+
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """A new network; what is random in it comes from torch's generator.
+
+        Its inputs are those of the task, in their order; it returns a tuple that begins with the logits.
+        """
+
+    @abstractmethod
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of training."""
+
+    @abstractmethod
+    def groups(self, network: nn.Module, stage: Stage) -> list[Group]:
+        """The parameters that learn in this stage; sets `requires_grad` of all others to False."""
+
+    @abstractmethod
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        """The mean loss of a batch. Randomness may come from torch's generator."""
+
+    @abstractmethod
+    def scores(self, network: nn.Module, runtime: Runtime) -> dict[str, float]:
+        """Figures on the validation samples, after each epoch; the first is the one to raise."""
+
+    @abstractmethod
+    def served(self, network: nn.Module, runtime: Runtime) -> nn.Module:
+        """The module to export: the task's inputs to a tuple of its outputs, calibrated, on the CPU in float32."""
+
+    @abstractmethod
+    def findings(self, trained: Sequence[Trained], served: nn.Module) -> Findings:
+        """What is known of the first of the trained networks (`served`), and how much the others differ."""
+
+    @abstractmethod
+    def validation(self, count: int) -> Arrays:
+        """Real validation samples, as many as there are up to `count`: what the parity gate compares on."""
+
+    @abstractmethod
+    def golden_requests(self, served: nn.Module) -> tuple[Task, list[dict[str, Any]]]:
+        """The task with its example, and request bodies whose answers survive rounding on another machine.
+
+        Of real validation samples; the first is the clearest, since the documentation shows it.
+        """

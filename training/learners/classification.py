@@ -1,0 +1,163 @@
+"""How the classifier of pictures is trained: a pretrained body, and a head that shows where it looked."""
+
+import base64
+import copy
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from tasks._images import Fit
+from tasks.classification import Classification
+from tasks.contract import Arrays, Task
+from training import calibration
+from training.data import predicted
+from training.errors import CannotTrain
+from training.fetch import Fetcher
+from training.learner import Findings, Learner, Stage, Trained
+from training.networks.bodies import body, weights_file
+from training.networks.classifier import Classifier, Mirrored, ServedClassifier
+from training.pictures import Photos, augmentation, read_folder
+from training.runtime import Batch, Runtime
+from training.schedule import Group
+from training.settings import Settings, option
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be chosen for pictures."""
+
+    backbone: str = option("mobilenet_v2", "any convolutional network of torchvision, by its name")
+    weights: str = option("imagenet", "of the backbone: imagenet, the path of a file, or none")
+    size: int = option(224, "side length of the network's input, in pixels")
+    train_size: int = option(0, "the same while training (smaller is faster; 0: as --size)")
+    fit: str = option("squash", "how a picture becomes a square", choices=("squash", "pad", "crop"))
+    augment: bool = option(True, "random crops, mirror images, turns and light")
+    smallest_crop: float = option(0.5, "the least share of the picture that a random crop shows")
+    dropout: float = option(0.2, "share of the features that are dropped in training")
+    tta: bool = option(False, "average over the picture and its mirror image, also in service: twice the cost")
+    valid_share: float = option(0.2, "share held out for validation where the data has no validation folder")
+    unreadable: str = option("refuse", "pictures that cannot be decoded", choices=("skip", "refuse"))
+    cache_mb: int = option(4096, "memory for decoded pictures, in MB")
+
+
+class ClassificationLearner(Learner):
+    """Learns the label of a picture from folders, one a class."""
+
+    summary: ClassVar[str] = "what is in this picture? one label from photos in a folder for each class"
+    data_kind: ClassVar[str] = "a folder with a folder of pictures for each class (with or without train/validation)"
+    settings: ClassVar[Settings] = Settings()
+    options: ClassVar[Options] = Options()
+
+    def __init__(self, data: Path, settings: Settings, options: Options, weights: Path | None) -> None:
+        self.chosen, self.trained_with, self.weights = options, settings, weights
+        self.folder = read_folder(
+            data, unreadable=options.unreadable, valid_share=options.valid_share, size=options.size
+        )
+        self.task: Classification = Classification(self.folder.labels, options.size, cast(Fit, options.fit))
+        size = options.train_size or options.size
+        room = options.cache_mb << 20
+        augment = augmentation(size, options.smallest_crop) if options.augment else None
+        self.samples: Photos = Photos(
+            self.folder.train, self.task, seed=settings.seed, augment=augment, size=size, cache_bytes=room
+        )
+        self.held_out = Photos(self.folder.validation, self.task, cache_bytes=room // 4)
+        self.samples.fill()
+        self.held_out.fill()
+        self.targets = torch.tensor([photo.label for photo in self.folder.validation])
+
+    @classmethod
+    def opened(cls, data: Path, settings: Settings, options: Options, fetcher: Fetcher) -> "ClassificationLearner":
+        """Reads the folder. Raises CannotTrain."""
+        weights = weights_file(options.backbone, options.weights, fetcher)
+        return cls(data, settings, options, weights)
+
+    def described(self) -> str:
+        """Counts, and what was found on reading."""
+        folder = self.folder
+        counts = f"{len(folder.train):,} pictures to train on, {len(folder.validation):,} to validate"
+        return "\n".join([f"{len(folder.labels)} classes, {counts}: {folder.split}.", *folder.notices])
+
+    def network(self) -> nn.Module:
+        """The classifier; channels last, the layout that convolutions run fastest in."""
+        options = self.chosen
+        network = Classifier(body(options.backbone, self.weights), len(self.task.labels), dropout=options.dropout)
+        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Head and norms first, then everything; without pretrained weights there is nothing to keep frozen."""
+        settings = self.trained_with
+        whole = Stage("whole", settings.epochs, settings.rate)
+        if not self.weights or not settings.frozen_epochs:
+            return (whole,)
+        return (Stage("frozen", settings.frozen_epochs, settings.frozen_rate, frozen=True), whole)
+
+    def groups(self, network: nn.Module, stage: Stage) -> list[Group]:
+        """Head, upper and lower half of the body.
+
+        While the body is frozen its BatchNorm layers go on learning, scale, shift and statistics: they fit the
+        pretrained features to pictures of another kind at little cost.
+        """
+        assert isinstance(network, Classifier)
+        for part in network.body.modules():
+            learns = not stage.frozen or isinstance(part, nn.BatchNorm2d)
+            for parameter in part.parameters(recurse=False):
+                parameter.requires_grad = learns
+        head = Group(tuple(network.head.parameters()))
+        if stage.frozen:
+            return [head, Group(tuple(network.body.parameters()))]
+        blocks, slower = network.body.blocks, self.trained_with.discriminative
+        half = len(blocks) // 2
+        return [
+            head,
+            Group(tuple(blocks[half:].parameters()), slower**-0.5),
+            Group(tuple(blocks[:half].parameters()), 1 / slower),
+        ]
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Cross entropy with label smoothing, of mixed pictures where mixup is on."""
+        settings, image, target = self.trained_with, batch["image"], batch["target"]
+        if not settings.mixup:
+            return cross_entropy(network(image)[0], target, label_smoothing=settings.label_smoothing)
+        share = float(torch.distributions.Beta(settings.mixup, settings.mixup).sample())
+        other = torch.randperm(len(target)).to(target.device)
+        mixed = torch.lerp(image[other].float(), image.float(), share)
+        logits = network(mixed)[0]
+        losses = (cross_entropy(logits, t, label_smoothing=settings.label_smoothing) for t in (target, target[other]))
+        first, second = losses
+        return share * first + (1 - share) * second
+
+    def scores(self, network: nn.Module, runtime: Runtime) -> dict[str, float]:
+        """Accuracy and cross entropy on the validation pictures."""
+        logits = predicted(self._whole(network), ["image"], self.held_out, runtime, batch_size=64)
+        right = (logits.argmax(dim=1) == self.targets).float().mean()
+        return {"accuracy": float(right), "loss": float(cross_entropy(logits, self.targets))}
+
+    def _whole(self, network: nn.Module) -> nn.Module:
+        return Mirrored(network) if self.chosen.tta else network
+
+    def served(self, network: nn.Module, runtime: Runtime) -> nn.Module:
+        """Calibrated on the validation pictures."""
+        whole = copy.deepcopy(self._whole(network)).float().cpu()
+        exact = Runtime(torch.device("cpu"))
+        logits = predicted(whole, ["image"], self.held_out, exact, batch_size=64)
+        return ServedClassifier(whole, calibration.temperature(logits, self.targets)).eval()
+
+    def findings(self, trained: Sequence[Trained], served: nn.Module) -> Findings:
+        """TODO."""
+        raise NotImplementedError
+
+    def validation(self, count: int) -> Arrays:
+        """TODO."""
+        raise NotImplementedError
+
+    def golden_requests(self, served: nn.Module) -> tuple[Task, list[dict[str, Any]]]:
+        """TODO."""
+        raise NotImplementedError

@@ -1,0 +1,97 @@
+"""Recipes: named data sets with their settings and the result to expect; found by file name, as learners are."""
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Any
+
+from tasks import task_names
+from training import learners, recipes
+from training.fetch import Source
+from training.learner import Learner
+from training.settings import Settings
+
+
+@dataclass(frozen=True)
+class DataCard:
+    """What a card must say of the data."""
+
+    name: str
+    licence: str
+    address: str = ""
+    redistributable: bool = False
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named data set, how to train on it, and what to expect.
+
+    Attributes:
+        name: of the recipe and of the model.
+        task: whose learner trains it.
+        expected: the result and the time it takes, in words.
+        limits: what the published model must reach: a metric's name and its least value.
+    """
+
+    name: str
+    task: str
+    title: str
+    summary: str
+    expected: str
+    source: Source | None
+    data: DataCard
+    settings: Settings
+    options: Any
+    intended_use: str = ""
+    out_of_scope: str = ""
+    caveats: tuple[str, ...] = ()
+    limits: tuple[tuple[str, float], ...] = ()
+
+
+def recipe_names() -> tuple[str, ...]:
+    """The files of training/recipes/."""
+    return _names(recipes.__path__)
+
+
+def learner_names() -> tuple[str, ...]:
+    """The files of training/learners/ that are tasks too."""
+    return tuple(name for name in _names(learners.__path__) if name in task_names())
+
+
+def _names(path: Any) -> tuple[str, ...]:
+    return tuple(sorted(module.name for module in iter_modules(path) if not module.name.startswith("_")))
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe of that name, which is a file's."""
+    found: Recipe = import_module(f"training.recipes.{name}").RECIPE
+    return found
+
+
+def learner_type(task: str) -> type[Learner]:
+    """The learner of a task."""
+    module = import_module(f"training.learners.{task}")
+    (found,) = (
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Learner) and value.__module__ == module.__name__
+    )
+    return found
+
+
+def own(task: str, name: str, data: Path, licence: str) -> Recipe:
+    """A recipe for data of the user's own, with the learner's defaults."""
+    learner = learner_type(task)
+    return Recipe(
+        name=name,
+        task=task,
+        title=name,
+        summary=learner.summary,
+        expected="",
+        source=None,
+        data=DataCard(name=data.name, licence=licence, description=f"The user's own data, {data}."),
+        settings=learner.settings,
+        options=learner.options,
+    )

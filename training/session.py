@@ -1,0 +1,124 @@
+"""One training session from data to report and model; the parts are joined here."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from training import checkpoint, runs
+from training.data import endless
+from training.errors import CannotTrain
+from training.fetch import Fetcher
+from training.learner import Learner, Trained
+from training.loop import Row, fit
+from training.recipe import learner_type
+from training.runs import Plan
+from training.runtime import Runtime, hardware, started
+from training.schedule import RateSearch, find_rate, optimiser
+from training.settings import Settings
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training gave: the networks with their histories, and what it took."""
+
+    trained: tuple[Trained, ...]
+    histories: tuple[tuple[Row, ...], ...]
+    hardware: str
+
+    @property
+    def minutes(self) -> float:
+        """Of training and validation, over all seeds."""
+        return sum(row.seconds for rows in self.histories for row in rows) / 60
+
+
+@dataclass(frozen=True)
+class Session:
+    """A plan with its learner, on a runtime."""
+
+    plan: Plan
+    learner: Learner
+    runtime: Runtime
+
+    @property
+    def workers(self) -> int:
+        """Processes that prepare batches; the training process itself does so where cores are scarce."""
+        asked = self.plan.settings.workers
+        if asked >= 0:
+            return asked
+        cores = os.cpu_count() or 1
+        return min(8, max(1, cores // (2 * self.runtime.world))) if self.runtime.device.type == "cuda" else 0
+
+    def trained(self, folder: Path) -> Outcome:
+        """Trains once for each seed, printing a row an epoch."""
+        networks, histories = [], []
+        settings = self.plan.settings
+        for seed in range(settings.seed, settings.seed + settings.seeds):
+            inner = folder / f"seed-{seed}"
+            inner.mkdir(exist_ok=True)
+            if settings.seeds > 1:
+                self._say(f"seed {seed}")
+            network, rows = self._trained_once(replace(settings, seed=seed), inner)
+            scores = checkpoint.load(inner / checkpoint.BEST)["scores"]
+            networks.append(Trained(seed, network, scores))
+            histories.append(tuple(rows))
+        return Outcome(tuple(networks), tuple(histories), hardware(self.runtime))
+
+    def _trained_once(self, settings: Settings, folder: Path) -> tuple[torch.nn.Module, list[Row]]:
+        torch.manual_seed(settings.seed)
+        network = self.learner.network()
+        rows: list[Row] = []
+        for row in fit(self.learner, network, settings, self.runtime, folder, workers=self.workers):
+            if not rows:
+                self._say(_header(row))
+            rows.append(row)
+            self._say(_line(row))
+            if self.runtime.leads:
+                runs.write_history(folder, rows)
+        return network.cpu(), rows
+
+    def searched(self) -> RateSearch:
+        """A sweep over learning rates for the first stage with everything learning."""
+        settings = self.plan.settings
+        torch.manual_seed(settings.seed)
+        network = self.learner.network().to(self.runtime.device)
+        stage = self.learner.stages()[-1]
+        optimizer = optimiser(self.learner.groups(network, stage), stage.rate, settings.weight_decay)
+        batches = endless(
+            self.learner.samples, self.runtime, batch_size=settings.batch_size, seed=settings.seed, workers=self.workers
+        )
+        return find_rate(network, self.learner.loss, optimizer, batches)
+
+    def _say(self, text: str) -> None:
+        if self.runtime.leads:
+            print(text, flush=True)
+
+
+def opened(plan: Plan, data: Path | None, fetcher: Fetcher, runtime: Runtime) -> Session:
+    """The session of a plan: data fetched where the recipe names it, read and checked. Raises CannotTrain."""
+    if data is None:
+        if plan.recipe.source is None:
+            raise CannotTrain("There is no data to train on: name it with --data.")
+        if runtime.leads:
+            fetcher.fetched(plan.recipe.source)
+        runtime.wait()
+        data = fetcher.fetched(plan.recipe.source)
+    learner = learner_type(plan.recipe.task).opened(data, plan.settings, plan.options, fetcher)
+    return Session(plan, learner, runtime)
+
+
+def _header(row: Row) -> str:
+    names = "".join(f"{name:>10}" for name in row.scores)
+    return f"{'epoch':>5}  {'stage':<8}{'loss':>9}{names}{'rate':>10}{'/s':>8}{'time':>7}"
+
+
+def _line(row: Row) -> str:
+    scores = "".join(f"{value:>10.4f}" for value in row.scores.values())
+    clock = f"{int(row.seconds) // 60}:{int(row.seconds) % 60:02}"
+    return (
+        f"{row.epoch:>5}  {row.stage:<8}{row.loss:>9.4f}{scores}{row.rate:>10.1e}{row.samples_per_second:>8.0f}{clock:>7}"
+    )
