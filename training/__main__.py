@@ -2,19 +2,23 @@
 
 import argparse
 import os
-import shlex
+import re
 import sys
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from training import runs
+from training import figures, runs
 from training.errors import CannotTrain
 from training.fetch import Fetcher
+from training.publish import Publication, published
 from training.recipe import Recipe, learner_names, learner_type, own, recipe, recipe_names
+from training.report import Story, reproducing
 from training.runs import Plan
 from training.runtime import Runtime, started
-from training.session import Session, opened
-from training.settings import add_options, overlay
+from training.session import Outcome, Session, opened
+from training.settings import Settings, add_options, overlay
 
 
 def main(arguments: list[str]) -> int:
@@ -60,12 +64,18 @@ def _run(arguments: list[str]) -> None:
     if name in learner_names():
         if not data:
             raise CannotTrain(f"python -m training {name} needs --data, {learner_type(name).data_kind}.")
-        found = replace(own(name, chosen.name or name, data, chosen.licence))
+        found = own(name, _checked(chosen.name or name), data, chosen.licence)
     settings, options = overlay(found.settings, chosen), overlay(found.options, chosen)
-    plan = Plan(found, settings, options, shlex.join(["python", "-m", "training", *arguments]))
+    plan = Plan(found, settings, options, _reproducing(name, found, settings, options, chosen))
     fetcher = Fetcher(Path(chosen.data_dir), chosen.mirror)
     with started(settings) as runtime:
         _train(opened(plan, data, fetcher, runtime), runtime, chosen)
+
+
+def _checked(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", name):
+        raise CannotTrain(f"--name {name}: a name is of small letters, digits, '-' and '_', and begins with neither sign.")
+    return name
 
 
 def _parser(name: str, found: Recipe) -> argparse.ArgumentParser:
@@ -99,16 +109,54 @@ def _parser(name: str, found: Recipe) -> argparse.ArgumentParser:
     return parser
 
 
+def _reproducing(name: str, found: Recipe, settings: Settings, options: Any, chosen: argparse.Namespace) -> str:
+    own_data = {key: getattr(chosen, key) for key in ("name", "licence") if getattr(chosen, key, None) not in (None, "unknown")}
+    defaults = {**asdict(found.settings), **asdict(found.options), **dict.fromkeys(own_data)}
+    return reproducing(name, {**own_data, **asdict(settings), **asdict(options)}, defaults, chosen.data)
+
+
 def _train(session: Session, runtime: Runtime, chosen: argparse.Namespace) -> None:
     plan, learner = session.plan, session.learner
     if runtime.leads:
         print(f"{plan.recipe.name}: {learner.described()}")
         print(f"Training on {runtime.device}, {runtime.precision} ({runtime.reason}).", flush=True)
     root = Path(chosen.runs) / plan.recipe.name
-    folder = str(runs.chosen_folder(root, plan.fingerprint(learner, runtime), chosen.resume)) if runtime.leads else ""
-    folder = Path(runtime.agreed(folder))
-    outcome = session.trained(folder)
-    runs.mark_done(folder, {})
+    if chosen.find_lr:
+        _find_rate(session, root)
+        return
+    found = runs.chosen_folder(root, plan.fingerprint(learner, runtime), chosen.resume) if runtime.leads else ""
+    folder = Path(runtime.agreed(str(found)))
+    with runs.locked(folder) if runtime.leads else nullcontext():
+        outcome = session.trained(folder)
+        if runtime.leads:
+            _conclude(session, outcome, folder, chosen)
+    runtime.wait()
+
+
+def _find_rate(session: Session, root: Path) -> None:
+    search = session.searched()
+    root.mkdir(parents=True, exist_ok=True)
+    plot = root / "find-lr.png"
+    plot.write_bytes(figures.rates(search))
+    print(f"Suggested: --rate {search.suggestion:.1e}, where the loss falls fastest. The curve: {plot}")
+
+
+def _conclude(session: Session, outcome: Outcome, folder: Path, chosen: argparse.Namespace) -> None:
+    """Report and, if wanted, publication, by the first process."""
+    plan, learner = session.plan, session.learner
+    served = learner.served(outcome.trained[0].network, session.runtime)
+    findings = learner.findings(outcome.trained, served)
+    story = Story(plan, outcome, findings, learner.described(), session.runtime)
+    (folder / "index.html").write_text(story.report(), encoding="utf-8")
+    runs.mark_done(folder, {metric.name: metric.value for metric in findings.metrics})
+    for metric in findings.metrics:
+        print(f"{metric.name:<26}{metric.value:>8.4f}  {metric.protocol}")
+    for note in findings.notes:
+        print(note)
+    print(f"Report: {folder / 'index.html'}")
+    if chosen.publish:
+        what = Publication(plan.recipe, findings, session.data_sha256, Path(chosen.models), chosen.torchscript)
+        print(f"Published: {published(what, learner, served, story.card)}")
 
 
 if __name__ == "__main__":

@@ -86,6 +86,11 @@ class Fetcher:
                 self.say(f"{source.name} not taken from {reasons[-1]}")
         raise CannotTrain(f"{source.name} could not be fetched ({'; '.join(reasons)}).")
 
+    def sha256(self, source: Source) -> str:
+        """The hash of the archive that the source was fetched from."""
+        facts: dict[str, str] = json.loads((self.folder / f".{source.name}.complete").read_text())
+        return facts["sha256"]
+
     def _places(self, source: Source) -> list[tuple[Archive, str]]:
         places = [(source.official, source.official.address)]
         if self.mirror:

@@ -1,23 +1,21 @@
 """One training session from data to report and model; the parts are joined here."""
 
 import os
-import time
-from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from tasks.manifest import sha256_of
 from training import checkpoint, runs
 from training.data import endless
 from training.errors import CannotTrain
-from training.fetch import Fetcher
+from training.fetch import Fetcher, content_hash
 from training.learner import Learner, Trained
 from training.loop import Row, fit
 from training.recipe import learner_type
 from training.runs import Plan
-from training.runtime import Runtime, hardware, started
+from training.runtime import Runtime, hardware
 from training.schedule import RateSearch, find_rate, optimiser
 from training.settings import Settings
 
@@ -43,6 +41,7 @@ class Session:
     plan: Plan
     learner: Learner
     runtime: Runtime
+    data_sha256: str = ""
 
     @property
     def workers(self) -> int:
@@ -100,15 +99,24 @@ class Session:
 
 def opened(plan: Plan, data: Path | None, fetcher: Fetcher, runtime: Runtime) -> Session:
     """The session of a plan: data fetched where the recipe names it, read and checked. Raises CannotTrain."""
-    if data is None:
-        if plan.recipe.source is None:
-            raise CannotTrain("There is no data to train on: name it with --data.")
-        if runtime.leads:
-            fetcher.fetched(plan.recipe.source)
-        runtime.wait()
-        data = fetcher.fetched(plan.recipe.source)
-    learner = learner_type(plan.recipe.task).opened(data, plan.settings, plan.options, fetcher)
-    return Session(plan, learner, runtime)
+    source = plan.recipe.source
+    if data is not None:
+        return Session(plan, _learner(plan, data, fetcher), runtime, _hash(data))
+    if source is None:
+        raise CannotTrain("There is no data to train on: name it with --data.")
+    if runtime.leads:
+        fetcher.fetched(source)
+    runtime.wait()
+    return Session(plan, _learner(plan, fetcher.fetched(source), fetcher), runtime, fetcher.sha256(source))
+
+
+def _learner(plan: Plan, data: Path, fetcher: Fetcher) -> Learner:
+    return learner_type(plan.recipe.task).opened(data, plan.settings, plan.options, fetcher)
+
+
+def _hash(data: Path) -> str:
+    """Which data this was: the hash of a file, or of all files of a folder with their names."""
+    return sha256_of(data) if data.is_file() else content_hash([p for p in data.rglob("*") if p.is_file()], data)
 
 
 def _header(row: Row) -> str:

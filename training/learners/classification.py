@@ -4,24 +4,25 @@ import base64
 import copy
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tasks._images import Fit
 from tasks.classification import Classification
-from tasks.contract import Arrays, Task
-from training import calibration
+from tasks.contract import Arrays, Limits, Task
+from training import calibration, figures, metrics
 from training.data import predicted
-from training.errors import CannotTrain
 from training.fetch import Fetcher
-from training.learner import Findings, Learner, Stage, Trained
+from training.learner import Figure, Findings, Learner, Stage, Table, Trained
+from training.metrics import classification_metrics
 from training.networks.bodies import body, weights_file
 from training.networks.classifier import Classifier, Mirrored, ServedClassifier
 from training.pictures import Photos, augmentation, read_folder
@@ -151,13 +152,121 @@ class ClassificationLearner(Learner):
         return ServedClassifier(whole, calibration.temperature(logits, self.targets)).eval()
 
     def findings(self, trained: Sequence[Trained], served: nn.Module) -> Findings:
-        """TODO."""
-        raise NotImplementedError
+        """Accuracy, calibration, confusions, and the worst mistakes with what the network looked at."""
+        assert isinstance(served, ServedClassifier)
+        labels, targets = self.task.labels, self.targets.numpy()
+        probabilities = self._probabilities(served)
+        before = _uncalibrated(probabilities, float(served.temperature))
+        matrix = metrics.confusions(probabilities, targets, labels)
+        classes = metrics.per_class(probabilities, targets, labels)
+        confused = metrics.most_confused(matrix, labels)
+        bins = {
+            "as trained": calibration.reliability(before, targets),
+            "calibrated": calibration.reliability(probabilities, targets),
+        }
+        return Findings(
+            metrics=classification_metrics(probabilities, before, targets, f"{len(targets)} validation pictures"),
+            notes=self._notes(trained, targets, float(served.temperature)),
+            tables=(classes, confused),
+            figures=(
+                Figure("Confusion matrix", figures.confusion(matrix, labels)),
+                Figure("Reliability", figures.reliability(bins), f"Temperature {float(served.temperature):.3f}."),
+                *self._worst(probabilities, targets, served),
+            ),
+            failures=_failures(classes, confused),
+        )
+
+    def _probabilities(self, served: nn.Module) -> NDArray[np.float32]:
+        found = predicted(served, ["image"], self.held_out, Runtime(torch.device("cpu")), batch_size=64)
+        array: NDArray[np.float32] = found.numpy()
+        return array
+
+    def _notes(self, trained: Sequence[Trained], targets: NDArray[np.integer], temperature: float) -> tuple[str, ...]:
+        counts = np.bincount(targets, minlength=len(self.task.labels))
+        common = self.task.labels[int(counts.argmax())]
+        notes = [
+            f"Validated on {self.folder.split}. The best epoch was chosen and the temperature ({temperature:.3f}) fitted "
+            "on the same pictures, so expect a little less on new ones.",
+            f"Always answering '{common}' would be right for {counts.max() / len(targets):.1%} of them.",
+        ]
+        if len(trained) > 1:
+            accuracies = [each.scores["accuracy"] for each in trained]
+            notes.append(f"Accuracy over {len(trained)} seeds: {metrics.spread(accuracies)}; the first is published.")
+        if self.chosen.tta:
+            notes.append("The graph averages over the picture and its mirror image (test-time augmentation).")
+        return tuple(notes)
+
+    def _worst(
+        self, probabilities: NDArray[np.floating], targets: NDArray[np.integer], served: nn.Module, count: int = 12
+    ) -> tuple[Figure, ...]:
+        """The mistakes it was surest of, beside what speaks for the answer it gave."""
+        said = probabilities.argmax(axis=1)
+        wrong = np.flatnonzero(said != targets)
+        wrong = wrong[np.argsort(probabilities[wrong, targets[wrong]], kind="stable")][:count]
+        if not len(wrong):
+            return ()
+        shown = []
+        for index in wrong.tolist():
+            batch = self.held_out.__getitems__([(0, index)])
+            with torch.no_grad():
+                evidence = served(batch["image"])[1][0, said[index]].numpy()
+            labels, picture = self.task.labels, self.held_out.picture(index)
+            caption = f"is {labels[targets[index]]}, said {labels[said[index]]} {probabilities[index].max():.2f}"
+            caption += f"\n{self.held_out.photos[index].path.name[:40]}"
+            shown.append((picture.image, evidence, caption))
+        return (Figure("Worst mistakes", figures.pictures(shown), "Orange: what spoke for the answer it gave."),)
 
     def validation(self, count: int) -> Arrays:
-        """TODO."""
-        raise NotImplementedError
+        """Pictures from all over the validation set."""
+        chosen = np.linspace(0, len(self.held_out) - 1, min(count, len(self.held_out))).round().astype(int)
+        return {"image": self.held_out.__getitems__([(0, int(index)) for index in chosen])["image"].numpy()}
 
     def golden_requests(self, served: nn.Module) -> tuple[Task, list[dict[str, Any]]]:
-        """TODO."""
-        raise NotImplementedError
+        """A picture of the commonest class, and others of other classes; one asks for the heat map."""
+        probabilities, targets = self._probabilities(served), self.targets.numpy()
+        counts = np.bincount(targets, minlength=len(self.task.labels))
+        right = probabilities.argmax(axis=1) == targets
+        bodies: list[dict[str, Any]] = []
+        for label in np.argsort(-counts, kind="stable").tolist():
+            members = np.flatnonzero(right & (targets == label))
+            for index in members[np.argsort(-probabilities[members, label], kind="stable")][:3].tolist():
+                image = _small_jpeg(self.held_out.picture(index).image, self.task.size)
+                if len(bodies) < 4 and self._is_clear(served, image, label):
+                    bodies.append({"image": base64.b64encode(image).decode("ascii"), "top_k": 3})
+                    break
+        if len(bodies) > 1:
+            bodies[1]["heatmap"] = True
+        return self.task, bodies or [self.task.example()]
+
+    def _is_clear(self, served: nn.Module, image: bytes, label: int) -> bool:
+        """Whether the answer has a margin that rounding on another machine cannot use up."""
+        limits = Limits()
+        request = self.task.parse({"image": base64.b64encode(image).decode("ascii")}, limits)
+        pixels = self.task.preprocess(self.task.decode(request, limits)).arrays["image"]
+        with torch.no_grad():
+            probabilities = served(torch.from_numpy(pixels.copy()))[0][0]
+        first, second = probabilities.topk(2).values.tolist()
+        return int(probabilities.argmax()) == label and first - second > 0.5
+
+
+def _uncalibrated(probabilities: NDArray[np.floating], temperature: float) -> NDArray[np.floating]:
+    """The probabilities at temperature 1."""
+    logits = np.log(np.maximum(probabilities, 1e-30)) * temperature
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    found: NDArray[np.floating] = exponents / exponents.sum(axis=1, keepdims=True)
+    return found
+
+
+def _failures(classes: Table, confused: Table) -> tuple[str, ...]:
+    found = [f"{count} of the pictures of {is_} were called {said} ({share})." for is_, said, count, share in confused.rows[:5]]
+    weakest = min(classes.rows, key=lambda row: float(row[2]))
+    return (*found, f"Its weakest class is {weakest[0]}: {float(weakest[2]):.0%} of its {weakest[4]} pictures are found.")
+
+
+def _small_jpeg(image: Image.Image, size: int) -> bytes:
+    """The picture, small enough for a repository: its shorter side no longer than the network sees."""
+    ratio = min(1.0, size / min(image.size))
+    small = image.resize((round(image.width * ratio), round(image.height * ratio)), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=85)
+    return file.getvalue()

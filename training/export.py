@@ -1,0 +1,164 @@
+"""From a network to ONNX and TorchScript, and the gate that lets nothing out that does not agree with the network."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import nn
+
+from tasks.contract import Array, Arrays, Run, Task, TensorSpec
+from tasks.manifest import MODEL
+from training.errors import CannotTrain
+
+OPSET = 20
+TOLERANCE = 1e-4
+"""Of the parity gate: times the largest magnitude of an output where that is above 1."""
+TORCHSCRIPT = "model.ts"
+_BATCHES = (1, 2, 7)
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What the gate saw.
+
+    Attributes:
+        largest: difference between the network and the exported graphs, over all outputs and batch sizes.
+        between_batches: difference between a sample's probabilities alone and in a batch, ONNX Runtime.
+        samples: how many real samples were compared.
+        batches: the sizes of the batches they were compared in.
+    """
+
+    largest: float
+    between_batches: float
+    samples: int
+    batches: tuple[int, ...]
+
+
+def export(served: nn.Module, task: Task, samples: Arrays, folder: Path, *, torchscript: bool) -> Parity:
+    """Writes model.onnx (and model.ts, if wanted) and compares them with the module on real samples.
+
+    Raises CannotTrain where the graph's tensors are not those of the task, or an output differs too much.
+    """
+    served = served.eval().cpu()
+    example = tuple(torch.from_numpy(samples[spec.name][:2].copy()) for spec in task.inputs)
+    path = folder / MODEL
+    with _quiet():
+        torch.onnx.export(
+            served,
+            example,
+            path,
+            dynamo=True,
+            opset_version=OPSET,
+            external_data=False,
+            input_names=[spec.name for spec in task.inputs],
+            output_names=[spec.name for spec in task.outputs],
+            dynamic_shapes=tuple(_dynamic(spec) for spec in task.inputs),
+            verbose=False,
+        )
+        traced = torch.jit.freeze(torch.jit.trace(served, example))
+        if torchscript:
+            torch.jit.save(traced, folder / TORCHSCRIPT)
+    onnx.checker.check_model(path, full_check=True)
+    _check_signature(onnx.load(path), task)
+    return _compared(served, traced, runner(path, task), task, samples)
+
+
+def _dynamic(spec: TensorSpec) -> dict[int, str]:
+    named = {axis: name for axis, name in enumerate(spec.shape, 1) if isinstance(name, str)}
+    return {0: "batch", **named}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's chatter and the notice that TorchScript is deprecated, which is known."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _check_signature(model: Any, task: Task) -> None:
+    """The graph's inputs and outputs are those the task names, with a named batch axis first."""
+    for specs, tensors in ((task.inputs, model.graph.input), (task.outputs, model.graph.output)):
+        got = [_described(tensor) for tensor in tensors]
+        names = [spec.name for spec in specs]
+        if [name for name, _, _ in got] != names:
+            raise CannotTrain(f"The exported graph has the tensors {[name for name, _, _ in got]}, not {names}.")
+        for spec, (name, dtype, shape) in zip(specs, got, strict=True):
+            fits = len(shape) == 1 + len(spec.shape) and shape[0] == "batch"
+            fits = fits and all(isinstance(w, str) or w == g for w, g in zip(spec.shape, shape[1:], strict=True))
+            if dtype != np.dtype(spec.dtype) or not fits:
+                raise CannotTrain(f"The exported graph's {name} is {dtype} {shape}, not {spec.dtype} {spec.shape}.")
+
+
+def _described(tensor: Any) -> tuple[str, np.dtype[Any], list[int | str]]:
+    kind = tensor.type.tensor_type
+    shape = [axis.dim_param or axis.dim_value for axis in kind.shape.dim]
+    return tensor.name, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type), shape
+
+
+def runner(path: Path, task: Task) -> Run:
+    """Runs the graph at `path` by ONNX Runtime on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [spec.name for spec in task.outputs]
+
+    def run(arrays: Arrays) -> Arrays:
+        return dict(zip(names, session.run(names, dict(arrays)), strict=True))
+
+    return run
+
+
+def _compared(served: nn.Module, traced: Any, run: Run, task: Task, samples: Arrays) -> Parity:
+    count = len(next(iter(samples.values())))
+    largest, between = 0.0, 0.0
+    sizes = tuple(size for size in (*_BATCHES, count) if size <= count)
+    alone = [run({name: array[i : i + 1] for name, array in samples.items()}) for i in range(min(count, 16))]
+    for size in sizes:
+        batch = {name: array[:size] for name, array in samples.items()}
+        expected = _outputs(served, task, batch)
+        for kind, got in (("ONNX", run(batch)), ("TorchScript", _outputs(traced, task, batch))):
+            for spec in task.outputs:
+                found = _difference(spec, expected[spec.name], got[spec.name])
+                if not found <= TOLERANCE:  # Also where it is not a number.
+                    raise CannotTrain(
+                        f"{kind} and the network disagree by {found:.1e} in {spec.name} with a batch of {size}; at most "
+                        f"{TOLERANCE:g} is accepted, so nothing is published."
+                    )
+                largest = max(largest, found)
+        between = max(between, _between(task.outputs[0].name, run(batch), alone[:size]))
+    return Parity(largest, between, count, sizes)
+
+
+def _between(name: str, together: Arrays, alone: Sequence[Arrays]) -> float:
+    return max(float(np.abs(together[name][i] - one[name][0]).max()) for i, one in enumerate(alone))
+
+
+def _outputs(module: Any, task: Task, batch: Arrays) -> Arrays:
+    with torch.no_grad():
+        found = module(*(torch.from_numpy(batch[spec.name].copy()) for spec in task.inputs))
+    return {spec.name: tensor.numpy() for spec, tensor in zip(task.outputs, found, strict=True)}
+
+
+def _difference(spec: TensorSpec, expected: Array, got: Array) -> float:
+    """The largest difference, relative to the output's magnitude where that is above 1."""
+    if problem := spec.mismatch(got):
+        raise CannotTrain(f"The exported graph's output is not what the task promises: {problem}.")
+    if expected.shape != got.shape:
+        raise CannotTrain(f"The exported graph's {spec.name} has shape {got.shape}, the network's {expected.shape}.")
+    scale = max(1.0, float(np.abs(expected).max()))
+    return float(np.abs(expected.astype(np.float64) - got.astype(np.float64)).max()) / scale
