@@ -10,7 +10,7 @@ everything happens when a ticket comes, when a batch ends, or when a timer fires
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -153,12 +153,21 @@ class Batcher:
         return self._take(shape)
 
     def _drop_gone(self, shape: _Shape) -> None:
-        queue = self._waiting[shape]
-        if any(ticket.future.done() for ticket in queue):
-            self._on_dropped(sum(ticket.size for ticket in queue if ticket.future.done()))
-            queue = self._waiting[shape] = deque(ticket for ticket in queue if not ticket.future.done())
-        if not queue:
+        self._waiting[shape] = deque(self._still_wanted(self._waiting[shape]))
+        if not self._waiting[shape]:
             del self._waiting[shape]
+
+    def _still_wanted(self, tickets: Iterable[_Ticket]) -> list[_Ticket]:
+        """Those whose client still waits."""
+        wanted, gone = [], 0
+        for ticket in tickets:
+            if ticket.future.done():
+                gone += ticket.size
+            else:
+                wanted.append(ticket)
+        if gone:
+            self._on_dropped(gone)
+        return wanted
 
     def _take(self, shape: _Shape) -> list[_Ticket]:
         queue, tickets, size = self._waiting[shape], [], 0
@@ -169,7 +178,10 @@ class Batcher:
             del self._waiting[shape]
         return tickets
 
-    async def _run_batch(self, tickets: list[_Ticket]) -> None:
+    async def _run_batch(self, taken: list[_Ticket]) -> None:
+        tickets = self._still_wanted(taken)
+        if not tickets:
+            return
         size = sum(ticket.size for ticket in tickets)
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -198,8 +210,7 @@ class Batcher:
             return
         middle = len(tickets) // 2
         for half in (tickets[:middle], tickets[middle:]):
-            if wanted := [ticket for ticket in half if not ticket.future.done()]:
-                await self._run_batch(wanted)
+            await self._run_batch(half)
 
 
 def _refuse(tickets: list[_Ticket], error: BaseException) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -196,12 +195,15 @@ class Pipeline:
         return outputs
 
     def warm_up(self, bodies: Sequence[Mapping[str, Any]]) -> None:
-        """Runs the smallest and the largest batch, and takes the cost of every step but the first, which depends on
-        the form a message comes in: so that no client pays for a first time.
+        """Runs the smallest and the largest batch, so that no client pays for a first time, and takes their cost.
+
+        That of decoding is learnt from the first requests: it depends on the form they come in.
         """
         for body in bodies:
+            # Not by the operator's limits: those are for clients.
+            request = self.task.parse(body, Limits())
+            samples = self.task.preprocess(self.task.decode(request, Limits()))
             for _ in range(3):
-                request, samples = self._read(Message("warm-up", 1, partial(dict, body)))
                 outputs = _timed(self._cost("infer"), len(samples), self._run, [samples.arrays], len(samples))
                 key = ("postprocess", *sorted(request.model_fields_set))
                 _timed(self._cost(*key), len(samples), self._finish, outputs, samples, request)

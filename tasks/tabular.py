@@ -128,7 +128,7 @@ class Tabular(Task):
                 probability=values[i],
                 probabilities=dict(zip(self.labels, values, strict=True)),
             )
-            for i, values in zip(best, probabilities.round(6).astype(float).tolist(), strict=True)
+            for i, values in zip(best, probabilities.astype(float).round(6).tolist(), strict=True)
         ]
         return TabularAnswer(predictions=predictions, notices=samples.context)
 

@@ -1,0 +1,72 @@
+# Everything starts here: `make help`. Needs Python 3.11+, make and git; the rest is put into .venv, by pinned hashes.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV := UV_LINK_MODE=copy $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes
+
+.PHONY: help serve test check format train bench lock clean
+
+help: ## list what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@echo
+	@echo '  Variables: RECIPE=clothing (train), ARGS="--port 9000" (serve, train, test, bench), GPU=1 (serve), PYTHON=python3.12'
+
+serve: $(VENV)/.serve$(GPU) ## install what serving needs, and serve the models in models/ on port 8000
+	@$(BIN)/python -m service $(ARGS)
+
+test: $(VENV)/.dev ## install what everything needs, and run the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev ## lint, format and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(VENV)/.dev ## rewrite the code in the project's format
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+train: $(VENV)/.train ## train a recipe: make train RECIPE=clothing [ARGS="--publish"]
+	@$(BIN)/python -m training $(or $(RECIPE),--help) $(ARGS)
+
+bench: $(VENV)/.dev ## measure the service and the training loop against the bare runtime
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+lock: $(VENV)/.uv ## pin the dependencies of pyproject.toml anew
+	@PATH="$(CURDIR)/$(BIN):$$PATH" requirements/compile.sh $(ARGS)
+
+clean: ## remove what was installed and cached; data, runs and models stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/.uv: requirements/uv.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Sevenfold needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...")'
+	@echo 'Setting up $(VENV) ...'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	@touch $@
+
+$(VENV)/.serve: requirements/serve.txt $(VENV)/.uv
+	@echo 'Installing what serving needs ...'
+	@$(UV) -r requirements/serve.txt
+	@touch $@
+
+# The two builds of ONNX Runtime share a folder: the one has to go before the other comes.
+$(VENV)/.serve1: requirements/serve-gpu.txt $(VENV)/.uv
+	@echo 'Installing what serving on a GPU needs (about 2.4 GB) ...'
+	@$(BIN)/uv pip uninstall --quiet --python $(BIN)/python onnxruntime 2>/dev/null || true
+	@$(UV) --reinstall-package onnxruntime-gpu -r requirements/serve-gpu.txt
+	@touch $@
+
+$(VENV)/.train: requirements/train.txt $(VENV)/.uv
+	@echo 'Installing what training needs (about 5 GB, torch with CUDA) ...'
+	@$(UV) -r requirements/train.txt
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt $(VENV)/.uv
+	@echo 'Installing what serving, training and the tests need (about 5 GB, torch with CUDA) ...'
+	@$(UV) -r requirements/dev.txt
+	@touch $@

@@ -1,0 +1,96 @@
+"""A real server on loopback, in a thread of this process, with tiny models or with a fake runtime."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+
+from service.app import Service, create_app
+from service.backends.base import OpenBackend
+from service.settings import Settings
+from tests.model_folders import COLOURS, CREDIT, colours_graph, credit_graph, publish
+
+
+@dataclass
+class Running:
+    """A server that answers."""
+
+    client: httpx.Client
+    service: Service
+    port: int
+
+
+Start = Callable[..., Running]
+
+
+@contextmanager
+def running(settings: Settings, open_backend: OpenBackend | None = None) -> Iterator[Running]:
+    started, failure, parts = threading.Event(), [], []
+
+    async def main() -> None:
+        service = Service(settings, open_backend)
+        server = uvicorn.Server(uvicorn.Config(create_app(service), port=0, log_config=None, access_log=False))
+        serving = asyncio.create_task(server.serve())
+        await service.loaded.wait()
+        while not server.started:
+            await asyncio.sleep(0)
+        parts.extend([service, server, server.servers[0].sockets[0].getsockname()[1]])
+        started.set()
+        await serving
+
+    def run() -> None:
+        try:
+            asyncio.run(main())
+        except BaseException as error:
+            failure.append(error)
+        finally:
+            started.set()
+
+    thread = threading.Thread(target=run, name="server")
+    thread.start()
+    assert started.wait(60)
+    if failure:
+        raise failure[0]
+    service, server, port = parts
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            yield Running(client, service, port)
+    finally:
+        server.should_exit = True
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    publish(root, "colours", COLOURS, colours_graph())
+    publish(root, "credit", CREDIT, credit_graph())
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(tiny_models: Path) -> Iterator[Running]:
+    """A server with default settings, for tests that leave it as it is."""
+    with running(Settings(models=tiny_models, max_body_bytes=2_000_000)) as started:
+        yield started
+
+
+@pytest.fixture
+def start(tiny_models: Path) -> Iterator[Start]:
+    """Starts servers of a test's own."""
+    from contextlib import ExitStack
+
+    with ExitStack() as stack:
+
+        def start_one(open_backend: OpenBackend | None = None, **changes: object) -> Running:
+            changes.setdefault("models", tiny_models)
+            return stack.enter_context(running(Settings(**changes), open_backend))  # type: ignore[arg-type]
+
+        yield start_one

@@ -1,0 +1,155 @@
+"""A picture goes in by any door; whatever is wrong with it is said clearly and costs nobody else anything."""
+
+import base64
+import io
+
+import pytest
+from PIL import Image
+
+from tests.pictures import encoded, red, rotated_by_exif, sixteen_bit
+from tests.service.conftest import Running, Start
+
+URL = "/v1/models/colours/predict"
+JPEG = {"content-type": "image/jpeg"}
+
+
+def test_a_picture_is_answered_the_same_by_every_door(server: Running) -> None:
+    picture = encoded(red(), "JPEG")
+    encoded64 = base64.b64encode(picture).decode()
+    answers = [
+        server.client.post(URL, content=picture, headers=JPEG),
+        server.client.post(URL, content=picture, headers={"content-type": "application/octet-stream"}),
+        server.client.post(URL, files={"image": ("red.jpg", picture, "image/jpeg")}),
+        server.client.post(URL, json={"image": encoded64}),
+        server.client.post(URL, json={"image": "data:image/jpeg;base64," + encoded64}),
+        server.client.post("/v1/models/colours/versions/1/predict", content=picture, headers=JPEG),
+    ]
+
+    assert [answer.status_code for answer in answers] == [200] * 6
+    assert len({answer.text for answer in answers}) == 1
+    assert answers[0].json()["label"] == "red"
+
+
+def test_an_answer_says_which_model_gave_it_and_where_its_time_went(server: Running) -> None:
+    answer = server.client.post(URL, content=encoded(red()), headers=JPEG | {"x-request-id": "mine-1"})
+
+    assert answer.json()["model"] == "colours"
+    assert answer.json()["version"] == "1"
+    assert answer.headers["x-model"] == "colours/1"
+    assert answer.headers["x-request-id"] == "mine-1"
+    stages = [entry.partition(";")[0] for entry in answer.headers["server-timing"].split(", ")]
+    assert stages == ["receive", "decode", "queue", "infer", "postprocess", "total", "batch"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"params": {"top_k": 2}, "content": encoded(red()), "headers": JPEG}, {"data": {"top_k": "2"}, "files": {"image": encoded(red())}}],
+    ids=["in the address of a raw body", "in a form"],
+)
+def test_options_go_with_a_file(server: Running, options: dict[str, object]) -> None:
+    answer = server.client.post(URL, **options)  # type: ignore[arg-type]
+
+    assert len(answer.json()["labels"]) == 2
+
+
+def test_a_heat_map_has_the_proportions_of_the_picture_and_shows_the_place(server: Running) -> None:
+    picture = Image.new("RGB", (300, 100), "black")
+    picture.paste("red", (200, 0, 300, 100))
+
+    answer = server.client.post(URL, content=encoded(picture), headers=JPEG, params={"heatmap": True})
+
+    heatmap = Image.open(io.BytesIO(base64.b64decode(answer.json()["heatmap"]["png"])))
+    assert heatmap.size == (300, 100)
+    assert heatmap.getpixel((250, 50)) > 200
+    assert heatmap.getpixel((50, 50)) < 50
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        encoded(red(), "WEBP"),
+        encoded(red(), "BMP"),
+        encoded(red().convert("P")),
+        encoded(red().convert("CMYK"), "JPEG"),
+        encoded(red().convert("RGBA")),
+        encoded(red(), "JPEG", progressive=True),
+        rotated_by_exif(red()),
+        encoded(red(1, 1)),
+        encoded(red(2000, 10)),
+        encoded(red(3000, 2000), "JPEG"),
+    ],
+    ids=["WebP", "BMP", "palette", "CMYK", "alpha", "progressive", "EXIF-rotated", "1×1", "panorama", "6 megapixels"],
+)
+def test_unusual_pictures_are_right_input(server: Running, picture: bytes) -> None:
+    answer = server.client.post(URL, content=picture, headers=JPEG)
+
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["label"] == "red"
+
+
+@pytest.mark.parametrize("picture", [encoded(red().convert("L")), sixteen_bit()], ids=["grey", "16-bit"])
+def test_pictures_without_colour_are_right_input(server: Running, picture: bytes) -> None:
+    answer = server.client.post(URL, content=picture, headers=JPEG)
+
+    assert answer.status_code == 200
+    assert answer.json()["probability"] == pytest.approx(1 / 3, abs=1e-3)
+
+
+WHOLE = encoded(red(600, 400), "JPEG")
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status", "code"),
+    [
+        (b"", JPEG, 400, "empty_body"),
+        (b"This is no picture at all.", JPEG, 422, "unreadable_input"),
+        (WHOLE[: len(WHOLE) // 2], JPEG, 422, "unreadable_input"),
+        (encoded(red(), "GIF"), JPEG, 422, "unreadable_input"),
+        (encoded(Image.new("L", (6000, 5000))), JPEG, 413, "input_too_large"),
+        (b"x" * 2_000_001, JPEG, 413, "body_too_large"),
+        (WHOLE, {"content-type": "text/plain"}, 415, "unsupported_media_type"),
+        (WHOLE, {"content-type": ""}, 415, "unsupported_media_type"),
+        (WHOLE, {"content-type": "application/json"}, 400, "malformed_body"),
+        (b"[1]", {"content-type": "application/json"}, 400, "malformed_body"),
+        (b'{"image": "not base64!"}', {"content-type": "application/json"}, 422, "invalid_request"),
+        (b'{"image": ""}', {"content-type": "application/json"}, 422, "unreadable_input"),
+        (b'{"picture": ""}', {"content-type": "application/json"}, 422, "invalid_request"),
+        (b"{}", {"content-type": "application/json"}, 422, "invalid_request"),
+        (b"[" * 200_000, {"content-type": "application/json"}, 400, "malformed_body"),
+        (b"no form", {"content-type": "multipart/form-data"}, 400, "malformed_body"),
+        (b"no form", {"content-type": "multipart/form-data; boundary=x"}, 400, "malformed_body"),
+        (WHOLE, JPEG | {"x-request-timeout-ms": "soon"}, 400, "invalid_header"),
+    ],
+    ids=[
+        "nothing", "text", "half a JPEG", "GIF", "30 megapixels in a small file", "too many bytes", "wrong type",
+        "no type", "a JPEG called JSON", "a JSON list", "bad base64", "empty base64", "unknown field", "no field",
+        "deep nesting", "a form without boundary", "a form that is none", "a time-out that is no number",
+    ],
+)  # fmt: skip
+def test_wrong_input_is_told_apart(
+    server: Running, content: bytes, headers: dict[str, str], status: int, code: str
+) -> None:
+    answer = server.client.post(URL, content=content, headers=headers)
+
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (status, code), error
+    assert error["message"]
+    assert error["request_id"] == answer.headers["x-request-id"]
+    assert server.client.post(URL, content=WHOLE, headers=JPEG).status_code == 200
+
+
+@pytest.mark.parametrize("params", [{"top_k": "0"}, {"top_k": "many"}, {"topk": "3"}, {"heatmap": "perhaps"}])
+def test_an_option_that_is_misspelt_or_out_of_range_is_refused(server: Running, params: dict[str, str]) -> None:
+    answer = server.client.post(URL, content=WHOLE, headers=JPEG, params=params)
+
+    assert answer.status_code == 422
+    assert answer.json()["error"]["details"][0]["where"] == next(iter(params))
+
+
+def test_the_pixel_limit_is_a_setting(start: Start) -> None:
+    server = start(max_pixels=100)
+
+    answer = server.client.post(URL, content=encoded(red(11, 10)), headers=JPEG)
+
+    assert answer.status_code == 413
+    assert "11×10" in answer.json()["error"]["message"]

@@ -1,0 +1,123 @@
+"""A model is served only where it is what was published; whatever is wrong with one costs the others nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.model_folders import COLOURS, CREDIT, colours_graph, credit_graph, publish
+from tests.service.conftest import Start
+
+CREDIT_ROW = {"rows": [{"income": 50, "debt": 5, "job": "baker"}]}
+
+
+def change(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def flip_a_byte(folder: Path) -> None:
+    content = bytearray((folder / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "model.onnx").write_bytes(content)
+
+
+def other_goldens(folder: Path) -> None:
+    goldens = json.loads((folder / "goldens.json").read_text())
+    goldens[0]["answer"]["label"] = "blue"
+    (folder / "goldens.json").write_text(json.dumps(goldens))
+    republish(folder)
+
+
+def republish(folder: Path) -> None:
+    """Writes the checksums anew: what a careless publisher would do."""
+    from tasks.manifest import entries_of
+
+    entries = {name: entry.model_dump() for name, entry in entries_of(folder).items()}
+    change(folder / "manifest.json", files=entries)
+
+
+def not_a_graph(folder: Path) -> None:
+    (folder / "model.onnx").write_bytes(b"not a graph")
+    republish(folder)
+
+
+def other_graph(folder: Path) -> None:
+    (folder / "model.onnx").write_bytes(credit_graph())
+    republish(folder)
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (flip_a_byte, "checksum differs"),
+        (other_goldens, "golden 0 alone: answer.label is 'red', not 'blue'"),
+        (not_a_graph, "cannot be loaded"),
+        (other_graph, "the task promises image"),
+        (lambda folder: (folder / "goldens.json").unlink(), "goldens.json is missing"),
+        (lambda folder: (folder / "manifest.json").write_text("{"), "manifest.json is not valid"),
+        (lambda folder: change(folder / "manifest.json", task="divination"), "'divination' is not one of"),
+        (lambda folder: change(folder / "manifest.json", version="2"), "The manifest is that of colours/2"),
+        (lambda folder: change(folder / "manifest.json", parameters={"labels": 3}), "do not describe a task"),
+        (lambda folder: change(folder / "manifest.json", surprise=1), "manifest.json is not valid: surprise"),
+    ],
+)
+def test_a_model_that_is_not_what_was_published_is_listed_with_the_reason_and_the_rest_are_served(
+    tmp_path: Path, start: Start, harm: object, reason: str
+) -> None:
+    folder = publish(tmp_path, "colours", COLOURS, colours_graph())
+    publish(tmp_path, "credit", CREDIT, credit_graph())
+    harm(folder)  # type: ignore[operator]
+
+    server = start(models=tmp_path)
+
+    listed = {model["name"]: model for model in server.client.get("/v1/models").json()["models"]}
+    refused = server.client.post("/v1/models/colours/predict", json={})
+    assert listed["colours"]["state"] == "unavailable"
+    assert reason in listed["colours"]["versions"][0]["reason"]
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "model_unavailable")
+    assert server.client.get("/health/ready").json()["models"] == {"colours": False, "credit": True}
+    assert server.client.post("/v1/models/credit/predict", json=CREDIT_ROW).status_code == 200
+
+
+def test_where_the_newest_version_is_broken_the_one_before_it_serves(tmp_path: Path, start: Start) -> None:
+    publish(tmp_path, "credit", CREDIT, credit_graph(), version=9)
+    flip_a_byte(publish(tmp_path, "credit", CREDIT, credit_graph(), version=10))
+
+    server = start(models=tmp_path)
+
+    assert server.client.post("/v1/models/credit/predict", json=CREDIT_ROW).json()["version"] == "9"
+    assert server.client.post("/v1/models/credit/versions/10/predict", json=CREDIT_ROW).status_code == 503
+    assert server.client.post("/v1/models/credit/versions/11/predict", json=CREDIT_ROW).status_code == 404
+
+
+@pytest.mark.parametrize(("versions", "served"), [(1, [False, False, True]), (2, [False, True, True]), (0, [True] * 3)])
+def test_as_many_of_the_newest_versions_are_served_as_the_setting_says(
+    tmp_path: Path, start: Start, versions: int, served: list[bool]
+) -> None:
+    for version in (1, 2, 10):
+        publish(tmp_path, "credit", CREDIT, credit_graph(), version=version)
+
+    server = start(models=tmp_path, versions=versions)
+
+    got = [
+        server.client.post(f"/v1/models/credit/versions/{version}/predict", json=CREDIT_ROW).status_code == 200
+        for version in (1, 2, 10)
+    ]
+    assert got == served
+
+
+def test_a_folder_without_a_servable_model_is_alive_and_not_ready(tmp_path: Path, start: Start) -> None:
+    server = start(models=tmp_path)
+
+    assert server.client.get("/health/live").status_code == 200
+    assert server.client.get("/health/ready").status_code == 503
+
+
+def test_a_half_written_version_is_not_there_yet(tmp_path: Path, start: Start) -> None:
+    publish(tmp_path, "credit", CREDIT, credit_graph())
+    (tmp_path / "credit" / ".2.partial").mkdir()
+    (tmp_path / "credit" / "3").mkdir()
+
+    server = start(models=tmp_path)
+
+    assert [v["version"] for v in server.client.get("/v1/models").json()["models"][0]["versions"]] == ["1"]
