@@ -42,14 +42,19 @@ class _Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: not ready; after `drain_seconds`, no new connections. Second signal: at once."""
-        if self._service.draining or sig != signal.SIGTERM or not self._service.settings.drain_seconds:
-            self._service.draining = True
-            super().handle_exit(sig, frame)
-            return
+        seconds = self._service.settings.drain_seconds
+        at_once = self._service.draining or sig != signal.SIGTERM or not seconds
         self._service.draining = True
-        _LOG.info("draining", extra={"seconds": self._service.settings.drain_seconds})
-        loop = asyncio.get_running_loop()
-        loop.call_later(self._service.settings.drain_seconds, super().handle_exit, sig, frame)
+        if at_once:
+            self._stop(sig, frame)
+        else:
+            _LOG.info("draining", extra={"seconds": seconds})
+            asyncio.get_running_loop().call_later(seconds, self._stop, sig, frame)
+
+    def _stop(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        # uvicorn would raise the signal anew once it has stopped; to be told to stop and to stop well is exit code 0.
+        self._captured_signals.clear()
 
 
 def greeting(address: str, models: Sequence[Model]) -> str:

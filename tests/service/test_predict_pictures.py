@@ -43,7 +43,10 @@ def test_an_answer_says_which_model_gave_it_and_where_its_time_went(server: Runn
 
 @pytest.mark.parametrize(
     "options",
-    [{"params": {"top_k": 2}, "content": encoded(red()), "headers": JPEG}, {"data": {"top_k": "2"}, "files": {"image": encoded(red())}}],
+    [
+        {"params": {"top_k": 2}, "content": encoded(red()), "headers": JPEG},
+        {"data": {"top_k": "2"}, "files": {"image": encoded(red())}},
+    ],
     ids=["in the address of a raw body", "in a form"],
 )
 def test_options_go_with_a_file(server: Running, options: dict[str, object]) -> None:

@@ -23,7 +23,7 @@ def flip_a_byte(folder: Path) -> None:
 
 def other_goldens(folder: Path) -> None:
     goldens = json.loads((folder / "goldens.json").read_text())
-    goldens[0]["answer"]["label"] = "blue"
+    goldens[0]["answer"]["label"] = "nobody"
     (folder / "goldens.json").write_text(json.dumps(goldens))
     republish(folder)
 
@@ -50,7 +50,7 @@ def other_graph(folder: Path) -> None:
     ("harm", "reason"),
     [
         (flip_a_byte, "checksum differs"),
-        (other_goldens, "golden 0 alone: answer.label is 'red', not 'blue'"),
+        (other_goldens, "golden 0 alone: answer.label is 'blue', not 'nobody'"),
         (not_a_graph, "cannot be loaded"),
         (other_graph, "the task promises image"),
         (lambda folder: (folder / "goldens.json").unlink(), "goldens.json is missing"),

@@ -1,0 +1,114 @@
+"""The program as an operator starts and stops it."""
+
+import json
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import onnxruntime
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ROW = {"rows": [{"income": 50, "debt": 5, "job": "baker"}]}
+
+
+@contextmanager
+def program(models: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """The started program, its address, and what it printed when it was ready."""
+    command = [sys.executable, "-m", "service", "--models", str(models), "--port", "0", *flags]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            first = process.stdout.readline()
+            printed = first + "".join(process.stdout.readline() for _ in range(7))
+            address = re.search(r"http://[0-9.:]+", first)
+            assert address, (first, process.poll())
+            yield process, address.group(), printed
+        finally:
+            process.kill()
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
+def test_it_prints_lines_to_try_that_work(tiny_models: Path) -> None:
+    with program(tiny_models) as (_, _, printed):
+        (line,) = re.findall(r"^  (curl .*/credit/predict)$", printed, re.MULTILINE)
+        answer = subprocess.run(line + " --silent", shell=True, capture_output=True, check=True, text=True)  # noqa: S602
+
+    assert json.loads(answer.stdout)["predictions"][0]["label"] == "yes"
+
+
+def test_what_is_accepted_is_answered_after_sigterm_and_the_exit_is_clean(tiny_models: Path) -> None:
+    body = json.dumps(ROW).encode()
+    head = (
+        "POST /v1/models/credit/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    with program(tiny_models) as (process, address, _):
+        port = int(address.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(head.encode() + body[:10])
+            while 'in_flight{model="credit"} 1.0' not in httpx.get(f"{address}/metrics").text:
+                pass
+            process.send_signal(signal.SIGTERM)
+            assert process.stderr is not None
+            while "Shutting down" not in process.stderr.readline():
+                pass
+            connection.sendall(body[10:])
+            answer = connection.makefile("rb").read()
+
+        assert answer.startswith(b"HTTP/1.1 200")
+        assert process.wait(30) == 0
+
+
+def test_readiness_falls_before_the_door_closes(tiny_models: Path) -> None:
+    with program(tiny_models, "--drain-seconds", "1.5") as (process, address, _):
+        process.send_signal(signal.SIGTERM)
+        while (ready := httpx.get(f"{address}/health/ready")).status_code == 200:
+            pass
+        live = httpx.get(f"{address}/health/live")
+
+        assert ready.json()["reason"] == "The server is stopping."
+        assert live.status_code == 200
+        assert process.wait(30) == 0
+
+
+def test_each_request_is_a_line_of_json_with_its_id(tiny_models: Path) -> None:
+    with program(tiny_models) as (process, address, _):
+        httpx.post(f"{address}/v1/models/credit/predict", json=ROW, headers={"x-request-id": "abc"})
+        process.send_signal(signal.SIGTERM)
+        _, logged = process.communicate(timeout=30)
+
+    lines = [json.loads(line) for line in logged.splitlines()]
+    (line,) = [line for line in lines if line["logger"] == "service.request"]
+    assert (line["request_id"], line["status"], line["model"]) == ("abc", 200, "credit")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--models", "nowhere"], "There is no folder of models at nowhere."),
+        (["--max-bach", "3"], "Did you mean --max-batch?"),
+        pytest.param(
+            ["--device", "cuda"],
+            "CUDA was asked for",
+            marks=pytest.mark.skipif(
+                "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="CUDA can be had here"
+            ),
+        ),
+    ],
+)
+def test_what_cannot_be_had_is_an_error_at_start(flags: list[str], message: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "service", *flags], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert ended.returncode == 2
+    assert message in ended.stderr
+    assert "Traceback" not in ended.stderr
