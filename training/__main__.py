@@ -38,8 +38,16 @@ def main(arguments: list[str]) -> int:
 
 
 def _overview() -> str:
-    lines = ["usage: python -m training RECIPE [options]", "       python -m training TASK --data PATH --name NAME [options]"]
-    lines += ["", "Trains a network, writes a report and, with --publish, a model that the service serves.", "", "recipes:"]
+    lines = [
+        "usage: python -m training RECIPE [options]",
+        "       python -m training TASK --data PATH --name NAME [options]",
+    ]
+    lines += [
+        "",
+        "Trains a network, writes a report and, with --publish, a model that the service serves.",
+        "",
+        "recipes:",
+    ]
     for name in recipe_names():
         found = recipe(name)
         lines += [f"  {name:<16} {found.summary}", f"  {'':<16} expect {found.expected}"]
@@ -74,43 +82,70 @@ def _run(arguments: list[str]) -> None:
 
 def _checked(name: str) -> str:
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,63}", name):
-        raise CannotTrain(f"--name {name}: a name is of small letters, digits, '-' and '_', and begins with neither sign.")
+        raise CannotTrain(
+            f"--name {name}: a name is of small letters, digits, '-' and '_', and begins with neither sign."
+        )
     return name
 
 
 def _parser(name: str, found: Recipe) -> argparse.ArgumentParser:
     text = found.summary + (f"\n\nExpect {found.expected}." if found.expected else "")
     parser = argparse.ArgumentParser(
-        prog=f"python -m training {name}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m training {name}",
+        usage="%(prog)s [options]",
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     flow = parser.add_argument_group("what to do")
     flow.add_argument("--publish", action="store_true", help="export and publish a new version under --models")
     flow.add_argument("--torchscript", action="store_true", help="also publish the network as TorchScript, model.ts")
     flow.add_argument("--find-lr", action="store_true", help="only sweep over learning rates: a plot and a suggestion")
     resume = flow.add_mutually_exclusive_group()
-    resume.add_argument("--resume", action="store_const", const="always", default="auto", help="go on with the last "
-                        "run of these settings, also a finished one: its report and model are made again")
-    resume.add_argument("--fresh", dest="resume", action="store_const", const="never", help="begin a new run, even "
-                        "where an unfinished one could be resumed")
+    resume.add_argument(
+        "--resume",
+        action="store_const",
+        const="always",
+        default="auto",
+        help="go on with the last run of these settings, also a finished one: its report and model are made again",
+    )
+    resume.add_argument(
+        "--fresh",
+        dest="resume",
+        action="store_const",
+        const="never",
+        help="begin a new run, even where an unfinished one could be resumed",
+    )
     places = parser.add_argument_group("where things lie")
     kind = learner_type(found.task).data_kind
     places.add_argument("--data", metavar="PATH", help=f"data of your own: {kind}")
     if name in learner_names():
         places.add_argument("--name", help="of the model (default: the task's)")
         places.add_argument("--licence", default="unknown", help="of the data, for the card (default: unknown)")
-    places.add_argument("--data-dir", default=os.environ.get("SEVENFOLD_DATA", ".data"), metavar="DIR",
-                        help="where fetched data lies (default: $SEVENFOLD_DATA or .data)")
-    places.add_argument("--mirror", default=os.environ.get("SEVENFOLD_MIRROR", ""), metavar="DIR|URL",
-                        help="where to look for data before its official address (default: $SEVENFOLD_MIRROR)")
+    places.add_argument(
+        "--data-dir",
+        default=os.environ.get("SEVENFOLD_DATA", ".data"),
+        metavar="DIR",
+        help="where fetched data lies (default: $SEVENFOLD_DATA or .data)",
+    )
+    places.add_argument(
+        "--mirror",
+        default=os.environ.get("SEVENFOLD_MIRROR", ""),
+        metavar="DIR|URL",
+        help="where to look for data before its official address (default: $SEVENFOLD_MIRROR)",
+    )
     places.add_argument("--runs", default="runs", metavar="DIR", help="of checkpoints and reports (default: runs)")
-    places.add_argument("--models", default="models", metavar="DIR", help="where models are published (default: models)")
+    places.add_argument(
+        "--models", default="models", metavar="DIR", help="where models are published (default: models)"
+    )
     add_options(parser, found.settings, "training")
     add_options(parser, found.options, "this task")
     return parser
 
 
 def _reproducing(name: str, found: Recipe, settings: Settings, options: Any, chosen: argparse.Namespace) -> str:
-    own_data = {key: getattr(chosen, key) for key in ("name", "licence") if getattr(chosen, key, None) not in (None, "unknown")}
+    own_data = {
+        key: getattr(chosen, key) for key in ("name", "licence") if getattr(chosen, key, None) not in (None, "unknown")
+    }
     defaults = {**asdict(found.settings), **asdict(found.options), **dict.fromkeys(own_data)}
     return reproducing(name, {**own_data, **asdict(settings), **asdict(options)}, defaults, chosen.data)
 
@@ -144,7 +179,7 @@ def _find_rate(session: Session, root: Path) -> None:
 def _conclude(session: Session, outcome: Outcome, folder: Path, chosen: argparse.Namespace) -> None:
     """Report and, if wanted, publication, by the first process."""
     plan, learner = session.plan, session.learner
-    served = learner.served(outcome.trained[0].network, session.runtime)
+    served = learner.served(outcome.trained[0].network)
     findings = learner.findings(outcome.trained, served)
     story = Story(plan, outcome, findings, learner.described(), session.runtime)
     (folder / "index.html").write_text(story.report(), encoding="utf-8")

@@ -47,3 +47,11 @@ def expected_calibration_error(
     """The mean distance of confidence and accuracy over bins of equal width, weighted by their counts."""
     found = reliability(probabilities, targets, bins)
     return sum(abs(confidence - accuracy) * count for confidence, accuracy, count in found) / len(targets)
+
+
+def at_temperature_one(probabilities: NDArray[np.floating], temperature: float) -> NDArray[np.floating]:
+    """What the probabilities (n, classes) were before they were calibrated by `temperature`."""
+    logits = np.log(np.maximum(probabilities, 1e-30)) * temperature
+    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+    found: NDArray[np.floating] = exponents / exponents.sum(axis=1, keepdims=True)
+    return found

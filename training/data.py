@@ -56,11 +56,12 @@ def in_order(count: int, batch_size: int, *, rank: int = 0, world: int = 1) -> l
 
 def loader(samples: SampleSet, keys: Sequence[list[Key]], runtime: Runtime, *, workers: int) -> DataLoader[Batch]:
     """Batches on the CPU, prepared by `workers` processes (0: by this one)."""
+    workers = min(workers, len(keys))
     return DataLoader(
         samples,
         batch_sampler=keys,
         collate_fn=_as_it_is,
-        num_workers=min(workers, len(keys)),
+        num_workers=workers,
         pin_memory=runtime.device.type == "cuda",
         multiprocessing_context="fork" if workers else None,  # The decoded pictures are shared, not copied.
     )

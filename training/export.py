@@ -63,7 +63,7 @@ def export(served: nn.Module, task: Task, samples: Arrays, folder: Path, *, torc
             dynamic_shapes=tuple(_dynamic(spec) for spec in task.inputs),
             verbose=False,
         )
-        traced = torch.jit.freeze(torch.jit.trace(served, example))
+        traced = torch.jit.freeze(torch.jit.trace(served, example))  # type: ignore[no-untyped-call]
         if torchscript:
             torch.jit.save(traced, folder / TORCHSCRIPT)
     onnx.checker.check_model(path, full_check=True)
@@ -136,8 +136,8 @@ def _compared(served: nn.Module, traced: Any, run: Run, task: Task, samples: Arr
                 found = _difference(spec, expected[spec.name], got[spec.name])
                 if not found <= TOLERANCE:  # Also where it is not a number.
                     raise CannotTrain(
-                        f"{kind} and the network disagree by {found:.1e} in {spec.name} with a batch of {size}; at most "
-                        f"{TOLERANCE:g} is accepted, so nothing is published."
+                        f"{kind} and the network disagree by {found:.1e} in {spec.name} with a batch of {size}; at "
+                        f"most {TOLERANCE:g} is accepted, so nothing is published."
                     )
                 largest = max(largest, found)
         between = max(between, _between(task.outputs[0].name, run(batch), alone[:size]))

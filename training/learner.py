@@ -132,7 +132,7 @@ class Learner(ABC):
         """Figures on the validation samples, after each epoch; the first is the one to raise."""
 
     @abstractmethod
-    def served(self, network: nn.Module, runtime: Runtime) -> nn.Module:
+    def served(self, network: nn.Module) -> nn.Module:
         """The module to export: the task's inputs to a tuple of its outputs, calibrated, on the CPU in float32."""
 
     @abstractmethod

@@ -58,7 +58,7 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     with runtime.autocast():
         value = loss(network, batch)
-    value.backward()
+    value.backward()  # type: ignore[no-untyped-call]
     if clip:
         nn.utils.clip_grad_norm_((p for group in optimizer.param_groups for p in group["params"]), clip)
     optimizer.step()
@@ -85,10 +85,11 @@ def fit(
         end = first + stage.epochs
         if place.epoch < end:
             begun = kept if kept and (place.epoch, place.step) > (first, 0) else None
-            run = _Stage(learner, network, stage, settings, runtime, first, begun)
-            for epoch in range(place.epoch, end):
-                started, place = time.perf_counter(), replace(place, epoch=epoch)
-                for place in run.epoch(place, end, workers):
+            run = _Stage(learner, network, stage, settings, runtime, begun)
+            while place.epoch < end:
+                started = time.perf_counter()
+                for reached in run.epoch(place, end, workers):
+                    place = reached
                     if settings.checkpoint_steps and place.step % settings.checkpoint_steps == 0:
                         _save(last, network, run, place, history, runtime)
                 row, place = _close(learner, network, run, place, started, runtime, folder)
@@ -110,7 +111,6 @@ class _Stage:
         stage: Stage,
         settings: Settings,
         runtime: Runtime,
-        first: int,
         kept: dict[str, Any] | None,
     ) -> None:
         self.learner, self.stage, self.settings, self.runtime = learner, stage, settings, runtime

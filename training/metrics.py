@@ -49,7 +49,9 @@ def confusions(probabilities: Probabilities, targets: Targets, labels: Sequence[
 
 def most_confused(matrix: NDArray[np.integer], labels: Sequence[str], count: int = 10) -> Table:
     """The pairs that were mistaken most often."""
-    pairs = [(int(matrix[i, j]), i, j) for i in range(len(labels)) for j in range(len(labels)) if i != j and matrix[i, j]]
+    pairs = [
+        (int(matrix[i, j]), i, j) for i in range(len(labels)) for j in range(len(labels)) if i != j and matrix[i, j]
+    ]
     rows = tuple(
         (labels[i], labels[j], str(n), f"{n / matrix[i].sum():.1%}") for n, i, j in sorted(pairs, reverse=True)[:count]
     )

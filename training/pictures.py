@@ -105,7 +105,9 @@ def _classes(root: Path) -> list[Path]:
     """The folders that hold pictures."""
     found = [path for path in _folders(root) if _files(path)]
     if not found:
-        raise CannotTrain(f"No pictures (JPEG, PNG, WebP or BMP) in folders of {root}: it needs a folder for each class.")
+        raise CannotTrain(
+            f"No pictures (JPEG, PNG, WebP or BMP) in folders of {root}: it needs a folder for each class."
+        )
     if len(found) == 1:
         raise CannotTrain(f"{root} has pictures of one class only, '{found[0].name}': it needs two or more.")
     return found
@@ -145,9 +147,7 @@ def _likeness(file: Path, size: int) -> tuple[str, str]:
     return hashlib.sha256(np.packbits(np.diff(grey, axis=1) > 2).tobytes()).hexdigest(), ""
 
 
-def _without_copies(
-    photos: tuple[Photo, ...], validation: tuple[Photo, ...], notices: list[str]
-) -> tuple[Photo, ...]:
+def _without_copies(photos: tuple[Photo, ...], validation: tuple[Photo, ...], notices: list[str]) -> tuple[Photo, ...]:
     seen = {photo.likeness for photo in validation}
     kept = tuple(photo for photo in photos if photo.likeness not in seen)
     if len(kept) < len(photos):

@@ -46,9 +46,7 @@ class Publication:
     torchscript: bool = False
 
 
-def published(
-    what: Publication, learner: Learner, served: nn.Module, card: Callable[[Manifest, Parity], str]
-) -> Path:
+def published(what: Publication, learner: Learner, served: nn.Module, card: Callable[[Manifest, Parity], str]) -> Path:
     """Exports, verifies and publishes; returns the new version's folder. `card` writes the README.
 
     Raises CannotTrain where the graph disagrees with the network, a golden request is not reproduced, or a figure is
@@ -157,7 +155,8 @@ def code_version(root: Path, packages: Sequence[str]) -> str:
     """The commit of the code, marked where the packages have changes that are not committed; or `unknown`."""
 
     def git(*arguments: str) -> str:
-        found = subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=True, timeout=30)
+        command = ["git", "-C", str(root), *arguments]
+        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)  # noqa: S603
         return found.stdout.strip()
 
     try:

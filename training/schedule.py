@@ -94,12 +94,10 @@ def find_rate(
     return RateSearch(tuple(rates), tuple(losses), _steepest(rates, losses))
 
 
-def _step(
-    network: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], optimizer: Optimizer, batch: Batch
-) -> float:
+def _step(network: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], optimizer: Optimizer, batch: Batch) -> float:
     optimizer.zero_grad(set_to_none=True)
     value = loss(network, batch)
-    value.backward()
+    value.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
     return float(value.detach())
 

@@ -120,13 +120,12 @@ def _hash(data: Path) -> str:
 
 
 def _header(row: Row) -> str:
-    names = "".join(f"{name:>10}" for name in row.scores)
+    names = "".join(f"{'val loss' if name == 'loss' else name:>10}" for name in row.scores)
     return f"{'epoch':>5}  {'stage':<8}{'loss':>9}{names}{'rate':>10}{'/s':>8}{'time':>7}"
 
 
 def _line(row: Row) -> str:
     scores = "".join(f"{value:>10.4f}" for value in row.scores.values())
     clock = f"{int(row.seconds) // 60}:{int(row.seconds) % 60:02}"
-    return (
-        f"{row.epoch:>5}  {row.stage:<8}{row.loss:>9.4f}{scores}{row.rate:>10.1e}{row.samples_per_second:>8.0f}{clock:>7}"
-    )
+    pace = f"{row.rate:>10.1e}{row.samples_per_second:>8.0f}{clock:>7}"
+    return f"{row.epoch:>5}  {row.stage:<8}{row.loss:>9.4f}{scores}{pace}"

@@ -17,15 +17,11 @@ class Settings:
     """How a network is trained, whatever its task. The learning rates are the peaks of one-cycle schedules."""
 
     epochs: int = option(5, "epochs in which the whole network learns")
-    frozen_epochs: int = option(2, "epochs before those, in which a pretrained body stays frozen")
     batch_size: int = option(32, "samples a step, over all processes")
-    rate: float = option(2e-3, "peak learning rate of the last layers")
-    frozen_rate: float = option(4e-3, "peak learning rate while the body is frozen")
-    discriminative: float = option(8.0, "how many times slower the first layers learn than the last")
+    rate: float = option(2e-3, "peak learning rate (of the last layers)")
     weight_decay: float = option(0.01, "weight decay; norms and biases have none")
     clip: float = option(1.0, "the gradient's norm is clipped to this; 0: not at all")
     label_smoothing: float = option(0.1, "share of the target that is spread over all classes")
-    mixup: float = option(0.0, "alpha of mixup (Zhang et al. 2018); 0: none")
     seed: int = option(0, "every random choice follows from it")
     seeds: int = option(1, "train this many times, from seed, seed+1, …; the first is published")
     precision: str = option("auto", "of the arithmetic in training", choices=("auto", "fp32", "bf16"))

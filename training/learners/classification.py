@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tasks._images import Fit
+from tasks._images import Fit, decode_picture
 from tasks.classification import Classification
 from tasks.contract import Arrays, Limits, Task
 from training import calibration, figures, metrics
@@ -37,6 +37,10 @@ class Options:
 
     backbone: str = option("mobilenet_v2", "any convolutional network of torchvision, by its name")
     weights: str = option("imagenet", "of the backbone: imagenet, the path of a file, or none")
+    frozen_epochs: int = option(2, "epochs before the others, in which a pretrained body stays frozen")
+    frozen_rate: float = option(4e-3, "peak learning rate while the body is frozen")
+    discriminative: float = option(8.0, "how many times slower the first layers learn than the last")
+    mixup: float = option(0.0, "alpha of mixup (Zhang et al. 2018); 0: none")
     size: int = option(224, "side length of the network's input, in pixels")
     train_size: int = option(0, "the same while training (smaller is faster; 0: as --size)")
     fit: str = option("squash", "how a picture becomes a square", choices=("squash", "pad", "crop"))
@@ -90,15 +94,15 @@ class ClassificationLearner(Learner):
         """The classifier; channels last, the layout that convolutions run fastest in."""
         options = self.chosen
         network = Classifier(body(options.backbone, self.weights), len(self.task.labels), dropout=options.dropout)
-        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return network.to(memory_format=torch.channels_last)
 
     def stages(self) -> tuple[Stage, ...]:
         """Head and norms first, then everything; without pretrained weights there is nothing to keep frozen."""
-        settings = self.trained_with
+        options, settings = self.chosen, self.trained_with
         whole = Stage("whole", settings.epochs, settings.rate)
-        if not self.weights or not settings.frozen_epochs:
+        if not self.weights or not options.frozen_epochs:
             return (whole,)
-        return (Stage("frozen", settings.frozen_epochs, settings.frozen_rate, frozen=True), whole)
+        return (Stage("frozen", options.frozen_epochs, options.frozen_rate, frozen=True), whole)
 
     def groups(self, network: nn.Module, stage: Stage) -> list[Group]:
         """Head, upper and lower half of the body.
@@ -106,15 +110,15 @@ class ClassificationLearner(Learner):
         While the body is frozen its BatchNorm layers go on learning, scale, shift and statistics: they fit the
         pretrained features to pictures of another kind at little cost.
         """
-        assert isinstance(network, Classifier)
-        for part in network.body.modules():
+        classifier = cast(Classifier, network)
+        for part in classifier.body.modules():
             learns = not stage.frozen or isinstance(part, nn.BatchNorm2d)
             for parameter in part.parameters(recurse=False):
                 parameter.requires_grad = learns
-        head = Group(tuple(network.head.parameters()))
+        head = Group(tuple(classifier.head.parameters()))
         if stage.frozen:
-            return [head, Group(tuple(network.body.parameters()))]
-        blocks, slower = network.body.blocks, self.trained_with.discriminative
+            return [head, Group(tuple(classifier.body.parameters()))]
+        blocks, slower = classifier.body.blocks, self.chosen.discriminative
         half = len(blocks) // 2
         return [
             head,
@@ -124,16 +128,14 @@ class ClassificationLearner(Learner):
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """Cross entropy with label smoothing, of mixed pictures where mixup is on."""
-        settings, image, target = self.trained_with, batch["image"], batch["target"]
-        if not settings.mixup:
-            return cross_entropy(network(image)[0], target, label_smoothing=settings.label_smoothing)
-        share = float(torch.distributions.Beta(settings.mixup, settings.mixup).sample())
+        image, target, smoothing = batch["image"], batch["target"], self.trained_with.label_smoothing
+        if not self.chosen.mixup:
+            return cross_entropy(network(image)[0], target, label_smoothing=smoothing)
+        share = float(torch.distributions.Beta(self.chosen.mixup, self.chosen.mixup).sample())
         other = torch.randperm(len(target)).to(target.device)
-        mixed = torch.lerp(image[other].float(), image.float(), share)
-        logits = network(mixed)[0]
-        losses = (cross_entropy(logits, t, label_smoothing=settings.label_smoothing) for t in (target, target[other]))
-        first, second = losses
-        return share * first + (1 - share) * second
+        logits = network(torch.lerp(image[other].float(), image.float(), share))[0]
+        own = cross_entropy(logits, target, label_smoothing=smoothing)
+        return share * own + (1 - share) * cross_entropy(logits, target[other], label_smoothing=smoothing)
 
     def scores(self, network: nn.Module, runtime: Runtime) -> dict[str, float]:
         """Accuracy and cross entropy on the validation pictures."""
@@ -144,7 +146,7 @@ class ClassificationLearner(Learner):
     def _whole(self, network: nn.Module) -> nn.Module:
         return Mirrored(network) if self.chosen.tta else network
 
-    def served(self, network: nn.Module, runtime: Runtime) -> nn.Module:
+    def served(self, network: nn.Module) -> nn.Module:
         """Calibrated on the validation pictures."""
         whole = copy.deepcopy(self._whole(network)).float().cpu()
         exact = Runtime(torch.device("cpu"))
@@ -153,10 +155,10 @@ class ClassificationLearner(Learner):
 
     def findings(self, trained: Sequence[Trained], served: nn.Module) -> Findings:
         """Accuracy, calibration, confusions, and the worst mistakes with what the network looked at."""
-        assert isinstance(served, ServedClassifier)
+        temperature = float(cast(ServedClassifier, served).temperature)
         labels, targets = self.task.labels, self.targets.numpy()
         probabilities = self._probabilities(served)
-        before = _uncalibrated(probabilities, float(served.temperature))
+        before = calibration.at_temperature_one(probabilities, temperature)
         matrix = metrics.confusions(probabilities, targets, labels)
         classes = metrics.per_class(probabilities, targets, labels)
         confused = metrics.most_confused(matrix, labels)
@@ -166,11 +168,11 @@ class ClassificationLearner(Learner):
         }
         return Findings(
             metrics=classification_metrics(probabilities, before, targets, f"{len(targets)} validation pictures"),
-            notes=self._notes(trained, targets, float(served.temperature)),
+            notes=self._notes(trained, targets, temperature),
             tables=(classes, confused),
             figures=(
                 Figure("Confusion matrix", figures.confusion(matrix, labels)),
-                Figure("Reliability", figures.reliability(bins), f"Temperature {float(served.temperature):.3f}."),
+                Figure("Reliability", figures.reliability(bins), f"Temperature {temperature:.3f}."),
                 *self._worst(probabilities, targets, served),
             ),
             failures=_failures(classes, confused),
@@ -185,8 +187,8 @@ class ClassificationLearner(Learner):
         counts = np.bincount(targets, minlength=len(self.task.labels))
         common = self.task.labels[int(counts.argmax())]
         notes = [
-            f"Validated on {self.folder.split}. The best epoch was chosen and the temperature ({temperature:.3f}) fitted "
-            "on the same pictures, so expect a little less on new ones.",
+            f"Validated on {self.folder.split}. The best epoch was chosen and the temperature ({temperature:.3f}) "
+            "fitted on the same pictures, so expect a little less on new ones.",
             f"Always answering '{common}' would be right for {counts.max() / len(targets):.1%} of them.",
         ]
         if len(trained) > 1:
@@ -240,27 +242,24 @@ class ClassificationLearner(Learner):
 
     def _is_clear(self, served: nn.Module, image: bytes, label: int) -> bool:
         """Whether the answer has a margin that rounding on another machine cannot use up."""
-        limits = Limits()
-        request = self.task.parse({"image": base64.b64encode(image).decode("ascii")}, limits)
-        pixels = self.task.preprocess(self.task.decode(request, limits)).arrays["image"]
+        picture = decode_picture(image, max_pixels=Limits().pixels, enough=self.task.size)
+        pixels = self.task.preprocess(picture).arrays["image"]
         with torch.no_grad():
             probabilities = served(torch.from_numpy(pixels.copy()))[0][0]
         first, second = probabilities.topk(2).values.tolist()
         return int(probabilities.argmax()) == label and first - second > 0.5
 
 
-def _uncalibrated(probabilities: NDArray[np.floating], temperature: float) -> NDArray[np.floating]:
-    """The probabilities at temperature 1."""
-    logits = np.log(np.maximum(probabilities, 1e-30)) * temperature
-    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-    found: NDArray[np.floating] = exponents / exponents.sum(axis=1, keepdims=True)
-    return found
-
-
 def _failures(classes: Table, confused: Table) -> tuple[str, ...]:
-    found = [f"{count} of the pictures of {is_} were called {said} ({share})." for is_, said, count, share in confused.rows[:5]]
+    found = [
+        f"{count} of the pictures of {is_} were called {said} ({share})."
+        for is_, said, count, share in confused.rows[:5]
+    ]
     weakest = min(classes.rows, key=lambda row: float(row[2]))
-    return (*found, f"Its weakest class is {weakest[0]}: {float(weakest[2]):.0%} of its {weakest[4]} pictures are found.")
+    return (
+        *found,
+        f"Its weakest class is {weakest[0]}: {float(weakest[2]):.0%} of its {weakest[4]} pictures are found.",
+    )
 
 
 def _small_jpeg(image: Image.Image, size: int) -> bytes:

@@ -58,7 +58,18 @@ def body(name: str, weights: Path | None) -> Body:
 
 
 def _suitable() -> list[str]:
-    families = ("convnext", "densenet", "efficientnet", "mnasnet", "mobilenet", "regnet", "resne", "shuffle", "vgg", "wide")
+    families = (
+        "convnext",
+        "densenet",
+        "efficientnet",
+        "mnasnet",
+        "mobilenet",
+        "regnet",
+        "resne",
+        "shuffle",
+        "vgg",
+        "wide",
+    )
     return [name for name in models.list_models(module=models) if name.startswith(families)]
 
 

@@ -14,9 +14,7 @@ RECIPE = Recipe(
     source=Source(
         name="clothing-dataset-small",
         # GitHub makes this archive on demand: no hash of it is published, so it is known by what it holds.
-        official=Archive(
-            "https://github.com/alexeygrigorev/clothing-dataset-small/archive/refs/heads/master.zip"
-        ),
+        official=Archive("https://github.com/alexeygrigorev/clothing-dataset-small/archive/refs/heads/master.zip"),
         mirrored=Archive(
             "classification/clothing-dataset-small.tgz",
             "9b606a18c0a4beae4bc112e9ab30ee552a36567d72d8ae976fc1169d04de21c7",
@@ -30,8 +28,8 @@ RECIPE = Recipe(
         redistributable=True,
         description="Photos taken by volunteers of their own clothes, most of them lying on a floor, a bed or a table.",
     ),
-    settings=Settings(epochs=10, frozen_epochs=2, batch_size=32),
-    options=Options(train_size=192),
+    settings=Settings(epochs=10, batch_size=32),
+    options=Options(frozen_epochs=2, train_size=192),
     intended_use="Sorting photos of single garments, such as a wardrobe or the listings of a second-hand shop.",
     out_of_scope=(
         "Photos of people, outfits of several garments, brands, sizes or colours; anything that judges a person. "
