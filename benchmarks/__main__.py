@@ -54,7 +54,7 @@ def serving_table(found: dict[str, Any]) -> str:
     for name, bare in found["bare"].items():
         lines.append(
             f"\n{name}, in process: decode {bare['decode_s'] * 1e3:.2f} ms, graph alone {bare['alone_s'] * 1e3:.2f} ms, "
-            f"in a batch of 32 {bare['in_batch_s'] * 1e3:.2f} ms each; ceiling {bare['ceiling_per_second']:.0f} 1/s."
+            f"in the best batch {bare['in_best_batch_s'] * 1e3:.3f} ms each; ceiling {bare['ceiling_per_second']:.0f} 1/s."
         )
     return "\n".join(lines)
 

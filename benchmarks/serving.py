@@ -1,7 +1,7 @@
 """The service over HTTP, against the bare runtime in process and against a plain endpoint, in one run.
 
 The ceiling is what the machine could do if HTTP, batching and Python cost nothing: a request costs one decode on one
-core, and its share of a full batch on all of them.
+core, and its share of a batch of the best size on all of them.
 """
 
 import json
@@ -26,16 +26,17 @@ from tasks.contract import Limits, Task
 from tasks.manifest import MODEL, read_goldens, read_manifest
 
 CONNECTIONS = (1, 8, 32)
-_BATCH = 32
+_BATCHES = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
 class Bare:
-    """The cost of the parts, in process: seconds a request."""
+    """The cost of the parts, in process: seconds a request, the graph's by batch size."""
 
     decode_s: float
     alone_s: float
-    in_batch_s: float
+    in_best_batch_s: float
+    by_batch_size_s: dict[int, float]
     ceiling_per_second: float
 
 
@@ -105,11 +106,12 @@ def _bare(folder: Path) -> Bare:
         return task.preprocess(task.decode(task.parse(_fields(task, content_type, body), Limits()), Limits()))
 
     samples = decode()
-    batch = {name: np.repeat(array, _BATCH, axis=0) for name, array in samples.arrays.items()}
+    runs = {}
+    for size in _BATCHES:
+        batch = {name: np.repeat(array, size, axis=0) for name, array in samples.arrays.items()}
+        runs[size] = _time(lambda batch=batch: backend.run(batch)) / size  # type: ignore[misc]
     decode_s = _time(decode)
-    alone_s = _time(lambda: backend.run(samples.arrays))
-    in_batch_s = _time(lambda: backend.run(batch)) / _BATCH
-    return Bare(decode_s, alone_s, in_batch_s, 1 / (decode_s / available_cores() + in_batch_s))
+    return Bare(decode_s, runs[1], min(runs.values()), runs, 1 / (decode_s / available_cores() + min(runs.values())))
 
 
 def _fields(task: Task, content_type: str, body: bytes) -> Any:
@@ -131,7 +133,16 @@ def _load(url: str, content_type: str, body: bytes, connections: int, seconds: f
     with tempfile.NamedTemporaryFile() as file:
         file.write(body)
         file.flush()
-        command = [sys.executable, "-m", "benchmarks.load", url, content_type, file.name, str(connections), str(seconds)]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.load",
+            url,
+            content_type,
+            file.name,
+            str(connections),
+            str(seconds),
+        ]
         ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + 60)
     load = Load(**json.loads(ended.stdout))
     if load.errors or not load.requests:

@@ -77,7 +77,7 @@ def curl_line(address: str, model: Model) -> str:
     return f"curl -H 'Content-Type: application/json' -d '{shown}' {url}"
 
 
-async def _serve(settings: Settings) -> int:
+def _serve(settings: Settings) -> int:
     service = Service(settings)
     config = uvicorn.Config(
         create_app(service),
@@ -89,7 +89,7 @@ async def _serve(settings: Settings) -> int:
         server_header=False,
     )
     server = _Server(config, service)
-    await server.serve()
+    server.run()
     return 0 if server.started else 1
 
 
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         settings = read_settings(arguments)
         set_up_logging(settings.log_level)
-        return asyncio.run(_serve(settings))
+        return _serve(settings)
     except (InvalidSetting, BackendError, BrokenModel) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

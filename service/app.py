@@ -83,6 +83,8 @@ class Service:
         yield "sevenfold_queue_depth", "Samples that wait for a batch.", ["model"], depth
         yield "sevenfold_requests_in_flight", "Requests accepted and not yet answered.", ["model"], in_flight
         yield "sevenfold_model_ready", "1 where a version is served.", ["model", "version"], ready
+        limit = [([m.manifest.name], float(m.pipeline.batch_limit)) for m in served]
+        yield "sevenfold_batch_limit", "The most samples in a batch, as found at warm-up.", ["model"], limit
         yield "sevenfold_model_info", "What is served, and where.", ["model", "version", "task", "device"], info
 
     async def load(self) -> None:

@@ -77,7 +77,7 @@ class Batcher:
         on_dropped: Callable[[int], None] = lambda size: None,
     ) -> None:
         self._run = run
-        self._policy = policy
+        self.policy = policy
         self._on_batch = on_batch
         self._on_dropped = on_dropped
         self._waiting: dict[_Shape, deque[_Ticket]] = {}
@@ -97,7 +97,7 @@ class Batcher:
         Raises whatever `run` raised for these samples alone.
         """
         total = len(next(iter(arrays.values())))
-        step = self._policy.max_size
+        step = self.policy.max_size
         if total <= step:
             return await self._enqueue(arrays, total)
         parts = [{name: array[i : i + step] for name, array in arrays.items()} for i in range(0, total, step)]
@@ -127,7 +127,7 @@ class Batcher:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while len(self._running) < self._policy.at_once and (tickets := self._next_batch()):
+        while len(self._running) < self.policy.at_once and (tickets := self._next_batch()):
             task = asyncio.get_running_loop().create_task(self._run_batch(tickets))
             self._running.add(task)
             task.add_done_callback(self._ended)
@@ -143,9 +143,9 @@ class Batcher:
         if not self._waiting:
             return []
         shape, queue = min(self._waiting.items(), key=lambda item: item[1][0].since)
-        loop, due = asyncio.get_running_loop(), queue[0].since + self._policy.max_delay_s
+        loop, due = asyncio.get_running_loop(), queue[0].since + self.policy.max_delay_s
         if due > loop.time():
-            full = [s for s, q in self._waiting.items() if sum(t.size for t in q) >= self._policy.max_size]
+            full = [s for s, q in self._waiting.items() if sum(t.size for t in q) >= self.policy.max_size]
             if not full:
                 self._timer = loop.call_at(due, self._pump)
                 return []
@@ -171,7 +171,7 @@ class Batcher:
 
     def _take(self, shape: _Shape) -> list[_Ticket]:
         queue, tickets, size = self._waiting[shape], [], 0
-        while queue and size + queue[0].size <= self._policy.max_size:
+        while queue and size + queue[0].size <= self.policy.max_size:
             size += queue[0].size
             tickets.append(queue.popleft())
         if not queue:

@@ -10,20 +10,23 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
 from service.backends.base import Backend, BackendError
-from service.batcher import Batcher, BatchPolicy
+from service.batcher import Batcher, BatchPolicy, BatchReport, Ran
 from service.errors import BackendFailed, InvalidAnswer, InvalidRequest, Overloaded, ServiceError, TooLarge, Unreadable
 from service.metrics import Metrics
 from tasks.contract import Answer, Arrays, InvalidInput, InvalidOutput, Limits, Problem, Request, Samples, Task
 
 _CHEAP_S = 0.0005
 """A step that takes less runs on the event loop: about what two hand-overs between busy threads cost."""
+_HAND_OVER_S = 0.0005
+"""What a batch costs beside its run: two hand-overs between the event loop and the device's thread."""
+_ABOUT = 1.05
 _SMOOTHING = 0.1
 _MOST_PROBLEMS = 20
 
@@ -91,13 +94,12 @@ class Pipeline:
         self._worker_count = worker_count
         self._device = device
         self._costs: dict[tuple[Any, ...], Cost] = {}
-        self._sizes = (1, policy.max_size)
         self._cancelled = metrics.cancelled.labels(name)
-        batch_size, failures = metrics.batch_size.labels(name), metrics.batch_failures.labels(name)
+        self._batch_size, self._failures = metrics.batch_size.labels(name), metrics.batch_failures.labels(name)
         self._batcher = Batcher(
             self._run_batch,
             policy,
-            on_batch=lambda report: failures.inc() if report.failed else batch_size.observe(report.size),
+            on_batch=self._on_batch,
             on_dropped=metrics.dropped.labels(name).inc,
         )
         self.in_flight = 0
@@ -111,6 +113,17 @@ class Pipeline:
     def device(self) -> str:
         """Where the graph runs."""
         return self._backend.device
+
+    @property
+    def batch_limit(self) -> int:
+        """The most samples in a batch: what warm-up found to be of use, and no more than the setting."""
+        return self._batcher.policy.max_size
+
+    def _on_batch(self, report: BatchReport) -> None:
+        if report.failed:
+            self._failures.inc()
+        else:
+            self._batch_size.observe(report.size)
 
     @contextmanager
     def permit(self) -> Iterator[None]:
@@ -136,7 +149,7 @@ class Pipeline:
         request, samples = await self._step(("decode", message.kind), message.size, self._read, message)
         read = time.perf_counter()
         try:
-            ran = await self._batcher.submit(samples.arrays)
+            ran = await self._infer(samples)
         except BackendError as error:
             raise BackendFailed("The model failed on this input.") from error
         except asyncio.CancelledError:
@@ -152,6 +165,22 @@ class Pipeline:
             "postprocess": time.perf_counter() - finished,
         }
         return Answered(answer, stages, ran.batch_size)
+
+    def is_quick(self, message: Message) -> bool:
+        """Whether every step is expected to run at once on the event loop: there will be nothing to wait for."""
+        decode, infer = self._costs.get(("decode", message.kind)), self._cost("infer")
+        return decode is not None and decode.is_cheap(message.size) and infer.is_cheap(1)
+
+    async def _infer(self, samples: Samples) -> Ran:
+        """Runs the samples: at once where that costs less than to queue, else in a batch."""
+        cost, size = self._cost("infer"), len(samples)
+        if not cost.is_cheap(size) or size > self._batcher.policy.max_size:
+            return await self._batcher.submit(samples.arrays)
+        began = time.perf_counter()
+        outputs = _timed(cost, size, self._run, [samples.arrays], size)
+        ran_s = time.perf_counter() - began
+        self._on_batch(BatchReport(size, ran_s, failed=False))
+        return Ran(outputs, 0.0, ran_s, size)
 
     async def _step(self, key: tuple[Any, ...], size: int, step: Callable[..., Any], *arguments: Any) -> Any:
         """Runs a step where it costs least: here, or in a worker thread."""
@@ -177,13 +206,8 @@ class Pipeline:
 
     async def _run_batch(self, parts: Sequence[Arrays]) -> Arrays:
         size = sum(len(next(iter(part.values()))) for part in parts)
-        cost = self._cost("infer")
-        if cost.is_cheap(size):
-            outputs: Arrays = _timed(cost, size, self._run, parts, size)
-            return outputs
-        return await asyncio.get_running_loop().run_in_executor(
-            self._device, _timed, cost, size, self._run, parts, size
-        )
+        loop, cost = asyncio.get_running_loop(), self._cost("infer")
+        return await loop.run_in_executor(self._device, _timed, cost, size, self._run, parts, size)
 
     def _run(self, parts: Sequence[Arrays], size: int) -> Arrays:
         first = parts[0]
@@ -195,9 +219,9 @@ class Pipeline:
         return outputs
 
     def warm_up(self, bodies: Sequence[Mapping[str, Any]]) -> None:
-        """Runs the smallest and the largest batch, so that no client pays for a first time, and takes their cost.
+        """Runs what clients will ask for, so that none of them pays for a first time, and takes what it costs.
 
-        That of decoding is learnt from the first requests: it depends on the form they come in.
+        The cost of decoding is learnt from the first requests: it depends on the form they come in.
         """
         for body in bodies:
             # Not by the operator's limits: those are for clients.
@@ -207,12 +231,35 @@ class Pipeline:
                 outputs = _timed(self._cost("infer"), len(samples), self._run, [samples.arrays], len(samples))
                 key = ("postprocess", *sorted(request.model_fields_set))
                 _timed(self._cost(*key), len(samples), self._finish, outputs, samples, request)
-            for size in self._sizes:
-                some = {name: np.resize(array, (size, *array.shape[1:])) for name, array in samples.arrays.items()}
-                self._run([some], size)
+        self._batcher.policy = replace(self._batcher.policy, max_size=self._useful_batch(samples.arrays))
+
+    def _useful_batch(self, arrays: Arrays) -> int:
+        """The smallest batch size that runs a sample about as cheaply as any, up to the setting.
+
+        A batch that is larger than that gains nothing and makes its first sample wait for its last: on a GPU the
+        cost of a sample falls far, on a CPU it soon rises again, when a batch no longer fits the caches.
+        """
+        costs: dict[int, float] = {}
+        size, most = 1, self._batcher.policy.max_size
+        while size <= most and _still_falling(costs):
+            batch = {name: np.resize(array, (size, *array.shape[1:])) for name, array in arrays.items()}
+            costs[size] = (_HAND_OVER_S + min(_seconds(self._run, [batch], size) for _ in range(2))) / size
+            size = size * 2 if size == most else min(size * 2, most)
+        return next(size for size, cost in costs.items() if cost <= _ABOUT * min(costs.values()))
 
     def _cost(self, *key: Any) -> Cost:
         return self._costs.setdefault(key, Cost())
+
+
+def _still_falling(costs: Mapping[int, float]) -> bool:
+    """Whether one of the last two sizes was about the best so far."""
+    return len(costs) < 2 or min(list(costs.values())[-2:]) <= _ABOUT * min(costs.values())
+
+
+def _seconds(step: Callable[..., Any], *arguments: Any) -> float:
+    began = time.perf_counter()
+    step(*arguments)
+    return time.perf_counter() - began
 
 
 def _timed(cost: Cost, size: int, step: Callable[..., Any], *arguments: Any) -> Any:

@@ -116,7 +116,10 @@ class Repository:
         seconds = time.perf_counter() - began
         self.on_loaded(entry.name, entry.version, seconds)
         told: dict[str, Any] = {"model": entry.name, "version": entry.version, "seconds": round(seconds, 3)}
-        _LOG.info("model ready", extra=told | {"device": entry.model.pipeline.device})
+        _LOG.info(
+            "model ready",
+            extra=told | {"device": entry.model.pipeline.device, "batch_limit": entry.model.pipeline.batch_limit},
+        )
 
     def _prove(self, entry: Entry) -> Model:
         """Loads a version and replays its goldens, alone and in one batch."""

@@ -38,7 +38,9 @@ class Settings:
     )
     threads: int = _setting(0, "threads of one batch on the CPU; 0 for as many as there are cores", least=0)
     workers: int = _setting(0, "threads that decode requests and encode answers; 0 for one a core", least=0)
-    max_batch: int = _setting(32, "samples in a batch, at most", least=1)
+    max_batch: int = _setting(
+        32, "samples in a batch, at most; fewer where warm-up finds that more gain nothing", least=1
+    )
     max_delay_ms: float = _setting(0.0, "how long a sample may wait for company while the device is free", least=0)
     max_queue: int = _setting(256, "requests under way for one model, at most; more are refused with 503", least=1)
     timeout_ms: float = _setting(

@@ -61,6 +61,8 @@ class PredictRoute:
     async def _predict(self, request: Request, model: Model, trace: Trace) -> Answered:
         message = await read_message(request, model.task.upload, max_bytes=self.max_body_bytes)
         trace.stages["receive"] = time.perf_counter() - trace.began
+        if model.pipeline.is_quick(message):
+            return await model.pipeline.predict(message)
         return await _unless_gone(request.receive, model.pipeline.predict(message))
 
     def _respond(self, answered: Answered, trace: Trace) -> Response:
