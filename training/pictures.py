@@ -142,7 +142,7 @@ def _likeness(file: Path, size: int) -> tuple[str, str]:
         picture = decoded(file, size)
     except (InvalidInput, OSError) as error:
         return "", str(error)
-    # Each bit: is a place brighter than its neighbour? Copies that were scaled or compressed again agree.
+    # Each bit: is a place clearly brighter than its neighbour? Copies in other formats agree, most scaled ones too.
     grey = np.asarray(picture.image.convert("L").resize((17, 16), Image.Resampling.BOX), np.int16)
     return hashlib.sha256(np.packbits(np.diff(grey, axis=1) > 2).tobytes()).hexdigest(), ""
 

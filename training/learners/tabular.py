@@ -180,8 +180,8 @@ class TabularLearner(Learner):
         return Findings(
             metrics=(*metrics.classification_metrics(probabilities, before, targets, samples), *seeds),
             notes=(
-                f"Validated on {self.chosen.valid_share:.0%} of the rows of each class, held out by a hash of the row. The "
-                f"best epoch was chosen and the temperature ({temperature:.3f}) fitted on them too.",
+                f"Validated on {self.chosen.valid_share:.0%} of the rows of each class, held out by a hash of the row. "
+                f"The best epoch was chosen and the temperature ({temperature:.3f}) fitted on them too.",
                 verdict,
             ),
             tables=(baseline, classes, *by_group),
