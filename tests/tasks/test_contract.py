@@ -1,0 +1,69 @@
+"""What is true of every task, asked of each."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tasks import task_names, task_type
+from tasks.contract import Arrays, Limits, Task, TensorSpec, parameters_of, task_from
+from tests.model_folders import COLOURS, CREDIT
+
+EXAMPLES: dict[str, Task] = {"classification": COLOURS, "tabular": CREDIT}
+
+
+def lengths(spec: TensorSpec) -> tuple[int, ...]:
+    return tuple(7 if isinstance(length, str) else length for length in spec.shape)
+
+
+def any_outputs(task: Task, arrays: Arrays) -> Arrays:
+    size = len(next(iter(arrays.values())))
+    return {spec.name: np.full((size, *lengths(spec)), 0.25, spec.dtype) for spec in task.outputs}
+
+
+def test_every_task_has_an_example_here() -> None:
+    assert set(EXAMPLES) == set(task_names())
+
+
+@pytest.mark.parametrize("name", task_names())
+class TestEveryTask:
+    def test_its_example_becomes_its_inputs(self, name: str) -> None:
+        task = EXAMPLES[name]
+
+        request = task.parse(task.example(), Limits())
+        samples = task.preprocess(task.decode(request, Limits()))
+
+        assert set(samples.arrays) == {spec.name for spec in task.inputs}
+        assert [spec.mismatch(samples.arrays[spec.name]) for spec in task.inputs] == [None] * len(task.inputs)
+
+    def test_its_outputs_become_an_answer(self, name: str) -> None:
+        task = EXAMPLES[name]
+
+        answer = task.answer(lambda arrays: any_outputs(task, arrays), task.example())
+
+        assert isinstance(answer, task.answer_type)
+        assert json.loads(answer.model_dump_json())
+
+    def test_its_example_is_json(self, name: str) -> None:
+        example = EXAMPLES[name].example()
+
+        assert json.loads(json.dumps(example)) == example
+
+    def test_a_manifest_brings_the_same_task_back(self, name: str) -> None:
+        task = EXAMPLES[name]
+
+        assert task_from(task_type(name), json.loads(json.dumps(parameters_of(task)))) == task
+
+    def test_preprocessing_does_not_depend_on_what_was_asked_before(self, name: str) -> None:
+        task = EXAMPLES[name]
+        raw = task.decode(task.parse(task.example(), Limits()), Limits())
+
+        first, second = task.preprocess(raw), task.preprocess(raw)
+
+        assert all(np.array_equal(first.arrays[k], second.arrays[k], equal_nan=k == "numbers") for k in first.arrays)
+
+
+@pytest.mark.parametrize("name", ["contract", "_images", "os", "../os", ""])
+def test_what_is_no_task_is_not_imported(name: str) -> None:
+    with pytest.raises(KeyError, match="There is no task"):
+        task_type(name)

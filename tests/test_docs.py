@@ -1,0 +1,117 @@
+"""What the documents say is so: their commands run, their answers come, their links and figures are right."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.manifest import read_manifest, verify_files
+from tests.service.test_process import program
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+MODELS = sorted(path.parent for path in (ROOT / "models").glob("*/*/manifest.json"))
+BLOCKS = re.findall(r"```(sh|json)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    line
+    for kind, block in BLOCKS
+    if kind == "sh"
+    for line in block.replace("\\\n", "").splitlines()
+    if line.startswith((".venv/", "make"))
+]
+QUESTIONS = [
+    (block, json.loads(BLOCKS[i + 1][1]))
+    for i, (kind, block) in enumerate(BLOCKS)
+    if kind == "sh" and block.startswith("curl")
+]
+
+
+def test_the_readme_is_short_enough_to_read() -> None:
+    assert len(README.splitlines()) <= 200
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("make")])
+def test_make_knows_what_the_readme_tells_to_make(command: str) -> None:
+    ended = subprocess.run(
+        command.replace("make", "make --dry-run", 1),
+        shell=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,  # noqa: S602
+    )
+
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.endswith("--help")])
+def test_help_helps(command: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, *command.split()[1:]], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert ended.returncode == 0, ended.stderr
+    assert "usage" in ended.stdout.lower()
+    assert len(ended.stdout.splitlines()) > 10
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    with program(ROOT / "models") as (_, address, _):
+        yield address
+
+
+def is_part_of(part: Any, whole: Any) -> bool:
+    if isinstance(part, dict):
+        return all(key in whole and is_part_of(value, whole[key]) for key, value in part.items())
+    if isinstance(part, list):
+        return len(part) <= len(whole) and all(is_part_of(p, w) for p, w in zip(part, whole, strict=False))
+    return bool(part == whole)
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
+@pytest.mark.parametrize(("command", "expected"), QUESTIONS)
+def test_the_readmes_questions_get_the_readmes_answers(address: str, command: str, expected: Any) -> None:
+    line = command.replace("http://127.0.0.1:8000", address).replace("curl", "curl --silent", 1)
+
+    ended = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, check=True)  # noqa: S602
+
+    assert is_part_of(expected, json.loads(ended.stdout)), ended.stdout[:500]
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_what_a_document_points_to_is_there(document: str) -> None:
+    text = (ROOT / document).read_text("utf-8")
+
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
+    paths = re.findall(r"`((?:tasks|training|service|benchmarks|tests|docs|models)/[\w./-]*)`", text)
+    assert {path for path in links + paths if not (ROOT / path).exists()} == set()
+
+
+@pytest.mark.parametrize("folder", MODELS, ids=lambda folder: f"{folder.parent.name}/{folder.name}")
+def test_a_shipped_model_is_whole_and_the_readme_states_its_figures(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    verify_files(folder, manifest)
+
+    (row,) = [line for line in README.splitlines() if line.startswith(f"| `{manifest.name}`")]
+    figures = [float(figure) for figure in re.findall(r"(?:accuracy|ROC AUC) ([0-9.]+)", row)]
+    assert figures
+    known = {round(metric.value, 3) for metric in manifest.metrics}
+    assert set(figures) <= known
+
+
+def test_the_shipped_models_are_small_enough_to_ship() -> None:
+    assert MODELS
+    size = sum(path.stat().st_size for path in (ROOT / "models").rglob("*") if path.is_file())
+    assert size < 60_000_000
+
+
+def test_no_model_holds_code() -> None:
+    kinds = {path.suffix for path in (ROOT / "models").rglob("*") if path.is_file()}
+    assert kinds <= {".onnx", ".json", ".md"}
