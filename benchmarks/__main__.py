@@ -53,14 +53,16 @@ def serving_table(found: dict[str, Any]) -> str:
     ]
     for name, bare in found["bare"].items():
         lines.append(
-            f"\n{name}, in process: decode {bare['decode_s'] * 1e3:.2f} ms, graph alone {bare['alone_s'] * 1e3:.2f} ms, "
-            f"in the best batch {bare['in_best_batch_s'] * 1e3:.3f} ms each; ceiling {bare['ceiling_per_second']:.0f} 1/s."
+            f"\n{name}, in process: decode {bare['decode_s'] * 1e3:.2f} ms, graph alone {bare['alone_s'] * 1e3:.2f} "
+            f"ms, in the best batch {bare['in_best_batch_s'] * 1e3:.3f} ms each; ceiling "
+            f"{bare['ceiling_per_second']:.0f} 1/s."
         )
     return "\n".join(lines)
 
 
 def _write(path: Path, found: dict[str, Any]) -> None:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S607
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False)
     where = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit.stdout.strip() or "unknown",

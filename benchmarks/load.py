@@ -84,7 +84,7 @@ async def generate(url: str, content_type: str, body: bytes, connections: int, s
     made = []
     for future in done:
         connection = _Connection(head.encode() + body, ends, future)
-        await loop.create_connection(lambda c=connection: c, parts.hostname, parts.port)  # type: ignore[misc]
+        await loop.create_connection(lambda c=connection: c, parts.hostname or "", parts.port or 80)  # type: ignore[misc]
         made.append(connection)
     await asyncio.gather(*done)
     times = sorted(s for c in made for s, f in zip(c.seconds, c.finished, strict=True) if counted_from <= f <= ends)
@@ -100,5 +100,5 @@ async def generate(url: str, content_type: str, body: bytes, connections: int, s
 
 if __name__ == "__main__":  # In a process of its own: url, content type, file of the body, connections, seconds.
     _, _url, _type, _file, _connections, _seconds = sys.argv
-    with open(_file, "rb") as _body:  # noqa: PTH123
+    with open(_file, "rb") as _body:
         print(json.dumps(asdict(asyncio.run(generate(_url, _type, _body.read(), int(_connections), float(_seconds))))))

@@ -121,7 +121,8 @@ def _fields(task: Task, content_type: str, body: bytes) -> Any:
 def _time(call: Callable[[], Any], *, at_least_s: float = 1.5) -> float:
     """The median of many calls, in seconds."""
     call()
-    taken, began = [], time.perf_counter()
+    taken: list[float] = []
+    began = time.perf_counter()
     while time.perf_counter() - began < at_least_s or len(taken) < 5:
         start = time.perf_counter()
         call()

@@ -63,12 +63,21 @@ def test_the_rooms_of_the_service_know_only_what_stands_below_them(module: str) 
 @pytest.mark.parametrize(
     ("modules", "blocked"),
     [
-        (("tasks.classification", "tasks.tabular", "tasks.manifest"), ("torch", "onnxruntime", "fastapi", "training", "service")),
-        (("service.app", "service.__main__"), ("torch", "torchvision", "training", "sklearn", "polars", "onnx", "httpx")),
-        (("training.__main__", "training.export", "training.publish"), ("service", "fastapi", "uvicorn", "prometheus_client")),
+        (
+            ("tasks.classification", "tasks.tabular", "tasks.manifest"),
+            ("torch", "onnxruntime", "fastapi", "training", "service"),
+        ),
+        (
+            ("service.app", "service.__main__"),
+            ("torch", "torchvision", "training", "sklearn", "polars", "onnx", "httpx"),
+        ),
+        (
+            ("training.__main__", "training.export", "training.publish"),
+            ("service", "fastapi", "uvicorn", "prometheus_client"),
+        ),
     ],
     ids=["tasks", "service", "training"],
-)  # fmt: skip
+)
 def test_each_package_loads_where_what_it_must_not_need_is_missing(
     modules: tuple[str, ...], blocked: tuple[str, ...]
 ) -> None:
