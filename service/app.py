@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
@@ -150,6 +151,9 @@ def _add_error_handlers(app: FastAPI) -> None:
             _LOG.error("%s", error.message, exc_info=error.__cause__)
         return error_response(error, trace_of(request.scope))
 
+    async def on_validation_error(request: Request, error: Any) -> Response:
+        return error_response(InvalidRequest(str(error.errors()[0]["msg"])), trace_of(request.scope))
+
     async def on_http_error(request: Request, error: Any) -> Response:
         response = error_response(_of_http(error, request), trace_of(request.scope))
         response.headers.update(error.headers or {})
@@ -157,6 +161,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(RequestValidationError, on_validation_error)
 
 
 def _of_http(error: HTTPException, request: Request) -> ServiceError:

@@ -50,7 +50,12 @@ class Model:
     @property
     def example(self) -> Mapping[str, Any]:
         """A request body with a real answer: the first golden."""
-        return self.goldens[0].request if self.goldens else self.task.example()
+        return self.goldens[0].request
+
+    @property
+    def example_answer(self) -> dict[str, Any]:
+        """The answer to the example."""
+        return {"model": self.manifest.name, "version": self.manifest.version} | self.goldens[0].answer
 
 
 @dataclass
@@ -130,10 +135,12 @@ class Repository:
         verify_files(folder, manifest)
         task = manifest.load_task()
         goldens = read_goldens(folder)
+        if not goldens:
+            raise BrokenModel("There are no golden requests: nothing proves that this model is what was trained.")
         backend = self.open_backend((folder / MODEL).read_bytes(), task.inputs, task.outputs)
         replay(task, backend, goldens, manifest.golden_tolerance)
         pipeline = self.make_pipeline(entry.name, task, backend)
-        pipeline.warm_up([golden.request for golden in goldens] or [task.example()])
+        pipeline.warm_up([golden.request for golden in goldens])
         card = folder / CARD
         return Model(manifest, task, pipeline, goldens, card.read_text("utf-8") if card.is_file() else "")
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from service.repository import Entry, Model, Repository
 from tasks.manifest import DataSource, Metric
 
-_Name = Annotated[str, Path(description="The model's name.", max_length=64)]
+_Name = Annotated[str, Path(description="The model's name.")]
 
 
 class VersionState(BaseModel):

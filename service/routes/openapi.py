@@ -48,6 +48,7 @@ def describe_interface(app: FastAPI, repository: Repository) -> dict[str, Any]:
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     schemas: dict[str, Any] = document.setdefault("components", {}).setdefault("schemas", {})
     _add_schema(schemas, ErrorResponse, "", mode="serialization")
+    _correct_errors(document, schemas)
     for model in repository.served():
         name = model.manifest.name
         document["paths"].setdefault(f"/v1/models/{name}/predict", {"post": _operation(model, schemas)})
@@ -56,6 +57,18 @@ def describe_interface(app: FastAPI, repository: Repository) -> dict[str, Any]:
         by_version["summary"] += f", version {model.manifest.version}"
         document["paths"][f"/v1/models/{name}/versions/{model.manifest.version}/predict"] = {"post": by_version}
     return document
+
+
+def _correct_errors(document: dict[str, Any], schemas: dict[str, Any]) -> None:
+    """FastAPI documents errors of its own shape, which this service never sends."""
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            if operation["responses"].pop("422", None):
+                operation["responses"]["404"] = _error_response(_ERRORS["404"])
+            if path.startswith("/v1/models/{"):
+                operation["responses"]["503"] = _error_response("The model is not served")
 
 
 def _operation(model: Model, schemas: dict[str, Any]) -> dict[str, Any]:
@@ -69,7 +82,7 @@ def _operation(model: Model, schemas: dict[str, Any]) -> dict[str, Any]:
         "operationId": f"predict_{manifest.name}",
         "parameters": [*_header_parameters(), *_option_parameters(model)],
         "requestBody": {"required": True, "content": _body_content(model, request)},
-        "responses": {"200": _answer_response(answer)} | errors,
+        "responses": {"200": _answer_response(answer, model.example_answer)} | errors,
     }
 
 
@@ -90,6 +103,9 @@ def _option_parameters(model: Model) -> list[dict[str, Any]]:
     if upload is None:
         return []
     properties = model.task.request_type.model_json_schema()["properties"]
+    for schema in properties.values():
+        # Swagger UI would send a default along with a body that says otherwise, which is an error.
+        schema.pop("default", None)
     return [
         {
             "name": name,
@@ -116,14 +132,14 @@ def _header_parameters() -> list[dict[str, Any]]:
     ]
 
 
-def _answer_response(answer: dict[str, str]) -> dict[str, Any]:
+def _answer_response(answer: dict[str, str], example: dict[str, Any]) -> dict[str, Any]:
     return {
         "description": "The answer",
         "headers": {
             "Server-Timing": {"schema": {"type": "string"}, "description": "Where the time went, in milliseconds."},
             "X-Model": {"schema": {"type": "string"}, "description": "Name and version of the model that answered."},
         },
-        "content": {"application/json": {"schema": answer}},
+        "content": {"application/json": {"schema": answer, "example": example}},
     }
 
 
