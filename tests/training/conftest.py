@@ -30,7 +30,9 @@ def picture(colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (48
 def photos(tmp_path: Path) -> Callable[..., Path]:
     """Makes a folder of pictures, `count` of each colour."""
 
-    def make(name: str = "photos", count: int = 12, classes: tuple[str, ...] = ("green", "red"), first: int = 0) -> Path:
+    def make(
+        name: str = "photos", count: int = 12, classes: tuple[str, ...] = ("green", "red"), first: int = 0
+    ) -> Path:
         for number, label in enumerate(classes):
             folder = tmp_path / name / label
             folder.mkdir(parents=True)

@@ -23,7 +23,7 @@ class Shelf(ThreadingHTTPServer):
         self.ranges: list[str | None] = []
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):  # noqa: N802
+        def do_GET(self):
             shelf = self.server
             shelf.ranges.append(self.headers.get("Range"))
             content = shelf.files.get(self.path)
@@ -65,7 +65,9 @@ def tar(**files: bytes) -> bytes:
     return content.getvalue()
 
 
-def source(shelf: Shelf, content: bytes, *, sha256: str | None = None, holds: tuple[str, ...] = ("data.csv",)) -> Source:
+def source(
+    shelf: Shelf, content: bytes, *, sha256: str | None = None, holds: tuple[str, ...] = ("data.csv",)
+) -> Source:
     sha256 = hashlib.sha256(content).hexdigest() if sha256 is None else sha256
     official = Archive(f"http://127.0.0.1:{shelf.server_port}/official.tgz", sha256, len(content))
     return Source("things", official, Archive("packs/things.tgz", sha256), holds)
@@ -123,7 +125,7 @@ def test_the_rest_of_another_file_is_noticed(shelf, tmp_path):
 def test_a_file_with_another_hash_is_refused_and_nothing_is_left_of_it(shelf, tmp_path):
     content = shelf.files["/official.tgz"] = tar(**{"data.csv": b"1"})
 
-    with pytest.raises(CannotTrain, match="its SHA-256 is .*, not 0000"):
+    with pytest.raises(CannotTrain, match=r"its SHA-256 is .*, not 0000"):
         fetcher(tmp_path).fetched(source(shelf, content, sha256="0000"))
 
     assert not (tmp_path / "data" / "things").exists()
@@ -146,7 +148,7 @@ def test_where_no_hash_is_known_the_one_it_has_is_said(shelf, tmp_path):
 
 
 def test_an_archive_that_is_not_there_is_an_error_that_says_so_at_once(shelf, tmp_path):
-    with pytest.raises(CannotTrain, match="things could not be fetched .*404"):
+    with pytest.raises(CannotTrain, match=r"things could not be fetched .*404"):
         fetcher(tmp_path).fetched(source(shelf, b"x"))
 
     assert len(shelf.ranges) == 1

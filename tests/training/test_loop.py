@@ -96,7 +96,9 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
 
     assert [(row.epoch, row.loss) for row in rows] == [(row.epoch, row.loss) for row in again]
     assert second.steps == 0
-    assert all(torch.equal(a, b) for a, b in zip(network.state_dict().values(), other.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(network.state_dict().values(), other.state_dict().values(), strict=True)
+    )
 
 
 def test_training_lowers_the_loss_and_the_same_seed_gives_the_same_network(tmp_path):

@@ -42,9 +42,17 @@ def test_two_processes_come_to_the_result_of_one_at_the_same_global_batch(tmp_pa
     learner = SmallLearner()
     alone = list(fit(learner, learner.network(), SETTINGS, CPU, tmp_path / "one"))
 
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", program, tmp_path / "two"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        program,
+        tmp_path / "two",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    done = subprocess.run(  # noqa: PLW1510 -- what it printed is part of the assertion.
         [str(word) for word in command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
     )
 

@@ -1,0 +1,97 @@
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from tasks._tables import CategoryColumn, NumberColumn
+from tasks.tabular import Tabular
+from training.errors import CannotTrain
+from training.export import OPSET, TORCHSCRIPT, export, runner
+from training.networks.tabular import ServedTabular, TabularNetwork
+
+CITY, AGE = CategoryColumn("city", ("Oslo", "Lima")), NumberColumn("age", 0, 99)
+
+
+def served(columns) -> ServedTabular:
+    torch.manual_seed(0)
+    numbers = torch.randn(50, sum(column is AGE for column in columns)) * 20 + 40
+    cities = [2 for column in columns if column is CITY]
+    settings = {"layers": [8], "dropout": 0.1, "bins": 8, "blanked": 0.01}
+    return ServedTabular(TabularNetwork(cities, numbers, 3, **settings), 1.3)
+
+
+def samples(task, count=20):
+    random = np.random.default_rng(0)
+    rows = {
+        column.name: [random.choice(["Oslo", "Lima", "Rome", None]) for _ in range(count)]
+        if column is CITY
+        else [None if i % 5 == 0 else float(random.uniform(-10, 200)) for i in range(count)]
+        for column in task.columns
+    }
+    return task.preprocess(rows).arrays
+
+
+def task_of(*columns) -> Tabular:
+    return Tabular("y", ("a", "b", "c"), columns)
+
+
+@pytest.mark.parametrize("columns", [(CITY, AGE), (CITY,), (AGE,)], ids=["both", "categories", "numbers"])
+def test_the_graph_agrees_with_the_network_at_every_batch_size(tmp_path, columns):
+    task, module = task_of(*columns), served(columns)
+
+    parity = export(module, task, samples(task), tmp_path, torchscript=False)
+
+    assert parity.batches == (1, 2, 7, 20)
+    assert parity.largest < 1e-5
+    assert parity.between_batches < 1e-5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx"]
+    graph = onnx.load(tmp_path / "model.onnx")
+    assert {entry.domain: entry.version for entry in graph.opset_import}[""] == OPSET
+    assert [each.type.tensor_type.shape.dim[0].dim_param for each in graph.graph.input] == ["batch", "batch"]
+
+
+def test_a_network_left_in_training_mode_is_exported_as_it_is_served(tmp_path):
+    task, module = task_of(CITY, AGE), served((CITY, AGE)).train()
+
+    assert export(module, task, samples(task), tmp_path, torchscript=False).largest < 1e-5
+
+
+def test_torchscript_is_written_on_request_and_gives_the_same(tmp_path):
+    task, module = task_of(CITY, AGE), served((CITY, AGE))
+    arrays = samples(task)
+
+    export(module, task, arrays, tmp_path, torchscript=True)
+
+    with pytest.warns(FutureWarning):
+        loaded = torch.jit.load(tmp_path / TORCHSCRIPT)
+    (got,) = loaded(*(torch.from_numpy(arrays[spec.name].copy()) for spec in task.inputs))
+    assert got.detach().numpy() == pytest.approx(
+        runner(tmp_path / "model.onnx", task)(arrays)["probabilities"], abs=1e-5
+    )
+
+
+class BurnedIn(nn.Module):
+    """Takes one way for a batch of two, with which it is exported, and another for all others."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(1, 3)
+
+    def forward(self, categories, numbers):
+        factor = 1.0 if torch.jit.is_tracing() or torch.compiler.is_compiling() else 2.0
+        return ((self.head(numbers.nan_to_num() / 100) * factor).softmax(dim=1),)
+
+
+def test_a_graph_that_does_not_do_what_the_network_does_is_refused(tmp_path):
+    task = task_of(AGE)
+
+    with pytest.raises(CannotTrain, match=r"and the network disagree by .* in probabilities with a batch of 1"):
+        export(BurnedIn(), task, samples(task), tmp_path, torchscript=False)
+
+
+def test_a_graph_with_other_tensors_than_the_task_names_is_refused(tmp_path):
+    task = Tabular("y", ("a", "b"), (CITY, AGE))
+
+    with pytest.raises(CannotTrain, match=r"probabilities is float32 .*3.*, not float32 \(2,\)"):
+        export(served((CITY, AGE)), task, samples(task), tmp_path, torchscript=False)

@@ -1,0 +1,177 @@
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tasks import task_names
+from tasks.manifest import BrokenModel, read_goldens, read_manifest, verify_files
+from training import export
+from training.__main__ import main
+from training.publish import replay
+
+PICTURES = (
+    *("--backbone", "shufflenet_v2_x0_5", "--weights", "none", "--size", "32", "--epochs", "4"),
+    *("--batch-size", "8", "--device", "cpu", "--precision", "fp32", "--rate", "0.01"),
+)
+
+
+@pytest.fixture
+def train(tmp_path, capsys):
+    """Runs a command line with runs and models in the test's folder; gives status, output and errors."""
+
+    def run(*arguments):
+        places = ["--runs", tmp_path / "runs", "--models", tmp_path / "models", "--data-dir", tmp_path / "data"]
+        status = main([str(word) for word in (*arguments, *places)])
+        caught = capsys.readouterr()
+        return status, caught.out, caught.err
+
+    return run
+
+
+def test_help_lists_recipes_with_what_to_expect_and_tasks_with_their_data(capsys):
+    status = main(["--help"])
+
+    out = capsys.readouterr().out
+    assert status == 0
+    assert re.search(r"clothing .*\n +expect 0\.9", out)
+    assert re.search(r"tabular .*\n +--data: a CSV or Parquet file", out)
+
+
+@pytest.mark.parametrize("name", ["clothing", "adult", "classification", "tabular"])
+def test_each_has_help_with_its_defaults(name, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+
+    out = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "--publish" in out
+    assert re.search(r"--rate FLOAT +peak learning rate.*\n? *\(default: [\d.]+\)", out)
+
+
+@pytest.mark.slow
+def test_photos_become_a_report_and_a_model_that_answers(train, photos, tmp_path):
+    folder = photos(count=30, classes=("green", "red", "blue"))
+    arguments = ("classification", "--data", folder, "--name", "colours", *PICTURES)
+
+    status, out, err = train(*arguments, "--publish", "--torchscript")
+
+    assert status == 0, err
+    assert re.search(r"epoch +stage +loss +accuracy +val loss +rate", out)
+    model = tmp_path / "models" / "colours" / "1"
+    manifest = read_manifest(model)
+    verify_files(model, manifest)
+    replay(model)
+    assert {"model.onnx", "model.ts", "goldens.json", "README.md"} == set(manifest.files)
+    assert manifest.metrics[0].name == "accuracy"
+    assert manifest.metrics[0].value > 0.8
+    task = manifest.load_task()
+    assert task.labels == ("blue", "green", "red")
+    noise = np.random.default_rng(5).normal(0, 20, (40, 48, 3))
+    Image.fromarray((np.array([190, 40, 40]) + noise).clip(0, 255).astype(np.uint8)).save(tmp_path / "new.png")
+    answer = task.answer(export.runner(model / "model.onnx", task), {"image": (tmp_path / "new.png").read_bytes()})
+    assert answer.label == "red"
+    (report,) = (tmp_path / "runs" / "colours").rglob("index.html")
+    page = report.read_text()
+    assert not re.findall(r'(?:src|href)="(?!data:)', page), "the page needs no other file"
+    assert "Confusion matrix" in page
+    assert not (tmp_path / "models" / "colours" / ".1.partial").exists()
+
+    status, out, _ = train(*arguments, "--resume", "--publish")
+
+    assert status == 0
+    assert f"Published: {tmp_path / 'models' / 'colours' / '2'}" in out
+    first, second = (read_manifest(model.with_name(version)) for version in "12")
+    assert first.metrics == second.metrics
+    assert len(list((tmp_path / "runs" / "colours").iterdir())) == 1
+
+
+@pytest.mark.slow
+def test_a_table_becomes_a_report_and_a_model_that_answers(train, table, tmp_path):
+    status, out, err = train(
+        *("tabular", "--data", table(count=900), "--target", "churn", "--name", "churn", "--audit", "city"),
+        *("--epochs", "15", "--batch-size", "64", "--rate", "0.01", "--publish", "--seeds", "2", "--device", "cpu"),
+    )
+
+    assert status == 0, err
+    assert "Column 'customer' is left out" in out
+    model = tmp_path / "models" / "churn" / "1"
+    replay(model)
+    manifest = read_manifest(model)
+    figures = {metric.name: metric.value for metric in manifest.metrics}
+    assert figures["accuracy"] > 0.85
+    assert figures["accuracy_mean"] > 0.85
+    task = manifest.load_task()
+    body = {"rows": [{"age": 70, "city": "Lima", "spent": 10.0}, {"age": None, "city": "Rome", "spent": None}]}
+    answer = task.answer(export.runner(model / "model.onnx", task), body)
+    assert answer.predictions[0].label == "no"
+    assert "Rome" in answer.notices[0]
+    card = (model / "README.md").read_text()
+    for needed in ("Against gradient boosting", "By city", "Known failures", "Out of scope", "opset 20", "2 seeds"):
+        assert needed in card
+    assert read_goldens(model)[0].request == task.example(), "data that may not be given away is not in the goldens"
+
+
+def test_a_model_that_was_changed_is_not_reproduced(train, table, tmp_path):
+    arguments = ("tabular", "--data", table(), "--target", "churn", "--epochs", "1", "--publish", "--device", "cpu")
+    assert train(*arguments)[0] == 0
+    model = tmp_path / "models" / "tabular" / "1"
+    goldens = json.loads((model / "goldens.json").read_text())
+    goldens[0]["answer"]["predictions"][0]["probability"] += 0.1
+    (model / "goldens.json").write_text(json.dumps(goldens))
+
+    with pytest.raises(BrokenModel, match="checksum differs"):
+        replay(model)
+
+
+def test_the_rate_search_prints_a_suggestion_and_draws_the_curve(train, table, tmp_path):
+    status, out, _ = train("tabular", "--data", table(), "--target", "churn", "--find-lr", "--device", "cpu")
+
+    assert status == 0
+    assert re.search(r"Suggested: --rate \d\.\de-\d\d", out)
+    assert (tmp_path / "runs" / "tabular" / "find-lr.png").read_bytes().startswith(b"\x89PNG")
+    assert not list((tmp_path / "runs").rglob("*.pt"))
+
+
+def test_every_mistake_a_user_can_make_is_one_sentence_and_status_2(train, photos, table, tmp_path):
+    folder, file = photos(), table()
+    (tmp_path / "empty").mkdir()
+    single = photos("single", classes=("red",))
+    broken = photos("broken")
+    (broken / "red" / "bad.jpg").write_bytes(b"x")
+    shutil.copy(file, tmp_path / "photo.parquet")
+    mistakes = [
+        (("bears",), "no recipe or task named 'bears'"),
+        (("classification",), "needs --data"),
+        (("classification", "--data", tmp_path / "nowhere"), "no such file or folder"),
+        (("classification", "--data", tmp_path / "empty"), "No pictures"),
+        (("classification", "--data", single), "one class only"),
+        (("classification", "--data", broken, "--weights", "none"), "bad.jpg cannot be read"),
+        (("classification", "--data", folder, "--weights", tmp_path / "w.pth"), "no such file"),
+        (("classification", "--data", folder, "--weights", file), "cannot be read as a file of tensors"),
+        (("classification", "--data", folder, "--weights", "none", "--backbone", "big"), "no network named 'big'"),
+        (("classification", "--data", folder, "--name", "My Bears", "--weights", "none"), "--name My Bears"),
+        (("tabular", "--data", file), "--target"),
+        (("tabular", "--data", file, "--target", "gone"), "has no column 'gone'; its columns are customer, age"),
+        (("tabular", "--data", file, "--target", "spent"), "predicting a number is not built"),
+        (("tabular", "--data", file, "--target", "churn", "--ignore", "gone"), "no column 'gone'"),
+        (("tabular", "--data", file, "--target", "churn", "--resume"), "leave --resume out"),
+        (("tabular", "--data", tmp_path / "photo.parquet", "--target", "churn"), "cannot be read as a table"),
+    ]
+    for arguments, sentence in mistakes:
+        arguments = (*arguments, "--weights", "none") if arguments[-1] in (single, tmp_path / "empty") else arguments
+        status, _, err = train(*arguments)
+
+        said = err.strip().splitlines()[-1]
+        assert (status, said.startswith("training: "), sentence in said) == (2, True, True), (arguments, err)
+        assert "Traceback" not in err
+    assert not (tmp_path / "models").exists()
+
+
+def test_every_task_with_a_learner_is_offered_and_no_file_lists_them(capsys):
+    main(["--help"])
+
+    out = capsys.readouterr().out
+    assert [name for name in task_names() if f"\n  {name} " in out] == ["classification", "tabular"]
