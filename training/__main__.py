@@ -96,6 +96,14 @@ def _parser(name: str, found: Recipe) -> argparse.ArgumentParser:
         description=text,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    _add_flow(parser)
+    _add_places(parser, found, own_data=name in learner_names())
+    add_options(parser, found.settings, "training")
+    add_options(parser, found.options, "this task")
+    return parser
+
+
+def _add_flow(parser: argparse.ArgumentParser) -> None:
     flow = parser.add_argument_group("what to do")
     flow.add_argument("--publish", action="store_true", help="export and publish a new version under --models")
     flow.add_argument("--torchscript", action="store_true", help="also publish the network as TorchScript, model.ts")
@@ -115,10 +123,15 @@ def _parser(name: str, found: Recipe) -> argparse.ArgumentParser:
         const="never",
         help="begin a new run, even where an unfinished one could be resumed",
     )
+
+
+def _add_places(parser: argparse.ArgumentParser, found: Recipe, *, own_data: bool) -> None:
     places = parser.add_argument_group("where things lie")
-    kind = learner_type(found.task).data_kind
-    places.add_argument("--data", metavar="PATH", help=f"data of your own: {kind}")
-    if name in learner_names():
+    if not own_data:
+        places.add_argument("--data", metavar="PATH", help="the recipe's data, where it lies unpacked already")
+    else:
+        kind = learner_type(found.task).data_kind
+        places.add_argument("--data", metavar="PATH", help=f"what to train on: {kind}")
         places.add_argument("--name", help="of the model (default: the task's)")
         places.add_argument("--licence", default="unknown", help="of the data, for the card (default: unknown)")
     places.add_argument(
@@ -137,9 +150,6 @@ def _parser(name: str, found: Recipe) -> argparse.ArgumentParser:
     places.add_argument(
         "--models", default="models", metavar="DIR", help="where models are published (default: models)"
     )
-    add_options(parser, found.settings, "training")
-    add_options(parser, found.options, "this task")
-    return parser
 
 
 def _reproducing(name: str, found: Recipe, settings: Settings, options: Any, chosen: argparse.Namespace) -> str:

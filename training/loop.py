@@ -80,15 +80,15 @@ def fit(
     network.to(runtime.device)
     if kept:
         network.load_state_dict(kept["network"])
-    first = 0
-    for stage in learner.stages():
+    first, stages = 0, learner.stages()
+    for stage in stages:
         end = first + stage.epochs
         if place.epoch < end:
             begun = kept if kept and (place.epoch, place.step) > (first, 0) else None
             run = _Stage(learner, network, stage, settings, runtime, begun)
             while place.epoch < end:
                 started = time.perf_counter()
-                for reached in run.epoch(place, end, workers):
+                for reached in run.epoch(place, sum(each.epochs for each in stages), workers):
                     place = reached
                     if settings.checkpoint_steps and place.step % settings.checkpoint_steps == 0:
                         _save(last, network, run, place, history, runtime)
@@ -123,7 +123,7 @@ class _Stage:
             self.schedule.load_state_dict(kept["schedule"])
 
     def epoch(self, place: Place, epochs: int, workers: int) -> Iterator[Place]:
-        """Takes the steps of an epoch that remain from `place` on, and yields the place after each."""
+        """Takes the steps of an epoch that remain from `place` on, and yields how far it is now and then."""
         settings, runtime, samples = self.settings, self.runtime, self.learner.samples
         keys = shuffled(
             len(samples),

@@ -1,6 +1,3 @@
-import functools
-import operator
-
 import numpy as np
 import torch
 from hypothesis import given
@@ -10,6 +7,10 @@ from training.data import SampleSet, derived_seed, held_out, in_order, loader, p
 from training.runtime import Runtime
 
 CPU = Runtime(torch.device("cpu"))
+
+
+def flat(batches):
+    return [key for batch in batches for key in batch]
 
 
 class Counted(SampleSet):
@@ -34,19 +35,17 @@ def test_processes_deal_out_the_very_batches_one_process_would_take(count, share
 
     parts = [shuffled(count, size, seed=seed, epoch=epoch, rank=r, world=world) for r in range(world)]
 
-    assert [sorted(batch) for batch in alone] == [
-        sorted(functools.reduce(operator.iadd, each, [])) for each in zip(*parts, strict=True)
-    ]
+    assert [sorted(batch) for batch in alone] == [sorted(flat(each)) for each in zip(*parts, strict=True)]
 
 
 @given(st.integers(2, 100), st.integers(1, 32), st.integers(0, 3))
 def test_an_epoch_takes_no_sample_twice_and_another_epoch_another_order(count, size, seed):
-    first = functools.reduce(operator.iadd, shuffled(count, size, seed=seed, epoch=0), [])
+    first = flat(shuffled(count, size, seed=seed, epoch=0))
 
     assert len({index for _, index in first}) == len(first) >= min(count, size)
-    assert first == functools.reduce(operator.iadd, shuffled(count, size, seed=seed, epoch=0), [])
+    assert first == flat(shuffled(count, size, seed=seed, epoch=0))
     if count > 20:
-        other = functools.reduce(operator.iadd, shuffled(count, size, seed=seed, epoch=1), [])
+        other = flat(shuffled(count, size, seed=seed, epoch=1))
         assert [index for _, index in other] != [index for _, index in first]
 
 

@@ -48,7 +48,7 @@ def test_each_has_help_with_its_defaults(name, capsys):
     out = capsys.readouterr().out
     assert ended.value.code == 0
     assert "--publish" in out
-    assert re.search(r"--rate FLOAT +peak learning rate.*\n? *\(default: [\d.]+\)", out)
+    assert re.search(r"--rate FLOAT peak learning rate .*?\(default: [\d.]+\)", " ".join(out.split()))
 
 
 @pytest.mark.slow
