@@ -23,6 +23,11 @@ _DTYPES = {
 # HEURISTIC: the default search tries every algorithm for each new shape, seconds each. kSameAsRequested: the arena
 # grows by what is needed and not by powers of two, which it would never give back.
 _CUDA_OPTIONS = {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
+# A graph of one Identity, as ONNX (IR 8, opset 13): the least that a session can be made of.
+_IDENTITY = bytes.fromhex(
+    "080812003a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a02080162"
+    "0f0a0179120a0a08080112040a02080142040a00100d"
+)
 
 
 def available_cores() -> int:
@@ -57,10 +62,18 @@ class OnnxRuntime:
 
     def check(self) -> None:
         """Raises BackendError where the device that was asked for is not there; to be called before serving."""
-        if self.device == "cuda" and _CUDA not in ort.get_available_providers():
+        if self.device != "cuda":
+            return
+        if _CUDA not in ort.get_available_providers():
             raise BackendError(
                 "CUDA was asked for and this build of onnxruntime has none of it: install onnxruntime-gpu "
                 "(`make serve GPU=1`), or choose --device auto or cpu."
+            )
+        # To be built for CUDA is not to find a device, a driver and the libraries: only a session tells.
+        if self._session(_IDENTITY).get_providers()[0] != _CUDA:
+            raise BackendError(
+                "CUDA was asked for and onnxruntime cannot use it here: there is no device, or the driver or a library "
+                "(cuDNN, cuBLAS) is missing. Choose --device auto or cpu to serve without it."
             )
 
     def __call__(self, graph: bytes, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> OnnxBackend:
