@@ -1,5 +1,6 @@
 """Figures for classes: accuracy, per class, confusions, over seeds; scikit-learn does the counting."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -81,3 +82,12 @@ def classification_metrics(
     raw = calibration.expected_calibration_error(before, targets)
     protocol = f"expected calibration error before the temperature, {bins}, {samples}"
     return (*found, Metric(name="calibration_error_before", value=raw, protocol=protocol))
+
+
+def certainty(share: float, count: int) -> str:
+    """How far the accuracy of `count` samples may lie from that of all: the 95 % interval of Wilson (1927)."""
+    z = 1.96
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    reach = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    bounds = f"{middle - reach:.3f} and {middle + reach:.3f}"
+    return f"With {count:,} samples, an accuracy of {share:.3f} stands for one between {bounds} (95 %)."

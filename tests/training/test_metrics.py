@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.groups import group_table, grouped
-from training.metrics import class_figures, confusions, most_confused, per_class, spread
+from training.metrics import certainty, class_figures, confusions, most_confused, per_class, spread
 
 LABELS = ("cat", "dog", "owl")
 
@@ -86,3 +86,8 @@ def test_the_rarest_categories_share_a_group():
 
     assert len(set(names)) <= 14
     assert "other" in names
+
+
+def test_few_samples_leave_a_wide_interval():
+    assert "between 0.880 and 0.940" in certainty(0.915, 341)
+    assert "between 0.914 and 0.916" in certainty(0.915, 1_000_000)

@@ -168,7 +168,7 @@ class ClassificationLearner(Learner):
         }
         return Findings(
             metrics=classification_metrics(probabilities, before, targets, f"{len(targets)} validation pictures"),
-            notes=self._notes(trained, targets, temperature),
+            notes=self._notes(trained, targets, temperature, float((probabilities.argmax(axis=1) == targets).mean())),
             tables=(classes, confused),
             figures=(
                 Figure("Confusion matrix", figures.confusion(matrix, labels)),
@@ -183,17 +183,22 @@ class ClassificationLearner(Learner):
         array: NDArray[np.float32] = found.numpy()
         return array
 
-    def _notes(self, trained: Sequence[Trained], targets: NDArray[np.integer], temperature: float) -> tuple[str, ...]:
+    def _notes(
+        self, trained: Sequence[Trained], targets: NDArray[np.integer], temperature: float, accuracy: float
+    ) -> tuple[str, ...]:
         counts = np.bincount(targets, minlength=len(self.task.labels))
         common = self.task.labels[int(counts.argmax())]
         notes = [
-            f"Validated on {self.folder.split}. The best epoch was chosen and the temperature ({temperature:.3f}) "
-            "fitted on the same pictures, so expect a little less on new ones.",
+            f"Split: {self.folder.split}. The best epoch was chosen and the temperature ({temperature:.3f}) fitted on "
+            "the same validation pictures, so expect a little less on new ones.",
+            metrics.certainty(accuracy, len(targets)),
             f"Always answering '{common}' would be right for {counts.max() / len(targets):.1%} of them.",
         ]
         if len(trained) > 1:
             accuracies = [each.scores["accuracy"] for each in trained]
             notes.append(f"Accuracy over {len(trained)} seeds: {metrics.spread(accuracies)}; the first is published.")
+        weights = self.weights.name if self.weights else "none, from scratch"
+        notes.append(f"Body: torchvision's {self.chosen.backbone}; weights it began with: {weights}.")
         if self.chosen.tta:
             notes.append("The graph averages over the picture and its mirror image (test-time augmentation).")
         return tuple(notes)

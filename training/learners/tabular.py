@@ -59,8 +59,9 @@ class TabularLearner(Learner):
 
     summary: ClassVar[str] = "what does this row predict? a class from the columns of a table"
     data_kind: ClassVar[str] = "a CSV or Parquet file"
+    # A second thread has so little to do in a network of this size that waiting for it costs more.
     settings: ClassVar[Settings] = Settings(
-        epochs=20, batch_size=256, rate=3e-3, weight_decay=0.02, label_smoothing=0.0, precision="fp32"
+        epochs=20, batch_size=256, rate=3e-3, weight_decay=0.02, label_smoothing=0.0, precision="fp32", threads=1
     )
     options: ClassVar[Options] = Options()
 
