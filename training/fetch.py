@@ -174,7 +174,7 @@ def _receive(address: str, archive: Archive, partial: Path) -> bool:
 
 def _bar(address: str, have: int, total: int) -> "tqdm[None]":
     title = address.rpartition("/")[2][:40]
-    return tqdm(desc=title, initial=have, total=total or None, unit="B", unit_scale=True, leave=False)
+    return tqdm(desc=title, initial=have, total=total or None, unit="B", unit_scale=True, leave=False, disable=None)
 
 
 def _verified(file: Path, archive: Archive) -> str:

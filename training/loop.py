@@ -137,7 +137,9 @@ class _Stage:
         self.network.train()
         total = torch.tensor(place.loss, dtype=torch.float64, device=runtime.device)
         title = f"epoch {place.epoch + 1}/{epochs} {self.stage.name}"
-        with tqdm(batches, title, self.steps, initial=place.step, leave=False, disable=not runtime.leads) as bar:
+        # None: shown on a terminal, and not in a log.
+        hidden = None if runtime.leads else True
+        with tqdm(batches, title, self.steps, initial=place.step, leave=False, disable=hidden) as bar:
             for step, batch in enumerate(bar, place.step):
                 # Each process draws its own dropout, whatever drew before it.
                 torch.manual_seed(derived_seed(settings.seed, place.epoch, step, runtime.rank))

@@ -122,7 +122,7 @@ def _read(
     with ThreadPoolExecutor() as pool:
         tried = pool.map(lambda item: _likeness(item[0], size), listed)
         for (file, label), (likeness, problem) in tqdm(
-            zip(listed, tried, strict=True), "reading pictures", len(listed), leave=False
+            zip(listed, tried, strict=True), "reading pictures", len(listed), leave=False, disable=None
         ):
             if not problem:
                 photos.append(Photo(file, label, likeness))
