@@ -48,7 +48,7 @@ class Service:
         worker_count = settings.workers or available_cores()
         self._worker_count = worker_count
         self._workers = ThreadPoolExecutor(worker_count, thread_name_prefix="worker")
-        self._device = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._device = ThreadPoolExecutor(settings.batches_at_once, thread_name_prefix="device")
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self.repository = Repository(
             settings.models,
@@ -66,7 +66,7 @@ class Service:
             task,
             backend,
             name=name,
-            policy=BatchPolicy(settings.max_batch, settings.max_delay_ms / 1000),
+            policy=BatchPolicy(settings.max_batch, settings.max_delay_ms / 1000, settings.batches_at_once),
             limits=Limits(pixels=settings.max_pixels, rows=settings.max_rows),
             max_queue=settings.max_queue,
             workers=self._workers,

@@ -30,7 +30,8 @@ class BatchPolicy:
     Attributes:
         max_size: the most samples in a batch.
         max_delay_s: how long the oldest sample may wait for others while the device is free.
-        at_once: how many batches the device is given at a time; 2 hides the hand-over between them.
+        at_once: how many batches the device is given at a time; 2 hide the hand-over between them, and fill the gaps
+            in which one batch cannot use all of the device.
     """
 
     max_size: int = 32

@@ -231,29 +231,35 @@ class Pipeline:
                 outputs = _timed(self._cost("infer"), len(samples), self._run, [samples.arrays], len(samples))
                 key = ("postprocess", *sorted(request.model_fields_set))
                 _timed(self._cost(*key), len(samples), self._finish, outputs, samples, request)
-        self._batcher.policy = replace(self._batcher.policy, max_size=self._useful_batch(samples.arrays))
+        most, arrays = self._batcher.policy.max_size, samples.arrays
+        self._batcher.policy = replace(
+            self._batcher.policy, max_size=useful_batch(lambda size: self._fastest(arrays, size), most)
+        )
 
-    def _useful_batch(self, arrays: Arrays) -> int:
-        """The smallest batch size that runs a sample about as cheaply as any, up to the setting.
-
-        A batch that is larger than that gains nothing and makes its first sample wait for its last: on a GPU the
-        cost of a sample falls far, on a CPU it soon rises again, when a batch no longer fits the caches.
-        """
-        costs: dict[int, float] = {}
-        size, most = 1, self._batcher.policy.max_size
-        while size <= most and _still_falling(costs):
-            batch = {name: np.resize(array, (size, *array.shape[1:])) for name, array in arrays.items()}
-            costs[size] = (_HAND_OVER_S + min(_seconds(self._run, [batch], size) for _ in range(2))) / size
-            size = size * 2 if size == most else min(size * 2, most)
-        return next(size for size, cost in costs.items() if cost <= _ABOUT * min(costs.values()))
+    def _fastest(self, arrays: Arrays, size: int) -> float:
+        """Seconds for a batch of this size, the better of two runs: what disturbs a run only makes it slower."""
+        batch = {name: np.resize(array, (size, *array.shape[1:])) for name, array in arrays.items()}
+        return min(_seconds(self._run, [batch], size) for _ in range(2))
 
     def _cost(self, *key: Any) -> Cost:
         return self._costs.setdefault(key, Cost())
 
 
-def _still_falling(costs: Mapping[int, float]) -> bool:
-    """Whether one of the last two sizes was about the best so far."""
-    return len(costs) < 2 or min(list(costs.values())[-2:]) <= _ABOUT * min(costs.values())
+def useful_batch(seconds_of: Callable[[int], float], most: int) -> int:
+    """The smallest batch size, up to `most`, that runs a sample about as cheaply as any other.
+
+    A larger batch gains nothing and makes its first sample wait for its last: on a GPU the cost of a sample falls far
+    with the size, on a CPU it soon rises again, when a batch no longer fits the caches. Sizes are doubled for as long
+    as that helps, so that what is slow is not tried at its slowest.
+    """
+    costs: dict[int, float] = {}
+    size = 1
+    while size <= most:
+        costs[size] = (_HAND_OVER_S + seconds_of(size)) / size
+        if len(costs) > 2 and min(list(costs.values())[-2:]) > _ABOUT * min(costs.values()):
+            break
+        size = size * 2 if size == most else min(size * 2, most)
+    return next(size for size, cost in costs.items() if cost <= _ABOUT * min(costs.values()))
 
 
 def _seconds(step: Callable[..., Any], *arguments: Any) -> float:

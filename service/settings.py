@@ -41,6 +41,9 @@ class Settings:
     max_batch: int = _setting(
         32, "samples in a batch, at most; fewer where warm-up finds that more gain nothing", least=1
     )
+    batches_at_once: int = _setting(
+        2, "batches that a device is given at a time; 2 fill the gaps that one leaves", least=1
+    )
     max_delay_ms: float = _setting(0.0, "how long a sample may wait for company while the device is free", least=0)
     max_queue: int = _setting(256, "requests under way for one model, at most; more are refused with 503", least=1)
     timeout_ms: float = _setting(

@@ -10,7 +10,7 @@ class BackendError(RuntimeError):
 
 
 class Backend(Protocol):
-    """Runs a graph. `run` may be called from one thread at a time, whichever it is."""
+    """Runs a graph. `run` may be called from several threads at once."""
 
     @property
     def device(self) -> str:

@@ -81,7 +81,7 @@ def held(start: Start, tmp_path, **settings: object) -> Held:
     from tests.service.test_repository import republish
 
     republish(folder)
-    running = start(open_backend, models=tmp_path, **settings)
+    running = start(open_backend, models=tmp_path, batches_at_once=1, **settings)
     assert [m["state"] for m in running.client.get("/v1/models").json()["models"]] == ["ready"]
     device.open.clear()
     device.seen.clear()

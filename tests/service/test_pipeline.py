@@ -1,0 +1,44 @@
+"""What a pipeline decides from what it measured."""
+
+import pytest
+
+from service.pipeline import Cost, useful_batch
+
+
+@pytest.mark.parametrize(
+    ("seconds_of", "most", "size"),
+    [
+        (lambda size: 0.010 + 0.0001 * size, 32, 32),
+        (lambda size: 0.010 + 0.0001 * size, 24, 24),
+        (lambda size: 0.010 + 0.0001 * size, 1, 1),
+        (lambda size: 0.030 * size, 32, 1),
+        (lambda size: 0.002 * size * (1 if size <= 4 else 1.2), 32, 4),
+        (lambda size: 0.010 * max(1, size / 8), 32, 8),
+    ],
+    ids=["a GPU", "up to the setting", "no batches wanted", "no gain", "a cache of four", "eight side by side"],
+)
+def test_a_batch_is_as_large_as_makes_a_sample_cheaper(seconds_of: object, most: int, size: int) -> None:
+    assert useful_batch(seconds_of, most) == size  # type: ignore[arg-type]
+
+
+def test_what_grows_dearer_is_not_tried_at_its_dearest() -> None:
+    tried = []
+
+    def seconds_of(size: int) -> float:
+        tried.append(size)
+        return 0.1 * size**1.5
+
+    useful_batch(seconds_of, 1024)
+
+    assert max(tried) <= 8
+
+
+def test_a_step_is_cheap_only_where_it_was_measured_so_for_input_of_that_size() -> None:
+    cost = Cost()
+    assert not cost.is_cheap(1)
+
+    cost.add(0.0001, size=100)
+
+    assert cost.is_cheap(50)
+    assert cost.is_cheap(400)
+    assert not cost.is_cheap(1000)
