@@ -39,9 +39,8 @@ def one_cycle(optimizer: Optimizer, steps: int) -> OneCycleLR:
     Momentum runs the other way, 0.95 → 0.85 → 0.95 (Smith 2018, "A disciplined approach…").
     """
     rates = [group["lr"] for group in optimizer.param_groups]
-    # A schedule of one or two steps has no room for a rise.
-    pct_start = 0.3 if steps > 3 else 0.5
-    return OneCycleLR(optimizer, rates, total_steps=max(2, steps), pct_start=pct_start)
+    # Shorter than four steps it would have no room for a rise, and divide by zero.
+    return OneCycleLR(optimizer, rates, total_steps=max(4, steps), pct_start=0.3)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from training import checkpoint
+from training.__main__ import main
 from training.errors import CannotTrain
 from training.loop import fit, train_step
 from training.runtime import Runtime
@@ -21,10 +22,16 @@ PICTURES = (
 )
 
 
-def finished(process):
-    out, err = process.communicate(timeout=200)
-    assert process.returncode == 0, err
-    return out
+@pytest.fixture
+def finished(tmp_path, capsys):
+    """Runs a command line to its end, in this process: starting another takes longer than the training."""
+
+    def run(*arguments):
+        places = ["--runs", tmp_path / "runs", "--models", tmp_path / "models", "--data-dir", tmp_path / "data"]
+        status = main([str(word) for word in (*arguments, *places, "--device", "cpu")])
+        assert status == 0, capsys.readouterr().err
+
+    return run
 
 
 def killed_after(process, runs, epochs):
@@ -45,15 +52,15 @@ def killed_after(process, runs, epochs):
 @pytest.mark.slow
 @pytest.mark.parametrize(("task", "more", "epochs"), [("tabular", TABULAR, 1), ("classification", PICTURES, 0)])
 def test_a_run_that_was_killed_and_resumed_ends_exactly_as_an_unbroken_one(
-    command, photos, table, tmp_path, task, more, epochs
+    command, finished, photos, table, tmp_path, task, more, epochs
 ):
     data = table() if task == "tabular" else photos(count=20)
     arguments = (task, "--data", data, *more)
-    finished(command(*arguments))
+    finished(*arguments)
     (tmp_path / "runs").rename(tmp_path / "unbroken")
     place = killed_after(command(*arguments), tmp_path / "runs", epochs)
 
-    finished(command(*arguments))
+    finished(*arguments)
 
     assert len(list((tmp_path / "runs" / task).iterdir())) == 1, "it went on in the same folder"
     for name in (checkpoint.LAST, checkpoint.BEST):

@@ -13,8 +13,8 @@ from training.__main__ import main
 from training.publish import replay
 
 PICTURES = (
-    *("--backbone", "shufflenet_v2_x0_5", "--weights", "none", "--size", "32", "--epochs", "4"),
-    *("--batch-size", "8", "--device", "cpu", "--precision", "fp32", "--rate", "0.01"),
+    *("--backbone", "resnet18", "--weights", "none", "--size", "32", "--epochs", "3"),
+    *("--batch-size", "8", "--device", "cpu", "--precision", "fp32", "--rate", "0.003"),
 )
 
 

@@ -47,6 +47,17 @@ def test_the_rate_rises_to_its_peak_and_falls_to_nearly_nothing_while_momentum_d
     assert max(momenta) <= 0.95 + 1e-9
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_schedule_of_a_few_steps_works(steps):
+    optimizer = optimiser([Group(tuple(small_network().parameters()))], 0.01, 0.1)
+    schedule = one_cycle(optimizer, steps)
+
+    for _ in range(steps):
+        assert 0 < optimizer.param_groups[0]["lr"] <= 0.01
+        optimizer.step()
+        schedule.step()
+
+
 def test_slower_groups_stay_slower_by_the_same_factor_all_the_way():
     network = small_network()
     groups = [Group(tuple(network[3].parameters())), Group(tuple(network[0].parameters()), 0.125)]
