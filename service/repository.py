@@ -183,8 +183,7 @@ def replay(task: Task, backend: Backend, goldens: tuple[Golden, ...], tolerance:
     for run, outputs in (("alone", alone), ("in a batch", _run_together(backend, samples))):
         for i, golden in enumerate(goldens):
             answer = task.postprocess(outputs[i], samples[i], requests[i])
-            got = answer.model_dump(mode="json", exclude={"model", "version"}, exclude_none=True)
-            if found := difference(golden.answer, got, tolerance):
+            if found := difference(golden.answer, answer.plain(), tolerance):
                 raise BrokenModel(
                     f"The graph does not give the answers it was published with: golden {i} {run}: {found}."
                 )

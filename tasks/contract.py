@@ -115,6 +115,10 @@ class Answer(BaseModel):
     model: str = ""
     version: str = ""
 
+    def plain(self) -> dict[str, Any]:
+        """The answer as JSON values, without what is None and without which model gave it: what goldens record."""
+        return self.model_dump(mode="json", exclude={"model", "version"}, exclude_none=True)
+
 
 @dataclass(frozen=True)
 class Task(ABC):

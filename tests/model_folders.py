@@ -103,7 +103,7 @@ def publish(root: Path, name: str, task: Task, graph: bytes, *, version: int = 1
     answer = task.answer(runner(graph), task.example())
     golden = Golden(
         request=task.example(),
-        answer=answer.model_dump(mode="json", exclude={"model", "version"}, exclude_none=True),
+        answer=answer.plain(),
     )
     write_goldens(folder, [golden])
     manifest = Manifest(

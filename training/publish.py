@@ -110,7 +110,7 @@ def _fill(
 
 
 def _answer(task: Task, run: Run, body: dict[str, Any]) -> dict[str, Any]:
-    return task.answer(run, body).model_dump(mode="json")
+    return task.answer(run, body).plain()
 
 
 def replay(folder: Path) -> None:

@@ -27,10 +27,11 @@ def program(models: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], 
         try:
             assert process.stdout is not None
             first = process.stdout.readline()
-            printed = first + "".join(process.stdout.readline() for _ in range(7))
-            address = re.search(r"http://[0-9.:]+", first)
-            assert address, (first, process.poll())
-            yield process, address.group(), printed
+            greeting = re.match(r"Sevenfold serves (\d+) models at (http://[0-9.:]+)", first)
+            assert greeting, (first, process.poll())
+            count, address = int(greeting[1]), greeting[2]
+            printed = first + "".join(process.stdout.readline() for _ in range(1 + 3 * count))
+            yield process, address, printed
         finally:
             process.kill()
 
