@@ -165,7 +165,7 @@ def write_goldens(folder: Path, goldens: Iterable[Golden]) -> None:
 def difference(expected: Any, got: Any, tolerance: float, where: str = "answer") -> str | None:
     """The first place where two JSON values differ; numbers may by `tolerance`. None where they agree.
 
-    A PNG file in base64 (a heat map, a mask) is compared by its pixels: rounding changes them by a level here and there.
+    A PNG file in base64 (a heat map, a mask) is compared by its pixels, which rounding changes by a level or two.
     """
     if isinstance(expected, str) and isinstance(got, str) and expected.startswith(_PNG):
         return None if expected == got or same_picture(expected, got) else f"{where} is another picture"
