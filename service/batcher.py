@@ -9,9 +9,11 @@ everything happens when a ticket comes, when a batch ends, or when a timer fires
 """
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -44,7 +46,6 @@ class Ran:
     """A ticket's outputs, and how they came about."""
 
     outputs: Arrays
-    queued_s: float
     ran_s: float
     batch_size: int
 
@@ -66,6 +67,26 @@ class _Ticket:
     future: asyncio.Future[Ran] = field(repr=False)
 
 
+@dataclass
+class _Queue:
+    """The tickets of one shape, oldest first; one that is given up leaves without the others being looked at."""
+
+    tickets: OrderedDict[_Ticket, None] = field(default_factory=OrderedDict)
+    size: int = 0
+
+    @property
+    def oldest(self) -> _Ticket:
+        return next(iter(self.tickets))
+
+    def add(self, ticket: _Ticket) -> None:
+        self.tickets[ticket] = None
+        self.size += ticket.size
+
+    def remove(self, ticket: _Ticket) -> None:
+        del self.tickets[ticket]
+        self.size -= ticket.size
+
+
 class Batcher:
     """The queue of one model. All methods belong to one event loop."""
 
@@ -76,20 +97,22 @@ class Batcher:
         *,
         on_batch: Callable[[BatchReport], None] = lambda report: None,
         on_dropped: Callable[[int], None] = lambda size: None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._run = run
         self.policy = policy
         self._on_batch = on_batch
         self._on_dropped = on_dropped
-        self._waiting: dict[_Shape, deque[_Ticket]] = {}
+        self._clock = clock  # Of what is reported: a loop's own may tick in whole milliseconds (uvloop's does).
+        self._waiting: dict[_Shape, _Queue] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._pump_planned = False
 
     @property
     def depth(self) -> int:
-        """Samples that wait for a batch, those of clients who have gone included."""
-        return sum(ticket.size for queue in self._waiting.values() for ticket in queue)
+        """Samples that wait for a batch."""
+        return sum(queue.size for queue in self._waiting.values())
 
     async def submit(self, arrays: Arrays) -> Ran:
         """Runs the samples stacked in `arrays`, in company where there is any.
@@ -113,9 +136,23 @@ class Batcher:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Ran] = loop.create_future()
         shape = tuple((name, array.dtype.str, array.shape[1:]) for name, array in sorted(arrays.items()))
-        self._waiting.setdefault(shape, deque()).append(_Ticket(arrays, size, loop.time(), future))
+        ticket = _Ticket(arrays, size, loop.time(), future)
+        self._waiting.setdefault(shape, _Queue()).add(ticket)
+        future.add_done_callback(partial(self._given_up, shape, ticket))
         self._plan_pump()
         return future
+
+    def _given_up(self, shape: _Shape, ticket: _Ticket, future: asyncio.Future[Ran]) -> None:
+        """Forgets a ticket that ended while it waited: its client has gone."""
+        queue = self._waiting.get(shape)
+        if queue is not None and ticket in queue.tickets:
+            self._remove(shape, queue, ticket)
+            self._on_dropped(ticket.size)
+
+    def _remove(self, shape: _Shape, queue: _Queue, ticket: _Ticket) -> None:
+        queue.remove(ticket)
+        if not queue.tickets:
+            del self._waiting[shape]
 
     def _plan_pump(self) -> None:
         """Pumps once all that is ready in this turn of the loop has been queued, so that a burst shares a batch."""
@@ -139,70 +176,56 @@ class Batcher:
 
     def _next_batch(self) -> list[_Ticket]:
         """The tickets of the shape whose oldest has waited longest, if it is due; else none, and a timer is set."""
-        for shape in list(self._waiting):
-            self._drop_gone(shape)
         if not self._waiting:
             return []
-        shape, queue = min(self._waiting.items(), key=lambda item: item[1][0].since)
-        loop, due = asyncio.get_running_loop(), queue[0].since + self.policy.max_delay_s
+        shape, queue = min(self._waiting.items(), key=lambda item: item[1].oldest.since)
+        loop, due = asyncio.get_running_loop(), queue.oldest.since + self.policy.max_delay_s
         if due > loop.time():
-            full = [s for s, q in self._waiting.items() if sum(t.size for t in q) >= self.policy.max_size]
+            full = [shape for shape, queue in self._waiting.items() if queue.size >= self.policy.max_size]
             if not full:
                 self._timer = loop.call_at(due, self._pump)
                 return []
             shape = full[0]
         return self._take(shape)
 
-    def _drop_gone(self, shape: _Shape) -> None:
-        self._waiting[shape] = deque(self._still_wanted(self._waiting[shape]))
-        if not self._waiting[shape]:
-            del self._waiting[shape]
-
-    def _still_wanted(self, tickets: Iterable[_Ticket]) -> list[_Ticket]:
-        """Those whose client still waits."""
-        wanted, gone = [], 0
-        for ticket in tickets:
-            if ticket.future.done():
-                gone += ticket.size
-            else:
-                wanted.append(ticket)
-        if gone:
-            self._on_dropped(gone)
-        return wanted
-
     def _take(self, shape: _Shape) -> list[_Ticket]:
-        queue, tickets, size = self._waiting[shape], [], 0
-        while queue and size + queue[0].size <= self.policy.max_size:
-            size += queue[0].size
-            tickets.append(queue.popleft())
-        if not queue:
-            del self._waiting[shape]
+        queue, tickets, size = self._waiting[shape], list[_Ticket](), 0
+        while queue.tickets and size + queue.oldest.size <= self.policy.max_size:
+            tickets.append(queue.oldest)
+            size += queue.oldest.size
+            self._remove(shape, queue, queue.oldest)
         return tickets
+
+    def _still_wanted(self, tickets: list[_Ticket]) -> list[_Ticket]:
+        """Those whose client still waits: one may have gone since the batch was made, or while it was tried apart."""
+        wanted = [ticket for ticket in tickets if not ticket.future.done()]
+        if len(wanted) < len(tickets):
+            self._on_dropped(sum(ticket.size for ticket in tickets if ticket.future.done()))
+        return wanted
 
     async def _run_batch(self, taken: list[_Ticket]) -> None:
         tickets = self._still_wanted(taken)
         if not tickets:
             return
         size = sum(ticket.size for ticket in tickets)
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        began = self._clock()
         try:
             outputs = await self._run([ticket.arrays for ticket in tickets])
         except asyncio.CancelledError:
             _refuse(tickets, asyncio.CancelledError())
             raise
         except Exception as error:  # Whatever the device raises belongs to the tickets, and the queue goes on.
-            self._on_batch(BatchReport(size, loop.time() - began, failed=True))
+            self._on_batch(BatchReport(size, self._clock() - began, failed=True))
             await self._try_apart(tickets, error)
             return
-        ran_s = loop.time() - began
+        ran_s = self._clock() - began
         self._on_batch(BatchReport(size, ran_s, failed=False))
         start = 0
         for ticket in tickets:
             part = {name: array[start : start + ticket.size] for name, array in outputs.items()}
             start += ticket.size
             if not ticket.future.done():
-                ticket.future.set_result(Ran(part, began - ticket.since, ran_s, size))
+                ticket.future.set_result(Ran(part, ran_s, size))
 
     async def _try_apart(self, tickets: list[_Ticket], error: Exception) -> None:
         """Runs the halves of a batch that failed; a ticket that fails alone gets the error."""
@@ -229,7 +252,6 @@ def _joined(parts: Sequence[Ran]) -> Ran:
     outputs = {name: np.concatenate([part.outputs[name] for part in parts]) for name in parts[0].outputs}
     return Ran(
         outputs,
-        queued_s=max(part.queued_s for part in parts),
         ran_s=max(part.ran_s for part in parts),
         batch_size=max(part.batch_size for part in parts),
     )

@@ -53,7 +53,6 @@ def test_a_lone_sample_leaves_at_once() -> None:
     ran = run_virtually(main())
 
     assert answer_of(ran) == [6]
-    assert ran.queued_s == 0
     assert ran.batch_size == 1
 
 
@@ -285,3 +284,90 @@ def test_samples_of_unequal_shape_never_share_a_batch(width: int) -> None:
     run_virtually(main())
 
     assert sorted(shapes, key=min) == [{width}, {3}]
+
+
+def test_the_shape_that_has_waited_longest_goes_first_however_many_wait_behind_another() -> None:
+    device = Device()
+
+    async def main() -> None:
+        batcher = Batcher(device.run, BatchPolicy(max_size=2))
+        tasks = [asyncio.create_task(batcher.submit(sample(0.0)))]
+        await asyncio.sleep(0.1)
+        tasks += [asyncio.create_task(batcher.submit(sample(i))) for i in (1.0, 2.0)]
+        await asyncio.sleep(0.1)
+        tasks.append(asyncio.create_task(batcher.submit(sample(9.0, width=2))))
+        for i in (3.0, 4.0, 5.0, 6.0):
+            await asyncio.sleep(0.1)
+            tasks.append(asyncio.create_task(batcher.submit(sample(i))))
+        await asyncio.gather(*tasks)
+
+    run_virtually(main())
+
+    assert device.batches == [[0], [1, 2], [9], [3, 4], [5, 6]]
+
+
+def test_a_full_batch_of_another_shape_does_not_wait_for_the_oldests_delay() -> None:
+    device = Device()
+
+    async def main() -> None:
+        batcher = Batcher(device.run, BatchPolicy(max_size=2, max_delay_s=10))
+        tasks = [asyncio.create_task(batcher.submit(sample(1.0)))]
+        await asyncio.sleep(1)
+        tasks.append(asyncio.create_task(batcher.submit(sample(5.0, 6.0, width=2))))
+        await asyncio.gather(*tasks)
+
+    run_virtually(main())
+
+    assert (device.batches, device.began) == ([[5, 6], [1]], [1, 10])
+
+
+def test_samples_of_unequal_type_never_share_a_batch() -> None:
+    device = Device()
+
+    async def main() -> None:
+        batcher = Batcher(device.run, BatchPolicy(max_size=8))
+        narrow = {"x": np.ones((1, 1), np.float32)}
+        await asyncio.gather(batcher.submit(sample(1.0)), batcher.submit(narrow))
+
+    run_virtually(main())
+
+    assert [len(batch) for batch in device.batches] == [1, 1]
+
+
+def test_a_ticket_knows_the_size_of_its_batch_and_the_queue_its_depth_in_samples() -> None:
+    async def main() -> tuple[list[Ran], int]:
+        batcher = Batcher(Device().run, BatchPolicy(max_size=8))
+        first = asyncio.create_task(batcher.submit(sample(0.0)))
+        await asyncio.sleep(0.5)
+        others = [asyncio.create_task(batcher.submit(sample(*values))) for values in ((1.0, 2.0), (3.0,))]
+        await asyncio.sleep(0)
+        depth = batcher.depth
+        await first
+        return await asyncio.gather(*others), depth
+
+    rans, depth = run_virtually(main())
+
+    assert depth == 3
+    assert [ran.batch_size for ran in rans] == [3, 3]
+
+
+def test_where_a_batch_is_cancelled_its_tickets_are_told() -> None:
+    async def main() -> bool:
+        batcher = Batcher(Device().run, BatchPolicy())
+        ticket = asyncio.create_task(batcher.submit(sample(1.0)))
+        await asyncio.sleep(0.5)
+        (batch,) = batcher._running
+        batch.cancel()
+        await asyncio.wait([ticket])
+        return ticket.cancelled()
+
+    assert run_virtually(main())
+
+
+def test_the_reported_time_is_that_of_the_clock() -> None:
+    ticks = iter([10.0, 10.25])
+
+    async def main() -> Ran:
+        return await Batcher(Device().run, BatchPolicy(), clock=lambda: next(ticks)).submit(sample(1.0))
+
+    assert run_virtually(main()).ran_s == 0.25
