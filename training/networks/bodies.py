@@ -16,6 +16,7 @@ _MIRRORED = {
     "mobilenet_v2": Archive(
         "pretrained/mobilenet_v2_imagenet1k.pth",
         "00c0585dbd87b34edd66ec6848bce3e2353003cdbce798f4b3bdf399d131e28f",
+        14_256_075,
     )
 }
 

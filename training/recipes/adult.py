@@ -34,7 +34,9 @@ RECIPE = Recipe(
         name="adult",
         # The repository publishes no hash of its archive: it is known by what it holds.
         official=Archive("https://archive.ics.uci.edu/static/public/2/adult.zip"),
-        mirrored=Archive("tabular/adult_train.tgz", "b359c25dc70a499000e110e3fd03118ff97145f9bcbb0f440cd876e2e21fae9f"),
+        mirrored=Archive(
+            "tabular/adult_train.tgz", "b359c25dc70a499000e110e3fd03118ff97145f9bcbb0f440cd876e2e21fae9f", 411_825
+        ),
         holds=("adult.data",),
     ),
     data=DataCard(

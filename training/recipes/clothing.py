@@ -18,6 +18,7 @@ RECIPE = Recipe(
         mirrored=Archive(
             "classification/clothing-dataset-small.tgz",
             "9b606a18c0a4beae4bc112e9ab30ee552a36567d72d8ae976fc1169d04de21c7",
+            37_433_772,
         ),
         holds=("train/t-shirt", "validation/t-shirt"),
     ),
