@@ -36,6 +36,7 @@ class _Connection(asyncio.Protocol):
         self.seconds: list[float] = []
         self.finished: list[float] = []
         self.errors = 0
+        self._ended = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 -- for the type checker: TCP it is.
@@ -62,10 +63,11 @@ class _Connection(asyncio.Protocol):
         if now < self._ends:
             self._send()
         else:
+            self._ended = True
             self._transport.close()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.errors += error is not None
+        self.errors += not self._ended
         if not self._done.done():
             self._done.set_result(None)
 

@@ -3,7 +3,9 @@
 import asyncio
 import json
 import logging
+import shlex
 import signal
+import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,9 +28,10 @@ _LONGEST_EXAMPLE = 2_000
 class _Server(uvicorn.Server):
     """uvicorn, but readiness falls first, and the address is printed once the models are ready."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, listening: socket.socket) -> None:
         super().__init__(config)
         self._service = service
+        self._socket = listening
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         await super().startup(sockets)  # type: ignore[arg-type]
@@ -37,15 +40,17 @@ class _Server(uvicorn.Server):
 
     async def _greet(self) -> None:
         await self._service.loaded.wait()
-        port = self.servers[0].sockets[0].getsockname()[1] if self.servers else self.config.port
-        print(greeting(f"http://{self.config.host}:{port}", list(self._service.repository.served())), flush=True)
+        host, port = self._socket.getsockname()[:2]
+        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        print(greeting(address, list(self._service.repository.served())), flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: not ready; after `drain_seconds`, no new connections. Second signal: at once."""
         seconds = self._service.settings.drain_seconds
-        at_once = self._service.draining or sig != signal.SIGTERM or not seconds
-        self._service.draining = True
-        if at_once:
+        again, self._service.draining = self._service.draining, True
+        if again:
+            self.force_exit = True
+        if again or sig != signal.SIGTERM or not seconds:
             self._stop(sig, frame)
         else:
             _LOG.info("draining", extra={"seconds": seconds})
@@ -73,24 +78,33 @@ def curl_line(address: str, model: Model) -> str:
     if upload is not None:
         return f"curl -F {upload.field}=@{photos[0] if photos else 'FILE'} {url}"
     body = json.dumps(model.example)
-    shown = body if len(body) <= _LONGEST_EXAMPLE else "@request.json"
-    return f"curl -H 'Content-Type: application/json' -d '{shown}' {url}"
+    if len(body) > _LONGEST_EXAMPLE:
+        return f"curl {url.removesuffix('/predict')}    # its 'example' is a body for POST {url}"
+    return f"curl -H 'Content-Type: application/json' -d {shlex.quote(body)} {url}"
 
 
 def _serve(settings: Settings) -> int:
+    listening = _listen(settings.host, settings.port)
     service = Service(settings)
     config = uvicorn.Config(
         create_app(service),
-        host=settings.host,
-        port=settings.port,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=round(settings.grace_seconds),
         server_header=False,
     )
-    server = _Server(config, service)
-    server.run()
+    server = _Server(config, service, listening)
+    server.run([listening])
     return 0 if server.started else 1
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """The socket to serve on, before anything is loaded: that a port is taken is known at once."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise InvalidSetting(f"{host}:{port} cannot be listened on: {error.strerror}.") from None
 
 
 def main(arguments: Sequence[str]) -> int:

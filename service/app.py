@@ -21,6 +21,7 @@ from service.errors import InternalError, InvalidRequest, MethodNotAllowed, NotF
 from service.metrics import LiveGauge, Metrics
 from service.pipeline import Pipeline
 from service.repository import Repository
+from service.routes.bodies import BodyBudget
 from service.routes.health import health_router
 from service.routes.models import models_router
 from service.routes.openapi import describe_interface
@@ -44,9 +45,9 @@ class Service:
         self.settings = settings
         self.metrics = Metrics()
         self.draining = False
+        self.bodies = BodyBudget(settings.max_bodies_bytes)
         self.loaded = asyncio.Event()
         worker_count = settings.workers or available_cores()
-        self._worker_count = worker_count
         self._workers = ThreadPoolExecutor(worker_count, thread_name_prefix="worker")
         self._device = ThreadPoolExecutor(settings.batches_at_once, thread_name_prefix="device")
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
@@ -71,7 +72,6 @@ class Service:
             max_queue=settings.max_queue,
             workers=self._workers,
             device=self._device,
-            worker_count=self._worker_count,
             metrics=self.metrics,
         )
 
@@ -81,6 +81,7 @@ class Service:
         in_flight = [([m.manifest.name], float(m.pipeline.in_flight)) for m in served]
         ready = [([e.name, e.version], float(e.model is not None)) for e in self.repository.entries()]
         info = [([m.manifest.name, m.manifest.version, m.manifest.task, m.pipeline.device], 1.0) for m in served]
+        yield "sevenfold_body_bytes", "Bytes of all bodies under way.", [], [([], float(self.bodies.taken))]
         yield "sevenfold_queue_depth", "Samples that wait for a batch.", ["model"], depth
         yield "sevenfold_requests_in_flight", "Requests accepted and not yet answered.", ["model"], in_flight
         yield "sevenfold_model_ready", "1 where a version is served.", ["model", "version"], ready
@@ -135,7 +136,7 @@ def _add_predict(app: FastAPI, service: Service) -> None:
         service.metrics,
         timeout_s=service.settings.timeout_ms / 1000,
         max_body_bytes=service.settings.max_body_bytes,
-        draining=lambda: service.draining,
+        bodies=service.bodies,
     )
 
     async def endpoint(request: Request) -> Response:

@@ -2,15 +2,15 @@
 
 The line of a request, and where each error is raised:
 
-    head → permit → body → request → samples → outputs → answer
-    │      │        │      │         │         └ InvalidAnswer 500, InternalError 500
-    │      │        │      │         └ BackendFailed 500
-    │      │        │      └ InvalidRequest 422, Unreadable 422, TooLarge 413
-    │      │        └ BodyTooLarge 413, MalformedBody 400, UnsupportedMediaType 415, EmptyBody 400
-    │      └ Overloaded 503, Draining 503
+    head → body → permit → request → samples → outputs → answer
+    │      │      │        │         │         └ InvalidAnswer 500, InternalError 500
+    │      │      │        │         └ BackendFailed 500
+    │      │      │        └ MalformedBody 400, InvalidRequest 422, Unreadable 422, TooLarge 413
+    │      │      └ Overloaded 503
+    │      └ BodyTooLarge 413, UnsupportedMediaType 415, EmptyBody 400, Overloaded 503
     └ NotFound 404, ModelNotFound 404, MethodNotAllowed 405, ModelUnavailable 503, InvalidHeader 400
 
-    anywhere: DeadlineExceeded 504
+    anywhere: DeadlineExceeded 504, Stopped 503
 
 Every one of them is sent as {"error": {"code", "message", "details", "request_id"}}; the codes below are all there are.
 """
@@ -86,10 +86,10 @@ class Overloaded(ServiceError):
     status, code = HTTPStatus.SERVICE_UNAVAILABLE, "overloaded"
 
 
-class Draining(ServiceError):
-    """The server is stopping: what it has accepted it answers, but it accepts no more."""
+class Stopped(ServiceError):
+    """The server was told to stop and its grace time ran out before there was an answer."""
 
-    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "draining"
+    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "stopped"
 
 
 class BodyTooLarge(ServiceError):

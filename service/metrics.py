@@ -29,7 +29,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         registry = self.registry
         self.requests = Counter(
-            "sevenfold_requests", "Requests answered, by status.", ["model", "code"], registry=registry
+            "sevenfold_requests", "Requests answered, by status.", ["model", "status"], registry=registry
         )
         self.rejected = Counter(
             "sevenfold_rejected", "Requests refused, by error code.", ["model", "reason"], registry=registry

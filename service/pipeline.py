@@ -8,8 +8,8 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
-from contextlib import contextmanager
+from concurrent.futures import Executor, Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,8 +27,12 @@ _CHEAP_S = 0.0005
 _HAND_OVER_S = 0.0005
 """What a batch costs beside its run: two hand-overs between the event loop and the device's thread."""
 _ABOUT = 1.05
+_REMEMBERED = 500
+"""Requests over which the pace is averaged, roughly: several batches of any size."""
 _SMOOTHING = 0.1
 _MOST_PROBLEMS = 20
+_LONGEST = 200
+"""Characters of a client's own words that are sent back to it."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,35 @@ class Cost:
         return self.seconds is not None and self.seconds * max(1.0, size / max(self._size, 1.0)) < _CHEAP_S
 
 
+class Pace:
+    """How fast requests have been answered while there were any: what the time until a place is free follows from."""
+
+    def __init__(self) -> None:
+        self._under_way = 0
+        self._since = 0.0
+        self._busy_s = 0.0
+        self._ended = 0
+
+    def begin(self, now: float) -> None:
+        """A request has been accepted."""
+        if self._under_way == 0:
+            self._since = now
+        self._under_way += 1
+
+    def end(self, now: float) -> None:
+        """A request has ended."""
+        self._busy_s += now - self._since
+        self._since = now
+        self._ended += 1
+        self._under_way -= 1
+        if self._ended > _REMEMBERED:
+            self._busy_s, self._ended = self._busy_s / 2, self._ended // 2
+
+    def seconds_for(self, count: int) -> float:
+        """Until so many have ended; 0 where none has ended yet."""
+        return count * self._busy_s / self._ended if self._ended else 0.0
+
+
 class Pipeline:
     """One model, from message to answer."""
 
@@ -83,7 +116,6 @@ class Pipeline:
         max_queue: int,
         workers: Executor,
         device: Executor,
-        worker_count: int,
         metrics: Metrics,
     ) -> None:
         self.task = task
@@ -91,10 +123,12 @@ class Pipeline:
         self._limits = limits
         self._max_queue = max_queue
         self._workers = workers
-        self._worker_count = worker_count
         self._device = device
         self._costs: dict[tuple[Any, ...], Cost] = {}
-        self._cancelled = metrics.cancelled.labels(name)
+        # What a picture costs to decode shows in its pixels, not in its bytes: no guess, no risk to the event loop.
+        self._may_decode_here = task.upload is None
+        self._pace = Pace()
+        self._abandoned = 0
         self._batch_size, self._failures = metrics.batch_size.labels(name), metrics.batch_failures.labels(name)
         self._batcher = Batcher(
             self._run_batch,
@@ -128,20 +162,17 @@ class Pipeline:
     @contextmanager
     def permit(self) -> Iterator[None]:
         """A place among the requests under way, taken before anything of a request is read. Raises Overloaded."""
-        if self.in_flight >= self._max_queue:
-            message = f"{self.in_flight} requests are under way, as many as are accepted; try again later."
-            raise Overloaded(message, retry_after_s=self.expected_wait_s())
+        taken = self.in_flight + self._abandoned
+        if taken >= self._max_queue:
+            message = f"{taken} requests are under way, as many as are accepted; try again later."
+            raise Overloaded(message, retry_after_s=max(1, math.ceil(self._pace.seconds_for(taken))))
         self.in_flight += 1
+        self._pace.begin(time.perf_counter())
         try:
             yield
         finally:
             self.in_flight -= 1
-
-    def expected_wait_s(self) -> int:
-        """Whole seconds until what is under way has been answered, by what a request has cost so far; at least 1."""
-        run = sum(cost.seconds or 0 for key, cost in self._costs.items() if key[0] == "infer")
-        read = max((cost.seconds or 0 for key, cost in self._costs.items() if key[0] == "decode"), default=0)
-        return max(1, math.ceil(self.in_flight * max(run, read / self._worker_count)))
+            self._pace.end(time.perf_counter())
 
     async def predict(self, message: Message) -> Answered:
         """Answers one message. Raises ServiceError. Cancelling it gives up what has not begun."""
@@ -152,10 +183,7 @@ class Pipeline:
             ran = await self._infer(samples)
         except BackendError as error:
             raise BackendFailed("The model failed on this input.") from error
-        except asyncio.CancelledError:
-            self._cancelled.inc()
-            raise
-        key = ("postprocess", *sorted(request.model_fields_set))
+        key = _postprocess_key(request)
         finished = time.perf_counter()
         answer = await self._step(key, len(samples), self._finish, ran.outputs, samples, request)
         stages = {
@@ -168,26 +196,49 @@ class Pipeline:
 
     def is_quick(self, message: Message) -> bool:
         """Whether every step is expected to run at once on the event loop: there will be nothing to wait for."""
-        decode, infer = self._costs.get(("decode", message.kind)), self._cost("infer")
-        return decode is not None and decode.is_cheap(message.size) and infer.is_cheap(1)
+        decode, infer = self._cost("decode", message.kind), self._cost("infer")
+        return self._may_decode_here and decode.is_cheap(message.size) and infer.is_cheap(1)
 
     async def _infer(self, samples: Samples) -> Ran:
         """Runs the samples: at once where that costs less than to queue, else in a batch."""
         cost, size = self._cost("infer"), len(samples)
         if not cost.is_cheap(size) or size > self._batcher.policy.max_size:
             return await self._batcher.submit(samples.arrays)
-        began = time.perf_counter()
-        outputs = _timed(cost, size, self._run, [samples.arrays], size)
-        ran_s = time.perf_counter() - began
-        self._on_batch(BatchReport(size, ran_s, failed=False))
-        return Ran(outputs, 0.0, ran_s, size)
+        began, failed = time.perf_counter(), True
+        try:
+            outputs = _timed(cost, size, self._run, [samples.arrays], size)
+            failed = False
+        finally:
+            ran_s = time.perf_counter() - began
+            self._on_batch(BatchReport(size, ran_s, failed))
+        return Ran(outputs, ran_s, size)
 
     async def _step(self, key: tuple[Any, ...], size: int, step: Callable[..., Any], *arguments: Any) -> Any:
         """Runs a step where it costs least: here, or in a worker thread."""
         cost = self._cost(*key)
-        if cost.is_cheap(size):
+        if cost.is_cheap(size) and (key[0] != "decode" or self._may_decode_here):
             return _timed(cost, size, step, *arguments)
-        return await asyncio.get_running_loop().run_in_executor(self._workers, _timed, cost, size, step, *arguments)
+        working = self._workers.submit(_timed, cost, size, step, *arguments)
+        try:
+            return await asyncio.wrap_future(working)
+        except asyncio.CancelledError:
+            if not working.cancel() and not working.done():
+                self._abandon(working)
+            raise
+
+    def _abandon(self, working: Future[Any]) -> None:
+        """A thread cannot be stopped: its request keeps its place until it ends, though nobody waits any more."""
+        loop = asyncio.get_running_loop()
+        self._abandoned += 1
+
+        def ended() -> None:
+            self._abandoned -= 1
+
+        def call_back(_: Future[Any]) -> None:
+            with suppress(RuntimeError):  # The loop is closed: the server has stopped, and nobody counts any more.
+                loop.call_soon_threadsafe(ended)
+
+        working.add_done_callback(call_back)
 
     def _read(self, message: Message) -> tuple[Request, Samples]:
         try:
@@ -229,8 +280,7 @@ class Pipeline:
             samples = self.task.preprocess(self.task.decode(request, Limits()))
             for _ in range(3):
                 outputs = _timed(self._cost("infer"), len(samples), self._run, [samples.arrays], len(samples))
-                key = ("postprocess", *sorted(request.model_fields_set))
-                _timed(self._cost(*key), len(samples), self._finish, outputs, samples, request)
+                _timed(self._cost(*_postprocess_key(request)), len(samples), self._finish, outputs, samples, request)
         most, arrays = self._batcher.policy.max_size, samples.arrays
         self._batcher.policy = replace(
             self._batcher.policy, max_size=useful_batch(lambda size: self._fastest(arrays, size), most)
@@ -262,6 +312,11 @@ def useful_batch(seconds_of: Callable[[int], float], most: int) -> int:
     return next(size for size, cost in costs.items() if cost <= _ABOUT * min(costs.values()))
 
 
+def _postprocess_key(request: Request) -> tuple[str, ...]:
+    """What the cost of post-processing depends on, beside the number of samples: the request's switches."""
+    return ("postprocess", *(name for name, value in request if value is True))
+
+
 def _seconds(step: Callable[..., Any], *arguments: Any) -> float:
     began = time.perf_counter()
     step(*arguments)
@@ -279,7 +334,7 @@ def invalid_request(error: ValidationError) -> ServiceError:
     """The client's view of what pydantic found: where, and one of a few reasons."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     problems = tuple(
-        Problem(".".join(map(str, item["loc"])), _REASONS.get(item["type"], "wrong_type"), item["msg"])
+        Problem(".".join(map(str, item["loc"]))[:_LONGEST], _REASONS.get(item["type"], "wrong_type"), item["msg"])
         for item in found[:_MOST_PROBLEMS]
     )
     first = problems[0]

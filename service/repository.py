@@ -92,7 +92,13 @@ class Repository:
         if not self.root.is_dir():
             raise BrokenModel(f"There is no folder of models at {self.root}.")
         for folder in sorted(path for path in self.root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-            found = [path.name for path in folder.iterdir() if (path / MANIFEST).is_file() and path.name.isdecimal()]
+            try:
+                found = [
+                    path.name for path in folder.iterdir() if (path / MANIFEST).is_file() and path.name.isdecimal()
+                ]
+            except OSError as error:
+                _LOG.error("folder unreadable", extra={"folder": str(folder), "reason": error.strerror})
+                continue
             if found:
                 self._entries[folder.name] = [Entry(folder.name, v) for v in sorted(found, key=int, reverse=True)]
 
@@ -141,8 +147,8 @@ class Repository:
         replay(task, backend, goldens, manifest.golden_tolerance)
         pipeline = self.make_pipeline(entry.name, task, backend)
         pipeline.warm_up([golden.request for golden in goldens])
-        card = folder / CARD
-        return Model(manifest, task, pipeline, goldens, card.read_text("utf-8") if card.is_file() else "")
+        card = (folder / CARD).read_text("utf-8") if CARD in manifest.files else ""
+        return Model(manifest, task, pipeline, goldens, card)
 
     def find(self, name: str, version: str | None = None) -> Model:
         """The model, by default its newest version that is served. Raises ModelNotFound or ModelUnavailable."""
@@ -157,7 +163,8 @@ class Repository:
         for entry in wanted:
             if entry.model is not None:
                 return entry.model
-        raise ModelUnavailable(f"{name}/{wanted[0].version} is not served: {wanted[0].reason}")
+        message = f"{name}/{wanted[0].version} is not served: {wanted[0].reason}"
+        raise ModelUnavailable(message, retry_after_s=None if self.loaded else 1)
 
     def entries(self) -> Iterator[Entry]:
         """Every version of every model, by name, the newest first."""

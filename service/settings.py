@@ -6,6 +6,7 @@ exist is an error with the nearest one that does, never ignored.
 
 import argparse
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -21,8 +22,8 @@ class InvalidSetting(ValueError):
     """A setting that does not exist, or whose value is none it can have."""
 
 
-def _setting(default: Any, doc: str, *, least: float | None = None) -> Any:
-    return field(default=default, metadata={"doc": doc, "least": least})
+def _setting(default: Any, doc: str, *, least: float | None = None, most: float = 2**53) -> Any:
+    return field(default=default, metadata={"doc": doc, "least": least, "most": most})
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Settings:
     """All settings, with their defaults."""
 
     host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 for every interface")
-    port: int = _setting(8000, "port to listen on; 0 for any free one", least=0)
+    port: int = _setting(8000, "port to listen on; 0 for any free one", least=0, most=65535)
     models: Path = _setting(Path("models"), "folder of the models: NAME/VERSION/manifest.json")
     versions: int = _setting(1, "newest versions of each model to serve; 0 for all", least=0)
     device: Literal["auto", "cpu", "cuda"] = _setting(
@@ -50,6 +51,7 @@ class Settings:
         30_000.0, "time for a request; a client asks for less with X-Request-Timeout-Ms", least=1
     )
     max_body_bytes: int = _setting(10_000_000, "bytes in the body of a request, at most", least=1)
+    max_bodies_bytes: int = _setting(256_000_000, "bytes of all bodies under way together, at most", least=1)
     max_pixels: int = _setting(25_000_000, "pixels in a picture, at most; checked before decoding", least=1)
     max_rows: int = _setting(1_000, "rows in a request, at most", least=1)
     drain_seconds: float = _setting(
@@ -113,11 +115,17 @@ def _convert(name: str, text: str) -> Any:
         if text not in get_args(kind):
             raise InvalidSetting(f"{name} is one of {', '.join(get_args(kind))}, not '{text}'.")
         return text
-    try:
-        value = kind(text)
-    except ValueError:
-        raise InvalidSetting(f"{name} is a number ({kind.__name__}), not '{text}'.") from None
-    least = spec.metadata["least"]
-    if least is not None and not least <= value < float("inf"):
-        raise InvalidSetting(f"{name} is {least} or more, not {text}.")
-    return value
+    if kind in (str, Path):
+        if not text:
+            raise InvalidSetting(f"{name} is empty.")
+        return kind(text)
+    if not _NUMBERS[kind].fullmatch(text):
+        raise InvalidSetting(f"{name} is a number ({kind.__name__}), not '{text}'.")
+    least, most = spec.metadata["least"], spec.metadata["most"]
+    if not least <= kind(text) <= most:
+        raise InvalidSetting(f"{name} is {least} or more, and at most {most}, not {text}.")
+    return kind(text)
+
+
+# Not all that Python reads as a number: 1_0, nan and inf are slips.
+_NUMBERS = {int: re.compile(r"[+-]?\d{1,18}"), float: re.compile(r"[+-]?\d{1,18}(\.\d{1,18})?")}

@@ -1,17 +1,19 @@
 """Around every request: its id, its trace, its line in the log, its count, and the one shape that errors have."""
 
+import asyncio
 import json
 import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import InternalError, ServiceError
+from service.errors import InternalError, ServiceError, Stopped
 from service.logs import REQUEST_ID, request_id_from
 from service.metrics import NO_MODEL, Metrics
 
@@ -81,6 +83,11 @@ class Telemetry:
                 raise
             error = InternalError("Something went wrong in the server; its log has the details under this request_id.")
             await error_response(error, trace)(scope, receive, send_with_headers)
+        except asyncio.CancelledError:
+            # uvicorn cancels what the grace time was too short for, and nothing else cancels a whole request.
+            if not trace.status:
+                stopped = Stopped("The server was stopped before there was an answer; ask again.", retry_after_s=1)
+                await error_response(stopped, trace)(scope, receive, send_with_headers)
         finally:
             self._record(scope, trace)
             REQUEST_ID.reset(token)
@@ -96,7 +103,7 @@ class Telemetry:
         seconds = time.perf_counter() - trace.began
         metrics, status = self._metrics, trace.status
         metrics.requests.labels(trace.model, str(status)).inc()
-        if trace.code:
+        if trace.code and status != HTTPStatus.INTERNAL_SERVER_ERROR:
             metrics.rejected.labels(trace.model, trace.code).inc()
         if trace.model != NO_MODEL:
             metrics.duration.labels(trace.model).observe(seconds)

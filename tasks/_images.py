@@ -21,6 +21,9 @@ Fit = Literal["squash", "pad", "crop"]
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 PICTURE_UPLOAD = Upload("image", ("image/jpeg", "image/png", "image/webp", "image/bmp"))
+_START_OF_SCAN = b"\xff\xda"
+_MOST_SCANS = 64
+"""Of a progressive JPEG: encoders make about ten, and each costs a pass over all pixels, however few its bytes are."""
 _BORDER = (124, 116, 104)  # The mean colour of ImageNet: zero after normalising.
 
 
@@ -93,38 +96,42 @@ def decode_picture(content: bytes, *, max_pixels: int, enough: int | None = None
     try:
         image = Image.open(io.BytesIO(content), formats=_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InvalidInput(f"The picture has more than {max_pixels:,} pixels.", reason="too_large") from None
+        raise InvalidInput("The picture has far too many pixels.", reason="too_large") from None
     except Exception:  # A decoder may raise anything at hostile bytes; all of it means the same.
         raise InvalidInput("This is not a picture in JPEG, PNG, WebP or BMP format.", reason="unreadable") from None
     width, height = image.size
     if width * height > max_pixels:
         message = f"The picture has {width}×{height} pixels; at most {max_pixels:,} are accepted."
         raise InvalidInput(message, reason="too_large")
+    if image.format == "JPEG" and content.count(_START_OF_SCAN) > _MOST_SCANS:
+        message = f"The picture is a JPEG of more than {_MOST_SCANS} scans: it would take too long to decode."
+        raise InvalidInput(message, reason="unreadable")
     try:
         if enough is not None and min(width, height) >= 2 * enough:
             image.draft("RGB", (enough, enough))
         image.load()
-        upright = _upright(image)
+        upright = _to_rgb(_upright(image))
     except Exception as error:
         raise InvalidInput(f"The picture cannot be decoded: {error}.", reason="unreadable") from None
     if (upright.width > upright.height) != (image.width > image.height):
         width, height = height, width
-    return Picture(_to_rgb(upright), width, height)
+    return Picture(upright, width, height)
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(image) if image.getexif() else image
+    try:
+        return ImageOps.exif_transpose(image) if image.getexif() else image
+    except Exception:  # Whatever is wrong with what is said about a picture, the picture is there.
+        return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        return image
     if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would saturate.
         return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def fit_square(picture: Picture, size: int, fit: Fit) -> tuple[NDArray[np.uint8], Frame]:

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AllowInfNan, Field, Strict, StrictInt, StrictStr
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 Table = Mapping[str, Sequence[Any]]
 
 MISSING, UNKNOWN, FIRST_KNOWN = 0, 1, 2
@@ -40,7 +42,8 @@ class NumberColumn:
 
     def encode(self, values: Sequence[Any]) -> NDArray[np.float32]:
         """float32 (n,), NaN where a value is missing."""
-        return np.array([math.nan if value is None else value for value in values], np.float32)
+        numbers = np.array([math.nan if value is None else value for value in values], np.float64)
+        return numbers.clip(-_LARGEST, _LARGEST).astype(np.float32)
 
     def notice(self, value: Any) -> str | None:
         """What a client should know of how this value was read; None for most."""

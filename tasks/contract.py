@@ -25,6 +25,9 @@ Arrays = Mapping[str, Array]
 Run = Callable[[Arrays], Arrays]
 """Runs the graph: named inputs to named outputs, each with the batch axis first."""
 
+_MOST_FIELDS = 100
+"""Fields of a request: to name each unknown one of half a million would take seconds."""
+
 Reason = Literal["empty", "unreadable", "too_large", "unsupported", "invalid"]
 
 
@@ -129,6 +132,8 @@ class Task(ABC):
     from several threads at once.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     upload: ClassVar[Upload | None] = None
     golden_tolerance: ClassVar[float] = 2e-3
     """How far a number of an answer may lie from the golden one: other processors round otherwise, no more."""
@@ -170,7 +175,12 @@ class Task(ABC):
         """A request body (JSON) that this task answers: for the documentation, warm-up and load tests."""
 
     def parse(self, body: Any, limits: Limits) -> Request:
-        """The request in a JSON body. Raises pydantic.ValidationError; `limits` is the validators' context."""
+        """The request in a JSON body. Raises pydantic.ValidationError, InvalidInput.
+
+        `limits` is the validators' context.
+        """
+        if isinstance(body, dict) and len(body) > _MOST_FIELDS:
+            raise InvalidInput(f"The request has {len(body):,} fields; none has more than {_MOST_FIELDS}.")
         return self.request_type.model_validate(body, context=limits)
 
     def answer(self, run: Run, body: Any, limits: Limits | None = None) -> Answer:

@@ -83,7 +83,7 @@ class Manifest(_Part):
     parameters: dict[str, Any]
     opset: int
     parity: Annotated[float, Field(description="Largest difference between network and graph seen at export.")]
-    golden_tolerance: float
+    golden_tolerance: Annotated[float, Field(ge=0, le=0.01)]
     metrics: tuple[Metric, ...]
     data: DataSource
     licence: Annotated[str, Field(description="Under which the model may be used.")]

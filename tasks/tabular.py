@@ -1,7 +1,7 @@
 """What does this row predict?"""
 
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import Annotated, Any
 
@@ -13,6 +13,8 @@ from tasks._tables import CategoryColumn, Column, Columns, Table
 from tasks.contract import Answer, Arrays, InvalidOutput, Limits, Request, Samples, Task, TensorSpec
 
 _MOST_NOTICES = 20
+_SPARE_FIELDS = 20
+"""Unknown fields of a row that are still named one by one in the error."""
 
 
 class Row(BaseModel):
@@ -38,11 +40,16 @@ class TabularAnswer(Answer):
     ] = []
 
 
-def _refuse_too_many(rows: Any, info: ValidationInfo) -> Any:
+def _refuse_too_many(most_fields: int, rows: Any, info: ValidationInfo) -> Any:
+    """Counts rows, and the fields of each, before anything looks at every one of them."""
     limits = info.context if isinstance(info.context, Limits) else Limits()
     if isinstance(rows, list) and len(rows) > limits.rows:
         message = "{count} rows were sent; at most {limit} are accepted in one request"
         raise PydanticCustomError("too_many", message, {"count": len(rows), "limit": limits.rows})
+    for i, row in enumerate(rows if isinstance(rows, list) else ()):
+        if isinstance(row, dict) and len(row) > most_fields:
+            message = "row {row} has {count} fields; the model's table has at most {limit}"
+            raise PydanticCustomError("too_many", message, {"row": i, "count": len(row), "limit": most_fields})
     return rows
 
 
@@ -78,7 +85,8 @@ class Tabular(Task):
             note = Field(default=None, alias=name, description="Accepted and not used.")
             fields[f"ignored_{i}"] = (Any, note)
         row: type[Row] = create_model("Row", __base__=Row, **fields)
-        rows = Annotated[list[row], BeforeValidator(_refuse_too_many), Field(min_length=1)]
+        refuse_too_many = partial(_refuse_too_many, len(fields) + _SPARE_FIELDS)
+        rows = Annotated[list[row], BeforeValidator(refuse_too_many), Field(min_length=1)]
         return create_model("TabularRequest", __base__=Request, rows=(rows, ...))
 
     @property
@@ -99,7 +107,7 @@ class Tabular(Task):
         """Calibrated probabilities."""
         return (TensorSpec("probabilities", "float32", (len(self.labels),)),)
 
-    def decode(self, request: Any, limits: Limits) -> Table:  # noqa: ARG002 -- `parse` has counted the rows.
+    def decode(self, request: Any, limits: Limits) -> Table:
         """The rows, by columns."""
         return {
             column.name: [getattr(row, f"column_{i}") for row in request.rows] for i, column in enumerate(self.columns)
@@ -115,7 +123,7 @@ class Tabular(Task):
                 if notice := column.notice(value):
                     yield f"rows.{row}.{column.name}: {notice}."
 
-    def postprocess(self, outputs: Arrays, samples: Samples, request: Any) -> TabularAnswer:  # noqa: ARG002
+    def postprocess(self, outputs: Arrays, samples: Samples, request: Any) -> TabularAnswer:
         """One prediction a row."""
         probabilities = outputs["probabilities"]
         if not np.isfinite(probabilities).all():

@@ -45,7 +45,11 @@ class OnnxBackend:
 
     def run(self, arrays: Arrays) -> Arrays:
         """Named inputs to named outputs, the batch axis first."""
-        return dict(zip(self.output_names, self.session.run(self.output_names, dict(arrays)), strict=True))
+        try:
+            outputs = self.session.run(self.output_names, dict(arrays))
+        except Exception as error:  # The runtime's exceptions have no common ancestor but this.
+            raise BackendError(f"The graph failed: {error}") from error
+        return dict(zip(self.output_names, outputs, strict=True))
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class OnnxRuntime:
             providers.insert(0, (_CUDA, _CUDA_OPTIONS))
         try:
             return ort.InferenceSession(graph, options, providers=providers)
-        except Exception as error:  # Its exceptions have no common ancestor but this.
+        except Exception as error:  # As in `run`.
             raise BackendError(f"The graph cannot be loaded: {error}") from None
 
 

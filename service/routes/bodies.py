@@ -1,35 +1,79 @@
 """From the body of an HTTP request to a message for the pipeline: JSON, a file as it is, or a form with a file."""
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic_core import from_json
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from service.errors import BodyTooLarge, EmptyBody, InvalidHeader, InvalidRequest, MalformedBody, UnsupportedMediaType
+from service.errors import (
+    BodyTooLarge,
+    EmptyBody,
+    InvalidHeader,
+    InvalidRequest,
+    MalformedBody,
+    Overloaded,
+    UnsupportedMediaType,
+)
 from service.pipeline import Message
 from tasks.contract import Upload
+
+T = TypeVar("T")
 
 _JSON, _FORM = "application/json", "multipart/form-data"
 
 
-async def read_message(request: Request, upload: Upload | None, *, max_bytes: int) -> Message:
-    """Reads the body, as far as it may go, and says how its fields are found. Raises ServiceError."""
+class BodyBudget:
+    """The bytes of all bodies under way together, and how many they may be.
+
+    A body counts for what has come of it, so that whoever announces much and sends little keeps nobody out.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.taken = 0
+
+    @contextmanager
+    def share(self) -> Iterator[Callable[[int], None]]:
+        """A function that takes bytes for one request, which are given back at the end. It raises Overloaded."""
+        mine = 0
+
+        def take(size: int) -> None:
+            nonlocal mine
+            if self.taken + size > self.most:
+                raise Overloaded(f"Bodies of {self.taken:,} bytes are under way; try again later.", retry_after_s=1)
+            self.taken += size
+            mine += size
+
+        try:
+            yield take
+        finally:
+            self.taken -= mine
+
+
+async def read_message(
+    request: Request, upload: Upload | None, *, max_bytes: int, take: Callable[[int], None]
+) -> Message:
+    """Reads the body, as far as it may go, and says how its fields are found. Raises ServiceError, ClientDisconnect.
+
+    `take` is told of the bytes as they come, and raises where there are too many of all requests together.
+    """
     content_type = request.headers.get("content-type", "")
     media_type = content_type.partition(";")[0].strip().lower()
-    options = dict(request.query_params)
+    options = _once(request.query_params.multi_items())
     if media_type == _JSON:
-        body = await _read_body(request, max_bytes)
+        body = await _read_body(request, max_bytes, take)
         return Message("json", len(body), partial(_json_fields, body, options))
     if upload is not None and media_type == _FORM:
-        body = await _read_body(request, max_bytes)
+        body = await _read_body(request, max_bytes, take)
         fields = _with_options(await _form_fields(request, body, upload), options)
         return Message("form", len(body), lambda: fields)
     if upload is not None and _is_upload(media_type, upload):
-        body = await _read_body(request, max_bytes)
+        body = await _read_body(request, max_bytes, take)
         return Message("upload", len(body), partial(_with_options, {upload.field: body}, options))
     accepted = [_JSON] if upload is None else [_JSON, _FORM, *upload.media_types]
     sent = f"'{content_type[:80]}'" if content_type else "missing"
@@ -42,10 +86,10 @@ def _is_upload(media_type: str, upload: Upload) -> bool:
     return media_type == "application/octet-stream" or media_type.partition("/")[0] in kinds
 
 
-async def _read_body(request: Request, max_bytes: int) -> bytes:
+async def _read_body(request: Request, max_bytes: int, take: Callable[[int], None]) -> bytes:
     declared = request.headers.get("content-length")
-    if declared is not None and not (declared.isascii() and declared.isdigit()):
-        raise InvalidHeader("The Content-Length is no number.")
+    if declared is not None and not (declared.isascii() and declared.isdigit() and len(declared) < 19):
+        raise InvalidHeader("The Content-Length is no number of bytes.")
     if declared is not None and int(declared) > max_bytes:
         raise BodyTooLarge(f"The body has {declared[:20]} bytes; at most {max_bytes:,} are accepted.")
     chunks, size = [], 0
@@ -53,6 +97,7 @@ async def _read_body(request: Request, max_bytes: int) -> bytes:
         size += len(chunk)
         if size > max_bytes:
             raise BodyTooLarge(f"The body has more than the {max_bytes:,} bytes that are accepted.")
+        take(len(chunk))
         chunks.append(chunk)
     if size == 0:
         raise EmptyBody("The body is empty.")
@@ -72,6 +117,15 @@ def _json_fields(body: bytes, options: Mapping[str, str]) -> Mapping[str, Any]:
 _JSON_KINDS = {list: "array", str: "string", int: "number", float: "number", bool: "true or false", type(None): "null"}
 
 
+def _once(items: Sequence[tuple[str, T]]) -> dict[str, T]:
+    """The items as a mapping. Raises InvalidRequest where a name stands twice: one of them would be ignored."""
+    found = dict(items)
+    if len(found) < len(items):
+        twice = next(name for i, (name, _) in enumerate(items) if any(name == other for other, _ in items[:i]))
+        raise InvalidRequest(f"{twice[:64]}: given twice.")
+    return found
+
+
 def _with_options(fields: Mapping[str, Any], options: Mapping[str, str]) -> Mapping[str, Any]:
     if twice := fields.keys() & options.keys():
         raise InvalidRequest(f"{', '.join(sorted(twice))}: given in the body and in the address.")
@@ -82,13 +136,15 @@ async def _form_fields(request: Request, body: bytes, upload: Upload) -> Mapping
     async def once() -> AsyncGenerator[bytes, None]:
         yield body
 
+    if not body.rstrip(b"\r\n").endswith(b"--"):
+        raise MalformedBody("The multipart form breaks off before its last boundary.")
     try:
         parser = MultiPartParser(request.headers, once(), max_files=1, max_fields=100, max_part_size=len(body))
         form = await parser.parse()
     except (MultiPartException, KeyError, ValueError) as error:
         raise MalformedBody(f"The body is not a multipart form: {error}.") from None
     try:
-        return {name: await _form_value(name, value, upload) for name, value in form.multi_items()}
+        return _once([(name, await _form_value(name, value, upload)) for name, value in form.multi_items()])
     finally:
         await form.close()
 

@@ -15,7 +15,7 @@ _ERRORS = {
     "415": "The content type is none that the model reads",
     "422": "The request is well formed, and cannot be answered",
     "500": "The model or the server failed on this input",
-    "503": "As many requests as are accepted are under way, or the model is not served; see Retry-After",
+    "503": "As many requests as are accepted are under way, with Retry-After; or the model is not served",
     "504": "The request's time ran out",
 }
 

@@ -11,14 +11,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from service.errors import DeadlineExceeded, Draining, InvalidHeader
+from service.errors import DeadlineExceeded, InvalidHeader
 from service.metrics import Metrics
 from service.pipeline import Answered
 from service.repository import Model, Repository
-from service.routes.bodies import read_message
+from service.routes.bodies import BodyBudget, read_message
 from service.telemetry import Trace, trace_of
 
 T = TypeVar("T")
@@ -38,32 +38,33 @@ class PredictRoute:
     metrics: Metrics
     timeout_s: float
     max_body_bytes: int
-    draining: Callable[[], bool]
+    bodies: BodyBudget
 
     async def __call__(self, request: Request) -> Response:
         """Answers, or raises ServiceError."""
         trace = trace_of(request.scope)
         model = self.repository.find(request.path_params["name"], request.path_params.get("version"))
         trace.model, trace.version = model.manifest.name, model.manifest.version
-        if self.draining():
-            raise Draining("The server is stopping; ask another one.", retry_after_s=1)
         timeout_s = _timeout_s(request.headers.get("x-request-timeout-ms"), self.timeout_s)
         try:
-            with model.pipeline.permit():
-                async with asyncio.timeout(timeout_s):
-                    answered = await self._predict(request, model, trace)
+            async with asyncio.timeout(timeout_s):
+                answered = await self._predict(request, model, trace)
         except TimeoutError:
             raise DeadlineExceeded(f"There was no answer within {timeout_s * 1000:g} ms.") from None
-        except ClientGone:
+        except (ClientGone, ClientDisconnect):
+            self.metrics.cancelled.labels(trace.model).inc()
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
         return self._respond(answered, trace)
 
     async def _predict(self, request: Request, model: Model, trace: Trace) -> Answered:
-        message = await read_message(request, model.task.upload, max_bytes=self.max_body_bytes)
-        trace.stages["receive"] = time.perf_counter() - trace.began
-        if model.pipeline.is_quick(message):
-            return await model.pipeline.predict(message)
-        return await _unless_gone(request.receive, model.pipeline.predict(message))
+        """Receives, and only then takes a place: a client that sends slowly, or nothing, keeps nobody out."""
+        with self.bodies.share() as take:
+            message = await read_message(request, model.task.upload, max_bytes=self.max_body_bytes, take=take)
+            trace.stages["receive"] = time.perf_counter() - trace.began
+            with model.pipeline.permit():
+                if model.pipeline.is_quick(message):
+                    return await model.pipeline.predict(message)
+                return await _unless_gone(request.receive, model.pipeline.predict(message))
 
     def _respond(self, answered: Answered, trace: Trace) -> Response:
         trace.stages.update(answered.stages)

@@ -94,8 +94,8 @@ def test_the_metrics_count_exactly_what_was_sent(start: Start) -> None:
     text = server.client.get("/metrics").text
 
     samples = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-    assert float(samples['sevenfold_requests_total{code="200",model="credit"}']) == 3
-    assert float(samples['sevenfold_requests_total{code="422",model="credit"}']) == 1
+    assert float(samples['sevenfold_requests_total{model="credit",status="200"}']) == 3
+    assert float(samples['sevenfold_requests_total{model="credit",status="422"}']) == 1
     assert float(samples['sevenfold_rejected_total{model="credit",reason="invalid_request"}']) == 1
     assert float(samples['sevenfold_batch_size_count{model="credit"}']) == 3
     for stage in ("receive", "decode", "queue", "infer", "postprocess"):

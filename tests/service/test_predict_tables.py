@@ -79,3 +79,20 @@ def test_a_table_is_no_file(server: Running) -> None:
 
     assert answer.status_code == 415
     assert "application/json" in answer.json()["error"]["message"]
+
+
+def test_a_row_of_half_a_million_fields_is_refused_before_they_are_looked_at(start: Start) -> None:
+    server = start()
+    row = "{" + ",".join(f'"{i}":1' for i in range(500_000)) + "}"
+
+    answer = server.client.post(URL, content='{"rows": [' + row + "]}", headers=JSON)
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "input_too_large")
+    assert "row 0 has 500000 fields" in answer.json()["error"]["message"]
+
+
+def test_a_number_beyond_single_precision_is_a_large_number(server: Running) -> None:
+    answer = server.client.post(URL, json={"rows": [GOOD | {"income": 1e300}]})
+
+    assert answer.status_code == 200
+    assert "1e+300 is outside what training saw" in answer.json()["notices"][0]

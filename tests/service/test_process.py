@@ -55,7 +55,7 @@ def test_what_is_accepted_is_answered_after_sigterm_and_the_exit_is_clean(tiny_m
         port = int(address.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port)) as connection:
             connection.sendall(head.encode() + body[:10])
-            while 'in_flight{model="credit"} 1.0' not in httpx.get(f"{address}/metrics").text:
+            while "sevenfold_body_bytes 10.0" not in httpx.get(f"{address}/metrics").text:
                 pass
             process.send_signal(signal.SIGTERM)
             assert process.stderr is not None
@@ -74,9 +74,51 @@ def test_readiness_falls_before_the_door_closes(tiny_models: Path) -> None:
         while (ready := httpx.get(f"{address}/health/ready")).status_code == 200:
             pass
         live = httpx.get(f"{address}/health/live")
+        answer = httpx.post(f"{address}/v1/models/credit/predict", json=ROW)
 
+        assert answer.status_code == 200
         assert ready.json()["reason"] == "The server is stopping."
         assert live.status_code == 200
+        assert process.wait(30) == 0
+
+
+@pytest.mark.parametrize("signals", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGINT)])
+def test_a_second_signal_ends_it_at_once_and_what_was_under_way_is_told(
+    tiny_models: Path, signals: tuple[signal.Signals, ...]
+) -> None:
+    with program(tiny_models, "--grace-seconds", "100") as (process, address, _):
+        port = int(address.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(
+                b"POST /v1/models/credit/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 100\r\n\r\n{"
+            )
+            while "sevenfold_body_bytes 1.0" not in httpx.get(f"{address}/metrics").text:
+                pass
+            process.send_signal(signals[0])
+            assert process.stderr is not None
+            while "Shutting down" not in process.stderr.readline():
+                pass
+            process.send_signal(signals[1])
+
+            assert process.wait(30) == 0
+
+
+def test_at_the_end_of_the_grace_time_what_is_under_way_is_told_so(tiny_models: Path) -> None:
+    with program(tiny_models, "--grace-seconds", "1") as (process, address, _):
+        port = int(address.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(
+                b"POST /v1/models/credit/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 100\r\n\r\n{"
+            )
+            while "sevenfold_body_bytes 1.0" not in httpx.get(f"{address}/metrics").text:
+                pass
+            process.send_signal(signal.SIGTERM)
+            answer = connection.makefile("rb").read()
+
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert b'"code": "stopped"' in answer
         assert process.wait(30) == 0
 
 
@@ -96,6 +138,7 @@ def test_each_request_is_a_line_of_json_with_its_id(tiny_models: Path) -> None:
     [
         (["--models", "nowhere"], "There is no folder of models at nowhere."),
         (["--max-bach", "3"], "Did you mean --max-batch?"),
+        (["--host", "192.0.2.1"], "192.0.2.1:8000 cannot be listened on"),
         pytest.param(
             ["--device", "cuda"],
             "CUDA was asked for",

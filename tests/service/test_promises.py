@@ -28,6 +28,7 @@ class Device:
     device: str = "fake"
 
     def run(self, arrays: Arrays) -> Arrays:
+        time.sleep(0.002)  # What it costs: too much to be run on the event loop.
         incomes = arrays.get("numbers", np.zeros((len(next(iter(arrays.values()))), 2)))[:, 0]
         self.seen.append(incomes.tolist())
         assert self.open.wait(30)
@@ -90,8 +91,6 @@ def held(start: Start, tmp_path, **settings: object) -> Held:
 
 def hold_the_device(server: Held) -> "threading.Thread":
     """Occupies the device with one request, so that what comes next waits."""
-    # The first step of warm-up was quick: without this, the batch would run on the event loop and hold that.
-    server.pipeline._cost("infer").seconds = 1.0
     first = threading.Thread(target=server.ask, args=(1.0,))
     first.start()
     server.wait_until(lambda: server.device.seen == [[1.0]])
@@ -176,14 +175,59 @@ def test_a_client_that_hangs_up_is_not_computed_and_its_place_is_free_again(star
     assert 'sevenfold_dropped_samples_total{model="credit"} 5.0' in metrics
 
 
+def test_who_announces_much_and_sends_nothing_keeps_nobody_out(start: Start, tmp_path) -> None:
+    server = held(start, tmp_path, max_queue=2)
+    server.device.open.set()
+    sockets = [socket.create_connection(("127.0.0.1", server.running.port)) for _ in range(5)]
+    for connection in sockets:
+        connection.sendall(request_bytes(10.0)[:-10])
+    server.wait_until(lambda: server.running.service.bodies.taken > 0)
+
+    assert server.ask(20.0).status_code == 200
+
+    for connection in sockets:
+        connection.sendall(request_bytes(10.0)[-10:])
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        connection.close()
+
+
+def test_a_content_length_that_is_no_length_is_refused(start: Start, tmp_path) -> None:
+    server = held(start, tmp_path)
+
+    with socket.create_connection(("127.0.0.1", server.running.port)) as connection:
+        connection.sendall(request_bytes(10.0).replace(b"Content-Length: ", b"Content-Length: " + b"0" * 5000))
+        answer = connection.makefile("rb").readline()
+
+    assert answer.startswith(b"HTTP/1.1 400")
+
+
+def test_bodies_that_are_too_many_bytes_together_are_refused(start: Start, tmp_path) -> None:
+    server = held(start, tmp_path, max_bodies_bytes=1_000)
+
+    with socket.create_connection(("127.0.0.1", server.running.port)) as connection:
+        head = request_bytes(10.0).replace(b"Content-Length: 5", b"Content-Length: 9005")
+        connection.sendall(head + b" " * 900)
+        server.wait_until(lambda: server.running.service.bodies.taken > 900)
+        refused = server.ask(20.0)
+
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+    assert refused.headers["retry-after"] == "1"
+    server.wait_until(lambda: server.running.service.bodies.taken == 0)
+    server.device.open.set()
+    assert server.ask(20.0).status_code == 200
+
+
 def test_a_client_that_hangs_up_in_the_middle_of_its_body_frees_its_place(start: Start, tmp_path) -> None:
     server = held(start, tmp_path)
 
     with socket.create_connection(("127.0.0.1", server.running.port)) as connection:
         connection.sendall(request_bytes(10.0)[:-10])
-        server.wait_until(lambda: server.pipeline.in_flight == 1)
-    server.wait_until(lambda: server.pipeline.in_flight == 0)
+        server.wait_until(lambda: server.running.service.bodies.taken > 0)
+    server.wait_until(lambda: server.running.service.bodies.taken == 0)
 
     server.device.open.set()
     assert server.ask(20.0).status_code == 200
     assert server.device.seen == [[20.0]]
+    metrics = server.running.client.get("/metrics").text
+    assert 'sevenfold_requests_total{model="credit",status="499"} 1.0' in metrics
+    assert 'status="500"' not in metrics

@@ -135,7 +135,7 @@ class TabularLearner(Learner):
         """One."""
         return (Stage("whole", self.trained_with.epochs, self.trained_with.rate),)
 
-    def groups(self, network: nn.Module, stage: Stage) -> list[Group]:  # noqa: ARG002 -- there is one stage.
+    def groups(self, network: nn.Module, stage: Stage) -> list[Group]:
         """All parameters alike."""
         return [Group(tuple(network.parameters()))]
 
