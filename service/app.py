@@ -31,6 +31,7 @@ from service.telemetry import Telemetry, error_response, trace_of
 from tasks.contract import Limits, Task
 
 _LOG = logging.getLogger(__name__)
+_MOST_BATCH = 32
 _DESCRIPTION = "Answers predictions of the models in its folder. Each model has an endpoint of its own, below."
 
 
@@ -67,7 +68,10 @@ class Service:
             task,
             backend,
             name=name,
-            policy=BatchPolicy(settings.max_batch, settings.max_delay_ms / 1000, settings.batches_at_once),
+            policy=BatchPolicy(
+                settings.max_batch or _MOST_BATCH, settings.max_delay_ms / 1000, settings.batches_at_once
+            ),
+            find_batch_size=settings.max_batch == 0,
             limits=Limits(pixels=settings.max_pixels, rows=settings.max_rows),
             max_queue=settings.max_queue,
             workers=self._workers,

@@ -11,7 +11,8 @@ everything happens when a ticket comes, when a batch ends, or when a timer fires
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -106,6 +107,7 @@ class Batcher:
         self._clock = clock  # Of what is reported: a loop's own may tick in whole milliseconds (uvloop's does).
         self._waiting: dict[_Shape, _Queue] = {}
         self._running: set[asyncio.Task[None]] = set()
+        self._occupied = 0
         self._timer: asyncio.TimerHandle | None = None
         self._pump_planned = False
 
@@ -113,6 +115,21 @@ class Batcher:
     def depth(self) -> int:
         """Samples that wait for a batch."""
         return sum(queue.size for queue in self._waiting.values())
+
+    @property
+    def is_free(self) -> bool:
+        """Whether a sample that came now would run at once, and alone."""
+        return not self._waiting and len(self._running) + self._occupied < self.policy.at_once
+
+    @contextmanager
+    def occupied(self) -> Iterator[None]:
+        """Counts as a batch that runs, for one that is run without the queue."""
+        self._occupied += 1
+        try:
+            yield
+        finally:
+            self._occupied -= 1
+            self._plan_pump()
 
     async def submit(self, arrays: Arrays) -> Ran:
         """Runs the samples stacked in `arrays`, in company where there is any.
@@ -127,7 +144,7 @@ class Batcher:
         parts = [{name: array[i : i + step] for name, array in arrays.items()} for i in range(0, total, step)]
         futures = [self._enqueue(part, len(next(iter(part.values())))) for part in parts]
         try:
-            return _joined(await asyncio.gather(*futures))
+            return joined(await asyncio.gather(*futures))
         finally:
             for future in futures:
                 future.cancel()
@@ -165,7 +182,7 @@ class Batcher:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while len(self._running) < self.policy.at_once and (tickets := self._next_batch()):
+        while len(self._running) + self._occupied < self.policy.at_once and (tickets := self._next_batch()):
             task = asyncio.get_running_loop().create_task(self._run_batch(tickets))
             self._running.add(task)
             task.add_done_callback(self._ended)
@@ -247,7 +264,7 @@ def _refuse(tickets: list[_Ticket], error: BaseException) -> None:
             ticket.future.set_exception(error)
 
 
-def _joined(parts: Sequence[Ran]) -> Ran:
+def joined(parts: Sequence[Ran]) -> Ran:
     """The parts of one request as one; its times are those of the part that took longest."""
     outputs = {name: np.concatenate([part.outputs[name] for part in parts]) for name in parts[0].outputs}
     return Ran(

@@ -6,9 +6,10 @@ the hop to a thread would cost more: what was measured decides, first at warm-up
 
 import asyncio
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import CancelledError, Executor, Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,19 +18,12 @@ import numpy as np
 from pydantic import ValidationError
 
 from service.backends.base import Backend, BackendError
-from service.batcher import Batcher, BatchPolicy, BatchReport, Ran
+from service.batcher import Batcher, BatchPolicy, BatchReport, Ran, joined
+from service.costs import Cost, Pace, useful_batch
 from service.errors import BackendFailed, InvalidAnswer, InvalidRequest, Overloaded, ServiceError, TooLarge, Unreadable
 from service.metrics import Metrics
 from tasks.contract import Answer, Arrays, InvalidInput, InvalidOutput, Limits, Problem, Request, Samples, Task
 
-_CHEAP_S = 0.0005
-"""A step that takes less runs on the event loop: about what two hand-overs between busy threads cost."""
-_HAND_OVER_S = 0.0005
-"""What a batch costs beside its run: two hand-overs between the event loop and the device's thread."""
-_ABOUT = 1.05
-_REMEMBERED = 500
-"""Requests over which the pace is averaged, roughly: several batches of any size."""
-_SMOOTHING = 0.1
 _MOST_PROBLEMS = 20
 _LONGEST = 200
 """Characters of a client's own words that are sent back to it."""
@@ -53,55 +47,6 @@ class Answered:
     batch_size: int
 
 
-class Cost:
-    """What a step costs, as a running mean, for the size of input it has mostly seen."""
-
-    def __init__(self) -> None:
-        self.seconds: float | None = None
-        self._size = 1.0
-
-    def add(self, seconds: float, size: int) -> None:
-        """Takes note of one run of the step."""
-        if self.seconds is None:
-            self.seconds, self._size = seconds, float(size)
-        else:
-            self.seconds += _SMOOTHING * (seconds - self.seconds)
-            self._size += _SMOOTHING * (size - self._size)
-
-    def is_cheap(self, size: int) -> bool:
-        """Whether an input of this size is expected to cost less than a thread hop; never before it was measured."""
-        return self.seconds is not None and self.seconds * max(1.0, size / max(self._size, 1.0)) < _CHEAP_S
-
-
-class Pace:
-    """How fast requests have been answered while there were any: what the time until a place is free follows from."""
-
-    def __init__(self) -> None:
-        self._under_way = 0
-        self._since = 0.0
-        self._busy_s = 0.0
-        self._ended = 0
-
-    def begin(self, now: float) -> None:
-        """A request has been accepted."""
-        if self._under_way == 0:
-            self._since = now
-        self._under_way += 1
-
-    def end(self, now: float) -> None:
-        """A request has ended."""
-        self._busy_s += now - self._since
-        self._since = now
-        self._ended += 1
-        self._under_way -= 1
-        if self._ended > _REMEMBERED:
-            self._busy_s, self._ended = self._busy_s / 2, self._ended // 2
-
-    def seconds_for(self, count: int) -> float:
-        """Until so many have ended; 0 where none has ended yet."""
-        return count * self._busy_s / self._ended if self._ended else 0.0
-
-
 class Pipeline:
     """One model, from message to answer."""
 
@@ -112,6 +57,7 @@ class Pipeline:
         *,
         name: str,
         policy: BatchPolicy,
+        find_batch_size: bool,
         limits: Limits,
         max_queue: int,
         workers: Executor,
@@ -127,21 +73,24 @@ class Pipeline:
         self._costs: dict[tuple[Any, ...], Cost] = {}
         # What a picture costs to decode shows in its pixels, not in its bytes: no guess, no risk to the event loop.
         self._may_decode_here = task.upload is None
+        self._find_batch_size = find_batch_size
         self._pace = Pace()
         self._abandoned = 0
+        self._dropped = metrics.dropped.labels(name)
         self._batch_size, self._failures = metrics.batch_size.labels(name), metrics.batch_failures.labels(name)
         self._batcher = Batcher(
             self._run_batch,
             policy,
             on_batch=self._on_batch,
-            on_dropped=metrics.dropped.labels(name).inc,
+            on_dropped=self._dropped.inc,
         )
         self.in_flight = 0
 
     @property
     def queue_depth(self) -> int:
-        """Samples that wait for the device."""
-        return self._batcher.depth
+        """Samples, or requests that go alone, that wait for the device."""
+        alone = max(0, self.in_flight - self._batcher.policy.at_once) if self.batch_limit == 1 else 0
+        return self._batcher.depth + alone
 
     @property
     def device(self) -> str:
@@ -177,22 +126,53 @@ class Pipeline:
     async def predict(self, message: Message) -> Answered:
         """Answers one message. Raises ServiceError. Cancelling it gives up what has not begun."""
         began = time.perf_counter()
+        if self.is_quick(message):
+            return await self._by_steps(message, began)
+        if self.batch_limit == 1:
+            return await self._in_one_go(message, began)
+        if self.in_flight == 1 and self._batcher.is_free:
+            with self._batcher.occupied():
+                return await self._in_one_go(message, began)
+        return await self._by_steps(message, began)
+
+    async def _by_steps(self, message: Message, began: float) -> Answered:
+        """Each step where it costs least, and the graph in company."""
         request, samples = await self._step(("decode", message.kind), message.size, self._read, message)
         read = time.perf_counter()
-        try:
-            ran = await self._infer(samples)
-        except BackendError as error:
-            raise BackendFailed("The model failed on this input.") from error
-        key = _postprocess_key(request)
+        ran = await self._infer(samples)
         finished = time.perf_counter()
-        answer = await self._step(key, len(samples), self._finish, ran.outputs, samples, request)
-        stages = {
-            "decode": read - began,
-            "queue": max(0.0, finished - read - ran.ran_s),
-            "infer": ran.ran_s,
-            "postprocess": time.perf_counter() - finished,
-        }
-        return Answered(answer, stages, ran.batch_size)
+        answer = await self._step(_postprocess_key(request), len(samples), self._finish, ran.outputs, samples, request)
+        return _answered(answer, ran, began, read, finished)
+
+    async def _in_one_go(self, message: Message, began: float) -> Answered:
+        """One thread takes the request all the way: for one that is alone, and where batches gain nothing.
+
+        Handing it from thread to thread would cost it time, and win nobody else any.
+        """
+        given_up = threading.Event()
+        try:
+            answered: Answered = await self._in_thread(self._device, self._all_the_way, message, began, given_up)
+        except asyncio.CancelledError:
+            given_up.set()
+            raise
+        return answered
+
+    def _all_the_way(self, message: Message, began: float, given_up: threading.Event) -> Answered:
+        started = time.perf_counter()
+        request, samples = self._cost("decode", message.kind).timed(message.size, self._read, message)
+        read = time.perf_counter()
+        if given_up.is_set():
+            self._dropped.inc(len(samples))
+            raise CancelledError
+        step = self.batch_limit
+        starts = range(0, len(samples), step)
+        ran = joined(
+            [self._run_here({name: array[i : i + step] for name, array in samples.arrays.items()}) for i in starts]
+        )
+        finished = time.perf_counter()
+        cost = self._cost(*_postprocess_key(request))
+        answer = cost.timed(len(samples), self._finish, ran.outputs, samples, request)
+        return _answered(answer, ran, began, read, finished, waited_s=started - began)
 
     def is_quick(self, message: Message) -> bool:
         """Whether every step is expected to run at once on the event loop: there will be nothing to wait for."""
@@ -201,13 +181,23 @@ class Pipeline:
 
     async def _infer(self, samples: Samples) -> Ran:
         """Runs the samples: at once where that costs less than to queue, else in a batch."""
-        cost, size = self._cost("infer"), len(samples)
-        if not cost.is_cheap(size) or size > self._batcher.policy.max_size:
+        size = len(samples)
+        if self._cost("infer").is_cheap(size) and size <= self.batch_limit:
+            return self._run_here(samples.arrays)
+        try:
             return await self._batcher.submit(samples.arrays)
+        except BackendError as error:
+            raise BackendFailed("The model failed on this input.") from error
+
+    def _run_here(self, arrays: Arrays) -> Ran:
+        """Runs samples in this thread, as a batch of their own."""
+        size = len(next(iter(arrays.values())))
         began, failed = time.perf_counter(), True
         try:
-            outputs = _timed(cost, size, self._run, [samples.arrays], size)
+            outputs = self._cost("infer").timed(size, self._run, [arrays], size)
             failed = False
+        except BackendError as error:
+            raise BackendFailed("The model failed on this input.") from error
         finally:
             ran_s = time.perf_counter() - began
             self._on_batch(BatchReport(size, ran_s, failed))
@@ -217,12 +207,18 @@ class Pipeline:
         """Runs a step where it costs least: here, or in a worker thread."""
         cost = self._cost(*key)
         if cost.is_cheap(size) and (key[0] != "decode" or self._may_decode_here):
-            return _timed(cost, size, step, *arguments)
-        working = self._workers.submit(_timed, cost, size, step, *arguments)
+            return cost.timed(size, step, *arguments)
+        return await self._in_thread(self._workers, cost.timed, size, step, *arguments)
+
+    async def _in_thread(self, pool: Executor, step: Callable[..., Any], *arguments: Any) -> Any:
+        """Runs a step in a thread. Cancelling takes it back, if it has not begun."""
+        working = pool.submit(step, *arguments)
         try:
             return await asyncio.wrap_future(working)
         except asyncio.CancelledError:
-            if not working.cancel() and not working.done():
+            if working.cancelled() or working.cancel():
+                self._dropped.inc()
+            elif not working.done():
                 self._abandon(working)
             raise
 
@@ -258,7 +254,7 @@ class Pipeline:
     async def _run_batch(self, parts: Sequence[Arrays]) -> Arrays:
         size = sum(len(next(iter(part.values()))) for part in parts)
         loop, cost = asyncio.get_running_loop(), self._cost("infer")
-        return await loop.run_in_executor(self._device, _timed, cost, size, self._run, parts, size)
+        return await loop.run_in_executor(self._device, cost.timed, size, self._run, parts, size)
 
     def _run(self, parts: Sequence[Arrays], size: int) -> Arrays:
         first = parts[0]
@@ -279,9 +275,12 @@ class Pipeline:
             request = self.task.parse(body, Limits())
             samples = self.task.preprocess(self.task.decode(request, Limits()))
             for _ in range(3):
-                outputs = _timed(self._cost("infer"), len(samples), self._run, [samples.arrays], len(samples))
-                _timed(self._cost(*_postprocess_key(request)), len(samples), self._finish, outputs, samples, request)
-        most, arrays = self._batcher.policy.max_size, samples.arrays
+                outputs = self._cost("infer").timed(len(samples), self._run, [samples.arrays], len(samples))
+                self._cost(*_postprocess_key(request)).timed(len(samples), self._finish, outputs, samples, request)
+        if not self._find_batch_size:
+            self._fastest(samples.arrays, self.batch_limit)
+            return
+        most, arrays = self.batch_limit, samples.arrays
         self._batcher.policy = replace(
             self._batcher.policy, max_size=useful_batch(lambda size: self._fastest(arrays, size), most)
         )
@@ -289,45 +288,31 @@ class Pipeline:
     def _fastest(self, arrays: Arrays, size: int) -> float:
         """Seconds for a batch of this size, the better of two runs: what disturbs a run only makes it slower."""
         batch = {name: np.resize(array, (size, *array.shape[1:])) for name, array in arrays.items()}
-        return min(_seconds(self._run, [batch], size) for _ in range(2))
+        cost = Cost()
+        for _ in range(2):
+            cost.timed(size, self._run, [batch], size)
+        return cost.least
 
     def _cost(self, *key: Any) -> Cost:
         return self._costs.setdefault(key, Cost())
 
 
-def useful_batch(seconds_of: Callable[[int], float], most: int) -> int:
-    """The smallest batch size, up to `most`, that runs a sample about as cheaply as any other.
-
-    A larger batch gains nothing and makes its first sample wait for its last: on a GPU the cost of a sample falls far
-    with the size, on a CPU it soon rises again, when a batch no longer fits the caches. Sizes are doubled for as long
-    as that helps, so that what is slow is not tried at its slowest.
-    """
-    costs: dict[int, float] = {}
-    size = 1
-    while size <= most:
-        costs[size] = (_HAND_OVER_S + seconds_of(size)) / size
-        if len(costs) > 2 and min(list(costs.values())[-2:]) > _ABOUT * min(costs.values()):
-            break
-        size = size * 2 if size == most else min(size * 2, most)
-    return next(size for size, cost in costs.items() if cost <= _ABOUT * min(costs.values()))
+def _answered(
+    answer: Answer, ran: Ran, began: float, read: float, finished: float, *, waited_s: float = 0.0
+) -> Answered:
+    """The answer with the seconds of each stage; what is none of the others is waiting."""
+    stages = {
+        "decode": read - began - waited_s,
+        "queue": waited_s + max(0.0, finished - read - ran.ran_s),
+        "infer": ran.ran_s,
+        "postprocess": time.perf_counter() - finished,
+    }
+    return Answered(answer, stages, ran.batch_size)
 
 
 def _postprocess_key(request: Request) -> tuple[str, ...]:
     """What the cost of post-processing depends on, beside the number of samples: the request's switches."""
     return ("postprocess", *(name for name, value in request if value is True))
-
-
-def _seconds(step: Callable[..., Any], *arguments: Any) -> float:
-    began = time.perf_counter()
-    step(*arguments)
-    return time.perf_counter() - began
-
-
-def _timed(cost: Cost, size: int, step: Callable[..., Any], *arguments: Any) -> Any:
-    began = time.perf_counter()
-    result = step(*arguments)
-    cost.add(time.perf_counter() - began, size)
-    return result
 
 
 def invalid_request(error: ValidationError) -> ServiceError:

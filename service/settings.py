@@ -40,7 +40,7 @@ class Settings:
     threads: int = _setting(0, "threads of one batch on the CPU; 0 for as many as there are cores", least=0)
     workers: int = _setting(0, "threads that decode requests and encode answers; 0 for one a core", least=0)
     max_batch: int = _setting(
-        32, "samples in a batch, at most; fewer where warm-up finds that more gain nothing", least=1
+        0, "samples in a batch, at most; 0 for what warm-up finds to be of use, up to 32", least=0
     )
     batches_at_once: int = _setting(
         2, "batches that a device is given at a time; 2 fill the gaps that one leaves", least=1

@@ -62,7 +62,7 @@ class PredictRoute:
             message = await read_message(request, model.task.upload, max_bytes=self.max_body_bytes, take=take)
             trace.stages["receive"] = time.perf_counter() - trace.began
             with model.pipeline.permit():
-                if model.pipeline.is_quick(message):
+                if model.pipeline.is_quick(message):  # There will be nothing to wait for, nor to give up.
                     return await model.pipeline.predict(message)
                 return await _unless_gone(request.receive, model.pipeline.predict(message))
 

@@ -1,8 +1,8 @@
-"""What a pipeline decides from what it measured."""
+"""What is decided from what was measured."""
 
 import pytest
 
-from service.pipeline import Cost, Pace, useful_batch
+from service.costs import Cost, Pace, useful_batch
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ def test_flags_win_over_the_environment_and_that_over_defaults() -> None:
         ([], {"SEVENFOLD_MAX_BACH": "3"}, "There is no setting SEVENFOLD_MAX_BACH. Did you mean SEVENFOLD_MAX_BATCH?"),
         (["--zzz"], {}, "There is no setting --zzz. --help lists them all."),
         (["--port", "http"], {}, "port is a number (int), not 'http'."),
-        (["--max-batch", "0"], {}, "max_batch is 1 or more, and at most 9007199254740992, not 0."),
+        (["--max-batch=-1"], {}, "max_batch is 0 or more, and at most 9007199254740992, not -1."),
         (["--timeout-ms", "nan"], {}, "timeout_ms is a number (float), not 'nan'."),
         (["--port", "99999"], {}, "port is 0 or more, and at most 65535, not 99999."),
         (["--port", "1_0"], {}, "port is a number (int), not '1_0'."),
