@@ -25,7 +25,7 @@ from service.routes.bodies import BodyBudget
 from service.routes.health import health_router
 from service.routes.models import models_router
 from service.routes.openapi import describe_interface
-from service.routes.predict import PredictRoute
+from service.routes.predict import Predictions
 from service.settings import Settings
 from service.telemetry import Telemetry, error_response, trace_of
 from tasks.contract import Limits, Task
@@ -124,36 +124,25 @@ def create_app(service: Service) -> FastAPI:
         redoc_url=None, title="Sevenfold", version="0.1.0", description=_DESCRIPTION, lifespan=lifespan
     )
     app.state.service = service
-    app.add_middleware(Telemetry, metrics=service.metrics)
+    app.add_middleware(
+        Predictions,
+        repository=service.repository,
+        metrics=service.metrics,
+        timeout_s=service.settings.timeout_ms / 1000,
+        max_body_bytes=service.settings.max_body_bytes,
+        bodies=service.bodies,
+    )
+    app.add_middleware(Telemetry, metrics=service.metrics)  # Added last, it is the outermost.
     app.include_router(models_router(service.repository))
     app.include_router(health_router(service.repository, service.metrics, lambda: service.draining))
-    _add_predict(app, service)
     _add_error_handlers(app)
     app.add_route("/", lambda request: RedirectResponse("/docs"), include_in_schema=False)
     app.openapi = lambda: describe_interface(app, service.repository)  # type: ignore[method-assign]
     return app
 
 
-def _add_predict(app: FastAPI, service: Service) -> None:
-    predict = PredictRoute(
-        service.repository,
-        service.metrics,
-        timeout_s=service.settings.timeout_ms / 1000,
-        max_body_bytes=service.settings.max_body_bytes,
-        bodies=service.bodies,
-    )
-
-    async def endpoint(request: Request) -> Response:
-        return await predict(request)
-
-    for path in ("/v1/models/{name}/predict", "/v1/models/{name}/versions/{version}/predict"):
-        app.add_route(path, endpoint, methods=["POST"], include_in_schema=False)
-
-
 def _add_error_handlers(app: FastAPI) -> None:
     async def on_service_error(request: Request, error: Any) -> Response:
-        if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR and error.__cause__ is not None:
-            _LOG.error("%s", error.message, exc_info=error.__cause__)
         return error_response(error, trace_of(request.scope))
 
     async def on_validation_error(request: Request, error: Any) -> Response:

@@ -42,6 +42,9 @@ class JsonFormatter(logging.Formatter):
 
 def set_up_logging(level: str) -> None:
     """Sends all logging of this process through the formatter; uvicorn's own request log is left out for ours."""
+    # What no line of ours tells need not be found out for each: the logging documentation's own advice.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = ""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)

@@ -6,10 +6,11 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from http import HTTPStatus
 from typing import Any
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -45,6 +46,8 @@ def trace_of(scope: Scope) -> Trace:
 def error_response(error: ServiceError, trace: Trace) -> Response:
     """The one shape of every error."""
     trace.code = error.code
+    if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR and error.__cause__ is not None:
+        _LOG.error("%s", error.message, exc_info=error.__cause__)
     body: dict[str, Any] = {"code": error.code, "message": error.message}
     if error.details:
         body["details"] = [vars(problem) for problem in error.details]
@@ -60,13 +63,17 @@ class Telemetry:
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
+        # The metrics of each model, found once: to look one up costs as much as to count with it.
+        self._request_counter = cache(metrics.requests.labels)
+        self._durations = cache(metrics.duration.labels)
+        self._stages = cache(metrics.stage.labels)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes the request on, and takes note of how it ended."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = request_id_from(Headers(scope=scope).get("x-request-id"))
+        request_id = request_id_from(_header(scope, b"x-request-id"))
         trace = scope["sevenfold.trace"] = Trace(request_id, time.perf_counter())
         token = REQUEST_ID.set(request_id)
 
@@ -102,19 +109,23 @@ class Telemetry:
     def _record(self, scope: Scope, trace: Trace) -> None:
         seconds = time.perf_counter() - trace.began
         metrics, status = self._metrics, trace.status
-        metrics.requests.labels(trace.model, str(status)).inc()
+        self._request_counter(trace.model, str(status)).inc()
         if trace.code and status != HTTPStatus.INTERNAL_SERVER_ERROR:
             metrics.rejected.labels(trace.model, trace.code).inc()
         if trace.model != NO_MODEL:
-            metrics.duration.labels(trace.model).observe(seconds)
+            self._durations(trace.model).observe(seconds)
         if trace.batch_size:
             for stage, spent in trace.stages.items():
-                metrics.stage.labels(trace.model, stage).observe(spent)
+                self._stages(trace.model, stage).observe(spent)
         level = logging.ERROR if status >= 500 and trace.code == "internal_error" else logging.INFO
         if scope["path"].startswith(_QUIET) and status < 400:
             level = logging.DEBUG
         if _LOG.isEnabledFor(level):
             _LOG.log(level, "%s %s", scope["method"], scope["path"], extra=_log_fields(trace, seconds))
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
 
 
 def _server_timing(stages: Mapping[str, float], trace: Trace) -> str:

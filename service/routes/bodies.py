@@ -64,7 +64,7 @@ async def read_message(
     """
     content_type = request.headers.get("content-type", "")
     media_type = content_type.partition(";")[0].strip().lower()
-    options = _once(request.query_params.multi_items())
+    options = _once(request.query_params.multi_items()) if request.scope["query_string"] else {}
     if media_type == _JSON:
         body = await _read_body(request, max_bytes, take)
         return Message("json", len(body), partial(_json_fields, body, options))

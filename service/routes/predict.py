@@ -1,11 +1,12 @@
 """The one endpoint that matters: a request to a model, and its answer.
 
 Not a FastAPI path operation, since the types of body and answer depend on the model in the path; `routes/openapi.py`
-describes them, model by model.
+describes them, model by model. It stands before the router, whose layers would cost more than a small model.
 """
 
 import asyncio
 import math
+import re
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -13,13 +14,14 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.errors import DeadlineExceeded, InvalidHeader
+from service.errors import DeadlineExceeded, InvalidHeader, MethodNotAllowed, ServiceError
 from service.metrics import Metrics
 from service.pipeline import Answered
 from service.repository import Model, Repository
 from service.routes.bodies import BodyBudget, read_message
-from service.telemetry import Trace, trace_of
+from service.telemetry import Trace, error_response, trace_of
 
 T = TypeVar("T")
 _CLIENT_CLOSED_REQUEST = 499
@@ -30,20 +32,38 @@ class ClientGone(Exception):
     """The connection was closed before there was an answer."""
 
 
-@dataclass(frozen=True)
-class PredictRoute:
-    """POST /v1/models/{name}/predict and /v1/models/{name}/versions/{version}/predict."""
+_PATH = re.compile(r"/v1/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?/predict")
 
+
+@dataclass(frozen=True)
+class Predictions:
+    """Middleware: POST /v1/models/{name}/predict and /v1/models/{name}/versions/{version}/predict."""
+
+    app: ASGIApp
     repository: Repository
     metrics: Metrics
     timeout_s: float
     max_body_bytes: int
     bodies: BodyBudget
 
-    async def __call__(self, request: Request) -> Response:
-        """Answers, or raises ServiceError."""
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers what is asked of a model, and passes everything else on."""
+        asked = _PATH.fullmatch(scope["path"]) if scope["type"] == "http" else None
+        if asked is None:
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        try:
+            if request.method != "POST":
+                raise MethodNotAllowed("A prediction is asked for with POST.")
+            response = await self._answer(request, asked["name"], asked["version"])
+        except ServiceError as error:
+            response = error_response(error, trace_of(scope))
+        await response(scope, receive, send)
+
+    async def _answer(self, request: Request, name: str, version: str | None) -> Response:
         trace = trace_of(request.scope)
-        model = self.repository.find(request.path_params["name"], request.path_params.get("version"))
+        model = self.repository.find(name, version)
         trace.model, trace.version = model.manifest.name, model.manifest.version
         timeout_s = _timeout_s(request.headers.get("x-request-timeout-ms"), self.timeout_s)
         try:
@@ -89,13 +109,24 @@ def _timeout_s(header: str | None, longest_s: float) -> float:
 
 async def _unless_gone(receive: Callable[[], Awaitable[Any]], work: Awaitable[T]) -> T:
     """The result of `work`, which is cancelled as soon as the client hangs up. Raises ClientGone."""
-    working: asyncio.Future[T] = asyncio.ensure_future(work)
+    task = asyncio.current_task()
+    watching, hung_up = True, False
+
+    def hang_up(_: asyncio.Future[Any]) -> None:
+        nonlocal hung_up
+        if watching and task is not None:
+            hung_up = True
+            task.cancel()
+
     gone = asyncio.ensure_future(receive())  # The body has been read: the next message is the end of the connection.
+    gone.add_done_callback(hang_up)
     try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise ClientGone
+        return await work
+    except asyncio.CancelledError:
+        # Somebody else may have cancelled at the same time (the deadline, the end of the server): theirs comes first.
+        if hung_up and task is not None and task.uncancel() == 0:
+            raise ClientGone from None
+        raise
     finally:
+        watching = False
         gone.cancel()
-        working.cancel()
