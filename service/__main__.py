@@ -53,7 +53,7 @@ class _Server(uvicorn.Server):
         if again or sig != signal.SIGTERM or not seconds:
             self._stop(sig, frame)
         else:
-            _LOG.info("draining", extra={"seconds": seconds})
+            _LOG.info("draining", extra={"fields": {"seconds": seconds}})
             asyncio.get_running_loop().call_later(seconds, self._stop, sig, frame)
 
     def _stop(self, sig: int, frame: FrameType | None) -> None:

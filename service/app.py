@@ -50,7 +50,8 @@ class Service:
         self.loaded = asyncio.Event()
         worker_count = settings.workers or available_cores()
         self._workers = ThreadPoolExecutor(worker_count, thread_name_prefix="worker")
-        self._device = ThreadPoolExecutor(settings.batches_at_once, thread_name_prefix="device")
+        most_at_once = max(self._at_once(device) for device in ("cpu", "cuda"))
+        self._device = ThreadPoolExecutor(most_at_once, thread_name_prefix="device")
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
         self.repository = Repository(
             settings.models,
@@ -62,6 +63,10 @@ class Service:
         self.repository.scan()
         self.metrics.watch(self._gauges)
 
+    def _at_once(self, device: str) -> int:
+        """Batches at a time. On a CPU one batch leaves cores idle between its operations, which others fill."""
+        return self.settings.batches_at_once or (2 if device == "cuda" else 4 * available_cores())
+
     def _make_pipeline(self, name: str, task: Task, backend: Backend) -> Pipeline:
         settings = self.settings
         return Pipeline(
@@ -69,7 +74,7 @@ class Service:
             backend,
             name=name,
             policy=BatchPolicy(
-                settings.max_batch or _MOST_BATCH, settings.max_delay_ms / 1000, settings.batches_at_once
+                settings.max_batch or _MOST_BATCH, settings.max_delay_ms / 1000, self._at_once(backend.device)
             ),
             find_batch_size=settings.max_batch == 0,
             limits=Limits(pixels=settings.max_pixels, rows=settings.max_rows),

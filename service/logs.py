@@ -1,6 +1,5 @@
 """One line of JSON for each thing worth telling, on standard error, with the id of the request it belongs to."""
 
-import json
 import logging
 import re
 import secrets
@@ -9,11 +8,12 @@ import time
 from contextvars import ContextVar
 from typing import Any
 
+from pydantic_core import to_json
+
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The id of the request that is being answered here."""
 
 _ACCEPTED_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message"}
 
 
 def request_id_from(header: str | None) -> str:
@@ -22,22 +22,31 @@ def request_id_from(header: str | None) -> str:
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line: time (UTC), level, logger, message, request_id, and whatever was passed as `extra`."""
+    """A record as one line: time (UTC), level, logger, message, request_id, and the `fields` of its `extra`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._second, self._shown = 0, ""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end."""
         line: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "time": f"{self._time(int(record.created))}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
         if (request_id := REQUEST_ID.get()) is not None:
             line["request_id"] = request_id
-        line |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        line |= getattr(record, "fields", {})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=True, default=str)
+        return to_json(line, fallback=str).decode()
+
+    def _time(self, second: int) -> str:
+        if second != self._second:
+            self._second, self._shown = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return self._shown
 
 
 def set_up_logging(level: str) -> None:

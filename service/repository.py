@@ -97,7 +97,7 @@ class Repository:
                     path.name for path in folder.iterdir() if (path / MANIFEST).is_file() and path.name.isdecimal()
                 ]
             except OSError as error:
-                _LOG.error("folder unreadable", extra={"folder": str(folder), "reason": error.strerror})
+                _LOG.error("folder unreadable", extra={"fields": {"folder": str(folder), "reason": error.strerror}})
                 continue
             if found:
                 self._entries[folder.name] = [Entry(folder.name, v) for v in sorted(found, key=int, reverse=True)]
@@ -121,16 +121,15 @@ class Repository:
         except Exception as error:  # Whatever is wrong with one model's folder, the others are served.
             expected = isinstance(error, BrokenModel | BackendError | OSError)
             entry.reason = str(error) if expected else f"{type(error).__name__}: {error}"
-            extra = {"model": entry.name, "version": entry.version, "reason": entry.reason}
-            _LOG.error("model unavailable", extra=extra, exc_info=None if expected else error)
+            told: dict[str, Any] = {"model": entry.name, "version": entry.version, "reason": entry.reason}
+            _LOG.error("model unavailable", extra={"fields": told}, exc_info=None if expected else error)
             return
         seconds = time.perf_counter() - began
         self.on_loaded(entry.name, entry.version, seconds)
-        told: dict[str, Any] = {"model": entry.name, "version": entry.version, "seconds": round(seconds, 3)}
-        _LOG.info(
-            "model ready",
-            extra=told | {"device": entry.model.pipeline.device, "batch_limit": entry.model.pipeline.batch_limit},
-        )
+        pipeline = entry.model.pipeline
+        told = {"model": entry.name, "version": entry.version, "seconds": round(seconds, 3)}
+        told |= {"device": pipeline.device, "batch_limit": pipeline.batch_limit}
+        _LOG.info("model ready", extra={"fields": told})
 
     def _prove(self, entry: Entry) -> Model:
         """Loads a version and replays its goldens, alone and in one batch."""

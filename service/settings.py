@@ -43,7 +43,7 @@ class Settings:
         0, "samples in a batch, at most; 0 for what warm-up finds to be of use, up to 32", least=0
     )
     batches_at_once: int = _setting(
-        2, "batches that a device is given at a time; 2 fill the gaps that one leaves", least=1
+        0, "batches that a device is given at a time; 0 for 2 on CUDA, and 4 a core on a CPU", least=0
     )
     max_delay_ms: float = _setting(0.0, "how long a sample may wait for company while the device is free", least=0)
     max_queue: int = _setting(256, "requests under way for one model, at most; more are refused with 503", least=1)

@@ -121,7 +121,7 @@ class Telemetry:
         if scope["path"].startswith(_QUIET) and status < 400:
             level = logging.DEBUG
         if _LOG.isEnabledFor(level):
-            _LOG.log(level, "%s %s", scope["method"], scope["path"], extra=_log_fields(trace, seconds))
+            _LOG.log(level, "%s %s", scope["method"], scope["path"], extra={"fields": _log_fields(trace, seconds)})
 
 
 def _header(scope: Scope, name: bytes) -> str | None:
