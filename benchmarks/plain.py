@@ -1,6 +1,6 @@
 """What a competent engineer writes without Sevenfold: FastAPI, one session, one endpoint, no batching.
 
-It calls the same task code and the same ONNX Runtime with the same settings, in FastAPI's thread pool.
+It calls the same task code and the same ONNX Runtime, whose runs share all cores, in FastAPI's thread pool.
 """
 
 import sys
@@ -24,7 +24,7 @@ def plain_app(folder: Path) -> FastAPI:
 
     def answer(request: Any) -> Any:
         samples = task.preprocess(task.decode(request, Limits()))
-        return task.postprocess(backend.run(samples.arrays), samples, request)
+        return task.postprocess(backend.run_alone(samples.arrays), samples, request)
 
     if task.upload is None:
 

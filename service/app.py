@@ -64,8 +64,8 @@ class Service:
         self.metrics.watch(self._gauges)
 
     def _at_once(self, device: str) -> int:
-        """Batches at a time. On a CPU one batch leaves cores idle between its operations, which others fill."""
-        return self.settings.batches_at_once or (2 if device == "cuda" else 4 * available_cores())
+        """Batches at a time: on a CPU each has one core, and one more waits for it."""
+        return self.settings.batches_at_once or (2 if device == "cuda" else 2 * available_cores())
 
     def _make_pipeline(self, name: str, task: Task, backend: Backend) -> Pipeline:
         settings = self.settings

@@ -22,7 +22,7 @@ from service.batcher import Batcher, BatchPolicy, BatchReport, Ran, joined
 from service.costs import Cost, Pace, useful_batch
 from service.errors import BackendFailed, InvalidAnswer, InvalidRequest, Overloaded, ServiceError, TooLarge, Unreadable
 from service.metrics import Metrics
-from tasks.contract import Answer, Arrays, InvalidInput, InvalidOutput, Limits, Problem, Request, Samples, Task
+from tasks.contract import Answer, Arrays, InvalidInput, InvalidOutput, Limits, Problem, Request, Run, Samples, Task
 
 _MOST_PROBLEMS = 20
 _LONGEST = 200
@@ -128,11 +128,11 @@ class Pipeline:
         began = time.perf_counter()
         if self.is_quick(message):
             return await self._by_steps(message, began)
-        if self.batch_limit == 1:
-            return await self._in_one_go(message, began)
         if self.in_flight == 1 and self._batcher.is_free:
             with self._batcher.occupied():
-                return await self._in_one_go(message, began)
+                return await self._in_one_go(message, began, self._backend.run_alone)
+        if self.batch_limit == 1:
+            return await self._in_one_go(message, began, self._backend.run)
         return await self._by_steps(message, began)
 
     async def _by_steps(self, message: Message, began: float) -> Answered:
@@ -144,20 +144,20 @@ class Pipeline:
         answer = await self._step(_postprocess_key(request), len(samples), self._finish, ran.outputs, samples, request)
         return _answered(answer, ran, began, read, finished)
 
-    async def _in_one_go(self, message: Message, began: float) -> Answered:
+    async def _in_one_go(self, message: Message, began: float, run: Run) -> Answered:
         """One thread takes the request all the way: for one that is alone, and where batches gain nothing.
 
         Handing it from thread to thread would cost it time, and win nobody else any.
         """
         given_up = threading.Event()
         try:
-            answered: Answered = await self._in_thread(self._device, self._all_the_way, message, began, given_up)
+            answered: Answered = await self._in_thread(self._device, self._all_the_way, message, began, run, given_up)
         except asyncio.CancelledError:
             given_up.set()
             raise
         return answered
 
-    def _all_the_way(self, message: Message, began: float, given_up: threading.Event) -> Answered:
+    def _all_the_way(self, message: Message, began: float, run: Run, given_up: threading.Event) -> Answered:
         started = time.perf_counter()
         request, samples = self._cost("decode", message.kind).timed(message.size, self._read, message)
         read = time.perf_counter()
@@ -167,7 +167,7 @@ class Pipeline:
         step = self.batch_limit
         starts = range(0, len(samples), step)
         ran = joined(
-            [self._run_here({name: array[i : i + step] for name, array in samples.arrays.items()}) for i in starts]
+            [self._run_here({name: array[i : i + step] for name, array in samples.arrays.items()}, run) for i in starts]
         )
         finished = time.perf_counter()
         cost = self._cost(*_postprocess_key(request))
@@ -183,18 +183,18 @@ class Pipeline:
         """Runs the samples: at once where that costs less than to queue, else in a batch."""
         size = len(samples)
         if self._cost("infer").is_cheap(size) and size <= self.batch_limit:
-            return self._run_here(samples.arrays)
+            return self._run_here(samples.arrays, self._backend.run)
         try:
             return await self._batcher.submit(samples.arrays)
         except BackendError as error:
             raise BackendFailed("The model failed on this input.") from error
 
-    def _run_here(self, arrays: Arrays) -> Ran:
+    def _run_here(self, arrays: Arrays, run: Run) -> Ran:
         """Runs samples in this thread, as a batch of their own."""
         size = len(next(iter(arrays.values())))
         began, failed = time.perf_counter(), True
         try:
-            outputs = self._cost("infer").timed(size, self._run, [arrays], size)
+            outputs = self._cost("infer").timed(size, self._run, run, [arrays], size)
             failed = False
         except BackendError as error:
             raise BackendFailed("The model failed on this input.") from error
@@ -254,12 +254,12 @@ class Pipeline:
     async def _run_batch(self, parts: Sequence[Arrays]) -> Arrays:
         size = sum(len(next(iter(part.values()))) for part in parts)
         loop, cost = asyncio.get_running_loop(), self._cost("infer")
-        return await loop.run_in_executor(self._device, cost.timed, size, self._run, parts, size)
+        return await loop.run_in_executor(self._device, cost.timed, size, self._run, self._backend.run, parts, size)
 
-    def _run(self, parts: Sequence[Arrays], size: int) -> Arrays:
+    def _run(self, run: Run, parts: Sequence[Arrays], size: int) -> Arrays:
         first = parts[0]
         stacked = first if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in first}
-        outputs = self._backend.run(stacked)
+        outputs = run(stacked)
         for name, array in outputs.items():
             if len(array) != size:
                 raise BackendError(f"The graph's output {name} has {len(array)} rows for {size} samples.")
@@ -275,7 +275,9 @@ class Pipeline:
             request = self.task.parse(body, Limits())
             samples = self.task.preprocess(self.task.decode(request, Limits()))
             for _ in range(3):
-                outputs = self._cost("infer").timed(len(samples), self._run, [samples.arrays], len(samples))
+                outputs = self._cost("infer").timed(
+                    len(samples), self._run, self._backend.run, [samples.arrays], len(samples)
+                )
                 self._cost(*_postprocess_key(request)).timed(len(samples), self._finish, outputs, samples, request)
         if not self._find_batch_size:
             self._fastest(samples.arrays, self.batch_limit)
@@ -290,7 +292,7 @@ class Pipeline:
         batch = {name: np.resize(array, (size, *array.shape[1:])) for name, array in arrays.items()}
         cost = Cost()
         for _ in range(2):
-            cost.timed(size, self._run, [batch], size)
+            cost.timed(size, self._run, self._backend.run, [batch], size)
         return cost.least
 
     def _cost(self, *key: Any) -> Cost:

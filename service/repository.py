@@ -185,7 +185,7 @@ def replay(task: Task, backend: Backend, goldens: tuple[Golden, ...], tolerance:
     """Asks the goldens, each alone and then all in one batch. Raises BrokenModel where an answer is another."""
     requests = [task.parse(golden.request, Limits()) for golden in goldens]
     samples = [task.preprocess(task.decode(request, Limits())) for request in requests]
-    alone = [backend.run(one.arrays) for one in samples]
+    alone = [backend.run_alone(one.arrays) for one in samples]
     for run, outputs in (("alone", alone), ("in a batch", _run_together(backend, samples))):
         for i, golden in enumerate(goldens):
             answer = task.postprocess(outputs[i], samples[i], requests[i])

@@ -37,13 +37,15 @@ class Settings:
     device: Literal["auto", "cpu", "cuda"] = _setting(
         "auto", "where the graphs run; 'cuda' is an error where it cannot be had"
     )
-    threads: int = _setting(0, "threads of one batch on the CPU; 0 for as many as there are cores", least=0)
+    threads: int = _setting(
+        0, "on a CPU, threads of a request that is alone; 0 for one a core (in company each batch has one)", least=0
+    )
     workers: int = _setting(0, "threads that decode requests and encode answers; 0 for one a core", least=0)
     max_batch: int = _setting(
         0, "samples in a batch, at most; 0 for what warm-up finds to be of use, up to 32", least=0
     )
     batches_at_once: int = _setting(
-        0, "batches that a device is given at a time; 0 for 2 on CUDA, and 4 a core on a CPU", least=0
+        0, "batches that a device is given at a time; 0 for 2 on CUDA, and 2 a core on a CPU", least=0
     )
     max_delay_ms: float = _setting(0.0, "how long a sample may wait for company while the device is free", least=0)
     max_queue: int = _setting(256, "requests under way for one model, at most; more are refused with 503", least=1)

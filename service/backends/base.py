@@ -10,7 +10,7 @@ class BackendError(RuntimeError):
 
 
 class Backend(Protocol):
-    """Runs a graph. `run` may be called from several threads at once."""
+    """Runs a graph; from several threads at once, if need be."""
 
     @property
     def device(self) -> str:
@@ -18,7 +18,11 @@ class Backend(Protocol):
         ...
 
     def run(self, arrays: Arrays) -> Arrays:
-        """Named inputs to named outputs, the batch axis first."""
+        """Named inputs to named outputs, the batch axis first; one of several runs that share the device."""
+        ...
+
+    def run_alone(self, arrays: Arrays) -> Arrays:
+        """The same, for a run that has the device to itself and wants its answer soon."""
         ...
 
 
