@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
+from starlette.types import ASGIApp
 
 from service.backends.base import Backend, OpenBackend
 from service.backends.onnx import OnnxRuntime, available_cores
@@ -115,7 +116,7 @@ def _onnx_runtime(settings: Settings) -> OnnxRuntime:
     return runtime
 
 
-def create_app(service: Service) -> FastAPI:
+def create_app(service: Service) -> ASGIApp:
     """The HTTP application of a service. It loads the models when it starts and ends its threads when it stops."""
 
     @asynccontextmanager
@@ -129,21 +130,20 @@ def create_app(service: Service) -> FastAPI:
         redoc_url=None, title="Sevenfold", version="0.1.0", description=_DESCRIPTION, lifespan=lifespan
     )
     app.state.service = service
-    app.add_middleware(
-        Predictions,
-        repository=service.repository,
-        metrics=service.metrics,
-        timeout_s=service.settings.timeout_ms / 1000,
-        max_body_bytes=service.settings.max_body_bytes,
-        bodies=service.bodies,
-    )
-    app.add_middleware(Telemetry, metrics=service.metrics)  # Added last, it is the outermost.
     app.include_router(models_router(service.repository))
     app.include_router(health_router(service.repository, service.metrics, lambda: service.draining))
     _add_error_handlers(app)
     app.add_route("/", lambda request: RedirectResponse("/docs"), include_in_schema=False)
     app.openapi = lambda: describe_interface(app, service.repository)  # type: ignore[method-assign]
-    return app
+    predictions = Predictions(
+        app,
+        service.repository,
+        service.metrics,
+        timeout_s=service.settings.timeout_ms / 1000,
+        max_body_bytes=service.settings.max_body_bytes,
+        bodies=service.bodies,
+    )
+    return Telemetry(predictions, service.metrics)
 
 
 def _add_error_handlers(app: FastAPI) -> None:
