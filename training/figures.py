@@ -2,10 +2,9 @@
 
 import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Sheet
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -15,13 +14,25 @@ from training.schedule import RateSearch
 _BLUE, _ORANGE, _GREY = "#2458a6", "#c8641e", "#888888"
 
 
-def _png(sheet: Sheet) -> bytes:
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Sheet
+
+
+def _sheet(width: float, height: float) -> "Sheet":
+    """An empty figure, in inches. matplotlib takes seconds to load, and not every command draws."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _png(sheet: "Sheet") -> bytes:
     file = io.BytesIO()
     sheet.savefig(file, format="png", dpi=110, bbox_inches="tight", facecolor="white")
     return file.getvalue()
 
 
-def _plain(axes: Axes, title: str, across: str, up: str) -> None:
+def _plain(axes: "Axes", title: str, across: str, up: str) -> None:
     axes.set_title(title, fontsize=11, loc="left")
     axes.set_xlabel(across)
     axes.set_ylabel(up)
@@ -33,7 +44,7 @@ def _plain(axes: Axes, title: str, across: str, up: str) -> None:
 def curves(histories: Sequence[Sequence[Row]]) -> bytes:
     """The loss in training and the score on validation data after each epoch; a line for each seed."""
     names = list(histories[0][0].scores)
-    sheet = Sheet(figsize=(10, 3.6), layout="constrained")
+    sheet = _sheet(10, 3.6)
     left, right = sheet.subplots(1, 2)
     for number, rows in enumerate(histories):
         epochs = [row.epoch for row in rows]
@@ -58,7 +69,7 @@ def confusion(matrix: NDArray[np.integer], labels: Sequence[str]) -> bytes:
     """Counts of what was said for what it is; up to 40 classes get their names and counts."""
     count = len(labels)
     side = min(11.0, max(4.0, 1.6 + 0.55 * count))
-    sheet = Sheet(figsize=(side, side), layout="constrained")
+    sheet = _sheet(side, side)
     axes = sheet.subplots()
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -75,7 +86,7 @@ def confusion(matrix: NDArray[np.integer], labels: Sequence[str]) -> bytes:
 
 def reliability(curves_by_name: dict[str, list[tuple[float, float, int]]]) -> bytes:
     """How often answers of each confidence are right; on the diagonal, probabilities are frequencies."""
-    sheet = Sheet(figsize=(5, 4.2), layout="constrained")
+    sheet = _sheet(5, 4.2)
     axes = sheet.subplots()
     axes.plot([0, 1], [0, 1], color=_GREY, linestyle=":", linewidth=1)
     for (name, bins), colour in zip(curves_by_name.items(), (_GREY, _ORANGE, _BLUE), strict=False):
@@ -93,7 +104,7 @@ def reliability(curves_by_name: dict[str, list[tuple[float, float, int]]]) -> by
 def pictures(shown: Sequence[tuple[Image.Image, NDArray[np.floating], str]]) -> bytes:
     """Pictures beside themselves with an evidence map laid over, each with a caption; three in a row."""
     rows = (len(shown) + 2) // 3
-    sheet = Sheet(figsize=(11, 2.5 * rows), layout="constrained")
+    sheet = _sheet(11, 2.5 * rows)
     grid = sheet.subplots(rows, 3, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
@@ -114,7 +125,7 @@ def _overlaid(image: Image.Image, evidence: NDArray[np.floating]) -> NDArray[np.
 
 def bars(names: Sequence[str], values: Sequence[float], title: str, across: str) -> bytes:
     """A horizontal bar for each name."""
-    sheet = Sheet(figsize=(7, 1.0 + 0.28 * len(names)), layout="constrained")
+    sheet = _sheet(7, 1.0 + 0.28 * len(names))
     axes = sheet.subplots()
     axes.barh(range(len(names)), values, color=_BLUE)
     axes.set_yticks(range(len(names)), names)
@@ -125,7 +136,7 @@ def bars(names: Sequence[str], values: Sequence[float], title: str, across: str)
 
 def rates(search: RateSearch) -> bytes:
     """The smoothed loss over the learning rate, with the suggestion."""
-    sheet = Sheet(figsize=(7, 4), layout="constrained")
+    sheet = _sheet(7, 4)
     axes = sheet.subplots()
     axes.plot(search.rates, search.losses, color=_BLUE)
     axes.axvline(search.suggestion, color=_ORANGE, linestyle=":", label=f"suggestion {search.suggestion:.1e}")

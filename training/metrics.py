@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix, log_loss, precision_recall_fscore_support, roc_auc_score
 
 from tasks.manifest import Metric
 from training import calibration
@@ -17,6 +16,8 @@ Targets = NDArray[np.integer]
 
 def class_figures(probabilities: Probabilities, targets: Targets) -> dict[str, float]:
     """Accuracy, macro F1, cross entropy (nats), expected calibration error, and with two classes the ROC AUC."""
+    from sklearn.metrics import log_loss, precision_recall_fscore_support, roc_auc_score
+
     classes = probabilities.shape[1]
     said = probabilities.argmax(axis=1)
     _, _, f1, _ = precision_recall_fscore_support(targets, said, labels=range(classes), zero_division=0)
@@ -32,6 +33,8 @@ def class_figures(probabilities: Probabilities, targets: Targets) -> dict[str, f
 
 def per_class(probabilities: Probabilities, targets: Targets, labels: Sequence[str]) -> Table:
     """Precision, recall and F1 of each class."""
+    from sklearn.metrics import precision_recall_fscore_support
+
     said = probabilities.argmax(axis=1)
     found = precision_recall_fscore_support(targets, said, labels=range(len(labels)), zero_division=0)
     rows = tuple(
@@ -43,6 +46,8 @@ def per_class(probabilities: Probabilities, targets: Targets, labels: Sequence[s
 
 def confusions(probabilities: Probabilities, targets: Targets, labels: Sequence[str]) -> NDArray[np.integer]:
     """Counts, (is, said)."""
+    from sklearn.metrics import confusion_matrix
+
     said = probabilities.argmax(axis=1)
     matrix: NDArray[np.integer] = confusion_matrix(targets, said, labels=range(len(labels)))
     return matrix

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms import v2
 from tqdm import tqdm
 
 from tasks._images import Picture, decode_picture
@@ -162,6 +161,8 @@ def decoded(file: Path, size: int) -> Picture:
 
 def augmentation(size: int, smallest_crop: float) -> Augment:
     """A random part of the picture, mirrored or not, a little turned, lighter or darker: PIL to PIL, size × size."""
+    from torchvision.transforms import v2  # Seconds: not for every command.
+
     chain = v2.Compose(
         [
             v2.RandomResizedCrop(size, scale=(smallest_crop, 1.0), ratio=(0.6, 1.3)),

@@ -10,8 +10,6 @@ import numpy as np
 import polars as pl
 import torch
 from numpy.typing import NDArray
-from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -217,6 +215,8 @@ class TabularLearner(Learner):
         )
 
     def _boosted(self) -> NDArray[np.floating]:
+        from sklearn.ensemble import HistGradientBoostingClassifier
+
         table = self.task.table
         grouped = [len(column.values) + 2 <= _GROUPED for column in table.categories] + [False] * len(table.numbers)
         booster = HistGradientBoostingClassifier(
@@ -331,4 +331,6 @@ def _indices(column: pl.Series, labels: Sequence[str]) -> NDArray[np.int64]:
 
 
 def _auc(probabilities: NDArray[np.floating], targets: NDArray[np.integer]) -> float:
+    from sklearn.metrics import roc_auc_score
+
     return float(roc_auc_score(targets, probabilities[:, 1]))

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torchvision import models
 
 from training import checkpoint
 from training.errors import CannotTrain
@@ -47,6 +46,8 @@ def body(name: str, weights: Path | None) -> Body:
 
     Raises CannotTrain: no such network, it has no feature map, or the file does not fit it.
     """
+    from torchvision import models  # Seconds: not for every command.
+
     if name not in models.list_models(module=models):
         raise CannotTrain(f"torchvision has no network named '{name}'; it has {', '.join(_suitable())}.")
     network = models.get_model(name, weights=None, **({"init_weights": False} if name == "googlenet" else {}))
@@ -59,6 +60,8 @@ def body(name: str, weights: Path | None) -> Body:
 
 
 def _suitable() -> list[str]:
+    from torchvision import models  # Seconds: not for every command.
+
     families = (
         "convnext",
         "densenet",
@@ -109,6 +112,8 @@ def weights_file(name: str, weights: str, fetcher: Fetcher) -> Path | None:
 
     torchvision's file names end in the first eight digits of their SHA-256, which are checked. Raises CannotTrain.
     """
+    from torchvision import models  # Seconds: not for every command.
+
     if weights == "none":
         return None
     if weights != "imagenet":
