@@ -94,18 +94,38 @@ def runner(graph: bytes) -> Run:
     return run
 
 
-def publish(root: Path, name: str, task: Task, graph: bytes, *, version: int = 1) -> Path:
-    """Writes a model folder with one golden request."""
+def fussy_credit_graph() -> bytes:
+    """As above, but a known job is an index out of range: ONNX Runtime itself fails."""
+    model = onnx.load_model_from_string(credit_graph())
+    table = numpy_helper.from_array(np.zeros((2, 1), np.float32), "table")
+    model.graph.initializer.append(table)
+    jobs = next(node for node in model.graph.node if node.output[0] == "jobs")
+    gather = helper.make_node("Gather", ["table", "categories"], ["looked_up"], axis=0)
+    squeeze = helper.make_node("Squeeze", ["looked_up", "last"], ["jobs"])
+    model.graph.initializer.append(numpy_helper.from_array(np.array([2], np.int64), "last"))
+    at = list(model.graph.node).index(jobs)
+    model.graph.node.remove(jobs)
+    model.graph.node.insert(at, squeeze)
+    model.graph.node.insert(at, gather)
+    onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def publish(
+    root: Path, name: str, task: Task, graph: bytes, *, version: int = 1, request: dict[str, Any] | None = None
+) -> Path:
+    """Writes a model folder with two golden requests."""
+    request = request or task.example()
     folder = root / name / str(version)
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(graph)
     (folder / "README.md").write_text(f"# {name}\n")
-    answer = task.answer(runner(graph), task.example())
+    answer = task.answer(runner(graph), request)
     golden = Golden(
-        request=task.example(),
+        request=request,
         answer=answer.plain(),
     )
-    write_goldens(folder, [golden])
+    write_goldens(folder, [golden, golden])
     manifest = Manifest(
         name=name,
         version=str(version),

@@ -76,10 +76,11 @@ def held(start: Start, tmp_path, **settings: object) -> Held:
 
     folder = publish(tmp_path, "credit", CREDIT, credit_graph())
     golden = json.loads((folder / "goldens.json").read_text())
-    golden[0]["answer"] = {
-        "predictions": [{"label": "no", "probability": 0.5, "probabilities": {"no": 0.5, "yes": 0.5}}],
-        "notices": [],
-    }
+    for each in golden:
+        each["answer"] = {
+            "predictions": [{"label": "no", "probability": 0.5, "probabilities": {"no": 0.5, "yes": 0.5}}],
+            "notices": [],
+        }
     (folder / "goldens.json").write_text(json.dumps(golden))
     from tests.service.test_repository import republish
 
@@ -233,3 +234,26 @@ def test_a_client_that_hangs_up_in_the_middle_of_its_body_frees_its_place(start:
     metrics = server.running.client.get("/metrics").text
     assert 'sevenfold_requests_total{model="credit",status="499"} 1.0' in metrics
     assert 'status="500"' not in metrics
+
+
+def test_what_the_runtime_cannot_run_is_a_failed_batch_of_that_request_alone(start: Start, tmp_path) -> None:
+    from tests.model_folders import CREDIT, fussy_credit_graph, publish
+
+    jobless = {"rows": [{"income": 50, "debt": 5, "job": None}]}
+    publish(tmp_path, "credit", CREDIT, fussy_credit_graph(), request=jobless)
+    server = start(models=tmp_path)
+
+    def ask(job: str | None) -> httpx.Response:
+        return server.client.post(URL, json={"rows": [{"income": 50, "debt": 5, "job": job}]})
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(ask, [None, "baker"] * 20))
+
+    assert [answer.status_code for answer in answers] == [200, 500] * 20
+    assert {answer.json()["error"]["code"] for answer in answers[1::2]} == {"backend_failed"}
+    failures = [
+        line
+        for line in server.client.get("/metrics").text.splitlines()
+        if line.startswith("sevenfold_batch_failures_total")
+    ]
+    assert float(failures[0].split()[-1]) >= 20

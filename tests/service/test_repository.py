@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.model_folders import COLOURS, CREDIT, colours_graph, credit_graph, publish
+from tasks.contract import Arrays, Run
+from tests.model_folders import COLOURS, CREDIT, colours_graph, credit_graph, publish, runner
 from tests.service.conftest import Start
 
 CREDIT_ROW = {"rows": [{"income": 50, "debt": 5, "job": "baker"}]}
@@ -121,3 +122,28 @@ def test_a_half_written_version_is_not_there_yet(tmp_path: Path, start: Start) -
     server = start(models=tmp_path)
 
     assert [v["version"] for v in server.client.get("/v1/models").json()["models"][0]["versions"]] == ["1"]
+
+
+class Unsteady:
+    """A device that is right about one sample and wrong about two."""
+
+    device = "fake"
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def run(self, arrays: Arrays) -> Arrays:
+        outputs = self._run(arrays)
+        return outputs if len(arrays["numbers"]) == 1 else {name: 1 - array for name, array in outputs.items()}
+
+    run_alone = run
+
+
+def test_a_model_whose_answers_depend_on_the_batch_is_not_served(tmp_path: Path, start: Start) -> None:
+    publish(tmp_path, "credit", CREDIT, credit_graph())
+
+    server = start(lambda graph, inputs, outputs: Unsteady(runner(graph)), models=tmp_path)
+
+    (version,) = server.client.get("/v1/models").json()["models"][0]["versions"]
+    assert version["state"] == "unavailable"
+    assert "golden 0 in a batch" in version["reason"]
