@@ -1,10 +1,13 @@
 """Two answers agree where a client could not tell them apart."""
 
+import base64
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from tasks._images import png
 from tasks.manifest import BrokenModel, difference, read_manifest, verify_files
 from tests.model_folders import CREDIT, credit_graph, publish
 
@@ -38,3 +41,15 @@ def test_a_file_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(BrokenModel, match="outside the model's folder"):
         verify_files(folder, read_manifest(folder))
+
+
+def test_pictures_in_answers_are_compared_by_what_they_show() -> None:
+    levels = np.tile(np.arange(0, 200, dtype=np.uint8), (40, 1))
+
+    def answer(pixels: np.ndarray) -> dict[str, Any]:
+        return {"png": base64.b64encode(png(pixels)).decode()}
+
+    assert difference(answer(levels), answer(levels + np.uint8(1)), 1e-3) is None
+    assert difference(answer(levels), answer(levels[:, ::-1]), 1e-3) == "answer.png is another picture"
+    assert difference(answer(levels), answer(levels[1:]), 1e-3) == "answer.png is another picture"
+    assert difference(answer(levels), {"png": "iVBORw0KGgo" + "A" * 50}, 1e-3) == "answer.png is another picture"
