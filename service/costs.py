@@ -6,9 +6,9 @@ from typing import Any
 
 _CHEAP_S = 0.0005
 """A step that takes less runs on the event loop: about what two hand-overs between busy threads cost."""
-_HAND_OVER_S = 0.0005
+_HAND_OVER_S = 0.0002
 """What a batch costs beside its run: two hand-overs between the event loop and the device's thread."""
-_ABOUT = 1.05
+_ABOUT = 1.1
 _SMOOTHING = 0.1
 _REMEMBERED = 500
 """Requests over which the pace is averaged, roughly: several batches of any size."""
@@ -19,12 +19,10 @@ class Cost:
 
     def __init__(self) -> None:
         self.seconds: float | None = None
-        self.least = float("inf")
         self._size = 1.0
 
     def add(self, seconds: float, size: int) -> None:
         """Takes note of one run of the step."""
-        self.least = min(self.least, seconds)
         if self.seconds is None:
             self.seconds, self._size = seconds, float(size)
         else:
@@ -83,7 +81,7 @@ def useful_batch(seconds_of: Callable[[int], float], most: int) -> int:
     size = 1
     while size <= most:
         costs[size] = (_HAND_OVER_S + seconds_of(size)) / size
-        if len(costs) > 2 and min(list(costs.values())[-2:]) > _ABOUT * min(costs.values()):
-            break
+        if len(costs) > 2 and costs[size] * _ABOUT > list(costs.values())[-3]:
+            break  # Four times the size has gained nothing to speak of.
         size = size * 2 if size == most else min(size * 2, most)
     return next(size for size, cost in costs.items() if cost <= _ABOUT * min(costs.values()))

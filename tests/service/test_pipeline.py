@@ -12,7 +12,7 @@ from service.costs import Cost, Pace, useful_batch
         (lambda size: 0.010 + 0.0001 * size, 24, 24),
         (lambda size: 0.010 + 0.0001 * size, 1, 1),
         (lambda size: 0.030 * size, 32, 1),
-        (lambda size: 0.002 * size * (1 if size <= 4 else 1.2), 32, 4),
+        (lambda size: 0.001 * size * (1 if size <= 4 else 1.2), 32, 2),
         (lambda size: 0.010 * max(1, size / 8), 32, 8),
     ],
     ids=["a GPU", "up to the setting", "no batches wanted", "no gain", "a cache of four", "eight side by side"],
