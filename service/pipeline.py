@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Executor, Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,8 @@ class Pipeline:
         self._costs: dict[tuple[Any, ...], Cost] = {}
         # What a picture costs to decode shows in its pixels, not in its bytes: no guess, no risk to the event loop.
         self._may_decode_here = task.upload is None
+        # Whoever sets a delay wants batches: then no request goes past the queue.
+        self._waits_for_company = policy.max_delay_s > 0
         self._find_batch_size = find_batch_size
         self._pace = Pace()
         self._abandoned = 0
@@ -110,7 +113,7 @@ class Pipeline:
 
     @contextmanager
     def permit(self) -> Iterator[None]:
-        """A place among the requests under way, taken before anything of a request is read. Raises Overloaded."""
+        """A place among the requests under way, taken before a request is decoded. Raises Overloaded."""
         taken = self.in_flight + self._abandoned
         if taken >= self._max_queue:
             message = f"{taken} requests are under way, as many as are accepted; try again later."
@@ -128,7 +131,7 @@ class Pipeline:
         began = time.perf_counter()
         if self.is_quick(message):
             return await self._by_steps(message, began)
-        if self.in_flight == 1 and self._batcher.is_free:
+        if self.in_flight == 1 and self._batcher.is_free and not self._waits_for_company:
             with self._batcher.occupied():
                 return await self._in_one_go(message, began, self._backend.run_alone)
         if self.batch_limit == 1:
@@ -151,7 +154,8 @@ class Pipeline:
         """
         given_up = threading.Event()
         try:
-            answered: Answered = await self._in_thread(self._device, self._all_the_way, message, began, run, given_up)
+            work = partial(self._all_the_way, message, began, run, given_up)
+            answered: Answered = await self._in_thread(self._device, work, before_run=True)
         except asyncio.CancelledError:
             given_up.set()
             raise
@@ -177,12 +181,13 @@ class Pipeline:
     def is_quick(self, message: Message) -> bool:
         """Whether every step is expected to run at once on the event loop: there will be nothing to wait for."""
         decode, infer = self._cost("decode", message.kind), self._cost("infer")
-        return self._may_decode_here and decode.is_cheap(message.size) and infer.is_cheap(1)
+        may = self._may_decode_here and not self._waits_for_company
+        return may and decode.is_cheap(message.size) and infer.is_cheap(1)
 
     async def _infer(self, samples: Samples) -> Ran:
         """Runs the samples: at once where that costs less than to queue, else in a batch."""
         size = len(samples)
-        if self._cost("infer").is_cheap(size) and size <= self.batch_limit:
+        if self._cost("infer").is_cheap(size) and size <= self.batch_limit and not self._waits_for_company:
             return self._run_here(samples.arrays, self._backend.run)
         try:
             return await self._batcher.submit(samples.arrays)
@@ -208,16 +213,20 @@ class Pipeline:
         cost = self._cost(*key)
         if cost.is_cheap(size) and (key[0] != "decode" or self._may_decode_here):
             return cost.timed(size, step, *arguments)
-        return await self._in_thread(self._workers, cost.timed, size, step, *arguments)
+        work = partial(cost.timed, size, step, *arguments)
+        return await self._in_thread(self._workers, work, before_run=key[0] == "decode")
 
-    async def _in_thread(self, pool: Executor, step: Callable[..., Any], *arguments: Any) -> Any:
-        """Runs a step in a thread. Cancelling takes it back, if it has not begun."""
-        working = pool.submit(step, *arguments)
+    async def _in_thread(self, pool: Executor, work: Callable[[], Any], *, before_run: bool) -> Any:
+        """Does some work in a thread. Cancelling takes it back, if it has not begun.
+
+        `before_run` says whether samples that are taken back were given up before the device saw them.
+        """
+        working = pool.submit(work)
         try:
             return await asyncio.wrap_future(working)
         except asyncio.CancelledError:
             if working.cancelled() or working.cancel():
-                self._dropped.inc()
+                self._dropped.inc(before_run)
             elif not working.done():
                 self._abandon(working)
             raise

@@ -36,6 +36,21 @@ def program(models: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[str], 
             process.kill()
 
 
+@contextmanager
+def half_a_request(address: str, begun: bytes) -> Iterator[socket.socket]:
+    """A connection whose request the server has accepted, and of whose body only the beginning has come."""
+    port, size = int(address.rpartition(":")[2]), len(json.dumps(ROW).encode())
+    head = (
+        "POST /v1/models/credit/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {size}\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(head.encode() + begun)
+        while f"sevenfold_body_bytes {len(begun)}.0" not in httpx.get(f"{address}/metrics").text:
+            pass
+        yield connection
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
 def test_it_prints_lines_to_try_that_work(tiny_models: Path) -> None:
     with program(tiny_models) as (_, _, printed):
@@ -47,16 +62,8 @@ def test_it_prints_lines_to_try_that_work(tiny_models: Path) -> None:
 
 def test_what_is_accepted_is_answered_after_sigterm_and_the_exit_is_clean(tiny_models: Path) -> None:
     body = json.dumps(ROW).encode()
-    head = (
-        "POST /v1/models/credit/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
-    )
     with program(tiny_models) as (process, address, _):
-        port = int(address.rpartition(":")[2])
-        with socket.create_connection(("127.0.0.1", port)) as connection:
-            connection.sendall(head.encode() + body[:10])
-            while "sevenfold_body_bytes 10.0" not in httpx.get(f"{address}/metrics").text:
-                pass
+        with half_a_request(address, body[:10]) as connection:
             process.send_signal(signal.SIGTERM)
             assert process.stderr is not None
             while "Shutting down" not in process.stderr.readline():
@@ -83,37 +90,21 @@ def test_readiness_falls_before_the_door_closes(tiny_models: Path) -> None:
 
 
 @pytest.mark.parametrize("signals", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGINT)])
-def test_a_second_signal_ends_it_at_once_and_what_was_under_way_is_told(
-    tiny_models: Path, signals: tuple[signal.Signals, ...]
-) -> None:
-    with program(tiny_models, "--grace-seconds", "100") as (process, address, _):
-        port = int(address.rpartition(":")[2])
-        with socket.create_connection(("127.0.0.1", port)) as connection:
-            connection.sendall(
-                b"POST /v1/models/credit/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-                b"Content-Length: 100\r\n\r\n{"
-            )
-            while "sevenfold_body_bytes 1.0" not in httpx.get(f"{address}/metrics").text:
-                pass
-            process.send_signal(signals[0])
-            assert process.stderr is not None
-            while "Shutting down" not in process.stderr.readline():
-                pass
-            process.send_signal(signals[1])
+def test_a_second_signal_ends_it_at_once(tiny_models: Path, signals: tuple[signal.Signals, ...]) -> None:
+    begun = json.dumps(ROW).encode()[:10]
+    with program(tiny_models, "--grace-seconds", "100") as (process, address, _), half_a_request(address, begun):
+        process.send_signal(signals[0])
+        assert process.stderr is not None
+        while "Shutting down" not in process.stderr.readline():
+            pass
+        process.send_signal(signals[1])
 
-            assert process.wait(30) == 0
+        assert process.wait(30) == 0
 
 
 def test_at_the_end_of_the_grace_time_what_is_under_way_is_told_so(tiny_models: Path) -> None:
     with program(tiny_models, "--grace-seconds", "1") as (process, address, _):
-        port = int(address.rpartition(":")[2])
-        with socket.create_connection(("127.0.0.1", port)) as connection:
-            connection.sendall(
-                b"POST /v1/models/credit/predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-                b"Content-Length: 100\r\n\r\n{"
-            )
-            while "sevenfold_body_bytes 1.0" not in httpx.get(f"{address}/metrics").text:
-                pass
+        with half_a_request(address, json.dumps(ROW).encode()[:10]) as connection:
             process.send_signal(signal.SIGTERM)
             answer = connection.makefile("rb").read()
 

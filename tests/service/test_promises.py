@@ -257,3 +257,13 @@ def test_what_the_runtime_cannot_run_is_a_failed_batch_of_that_request_alone(sta
         if line.startswith("sevenfold_batch_failures_total")
     ]
     assert float(failures[0].split()[-1]) >= 20
+
+
+def test_whoever_sets_a_delay_gets_batches_from_the_first_request_on(start: Start, tmp_path) -> None:
+    server = held(start, tmp_path, max_batch=2, max_delay_ms=60_000.0)
+    server.device.open.set()
+
+    answers = [server.pool.submit(server.ask, income) for income in (10.0, 20.0)]
+
+    assert [answer.result().status_code for answer in answers] == [200, 200]
+    assert [sorted(batch) for batch in server.device.seen] == [[10.0, 20.0]]
