@@ -15,11 +15,23 @@ from tasks._images import (
     Picture,
     PictureBytes,
     decode_picture,
-    fit_square,
-    png,
+    encoded,
+    fit_picture,
     synthetic_picture,
 )
-from tasks.contract import Answer, Array, Arrays, InvalidOutput, Limits, Request, Samples, Task, TensorSpec, Upload
+from tasks.contract import (
+    Answer,
+    Array,
+    Arrays,
+    FileBytes,
+    InvalidOutput,
+    Limits,
+    Request,
+    Samples,
+    Task,
+    TensorSpec,
+    Upload,
+)
 
 _LONGEST_HEATMAP = 512
 """Pixels. The map has one value per 32×32 pixels of the network's input; a larger picture of it holds no more."""
@@ -46,7 +58,7 @@ class Heatmap(BaseModel):
     label: str
     width: int
     height: int
-    png: Annotated[str, Field(description="The PNG file, base64.")]
+    png: FileBytes
 
 
 class ClassificationAnswer(Answer):
@@ -104,7 +116,7 @@ class Classification(Task):
 
     def preprocess(self, raw: Picture) -> Samples:
         """One sample: the picture fitted to the network's square. The context is its Frame."""
-        pixels, frame = fit_square(raw, self.size, self.fit)
+        pixels, frame = fit_picture(raw, self.size, self.size, self.fit)
         return Samples({"image": pixels[np.newaxis]}, frame)
 
     def postprocess(self, outputs: Arrays, samples: Samples, request: ClassificationRequest) -> ClassificationAnswer:
@@ -134,8 +146,7 @@ class Classification(Task):
         pixels = square.transform(
             (width, height), Image.Transform.AFFINE, (step_x, 0, left, 0, step_y, top), Image.Resampling.BILINEAR
         )
-        encoded = base64.b64encode(png(np.asarray(pixels))).decode("ascii")
-        return Heatmap(label=self.labels[label], width=width, height=height, png=encoded)
+        return Heatmap(label=self.labels[label], width=width, height=height, png=encoded(pixels, "png"))
 
     def example(self) -> dict[str, Any]:
         """A synthetic picture."""

@@ -11,14 +11,15 @@ written once: training calls `preprocess` on its data set, the service on what c
 This package knows nothing of networks, of HTTP and of the runtime; it imports no torch, onnxruntime or fastapi.
 """
 
+import base64
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, TypeAdapter
+from pydantic import BaseModel, ConfigDict, PlainSerializer, TypeAdapter, WithJsonSchema
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -27,6 +28,9 @@ Run = Callable[[Arrays], Arrays]
 
 _MOST_FIELDS = 100
 """Fields of a request: to name each unknown one of half a million would take seconds."""
+
+Meaning = Literal["number", "index", "level"]
+"""What an element of a tensor says: a quantity, a class by its index, or the brightness of a pixel, 0…255."""
 
 Reason = Literal["empty", "unreadable", "too_large", "unsupported", "invalid"]
 
@@ -55,22 +59,31 @@ class InvalidOutput(ArithmeticError):
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one request may ask for."""
+    """How much one request may ask for.
+
+    Attributes:
+        pixels: of a picture that is sent.
+        rows: of a table that is sent.
+        answer_pixels: of a picture that the network makes, pixel by pixel.
+    """
 
     pixels: int = 25_000_000
     rows: int = 1_000
+    answer_pixels: int = 4_000_000
 
 
 @dataclass(frozen=True)
 class TensorSpec:
     """A tensor of the graph: its name, its numpy dtype and its shape without the batch axis.
 
-    A string in the shape names an axis whose length the sample decides.
+    A string in the shape names an axis whose length the sample decides. `meaning` says how two such tensors are
+    compared: numbers by their distance, indices by how many differ, levels by how far they do.
     """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+    meaning: Meaning = "number"
 
     def mismatch(self, array: Array) -> str | None:
         """Why `array`, batch axis first, is not this tensor; None where it is."""
@@ -104,6 +117,33 @@ class Upload:
     media_types: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Form:
+    """A form that an answer can have; a client chooses it by `Accept`.
+
+        Form("application/json")                                        the answer as it is
+        Form("application/json;mask=rle", {"mask": "rle"})              the same, with the mask in another shape
+        Form("image/png", {"mask": "png"}, file="mask_png")             a file: what the answer's field holds
+
+    Attributes:
+        media_type: with its parameters, if it has any.
+        fields: what the request's fields are set to when this form is chosen.
+        file: the field of the answer (dots lead into it) whose bytes are the body; None: the whole answer as JSON.
+    """
+
+    media_type: str
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    file: str | None = None
+
+
+FileBytes = Annotated[
+    bytes,
+    PlainSerializer(lambda content: base64.b64encode(content).decode("ascii"), return_type=str, when_used="json"),
+    WithJsonSchema({"type": "string", "contentEncoding": "base64"}, mode="serialization"),
+]
+"""An answer's field that is a file; base64 in JSON."""
+
+
 class Request(BaseModel):
     """What a client sends; unknown fields are refused, so that a misspelt option is not silently ignored."""
 
@@ -135,6 +175,8 @@ class Task(ABC):
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     upload: ClassVar[Upload | None] = None
+    forms: ClassVar[tuple[Form, ...]] = (Form("application/json"),)
+    """The forms that answers can have; the first is the one for whoever has no preference."""
     golden_tolerance: ClassVar[float] = 2e-3
     """How far a number of an answer may lie from the golden one: other processors round otherwise, no more."""
 
@@ -173,6 +215,13 @@ class Task(ABC):
     @abstractmethod
     def example(self) -> dict[str, Any]:
         """A request body (JSON) that this task answers: for the documentation, warm-up and load tests."""
+
+    def examples(self) -> list[dict[str, Any]]:
+        """Request bodies that between them use each switch of the request, the plainest first.
+
+        They are the golden requests of a model whose data may not be passed on.
+        """
+        return [self.example()]
 
     def parse(self, body: Any, limits: Limits) -> Request:
         """The request in a JSON body. Raises pydantic.ValidationError, InvalidInput.

@@ -18,14 +18,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks import task_names, task_type
-from tasks._images import same_picture
+from tasks._images import is_picture_file, same_picture
 from tasks.contract import Task, task_from
 
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 GOLDENS = "goldens.json"
 CARD = "README.md"
-_PNG = "iVBORw0KGgo"  # How every PNG file begins, in base64.
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 Version = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
@@ -165,9 +164,9 @@ def write_goldens(folder: Path, goldens: Iterable[Golden]) -> None:
 def difference(expected: Any, got: Any, tolerance: float, where: str = "answer") -> str | None:
     """The first place where two JSON values differ; numbers may by `tolerance`. None where they agree.
 
-    A PNG file in base64 (a heat map, a mask) is compared by its pixels, which rounding changes by a level or two.
+    A picture's file in base64 (a heat map, a mask) is compared by its pixels, which rounding changes by a level or two.
     """
-    if isinstance(expected, str) and isinstance(got, str) and expected.startswith(_PNG):
+    if isinstance(expected, str) and isinstance(got, str) and is_picture_file(expected):
         return None if expected == got or same_picture(expected, got) else f"{where} is another picture"
     if isinstance(expected, bool) or not isinstance(expected, int | float | list | dict):
         return None if expected == got else f"{where} is {got!r:.80}, not {expected!r:.80}"

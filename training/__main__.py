@@ -191,7 +191,7 @@ def _conclude(session: Session, outcome: Outcome, folder: Path, chosen: argparse
     plan, learner = session.plan, session.learner
     served = learner.served(outcome.trained[0].network)
     findings = learner.findings(outcome.trained, served)
-    story = Story(plan, outcome, findings, learner.described(), session.runtime)
+    story = Story(plan, outcome, findings, learner.described(), learner.hub_tag, session.runtime)
     (folder / "index.html").write_text(story.report(), encoding="utf-8")
     runs.mark_done(folder, {metric.name: metric.value for metric in findings.metrics})
     for metric in findings.metrics:

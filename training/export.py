@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,11 @@ from training.errors import CannotTrain
 
 OPSET = 20
 TOLERANCE = 1e-4
-"""Of the parity gate: times the largest magnitude of an output where that is above 1."""
+"""Of the parity gate, for numbers: times the largest magnitude of an output where that is above 1."""
+_INDEX_TOLERANCE = 1e-3
+"""For classes by their index: the share that may differ, where two classes are all but equally likely."""
+_LEVEL_TOLERANCE = 1.0
+"""For the brightness of pixels: rounding falls to one side or the other."""
 TORCHSCRIPT = "model.ts"
 _BATCHES = (1, 2, 7)
 
@@ -30,14 +34,16 @@ class Parity:
     """What the gate saw.
 
     Attributes:
-        largest: difference between the network and the exported graphs, over all outputs and batch sizes.
-        between_batches: difference between a sample's probabilities alone and in a batch, ONNX Runtime.
+        largest: difference between the network and the exported graphs, over all outputs that are numbers and all
+            batch sizes.
+        between_batches: for each output in words, the difference between a sample's alone and in a batch, in ONNX
+            Runtime.
         samples: how many real samples were compared.
         batches: the sizes of the batches they were compared in.
     """
 
     largest: float
-    between_batches: float
+    between_batches: tuple[str, ...]
     samples: int
     batches: tuple[int, ...]
 
@@ -125,27 +131,38 @@ def runner(path: Path, task: Task) -> Run:
 
 def _compared(served: nn.Module, traced: Any, run: Run, task: Task, samples: Arrays) -> Parity:
     count = len(next(iter(samples.values())))
-    largest, between = 0.0, 0.0
+    largest, between = 0.0, dict.fromkeys((spec.name for spec in task.outputs), 0.0)
     sizes = tuple(size for size in (*_BATCHES, count) if size <= count)
     alone = [run({name: array[i : i + 1] for name, array in samples.items()}) for i in range(min(count, 16))]
     for size in sizes:
         batch = {name: array[:size] for name, array in samples.items()}
-        expected = _outputs(served, task, batch)
-        for kind, got in (("ONNX", run(batch)), ("TorchScript", _outputs(traced, task, batch))):
+        expected, by_onnx = _outputs(served, task, batch), run(batch)
+        for kind, got in (("ONNX", by_onnx), ("TorchScript", _outputs(traced, task, batch))):
             for spec in task.outputs:
                 found = _difference(spec, expected[spec.name], got[spec.name])
-                if not found <= TOLERANCE:  # Also where it is not a number.
-                    raise CannotTrain(
-                        f"{kind} and the network disagree by {found:.1e} in {spec.name} with a batch of {size}; at "
-                        f"most {TOLERANCE:g} is accepted, so nothing is published."
-                    )
-                largest = max(largest, found)
-        between = max(between, _between(task.outputs[0].name, run(batch), alone[:size]))
-    return Parity(largest, between, count, sizes)
+                _refuse(kind, spec, found, size)
+                largest = max(largest, found) if spec.meaning == "number" else largest
+        for spec in task.outputs:
+            pairs = zip(alone, by_onnx[spec.name], strict=False)
+            apart = [_difference(spec, one[spec.name], together[np.newaxis]) for one, together in pairs]
+            between[spec.name] = max(between[spec.name], *apart)
+    return Parity(largest, tuple(_in_words(spec, between[spec.name]) for spec in task.outputs), count, sizes)
 
 
-def _between(name: str, together: Arrays, alone: Sequence[Arrays]) -> float:
-    return max(float(np.abs(together[name][i] - one[name][0]).max()) for i, one in enumerate(alone))
+def _refuse(kind: str, spec: TensorSpec, found: float, size: int) -> None:
+    """Raises CannotTrain where the difference is too large, or not a number."""
+    most = {"number": TOLERANCE, "index": _INDEX_TOLERANCE, "level": _LEVEL_TOLERANCE}[spec.meaning]
+    if not found <= most:
+        raise CannotTrain(
+            f"{kind} and the network disagree by {found:.1e} in {spec.name} with a batch of {size}; at "
+            f"most {most:g} is accepted, so nothing is published."
+        )
+
+
+def _in_words(spec: TensorSpec, found: float) -> str:
+    if spec.meaning == "index":
+        return f"{spec.name}: {found:.2%} of its elements"
+    return f"{spec.name} by {found:.0f} levels of 255" if spec.meaning == "level" else f"{spec.name} by {found:.1e}"
 
 
 def _outputs(module: Any, task: Task, batch: Arrays) -> Arrays:
@@ -155,10 +172,16 @@ def _outputs(module: Any, task: Task, batch: Arrays) -> Arrays:
 
 
 def _difference(spec: TensorSpec, expected: Array, got: Array) -> float:
-    """The largest difference, relative to the output's magnitude where that is above 1."""
+    """How far two outputs lie apart, by what they mean.
+
+    Numbers: the largest difference, relative to the output's magnitude where that is above 1. Indices: the share that
+    differs. Levels: the largest difference.
+    """
     if problem := spec.mismatch(got):
         raise CannotTrain(f"The exported graph's output is not what the task promises: {problem}.")
     if expected.shape != got.shape:
         raise CannotTrain(f"The exported graph's {spec.name} has shape {got.shape}, the network's {expected.shape}.")
-    scale = max(1.0, float(np.abs(expected).max()))
+    if spec.meaning == "index":
+        return float((expected != got).mean())
+    scale = max(1.0, float(np.abs(expected).max())) if spec.meaning == "number" else 1.0
     return float(np.abs(expected.astype(np.float64) - got.astype(np.float64)).max()) / scale

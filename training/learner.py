@@ -84,6 +84,8 @@ class Learner(ABC):
         data_kind: what `--data` names, in words.
         settings: the defaults for data of the user's own.
         options: a frozen dataclass of this learner's own options, with their defaults.
+        hub_tag: what model hubs call this kind of task, for the front matter of the card.
+        lower_is_better: whether the first of the scores is an error, and falls.
         task: the task as it will be published; its labels, columns and sizes come from the data.
         samples: the training samples.
     """
@@ -92,6 +94,8 @@ class Learner(ABC):
     data_kind: ClassVar[str]
     settings: ClassVar[Settings]
     options: ClassVar[Any]
+    hub_tag: ClassVar[str]
+    lower_is_better: ClassVar[bool] = False
 
     task: Task
     samples: SampleSet
@@ -112,7 +116,7 @@ class Learner(ABC):
     def network(self) -> nn.Module:
         """A new network; what is random in it comes from torch's generator.
 
-        Its inputs are those of the task, in their order; it returns a tuple that begins with the logits.
+        Its inputs are those of the task, in their order; it returns a tuple, of what `loss` and `scores` read.
         """
 
     @abstractmethod
@@ -129,7 +133,7 @@ class Learner(ABC):
 
     @abstractmethod
     def scores(self, network: nn.Module, runtime: Runtime) -> dict[str, float]:
-        """Figures on the validation samples, after each epoch; the first is the one to raise."""
+        """Figures on the validation samples, after each epoch; the first decides which is the best epoch."""
 
     @abstractmethod
     def served(self, network: nn.Module) -> nn.Module:
@@ -147,5 +151,6 @@ class Learner(ABC):
     def golden_requests(self, served: nn.Module) -> tuple[Task, list[dict[str, Any]]]:
         """The task with its example, and request bodies whose answers survive rounding on another machine.
 
-        Of real validation samples; the first is the clearest, since the documentation shows it.
+        Of real validation samples; the first is the clearest, since the documentation shows it. Asked only where the
+        data may be passed on; else the task's own `examples()` serve.
         """

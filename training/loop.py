@@ -43,7 +43,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Place:
-    """Where training stands: `step` steps into `epoch`, with the sum of their losses, and the best score so far."""
+    """Where training stands: `step` steps into `epoch`, with the sum of their losses, and the best score so far.
+
+    The score is the first of the learner's, negative where lower is better.
+    """
 
     epoch: int = 0
     step: int = 0
@@ -179,7 +182,7 @@ def _close(
     trained = time.perf_counter() - started
     loss = runtime.total(torch.tensor(place.loss / place.step, device=runtime.device)) / runtime.world
     scores = learner.scores(network, runtime)
-    score = next(iter(scores.values()))
+    score = next(iter(scores.values())) * (-1 if learner.lower_is_better else 1)
     if score > place.best and runtime.leads:
         checkpoint.save(folder / checkpoint.BEST, {"network": network.state_dict(), "scores": scores})
     row = Row(

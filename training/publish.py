@@ -79,6 +79,9 @@ def _check_limits(recipe: Recipe, findings: Findings) -> None:
     for name, least in recipe.limits:
         if values[name] < least:
             raise CannotTrain(f"Not published: {name} is {values[name]:.4f}, and the recipe demands {least:g}.")
+    for name, most in recipe.ceilings:
+        if values[name] > most:
+            raise CannotTrain(f"Not published: {name} is {values[name]:.4f}, and the recipe allows {most:g}.")
 
 
 def _next_version(home: Path) -> int:
@@ -94,7 +97,7 @@ def _fill(
     card: Callable[[Manifest, Parity], str],
 ) -> None:
     """Writes everything, the manifest last, and checks it as the service will."""
-    task, requests = learner.task, [learner.task.example()]
+    task, requests = learner.task, learner.task.examples()
     if what.recipe.data.redistributable:
         task, requests = learner.golden_requests(served)
     parity = export(served, task, learner.validation(_COMPARED), folder, torchscript=what.torchscript)

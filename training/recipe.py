@@ -33,6 +33,7 @@ class Recipe:
         task: whose learner trains it.
         expected: the result and the time it takes, in words.
         limits: what the published model must reach: a metric's name and its least value.
+        ceilings: the same for errors: a metric's name and its largest value.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Recipe:
     out_of_scope: str = ""
     caveats: tuple[str, ...] = ()
     limits: tuple[tuple[str, float], ...] = ()
+    ceilings: tuple[tuple[str, float], ...] = ()
 
 
 def recipe_names() -> tuple[str, ...]:

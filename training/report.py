@@ -18,8 +18,6 @@ from training.runs import Plan
 from training.runtime import Runtime
 from training.session import Outcome
 
-_PIPELINES = {"classification": "image-classification", "tabular": "tabular-classification"}
-
 
 @dataclass(frozen=True)
 class Story:
@@ -29,6 +27,7 @@ class Story:
     outcome: Outcome
     findings: Findings
     described: str
+    hub_tag: str
     runtime: Runtime
 
     def _context(self) -> dict[str, Any]:
@@ -57,7 +56,7 @@ class Story:
             "parity": parity,
             "tolerance": TOLERANCE,
             "torch": torch.__version__,
-            "pipeline": _PIPELINES.get(manifest.task, manifest.task),
+            "pipeline": self.hub_tag,
         }
         return _rendered("card.md.jinja", {**self._context(), **more}) + "\n"
 

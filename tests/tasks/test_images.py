@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tasks._images import Picture, decode_picture, fit_square
+from tasks._images import Picture, decode_picture, fit_picture
 from tasks.contract import InvalidInput
 from tests.pictures import encoded, red, rotated_by_exif, sixteen_bit
 
@@ -28,7 +28,7 @@ def test_a_point_goes_to_the_network_and_comes_back_within_half_a_pixel(
 ) -> None:
     if width / height > 64 or height / width > 64:
         width = height
-    pixels, frame = fit_square(blank(width, height), size, fit)  # type: ignore[arg-type]
+    pixels, frame = fit_picture(blank(width, height), size, size, fit)  # type: ignore[arg-type]
     point = np.array([x * width, y * height])
 
     there = frame.to_network(point)
@@ -48,7 +48,7 @@ def test_a_spot_of_the_picture_lies_where_the_frame_says(width: int, height: int
     left, top = width * (2 + i) // 8, height * (2 + j) // 8
     spot = (left, top, left + width // 8, top + height // 8)
     image.paste("white", spot)
-    pixels, frame = fit_square(Picture(image, width, height), 64, fit)  # type: ignore[arg-type]
+    pixels, frame = fit_picture(Picture(image, width, height), 64, 64, fit)  # type: ignore[arg-type]
 
     middle = frame.to_network(np.array([(spot[0] + spot[2]) / 2, (spot[1] + spot[3]) / 2]))
 

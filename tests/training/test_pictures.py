@@ -7,9 +7,10 @@ from PIL import Image
 
 from tasks.classification import Classification
 from tasks.contract import Limits
+from training.class_folders import read_folder
 from training.data import loader
 from training.errors import CannotTrain
-from training.pictures import Photos, augmentation, read_folder
+from training.pictures import Photos, augmentation
 from training.runtime import Runtime
 
 
@@ -113,19 +114,23 @@ def test_wrong_folders_are_each_told_apart(photos, tmp_path):
 def samples(photos, **more) -> Photos:
     found = read(photos())
     task = Classification(found.labels, size=32)
-    return Photos(found.train, task, **more)
+    return Photos(*listed(found.train), task, **more)
+
+
+def listed(photos):
+    return [photo.path for photo in photos], torch.tensor([photo.label for photo in photos])
 
 
 def test_without_augmentation_a_sample_is_what_the_service_makes_of_the_file(photos):
     made = samples(photos)
-    task, photo = made.task, made.photos[3]
+    task, path = made.task, made.paths[3]
 
     batch = made.__getitems__([(0, 3)])
 
-    request = task.parse({"image": photo.path.read_bytes()}, Limits())
+    request = task.parse({"image": path.read_bytes()}, Limits())
     served = task.preprocess(task.decode(request, Limits())).arrays["image"]
     assert torch.equal(batch["image"], torch.from_numpy(served.copy()))
-    assert batch["target"].tolist() == [photo.label]
+    assert batch["target"].tolist() == [int(made.targets[3])]
 
 
 def test_augmentation_follows_from_seed_epoch_and_picture_and_not_from_who_prepares_it(photos):
@@ -144,7 +149,7 @@ def test_augmentation_follows_from_seed_epoch_and_picture_and_not_from_who_prepa
 
 def test_pictures_beyond_the_memory_set_aside_are_decoded_again_and_are_the_same(photos):
     kept = samples(photos)
-    poor = Photos(kept.photos, kept.task, cache_bytes=48 * 40 * 3 * 2)
+    poor = Photos(kept.paths, kept.targets, kept.task, cache_bytes=48 * 40 * 3 * 2)
     kept.fill()
     poor.fill()
     keys = [(0, index) for index in range(len(kept))]

@@ -19,70 +19,58 @@ from tasks._images import Fit, decode_picture
 from tasks.classification import Classification
 from tasks.contract import Arrays, Limits, Task
 from training import calibration, figures, metrics
+from training.class_folders import Photo, read_folder
 from training.data import predicted
-from training.fetch import Fetcher
-from training.learner import Figure, Findings, Learner, Stage, Table, Trained
+from training.learner import Figure, Findings, Table, Trained
+from training.learners._pictures import PictureLearner, PictureOptions
 from training.metrics import classification_metrics
-from training.networks.bodies import body, weights_file
+from training.networks.bodies import body
 from training.networks.classifier import Classifier, Mirrored, ServedClassifier
-from training.pictures import Photos, augmentation, read_folder
+from training.pictures import Photos, augmentation
 from training.runtime import Batch, Runtime
-from training.schedule import Group
-from training.settings import Settings, option
+from training.settings import option
 
 
 @dataclass(frozen=True)
-class Options:
-    """What can be chosen for pictures."""
+class Options(PictureOptions):
+    """What can be chosen for classes of pictures."""
 
-    backbone: str = option("mobilenet_v2", "any convolutional network of torchvision, by its name")
-    weights: str = option("imagenet", "of the backbone: imagenet, the path of a file, or none")
-    frozen_epochs: int = option(2, "epochs before the others, in which a pretrained body stays frozen")
-    frozen_rate: float = option(4e-3, "peak learning rate while the body is frozen")
-    discriminative: float = option(8.0, "how many times slower the first layers learn than the last")
     mixup: float = option(0.0, "alpha of mixup (Zhang et al. 2018); 0: none")
     size: int = option(224, "side length of the network's input, in pixels")
     train_size: int = option(0, "the same while training (smaller is faster; 0: as --size)")
     fit: str = option("squash", "how a picture becomes a square", choices=("squash", "pad", "crop"))
-    augment: bool = option(True, "random crops, mirror images, turns and light")
     smallest_crop: float = option(0.5, "the least share of the picture that a random crop shows")
     dropout: float = option(0.2, "share of the features that are dropped in training")
     tta: bool = option(False, "average over the picture and its mirror image, also in service: twice the cost")
-    valid_share: float = option(0.2, "share held out for validation where the data has no validation folder")
-    unreadable: str = option("refuse", "pictures that cannot be decoded", choices=("skip", "refuse"))
-    cache_mb: int = option(4096, "memory for decoded pictures, in MB")
 
 
-class ClassificationLearner(Learner):
+class ClassificationLearner(PictureLearner):
     """Learns the label of a picture from folders, one a class."""
 
     summary: ClassVar[str] = "what is in this picture? one label from photos in a folder for each class"
     data_kind: ClassVar[str] = "a folder with a folder of pictures for each class (with or without train/validation)"
-    settings: ClassVar[Settings] = Settings()
+    hub_tag: ClassVar[str] = "image-classification"
     options: ClassVar[Options] = Options()
+    samples: Photos
+    held_out: Photos
 
-    def __init__(self, data: Path, settings: Settings, options: Options, weights: Path | None) -> None:
-        self.chosen, self.trained_with, self.weights = options, settings, weights
+    def _open(self, data: Path) -> None:
+        options = self.chosen
         self.folder = read_folder(
             data, unreadable=options.unreadable, valid_share=options.valid_share, size=options.size
         )
         self.task: Classification = Classification(self.folder.labels, options.size, cast(Fit, options.fit))
         size = options.train_size or options.size
-        room = options.cache_mb << 20
         augment = augmentation(size, options.smallest_crop) if options.augment else None
-        self.samples: Photos = Photos(
-            self.folder.train, self.task, seed=settings.seed, augment=augment, size=size, cache_bytes=room
-        )
-        self.held_out = Photos(self.folder.validation, self.task, cache_bytes=room // 4)
-        self.samples.fill()
-        self.held_out.fill()
-        self.targets = torch.tensor([photo.label for photo in self.folder.validation])
+        self.samples = self._photos(self.folder.train, seed=self.trained_with.seed, augment=augment, size=size)
+        self.held_out = self._photos(self.folder.validation, cache_bytes=self.room // 4)
+        self.targets = self.held_out.targets
 
-    @classmethod
-    def opened(cls, data: Path, settings: Settings, options: Options, fetcher: Fetcher) -> "ClassificationLearner":
-        """Reads the folder. Raises CannotTrain."""
-        weights = weights_file(options.backbone, options.weights, fetcher)
-        return cls(data, settings, options, weights)
+    def _photos(self, photos: Sequence[Photo], **more: Any) -> Photos:
+        targets = torch.tensor([photo.label for photo in photos])
+        made = Photos([photo.path for photo in photos], targets, self.task, **{"cache_bytes": self.room} | more)
+        made.fill()
+        return made
 
     def described(self) -> str:
         """Counts, and what was found on reading."""
@@ -95,36 +83,6 @@ class ClassificationLearner(Learner):
         options = self.chosen
         network = Classifier(body(options.backbone, self.weights), len(self.task.labels), dropout=options.dropout)
         return network.to(memory_format=torch.channels_last)
-
-    def stages(self) -> tuple[Stage, ...]:
-        """Head and norms first, then everything; without pretrained weights there is nothing to keep frozen."""
-        options, settings = self.chosen, self.trained_with
-        whole = Stage("whole", settings.epochs, settings.rate)
-        if not self.weights or not options.frozen_epochs:
-            return (whole,)
-        return (Stage("frozen", options.frozen_epochs, options.frozen_rate, frozen=True), whole)
-
-    def groups(self, network: nn.Module, stage: Stage) -> list[Group]:
-        """Head, upper and lower half of the body.
-
-        While the body is frozen its BatchNorm layers go on learning, scale, shift and statistics: they fit the
-        pretrained features to pictures of another kind at little cost.
-        """
-        classifier = cast(Classifier, network)
-        for part in classifier.body.modules():
-            learns = not stage.frozen or isinstance(part, nn.BatchNorm2d)
-            for parameter in part.parameters(recurse=False):
-                parameter.requires_grad = learns
-        head = Group(tuple(classifier.head.parameters()))
-        if stage.frozen:
-            return [head, Group(tuple(classifier.body.parameters()))]
-        blocks, slower = classifier.body.blocks, self.chosen.discriminative
-        half = len(blocks) // 2
-        return [
-            head,
-            Group(tuple(blocks[half:].parameters()), slower**-0.5),
-            Group(tuple(blocks[:half].parameters()), 1 / slower),
-        ]
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """Cross entropy with label smoothing, of mixed pictures where mixup is on."""
@@ -197,8 +155,7 @@ class ClassificationLearner(Learner):
         if len(trained) > 1:
             accuracies = [each.scores["accuracy"] for each in trained]
             notes.append(f"Accuracy over {len(trained)} seeds: {metrics.spread(accuracies)}; the first is published.")
-        weights = self.weights.name if self.weights else "none, from scratch"
-        notes.append(f"Body: torchvision's {self.chosen.backbone}; weights it began with: {weights}.")
+        notes.append(self._body_note())
         if self.chosen.tta:
             notes.append("The graph averages over the picture and its mirror image (test-time augmentation).")
         return tuple(notes)
@@ -219,7 +176,7 @@ class ClassificationLearner(Learner):
                 evidence = served(batch["image"])[1][0, said[index]].numpy()
             labels, picture = self.task.labels, self.held_out.picture(index)
             caption = f"is {labels[targets[index]]}, said {labels[said[index]]} {probabilities[index].max():.2f}"
-            caption += f"\n{self.held_out.photos[index].path.name[:40]}"
+            caption += f"\n{self.held_out.paths[index].name[:40]}"
             shown.append((picture.image, evidence, caption))
         return (Figure("Worst mistakes", figures.pictures(shown), "Orange: what spoke for the answer it gave."),)
 

@@ -62,6 +62,7 @@ class TabularLearner(Learner):
         epochs=20, batch_size=256, rate=3e-3, weight_decay=0.02, label_smoothing=0.0, precision="fp32", threads=1
     )
     options: ClassVar[Options] = Options()
+    hub_tag: ClassVar[str] = "tabular-classification"
 
     def __init__(self, path: Path, settings: Settings, options: Options) -> None:
         self.trained_with, self.chosen = settings, options
