@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from training.learners.classification import ClassificationLearner, Options
+from training.learners._classes import Options
+from training.learners.classification import ClassificationLearner
 from training.loop import fit
 from training.runtime import Runtime, started
 from training.settings import Settings

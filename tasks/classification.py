@@ -45,11 +45,25 @@ class ClassificationRequest(Request):
     heatmap: Annotated[bool, Field(description="Also return where in the picture the first label was seen.")] = False
 
 
+class TagsRequest(Request):
+    """A picture, and how much to say about it, to a model of several labels."""
+
+    image: PictureBytes
+    all_labels: Annotated[bool, Field(description="Also return the labels below their thresholds.")] = False
+    heatmap: Annotated[bool, Field(description="Also return where the likeliest label was seen.")] = False
+
+
 class LabelScore(BaseModel):
     """A label and its calibrated probability."""
 
     label: str
     probability: float
+
+
+class TagScore(LabelScore):
+    """A label, its calibrated probability, and the least probability at which it is given."""
+
+    threshold: float
 
 
 class Heatmap(BaseModel):
@@ -70,31 +84,47 @@ class ClassificationAnswer(Answer):
     heatmap: Heatmap | None = None
 
 
+class TagsAnswer(Answer):
+    """The labels whose probabilities reach their thresholds, the likeliest first; there may be none."""
+
+    labels: list[TagScore]
+    others: Annotated[list[TagScore] | None, Field(description="The rest, where all labels were asked for.")] = None
+    heatmap: Heatmap | None = None
+
+
 @dataclass(frozen=True)
 class Classification(Task):
-    """One label for a picture.
+    """One label for a picture, or each label that fits.
 
     Attributes:
         labels: the classes, in the order of the network's outputs.
         size: side length of the network's input, in pixels.
         fit: how a picture is brought to that square.
+        thresholds: of a model of several labels, the least probability at which each is given; empty where a picture
+            has exactly one label.
     """
 
     labels: tuple[str, ...]
     size: int = 224
     fit: Fit = "squash"
+    thresholds: tuple[float, ...] = ()
 
     upload: ClassVar[Upload | None] = PICTURE_UPLOAD
 
     @property
-    def request_type(self) -> type[ClassificationRequest]:
-        """The same for every model of this task."""
-        return ClassificationRequest
+    def several(self) -> bool:
+        """Whether a picture may have more labels than one, or none."""
+        return bool(self.thresholds)
 
     @property
-    def answer_type(self) -> type[ClassificationAnswer]:
-        """The same for every model of this task."""
-        return ClassificationAnswer
+    def request_type(self) -> type[ClassificationRequest] | type[TagsRequest]:
+        """One for pictures of one label, one for several."""
+        return TagsRequest if self.several else ClassificationRequest
+
+    @property
+    def answer_type(self) -> type[ClassificationAnswer] | type[TagsAnswer]:
+        """One for pictures of one label, one for several."""
+        return TagsAnswer if self.several else ClassificationAnswer
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -110,7 +140,7 @@ class Classification(Task):
             TensorSpec("activation_map", "float32", (classes, "map_height", "map_width")),
         )
 
-    def decode(self, request: ClassificationRequest, limits: Limits) -> Picture:
+    def decode(self, request: Any, limits: Limits) -> Picture:
         """The picture, 8-bit RGB and upright."""
         return decode_picture(request.image, max_pixels=limits.pixels, enough=self.size)
 
@@ -119,19 +149,30 @@ class Classification(Task):
         pixels, frame = fit_picture(raw, self.size, self.size, self.fit)
         return Samples({"image": pixels[np.newaxis]}, frame)
 
-    def postprocess(self, outputs: Arrays, samples: Samples, request: ClassificationRequest) -> ClassificationAnswer:
-        """The `top_k` likeliest labels, and the first one's heat map where it was asked for."""
+    def postprocess(self, outputs: Arrays, samples: Samples, request: Any) -> ClassificationAnswer | TagsAnswer:
+        """The `top_k` likeliest labels, or those above their thresholds; a heat map where it was asked for."""
         probabilities = outputs["probabilities"][0]
         if not np.isfinite(probabilities).all():
             raise InvalidOutput("The network gave no finite probabilities for this picture.")
-        best = np.argsort(-probabilities, kind="stable")[: request.top_k]
-        scores = [LabelScore(label=self.labels[i], probability=round(float(probabilities[i]), 6)) for i in best]
+        order = np.argsort(-probabilities, kind="stable")
         heatmap = None
         if request.heatmap:
-            heatmap = self._heatmap(outputs["activation_map"][0], int(best[0]), samples.context)
+            heatmap = self._heatmap(outputs["activation_map"][0], int(order[0]), samples.context)
+        if self.several:
+            return self._tags(probabilities, order, request.all_labels, heatmap)
+        scores = [LabelScore(label=self.labels[i], probability=_rounded(probabilities[i])) for i in order]
+        first = scores[0]
         return ClassificationAnswer(
-            label=scores[0].label, probability=scores[0].probability, labels=scores, heatmap=heatmap
+            label=first.label, probability=first.probability, labels=scores[: request.top_k], heatmap=heatmap
         )
+
+    def _tags(self, probabilities: Array, order: Array, with_others: bool, heatmap: Heatmap | None) -> TagsAnswer:
+        given: list[TagScore] = []
+        others: list[TagScore] = []
+        for i in order.tolist():
+            score = TagScore(label=self.labels[i], probability=_rounded(probabilities[i]), threshold=self.thresholds[i])
+            (given if probabilities[i] >= self.thresholds[i] else others).append(score)
+        return TagsAnswer(labels=given, others=others if with_others else None, heatmap=heatmap)
 
     def _heatmap(self, activation_map: Array, label: int, frame: Frame) -> Heatmap:
         """The label's evidence, stretched over the picture; what the network did not see is black."""
@@ -150,4 +191,9 @@ class Classification(Task):
 
     def example(self) -> dict[str, Any]:
         """A synthetic picture."""
-        return {"image": base64.b64encode(synthetic_picture()).decode("ascii"), "top_k": 3}
+        image = base64.b64encode(synthetic_picture()).decode("ascii")
+        return {"image": image, "all_labels": True} if self.several else {"image": image, "top_k": 3}
+
+
+def _rounded(probability: Any) -> float:
+    return round(float(probability), 6)

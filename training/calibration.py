@@ -1,6 +1,7 @@
 """Calibration by one temperature, and how far probabilities are from frequencies."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -11,10 +12,11 @@ from torch.nn.functional import cross_entropy
 BINS = 15
 
 
-def temperature(logits: Tensor, targets: Tensor) -> float:
+def temperature(logits: Tensor, targets: Tensor, *, loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy) -> float:
     """The temperature that makes these samples likeliest (Guo et al. 2017); logits (n, classes), targets (n,).
 
-    Bounded to 0.05…20: samples that are all right, or all wrong, would ask for 0 or infinity.
+    With another `loss` (of logits and targets) the targets are what that loss takes. Bounded to 0.05…20: samples that
+    are all right, or all wrong, would ask for 0 or infinity.
     """
     exponent = torch.zeros((), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([exponent], max_iter=100, line_search_fn="strong_wolfe")
@@ -22,9 +24,9 @@ def temperature(logits: Tensor, targets: Tensor) -> float:
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = cross_entropy(exact / exponent.clamp(math.log(0.05), math.log(20.0)).exp(), targets)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
+        value = loss(exact / exponent.clamp(math.log(0.05), math.log(20.0)).exp(), targets)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     found = float(exponent.detach().clamp(math.log(0.05), math.log(20.0)).exp())

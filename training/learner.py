@@ -139,6 +139,10 @@ class Learner(ABC):
     def served(self, network: nn.Module) -> nn.Module:
         """The module to export: the task's inputs to a tuple of its outputs, calibrated, on the CPU in float32."""
 
+    def settled(self, served: nn.Module) -> Task:
+        """The task as it is published: with what was chosen by validation samples once training was over."""
+        return self.task
+
     @abstractmethod
     def findings(self, trained: Sequence[Trained], served: nn.Module) -> Findings:
         """What is known of the first of the trained networks (`served`), and how much the others differ."""
@@ -149,7 +153,7 @@ class Learner(ABC):
 
     @abstractmethod
     def golden_requests(self, served: nn.Module) -> tuple[Task, list[dict[str, Any]]]:
-        """The task with its example, and request bodies whose answers survive rounding on another machine.
+        """The settled task with its example, and request bodies whose answers survive rounding on another machine.
 
         Of real validation samples; the first is the clearest, since the documentation shows it. Asked only where the
         data may be passed on; else the task's own `examples()` serve.

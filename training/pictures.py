@@ -157,4 +157,4 @@ class Photos(Pictures):
             image = self.augment(picture.image)
             picture = Picture(image, *image.size)
         pixels = self._sized.preprocess(picture).arrays["image"][0]
-        return {"image": torch.from_numpy(np.ascontiguousarray(pixels)), "target": self.targets[key[1]]}
+        return {"image": torch.from_numpy(pixels.copy()), "target": self.targets[key[1]]}

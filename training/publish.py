@@ -97,7 +97,8 @@ def _fill(
     card: Callable[[Manifest, Parity], str],
 ) -> None:
     """Writes everything, the manifest last, and checks it as the service will."""
-    task, requests = learner.task, learner.task.examples()
+    task = learner.settled(served)
+    requests = task.examples()
     if what.recipe.data.redistributable:
         task, requests = learner.golden_requests(served)
     parity = export(served, task, learner.validation(_COMPARED), folder, torchscript=what.torchscript)

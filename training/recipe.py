@@ -1,5 +1,6 @@
 """Recipes: named data sets with their settings and the result to expect; found by file name, as learners are."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -32,6 +33,7 @@ class Recipe:
         name: of the recipe and of the model.
         task: whose learner trains it.
         expected: the result and the time it takes, in words.
+        prepare: makes what the learner reads, in a new folder, from what was fetched; None: that is it already.
         limits: what the published model must reach: a metric's name and its least value.
         ceilings: the same for errors: a metric's name and its largest value.
     """
@@ -48,6 +50,7 @@ class Recipe:
     intended_use: str = ""
     out_of_scope: str = ""
     caveats: tuple[str, ...] = ()
+    prepare: Callable[[Path, Path], None] | None = None
     limits: tuple[tuple[str, float], ...] = ()
     ceilings: tuple[tuple[str, float], ...] = ()
 

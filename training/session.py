@@ -1,6 +1,8 @@
 """One training session from data to report and model; the parts are joined here."""
 
+import hashlib
 import os
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -100,18 +102,32 @@ class Session:
 def opened(plan: Plan, data: Path | None, fetcher: Fetcher, runtime: Runtime) -> Session:
     """The session of a plan: data fetched where the recipe names it, read and checked. Raises CannotTrain."""
     source = plan.recipe.source
-    if data is not None:
-        return Session(plan, _learner(plan, data, fetcher), runtime, _hash(data))
-    if source is None:
+    if data is None and source is None:
         raise CannotTrain("There is no data to train on: name it with --data.")
     if runtime.leads:
-        fetcher.fetched(source)
+        _ready(plan, data, fetcher)
     runtime.wait()
-    return Session(plan, _learner(plan, fetcher.fetched(source), fetcher), runtime, fetcher.sha256(source))
+    read = _ready(plan, data, fetcher)
+    learner = learner_type(plan.recipe.task).opened(read, plan.settings, plan.options, fetcher)
+    return Session(plan, learner, runtime, fetcher.sha256(source) if data is None and source else _hash(data or read))
 
 
-def _learner(plan: Plan, data: Path, fetcher: Fetcher) -> Learner:
-    return learner_type(plan.recipe.task).opened(data, plan.settings, plan.options, fetcher)
+def _ready(plan: Plan, data: Path | None, fetcher: Fetcher) -> Path:
+    """What the learner reads: given, or fetched, and prepared where the recipe says how; once, and whole or not."""
+    recipe = plan.recipe
+    if data is None and recipe.source is not None:
+        data = fetcher.fetched(recipe.source)
+    if data is None or recipe.prepare is None:
+        return data or Path()
+    place = hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:8]
+    target = fetcher.folder / f"{recipe.name}-{place}"
+    if not target.exists():
+        partial = target.with_name(f".{target.name}.preparing")
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        recipe.prepare(data, partial)
+        partial.rename(target)
+    return target
 
 
 def _hash(data: Path) -> str:
@@ -120,12 +136,16 @@ def _hash(data: Path) -> str:
 
 
 def _header(row: Row) -> str:
-    names = "".join(f"{'val loss' if name == 'loss' else name:>10}" for name in row.scores)
+    names = "".join(f"{'val loss' if name == 'loss' else name:>{_width(name)}}" for name in row.scores)
     return f"{'epoch':>5}  {'stage':<8}{'loss':>9}{names}{'rate':>10}{'/s':>8}{'time':>7}"
 
 
+def _width(name: str) -> int:
+    return max(10, len(name) + 2)
+
+
 def _line(row: Row) -> str:
-    scores = "".join(f"{value:>10.4f}" for value in row.scores.values())
+    scores = "".join(f"{value:>{_width(name)}.4f}" for name, value in row.scores.items())
     clock = f"{int(row.seconds) // 60}:{int(row.seconds) % 60:02}"
     pace = f"{row.rate:>10.1e}{row.samples_per_second:>8.0f}{clock:>7}"
     return f"{row.epoch:>5}  {row.stage:<8}{row.loss:>9.4f}{scores}{pace}"

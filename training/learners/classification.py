@@ -1,76 +1,55 @@
 """How the classifier of pictures is trained: a pretrained body, and a head that shows where it looked."""
 
 import base64
-import copy
-import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tasks._images import Fit, decode_picture
-from tasks.classification import Classification
-from tasks.contract import Arrays, Limits, Task
+from tasks._images import decode_picture
+from tasks.contract import Limits, Task
 from training import calibration, figures, metrics
 from training.class_folders import Photo, read_folder
-from training.data import predicted
+from training.fetch import Fetcher
 from training.learner import Figure, Findings, Table, Trained
-from training.learners._pictures import PictureLearner, PictureOptions
+from training.learners._classes import ClassesLearner
+from training.learners._pictures import PictureLearner
+from training.learners._tags import TagsLearner
 from training.metrics import classification_metrics
-from training.networks.bodies import body
-from training.networks.classifier import Classifier, Mirrored, ServedClassifier
-from training.pictures import Photos, augmentation
-from training.runtime import Batch, Runtime
-from training.settings import option
+from training.networks.classifier import ServedClassifier
+from training.runtime import Runtime
+from training.settings import Settings
+from training.tag_tables import table_file
 
 
-@dataclass(frozen=True)
-class Options(PictureOptions):
-    """What can be chosen for classes of pictures."""
+class ClassificationLearner(ClassesLearner):
+    """Learns the label of a picture from folders, one a class; hands tables of tags to the learner of several."""
 
-    mixup: float = option(0.0, "alpha of mixup (Zhang et al. 2018); 0: none")
-    size: int = option(224, "side length of the network's input, in pixels")
-    train_size: int = option(0, "the same while training (smaller is faster; 0: as --size)")
-    fit: str = option("squash", "how a picture becomes a square", choices=("squash", "pad", "crop"))
-    smallest_crop: float = option(0.5, "the least share of the picture that a random crop shows")
-    dropout: float = option(0.2, "share of the features that are dropped in training")
-    tta: bool = option(False, "average over the picture and its mirror image, also in service: twice the cost")
+    summary: ClassVar[str] = "what is in this picture? one label a photo, from a folder for each class, or several"
+    data_kind: ClassVar[str] = (
+        "a folder with a folder of pictures for each class (with or without train/validation), or a folder of pictures "
+        "with labels.csv (columns image_name, tags, and split if you like)"
+    )
 
-
-class ClassificationLearner(PictureLearner):
-    """Learns the label of a picture from folders, one a class."""
-
-    summary: ClassVar[str] = "what is in this picture? one label from photos in a folder for each class"
-    data_kind: ClassVar[str] = "a folder with a folder of pictures for each class (with or without train/validation)"
-    hub_tag: ClassVar[str] = "image-classification"
-    options: ClassVar[Options] = Options()
-    samples: Photos
-    held_out: Photos
+    @classmethod
+    def opened(cls, data: Path, settings: Settings, options: Any, fetcher: Fetcher) -> PictureLearner:
+        """Reads the data: folders of classes, or a table of tags. Raises CannotTrain."""
+        if table_file(data):
+            return TagsLearner.opened(data, settings, options, fetcher)
+        return super().opened(data, settings, options, fetcher)
 
     def _open(self, data: Path) -> None:
         options = self.chosen
         self.folder = read_folder(
             data, unreadable=options.unreadable, valid_share=options.valid_share, size=options.size
         )
-        self.task: Classification = Classification(self.folder.labels, options.size, cast(Fit, options.fit))
-        size = options.train_size or options.size
-        augment = augmentation(size, options.smallest_crop) if options.augment else None
-        self.samples = self._photos(self.folder.train, seed=self.trained_with.seed, augment=augment, size=size)
-        self.held_out = self._photos(self.folder.validation, cache_bytes=self.room // 4)
-        self.targets = self.held_out.targets
-
-    def _photos(self, photos: Sequence[Photo], **more: Any) -> Photos:
-        targets = torch.tensor([photo.label for photo in photos])
-        made = Photos([photo.path for photo in photos], targets, self.task, **{"cache_bytes": self.room} | more)
-        made.fill()
-        return made
+        task = self._new_task(self.folder.labels)
+        self._prepare(task, _listed(self.folder.train), _listed(self.folder.validation))
 
     def described(self) -> str:
         """Counts, and what was found on reading."""
@@ -78,37 +57,19 @@ class ClassificationLearner(PictureLearner):
         counts = f"{len(folder.train):,} pictures to train on, {len(folder.validation):,} to validate"
         return "\n".join([f"{len(folder.labels)} classes, {counts}: {folder.split}.", *folder.notices])
 
-    def network(self) -> nn.Module:
-        """The classifier; channels last, the layout that convolutions run fastest in."""
-        options = self.chosen
-        network = Classifier(body(options.backbone, self.weights), len(self.task.labels), dropout=options.dropout)
-        return network.to(memory_format=torch.channels_last)
-
-    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Cross entropy with label smoothing, of mixed pictures where mixup is on."""
-        image, target, smoothing = batch["image"], batch["target"], self.trained_with.label_smoothing
-        if not self.chosen.mixup:
-            return cross_entropy(network(image)[0], target, label_smoothing=smoothing)
-        share = float(torch.distributions.Beta(self.chosen.mixup, self.chosen.mixup).sample())
-        other = torch.randperm(len(target)).to(target.device)
-        logits = network(torch.lerp(image[other].float(), image.float(), share))[0]
-        own = cross_entropy(logits, target, label_smoothing=smoothing)
-        return share * own + (1 - share) * cross_entropy(logits, target[other], label_smoothing=smoothing)
+    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
+        return cross_entropy(logits, target, label_smoothing=self.trained_with.label_smoothing)
 
     def scores(self, network: nn.Module, runtime: Runtime) -> dict[str, float]:
         """Accuracy and cross entropy on the validation pictures."""
-        logits = predicted(self._whole(network), ["image"], self.held_out, runtime, batch_size=64)
+        logits = self._logits(self._whole(network), runtime)
         right = (logits.argmax(dim=1) == self.targets).float().mean()
         return {"accuracy": float(right), "loss": float(cross_entropy(logits, self.targets))}
 
-    def _whole(self, network: nn.Module) -> nn.Module:
-        return Mirrored(network) if self.chosen.tta else network
-
     def served(self, network: nn.Module) -> nn.Module:
         """Calibrated on the validation pictures."""
-        whole = copy.deepcopy(self._whole(network)).float().cpu()
-        exact = Runtime(torch.device("cpu"))
-        logits = predicted(whole, ["image"], self.held_out, exact, batch_size=64)
+        whole = self._on_cpu(network)
+        logits = self._logits(whole, Runtime(torch.device("cpu")))
         return ServedClassifier(whole, calibration.temperature(logits, self.targets)).eval()
 
     def findings(self, trained: Sequence[Trained], served: nn.Module) -> Findings:
@@ -136,11 +97,6 @@ class ClassificationLearner(PictureLearner):
             failures=_failures(classes, confused),
         )
 
-    def _probabilities(self, served: nn.Module) -> NDArray[np.float32]:
-        found = predicted(served, ["image"], self.held_out, Runtime(torch.device("cpu")), batch_size=64)
-        array: NDArray[np.float32] = found.numpy()
-        return array
-
     def _notes(
         self, trained: Sequence[Trained], targets: NDArray[np.integer], temperature: float, accuracy: float
     ) -> tuple[str, ...]:
@@ -155,10 +111,7 @@ class ClassificationLearner(PictureLearner):
         if len(trained) > 1:
             accuracies = [each.scores["accuracy"] for each in trained]
             notes.append(f"Accuracy over {len(trained)} seeds: {metrics.spread(accuracies)}; the first is published.")
-        notes.append(self._body_note())
-        if self.chosen.tta:
-            notes.append("The graph averages over the picture and its mirror image (test-time augmentation).")
-        return tuple(notes)
+        return (*notes, *self._notes_on_the_network())
 
     def _worst(
         self, probabilities: NDArray[np.floating], targets: NDArray[np.integer], served: nn.Module, count: int = 12
@@ -167,23 +120,10 @@ class ClassificationLearner(PictureLearner):
         said = probabilities.argmax(axis=1)
         wrong = np.flatnonzero(said != targets)
         wrong = wrong[np.argsort(probabilities[wrong, targets[wrong]], kind="stable")][:count]
-        if not len(wrong):
-            return ()
-        shown = []
-        for index in wrong.tolist():
-            batch = self.held_out.__getitems__([(0, index)])
-            with torch.no_grad():
-                evidence = served(batch["image"])[1][0, said[index]].numpy()
-            labels, picture = self.task.labels, self.held_out.picture(index)
-            caption = f"is {labels[targets[index]]}, said {labels[said[index]]} {probabilities[index].max():.2f}"
-            caption += f"\n{self.held_out.paths[index].name[:40]}"
-            shown.append((picture.image, evidence, caption))
-        return (Figure("Worst mistakes", figures.pictures(shown), "Orange: what spoke for the answer it gave."),)
-
-    def validation(self, count: int) -> Arrays:
-        """Pictures from all over the validation set."""
-        chosen = np.linspace(0, len(self.held_out) - 1, min(count, len(self.held_out))).round().astype(int)
-        return {"image": self.held_out.__getitems__([(0, int(index)) for index in chosen])["image"].numpy()}
+        labels = self.task.labels
+        captions = [f"is {labels[targets[i]]}, said {labels[said[i]]} {probabilities[i].max():.2f}" for i in wrong]
+        chosen = list(zip(wrong.tolist(), said[wrong].tolist(), captions, strict=True))
+        return self._shown(chosen, served, "Worst mistakes", "Orange: what spoke for the answer it gave.")
 
     def golden_requests(self, served: nn.Module) -> tuple[Task, list[dict[str, Any]]]:
         """A picture of the commonest class, and others of other classes; one asks for the heat map."""
@@ -194,7 +134,7 @@ class ClassificationLearner(PictureLearner):
         for label in np.argsort(-counts, kind="stable").tolist():
             members = np.flatnonzero(right & (targets == label))
             for index in members[np.argsort(-probabilities[members, label], kind="stable")][:3].tolist():
-                image = _small_jpeg(self.held_out.picture(index).image, self.task.size)
+                image = self._small_jpeg(index)
                 if len(bodies) < 4 and self._is_clear(served, image, label):
                     bodies.append({"image": base64.b64encode(image).decode("ascii"), "top_k": 3})
                     break
@@ -224,10 +164,5 @@ def _failures(classes: Table, confused: Table) -> tuple[str, ...]:
     )
 
 
-def _small_jpeg(image: Image.Image, size: int) -> bytes:
-    """The picture, small enough for a repository: its shorter side no longer than the network sees."""
-    ratio = min(1.0, size / min(image.size))
-    small = image.resize((round(image.width * ratio), round(image.height * ratio)), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    small.save(file, "JPEG", quality=85)
-    return file.getvalue()
+def _listed(photos: Sequence[Photo]) -> tuple[list[Path], Tensor]:
+    return [photo.path for photo in photos], torch.tensor([photo.label for photo in photos])

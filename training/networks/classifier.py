@@ -44,15 +44,20 @@ class ServedClassifier(nn.Module):
         self.network = network
         self.register_buffer("temperature", torch.tensor(temperature))
 
-    def logits(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Before calibration."""
-        logits, evidence = self.network(image)
-        return logits, evidence
-
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (n, height, width, 3) to probabilities (n, classes) and map (n, classes, h, w)."""
-        logits, evidence = self.logits(image)
-        return (logits / self.temperature).softmax(dim=1), evidence
+        logits, evidence = self.network(image)
+        return self._probabilities(logits / self.temperature), evidence
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        return logits.softmax(dim=1)
+
+
+class ServedTags(ServedClassifier):
+    """The same for several labels: the probability of each, whatever the others'."""
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        return logits.sigmoid()
 
 
 class Mirrored(nn.Module):

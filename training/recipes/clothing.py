@@ -1,7 +1,7 @@
 """Photos of clothes in ten classes: T-shirt, long sleeve, pants, shoes, shirt, dress, outwear, shorts, hat, skirt."""
 
 from training.fetch import Archive, Source
-from training.learners.classification import Options
+from training.learners._classes import Options
 from training.recipe import DataCard, Recipe
 from training.settings import Settings
 
