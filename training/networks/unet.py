@@ -14,20 +14,22 @@ class UNet(nn.Module):
 
     On the way up a block doubles the size by a pixel shuffle, brings it to the size of the body's features at that
     scale, whatever that is (a picture's sides need not be multiples of anything), and mixes the two. The last block
-    mixes with the picture itself.
+    mixes with the picture itself. With fewer widths than the body has scales it stops before: at a quarter of the size,
+    say.
 
     Attributes:
         channels: of the features it returns.
     """
 
     def __init__(self, body: Body, *, widths: Sequence[int] = (160, 96, 64, 48, 16)) -> None:
-        """`widths` are the channels after each doubling, the last ones as fine as the picture."""
+        """`widths` are the channels after each doubling; of five, the last ones are as fine as the picture."""
         super().__init__()
         self.body = body
         self.taken = _last_of_each_scale(body)
         scales = [channels for _, channels in self.taken]
-        if len(widths) != len(scales):
+        if len(widths) > len(scales):
             raise ValueError(f"The body has {len(scales)} scales above its last; there are {len(widths)} widths.")
+        scales, self.taken = scales[len(scales) - len(widths) :], self.taken[len(scales) - len(widths) :]
         blocks, coarse = [], body.channels
         for width, skipped in zip(widths, reversed(scales), strict=True):
             blocks.append(_Up(coarse, skipped, width))
