@@ -8,7 +8,7 @@ The line of a request, and where each error is raised:
     │      │      │        └ MalformedBody 400, InvalidRequest 422, Unreadable 422, TooLarge 413
     │      │      └ Overloaded 503
     │      └ BodyTooLarge 413, UnsupportedMediaType 415, EmptyBody 400, Overloaded 503
-    └ NotFound 404, ModelNotFound 404, MethodNotAllowed 405, ModelUnavailable 503, InvalidHeader 400
+    └ NotFound 404, ModelNotFound 404, MethodNotAllowed 405, NotAcceptable 406, ModelUnavailable 503, InvalidHeader 400
 
     anywhere: DeadlineExceeded 504, Stopped 503
 
@@ -66,6 +66,12 @@ class MethodNotAllowed(ServiceError):
     """The path is right and the verb is not."""
 
     status, code = HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed"
+
+
+class NotAcceptable(ServiceError):
+    """The answer has none of the forms that are wanted."""
+
+    status, code = HTTPStatus.NOT_ACCEPTABLE, "not_acceptable"
 
 
 class ModelUnavailable(ServiceError):

@@ -13,7 +13,7 @@ from concurrent.futures import CancelledError, Executor, Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_origin
 
 import numpy as np
 from pydantic import ValidationError
@@ -32,18 +32,22 @@ _LONGEST = 200
 
 @dataclass(frozen=True)
 class Message:
-    """What a client sent, still in bytes: `fields` makes the request's fields of it and may raise ServiceError."""
+    """What a client sent, still in bytes: `fields` makes the request's fields of it and may raise ServiceError.
+
+    `render` makes the bytes of the answer that the client wants.
+    """
 
     kind: str
     size: int
     fields: Callable[[], Mapping[str, Any]]
+    render: Callable[[Answer], bytes] = lambda answer: answer.model_dump_json(exclude_none=True).encode()
 
 
 @dataclass(frozen=True)
 class Answered:
-    """An answer, and the seconds that each stage took."""
+    """An answer's bytes, and the seconds that each stage took."""
 
-    answer: Answer
+    body: bytes
     stages: Mapping[str, float]
     batch_size: int
 
@@ -74,6 +78,12 @@ class Pipeline:
         self._costs: dict[tuple[Any, ...], Cost] = {}
         # What a picture costs to decode shows in its pixels, not in its bytes: no guess, no risk to the event loop.
         self._may_decode_here = task.upload is None
+        # Of a closed set of values each: a client cannot make up new ones.
+        self._switches = [
+            name
+            for name, field in task.request_type.model_fields.items()
+            if field.annotation is bool or get_origin(field.annotation) is Literal
+        ]
         # Whoever sets a delay wants batches: then no request goes past the queue.
         self._waits_for_company = policy.max_delay_s > 0
         self._find_batch_size = find_batch_size
@@ -144,8 +154,10 @@ class Pipeline:
         read = time.perf_counter()
         ran = await self._infer(samples)
         finished = time.perf_counter()
-        answer = await self._step(_postprocess_key(request), len(samples), self._finish, ran.outputs, samples, request)
-        return _answered(answer, ran, began, read, finished)
+        body = await self._step(
+            self._postprocess_key(request), samples.work, self._finish, ran.outputs, samples, request, message.render
+        )
+        return _answered(body, ran, began, read, finished)
 
     async def _in_one_go(self, message: Message, began: float, run: Run) -> Answered:
         """One thread takes the request all the way: for one that is alone, and where batches gain nothing.
@@ -174,9 +186,9 @@ class Pipeline:
             [self._run_here({name: array[i : i + step] for name, array in samples.arrays.items()}, run) for i in starts]
         )
         finished = time.perf_counter()
-        cost = self._cost(*_postprocess_key(request))
-        answer = cost.timed(len(samples), self._finish, ran.outputs, samples, request)
-        return _answered(answer, ran, began, read, finished, waited_s=started - began)
+        cost = self._cost(*self._postprocess_key(request))
+        body = cost.timed(samples.work, self._finish, ran.outputs, samples, request, message.render)
+        return _answered(body, ran, began, read, finished, waited_s=started - began)
 
     def is_quick(self, message: Message) -> bool:
         """Whether every step is expected to run at once on the event loop: there will be nothing to wait for."""
@@ -254,11 +266,15 @@ class Pipeline:
         except InvalidInput as error:
             raise invalid_input(error) from None
 
-    def _finish(self, outputs: Arrays, samples: Samples, request: Request) -> Answer:
+    def _finish(self, outputs: Arrays, samples: Samples, request: Request, render: Callable[[Answer], bytes]) -> bytes:
         try:
-            return self.task.postprocess(outputs, samples, request)
+            return render(self.task.postprocess(outputs, samples, request))
         except InvalidOutput as error:
             raise InvalidAnswer(str(error)) from None
+
+    def _postprocess_key(self, request: Request) -> tuple[Any, ...]:
+        """What the cost of post-processing depends on, beside what there is to go over: the request's switches."""
+        return ("postprocess", *(getattr(request, name) for name in self._switches))
 
     async def _run_batch(self, parts: Sequence[Arrays]) -> Arrays:
         size = sum(len(next(iter(part.values()))) for part in parts)
@@ -287,7 +303,8 @@ class Pipeline:
                 outputs = self._cost("infer").timed(
                     len(samples), self._run, self._backend.run, [samples.arrays], len(samples)
                 )
-                self._cost(*_postprocess_key(request)).timed(len(samples), self._finish, outputs, samples, request)
+                cost = self._cost(*self._postprocess_key(request))
+                cost.timed(samples.work, self._finish, outputs, samples, request, Message.render)
         if not self._find_batch_size:
             self._fastest(samples.arrays, self.batch_limit)
             return
@@ -316,9 +333,7 @@ class Pipeline:
         return self._costs.setdefault(key, Cost())
 
 
-def _answered(
-    answer: Answer, ran: Ran, began: float, read: float, finished: float, *, waited_s: float = 0.0
-) -> Answered:
+def _answered(body: bytes, ran: Ran, began: float, read: float, finished: float, *, waited_s: float = 0.0) -> Answered:
     """The answer with the seconds of each stage; what is none of the others is waiting."""
     stages = {
         "decode": read - began - waited_s,
@@ -326,12 +341,7 @@ def _answered(
         "infer": ran.ran_s,
         "postprocess": time.perf_counter() - finished,
     }
-    return Answered(answer, stages, ran.batch_size)
-
-
-def _postprocess_key(request: Request) -> tuple[str, ...]:
-    """What the cost of post-processing depends on, beside the number of samples: the request's switches."""
-    return ("postprocess", *(name for name, value in request if value is True))
+    return Answered(body, stages, ran.batch_size)
 
 
 def invalid_request(error: ValidationError) -> ServiceError:

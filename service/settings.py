@@ -55,6 +55,9 @@ class Settings:
     max_body_bytes: int = _setting(10_000_000, "bytes in the body of a request, at most", least=1)
     max_bodies_bytes: int = _setting(256_000_000, "bytes of all bodies under way together, at most", least=1)
     max_pixels: int = _setting(25_000_000, "pixels in a picture, at most; checked before decoding", least=1)
+    max_answer_pixels: int = _setting(
+        4_000_000, "pixels in a picture that a network makes (twice as wide and high: four times those sent)", least=1
+    )
     max_rows: int = _setting(1_000, "rows in a request, at most", least=1)
     drain_seconds: float = _setting(
         0.0, "after SIGTERM, how long to go on accepting while /health/ready says no", least=0

@@ -100,10 +100,18 @@ class Samples:
 
     Most requests are one sample; a table is as many as it has rows, a large picture as many as it has tiles. All
     samples of a request have one shape. `context` is whatever `postprocess` needs beside the outputs (a Frame, say).
+    `size_of_answer` is what the cost of `postprocess` grows with where that is not the number of samples: the pixels of
+    a mask, say, which is as large as the picture.
     """
 
     arrays: Arrays
     context: Any = None
+    size_of_answer: int = 0
+
+    @property
+    def work(self) -> int:
+        """What `postprocess` has to go over: samples, or more where the task says so."""
+        return self.size_of_answer or len(self)
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))

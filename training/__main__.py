@@ -11,6 +11,7 @@ from typing import Any
 
 from training import figures, runs
 from training.errors import CannotTrain
+from training.export import Artefacts
 from training.fetch import Fetcher
 from training.publish import Publication, published
 from training.recipe import Recipe, learner_names, learner_type, own, recipe, recipe_names
@@ -107,6 +108,9 @@ def _add_flow(parser: argparse.ArgumentParser) -> None:
     flow = parser.add_argument_group("what to do")
     flow.add_argument("--publish", action="store_true", help="export and publish a new version under --models")
     flow.add_argument("--torchscript", action="store_true", help="also publish the network as TorchScript, model.ts")
+    flow.add_argument(
+        "--full-precision", action="store_true", help="publish the weights in 32 bits, not 16: twice as large"
+    )
     flow.add_argument("--find-lr", action="store_true", help="only sweep over learning rates: a plot and a suggestion")
     resume = flow.add_mutually_exclusive_group()
     resume.add_argument(
@@ -154,7 +158,9 @@ def _add_places(parser: argparse.ArgumentParser, found: Recipe, *, own_data: boo
 
 def _reproducing(name: str, found: Recipe, settings: Settings, options: Any, chosen: argparse.Namespace) -> str:
     own_data = {
-        key: getattr(chosen, key) for key in ("name", "licence") if getattr(chosen, key, None) not in (None, "unknown")
+        key: getattr(chosen, key)
+        for key in ("name", "licence", "full_precision")
+        if getattr(chosen, key, None) not in (None, "unknown", False)
     }
     defaults = {**asdict(found.settings), **asdict(found.options), **dict.fromkeys(own_data)}
     return reproducing(name, {**own_data, **asdict(settings), **asdict(options)}, defaults, chosen.data)
@@ -200,7 +206,8 @@ def _conclude(session: Session, outcome: Outcome, folder: Path, chosen: argparse
         print(note)
     print(f"Report: {folder / 'index.html'}")
     if chosen.publish:
-        what = Publication(plan.recipe, findings, session.data_sha256, Path(chosen.models), chosen.torchscript)
+        artefacts = Artefacts(half=not chosen.full_precision, torchscript=chosen.torchscript)
+        what = Publication(plan.recipe, findings, session.data_sha256, Path(chosen.models), artefacts)
         print(f"Published: {published(what, learner, served, story.card)}")
 
 

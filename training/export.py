@@ -4,7 +4,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,19 @@ import onnxruntime
 import torch
 from torch import nn
 
-from tasks.contract import Array, Arrays, Run, Task, TensorSpec
+from tasks.contract import Array, Arrays, Meaning, Run, Task, TensorSpec
 from tasks.manifest import MODEL
 from training.errors import CannotTrain
+from training.half import store_in_half
 
 OPSET = 20
 TOLERANCE = 1e-4
 """Of the parity gate, for numbers: times the largest magnitude of an output where that is above 1."""
-_INDEX_TOLERANCE = 1e-3
-"""For classes by their index: the share that may differ, where two classes are all but equally likely."""
-_LEVEL_TOLERANCE = 1.0
-"""For the brightness of pixels: rounding falls to one side or the other."""
+_AGREEMENT: dict[Meaning, float] = {"number": TOLERANCE, "index": 1e-3, "level": 1.0}
+"""Indices: the share that may differ, where two classes are all but equally likely. Levels: rounding falls to one side
+or the other."""
+_ROUNDING: dict[Meaning, float] = {"number": 2e-2, "index": 1e-2, "level": 4.0}
+"""The same for what storing weights in 16 bits may change."""
 TORCHSCRIPT = "model.ts"
 _BATCHES = (1, 2, 7)
 
@@ -38,19 +40,36 @@ class Parity:
             batch sizes.
         between_batches: for each output in words, the difference between a sample's alone and in a batch, in ONNX
             Runtime.
+        rounding: for each output in words, how far it is changed by storing the weights in 16 bits; empty where they
+            are stored in 32.
         samples: how many real samples were compared.
         batches: the sizes of the batches they were compared in.
     """
 
     largest: float
     between_batches: tuple[str, ...]
+    rounding: tuple[str, ...]
     samples: int
     batches: tuple[int, ...]
 
 
-def export(served: nn.Module, task: Task, samples: Arrays, folder: Path, *, torchscript: bool) -> Parity:
+@dataclass(frozen=True)
+class Artefacts:
+    """What is exported.
+
+    Attributes:
+        half: the ONNX file's weights are stored in 16 bits.
+        torchscript: also model.ts.
+    """
+
+    half: bool = True
+    torchscript: bool = False
+
+
+def export(served: nn.Module, task: Task, samples: Arrays, folder: Path, what: Artefacts) -> Parity:
     """Writes model.onnx (and model.ts, if wanted) and compares them with the module on real samples.
 
+    The gate is on the graph in 32 bits; what storing it in 16 changes is measured beside, with a limit of its own.
     Raises CannotTrain where the graph's tensors are not those of the task, or an output differs too much.
     """
     served = served.eval().cpu()
@@ -70,11 +89,12 @@ def export(served: nn.Module, task: Task, samples: Arrays, folder: Path, *, torc
             verbose=False,
         )
         traced = torch.jit.freeze(torch.jit.trace(served, example))  # type: ignore[no-untyped-call]
-        if torchscript:
+        if what.torchscript:
             torch.jit.save(traced, folder / TORCHSCRIPT)
     onnx.checker.check_model(path, full_check=True)
     _check_signature(onnx.load(path), task)
-    return _compared(served, traced, runner(path, task), task, samples)
+    parity = _compared(served, traced, runner(path, task), task, samples)
+    return replace(parity, rounding=_halved(path, task, samples)) if what.half else parity
 
 
 def _dynamic(spec: TensorSpec) -> dict[int, str]:
@@ -146,12 +166,31 @@ def _compared(served: nn.Module, traced: Any, run: Run, task: Task, samples: Arr
             pairs = zip(alone, by_onnx[spec.name], strict=False)
             apart = [_difference(spec, one[spec.name], together[np.newaxis]) for one, together in pairs]
             between[spec.name] = max(between[spec.name], *apart)
-    return Parity(largest, tuple(_in_words(spec, between[spec.name]) for spec in task.outputs), count, sizes)
+    words = tuple(_in_words(spec, between[spec.name]) for spec in task.outputs)
+    return Parity(largest, words, (), count, sizes)
+
+
+def _halved(path: Path, task: Task, samples: Arrays) -> tuple[str, ...]:
+    """Stores the weights in 16 bits; how far that changes each output, in words. Raises CannotTrain."""
+    few = {name: array[:16] for name, array in samples.items()}
+    exact = runner(path, task)(few)
+    store_in_half(path)
+    rounded = runner(path, task)(few)
+    words = []
+    for spec in task.outputs:
+        found = _difference(spec, exact[spec.name], rounded[spec.name])
+        if not found <= _ROUNDING[spec.meaning]:
+            raise CannotTrain(
+                f"Storing the weights in 16 bits changes {spec.name} by {found:.1e}; at most "
+                f"{_ROUNDING[spec.meaning]:g} is accepted. Publish them in 32 bits: --full-precision."
+            )
+        words.append(_in_words(spec, found))
+    return tuple(words)
 
 
 def _refuse(kind: str, spec: TensorSpec, found: float, size: int) -> None:
     """Raises CannotTrain where the difference is too large, or not a number."""
-    most = {"number": TOLERANCE, "index": _INDEX_TOLERANCE, "level": _LEVEL_TOLERANCE}[spec.meaning]
+    most = _AGREEMENT[spec.meaning]
     if not found <= most:
         raise CannotTrain(
             f"{kind} and the network disagree by {found:.1e} in {spec.name} with a batch of {size}; at "

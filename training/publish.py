@@ -27,7 +27,7 @@ from tasks.manifest import (
     write_manifest,
 )
 from training.errors import CannotTrain
-from training.export import OPSET, Parity, export, runner
+from training.export import OPSET, Artefacts, Parity, export, runner
 from training.learner import Findings, Learner
 from training.recipe import Recipe
 
@@ -43,7 +43,7 @@ class Publication:
     findings: Findings
     data_sha256: str
     models: Path
-    torchscript: bool = False
+    artefacts: Artefacts = Artefacts()
 
 
 def published(what: Publication, learner: Learner, served: nn.Module, card: Callable[[Manifest, Parity], str]) -> Path:
@@ -101,7 +101,7 @@ def _fill(
     requests = task.examples()
     if what.recipe.data.redistributable:
         task, requests = learner.golden_requests(served)
-    parity = export(served, task, learner.validation(_COMPARED), folder, torchscript=what.torchscript)
+    parity = export(served, task, learner.validation(_COMPARED), folder, what.artefacts)
     run = runner(folder / MODEL, task)
     write_goldens(folder, [Golden(request=body, answer=_answer(task, run, body)) for body in requests])
     manifest = _manifest(version, what, task, parity)

@@ -11,6 +11,7 @@ from service.repository import Model, Repository
 _ERRORS = {
     "400": "The body is empty or malformed",
     "404": "There is no such model",
+    "406": "The answer has none of the forms that the Accept header names",
     "413": "The body, the picture or the table is too large",
     "415": "The content type is none that the model reads",
     "422": "The request is well formed, and cannot be answered",
@@ -18,6 +19,9 @@ _ERRORS = {
     "503": "As many requests as are accepted are under way, with Retry-After; or the model is not served",
     "504": "The request's time ran out",
 }
+
+
+_BINARY = {"type": "string", "format": "binary"}
 
 
 class ErrorDetail(BaseModel):
@@ -82,18 +86,17 @@ def _operation(model: Model, schemas: dict[str, Any]) -> dict[str, Any]:
         "operationId": f"predict_{manifest.name}",
         "parameters": [*_header_parameters(), *_option_parameters(model)],
         "requestBody": {"required": True, "content": _body_content(model, request)},
-        "responses": {"200": _answer_response(answer, model.example_answer)} | errors,
+        "responses": {"200": _answer_response(model, answer)} | errors,
     }
 
 
 def _body_content(model: Model, request: dict[str, str]) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": request, "example": dict(model.example)}}
     if upload := model.task.upload:
-        binary = {"type": "string", "format": "binary"}
         content["multipart/form-data"] = {
-            "schema": {"type": "object", "required": [upload.field], "properties": {upload.field: binary}}
+            "schema": {"type": "object", "required": [upload.field], "properties": {upload.field: _BINARY}}
         }
-        content |= {media_type: {"schema": binary} for media_type in upload.media_types}
+        content |= {media_type: {"schema": _BINARY} for media_type in upload.media_types}
     return content
 
 
@@ -132,14 +135,18 @@ def _header_parameters() -> list[dict[str, Any]]:
     ]
 
 
-def _answer_response(answer: dict[str, str], example: dict[str, Any]) -> dict[str, Any]:
+def _answer_response(model: Model, answer: dict[str, str]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for form in model.task.forms:
+        content[form.media_type] = {"schema": answer if form.file is None else _BINARY}
+    content["application/json"]["example"] = model.example_answer
     return {
         "description": "The answer",
         "headers": {
             "Server-Timing": {"schema": {"type": "string"}, "description": "Where the time went, in milliseconds."},
             "X-Model": {"schema": {"type": "string"}, "description": "Name and version of the model that answered."},
         },
-        "content": {"application/json": {"schema": answer, "example": example}},
+        "content": content,
     }
 
 

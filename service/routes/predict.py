@@ -8,8 +8,9 @@ import asyncio
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
@@ -21,7 +22,9 @@ from service.metrics import Metrics
 from service.pipeline import Answered
 from service.repository import Model, Repository
 from service.routes.bodies import BodyBudget, read_message
+from service.routes.forms import chosen_form, content_type, rendered, with_form
 from service.telemetry import Trace, error_response, trace_of
+from tasks.contract import Form
 
 T = TypeVar("T")
 _CLIENT_CLOSED_REQUEST = 499
@@ -65,34 +68,45 @@ class Predictions:
         trace = trace_of(request.scope)
         model = self.repository.find(name, version)
         trace.model, trace.version = model.manifest.name, model.manifest.version
+        form = chosen_form(model.task.forms, request.headers.get("accept"))
         timeout_s = _timeout_s(request.headers.get("x-request-timeout-ms"), self.timeout_s)
         try:
             async with asyncio.timeout(timeout_s):
-                answered = await self._predict(request, model, trace)
+                answered = await self._predict(request, model, form, trace)
         except TimeoutError:
             raise DeadlineExceeded(f"There was no answer within {timeout_s * 1000:g} ms.") from None
         except (ClientGone, ClientDisconnect):
             self.metrics.cancelled.labels(trace.model).inc()
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
-        return self._respond(answered, trace)
+        return self._respond(answered, form, trace, varies=len(model.task.forms) > 1)
 
-    async def _predict(self, request: Request, model: Model, trace: Trace) -> Answered:
+    async def _predict(self, request: Request, model: Model, form: Form, trace: Trace) -> Answered:
         """Receives, and only then takes a place: a client that sends slowly, or nothing, keeps nobody out."""
         with self.bodies.share() as take:
             message = await read_message(request, model.task.upload, max_bytes=self.max_body_bytes, take=take)
+            message = replace(
+                message,
+                fields=partial(_fields, form, message.fields),
+                render=partial(rendered, form, trace.model, trace.version),
+            )
             trace.stages["receive"] = time.perf_counter() - trace.began
             with model.pipeline.permit():
                 if model.pipeline.is_quick(message):  # There will be nothing to wait for, nor to give up.
                     return await model.pipeline.predict(message)
                 return await _unless_gone(request.receive, model.pipeline.predict(message))
 
-    def _respond(self, answered: Answered, trace: Trace) -> Response:
+    def _respond(self, answered: Answered, form: Form, trace: Trace, *, varies: bool) -> Response:
         trace.stages.update(answered.stages)
         trace.batch_size = answered.batch_size
-        named = answered.answer.model_copy(update={"model": trace.model, "version": trace.version})
-        response = Response(named.model_dump_json(exclude_none=True), media_type="application/json")
+        response = Response(answered.body, media_type=content_type(form))
         response.headers["x-model"] = f"{trace.model}/{trace.version}"
+        if varies:
+            response.headers["vary"] = "accept"
         return response
+
+
+def _fields(form: Form, fields: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+    return with_form(form, fields())
 
 
 def _timeout_s(header: str | None, longest_s: float) -> float:

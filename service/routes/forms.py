@@ -1,0 +1,81 @@
+"""The form of an answer: which one a client wants by `Accept` (RFC 9110, 12.5.1), and the answer in that form."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from service.errors import InvalidHeader, InvalidRequest, NotAcceptable
+from tasks.contract import Answer, Form
+
+_MOST_RANGES = 50
+_Range = tuple[str, str, dict[str, str], float]
+"""Type, subtype, parameters, and how much it is wanted, 0…1."""
+
+
+def chosen_form(forms: Sequence[Form], accept: str | None) -> Form:
+    """The form that is wanted most; of equally wanted ones the first. Raises NotAcceptable, InvalidHeader."""
+    if not accept or accept == "*/*":
+        return forms[0]
+    ranges = [_read(part) for part in accept.split(",", _MOST_RANGES)[:_MOST_RANGES] if part.strip()]
+    wanted = [_wanted(form, ranges) for form in forms]
+    if max(wanted) <= 0:
+        offered = ", ".join(form.media_type for form in forms)
+        raise NotAcceptable(f"The Accept is '{accept[:80]}'; this model answers with {offered}.")
+    return forms[wanted.index(max(wanted))]
+
+
+def _read(part: str) -> _Range:
+    media, parameters = _parsed(part)
+    kind, _, subtype = media.partition("/")
+    try:
+        quality = float(parameters.pop("q", "1"))
+    except ValueError:
+        quality = -1.0
+    if not 0 <= quality <= 1:
+        raise InvalidHeader(f"Accept: '{part.strip()[:80]}' has a q that is not between 0 and 1.")
+    parameters.pop("charset", None)  # JSON is UTF-8, whatever is asked for.
+    return kind, subtype or "*", parameters, quality
+
+
+def _parsed(media_type: str) -> tuple[str, dict[str, str]]:
+    media, *listed = (part.strip() for part in media_type.split(";"))
+    pairs = (parameter.partition("=") for parameter in listed if parameter)
+    return media.lower(), {name.strip().lower(): value.strip().strip('"') for name, _, value in pairs}
+
+
+def _wanted(form: Form, ranges: Sequence[_Range]) -> float:
+    """How much the form is wanted: what the most specific range that it is in says."""
+    media, parameters = _parsed(form.media_type)
+    kind, _, subtype = media.partition("/")
+    fitting = [
+        ((of_kind != "*") + (of_subtype != "*") + len(needed), quality)
+        for of_kind, of_subtype, needed, quality in ranges
+        if of_kind in ("*", kind) and of_subtype in ("*", subtype) and needed.items() <= parameters.items()
+    ]
+    return max(fitting, default=(0, 0.0))[1]
+
+
+def with_form(form: Form, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The request's fields with those that the form stands for. Raises InvalidRequest where the two disagree."""
+    for name, value in form.fields.items():
+        if name in fields and str(fields[name]).lower() != str(value).lower():
+            raise InvalidRequest(
+                f"{name}: the request says {str(fields[name])[:40]!r}, and its Accept ({form.media_type}) {value!r}."
+            )
+    return {**fields, **form.fields}
+
+
+def rendered(form: Form, model: str, version: str, answer: Answer) -> bytes:
+    """The body of the response."""
+    if form.file is None:
+        named = answer.model_copy(update={"model": model, "version": version})
+        return named.model_dump_json(exclude_none=True).encode()
+    found: Any = answer
+    for name in form.file.split("."):
+        found = getattr(found, name)
+    content: bytes = found
+    return content
+
+
+def content_type(form: Form) -> str:
+    """Of the response: a form's parameters choose it, and do not belong to what JSON is called."""
+    return form.media_type.partition(";")[0]

@@ -1,0 +1,36 @@
+"""Weights stored in 16 bits: half the file, the same arithmetic in 32 bits once it is loaded."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+_LEAST = 1024
+"""Elements: what is smaller stays as it is; there is little to save, and norms and statistics are mostly small."""
+_ENDING = "_16bit"
+
+
+def store_in_half(path: Path) -> None:
+    """Rewrites the graph at `path`: each large float32 constant becomes float16, followed by a cast back.
+
+    A runtime casts constants once, when it loads the graph. What float16 cannot hold (over 65504) is left in 32 bits.
+    """
+    model = onnx.load(path)
+    graph = model.graph
+    casts = []
+    for tensor in list(graph.initializer):
+        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < _LEAST:
+            continue
+        values = numpy_helper.to_array(tensor)
+        if not np.abs(values).max() <= np.finfo(np.float16).max:
+            continue
+        stored = numpy_helper.from_array(values.astype(np.float16), tensor.name + _ENDING)
+        casts.append(helper.make_node("Cast", [stored.name], [tensor.name], to=TensorProto.FLOAT))
+        graph.initializer.remove(tensor)
+        graph.initializer.append(stored)
+    nodes = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*casts, *nodes])
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
