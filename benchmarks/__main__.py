@@ -11,24 +11,30 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.serving import measure_serving
+from benchmarks.stages import measure_stages, stages_table
 from service.backends.onnx import available_cores
 
 
 def main() -> int:
     """Measures, prints and writes; exit status 0."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("all", "serving", "training"), default="all")
+    parser.add_argument("what", nargs="?", choices=("all", "serving", "stages", "training"), default="all")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each load; default: 5")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each, of which the median counts; default: 3")
     parser.add_argument("--models", type=Path, default=Path("models"))
+    parser.add_argument("--only", nargs="+", metavar="MODEL", help="of the models, for serving; default: all")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"), help="folder of the JSON files")
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)
     if options.what in ("all", "serving"):
-        names = ("clothing", "adult")
+        names = options.only or tuple(sorted(path.parent.name for path in options.models.glob("*/1/manifest.json")))
         found = measure_serving(options.models, names, seconds=options.seconds, repeats=options.repeats)
         _write(options.results / "serving.json", found)
         print(serving_table(found))
+    if options.what in ("all", "stages"):
+        found = measure_stages(options.models)
+        _write(options.results / "stages.json", found)
+        print(stages_table(found))
     if options.what in ("all", "training"):
         # Not at the top: measuring the service needs no torch.
         from benchmarks.training import measure_training, training_table

@@ -64,9 +64,9 @@ def measure_serving(models: Path, names: tuple[str, ...], *, seconds: float, rep
     for name in names:
         folder = max((models / name).iterdir(), key=lambda path: int(path.name))
         bare[name] = _bare(folder)
-        with _service(models) as service, _plain(folder) as plain:
+        with service_of(models) as service, _plain(folder) as plain:
             url = f"{service}/v1/models/{name}/predict"
-            content_type, body = _request(folder, name)
+            content_type, body = request_to(folder, name)
             for connections in CONNECTIONS:
                 turns: dict[str, list[Load]] = {"service": [], "plain": []}
                 for _ in range(repeats):
@@ -93,7 +93,7 @@ def _median(loads: list[Load]) -> Load:
     return next(load for load in loads if load.per_second == middle)
 
 
-def _request(folder: Path, name: str) -> tuple[str, bytes]:
+def request_to(folder: Path, name: str) -> tuple[str, bytes]:
     """The body that is sent: an example photo, or the first golden's row."""
     photos = sorted(Path("examples").glob(f"{name}*.jpg"))
     if photos:
@@ -106,7 +106,7 @@ def _bare(folder: Path) -> Bare:
     manifest = read_manifest(folder)
     task = manifest.load_task()
     backend = OnnxRuntime(device="cpu")((folder / MODEL).read_bytes(), task.inputs, task.outputs)
-    content_type, body = _request(folder, manifest.name)
+    content_type, body = request_to(folder, manifest.name)
 
     def decode() -> Any:
         return task.preprocess(task.decode(task.parse(_fields(task, content_type, body), Limits()), Limits()))
@@ -177,7 +177,7 @@ def _load(url: str, content_type: str, body: bytes, connections: int, seconds: f
 
 
 @contextmanager
-def _service(models: Path) -> Iterator[str]:
+def service_of(models: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "service", "--models", str(models), "--port", "0", "--device", "cpu"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:

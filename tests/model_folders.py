@@ -114,18 +114,14 @@ def fussy_credit_graph() -> bytes:
 def publish(
     root: Path, name: str, task: Task, graph: bytes, *, version: int = 1, request: dict[str, Any] | None = None
 ) -> Path:
-    """Writes a model folder with two golden requests."""
-    request = request or task.example()
+    """Writes a model folder whose goldens are the task's examples, or twice the request that is given."""
+    requests = [request, request] if request else [*task.examples(), task.example()]
     folder = root / name / str(version)
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(graph)
     (folder / "README.md").write_text(f"# {name}\n")
-    answer = task.answer(runner(graph), request)
-    golden = Golden(
-        request=request,
-        answer=answer.plain(),
-    )
-    write_goldens(folder, [golden, golden])
+    run = runner(graph)
+    write_goldens(folder, [Golden(request=body, answer=task.answer(run, body).plain()) for body in requests])
     manifest = Manifest(
         name=name,
         version=str(version),

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from tasks import task_names, task_type
+from tasks import task_type
 from tasks.contract import Arrays, Limits, Task, TensorSpec, parameters_of, task_from
-from tests.model_folders import COLOURS, CREDIT
+from tests.tiny_models import every_task
 
-EXAMPLES: dict[str, Task] = {"classification": COLOURS, "tabular": CREDIT}
+EXAMPLES = every_task()
 
 
 def lengths(spec: TensorSpec) -> tuple[int, ...]:
@@ -21,11 +21,7 @@ def any_outputs(task: Task, arrays: Arrays) -> Arrays:
     return {spec.name: np.full((size, *lengths(spec)), 0.25, spec.dtype) for spec in task.outputs}
 
 
-def test_every_task_has_an_example_here() -> None:
-    assert set(EXAMPLES) == set(task_names())
-
-
-@pytest.mark.parametrize("name", task_names())
+@pytest.mark.parametrize("name", EXAMPLES)
 class TestEveryTask:
     def test_its_example_becomes_its_inputs(self, name: str) -> None:
         task = EXAMPLES[name]
@@ -44,15 +40,31 @@ class TestEveryTask:
         assert isinstance(answer, task.answer_type)
         assert json.loads(answer.model_dump_json())
 
-    def test_its_example_is_json(self, name: str) -> None:
-        example = EXAMPLES[name].example()
+    def test_its_examples_are_json_and_the_first_is_the_example(self, name: str) -> None:
+        examples = EXAMPLES[name].examples()
 
-        assert json.loads(json.dumps(example)) == example
+        assert json.loads(json.dumps(examples)) == examples
+        assert examples[0] == EXAMPLES[name].example()
+
+    def test_each_of_its_forms_can_be_asked_for_and_is_there(self, name: str) -> None:
+        task = EXAMPLES[name]
+        plain = {key: value for key, value in task.example().items() if key in ("image", "rows", "text")}
+
+        for form in task.forms:
+            answer = task.answer(lambda arrays: any_outputs(task, arrays), {**plain, **form.fields})
+            found = answer
+            for part in (form.file or "model").split("."):
+                found = getattr(found, part)
+            assert isinstance(found, bytes if form.file else str)
+            assert set(form.fields) <= set(task.request_type.model_fields)
+
+    def test_it_can_be_asked_for_json(self, name: str) -> None:
+        assert EXAMPLES[name].forms[0].media_type == "application/json"
 
     def test_a_manifest_brings_the_same_task_back(self, name: str) -> None:
         task = EXAMPLES[name]
 
-        assert task_from(task_type(name), json.loads(json.dumps(parameters_of(task)))) == task
+        assert task_from(type(task), json.loads(json.dumps(parameters_of(task)))) == task
 
     def test_preprocessing_does_not_depend_on_what_was_asked_before(self, name: str) -> None:
         task = EXAMPLES[name]
