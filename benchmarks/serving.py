@@ -4,6 +4,7 @@ The ceiling is what the machine could do if HTTP and batching cost nothing: what
 batch cost with every core at work, at the best batch size there is.
 """
 
+import base64
 import json
 import re
 import socket
@@ -94,11 +95,14 @@ def _median(loads: list[Load]) -> Load:
 
 
 def request_to(folder: Path, name: str) -> tuple[str, bytes]:
-    """The body that is sent: an example photo, or the first golden's row."""
+    """The body that is sent: an example photo, or what the first golden asks."""
     photos = sorted(Path("examples").glob(f"{name}*.jpg"))
     if photos:
         return "image/jpeg", photos[0].read_bytes()
-    return "application/json", json.dumps(read_goldens(folder)[0].request).encode()
+    request = read_goldens(folder)[0].request
+    if "image" in request:
+        return "image/jpeg", base64.b64decode(request["image"])
+    return "application/json", json.dumps(request).encode()
 
 
 def _bare(folder: Path) -> Bare:
@@ -178,6 +182,7 @@ def _load(url: str, content_type: str, body: bytes, connections: int, seconds: f
 
 @contextmanager
 def service_of(models: Path) -> Iterator[str]:
+    """The address of a service of these models, on the CPU, for as long as the context lasts."""
     command = [sys.executable, "-m", "service", "--models", str(models), "--port", "0", "--device", "cpu"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:

@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.serving import request_to, service_of
-from tasks.contract import Form, Upload
+from tasks.contract import Form
 from tasks.manifest import read_manifest
 
 _REQUESTS = 7
@@ -29,14 +29,14 @@ def measure_stages(models: Path) -> dict[str, Any]:
         for folder in sorted(models.glob("*/[0-9]*")):
             manifest = read_manifest(folder)
             task, url = manifest.load_task(), f"{service}/v1/models/{manifest.name}/versions/{manifest.version}/predict"
-            for size, (content_type, body) in _bodies(folder, manifest.name, task.upload).items():
+            for size, (content_type, body) in _bodies(folder, manifest.name).items():
                 for form in task.forms:
                     found = _stages(url, content_type, body, form)
                     rows.append({"model": manifest.name, "picture": size, "form": form.media_type} | found)
     return {"rows": rows}
 
 
-def _bodies(folder: Path, name: str, upload: Upload | None) -> dict[str, tuple[str, bytes]]:
+def _bodies(folder: Path, name: str) -> dict[str, tuple[str, bytes]]:
     """What is sent: the example, and where a picture is asked for, one of 12 megapixels of the same."""
     kind, body = request_to(folder, name)
     if not kind.startswith("image/"):
