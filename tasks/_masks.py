@@ -66,11 +66,14 @@ class StretchedMask:
         """How many pixels of the mask each pixel of `small` stands for, (h, w)."""
         return np.outer(np.bincount(self.rows), np.bincount(self.columns))
 
-    def rings_in_pixels(self, ring: Ring) -> Ring:
-        """Corners of `small`, (n, 2) as (x, y), as corners of the mask's pixels."""
+    def regions(self) -> "list[Region]":
+        """The regions of all classes, in the mask's own pixels."""
         xs = np.append(np.searchsorted(self.columns, np.arange(self.small.shape[1])), self.width)
         ys = np.append(np.searchsorted(self.rows, np.arange(self.small.shape[0])), self.height)
-        return np.stack([xs[ring[:, 0]], ys[ring[:, 1]]], axis=1)
+        return [
+            Region(region.label, tuple(np.stack([xs[ring[:, 0]], ys[ring[:, 1]]], axis=1) for ring in region.rings))
+            for region in regions(self.small)
+        ]
 
 
 def stretched(network: Mask, rows: Indices, columns: Indices) -> StretchedMask:
@@ -133,6 +136,11 @@ class Region:
 
     label: int
     rings: tuple[Ring, ...]
+
+    @property
+    def area(self) -> int:
+        """In pixels, without the holes."""
+        return sum(area(ring) for ring in self.rings)
 
 
 def regions(mask: Mask) -> list[Region]:

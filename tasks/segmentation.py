@@ -14,11 +14,9 @@ from tasks._images import PICTURE_UPLOAD, Frame, Picture, PictureBytes, decode_p
 from tasks._masks import (
     Colour,
     StretchedMask,
-    area,
     distinct_colours,
     overlay_jpeg,
     palette_png,
-    regions,
     run_lengths,
     stretched,
 )
@@ -227,8 +225,9 @@ class Segmentation(Task):
         """The picture fitted to the network's size, or its windows, a sample each. The context is what is Seen."""
         axis, boxes = self.windows(*raw.image.size)
         seen = [self._fitted(raw, box) for box in boxes]
-        frames = tuple(frame for _, frame in seen)
-        return Samples({"image": np.stack([pixels for pixels, _ in seen])}, Seen(raw, frames, axis, boxes))
+        arrays = {"image": np.stack([pixels for pixels, _ in seen])}
+        context = Seen(raw, tuple(frame for _, frame in seen), axis, boxes)
+        return Samples(arrays, context, size_of_answer=raw.width * raw.height)
 
     def _fitted(self, picture: Picture, box: tuple[int, int, int, int]) -> tuple[NDArray[np.uint8], Frame]:
         """A window's pixels, and where the whole picture lies in them."""
@@ -293,12 +292,10 @@ class Segmentation(Task):
     def _polygons(self, mask: StretchedMask, seen: Seen) -> list[LabelledRegion]:
         smallest = _SMALLEST_REGION / (seen.frames[0].scale_x * seen.frames[0].scale_y)
         found = []
-        for region in regions(mask.small):
-            rings = [mask.rings_in_pixels(ring) for ring in region.rings]
-            pixels = sum(area(ring) for ring in rings)
-            if pixels >= smallest:
-                corners = [[(x, y) for x, y in ring.tolist()] for ring in rings]
-                found.append(LabelledRegion(label=self.labels[region.label], area=pixels, rings=corners))
+        for region in mask.regions():
+            if region.area >= smallest:
+                corners = [[(x, y) for x, y in ring.tolist()] for ring in region.rings]
+                found.append(LabelledRegion(label=self.labels[region.label], area=region.area, rings=corners))
         return sorted(found, key=lambda region: -region.area)
 
     def example(self) -> dict[str, Any]:
