@@ -1,0 +1,38 @@
+"""Folders of made-up street scenes with their masks."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+CODES = "sky\nroad\nVoid\nhouse\n"
+PALETTE = {0: (90, 160, 250), 1: (110, 110, 110), 3: (150, 60, 30)}
+
+
+def scene(seed, size=(48, 36)):
+    """A noisy picture of sky, road and a house, and its mask; two columns at the right are void."""
+    random = np.random.default_rng(seed)
+    width, height = size
+    mask = np.zeros((height, width), np.uint8)
+    horizon, left = int(random.integers(height // 3, height // 2)), int(random.integers(2, width // 2))
+    mask[horizon:] = 1
+    mask[horizon // 2 : horizon + 2, left : left + width // 3] = 3
+    pixels = np.zeros((height, width, 3))
+    for label, colour in PALETTE.items():
+        pixels[mask == label] = colour
+    pixels += random.normal(0, 15, pixels.shape)
+    mask[:, -2:] = 2
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), Image.fromarray(mask)
+
+
+def write_streets(folder: Path, count=8, pictures="images", masks="masks", first=0, codes=CODES, size=(48, 36)) -> Path:
+    """Pictures and masks, by default in `images` and `masks` with codes.txt."""
+    for part in (pictures, masks):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for i in range(first, first + count):
+        picture, mask = scene(i, size)
+        picture.save(folder / pictures / f"{i:03}.jpg", quality=95)
+        mask.save(folder / masks / f"{i:03}.png")
+    if codes:
+        (folder / "codes.txt").write_text(codes)
+    return folder
