@@ -202,7 +202,7 @@ def _blend(canvas: NDArray[np.float32], one: Points, other: Points, reach: float
     height, width = canvas.shape[:2]
     left, top = (max(0, math.floor(low - reach - 1)) for low in np.minimum(one, other))
     right, bottom = (math.ceil(high + reach + 1) for high in np.maximum(one, other))
-    right, bottom = min(width, right), min(height, bottom)
+    right, bottom = max(left, min(width, right)), max(top, min(height, bottom))
     x, y = np.arange(left, right) + 0.5 - one[0], (np.arange(top, bottom) + 0.5 - one[1])[:, np.newaxis]
     along = np.asarray(other - one, np.float64)
     share = np.clip((x * along[0] + y * along[1]) / max(float(along @ along), 1e-9), 0, 1)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from training.errors import CannotTrain
 from training.pictures import decoded, readable
 
+_NAMED = re.compile(r".+[ _.][xyXY]")
 _X, _Y = re.compile(r"(.+?)[ _.]?[xX]"), re.compile(r"(.+?)[ _.]?[yY]")
 _NO_VALUE = {"", "nan", "na", "none", "null"}
 
@@ -173,7 +174,8 @@ def _columns(
     if all(found):
         names = tuple(name for name in found if name)
         return _unique(table, rules.names or names, len(places)), places, group
-    if any(found) and not rules.names:
+    named = any(found) or any(_NAMED.fullmatch(header[index]) for index in columns)
+    if named and not rules.names:
         x, y = places[found.index(None)]
         raise CannotTrain(
             f"{table}: the columns '{header[x]}' and '{header[y]}' are no pair, such as nose_x and nose_y."
