@@ -275,8 +275,8 @@ def _task(options: Any) -> SuperResolution:
     """The task with these options. Raises CannotTrain where one cannot be."""
     if options.scale not in (2, 3, 4):
         raise CannotTrain(f"--scale {options.scale}: pictures can be made 2, 3 or 4 times as large.")
-    if options.crop < 32 or options.crop % 8:
-        raise CannotTrain(f"--crop {options.crop}: give a multiple of 8, 32 or more.")
+    if options.crop < 40 or options.crop % 8:
+        raise CannotTrain(f"--crop {options.crop}: give a multiple of 8, 40 or more.")
     if options.tile < 64:
         raise CannotTrain(f"--tile {options.tile}: give 64 or more.")
     if not 1 <= options.lowest_quality <= options.highest_quality <= 100:
