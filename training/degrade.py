@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-_LETTERS = string.ascii_letters + string.digits + string.digits + " .-:/©%"
+_LETTERS = string.ascii_letters + string.digits + string.digits + " .-:/%"
 _PIXELS_A_TEXT = 8_000
 """Of the smaller picture: there is one text, and perhaps one more for each so many pixels."""
 _SMALLEST_TEXT, _LARGEST_TEXT = 8, 28

@@ -102,8 +102,9 @@ class SuperResolutionLearner(PictureLearner):
         """Counts, and what was found on reading."""
         folder = self.folder
         counts = f"{len(folder.train):,} pictures to train on, {len(folder.validation):,} to validate"
-        tests = "".join(f"; to judge by: {len(files)} of {name}" for name, files in folder.tests.items())
-        return "\n".join([f"{counts}: {folder.split}{tests}.", *folder.notices])
+        tests = ", ".join(f"{len(files)} of {name}" for name, files in folder.tests.items())
+        judges = [f"Judged by {tests} too."] if tests else []
+        return "\n".join([f"{counts}: {folder.split}.", *judges, *folder.notices])
 
     def network(self) -> nn.Module:
         """The generator; channels last, the layout that convolutions run fastest in."""

@@ -29,8 +29,8 @@ RECIPE = Recipe(
         description="Photos of the Berkeley segmentation data set and a collection of 91 small pictures, the usual "
         "ones to train super-resolution on. The official archive has no T91 and no Set5: it trains on the 200 others.",
     ),
-    settings=Settings(epochs=8, batch_size=8, rate=1.5e-3, precision="fp32"),
-    options=Options(crops=8, pixel_epochs=5),
+    settings=Settings(epochs=7, batch_size=8, rate=1.5e-3, precision="fp32"),
+    options=Options(crops=8, pixel_epochs=5, blocks=4),
     intended_use="Making small, compressed or captioned pictures of one's own pleasant to look at in a larger size.",
     out_of_scope=(
         "Identifying people or number plates, medicine, science, evidence of any kind: what it adds is invented. "
