@@ -160,25 +160,29 @@ class SegmentationLearner(PictureLearner):
         whole = copy.deepcopy(network).float().cpu().eval()
         logits, targets = zip(*(some_pixels(batch, found) for batch, found in self._answers(whole)), strict=True)
         temperature = calibration.temperature(torch.cat(logits), torch.cat(targets))
-        self.task = replace(self.task, scene=self._clearest_scene(whole, temperature))
-        return ServedSegmenter(whole, temperature).eval()
+        served = ServedSegmenter(whole, temperature).eval()
+        self.task = replace(self.task, scene=self._clearest_scene(served))
+        return served
 
-    def _clearest_scene(self, network: nn.Module, temperature: float) -> int:
+    def _clearest_scene(self, served: ServedSegmenter) -> int:
         """The synthetic scene of whose pixels the most doubtful is least in doubt: rounding will change none of them.
 
-        That is what a golden request must be: its mask is compared on other machines.
+        That is what a golden request must be: its mask is compared on other machines. The weights are tried as they
+        are and in the 16 bits that they are stored in.
         """
-        margins = []
-        for scene in range(_SCENES):
-            picture = decode_picture(synthetic_scene(scene), max_pixels=Limits().pixels)
-            samples = self.task.preprocess(picture)
-            with torch.no_grad():
-                logits = network(torch.from_numpy(samples.arrays["image"].copy()))[0][0]
-            first, second = (logits / temperature).softmax(dim=0).topk(2, dim=0).values.numpy()
-            seen = samples.context
-            rows, columns = seen.places(0, self.task.height), seen.places(1, self.task.width)
-            margins.append(float((first - second)[rows][:, columns].min()))
+        stored = copy.deepcopy(served).half().float()
+        margins = [min(self._margin(each, scene) for each in (served, stored)) for scene in range(_SCENES)]
         return int(np.argmax(margins))
+
+    def _margin(self, served: ServedSegmenter, scene: int) -> float:
+        """How much likelier the first class is than the second, at the scene's most doubtful pixel."""
+        picture = decode_picture(synthetic_scene(scene), max_pixels=Limits().pixels)
+        samples = self.task.preprocess(picture)
+        with torch.no_grad():
+            logits = served.network(torch.from_numpy(samples.arrays["image"].copy()))[0][0]
+        first, second = (logits / served.temperature).softmax(dim=0).topk(2, dim=0).values.numpy()
+        rows, columns = (samples.context.places(axis, size) for axis, size in enumerate(logits.shape[1:]))
+        return float((first - second)[rows][:, columns].min())
 
     def findings(self, trained: Sequence[Trained], served: nn.Module) -> Findings:
         """IoU of each class, calibration, confusions, and the worst masks beside their pictures."""
