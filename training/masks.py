@@ -1,6 +1,7 @@
 """Pictures with a mask each as samples to train on: found, paired, checked, and changed together."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -43,13 +44,14 @@ class Classes:
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture and its mask; their size, and what the picture looks like."""
+    """A picture and its mask; their size, what the picture looks like, and the indices that occur in the mask."""
 
     picture: Path
     mask: Path
     width: int
     height: int
-    likeness: str = ""
+    likeness: str
+    indices: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -148,17 +150,19 @@ def _paired(pictures: Path, masks: Path, unreadable: str, size: int, notices: li
         raise CannotTrain(f"There are no pictures (JPEG, PNG, WebP or BMP) in {pictures}.")
     found = readable(list(by_name.values()), unreadable=unreadable, size=size, notices=notices)
     mask_of = {path: masks_by_name[name] for name, path in by_name.items()}
-    return tuple(_checked(path, mask_of[path], likeness, size) for path, likeness in found)
+    with ThreadPoolExecutor() as pool:
+        return tuple(pool.map(lambda each: _checked(each[0], mask_of[each[0]], each[1], size), found))
 
 
 def _checked(path: Path, mask: Path, likeness: str, size: int) -> Pair:
-    picture, (width, height) = decoded(path, size), read_mask(mask).shape[::-1]
+    picture, indices = decoded(path, size), read_mask(mask)
+    height, width = indices.shape
     if (picture.width, picture.height) != (width, height):
         raise CannotTrain(
             f"{path} has {picture.width}×{picture.height} pixels and its mask {mask} {width}×{height}: "
             "a mask has a pixel for each of its picture's."
         )
-    return Pair(path, mask, width, height, likeness)
+    return Pair(path, mask, width, height, likeness, frozenset(np.flatnonzero(np.bincount(indices.ravel())).tolist()))
 
 
 def read_mask(path: Path) -> NDArray[np.uint8]:
@@ -183,40 +187,37 @@ def _opened(path: Path) -> Image.Image:
 
 def _classes(root: Path, given: Sequence[str], void: int, pairs: Sequence[Pair]) -> Classes:
     """The labels and what each index means, checked against the indices that occur."""
-    counts, example = np.zeros(256, np.int64), {}
-    for pair in pairs:
-        found = np.bincount(read_mask(pair.mask).ravel(), minlength=256)
-        for value in np.flatnonzero((found > 0) & (counts == 0)).tolist():
-            example[value] = pair.mask
-        counts += found
-    names = _names(root, given, counts, void)
-    voids = {void} if void >= 0 else {i for i, name in enumerate(names) if name.lower() in _VOID_NAMES} | {255}
-    for value in np.flatnonzero(counts).tolist():
+    example = {value: pair.mask for pair in reversed(pairs) for value in pair.indices}
+    names = _names(root, given, sorted(set(example) - {void, 255}))
+    named = {i for i, name in enumerate(names) if name.lower() in _VOID_NAMES}
+    voids = {255} | ({void} if void >= 0 else named)
+    for value in sorted(example):
         if value >= len(names) and value not in voids:
             raise CannotTrain(
                 f"{example[value]} has pixels of the index {value}, and there are {len(names)} labels, 0 to "
                 f"{len(names) - 1} ({', '.join(names[:4])}, …). If {value} means 'unlabelled', say --void {value}."
             )
     kept = [value for value in range(len(names)) if value not in voids]
-    if len(kept) < 2 or np.count_nonzero(counts[kept]) < 2:
+    if len(set(kept) & set(example)) < 2:
+        none = ", ".join(map(str, sorted(voids)))
         raise CannotTrain(
-            f"The masks in {root} know fewer than two classes beside void ({sorted(voids)[-1]}): their pixels are to "
-            "be the indices 0, 1, 2, … of the labels (--void says which index is none)."
+            f"The masks in {root} know fewer than two classes beside void ({none}): their pixels are to be the indices "
+            "0, 1, 2, … of the labels (--void says which index is none)."
         )
     index = np.full(256, IGNORED, np.uint8)
     index[kept] = range(len(kept))
     return Classes(tuple(names[value] for value in kept), index, _palette(pairs[0].mask, kept))
 
 
-def _names(root: Path, given: Sequence[str], counts: NDArray[np.int64], void: int) -> list[str]:
+def _names(root: Path, given: Sequence[str], indices: Sequence[int]) -> list[str]:
+    """A name for each index, void among them."""
     codes = root / CODES
     if codes.is_file():
         names = [line.strip() for line in codes.read_text(encoding="utf-8").splitlines() if line.strip()]
     elif given:
         names = list(given)
     else:
-        highest = [value for value in np.flatnonzero(counts).tolist() if value not in (void, 255)]
-        names = [f"class {value}" for value in range(max(highest, default=0) + 1)]
+        names = [f"class {value}" for value in range(max(indices, default=0) + 1)]
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise CannotTrain(f"'{doubled[0]}' stands twice among the labels of {codes if codes.is_file() else root}.")
