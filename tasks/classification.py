@@ -170,7 +170,9 @@ class Classification(Task):
         given: list[TagScore] = []
         others: list[TagScore] = []
         for i in order.tolist():
-            score = TagScore(label=self.labels[i], probability=_rounded(probabilities[i]), threshold=self.thresholds[i])
+            score = TagScore(
+                label=self.labels[i], probability=_rounded(probabilities[i]), threshold=_rounded(self.thresholds[i])
+            )
             (given if probabilities[i] >= self.thresholds[i] else others).append(score)
         return TagsAnswer(labels=given, others=others if with_others else None, heatmap=heatmap)
 

@@ -29,11 +29,11 @@ def _best_threshold(probabilities: Probabilities, targets: Targets) -> float:
     ranked = probabilities[order].astype(np.float64)
     found = np.cumsum(targets[order])
     f1 = 2 * found / (np.arange(1, len(ranked) + 1) + targets.sum())
-    below = np.append(ranked[1:], 0.0)
+    below = np.append(ranked[1:], 0.0 if ranked[-1] > 0 else -1.0)
     f1[ranked == below] = -1.0  # No threshold lies between two that are equal.
     best = np.flatnonzero(f1 >= f1.max() - 1e-12)
     chosen = best[len(best) // 2]
-    return round(float((ranked[chosen] + below[chosen]) / 2), 4)
+    return max(0.0, float((ranked[chosen] + below[chosen]) / 2))
 
 
 def crossed(probabilities: Probabilities, targets: Targets) -> NDArray[np.bool_]:
