@@ -76,11 +76,20 @@ def curl_line(address: str, model: Model) -> str:
     upload = model.task.upload
     photos = sorted(Path("examples").glob(f"{model.manifest.name}*.jpg"))
     if upload is not None:
-        return f"curl -F {upload.field}=@{photos[0] if photos else 'FILE'} {url}"
+        return f"curl -F {upload.field}=@{photos[0] if photos else 'FILE'} {url}{_as_file(model)}"
     body = json.dumps(model.example)
     if len(body) > _LONGEST_EXAMPLE:
         return f"curl {url.removesuffix('/predict')}    # its 'example' is a body for POST {url}"
     return f"curl -H 'Content-Type: application/json' -d {shlex.quote(body)} {url}"
+
+
+def _as_file(model: Model) -> str:
+    """What makes a picture of the answer, where it can be one: in JSON it would fill the terminal with base64."""
+    form = next((form for form in model.task.forms if form.file), None)
+    if form is None:
+        return ""
+    kind = form.media_type.partition("/")[2].partition(";")[0]
+    return f" -H 'Accept: {form.media_type}' -o {model.manifest.name}.{kind}"
 
 
 def _serve(settings: Settings) -> int:
