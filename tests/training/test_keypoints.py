@@ -22,6 +22,7 @@ from training.networks.bodies import body
 from training.networks.keypoints import (
     HEADS,
     HeatMaps,
+    Mirrored,
     Nearness,
     ServedKeypoints,
     keypoint_loss,
@@ -142,9 +143,22 @@ def test_near_is_a_share_of_two_points_distance_or_of_the_box_around_all():
     assert around.exp()[0, 0].item() == pytest.approx(5.0 / 2, rel=1e-3)
 
 
+def test_a_picture_and_its_mirror_image_have_mirrored_answers():
+    made = Mirrored(network("heatmaps").eval(), (1, 0, 2), SIZE)
+
+    with torch.no_grad():
+        points, spread = made(pixels())
+        mirrored, other = made(pixels().flip(2))
+
+    assert torch.allclose(points[:, [1, 0, 2], 0], SIZE - mirrored[..., 0], atol=1e-3)
+    assert torch.allclose(points[:, [1, 0, 2], 1], mirrored[..., 1], atol=1e-3)
+    assert torch.allclose(spread[:, [1, 0, 2]], other, atol=1e-3)
+
+
 @pytest.mark.parametrize(("head", "between"), [("heatmaps", (0, 2)), ("coordinates", None)])
 def test_the_exported_graph_agrees_with_the_network(head, between, tmp_path):
-    served = ServedKeypoints(network(head).eval(), Nearness(between, 0.05), 1.5, torch.tensor([0.1, -0.2, 0.0])).eval()
+    whole = Mirrored(network(head).eval(), (1, 0, 2), SIZE)
+    served = ServedKeypoints(whole, Nearness(between, 0.05), 1.5, torch.tensor([0.1, -0.2, 0.0])).eval()
 
     task = Keypoints(("a", "b", "c"), SIZE)
     what = export.Artefacts(half=False, torchscript=True)
@@ -343,7 +357,7 @@ def train(tmp_path, capsys):
 @pytest.mark.parametrize("head", HEADS)
 def test_pictures_with_points_become_a_report_and_a_model_that_finds_them(train, dotted, tmp_path, head):
     arguments = ("keypoints", "--data", dotted, "--name", "dots", "--head", head, "--epochs", "8", *QUICK)
-    named = ("--group-column", "film", "--between", "left,right", "--links", "left=right,right=top")
+    named = ("--group-column", "film", "--between", "left,right", "--links", "left=right,right=top", "--tta")
 
     status, out, err = train(*arguments, *named, "--publish")
 
@@ -396,6 +410,7 @@ def test_mistakes_with_points_are_one_sentence_and_status_2(train, dotted):
         (("--between", "left,nose"), "--between left,nose: it needs two points"),
         (("--twins", "left=nose"), "--twins left=nose: it needs the names of two points"),
         (("--links", "left"), "--links left"),
+        (("--tta", "--twins", "left=right,right=left"), "has a twin already"),
         (("--group-column", "person"), "no column 'person'"),
         (("--tables", "other.csv"), "holds 0 files 'other.csv'"),
         (("--group-column", "film", "--names", "a,b"), "--names names 2"),

@@ -28,6 +28,7 @@ from training.metrics import spread
 from training.networks.bodies import body
 from training.networks.keypoints import (
     HEADS,
+    Mirrored,
     Nearness,
     ServedKeypoints,
     keypoint_loss,
@@ -64,6 +65,7 @@ class Options(PictureOptions):
     smallest: float = option(0.75, "smallest random scale")
     largest: float = option(1.6, "largest random scale")
     hidden: float = option(0.4, "how often a block of the picture is hidden")
+    tta: bool = option(False, "average over the picture and its mirror image, in service too: twice the cost")
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ class KeypointsLearner(PictureLearner):
         self.data: PointData = read_points(data, TableRules(**rules))
         names = self.data.names
         self.twins = twins_of(names, options.twins)
+        if options.tta and not self.twins:
+            raise CannotTrain("--tta needs to know what a mirror makes of each point: name --twins, or leave it out.")
         self.between = pair_of(names, options.between)
         self.task: Keypoints = Keypoints(names, options.size, "pad", pairs_of(names, options.links, "links"))
         groups = [each.group for each in self.data.marked]
@@ -190,7 +194,9 @@ class KeypointsLearner(PictureLearner):
 
     def served(self, network: nn.Module) -> nn.Module:
         """Calibrated on the validation pictures."""
-        whole = copy.deepcopy(network).float().cpu().eval()
+        whole: nn.Module = copy.deepcopy(network).float().cpu().eval()
+        if self.chosen.tta:
+            whole = Mirrored(whole, self.twins, self.task.size)
         nearness = Nearness(self.between, self.chosen.near)
         joined = predicted(_Joined(whole), ["image"], self.held_out, _CPU, batch_size=64)
         errors = self._errors(self._placed(joined[..., :2].numpy()))
@@ -269,6 +275,8 @@ class KeypointsLearner(PictureLearner):
         if len(trained) > 1:
             errors = [each.scores["error"] for each in trained]
             notes.append(f"Mean error over {len(trained)} seeds: {spread(errors)}; the first is published.")
+        if self.chosen.tta:
+            notes.append("The graph averages over the picture and its mirror image (test-time augmentation).")
         return (*notes, f"Head: {self.chosen.head}.", self._body_note())
 
     def _by_turn(self, found: _Measured) -> Table:

@@ -169,6 +169,25 @@ def _bell(middle: Tensor, count: int, size: int, cell_spread: float) -> Tensor:
     return (-0.5 * away**2).softmax(dim=2)
 
 
+class Mirrored(nn.Module):
+    """Test-time augmentation: the mean over a picture and its mirror image; twice the cost."""
+
+    twins: Tensor
+
+    def __init__(self, network: nn.Module, twins: Sequence[int], size: int) -> None:
+        """`twins` has the index of each point's mirror twin."""
+        super().__init__()
+        self.network, self.size = network, size
+        self.register_buffer("twins", torch.tensor(twins))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """As the network's own, without what only the loss needs."""
+        points, spread = self.network(image)[:2]
+        mirrored, other = self.network(image.flip(2))[:2]
+        back = torch.stack([self.size - mirrored[..., 0], mirrored[..., 1]], dim=2)
+        return (points + back[:, self.twins]) / 2, (spread + other[:, self.twins]) / 2
+
+
 class ServedKeypoints(nn.Module):
     """What is exported: points in pixels of the square, and the probability that each is near enough.
 

@@ -76,9 +76,9 @@ RECIPE = Recipe(
             "lists share people; both are read together and people are held out whole."
         ),
     ),
-    settings=Settings(epochs=14, batch_size=32),
+    settings=Settings(epochs=10, batch_size=32),
     options=Options(
-        frozen_epochs=1,
+        frozen_epochs=0,
         tables=("training_frames_keypoints.csv", "test_frames_keypoints.csv"),
         pictures=("training", "test"),
         names=_names(),
@@ -87,6 +87,11 @@ RECIPE = Recipe(
         twins=_twins(),
         links=_links(),
         outside="drop",
+        rotation=20.0,
+        smallest=0.8,
+        largest=1.4,
+        hidden=0.3,
+        tta=True,
     ),
     intended_use=(
         "Learning and showing how points are found; placing drawings on, or lining up, faces that were cut out of a "
