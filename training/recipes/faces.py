@@ -104,11 +104,12 @@ RECIPE = Recipe(
     caveats=(
         "Trained on research-only data of identifiable people, public figures in YouTube videos: look at its terms "
         "before you use this model for more than research. Its goldens show a drawn face, nobody's.",
-        "The points were marked by a program and corrected by hand in part: in faces turned far away they are guesses.",
+        "The data does not say how its points were marked. In faces that are turned far away, and behind hands and "
+        "microphones, they are guesses, and the model learns such guesses.",
         "The data is small and not balanced: mostly adults in studio light. How it does on children, on other skin and "
         "in poor light was not measured.",
-        "Trained with what a CPU affords: pictures of 128 pixels and a small backbone. `docs/gpu.md` says what a GPU "
-        "leaves room for.",
+        "Trained with what a CPU affords: pictures of 128 pixels, a small backbone and 10 epochs. `docs/gpu.md` says "
+        "what a GPU leaves room for.",
     ),
     ceilings=(("mean_error", 0.06),),
 )
