@@ -163,7 +163,9 @@ def _reproducing(name: str, found: Recipe, settings: Settings, options: Any, cho
         if getattr(chosen, key, None) not in (None, "unknown", False)
     }
     defaults = {**asdict(found.settings), **asdict(found.options), **dict.fromkeys(own_data)}
-    return reproducing(name, {**own_data, **asdict(settings), **asdict(options)}, defaults, chosen.data)
+    made = {**own_data, **asdict(settings), **asdict(options)}
+    telling = {option: value for option, value in made.items() if option not in runs.OF_NO_CONSEQUENCE}
+    return reproducing(name, telling, defaults, chosen.data)
 
 
 def _train(session: Session, runtime: Runtime, chosen: argparse.Namespace) -> None:

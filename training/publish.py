@@ -148,11 +148,18 @@ def _manifest(version: str, what: Publication, task: Task, parity: Parity) -> Ma
             address=recipe.data.address or None,
             redistributable=recipe.data.redistributable,
         ),
-        licence=_MODEL_LICENCE if recipe.source else "unknown",
+        licence=_licence(recipe),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         code=code_version(Path(__file__).parent.parent, ("training", "tasks")),
         files={},
     )
+
+
+def _licence(recipe: Recipe) -> str:
+    """Of the model: data that may not be passed on, or not be sold, binds what was learnt from it."""
+    if not recipe.source:
+        return "unknown"
+    return _MODEL_LICENCE if recipe.data.redistributable else recipe.data.licence
 
 
 def code_version(root: Path, packages: Sequence[str]) -> str:

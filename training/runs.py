@@ -20,7 +20,8 @@ from training.runtime import Runtime
 from training.settings import Settings
 
 _SETTINGS, _DONE, _LOCK = "settings.json", "done.json", ".lock"
-_OF_NO_CONSEQUENCE = ("workers", "threads", "checkpoint_steps", "device", "cache_mb")
+OF_NO_CONSEQUENCE = ("workers", "threads", "checkpoint_steps", "device", "cache_mb")
+"""Settings that change how long a run takes, and not what comes of it."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Plan:
             **{
                 name: list(value) if isinstance(value, tuple) else value
                 for name, value in chosen.items()
-                if name not in _OF_NO_CONSEQUENCE
+                if name not in OF_NO_CONSEQUENCE
             },
         }
 
