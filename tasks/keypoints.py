@@ -98,6 +98,8 @@ class Keypoints(Task):
     fit: Fit = "pad"
     links: tuple[tuple[int, int], ...] = ()
 
+    request_type = KeypointsRequest
+    answer_type = KeypointsAnswer
     upload: ClassVar[Upload | None] = PICTURE_UPLOAD
     forms: ClassVar[tuple[Form, ...]] = (
         Form("application/json"),
@@ -105,16 +107,6 @@ class Keypoints(Task):
         Form("image/png", {"overlay": True, "overlay_kind": "png"}, file="overlay.file"),
         Form("image/webp", {"overlay": True, "overlay_kind": "webp"}, file="overlay.file"),
     )
-
-    @property
-    def request_type(self) -> type[KeypointsRequest]:
-        """The same for every model of this task."""
-        return KeypointsRequest
-
-    @property
-    def answer_type(self) -> type[KeypointsAnswer]:
-        """The same for every model of this task."""
-        return KeypointsAnswer
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

@@ -165,6 +165,8 @@ class Segmentation(Task):
     colours: tuple[Colour, ...] = ()
     scene: int = 0
 
+    request_type = SegmentationRequest
+    answer_type = SegmentationAnswer
     upload: ClassVar[Upload | None] = PICTURE_UPLOAD
     forms: ClassVar[tuple[Form, ...]] = (
         Form("application/json"),
@@ -173,16 +175,6 @@ class Segmentation(Task):
         Form("application/json;mask=polygons", {"mask": "polygons"}),
         Form("image/jpeg", {"mask": "none", "overlay": True}, file="overlay_jpeg"),
     )
-
-    @property
-    def request_type(self) -> type[SegmentationRequest]:
-        """The same for every model of this task."""
-        return SegmentationRequest
-
-    @property
-    def answer_type(self) -> type[SegmentationAnswer]:
-        """The same for every model of this task."""
-        return SegmentationAnswer
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

@@ -68,6 +68,8 @@ class SuperResolution(Task):
     overlap: int = 24
     margin: int = 4
 
+    request_type = SuperResolutionRequest
+    answer_type = SuperResolutionAnswer
     upload: ClassVar[Upload | None] = PICTURE_UPLOAD
     forms: ClassVar[tuple[Form, ...]] = (
         Form("application/json"),
@@ -80,16 +82,6 @@ class SuperResolution(Task):
     def tiling(self) -> Tiling:
         """How pictures are cut."""
         return Tiling(self.tile, self.overlap, self.margin)
-
-    @property
-    def request_type(self) -> type[SuperResolutionRequest]:
-        """The same for every model of this task."""
-        return SuperResolutionRequest
-
-    @property
-    def answer_type(self) -> type[SuperResolutionAnswer]:
-        """The same for every model of this task."""
-        return SuperResolutionAnswer
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

@@ -10,6 +10,8 @@ from training import checkpoint
 from training.errors import CannotTrain
 from training.fetch import Archive, Fetcher, Source
 
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's pixels, red, green and blue in 0…1: what pretrained bodies were taught on."""
 _HEADS = ("classifier.", "fc.", "head.", "aux")
 _MIRRORED = {
     "mobilenet_v2": Archive(
@@ -18,6 +20,22 @@ _MIRRORED = {
         14_256_075,
     )
 }
+
+
+class OfPixels(nn.Module):
+    """A network that takes pixels as they are and standardises them by itself."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1) * 255)
+
+    def standardised(self, image: Tensor) -> Tensor:
+        """Pixels 0…255 (n, height, width, 3), uint8 or float32, to float32 (n, 3, height, width)."""
+        return (image.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
 
 class Body(nn.Module):

@@ -3,20 +3,15 @@
 import torch
 from torch import Tensor, nn
 
-from training.networks.bodies import Body
-
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # Of ImageNet, for pixels in 0…1.
+from training.networks.bodies import Body, OfPixels
 
 
-class Classifier(nn.Module):
+class Classifier(OfPixels):
     """Body → dropout → 1×1 convolution → mean over the places.
 
     The convolution before the mean gives each class's evidence at each place; pooling it is the same as pooling the
     features first and applying a linear layer (Zhou et al. 2016), and the map is there without a backward pass.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, body: Body, classes: int, *, dropout: float) -> None:
         super().__init__()
@@ -24,12 +19,10 @@ class Classifier(nn.Module):
         # Whole channels: the same as dropping features after the pooling.
         self.dropout = nn.Dropout2d(dropout)
         self.head = nn.Conv2d(body.channels, classes, kernel_size=1)
-        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1) * 255)
-        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1) * 255)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels 0…255 (n, height, width, 3), uint8 or float32, to logits (n, classes) and map (n, classes, h, w)."""
-        pictures = (image.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        pictures = self.standardised(image)
         evidence = self.head(self.dropout(self.body(pictures))).float()
         return evidence.mean(dim=(2, 3)), evidence
 

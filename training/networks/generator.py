@@ -4,11 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad, pixel_shuffle
 
-from training.networks.bodies import Body
+from training.networks.bodies import MEAN, STD, Body
 from training.networks.unet import UNet
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet, for pixels in 0…1."""
 _TAPS = 5
 """Of the bicubic kernel, for one pixel of the larger picture: it reaches two pixels of the smaller one each way."""
 

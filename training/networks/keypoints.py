@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from training.networks.bodies import Body
+from training.networks.bodies import Body, OfPixels
 from training.networks.unet import UNet
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # Of ImageNet, for pixels in 0…1.
 _MARGIN = 0.1
 """How far beyond each edge of the square coordinates may lie, as a share of its side."""
 _SMALLEST, _LARGEST = 1 / 400, 1 / 4
@@ -16,7 +15,7 @@ _SMALLEST, _LARGEST = 1 / 400, 1 / 4
 HEADS = ("heatmaps", "coordinates")
 
 
-class KeypointNetwork(nn.Module):
+class KeypointNetwork(OfPixels):
     """Normalise → features → head.
 
     Attributes:
@@ -24,21 +23,16 @@ class KeypointNetwork(nn.Module):
         head: from feature maps to what `forward` returns.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, features: nn.Module, head: nn.Module) -> None:
         super().__init__()
         self.features, self.head = features, head
-        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1) * 255)
-        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1) * 255)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Pixels 0…255 (n, size, size, 3) to points (n, k, 2) and spreads (n, k), in pixels, and what the loss needs.
 
         A spread says how unsure a point is: the standard deviation of its place along each axis.
         """
-        pictures = (image.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        pictures = self.standardised(image)
         found: tuple[Tensor, ...] = self.head(self.features(pictures))
         return found
 

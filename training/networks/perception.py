@@ -5,8 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from training.networks.bodies import Body
-from training.networks.generator import MEAN, STD
+from training.networks.bodies import MEAN, STD, Body
 
 _TINY = 1e-6
 

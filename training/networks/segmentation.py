@@ -4,33 +4,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from training.networks.bodies import Body
+from training.networks.bodies import Body, OfPixels
 from training.networks.unet import UNet
 
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # Of ImageNet, for pixels in 0…1.
 _WIDTHS = (160, 96, 64, 48, 16)
 
 
-class Segmenter(nn.Module):
+class Segmenter(OfPixels):
     """U-Net → dropout of whole channels → 1×1 convolution: the evidence for each class at each pixel.
 
     `fine`: the U-Net goes up to the picture's own size; else to half of it, and the evidence is interpolated.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(self, body: Body, classes: int, *, fine: bool, dropout: float) -> None:
         super().__init__()
         self.unet = UNet(body, widths=_WIDTHS if fine else _WIDTHS[:-1])
         self.dropout = nn.Dropout2d(dropout)
         self.head = nn.Conv2d(self.unet.channels, classes, kernel_size=1)
-        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1) * 255)
-        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1) * 255)
 
     def forward(self, image: Tensor) -> tuple[Tensor]:
         """Pixels 0…255 (n, height, width, 3), uint8 or float32, to logits (n, classes, height, width), float32."""
-        pictures = (image.permute(0, 3, 1, 2).float() - self.mean) / self.std
+        pictures = self.standardised(image)
         evidence = self.head(self.dropout(self.unet(pictures))).float()
         # Always, also where it has the size already: a condition on a size would be burnt into the exported graph.
         return (interpolate(evidence, image.shape[1:3], mode="bilinear", align_corners=False),)
