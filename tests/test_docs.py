@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tasks.manifest import read_manifest, verify_files
 from tests.service.test_process import program
@@ -28,8 +29,9 @@ COMMANDS = [
 QUESTIONS = [
     (block, json.loads(BLOCKS[i + 1][1]))
     for i, (kind, block) in enumerate(BLOCKS)
-    if kind == "sh" and block.startswith("curl")
+    if kind == "sh" and block.startswith("curl") and BLOCKS[i + 1][0] == "json"
 ]
+FILES = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if " -o " in line]
 
 
 def test_the_readme_is_short_enough_to_read() -> None:
@@ -83,6 +85,17 @@ def test_the_readmes_questions_get_the_readmes_answers(address: str, command: st
     ended = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
 
     assert is_part_of(expected, json.loads(ended.stdout)), ended.stdout[:500]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
+@pytest.mark.parametrize("command", FILES)
+def test_the_readmes_files_are_pictures(address: str, command: str, tmp_path: Path) -> None:
+    line = command.replace("http://127.0.0.1:8000", address).replace("@examples", f"@{ROOT}/examples")
+
+    subprocess.run(line, shell=True, cwd=tmp_path, check=True, capture_output=True)
+
+    (written,) = tmp_path.iterdir()
+    assert min(Image.open(written).size) > 100
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks._images import png
+from tasks._images import encoded
 from tasks.manifest import BrokenModel, difference, read_manifest, verify_files
 from tests.model_folders import CREDIT, credit_graph, publish
 
@@ -47,9 +47,23 @@ def test_pictures_in_answers_are_compared_by_what_they_show() -> None:
     levels = np.tile(np.arange(0, 200, dtype=np.uint8), (40, 1))
 
     def answer(pixels: np.ndarray) -> dict[str, Any]:
-        return {"png": base64.b64encode(png(pixels)).decode()}
+        return {"png": base64.b64encode(encoded(pixels, "png")).decode()}
 
     assert difference(answer(levels), answer(levels + np.uint8(1)), 1e-3) is None
     assert difference(answer(levels), answer(levels[:, ::-1]), 1e-3) == "answer.png is another picture"
     assert difference(answer(levels), answer(levels[1:]), 1e-3) == "answer.png is another picture"
     assert difference(answer(levels), {"png": "iVBORw0KGgo" + "A" * 50}, 1e-3) == "answer.png is another picture"
+
+
+def test_masks_are_compared_by_the_share_of_pixels_that_have_another_class() -> None:
+    from tasks._masks import palette_png
+
+    mask = np.zeros((20, 40), np.uint8)
+    few, many = mask.copy(), mask.copy()
+    few[0, :8], many[0, :9] = 1, 1  # Of 800 pixels: a hundredth, and more.
+
+    def answer(pixels: np.ndarray) -> dict[str, Any]:
+        return {"mask": base64.b64encode(palette_png(pixels, ((0, 0, 0), (1, 1, 1)))).decode()}
+
+    assert difference(answer(mask), answer(few), 1e-3) is None
+    assert difference(answer(mask), answer(many), 1e-3) == "answer.mask is another picture"
