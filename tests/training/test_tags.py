@@ -191,7 +191,7 @@ def test_a_frame_becomes_six_tiles_tagged_by_what_covers_a_hundredth(tmp_path):
 
     cut_into_tiles(tmp_path / "CamVid", tmp_path / "tiles")
 
-    rows = list(csv.DictReader((tmp_path / "tiles" / "labels.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "tiles" / "labels.csv").read_text().splitlines()))
     assert [row["tags"] for row in rows[:6]] == ["Sky Pole", "Sky", "", "Road", "Road", "Road"]
     assert [row["split"] for row in rows] == ["train"] * 6 + ["validation"] * 6
     assert Image.open(tmp_path / "tiles" / "train" / "a_0.png").size == (160, 180)
