@@ -194,7 +194,8 @@ def test_a_frame_becomes_six_tiles_tagged_by_what_covers_a_hundredth(tmp_path):
     rows = list(csv.DictReader((tmp_path / "tiles" / "labels.csv").read_text().splitlines()))
     assert [row["tags"] for row in rows[:6]] == ["Sky Pole", "Sky", "", "Road", "Road", "Road"]
     assert [row["split"] for row in rows] == ["train"] * 6 + ["validation"] * 6
-    assert Image.open(tmp_path / "tiles" / "train" / "a_0.png").size == (160, 180)
+    with Image.open(tmp_path / "tiles" / "train" / "a_0.png") as tile:
+        assert tile.size == (160, 180)
 
 
 def test_boxes_of_the_repository_become_the_tags_of_the_pack(tmp_path):

@@ -30,7 +30,9 @@ def cut_into_tiles(camvid: Path, folder: Path) -> None:
         (folder / split).mkdir()
         for annotation in sorted(pictures.glob("*.png")):
             frame = next(pictures.with_name(part).glob(annotation.stem + ".*"))
-            for number, (tile, tags) in enumerate(_tiles(Image.open(frame), np.asarray(Image.open(annotation)))):
+            with Image.open(frame) as picture, Image.open(annotation) as mask:
+                tiles = _tiles(picture.convert("RGB"), np.asarray(mask))
+            for number, (tile, tags) in enumerate(tiles):
                 name = f"{annotation.stem}_{number}"
                 tile.save(folder / split / f"{name}.png", compress_level=1)
                 rows.append((name, " ".join(tags), split))
@@ -48,7 +50,7 @@ def _tiles(frame: Image.Image, mask: np.ndarray) -> list[tuple[Image.Image, list
             part = mask[top : top + height, left : left + width]
             shares = np.bincount(part.ravel(), minlength=len(LABELS))[: len(LABELS)] / part.size
             tags = [label for label, share in zip(LABELS, shares, strict=True) if share >= _LEAST_SHARE]
-            tiles.append((frame.convert("RGB").crop((left, top, left + width, top + height)), tags))
+            tiles.append((frame.crop((left, top, left + width, top + height)), tags))
     return tiles
 
 
