@@ -123,6 +123,18 @@ def _overlaid(image: Image.Image, evidence: NDArray[np.floating]) -> NDArray[np.
     return found
 
 
+def variations(shown: Sequence[NDArray[np.uint8]]) -> bytes:
+    """Pictures in rows of four."""
+    rows = (len(shown) + 3) // 4
+    sheet = _sheet(12, 2.5 * rows)
+    grid = sheet.subplots(rows, 4, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, pixels in zip(grid.flat, shown, strict=False):
+        axes.imshow(pixels)
+    return _png(sheet)
+
+
 def bars(names: Sequence[str], values: Sequence[float], title: str, across: str) -> bytes:
     """A horizontal bar for each name."""
     sheet = _sheet(7, 1.0 + 0.28 * len(names))

@@ -47,18 +47,6 @@ def strips(shown: Sequence[tuple[Pixels, Mask, Mask, str]], labels: Sequence[str
     return _png(sheet)
 
 
-def variations(shown: Sequence[Pixels]) -> bytes:
-    """Pictures in rows of four."""
-    rows = (len(shown) + 3) // 4
-    sheet = _sheet(12, 2.5 * rows)
-    grid = sheet.subplots(rows, 4, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for axes, pixels in zip(grid.flat, shown, strict=False):
-        axes.imshow(_small(pixels))
-    return _png(sheet)
-
-
 def shares(matrix: NDArray[np.integer], labels: Sequence[str]) -> bytes:
     """A confusion matrix in hundredths of each class: what its pixels were called."""
     count = len(labels)

@@ -125,7 +125,7 @@ def findings(evidence: Evidence, samples: MaskedPictures, counts: Matrix, notes:
             Figure("Reliability", figures.reliability(bins), f"Of pixels; temperature {evidence.temperature:.3f}."),
             Figure(
                 "One picture as training sees it",
-                figures_segmentation.variations(_variations(samples, palette)),
+                figures.variations(_variations(samples, palette)),
                 "The first training picture in eight epochs, its labels laid over it.",
             ),
         ),

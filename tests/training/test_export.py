@@ -161,7 +161,7 @@ def test_weights_that_16_bits_cannot_hold_are_not_published_in_them(tmp_path):
         painter.classes.weight.mul_(1e6)
         painter.colours.weight.mul_(1e6)
 
-    with pytest.raises(CannotTrain, match="16 bits changes .* --full-precision"):
+    with pytest.raises(CannotTrain, match=r"16 bits changes .* --full-precision"):
         export(painter, Painting("y", (), ()), pictures(), tmp_path, Artefacts())
 
 
@@ -172,5 +172,5 @@ def test_classes_that_differ_too_often_stop_the_export(tmp_path):
             traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
             return (mask + 1 if traced else mask), picture
 
-    with pytest.raises(CannotTrain, match="disagree by .* in mask"):
+    with pytest.raises(CannotTrain, match=r"disagree by .* in mask"):
         export(Undecided(), Painting("y", (), ()), pictures(), tmp_path, FULL)

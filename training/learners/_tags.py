@@ -97,6 +97,7 @@ class TagsLearner(ClassesLearner):
                 Figure("F1 of each label", figures.bars(self.task.labels, _column(labels, 4), "F1", "F1")),
                 Figure("Reliability", figures.reliability(bins), f"Temperature {temperature:.3f}."),
                 *self._worst(probabilities, targets, thresholds, served),
+                self._varied(),
             ),
             failures=_failures(labels),
         )

@@ -93,6 +93,7 @@ class ClassificationLearner(ClassesLearner):
                 Figure("Confusion matrix", figures.confusion(matrix, labels)),
                 Figure("Reliability", figures.reliability(bins), f"Temperature {temperature:.3f}."),
                 *self._worst(probabilities, targets, served),
+                self._varied(),
             ),
             failures=_failures(classes, confused),
         )
