@@ -69,11 +69,12 @@ RECIPE = Recipe(
     ),
     data=DataCard(
         name="Facial keypoints (Udacity P1), frames of the YouTube Faces database",
-        licence="research only (YouTube Faces, Wolf, Hassner and Maoz 2011); identifiable people",
+        licence="research use only",
         address="https://github.com/udacity/P1_Facial_Keypoints",
         description=(
-            "Frames of public figures in videos, cut around head and shoulders, with 68 points each. The official "
-            "lists share people; both are read together and people are held out whole."
+            "Frames of public figures in videos (YouTube Faces, Wolf, Hassner and Maoz 2011), cut around head and "
+            "shoulders, with 68 points each: identifiable people. The official lists share people; both are read "
+            "together and people are held out whole."
         ),
     ),
     settings=Settings(epochs=10, batch_size=32),
