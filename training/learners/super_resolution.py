@@ -102,8 +102,8 @@ class SuperResolutionLearner(PictureLearner):
         """Counts, and what was found on reading."""
         folder = self.folder
         counts = f"{len(folder.train):,} pictures to train on, {len(folder.validation):,} to validate"
-        tests = ", ".join(f"{len(files)} of {name}" for name, files in folder.tests.items())
-        judges = [f"Judged by {tests} too."] if tests else []
+        tests = " and ".join(f"{name} ({len(files)})" for name, files in folder.tests.items())
+        judges = [f"Judged, at the end, on the pictures of {tests} as well."] if tests else []
         return "\n".join([f"{counts}: {folder.split}.", *judges, *folder.notices])
 
     def network(self) -> nn.Module:

@@ -10,7 +10,7 @@ RECIPE = Recipe(
     task="super_resolution",
     title="The same picture, twice the size, without text and JPEG traces",
     summary="pictures made twice as large and cleaner, with a U-Net over a MobileNetV2",
-    expected="1.5 dB above bicubic resizing on its validation pictures; 30 to 45 minutes on 2 CPU cores",
+    expected="1.9 dB above bicubic resizing on its validation pictures; 20 to 40 minutes on a CPU core",
     source=Source(
         name="superres",
         # GitHub makes this archive on demand: no hash of it is published, so it is known by what it holds.
