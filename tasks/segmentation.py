@@ -355,9 +355,9 @@ def _draw_houses(draw: ImageDraw.ImageDraw, random: np.random.Generator, horizon
 
 def _draw_car(draw: ImageDraw.ImageDraw, x: int, y: int) -> None:
     """A car seen from behind, its wheels on the road."""
-    draw.rectangle((x - 4, y, x + 12, y + 5), fill=(34, 38, 52))
-    draw.rectangle((x - 2, y + 1, x + 10, y + 4), fill=(96, 108, 120))
-    draw.rectangle((x - 7, y + 5, x + 15, y + 13), fill=(120, 28, 30))
+    draw.rectangle((x - 4, y, x + 12, y + 5), fill=(40, 43, 54))
+    draw.rectangle((x - 2, y + 1, x + 10, y + 4), fill=(28, 31, 36))
+    draw.rectangle((x - 7, y + 5, x + 15, y + 13), fill=(58, 62, 74))
     draw.rectangle((x - 6, y + 7, x - 4, y + 9), fill=(230, 90, 60))
     draw.rectangle((x + 12, y + 7, x + 14, y + 9), fill=(230, 90, 60))
     draw.rectangle((x - 6, y + 13, x - 3, y + 15), fill=(20, 20, 22))
