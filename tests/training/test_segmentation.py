@@ -11,15 +11,20 @@ from tasks.manifest import read_goldens, read_manifest
 from training import export
 from training.__main__ import main
 from training.errors import CannotTrain
+from training.fetch import Fetcher
 from training.learners.segmentation import Options, SegmentationLearner, _dice, _weights
-from training.masks import IGNORED
+from training.masks import IGNORED, read_masks
 from training.networks.bodies import body
 from training.networks.segmentation import Segmenter, ServedSegmenter
 from training.publish import replay
+from training.recipe import recipe
 from training.segmentation_findings import Evidence, class_ious, class_mean_iou, confusions, findings
 from training.settings import Settings
 
+from .conftest import ROOT
 from .streets import scene, write_streets
+
+SHARED = ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture
@@ -130,6 +135,24 @@ def test_colours_are_given_one_for_each_label_or_are_an_error(streets):
         learner(folder, colours=("010203", "040506"))
     with pytest.raises(CannotTrain, match="hexadecimal"):
         learner(folder, colours=("red", "green", "blue!"))
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real data is not in ../shared/data")
+def test_camvid_is_eleven_classes_in_the_split_of_the_tutorial_with_void_left_out(tmp_path):
+    found = recipe("camvid")
+    folder = read_masks(
+        Fetcher(tmp_path, str(SHARED), lambda text: None).fetched(found.source),
+        labels=found.options.labels,
+        unreadable="refuse",
+        valid_share=0.2,
+        size=480,
+    )
+
+    assert (len(folder.train), len(folder.validation)) == (367, 101)
+    assert len(folder.classes.labels) == len(found.options.colours) == 11
+    assert folder.classes.labels == found.options.labels[:-1]
+    assert folder.classes.index[11] == IGNORED
 
 
 @pytest.mark.slow
