@@ -177,18 +177,21 @@ class Pipeline:
         started = time.perf_counter()
         request, samples = self._cost("decode", message.kind).timed(message.size, self._read, message)
         read = time.perf_counter()
-        if given_up.is_set():
-            self._dropped.inc(len(samples))
-            raise CancelledError
-        step = self.batch_limit
-        starts = range(0, len(samples), step)
-        ran = joined(
-            [self._run_here({name: array[i : i + step] for name, array in samples.arrays.items()}, run) for i in starts]
-        )
+        ran = self._in_turn(samples, run, given_up)
         finished = time.perf_counter()
         cost = self._cost(*self._postprocess_key(request))
         body = cost.timed(samples.work, self._finish, ran.outputs, samples, request, message.render)
         return _answered(body, ran, began, read, finished, waited_s=started - began)
+
+    def _in_turn(self, samples: Samples, run: Run, given_up: threading.Event) -> Ran:
+        """Runs a request's samples batch after batch, for as long as somebody waits for them."""
+        step, parts = self.batch_limit, []
+        for i in range(0, len(samples), step):
+            if given_up.is_set():
+                self._dropped.inc(len(samples) - i)
+                raise CancelledError
+            parts.append(self._run_here({name: array[i : i + step] for name, array in samples.arrays.items()}, run))
+        return replace(joined(parts), ran_s=sum(part.ran_s for part in parts))
 
     def is_quick(self, message: Message) -> bool:
         """Whether every step is expected to run at once on the event loop: there will be nothing to wait for."""
