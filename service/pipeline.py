@@ -298,14 +298,15 @@ class Pipeline:
 
         The cost of decoding is learnt from the first requests: it depends on the form they come in.
         """
-        for body in bodies:
+        for number, body in enumerate(bodies):
             # Not by the operator's limits: those are for clients.
             request = self.task.parse(body, Limits())
             samples = self.task.preprocess(self.task.decode(request, Limits()))
-            for _ in range(3):
-                outputs = self._cost("infer").timed(
-                    len(samples), self._run, self._backend.run, [samples.arrays], len(samples)
-                )
+            for turn in range(3):
+                if turn == 0 or number == 0:  # The switches that the others use change nothing for the graph.
+                    outputs = self._cost("infer").timed(
+                        len(samples), self._run, self._backend.run, [samples.arrays], len(samples)
+                    )
                 cost = self._cost(*self._postprocess_key(request))
                 cost.timed(samples.work, self._finish, outputs, samples, request, Message.render)
         if not self._find_batch_size:

@@ -95,7 +95,8 @@ def test_the_readmes_files_are_pictures(address: str, command: str, tmp_path: Pa
     subprocess.run(line, shell=True, cwd=tmp_path, check=True, capture_output=True)
 
     (written,) = tmp_path.iterdir()
-    assert min(Image.open(written).size) > 100
+    with Image.open(written) as picture:
+        assert min(picture.size) > 100
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
