@@ -347,8 +347,8 @@ class KeypointsLearner(PictureLearner):
         return (
             f"In {large:.1%} of the validation pictures the mean error is above 10 %.",
             f"The weakest part is {worst[0]}: a mean error of {worst[2]}, {worst[3]} of its points within 5 %.",
-            f"Of the tenth of its points that it is surest of (confidence {said:.2f} on average), {wrong:.1%} are further "
-            f"away than {self.chosen.near:.0%}.",
+            f"Of the tenth of its points that it is surest of (confidence {said:.2f} on average), {wrong:.1%} are "
+            f"further away than {self.chosen.near:.0%}.",
             "It always answers with all of its points, also where the picture shows none of them.",
         )
 

@@ -56,8 +56,8 @@ RECIPE = Recipe(
     title="Where are the eyes, the nose, the mouth and the outline of this face?",
     summary="faces in frames of videos, 68 points, with a MobileNetV2 and heat maps",
     expected=(
-        "a mean error of 0.053 of the distance between the outer corners of the eyes, on unseen people; 26 minutes on one "
-        "thread of a busy CPU"
+        "a mean error of 0.053 of the distance between the outer corners of the eyes, on unseen people; 26 minutes on "
+        "one thread of a busy CPU"
     ),
     source=Source(
         name="facial-keypoints",
