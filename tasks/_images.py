@@ -6,12 +6,12 @@ Knows nothing of labels, masks or points.
 import base64
 import binascii
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from pydantic import BeforeValidator, WithJsonSchema
 
 from tasks.contract import InvalidInput, Upload
@@ -25,6 +25,8 @@ _DESCRIPTION = 0x010E  # The EXIF tag.
 _START_OF_SCAN = b"\xff\xda"
 _MOST_SCANS = 64
 """Of a progressive JPEG: encoders make about ten, and each costs a pass over all pixels, however few its bytes are."""
+_LONGEST_SIDE = 65_535
+"""Pixels, as in JPEG's own headers: a thread of millions would cost far more than a picture of as many pixels."""
 _BORDER = (124, 116, 104)  # The mean colour of ImageNet: zero after normalising.
 
 
@@ -104,6 +106,9 @@ def decode_picture(content: bytes, *, max_pixels: int, enough: int | None = None
     if width * height > max_pixels:
         message = f"The picture has {width}×{height} pixels; at most {max_pixels:,} are accepted."
         raise InvalidInput(message, reason="too_large")
+    if max(width, height) > _LONGEST_SIDE:
+        message = f"The picture is {width}×{height}; no side may have more than {_LONGEST_SIDE:,} pixels."
+        raise InvalidInput(message, reason="too_large")
     if image.format == "JPEG" and content.count(_START_OF_SCAN) > _MOST_SCANS:
         message = f"The picture is a JPEG of more than {_MOST_SCANS} scans: it would take too long to decode."
         raise InvalidInput(message, reason="unreadable")
@@ -114,9 +119,26 @@ def decode_picture(content: bytes, *, max_pixels: int, enough: int | None = None
         upright = _to_rgb(_upright(image))
     except Exception as error:
         raise InvalidInput(f"The picture cannot be decoded: {error}.", reason="unreadable") from None
-    if (upright.width > upright.height) != (image.width > image.height):
+    if _lies_on_its_side(image):
         width, height = height, width
     return Picture(upright, width, height)
+
+
+def _lies_on_its_side(image: Image.Image) -> bool:
+    """Whether turning it upright exchanges width and height: so say four of EXIF's orientations."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    except Exception:  # As in `_upright`.
+        return False
+
+
+def thumbnail(picture: Picture, longest: int) -> Picture:
+    """The same picture with an image no longer than `longest` pixels: what is kept of it while a request waits."""
+    ratio = longest / max(picture.image.size)
+    if ratio >= 1:
+        return picture
+    size = (max(1, round(picture.image.width * ratio)), max(1, round(picture.image.height * ratio)))
+    return replace(picture, image=picture.image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0))
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -156,7 +178,8 @@ def _padded(picture: Picture, width: int, height: int) -> tuple[NDArray[np.uint8
 def _cropped(picture: Picture, width: int, height: int) -> tuple[NDArray[np.uint8], Frame]:
     image = picture.image
     ratio = min(image.width / width, image.height / height)
-    inner_width, inner_height = width * ratio, height * ratio
+    # Rounding may make a product a hair larger than the side it was divided from.
+    inner_width, inner_height = min(image.width, width * ratio), min(image.height, height * ratio)
     left, top = (image.width - inner_width) / 2, (image.height - inner_height) / 2
     pixels = _resize(image, width, height, box=(left, top, left + inner_width, top + inner_height))
     scale = max(width / picture.width, height / picture.height)

@@ -93,7 +93,10 @@ def distinct_colours(count: int) -> tuple[Colour, ...]:
 
 
 def palette_png(mask: Mask, colours: Sequence[Colour]) -> bytes:
-    """A PNG of 8 bits a pixel: the indices are the classes, and the palette shows each in its colour."""
+    """A palette PNG: the indices are the classes, and the palette shows each in its colour.
+
+    Few classes take fewer than 8 bits a pixel; every reader of PNG knows that.
+    """
     image = Image.fromarray(mask).convert("L")
     image.putpalette([level for colour in colours for level in colour])
     return encoded(image, "png")

@@ -111,6 +111,11 @@ class Classification(Task):
 
     upload: ClassVar[Upload | None] = PICTURE_UPLOAD
 
+    def __post_init__(self) -> None:
+        """Raises ValueError: there are thresholds, and not one for each label."""
+        if self.thresholds and len(self.thresholds) != len(self.labels):
+            raise ValueError(f"There are {len(self.thresholds)} thresholds for {len(self.labels)} labels.")
+
     @property
     def several(self) -> bool:
         """Whether a picture may have more labels than one, or none."""
@@ -195,6 +200,10 @@ class Classification(Task):
         """A synthetic picture."""
         image = base64.b64encode(synthetic_picture()).decode("ascii")
         return {"image": image, "all_labels": True} if self.several else {"image": image, "top_k": 3}
+
+    def examples(self) -> list[dict[str, Any]]:
+        """The picture, and the picture with a heat map."""
+        return [self.example(), {**self.example(), "heatmap": True}]
 
 
 def _rounded(probability: Any) -> float:

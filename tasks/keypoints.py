@@ -21,6 +21,7 @@ from tasks._images import (
     decode_picture,
     encoded,
     fit_picture,
+    thumbnail,
 )
 from tasks.contract import (
     Answer,
@@ -126,7 +127,7 @@ class Keypoints(Task):
     def preprocess(self, raw: Picture) -> Samples:
         """One sample: the picture fitted to the network's square. The context is its Frame, and the picture."""
         pixels, frame = fit_picture(raw, self.size, self.size, self.fit)
-        return Samples({"image": pixels[np.newaxis]}, (frame, raw))
+        return Samples({"image": pixels[np.newaxis]}, (frame, thumbnail(raw, _OVERLAY_SIDES[1])))
 
     def postprocess(self, outputs: Arrays, samples: Samples, request: KeypointsRequest) -> KeypointsAnswer:
         """The points led back into the picture and kept within it, and drawn where that was asked for."""

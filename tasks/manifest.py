@@ -81,13 +81,18 @@ class Manifest(_Part):
     title: str
     parameters: dict[str, Any]
     opset: int
-    parity: Annotated[float, Field(description="Largest difference between network and graph seen at export.")]
+    parity: Annotated[
+        float | None,
+        Field(description="Largest difference between network and graph, of outputs that are numbers."),
+    ]
     golden_tolerance: Annotated[float, Field(ge=0, le=0.01)]
     metrics: tuple[Metric, ...]
     data: DataSource
     licence: Annotated[str, Field(description="Under which the model may be used.")]
     created: str
-    code: Annotated[str, Field(description="The commit it was trained with, or 'unknown'.")]
+    code: Annotated[
+        str, Field(description="The commit that published it, or 'unknown'; the card has the one it was trained with.")
+    ]
     files: dict[FileName, FileEntry]
 
     def load_task(self) -> Task:

@@ -9,12 +9,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from training import figures, runs
 from training.errors import CannotTrain
 from training.export import Artefacts
 from training.fetch import Fetcher
 from training.publish import Publication, published
-from training.recipe import Recipe, learner_names, learner_type, own, recipe, recipe_names
+from training.recipe import Recipe, learner_names, learner_type, own, recipe, recipe_names, scaled
 from training.report import Story, reproducing
 from training.runs import Plan
 from training.runtime import Runtime, started
@@ -65,7 +67,10 @@ def _run(arguments: list[str]) -> None:
     if name not in recipe_names() and name not in learner_names():
         known = ", ".join((*recipe_names(), *learner_names()))
         raise CannotTrain(f"There is no recipe or task named '{name}'; there are {known}.")
-    found = recipe(name) if name in recipe_names() else own(name, name, Path("data"), "unknown")
+    if name in recipe_names():
+        found = scaled(recipe(name), gpu=_has_gpu(arguments[1:]))
+    else:
+        found = own(name, name, Path("data"), "unknown")
     chosen = _parser(name, found).parse_args(arguments[1:])
     data = Path(chosen.data) if chosen.data else None
     if data and not data.exists():
@@ -79,6 +84,13 @@ def _run(arguments: list[str]) -> None:
     fetcher = Fetcher(Path(chosen.data_dir), chosen.mirror)
     with started(settings) as runtime:
         _train(opened(plan, data, fetcher, runtime), runtime, chosen)
+
+
+def _has_gpu(options: list[str]) -> bool:
+    """Whether this will train on a GPU: then a recipe has other defaults, and help lists those."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--device", default="auto")
+    return parser.parse_known_args(options)[0].device != "cpu" and torch.cuda.is_available()
 
 
 def _checked(name: str) -> str:
@@ -199,7 +211,9 @@ def _conclude(session: Session, outcome: Outcome, folder: Path, chosen: argparse
     plan, learner = session.plan, session.learner
     served = learner.served(outcome.trained[0].network)
     findings = learner.findings(outcome.trained, served)
-    story = Story(plan, outcome, findings, learner.described(), learner.hub_tag, session.runtime)
+    story = Story(
+        plan, outcome, findings, learner.described(), learner.hub_tag, session.runtime, runs.trained_with(folder)
+    )
     (folder / "index.html").write_text(story.report(), encoding="utf-8")
     runs.mark_done(folder, {metric.name: metric.value for metric in findings.metrics})
     for metric in findings.metrics:

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,7 +37,8 @@ class Parity:
 
     Attributes:
         largest: difference between the network and the exported graphs, over all outputs that are numbers and all
-            batch sizes.
+            batch sizes; None where no output is.
+        agreement: for each output in words, the largest difference between the network and the exported graphs.
         between_batches: for each output in words, the difference between a sample's alone and in a batch, in ONNX
             Runtime.
         rounding: for each output in words, how far it is changed by storing the weights in 16 bits; empty where they
@@ -46,7 +47,8 @@ class Parity:
         batches: the sizes of the batches they were compared in.
     """
 
-    largest: float
+    largest: float | None
+    agreement: tuple[str, ...]
     between_batches: tuple[str, ...]
     rounding: tuple[str, ...]
     samples: int
@@ -94,7 +96,9 @@ def export(served: nn.Module, task: Task, samples: Arrays, folder: Path, what: A
     onnx.checker.check_model(path, full_check=True)
     _check_signature(onnx.load(path), task)
     parity = _compared(served, traced, runner(path, task), task, samples)
-    return replace(parity, rounding=_halved(path, task, samples)) if what.half else parity
+    if what.half:
+        parity = replace(parity, rounding=_halved(path, task, samples))
+    return replace(parity, between_batches=_between_batches(runner(path, task), task, samples, parity.batches))
 
 
 def _dynamic(spec: TensorSpec) -> dict[int, str]:
@@ -150,24 +154,35 @@ def runner(path: Path, task: Task) -> Run:
 
 
 def _compared(served: nn.Module, traced: Any, run: Run, task: Task, samples: Arrays) -> Parity:
+    """Network and graphs side by side. Raises CannotTrain where they disagree."""
     count = len(next(iter(samples.values())))
-    largest, between = 0.0, dict.fromkeys((spec.name for spec in task.outputs), 0.0)
+    apart = dict.fromkeys((spec.name for spec in task.outputs), 0.0)
     sizes = tuple(size for size in (*_BATCHES, count) if size <= count)
-    alone = [run({name: array[i : i + 1] for name, array in samples.items()}) for i in range(min(count, 16))]
     for size in sizes:
         batch = {name: array[:size] for name, array in samples.items()}
-        expected, by_onnx = _outputs(served, task, batch), run(batch)
-        for kind, got in (("ONNX", by_onnx), ("TorchScript", _outputs(traced, task, batch))):
+        expected = _outputs(served, task, batch)
+        for kind, got in (("ONNX", run(batch)), ("TorchScript", _outputs(traced, task, batch))):
             for spec in task.outputs:
                 found = _difference(spec, expected[spec.name], got[spec.name])
                 _refuse(kind, spec, found, size)
-                largest = max(largest, found) if spec.meaning == "number" else largest
+                apart[spec.name] = max(apart[spec.name], found)
+    numbers = [apart[spec.name] for spec in task.outputs if spec.meaning == "number"]
+    words = tuple(_in_words(spec, apart[spec.name]) for spec in task.outputs)
+    return Parity(max(numbers, default=None), words, (), (), count, sizes)
+
+
+def _between_batches(run: Run, task: Task, samples: Arrays, sizes: Sequence[int]) -> tuple[str, ...]:
+    """How far a sample's outputs differ alone and in company, in words."""
+    few = min(max(sizes), 16)
+    alone = [run({name: array[i : i + 1] for name, array in samples.items()}) for i in range(few)]
+    apart = dict.fromkeys((spec.name for spec in task.outputs), 0.0)
+    for size in sizes:
+        together = run({name: array[:size] for name, array in samples.items()})
         for spec in task.outputs:
-            pairs = zip(alone, by_onnx[spec.name], strict=False)
-            apart = [_difference(spec, one[spec.name], together[np.newaxis]) for one, together in pairs]
-            between[spec.name] = max(between[spec.name], *apart)
-    words = tuple(_in_words(spec, between[spec.name]) for spec in task.outputs)
-    return Parity(largest, words, (), count, sizes)
+            pairs = zip(alone, together[spec.name], strict=False)
+            found = [_difference(spec, one[spec.name], other[np.newaxis]) for one, other in pairs]
+            apart[spec.name] = max(apart[spec.name], *found)
+    return tuple(_in_words(spec, apart[spec.name]) for spec in task.outputs)
 
 
 def _halved(path: Path, task: Task, samples: Arrays) -> tuple[str, ...]:
@@ -200,7 +215,7 @@ def _refuse(kind: str, spec: TensorSpec, found: float, size: int) -> None:
 
 def _in_words(spec: TensorSpec, found: float) -> str:
     if spec.meaning == "index":
-        return f"{spec.name}: {found:.2%} of its elements"
+        return f"{spec.name} in {found:.3%} of its elements"
     return f"{spec.name} by {found:.0f} levels of 255" if spec.meaning == "level" else f"{spec.name} by {found:.1e}"
 
 

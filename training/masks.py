@@ -1,6 +1,6 @@
 """Pictures with a mask each as samples to train on: found, paired, checked, and changed together."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -137,7 +137,9 @@ def _part(root: Path, names: Sequence[str]) -> tuple[Path, Path] | None:
 def _paired(pictures: Path, masks: Path, unreadable: str, size: int, notices: list[str]) -> tuple[Pair, ...]:
     """Every picture that can be decoded, with its mask."""
     by_name = {path.relative_to(pictures).with_suffix("").as_posix(): path for path in picture_files(pictures)}
-    masks_by_name = {path.relative_to(masks).with_suffix("").as_posix(): path for path in picture_files(masks)}
+    masks_by_name = _without_ending(
+        {path.relative_to(masks).with_suffix("").as_posix(): path for path in picture_files(masks)}, by_name
+    )
     for names, others, sentence in (
         (by_name, masks_by_name, f"has no mask of the same name in {masks}"),
         (masks_by_name, by_name, f"has no picture of the same name in {pictures}"),
@@ -152,6 +154,18 @@ def _paired(pictures: Path, masks: Path, unreadable: str, size: int, notices: li
     mask_of = {path: masks_by_name[name] for name, path in by_name.items()}
     with ThreadPoolExecutor() as pool:
         return tuple(pool.map(lambda each: _checked(each[0], mask_of[each[0]], each[1], size), found))
+
+
+def _without_ending(masks: dict[str, Path], pictures: Collection[str]) -> dict[str, Path]:
+    """The masks by their pictures' names, where each mask's has the same ending more (`_P` in the course's CamVid)."""
+    if not masks or set(masks) & set(pictures):
+        return masks
+    first = min(masks)
+    beginnings = [first[:length] for length in range(len(first) - 1, 0, -1) if first[:length] in pictures]
+    ending = first[len(beginnings[0]) :] if beginnings else ""
+    if not ending or not all(name.endswith(ending) for name in masks):
+        return masks
+    return {name.removesuffix(ending): path for name, path in masks.items()}
 
 
 def _checked(path: Path, mask: Path, likeness: str, size: int) -> Pair:
@@ -213,15 +227,26 @@ def _names(root: Path, given: Sequence[str], indices: Sequence[int]) -> list[str
     """A name for each index, void among them."""
     codes = root / CODES
     if codes.is_file():
-        names = [line.strip() for line in codes.read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = _lines(codes)
     elif given:
         names = list(given)
     else:
         names = [f"class {value}" for value in range(max(indices, default=0) + 1)]
+    if len(names) > 255:
+        raise CannotTrain(
+            f"{root} has {len(names)} labels: a mask of 8 bits holds at most 255, and one value for none."
+        )
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise CannotTrain(f"'{doubled[0]}' stands twice among the labels of {codes if codes.is_file() else root}.")
     return names
+
+
+def _lines(codes: Path) -> list[str]:
+    try:
+        return [line.strip() for line in codes.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except UnicodeDecodeError:
+        raise CannotTrain(f"{codes} is not UTF-8: save it anew as UTF-8.") from None
 
 
 def _palette(mask: Path, kept: Sequence[int]) -> tuple[Colour, ...]:

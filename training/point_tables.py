@@ -145,11 +145,18 @@ def _read_table(table: Path, folder: Path, rules: TableRules) -> tuple[tuple[str
         if len(line) != len(header):
             raise CannotTrain(f"{where} has {len(line)} cells, and the header {len(header)}.")
         path = folder / line[0].strip()
-        if not line[0].strip() or not path.is_file():
+        if not line[0].strip() or not _is_file(path):
             raise CannotTrain(f"{where} names the picture '{line[0]}', and {path} is no file.")
         points = np.array([_point(where, name, line[x], line[y]) for name, (x, y) in zip(names, places, strict=True)])
         rows.append(_Row(where, path, points, _group(where, path, line, group, rules)))
     return names, rows
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # A name that is longer than any file's.
+        return False
 
 
 def _columns(

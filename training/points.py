@@ -69,8 +69,8 @@ def _chance(share: float) -> bool:
 
 
 def _reduced(image: Image.Image, points: Points, size: int) -> tuple[Image.Image, Points]:
-    """A picture no more than about twice as large as the square, so that scaling it down leaves no jagged edges."""
-    factor = max(image.size) // (2 * size)
+    """A picture less than twice as large as the square, so that scaling it down leaves no jagged edges."""
+    factor = max(image.size) // size
     return (image.reduce(factor), points / factor) if factor > 1 else (image, points)
 
 

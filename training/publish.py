@@ -2,8 +2,7 @@
 
 import datetime
 import shutil
-import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from training.errors import CannotTrain
 from training.export import OPSET, Artefacts, Parity, export, runner
 from training.learner import Findings, Learner
 from training.recipe import Recipe
+from training.version import code_version
 
 _COMPARED = 64
 _MODEL_LICENCE = "Apache-2.0"
@@ -150,7 +150,7 @@ def _manifest(version: str, what: Publication, task: Task, parity: Parity) -> Ma
         ),
         licence=_licence(recipe),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        code=code_version(Path(__file__).parent.parent, ("training", "tasks")),
+        code=code_version(),
         files={},
     )
 
@@ -160,18 +160,3 @@ def _licence(recipe: Recipe) -> str:
     if not recipe.source:
         return "unknown"
     return _MODEL_LICENCE if recipe.data.redistributable else recipe.data.licence
-
-
-def code_version(root: Path, packages: Sequence[str]) -> str:
-    """The commit of the code, marked where the packages have changes that are not committed; or `unknown`."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)  # noqa: S603
-        return found.stdout.strip()
-
-    try:
-        commit = git("rev-parse", "HEAD")
-        return commit + ("+changes" if git("status", "--porcelain", "--", *packages) else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"

@@ -29,6 +29,7 @@ class Story:
     described: str
     hub_tag: str
     runtime: Runtime
+    trained_with: str
 
     def _context(self) -> dict[str, Any]:
         chosen = {**asdict(self.plan.settings), **asdict(self.plan.options)}
@@ -57,6 +58,7 @@ class Story:
             "tolerance": TOLERANCE,
             "torch": torch.__version__,
             "pipeline": self.hub_tag,
+            "trained_with": self.trained_with,
         }
         return _rendered("card.md.jinja", {**self._context(), **more}) + "\n"
 

@@ -18,8 +18,9 @@ from training.loop import Row
 from training.recipe import Recipe
 from training.runtime import Runtime
 from training.settings import Settings
+from training.version import code_version
 
-_SETTINGS, _DONE, _LOCK = "settings.json", "done.json", ".lock"
+_SETTINGS, _DONE, _LOCK, _CODE = "settings.json", "done.json", ".lock", "code.txt"
 OF_NO_CONSEQUENCE = ("workers", "threads", "checkpoint_steps", "device", "cache_mb")
 """Settings that change how long a run takes, and not what comes of it."""
 
@@ -68,7 +69,14 @@ def chosen_folder(root: Path, fingerprint: dict[str, Any], resume: str) -> Path:
         raise CannotTrain(f"No run in {root} has these settings and this data: leave --resume out to start one.")
     folder = _new(root)
     (folder / _SETTINGS).write_text(json.dumps(fingerprint, indent=1) + "\n")
+    (folder / _CODE).write_text(code_version() + "\n")
     return folder
+
+
+def trained_with(folder: Path) -> str:
+    """The commit of the code that the run in this folder began with, or `unknown`."""
+    path = folder / _CODE
+    return path.read_text().strip() if path.exists() else "unknown"
 
 
 def _new(root: Path) -> Path:

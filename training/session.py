@@ -1,6 +1,5 @@
 """One training session from data to report and model; the parts are joined here."""
 
-import hashlib
 import os
 import shutil
 from dataclasses import dataclass, replace
@@ -115,17 +114,21 @@ def opened(plan: Plan, data: Path | None, fetcher: Fetcher, runtime: Runtime) ->
 def _ready(plan: Plan, data: Path | None, fetcher: Fetcher) -> Path:
     """What the learner reads: given, or fetched, and prepared where the recipe says how; once, and whole or not."""
     recipe = plan.recipe
-    if data is None and recipe.source is not None:
-        data = fetcher.fetched(recipe.source)
-    if data is None or recipe.prepare is None:
-        return data or Path()
-    place = hashlib.sha256(str(data.resolve()).encode()).hexdigest()[:8]
-    target = fetcher.folder / f"{recipe.name}-{place}"
+    if data is not None:
+        found, content = data, _hash(data) if recipe.prepare else ""
+    elif recipe.source is not None:
+        found = fetcher.fetched(recipe.source)
+        content = fetcher.sha256(recipe.source)
+    else:
+        return Path()
+    if recipe.prepare is None:
+        return found
+    target = fetcher.folder / f"{recipe.name}-{content[:8]}"
     if not target.exists():
         partial = target.with_name(f".{target.name}.preparing")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        recipe.prepare(data, partial)
+        recipe.prepare(found, partial)
         partial.rename(target)
     return target
 

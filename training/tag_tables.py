@@ -56,7 +56,7 @@ def read_tags(table: Path, *, unreadable: str, valid_share: float, size: int) ->
     """Reads a table with the columns image_name and tags (space separated), and the pictures in folders beside it.
 
     A third column, split (train or validation), says which pictures validate; else `valid_share` of them do, by the
-    hash of what they look like, copies of a picture on one side, and each tag on both sides where there are two of it.
+    hash of what they look like: copies of a picture on one side, and the rarer tags on both as far as that can be.
 
     Raises CannotTrain: a column or a picture is missing, a picture is named twice, or there is no tag.
     """
@@ -70,6 +70,8 @@ def read_tags(table: Path, *, unreadable: str, valid_share: float, size: int) ->
     train, validation, split = _split(rows, found, counts, valid_share)
     if not train or not validation:
         raise CannotTrain(f"{table} leaves no pictures to {'train on' if not train else 'validate with'}.")
+    if not any(picture.tags for picture in validation):
+        raise CannotTrain(f"No picture of {table} that is to validate has a tag.")
     labels = tuple(sorted(counts))
     for label in labels:
         for part, pictures in (("train on", train), ("validate with", validation)):
@@ -82,8 +84,13 @@ def _rows(table: Path) -> list[Tagged]:
     files = _by_name(table.parent)
     rows: list[Tagged] = []
     seen: dict[str, int] = {}
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
+    paths: dict[Path, int] = {}
+    try:
+        text = table.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise CannotTrain(f"{table} is not UTF-8: save it anew as UTF-8.") from None
+    try:
+        reader = csv.DictReader(text.splitlines())
         missing = {_PICTURE, _TAGS} - set(reader.fieldnames or ())
         if missing:
             columns = ", ".join(reader.fieldnames or ()) or "none"
@@ -95,18 +102,28 @@ def _rows(table: Path) -> list[Tagged]:
             seen[name] = number
             if name not in files:
                 raise CannotTrain(f"{table}, line {number}: there is no picture {name!r} in folders of {table.parent}.")
-            rows.append(Tagged(files[name], frozenset((row[_TAGS] or "").split()), _part(row, table, number)))
+            path = files[name]
+            if path is None:
+                raise CannotTrain(
+                    f"{table}, line {number}: {name} may be any of several pictures: name its folder too."
+                )
+            if path in paths:
+                raise CannotTrain(f"{table}, line {number}: {name} is the picture of line {paths[path]} once more.")
+            paths[path] = number
+            rows.append(Tagged(path, frozenset((row[_TAGS] or "").split()), _part(row, table, number)))
+    except csv.Error as error:
+        raise CannotTrain(f"{table} is no table of comma-separated values: {error}.") from None
     if not rows:
         raise CannotTrain(f"{table} has no rows.")
     return rows
 
 
-def _by_name(folder: Path) -> dict[str, Path]:
-    """Pictures by file name, and by what stands before its ending: tables name them either way."""
-    found: dict[str, Path] = {}
+def _by_name(folder: Path) -> dict[str, Path | None]:
+    """Pictures by file name, and by what stands before its ending; None where a name fits several."""
+    found: dict[str, Path | None] = {}
     for path in picture_files(folder):
-        for name in (path.name, path.stem, path.relative_to(folder).as_posix()):
-            found.setdefault(name, path)
+        for name in {path.name, path.stem, path.relative_to(folder).as_posix()}:
+            found[name] = None if name in found else path
     return found
 
 
@@ -124,6 +141,7 @@ def _split(
     if parts - {""}:
         if "" in parts:
             raise CannotTrain(f"The column {_SPLIT} is empty for some pictures and not for others.")
+        # Taken at its word, copies or not: of plain tiles many look alike and are none.
         train = tuple(row for row in rows if row.part == "train")
         return train, tuple(row for row in rows if row.part != "train"), f"the column '{_SPLIT}' of the table"
     # A picture stands for its rarest tag, so that rare tags are on both sides.

@@ -1,12 +1,14 @@
 """The form of an answer: which one a client wants by `Accept` (RFC 9110, 12.5.1), and the answer in that form."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from service.errors import InvalidHeader, InvalidRequest, NotAcceptable
 from tasks.contract import Answer, Form
 
-_MOST_RANGES = 50
+_MOST_RANGES, _LONGEST = 50, 4096
 _Range = tuple[str, str, dict[str, str], float]
 """Type, subtype, parameters, and how much it is wanted, 0…1."""
 
@@ -15,7 +17,10 @@ def chosen_form(forms: Sequence[Form], accept: str | None) -> Form:
     """The form that is wanted most; of equally wanted ones the first. Raises NotAcceptable, InvalidHeader."""
     if not accept or accept == "*/*":
         return forms[0]
-    ranges = [_read(part) for part in accept.split(",", _MOST_RANGES)[:_MOST_RANGES] if part.strip()]
+    known = {name for form in forms for name in _parsed(form.media_type)[1]}
+    ranges = [_read(part, known) for part in accept[:_LONGEST].split(",", _MOST_RANGES)[:_MOST_RANGES] if part.strip()]
+    if not ranges:
+        return forms[0]
     wanted = [_wanted(form, ranges) for form in forms]
     if max(wanted) <= 0:
         offered = ", ".join(form.media_type for form in forms)
@@ -23,7 +28,8 @@ def chosen_form(forms: Sequence[Form], accept: str | None) -> Form:
     return forms[wanted.index(max(wanted))]
 
 
-def _read(part: str) -> _Range:
+def _read(part: str, known: Collection[str]) -> _Range:
+    """A range of the header; parameters that no form has (a charset, an indent) restrict nothing."""
     media, parameters = _parsed(part)
     kind, _, subtype = media.partition("/")
     try:
@@ -32,14 +38,14 @@ def _read(part: str) -> _Range:
         quality = -1.0
     if not 0 <= quality <= 1:
         raise InvalidHeader(f"Accept: '{part.strip()[:80]}' has a q that is not between 0 and 1.")
-    parameters.pop("charset", None)  # JSON is UTF-8, whatever is asked for.
-    return kind, subtype or "*", parameters, quality
+    needed = {name: value for name, value in parameters.items() if name in known}
+    return kind, subtype or "*", needed, quality
 
 
 def _parsed(media_type: str) -> tuple[str, dict[str, str]]:
     media, *listed = (part.strip() for part in media_type.split(";"))
     pairs = (parameter.partition("=") for parameter in listed if parameter)
-    return media.lower(), {name.strip().lower(): value.strip().strip('"') for name, _, value in pairs}
+    return media.lower(), {name.strip().lower(): value.strip().strip('"').lower() for name, _, value in pairs}
 
 
 def _wanted(form: Form, ranges: Sequence[_Range]) -> float:
@@ -57,11 +63,19 @@ def _wanted(form: Form, ranges: Sequence[_Range]) -> float:
 def with_form(form: Form, fields: Mapping[str, Any]) -> Mapping[str, Any]:
     """The request's fields with those that the form stands for. Raises InvalidRequest where the two disagree."""
     for name, value in form.fields.items():
-        if name in fields and str(fields[name]).lower() != str(value).lower():
+        if name in fields and not _same(fields[name], value):
             raise InvalidRequest(
                 f"{name}: the request says {str(fields[name])[:40]!r}, and its Accept ({form.media_type}) {value!r}."
             )
     return {**fields, **form.fields}
+
+
+def _same(said: Any, value: Any) -> bool:
+    """Whether a request's field, perhaps as text from an address, is what the form sets."""
+    try:
+        return bool(TypeAdapter(type(value)).validate_python(said) == value)
+    except ValidationError:
+        return False
 
 
 def rendered(form: Form, model: str, version: str, answer: Answer) -> bytes:

@@ -68,7 +68,7 @@ class Predictions:
         trace = trace_of(request.scope)
         model = self.repository.find(name, version)
         trace.model, trace.version = model.manifest.name, model.manifest.version
-        form = chosen_form(model.task.forms, request.headers.get("accept"))
+        form = chosen_form(model.task.forms, ", ".join(request.headers.getlist("accept")))
         timeout_s = _timeout_s(request.headers.get("x-request-timeout-ms"), self.timeout_s)
         try:
             async with asyncio.timeout(timeout_s):

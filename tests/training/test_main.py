@@ -11,6 +11,7 @@ from tasks.manifest import BrokenModel, read_goldens, read_manifest, verify_file
 from training import export
 from training.__main__ import main
 from training.publish import replay
+from training.recipe import learner_names
 
 PICTURES = (
     *("--backbone", "resnet18", "--weights", "none", "--size", "32", "--epochs", "3"),
@@ -174,4 +175,5 @@ def test_every_task_with_a_learner_is_offered_and_no_file_lists_them(capsys):
     main(["--help"])
 
     out = capsys.readouterr().out
-    assert [name for name in task_names() if f"\n  {name} " in out] == ["classification", "tabular"]
+    assert [name for name in task_names() if f"\n  {name} " in out] == list(learner_names())
+    assert {"classification", "keypoints", "segmentation", "super_resolution", "tabular"} <= set(learner_names())

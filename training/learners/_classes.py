@@ -115,12 +115,6 @@ class ClassesLearner(PictureLearner):
             shown.append((self.held_out.picture(index).image, evidence, f"{caption}\n{name}"))
         return (Figure(title, figures.pictures(shown), note),) if shown else ()
 
-    def _varied(self, count: int = 12) -> Figure:
-        """One training picture as it is seen in so many epochs."""
-        index = len(self.samples) // 2
-        seen = [self.samples.sample((epoch, index))["image"].numpy() for epoch in range(count)]
-        return Figure("One picture, as it is seen in training", figures.variations(seen))
-
     def _notes_on_the_network(self) -> list[str]:
         mirrored = ["The graph averages over the picture and its mirror image (test-time augmentation)."]
         return [self._body_note(), *(mirrored if self.chosen.tta else [])]

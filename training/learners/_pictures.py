@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 
 from torch import nn
 
+from training import figures
 from training.fetch import Fetcher
-from training.learner import Learner, Stage
+from training.learner import Figure, Learner, Stage
 from training.networks.bodies import weights_file
 from training.pictures import Pictures
 from training.schedule import Group
@@ -41,6 +42,7 @@ class PictureLearner(Learner):
     """
 
     chosen: Any
+    samples: Pictures
     held_out: Pictures
     settings: ClassVar[Settings] = Settings()
     options: ClassVar[Any] = PictureOptions()
@@ -93,6 +95,12 @@ class PictureLearner(Learner):
             Group(tuple(blocks[half:].parameters()), slower**-0.5),
             Group(tuple(blocks[:half].parameters()), 1 / slower),
         ]
+
+    def _varied(self, count: int = 12) -> Figure:
+        """One training picture as it is seen in so many epochs."""
+        index = len(self.samples) // 2
+        seen = [self.samples.sample((epoch, index))["image"].numpy() for epoch in range(count)]
+        return Figure("One picture, as it is seen in training", figures.variations(seen))
 
     def _body_note(self) -> str:
         weights = self.weights.name if self.weights else "none, from scratch"

@@ -1,6 +1,7 @@
 """How the labeller of pixels is trained: our U-Net over a pretrained body."""
 
 import copy
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -215,10 +216,9 @@ def _colours(given: Sequence[str], classes: Classes) -> tuple[Colour, ...]:
         return classes.colours
     if len(given) != len(classes.labels):
         raise CannotTrain(f"--colours has {len(given)} colours for {len(classes.labels)} labels: give one for each.")
-    try:
-        return tuple((*bytes.fromhex(colour),) for colour in given)
-    except ValueError:
-        raise CannotTrain("--colours are to be six hexadecimal digits each, such as 804080.") from None
+    if not all(re.fullmatch("[0-9a-fA-F]{6}", colour) for colour in given):
+        raise CannotTrain("--colours are to be six hexadecimal digits each, such as 804080.")
+    return tuple((*bytes.fromhex(colour),) for colour in given)
 
 
 def _weights(counts: NDArray[np.int64], power: float) -> Tensor:

@@ -236,10 +236,11 @@ class SuperResolutionLearner(PictureLearner):
         middle = max(0, (len(order) - count) // 2)
         chosen = {"Worst first": order[:count], "The middle of the field": order[middle : middle + count]}
         note = "Sorted by how many dB were gained over bicubic resizing; a part of each picture, around a text."
-        return tuple(
+        shown = [
             Figure(title, strips([self._strip(served, index, judged[index]) for index in indices]), note)
             for title, indices in chosen.items()
-        )
+        ]
+        return (*shown, self._varied())
 
     def _strip(self, served: nn.Module, index: int, judged: Judged) -> Strip:
         worse, wanted = self.held_out.pair(index)

@@ -1,8 +1,10 @@
 """CamVid: frames filmed from a car in Cambridge, eleven classes of what a street is made of."""
 
+from dataclasses import replace
+
 from training.fetch import Archive, Source
 from training.learners.segmentation import Options
-from training.recipe import DataCard, Recipe
+from training.recipe import DataCard, Recipe, Scale
 from training.settings import Settings
 
 # As the tutorial paints them.
@@ -19,6 +21,12 @@ _COLOURS = {
     "Pedestrian": "404000",
     "Bicyclist": "0080c0",
 }
+
+_OPTIONS = Options(
+    frozen_epochs=1,
+    labels=(*_COLOURS, "Unlabelled"),
+    colours=tuple(_COLOURS.values()),
+)
 
 RECIPE = Recipe(
     name="camvid",
@@ -46,10 +54,10 @@ RECIPE = Recipe(
         "The 233 frames of the official test split were not used.",
     ),
     settings=Settings(epochs=17, batch_size=8, rate=2.5e-3, label_smoothing=0.0),
-    options=Options(
-        frozen_epochs=1,
-        labels=(*_COLOURS, "Unlabelled"),
-        colours=tuple(_COLOURS.values()),
+    options=_OPTIONS,
+    on_gpu=Scale(
+        Settings(epochs=80, batch_size=16, rate=1e-3, label_smoothing=0.0),
+        replace(_OPTIONS, backbone="resnet50", fine=True, crop_width=480, crop_height=360),
     ),
     intended_use="Learning and comparing methods of segmentation; sketches of what a street scene is made of.",
     out_of_scope=(
@@ -61,6 +69,8 @@ RECIPE = Recipe(
         "frame of it is in this repository; the golden requests are synthetic scenes.",
         "The data is daylight and dusk in Cambridge only, a few films whose neighbouring frames are alike: the "
         "validation frames are of the same streets.",
+    ),
+    cpu_caveats=(
         "Trained with what a CPU affords: a small body, random parts of 320×256 pixels, labels decided at every second "
         "pixel. `docs/gpu.md` says what a GPU leaves room for.",
     ),

@@ -1,9 +1,13 @@
 """Photos of clothes in ten classes: T-shirt, long sleeve, pants, shoes, shirt, dress, outwear, shorts, hat, skirt."""
 
+from dataclasses import replace
+
 from training.fetch import Archive, Source
 from training.learners._classes import Options
-from training.recipe import DataCard, Recipe
+from training.recipe import DataCard, Recipe, Scale
 from training.settings import Settings
+
+_OPTIONS = Options(frozen_epochs=2, train_size=192)
 
 RECIPE = Recipe(
     name="clothing",
@@ -30,13 +34,14 @@ RECIPE = Recipe(
         description="Photos taken by volunteers of their own clothes, most of them lying on a floor, a bed or a table.",
     ),
     settings=Settings(epochs=10, batch_size=32),
-    options=Options(frozen_epochs=2, train_size=192),
+    options=_OPTIONS,
+    on_gpu=Scale(Settings(epochs=20, batch_size=64), replace(_OPTIONS, train_size=224)),
     intended_use="Sorting photos of single garments, such as a wardrobe or the listings of a second-hand shop.",
     out_of_scope=(
         "Photos of people, outfits of several garments, brands, sizes or colours; anything that judges a person. "
         "It always names one of its ten classes, also where the photo shows none of them."
     ),
-    caveats=(
+    cpu_caveats=(
         "Trained with what a CPU affords: pictures of 192 pixels (224 when it is asked) and 12 epochs. `docs/gpu.md` "
         "says what a GPU leaves room for.",
     ),

@@ -1,9 +1,13 @@
 """Photos made smaller, drawn over with text and squeezed by JPEG, and how they were before."""
 
+from dataclasses import replace
+
 from training.fetch import Archive, Source
 from training.learners.super_resolution import Options
-from training.recipe import DataCard, Recipe
+from training.recipe import DataCard, Recipe, Scale
 from training.settings import Settings
+
+_OPTIONS = Options(crops=8, pixel_epochs=5, blocks=4)
 
 RECIPE = Recipe(
     name="restore",
@@ -30,7 +34,11 @@ RECIPE = Recipe(
         "ones to train super-resolution on. The official archive has no T91 and no Set5: it trains on the 200 others.",
     ),
     settings=Settings(epochs=7, batch_size=8, rate=1.5e-3, precision="fp32"),
-    options=Options(crops=8, pixel_epochs=5, blocks=4),
+    options=_OPTIONS,
+    on_gpu=Scale(
+        Settings(epochs=60, batch_size=32, rate=1.5e-3),
+        replace(_OPTIONS, backbone="resnet34", width=64, blocks=12, crop=96, crops=16, pixel_epochs=45, text=0.8),
+    ),
     intended_use="Making small, compressed or captioned pictures of one's own pleasant to look at in a larger size.",
     out_of_scope=(
         "Identifying people or number plates, medicine, science, evidence of any kind: what it adds is invented. "
@@ -40,6 +48,8 @@ RECIPE = Recipe(
         "Trained on pictures that are for research only: see their terms before any other use.",
         "Text and JPEG traces are synthetic: one typeface, drawn upright. Handwriting, logos and text that belongs to "
         "the scene are another matter: it may remove the last as well.",
+    ),
+    cpu_caveats=(
         "Trained with what a CPU affords: few pictures, small crops, a small network. `docs/gpu.md` says what a GPU "
         "leaves room for.",
     ),
