@@ -20,6 +20,10 @@ FORMS = (JSON, PNG, RLE, JPEG)
         ("application/json", JSON),
         ("application/json; charset=utf-8", JSON),
         ("APPLICATION/JSON", JSON),
+        ("application/json; indent=2", JSON),
+        ("application/json;version=1", JSON),
+        (" , ", JSON),
+        ("application/json;MASK=RLE", RLE),
         ("image/png", PNG),
         ("image/*", PNG),
         ("image/jpeg", JPEG),
@@ -57,6 +61,6 @@ def test_a_header_of_ten_thousand_wishes_is_read_as_far_as_anybody_means_it() ->
 
 def test_a_form_sets_what_it_stands_for_and_refuses_what_contradicts_it() -> None:
     assert with_form(PNG, {"image": b"x"}) == {"image": b"x", "mask": "png"}
-    assert with_form(JPEG, {"overlay": "true"}) == {"overlay": True}
+    assert [with_form(JPEG, {"overlay": said}) for said in ("true", "1", "yes", True)] == [{"overlay": True}] * 4
     with pytest.raises(InvalidRequest, match=r"mask: the request says 'rle', and its Accept \(image/png\) 'png'"):
         with_form(PNG, {"mask": "rle"})

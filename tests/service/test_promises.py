@@ -267,3 +267,26 @@ def test_whoever_sets_a_delay_gets_batches_from_the_first_request_on(start: Star
 
     assert [answer.result().status_code for answer in answers] == [200, 200]
     assert [sorted(batch) for batch in server.device.seen] == [[10.0, 20.0]]
+
+
+def test_a_request_of_many_samples_that_is_given_up_runs_no_more_of_them(start: Start, tmp_path) -> None:
+    server = held(start, tmp_path, max_batch=1)
+    rows = [{"income": float(i), "debt": 5, "job": "baker"} for i in range(20)]
+
+    answer = server.running.client.post(URL, json={"rows": rows}, headers={"X-Request-Timeout-Ms": "100"})
+    server.device.open.set()
+    server.wait_until(lambda: server.pipeline._abandoned == 0)
+
+    assert answer.status_code == 504
+    assert len(server.device.seen) < 20
+
+
+def test_the_time_in_the_graph_is_that_of_all_the_samples_of_a_request(start: Start, tmp_path) -> None:
+    server = held(start, tmp_path, max_batch=1)
+    server.device.open.set()
+    rows = [{"income": float(i), "debt": 5, "job": "baker"} for i in range(20)]
+
+    answer = server.running.client.post(URL, json={"rows": rows})
+
+    timing = {part.split(";")[0].strip(): part for part in answer.headers["server-timing"].split(",")}
+    assert float(timing["infer"].partition("dur=")[2]) >= 20 * 2  # Each of them takes the fake two milliseconds.

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tasks._images import Picture, decode_picture, fit_picture
+from tasks._images import Picture, decode_picture, fit_picture, thumbnail
 from tasks.contract import InvalidInput
 from tests.pictures import encoded, red, rotated_by_exif, sixteen_bit
 
@@ -112,3 +112,32 @@ def test_damaged_files_are_refused_and_nothing_else(junk: bytes, kind: str, at: 
 
     with suppress(InvalidInput):
         assert decode_picture(damaged, max_pixels=1_000_000).image.mode == "RGB"
+
+
+@pytest.mark.parametrize(("width", "height"), [(1000, 999), (999, 1000), (2000, 1998), (1000, 1000)])
+def test_a_picture_on_its_side_has_its_upright_sides_however_small_it_is_decoded(width: int, height: int) -> None:
+    width: int, height: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded(Image.new("RGB", (width, height)), "JPEG", exif=exif)
+
+    picture = decode_picture(content, max_pixels=25_000_000, enough=480)
+
+    assert (picture.width, picture.height) == (height, width)
+
+
+def test_a_thread_of_pixels_is_refused_before_it_is_decoded() -> None:
+    content = encoded(Image.new("1", (1_000_000, 1)))
+
+    with pytest.raises(InvalidInput, match="no side may have more than 65,535 pixels") as error:
+        decode_picture(content, max_pixels=25_000_000)
+
+    assert error.value.reason == "too_large"
+
+
+def test_what_is_kept_of_a_large_picture_is_small_and_knows_how_large_it_was() -> None:
+    kept = thumbnail(Picture(Image.new("RGB", (5000, 2500)), 10_000, 5_000), 1280)
+
+    assert kept.image.size == (1280, 640)
+    assert (kept.width, kept.height) == (10_000, 5_000)

@@ -246,3 +246,11 @@ def test_what_lies_beside_the_picture_has_no_label():
     assert (seen[:, 3:13] == 1).all()
     assert (seen[:, :3] == IGNORED).all()
     assert (seen[:, 13:] == IGNORED).all()
+
+
+def test_masks_that_are_all_named_with_one_ending_more_are_found_as_in_the_courses_camvid(streets):
+    folder = streets()
+    for path in sorted((folder / "masks").iterdir()):
+        path.rename(path.with_stem(path.stem + "_P"))
+
+    assert len(read(folder).train) + len(read(folder).validation) == 8

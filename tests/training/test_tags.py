@@ -86,6 +86,8 @@ def test_names_with_and_without_ending_and_in_the_only_folder_of_an_archive_are_
         ("image_name,tags,split\np00,left,train\np01,left,\n", "is empty for some pictures"),
         ("image_name,tags,split\np00,left,test\n", "'train' or 'validation', not 'test'"),
         ("image_name,tags,split\np00,left,train\np01,left,train\n", "no pictures to validate with"),
+        ("image_name,tags\np00,left\np00.png,right\n", "line 3: p00.png is the picture of line 2 once more"),
+        ("image_name,tags,split\np00,left,train\np01,,valid\n", "that is to validate has a tag"),
     ],
 )
 def test_what_is_wrong_with_a_table_is_said_in_one_sentence(tmp_path, text, sentence):
@@ -94,6 +96,28 @@ def test_what_is_wrong_with_a_table_is_said_in_one_sentence(tmp_path, text, sent
 
     with pytest.raises(CannotTrain, match=sentence):
         read(folder)
+
+
+def test_a_table_in_another_encoding_is_said_to_be_one(tmp_path):
+    folder = tagged_folder(tmp_path / "planet", some_rows())
+    (folder / "labels.csv").write_bytes("image_name,tags\np00,f\xe4hre\n".encode("latin-1"))
+
+    with pytest.raises(CannotTrain, match="is not UTF-8"):
+        read(folder)
+
+
+def test_a_name_that_fits_two_pictures_is_refused_and_a_path_is_not(tmp_path):
+    folder = tagged_folder(tmp_path / "planet", some_rows())
+    (folder / "more").mkdir()
+    Image.new("RGB", (40, 32), "teal").save(folder / "more" / "p00.png")
+
+    with pytest.raises(CannotTrain, match="p00 may be any of several pictures"):
+        read(folder)
+    text = (folder / "labels.csv").read_text().replace("p00,", "pictures/p00.png,")
+    (folder / "labels.csv").write_text(text + "more/p00.png,left right\n")
+    table = read(folder)
+
+    assert len(table.train) + len(table.validation) == 25
 
 
 def test_a_tag_that_one_side_never_sees_is_said(tmp_path):
