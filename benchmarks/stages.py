@@ -1,4 +1,4 @@
-"""Where the time of one request goes: each model, each form of its answer, the example and a picture of 12 megapixels.
+"""Where the time of one request goes: each model, each form of its answer, the example and larger pictures.
 
 The figures are the service's own (Server-Timing), the median of several requests, one at a time.
 """
@@ -18,7 +18,8 @@ from tasks.contract import Form
 from tasks.manifest import read_manifest
 
 _REQUESTS = 7
-_LARGE = (4000, 3000)
+_LARGE = ((1000, 1000), (4000, 3000))
+"""The largest picture that super-resolution takes by default, and that of a phone."""
 STAGES = ("receive", "decode", "queue", "infer", "postprocess")
 
 
@@ -37,14 +38,17 @@ def measure_stages(models: Path) -> dict[str, Any]:
 
 
 def _bodies(folder: Path, name: str) -> dict[str, tuple[str, bytes]]:
-    """What is sent: the example, and where a picture is asked for, one of 12 megapixels of the same."""
+    """What is sent: the example, and where a picture is asked for, larger ones of the same."""
     kind, body = request_to(folder, name)
     if not kind.startswith("image/"):
         return {"–": (kind, body)}
     image = Image.open(io.BytesIO(body))
-    file = io.BytesIO()
-    image.convert("RGB").resize(_LARGE, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
-    return {f"{image.width}×{image.height}": (kind, body), "4000×3000": ("image/jpeg", file.getvalue())}
+    found = {f"{image.width}×{image.height}": (kind, body)}
+    for size in _LARGE:
+        file = io.BytesIO()
+        image.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+        found["×".join(map(str, size))] = ("image/jpeg", file.getvalue())
+    return found
 
 
 def _stages(url: str, content_type: str, body: bytes, form: Form) -> dict[str, Any]:

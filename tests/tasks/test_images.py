@@ -116,8 +116,6 @@ def test_damaged_files_are_refused_and_nothing_else(junk: bytes, kind: str, at: 
 
 @pytest.mark.parametrize(("width", "height"), [(1000, 999), (999, 1000), (2000, 1998), (1000, 1000)])
 def test_a_picture_on_its_side_has_its_upright_sides_however_small_it_is_decoded(width: int, height: int) -> None:
-    width: int, height: int
-) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     content = encoded(Image.new("RGB", (width, height)), "JPEG", exif=exif)
