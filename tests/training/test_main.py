@@ -8,10 +8,11 @@ from PIL import Image
 
 from tasks import task_names
 from tasks.manifest import BrokenModel, read_goldens, read_manifest, verify_files
-from training import export
+from training import export, runs
 from training.__main__ import main
 from training.publish import replay
-from training.recipe import learner_names
+from training.recipe import learner_names, recipe, recipe_names, scaled
+from training.version import code_version
 
 PICTURES = (
     *("--backbone", "resnet18", "--weights", "none", "--size", "32", "--epochs", "3"),
@@ -177,3 +178,24 @@ def test_every_task_with_a_learner_is_offered_and_no_file_lists_them(capsys):
     out = capsys.readouterr().out
     assert [name for name in task_names() if f"\n  {name} " in out] == list(learner_names())
     assert {"classification", "keypoints", "segmentation", "super_resolution", "tabular"} <= set(learner_names())
+
+
+def test_a_recipe_has_settings_for_a_gpu_and_says_of_those_for_a_cpu_what_they_cost():
+    for name in recipe_names():
+        found = recipe(name)
+        on_cpu, on_gpu = scaled(found, gpu=False), scaled(found, gpu=True)
+
+        assert (on_cpu.settings, on_cpu.options) == (found.settings, found.options)
+        assert set(found.cpu_caveats) <= set(on_cpu.caveats)
+        if found.on_gpu:
+            assert (on_gpu.settings, on_gpu.options) == (found.on_gpu.settings, found.on_gpu.options)
+            assert on_gpu.settings.epochs > found.settings.epochs
+            assert not set(found.cpu_caveats) & set(on_gpu.caveats)
+
+
+def test_a_run_remembers_which_code_it_began_with(tmp_path):
+    folder = runs.chosen_folder(tmp_path / "runs", {"recipe": "x"}, "auto")
+
+    assert runs.trained_with(folder) == code_version()
+    assert runs.chosen_folder(tmp_path / "runs", {"recipe": "x"}, "auto") == folder
+    assert runs.trained_with(tmp_path) == "unknown"
