@@ -72,7 +72,7 @@ def read_masks(
 
     A picture and its mask have the same name but for the ending. The labels are the lines of `codes.txt`, else
     `labels`, else the indices themselves. `void` is the index of pixels that nobody labelled; -1: the line of
-    `codes.txt` that says so, and 255.
+    `codes.txt` that says so, and 255, but for masks of nothing else than 0 and 255.
 
     Raises CannotTrain: no such folders, a picture without its mask or the reverse, sizes that differ, a mask in
     colours, an index that is no label.
@@ -202,6 +202,8 @@ def _opened(path: Path) -> Image.Image:
 def _classes(root: Path, given: Sequence[str], void: int, pairs: Sequence[Pair]) -> Classes:
     """The labels and what each index means, checked against the indices that occur."""
     example = {value: pair.mask for pair in reversed(pairs) for value in pair.indices}
+    if void < 0 and set(example) == {0, 255} and not (root / CODES).is_file() and len(given) in (0, 2):
+        return _black_and_white(tuple(given) or ("background", "foreground"))
     names = _names(root, given, sorted(set(example) - {void, 255}))
     named = {i for i, name in enumerate(names) if name.lower() in _VOID_NAMES}
     voids = {255} | ({void} if void >= 0 else named)
@@ -221,6 +223,13 @@ def _classes(root: Path, given: Sequence[str], void: int, pairs: Sequence[Pair])
     index = np.full(256, IGNORED, np.uint8)
     index[kept] = range(len(kept))
     return Classes(tuple(names[value] for value in kept), index, _palette(pairs[0].mask, kept))
+
+
+def _black_and_white(names: tuple[str, ...]) -> Classes:
+    """Masks of 0 and 255 and nothing else: drawn in black and white, 255 is the second label and not void."""
+    index = np.full(256, IGNORED, np.uint8)
+    index[[0, 255]] = 0, 1
+    return Classes(names, index, ())
 
 
 def _names(root: Path, given: Sequence[str], indices: Sequence[int]) -> list[str]:

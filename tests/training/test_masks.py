@@ -254,3 +254,14 @@ def test_masks_that_are_all_named_with_one_ending_more_are_found_as_in_the_cours
         path.rename(path.with_stem(path.stem + "_P"))
 
     assert len(read(folder).train) + len(read(folder).validation) == 8
+
+
+def test_masks_in_black_and_white_are_two_classes(streets):
+    folder = streets(codes=None)
+    for path in sorted((folder / "masks").iterdir()):
+        with Image.open(path) as mask:
+            white = (np.asarray(mask) > 0).astype(np.uint8) * 255
+        Image.fromarray(white).save(path)
+
+    assert read(folder).classes.labels == ("background", "foreground")
+    assert read(folder, labels=("roof", "no roof")).classes.labels == ("roof", "no roof")
