@@ -93,6 +93,7 @@ def export(served: nn.Module, task: Task, samples: Arrays, folder: Path, what: A
         traced = torch.jit.freeze(torch.jit.trace(served, example))  # type: ignore[no-untyped-call]
         if what.torchscript:
             torch.jit.save(traced, folder / TORCHSCRIPT)
+    forget_where(path)
     onnx.checker.check_model(path, full_check=True)
     _check_signature(onnx.load(path), task)
     parity = _compared(served, traced, runner(path, task), task, samples)
@@ -118,6 +119,16 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
+
+
+def forget_where(path: Path) -> None:
+    """Takes out of the graph what the exporter noted of this machine: stack traces with the paths of its files."""
+    model = onnx.load(path)
+    graph = model.graph
+    for part in (graph, *graph.node, *graph.initializer, *graph.value_info, *graph.input, *graph.output):
+        part.doc_string = ""
+        del part.metadata_props[:]
+    onnx.save(model, path)
 
 
 def _check_signature(model: Any, task: Task) -> None:

@@ -57,6 +57,14 @@ def test_the_graph_agrees_with_the_network_at_every_batch_size(tmp_path, columns
     assert [each.type.tensor_type.shape.dim[0].dim_param for each in graph.graph.input] == ["batch", "batch"]
 
 
+def test_the_graph_does_not_tell_where_it_was_made(tmp_path):
+    export(Painter(), Painting("y", (), ()), pictures(), tmp_path, FULL)
+
+    content = (tmp_path / "model.onnx").read_bytes()
+    assert b".py" not in content
+    assert b"stack_trace" not in content
+
+
 def test_a_network_left_in_training_mode_is_exported_as_it_is_served(tmp_path):
     task, module = task_of(CITY, AGE), served((CITY, AGE)).train()
 
