@@ -182,7 +182,7 @@ def test_pictures_with_masks_become_a_report_and_a_model_that_answers(streets, t
     assert sum(entry.share for entry in answer.classes) == pytest.approx(1, abs=1e-4)
     assert {golden.request.get("mask") for golden in read_goldens(model)} == {None, "none"}
     card = (model / "README.md").read_text()
-    assert re.search(r"mask: [\d.]+% of its elements", card)
+    assert re.search(r"mask in [\d.]+% of its elements", card)
     assert "The batch a sample is in" in card
     (report,) = (tmp_path / "runs" / "streets").rglob("index.html")
     assert "Worst masks" in report.read_text()
