@@ -25,7 +25,7 @@ TOLERANCE = 1e-4
 _AGREEMENT: dict[Meaning, float] = {"number": TOLERANCE, "index": 1e-3, "level": 1.0}
 """Indices: the share that may differ, where two classes are all but equally likely. Levels: rounding falls to one side
 or the other."""
-_ROUNDING: dict[Meaning, float] = {"number": 2e-2, "index": 1e-2, "level": 10.0}
+_ROUNDING: dict[Meaning, float] = {"number": 2e-2, "index": 1e-2, "level": 4.0}
 """The same for what storing weights in 16 bits may change; a level is that of the one pixel that changes most."""
 TORCHSCRIPT = "model.ts"
 _BATCHES = (1, 2, 7)
