@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from training import figures, runs
+from training.embeddings import write_embeddings
 from training.errors import CannotTrain
 from training.export import Artefacts
 from training.fetch import Fetcher
@@ -123,6 +124,9 @@ def _add_flow(parser: argparse.ArgumentParser) -> None:
     flow.add_argument(
         "--full-precision", action="store_true", help="publish the weights in 32 bits, not 16: twice as large"
     )
+    flow.add_argument(
+        "--export-embeddings", metavar="FILE", help="write what was learnt of each category as a Parquet file"
+    )
     flow.add_argument("--find-lr", action="store_true", help="only sweep over learning rates: a plot and a suggestion")
     resume = flow.add_mutually_exclusive_group()
     resume.add_argument(
@@ -221,6 +225,10 @@ def _conclude(session: Session, outcome: Outcome, folder: Path, chosen: argparse
     for note in findings.notes:
         print(note)
     print(f"Report: {folder / 'index.html'}")
+    if chosen.export_embeddings:
+        file = Path(chosen.export_embeddings)
+        rows = write_embeddings(file, learner.embeddings(outcome.trained[0].network))
+        print(f"Embeddings: {rows:,} vectors in {file}")
     if chosen.publish:
         artefacts = Artefacts(half=not chosen.full_precision, torchscript=chosen.torchscript)
         what = Publication(plan.recipe, findings, session.data_sha256, Path(chosen.models), artefacts)

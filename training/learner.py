@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -15,6 +15,9 @@ from training.fetch import Fetcher
 from training.runtime import Batch, Runtime
 from training.schedule import Group
 from training.settings import Settings
+
+if TYPE_CHECKING:
+    from training.embeddings import EmbeddingTable
 
 
 @dataclass(frozen=True)
@@ -158,3 +161,7 @@ class Learner(ABC):
         Of real validation samples; the first is the clearest, since the documentation shows it. Asked only where the
         data may be passed on; else the task's own `examples()` serve.
         """
+
+    def embeddings(self, network: nn.Module) -> "Sequence[EmbeddingTable]":
+        """What a trained network has learnt of each category, user or item, for others to use; none: an empty list."""
+        return ()
