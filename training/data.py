@@ -25,6 +25,17 @@ class SampleSet(Dataset[Batch]):
         """The batch of these samples: each input of the task by name, `target`, and `index` (all with n rows)."""
         raise NotImplementedError
 
+    def steps(self, batch_size: int) -> int:
+        """How many batches an epoch has."""
+        return steps_an_epoch(len(self), batch_size)
+
+    def dealt(self, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[list[Key]]:
+        """The keys of each batch of an epoch, as far as they are dealt to this process.
+
+        They are drawn at random, unless the samples have an order of their own.
+        """
+        return shuffled(len(self), batch_size, seed=seed, epoch=epoch, rank=rank, world=world)
+
 
 def derived_seed(*parts: int) -> int:
     """A seed that follows from these whole numbers and no others, evenly spread over 63 bits."""
@@ -124,7 +135,7 @@ def endless(samples: SampleSet, runtime: Runtime, *, batch_size: int, seed: int,
     """Batches on the device without end, an epoch after the other."""
     epoch = 0
     while True:
-        keys = shuffled(len(samples), batch_size, seed=seed, epoch=epoch, rank=runtime.rank, world=runtime.world)
+        keys = samples.dealt(batch_size, seed=seed, epoch=epoch, rank=runtime.rank, world=runtime.world)
         for batch in loader(samples, keys, runtime, workers=workers):
             yield runtime.move(batch)
         epoch += 1

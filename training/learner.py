@@ -1,7 +1,7 @@
 """What a task's learner must know to do; a file in training/learners/ holds one learner and is found by its name."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -79,7 +79,57 @@ class Trained:
     scores: dict[str, float]
 
 
-class Learner(ABC):
+class Trainee(ABC):
+    """A network that learns from samples: all that the training loop asks for.
+
+    Attributes:
+        lower_is_better: whether the first of the scores is an error, and falls.
+        samples: the training samples.
+    """
+
+    lower_is_better: bool = False
+
+    samples: SampleSet
+
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """A new network; what is random in it comes from torch's generator."""
+
+    @abstractmethod
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of training."""
+
+    @abstractmethod
+    def groups(self, network: nn.Module, stage: Stage) -> list[Group]:
+        """The parameters that learn in this stage; sets `requires_grad` of all others to False."""
+
+    @abstractmethod
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        """The mean loss of a batch. Randomness may come from torch's generator."""
+
+    @abstractmethod
+    def scores(self, network: nn.Module, runtime: Runtime) -> dict[str, float]:
+        """Figures on the validation samples, after each epoch; the first decides which is the best epoch."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A network that is trained before the learner's own, and that it starts from.
+
+    Attributes:
+        name: of its folder in the run's, where it is kept.
+        trainee: what is trained.
+        settings: how.
+        keep: takes the trained network, and writes into the folder what others may start from.
+    """
+
+    name: str
+    trainee: Trainee
+    settings: Settings
+    keep: Callable[[nn.Module, Path], None]
+
+
+class Learner(Trainee):
     """How one task is trained on one set of data, which is loaded and checked when the learner is made.
 
     Attributes:
@@ -88,9 +138,7 @@ class Learner(ABC):
         settings: the defaults for data of the user's own.
         options: a frozen dataclass of this learner's own options, with their defaults.
         hub_tag: what model hubs call this kind of task, for the front matter of the card.
-        lower_is_better: whether the first of the scores is an error, and falls.
         task: the task as it will be published; its labels, columns and sizes come from the data.
-        samples: the training samples.
     """
 
     summary: ClassVar[str]
@@ -98,10 +146,8 @@ class Learner(ABC):
     settings: ClassVar[Settings]
     options: ClassVar[Any]
     hub_tag: ClassVar[str]
-    lower_is_better: ClassVar[bool] = False
 
     task: Task
-    samples: SampleSet
 
     @classmethod
     @abstractmethod
@@ -122,21 +168,9 @@ class Learner(ABC):
         Its inputs are those of the task, in their order; it returns a tuple, of what `loss` and `scores` read.
         """
 
-    @abstractmethod
-    def stages(self) -> tuple[Stage, ...]:
-        """The stages of training."""
-
-    @abstractmethod
-    def groups(self, network: nn.Module, stage: Stage) -> list[Group]:
-        """The parameters that learn in this stage; sets `requires_grad` of all others to False."""
-
-    @abstractmethod
-    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """The mean loss of a batch. Randomness may come from torch's generator."""
-
-    @abstractmethod
-    def scores(self, network: nn.Module, runtime: Runtime) -> dict[str, float]:
-        """Figures on the validation samples, after each epoch; the first decides which is the best epoch."""
+    def phases(self) -> Iterator[Phase]:
+        """What is trained before the network, one after the other; each is asked for when the last one is kept."""
+        return iter(())
 
     @abstractmethod
     def served(self, network: nn.Module) -> nn.Module:

@@ -18,9 +18,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from training import checkpoint
-from training.data import derived_seed, loader, shuffled, steps_an_epoch
+from training.data import derived_seed, loader
 from training.errors import CannotTrain
-from training.learner import Learner, Stage
+from training.learner import Stage, Trainee
 from training.runtime import Batch, Runtime
 from training.schedule import one_cycle, optimiser
 from training.settings import Settings
@@ -69,7 +69,7 @@ def train_step(
 
 
 def fit(
-    learner: Learner, network: nn.Module, settings: Settings, runtime: Runtime, folder: Path, *, workers: int = 0
+    learner: Trainee, network: nn.Module, settings: Settings, runtime: Runtime, folder: Path, *, workers: int = 0
 ) -> Iterator[Row]:
     """Trains the network in place and yields a row an epoch; at the end it has its best weights.
 
@@ -109,7 +109,7 @@ class _Stage:
 
     def __init__(
         self,
-        learner: Learner,
+        learner: Trainee,
         network: nn.Module,
         stage: Stage,
         settings: Settings,
@@ -117,7 +117,7 @@ class _Stage:
         kept: dict[str, Any] | None,
     ) -> None:
         self.learner, self.stage, self.settings, self.runtime = learner, stage, settings, runtime
-        self.steps = steps_an_epoch(len(learner.samples), settings.batch_size)
+        self.steps = learner.samples.steps(settings.batch_size)
         self.optimizer = optimiser(learner.groups(network, stage), stage.rate, settings.weight_decay)
         self.schedule: LRScheduler = one_cycle(self.optimizer, self.steps * stage.epochs)
         self.network = runtime.parallel(network)
@@ -128,8 +128,7 @@ class _Stage:
     def epoch(self, place: Place, epochs: int, workers: int) -> Iterator[Place]:
         """Takes the steps of an epoch that remain from `place` on, and yields how far it is now and then."""
         settings, runtime, samples = self.settings, self.runtime, self.learner.samples
-        keys = shuffled(
-            len(samples),
+        keys = samples.dealt(
             settings.batch_size,
             seed=settings.seed,
             epoch=place.epoch,
@@ -176,7 +175,7 @@ class _Stage:
 
 
 def _close(
-    learner: Learner, network: nn.Module, run: _Stage, place: Place, started: float, runtime: Runtime, folder: Path
+    learner: Trainee, network: nn.Module, run: _Stage, place: Place, started: float, runtime: Runtime, folder: Path
 ) -> tuple[Row, Place]:
     """Validates after an epoch, and keeps the weights where they are the best so far."""
     trained = time.perf_counter() - started

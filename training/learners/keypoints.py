@@ -103,7 +103,7 @@ class KeypointsLearner(PictureLearner):
     summary: ClassVar[str] = "where are the points? from pictures and a table of coordinates"
     data_kind: ClassVar[str] = "a folder with pictures and a CSV file: the picture's name, then x and y of each point"
     hub_tag: ClassVar[str] = "keypoint-detection"
-    lower_is_better: ClassVar[bool] = True
+    lower_is_better: bool = True
     options: ClassVar[Options] = Options()
     body_name: ClassVar[str] = "features.body"
     samples: PointedPictures

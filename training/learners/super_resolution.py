@@ -66,7 +66,7 @@ class SuperResolutionLearner(PictureLearner):
     hub_tag: ClassVar[str] = "image-to-image"
     options: ClassVar[Options] = Options()
     body_name: ClassVar[str] = "unet.body"
-    lower_is_better: ClassVar[bool] = True
+    lower_is_better: bool = True
     task: SuperResolution
     samples: DamagedCrops
     held_out: DamagedPictures
