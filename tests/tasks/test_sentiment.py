@@ -1,0 +1,271 @@
+"""Texts of all kinds become samples, and what the tokens say becomes words of the text that was sent."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from tasks.contract import InvalidInput, InvalidOutput, Limits, parameters_of, task_from
+from tasks.sentiment import Sentiment, SentimentAnswer, parts_of, without_control_characters, words_of
+from tests.model_folders import runner
+from tests.tiny_sentiment import GLAD, SAD, TASK, graph
+
+RUN = runner(graph())
+TEXTS = st.lists(
+    st.sampled_from(
+        [*GLAD, *SAD, " the", " isn't", "", "!", "\n", "\0", "\x1b", "é", "e\u0301", "😀", "ש", "ﷺ", "<br />"]
+    )
+    | st.text(max_size=6),
+    max_size=60,
+).map("".join)
+
+
+def answered(text: str | bytes, task: Sentiment = TASK, **more: Any) -> SentimentAnswer:
+    answer = task.answer(RUN, {"text": text, **more})
+    assert isinstance(answer, SentimentAnswer)
+    return answer
+
+
+def test_the_words_that_decided_are_named_with_their_places() -> None:
+    text = "This awful, awful film has one good scene."
+
+    answer = answered(text)
+
+    assert (answer.label, answer.tokens > 8, answer.parts, answer.notices) == ("negative", True, 1, [])
+    assert answer.probability == answer.probabilities["negative"] > 0.5
+    assert [(word.word, text[word.start : word.end]) for word in answer.words] == [
+        ("awful", "awful"),
+        ("awful", "awful"),
+        ("good", "good"),
+    ]
+    assert [word.weight > 0 for word in answer.words] == [True, True, False]
+
+
+def test_as_many_words_are_returned_as_were_asked_for() -> None:
+    text = "good great lovely bad"
+
+    assert [len(answered(text, words=words).words) for words in (0, 2, 50)] == [0, 2, 4]
+
+
+@settings(max_examples=150, deadline=None)
+@given(TEXTS)
+def test_places_always_point_at_the_word_in_the_text_that_was_sent(text: str) -> None:
+    try:
+        answer = answered(text, words=50)
+    except (InvalidInput, ValidationError):
+        return
+
+    assert all(
+        word.word == without_control_characters(text[word.start : word.end])[0] and word.word for word in answer.words
+    )
+    assert [abs(word.weight) for word in answer.words] == sorted((abs(w.weight) for w in answer.words), reverse=True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(TEXTS)
+def test_a_larger_bucket_changes_nothing(text: str) -> None:
+    wide = replace(TASK, buckets=(8, 16, 32, 4096))
+    if not without_control_characters(text)[0].strip() or len(TASK.preprocess(text)) > 1:
+        return
+    samples = TASK.preprocess(text)
+    larger = replace(samples, arrays={"tokens": np.pad(samples.arrays["tokens"], [(0, 0), (0, 40)])})
+    request = wide.parse({"text": text, "words": 50}, Limits())
+
+    padded, plain = (wide.postprocess(RUN(each.arrays), each, request) for each in (larger, samples))
+
+    assert padded.words == plain.words
+    assert padded.probability == pytest.approx(plain.probability, abs=2e-6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(TEXTS)
+def test_evidence_adds_up_to_the_difference_of_the_scores_of_what_was_read(text: str) -> None:
+    samples = TASK.preprocess(text)
+
+    outputs = RUN(samples.arrays)
+    scores = outputs["evidence"].sum(axis=1)
+
+    expected = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(expected, outputs["probabilities"], atol=1e-5)
+    assert all(len(row) in TASK.buckets for row in samples.arrays["tokens"])
+
+
+@given(st.integers(0, 3000), st.integers(2, 100))
+def test_a_text_in_parts_is_whole_and_each_part_fits(length: int, longest: int) -> None:
+    tokens = np.arange(1, length + 2)
+
+    parts = parts_of(tokens, longest)
+
+    assert max(map(len, parts)) <= longest
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert {int(part[0]) for part in parts} == {1}
+    assert np.concatenate([part[1:] for part in parts]).tolist() == tokens[1:].tolist()
+
+
+def test_a_long_text_is_read_in_parts_to_its_end() -> None:
+    text = "The film is good. " * 10 + "It is awful, " * 30 + "and boring"
+
+    answer = answered(text, words=50)
+
+    assert answer.parts > 1
+    assert answer.label == "negative"
+    assert answer.tokens > 32
+    assert str(answer.parts) in answer.notices[0]
+    assert "average" in answer.notices[0]
+    assert max(word.end for word in answer.words) == len(text)
+
+
+def test_parts_count_by_their_lengths() -> None:
+    text = ("good " * 31 + "bad " * 31).strip()
+    samples = TASK.preprocess(text)
+
+    answer = answered(text)
+
+    assert samples.context.counts == (31, 31)
+    assert answer.probability == pytest.approx(RUN(samples.arrays)["probabilities"].mean(axis=0).max(), abs=1e-6)
+    assert answered("good " * 100 + "bad " * 20).label == "positive"
+
+
+@pytest.mark.parametrize("text", ["", "   ", "\n\t\r\n", "\u3000\xa0", "\0\0", "\0 \x1b\n", b"", b"\xef\xbb\xbf"])
+def test_a_text_of_nothing_is_refused_as_empty(text: str | bytes) -> None:
+    with pytest.raises(InvalidInput, match=r"^The text .*\.$") as refused:
+        answered(text)
+
+    assert refused.value.reason == "empty"
+
+
+def test_control_characters_are_left_out_and_counted() -> None:
+    text = "\0It's g\0r\x1beat\x7f\ufeff!"
+
+    answer = answered(text)
+
+    assert answer.notices == ["4 control characters were left out."]
+    assert [(word.word, text[word.start : word.end]) for word in answer.words] == [("great", "g\0r\x1beat")]
+    assert answered("\0good").notices == ["One control character was left out."]
+    assert answered("good\tand\r\n\x85bad").notices == []
+
+
+ODD_TEXTS = [
+    "😀😀 👍🏽",
+    "👩\u200d❤️\u200d👩",
+    "סרט נפלא",
+    "فيلم رائع",
+    "नमस्ते",
+    "very 𝔤𝔬𝔬𝔡",
+    "e\u0301",
+    "\u0301\u0301",
+    "\u200b",
+    "?!",
+    "'",
+]
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS)
+def test_every_script_is_answered(text: str) -> None:
+    answer = answered(text)
+
+    assert answer.tokens > 0
+    assert answer.probabilities.keys() == {"negative", "positive"}
+
+
+def test_letters_of_other_forms_are_read_as_what_they_stand_for() -> None:
+    text = "a 𝔤𝔬𝔬𝔡 film"
+
+    (word,) = answered(text).words
+
+    assert (word.word, word.start, word.end) == ("𝔤𝔬𝔬𝔡", 2, 6)
+
+
+def test_halves_of_surrogate_pairs_are_left_out() -> None:
+    answer = answered("good \ud800\udc00 film")
+
+    assert answer.notices == ["2 control characters were left out."]
+    assert [word.word for word in answer.words] == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("don't stop: 'quoted', O’Neil's", ["don't", "stop", "quoted", "O’Neil's"]),
+        ("snake_case 10/10 3D", ["snake", "case", "10", "10", "3D"]),
+        ("e\u0301tude, ne\u0301e", ["e\u0301tude", "ne\u0301e"]),
+        ("नमस्ते दुनिया", ["नमस्ते", "दुनिया"]),
+        ("great😀👍🏽!! ❤️", ["great", "😀👍🏽", "❤️"]),
+        ("", []),
+        (" -- \n", []),
+    ],
+)
+def test_words_are_runs_of_letters_digits_and_apostrophes_or_emoji(text: str, words: list[str]) -> None:
+    assert words == [text[start:end] for start, end in words_of(text)]
+
+
+@given(st.text())
+def test_words_lie_one_after_the_other(text: str) -> None:
+    places = [place for word in words_of(text) for place in word]
+
+    assert places == sorted(places)
+    assert all(0 <= place <= len(text) for place in places)
+    assert all(start < end for start, end in words_of(text))
+
+
+@pytest.mark.parametrize("text", ["a " * 50_001, "ﷺ" * 10_000], ids=["as it is", "written out"])
+def test_more_characters_than_are_accepted_are_refused(text: str) -> None:
+    with pytest.raises(InvalidInput, match=r"characters; at most 100,000 are accepted\.") as refused:
+        answered(text)
+
+    assert refused.value.reason == "too_large"
+
+
+def test_more_tokens_than_can_be_read_in_time_are_refused() -> None:
+    with pytest.raises(InvalidInput, match=r"tokens; at most 1,600 are accepted\.") as refused:
+        answered("😀 👍" * 1000)
+
+    assert refused.value.reason == "too_large"
+
+
+def test_a_file_is_read_as_utf_8_with_or_without_its_mark() -> None:
+    text = "café: good"
+
+    assert answered(text) == answered(text.encode()) == answered(text.encode("utf-8-sig"))
+
+
+def test_a_file_in_another_encoding_is_a_clear_error() -> None:
+    with pytest.raises(ValidationError, match="the text is not UTF-8: see byte 3"):
+        answered("café: good".encode("latin-1"))
+
+
+@pytest.mark.parametrize("body", [{}, {"text": 3}, {"text": None}, {"text": ["a"]}, {"text": "a", "words": 51}])
+def test_what_is_no_request_is_refused(body: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        TASK.parse(body, Limits())
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [
+        {"probabilities": np.full((1, 2), np.nan, np.float32), "evidence": np.zeros((1, 8, 2), np.float32)},
+        {"probabilities": np.full((1, 2), 0.5, np.float32), "evidence": np.full((1, 8, 2), np.inf, np.float32)},
+        {"probabilities": np.full((1, 2), 0.5, np.float32), "evidence": np.zeros((1, 9, 2), np.float32)},
+    ],
+    ids=["no number", "no finite evidence", "evidence for other tokens"],
+)
+def test_outputs_that_are_no_answer_are_told_apart(outputs: dict[str, Any]) -> None:
+    with pytest.raises(InvalidOutput):
+        TASK.answer(lambda arrays: outputs, {"text": "good"})
+
+
+def test_the_tokenizer_and_the_buckets_are_checked_when_a_manifest_is_read() -> None:
+    with pytest.raises(ValidationError, match="The tokenizer cannot be read"):
+        task_from(Sentiment, parameters_of(TASK), {"tokenizer.json": "{}"})
+
+    with pytest.raises(ValueError, match="not lengths"):
+        replace(TASK, buckets=(32, 16))
+
+
+def test_examples_are_the_texts_and_the_first_without_words() -> None:
+    assert [body["text"] for body in TASK.examples()] == [*TASK.example_texts, TASK.example_texts[0]]
+    assert replace(TASK, example_texts=()).example()["text"].startswith("A wonderful film")
