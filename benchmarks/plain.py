@@ -18,7 +18,7 @@ from tasks.manifest import MODEL, read_manifest
 
 def plain_app(folder: Path) -> FastAPI:
     """An application with POST /predict for the model in this folder."""
-    task = read_manifest(folder).load_task()
+    task = read_manifest(folder).load_task(folder)
     backend = OnnxRuntime(device="cpu")((folder / MODEL).read_bytes(), task.inputs, task.outputs)
     app = FastAPI()
 

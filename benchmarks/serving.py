@@ -108,7 +108,7 @@ def request_to(folder: Path, name: str) -> tuple[str, bytes]:
 def _bare(folder: Path) -> Bare:
     """Decoding on one core, the graph alone and in a full batch, in this process."""
     manifest = read_manifest(folder)
-    task = manifest.load_task()
+    task = manifest.load_task(folder)
     backend = OnnxRuntime(device="cpu")((folder / MODEL).read_bytes(), task.inputs, task.outputs)
     content_type, body = request_to(folder, manifest.name)
 

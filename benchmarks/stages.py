@@ -29,7 +29,8 @@ def measure_stages(models: Path) -> dict[str, Any]:
     with service_of(models) as service:
         for folder in sorted(models.glob("*/[0-9]*")):
             manifest = read_manifest(folder)
-            task, url = manifest.load_task(), f"{service}/v1/models/{manifest.name}/versions/{manifest.version}/predict"
+            task = manifest.load_task(folder)
+            url = f"{service}/v1/models/{manifest.name}/versions/{manifest.version}/predict"
             for size, (content_type, body) in _bodies(folder, manifest.name).items():
                 for form in task.forms:
                     found = _stages(url, content_type, body, form)

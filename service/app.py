@@ -78,7 +78,7 @@ class Service:
                 settings.max_batch or _MOST_BATCH, settings.max_delay_ms / 1000, self._at_once(backend.device)
             ),
             find_batch_size=settings.max_batch == 0,
-            limits=Limits(settings.max_pixels, settings.max_rows, settings.max_answer_pixels),
+            limits=Limits(settings.max_pixels, settings.max_rows, settings.max_answer_pixels, settings.max_characters),
             max_queue=settings.max_queue,
             workers=self._workers,
             device=self._device,

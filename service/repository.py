@@ -138,7 +138,7 @@ class Repository:
         if (manifest.name, manifest.version) != (entry.name, entry.version):
             raise BrokenModel(f"The manifest is that of {manifest.name}/{manifest.version}.")
         verify_files(folder, manifest)
-        task = manifest.load_task()
+        task = manifest.load_task(folder)
         goldens = read_goldens(folder)
         if not goldens:
             raise BrokenModel("There are no golden requests: nothing proves that this model is what was trained.")

@@ -59,6 +59,7 @@ class Settings:
         4_000_000, "pixels in a picture that a network makes (twice as wide and high: four times those sent)", least=1
     )
     max_rows: int = _setting(1_000, "rows in a request, at most", least=1)
+    max_characters: int = _setting(100_000, "characters of a text in a request, at most", least=1)
     drain_seconds: float = _setting(
         0.0, "after SIGTERM, how long to go on accepting while /health/ready says no", least=0
     )

@@ -12,14 +12,16 @@ This package knows nothing of networks, of HTTP and of the runtime; it imports n
 """
 
 import base64
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, PlainSerializer, TypeAdapter, WithJsonSchema
+from pydantic_core import from_json
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -65,11 +67,13 @@ class Limits:
         pixels: of a picture that is sent.
         rows: of a table that is sent.
         answer_pixels: of a picture that the network makes, pixel by pixel.
+        characters: of a text that is sent.
     """
 
     pixels: int = 25_000_000
     rows: int = 1_000
     answer_pixels: int = 4_000_000
+    characters: int = 100_000
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,8 @@ class Answer(BaseModel):
 class Task(ABC):
     """One of the questions, with all it has learnt from its data as fields.
 
-    The fields are exactly what a manifest records as `parameters`: plain values, tuples and frozen dataclasses.
+    The fields are exactly what a manifest records as `parameters`: plain values, tuples and frozen dataclasses. Large
+    ones (a tokenizer, a table of films) lie in files of their own, which `files` names.
     A task is pure: no method changes it, reads a file or keeps anything between two calls, and each may be called
     from several threads at once.
     """
@@ -185,6 +190,11 @@ class Task(ABC):
     upload: ClassVar[Upload | None] = None
     forms: ClassVar[tuple[Form, ...]] = (Form("application/json"),)
     """The forms that answers can have; the first is the one for whoever has no preference."""
+    files: ClassVar[Mapping[str, str]] = {}
+    """Fields that lie in a file of the model's folder and not in its manifest: {field: file name}.
+
+    A field annotated as `str` is that text, in UTF-8; any other is JSON.
+    """
     golden_tolerance: ClassVar[float] = 2e-3
     """How far a number of an answer may lie from the golden one: other processors round otherwise, no more."""
 
@@ -249,11 +259,44 @@ class Task(ABC):
 
 
 def parameters_of(task: Task) -> dict[str, Any]:
-    """A task's fields as plain JSON values."""
-    parameters: dict[str, Any] = TypeAdapter(type(task)).dump_python(task, mode="json")
+    """A task's fields as plain JSON values, without those that lie in files."""
+    parameters: dict[str, Any] = TypeAdapter(type(task)).dump_python(task, mode="json", exclude=set(task.files))
     return parameters
 
 
-def task_from(task_class: type[Task], parameters: Mapping[str, Any]) -> Task:
-    """The task that `parameters_of` described. Raises pydantic.ValidationError where a field does not fit."""
-    return TypeAdapter(task_class).validate_python(parameters)
+def files_of(task: Task) -> dict[str, str]:
+    """The fields that lie in files, as the text of each: by the file's name."""
+    if not task.files:
+        return {}
+    values = TypeAdapter(type(task)).dump_python(task, mode="json", include=set(task.files))
+    return {
+        name: values[field] if _is_text(type(task), field) else json.dumps(values[field], ensure_ascii=False) + "\n"
+        for field, name in task.files.items()
+    }
+
+
+def task_from(task_class: type[Task], parameters: Mapping[str, Any], files: Mapping[str, str] | None = None) -> Task:
+    """The task that `parameters_of` and `files_of` described.
+
+    Raises ValueError where a file is missing or not JSON, and pydantic.ValidationError (which is one) where a field
+    does not fit.
+    """
+    found = files or {}
+    if missing := sorted(set(task_class.files.values()) - set(found)):
+        raise ValueError(f"it also needs {', '.join(missing)}")
+    fields = {
+        field: found[name] if _is_text(task_class, field) else _parsed(found[name], name)
+        for field, name in task_class.files.items()
+    }
+    return TypeAdapter(task_class).validate_python({**parameters, **fields})
+
+
+def _is_text(task_class: type[Task], field: str) -> bool:
+    return get_type_hints(task_class)[field] is str
+
+
+def _parsed(text: str, name: str) -> Any:
+    try:
+        return from_json(text)
+    except ValueError as error:
+        raise ValueError(f"{name} is not JSON: {error}") from None

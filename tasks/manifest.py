@@ -4,6 +4,7 @@
                             model.onnx      the graph
                             goldens.json    requests with the answers the trainer got, to be replayed before serving
                             README.md       the card
+                            …               what the task keeps in files of its own: a tokenizer, a table of films
 
 Nothing here is executed, and nothing outside the folder is read.
 """
@@ -19,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tasks import task_names, task_type
 from tasks._images import is_picture_file, same_picture
-from tasks.contract import Task, task_from
+from tasks.contract import Task, files_of, task_from
 
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
@@ -95,14 +96,26 @@ class Manifest(_Part):
     ]
     files: dict[FileName, FileEntry]
 
-    def load_task(self) -> Task:
-        """The task, as it was trained. Raises BrokenModel."""
+    def load_task(self, folder: Path) -> Task:
+        """The task, as it was trained, with what it keeps in files of this folder. Raises BrokenModel."""
         if self.task not in task_names():
             raise BrokenModel(f"The task '{self.task}' is not one of {', '.join(task_names())}.")
+        kind = task_type(self.task)
+        texts = {name: self._text_of(folder, name) for name in kind.files.values()}
         try:
-            return task_from(task_type(self.task), self.parameters)
-        except ValidationError as error:
+            return task_from(kind, self.parameters, texts)
+        except ValueError as error:
             raise BrokenModel(f"The parameters do not describe a task of kind '{self.task}': {error}.") from None
+
+    def _text_of(self, folder: Path, name: str) -> str:
+        if name not in self.files:
+            raise BrokenModel(f"The manifest names no {name}, which a task of kind '{self.task}' needs.")
+        try:
+            return (folder / name).read_bytes().decode("utf-8")
+        except OSError as error:
+            raise BrokenModel(f"{name} cannot be read: {error.strerror}.") from None
+        except UnicodeDecodeError:
+            raise BrokenModel(f"{name} is not text in UTF-8.") from None
 
 
 def sha256_of(path: Path) -> str:
@@ -134,6 +147,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes the manifest: the last thing that is written into a model folder."""
     text = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def write_task_files(folder: Path, task: Task) -> None:
+    """Writes what the task keeps in files of its own; to be called before the manifest is made, which names them."""
+    for name, text in files_of(task).items():
+        (folder / name).write_bytes(text.encode("utf-8"))
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:

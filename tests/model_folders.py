@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tasks._tables import CategoryColumn, NumberColumn
 from tasks.classification import Classification
 from tasks.contract import Arrays, Run, Task, parameters_of
-from tasks.manifest import DataSource, Golden, Manifest, entries_of, write_goldens, write_manifest
+from tasks.manifest import DataSource, Golden, Manifest, entries_of, write_goldens, write_manifest, write_task_files
 from tasks.tabular import Tabular
 
 COLOURS = Classification(labels=("red", "green", "blue"), size=32)
@@ -120,6 +120,7 @@ def publish(
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(graph)
     (folder / "README.md").write_text(f"# {name}\n")
+    write_task_files(folder, task)
     run = runner(graph)
     write_goldens(folder, [Golden(request=body, answer=task.answer(run, body).plain()) for body in requests])
     manifest = Manifest(

@@ -24,6 +24,7 @@ from tasks.manifest import (
     verify_files,
     write_goldens,
     write_manifest,
+    write_task_files,
 )
 from training.errors import CannotTrain
 from training.export import OPSET, Artefacts, Parity, export, runner
@@ -101,6 +102,7 @@ def _fill(
     requests = task.examples()
     if what.recipe.data.redistributable:
         task, requests = learner.golden_requests(served)
+    write_task_files(folder, task)
     parity = export(served, task, learner.validation(_COMPARED), folder, what.artefacts)
     run = runner(folder / MODEL, task)
     write_goldens(folder, [Golden(request=body, answer=_answer(task, run, body)) for body in requests])
@@ -121,7 +123,7 @@ def replay(folder: Path) -> None:
     """Reads the folder as the service does and asks the golden requests. Raises BrokenModel."""
     manifest = read_manifest(folder)
     verify_files(folder, manifest)
-    task = manifest.load_task()
+    task = manifest.load_task(folder)
     run = runner(folder / MODEL, task)
     for number, golden in enumerate(read_goldens(folder)):
         got = _answer(task, run, golden.request)

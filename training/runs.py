@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.contract import parameters_of
+from tasks.contract import files_of, parameters_of
 from training.errors import CannotTrain
 from training.learner import Learner
 from training.loop import Row
@@ -37,7 +37,7 @@ class Plan:
     def fingerprint(self, learner: Learner, runtime: Runtime) -> dict[str, Any]:
         """What must be the same for a run to be the same run."""
         chosen = {**asdict(self.settings), **asdict(self.options), "precision": runtime.precision}
-        task = json.dumps(parameters_of(learner.task), sort_keys=True)
+        task = json.dumps({**parameters_of(learner.task), **files_of(learner.task)}, sort_keys=True)
         return {
             "recipe": self.recipe.name,
             "task": self.recipe.task,

@@ -1,24 +1,35 @@
 """What is true of every task, asked of each."""
 
 import json
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from tasks import task_type
-from tasks.contract import Arrays, Limits, Task, TensorSpec, parameters_of, task_from
+from tasks.contract import Arrays, Limits, Task, TensorSpec, files_of, parameters_of, task_from
+from tasks.tabular import Tabular
+from tests.model_folders import CREDIT
 from tests.tiny_models import every_task
 
 EXAMPLES = every_task()
 
 
-def lengths(spec: TensorSpec) -> tuple[int, ...]:
-    return tuple(7 if isinstance(length, str) else length for length in spec.shape)
+def lengths(spec: TensorSpec, axes: dict[str, int]) -> tuple[int, ...]:
+    return tuple(axes.get(length, 7) if isinstance(length, str) else length for length in spec.shape)
 
 
 def any_outputs(task: Task, arrays: Arrays) -> Arrays:
+    """Of a length that the inputs have too where an axis has the same name."""
     size = len(next(iter(arrays.values())))
-    return {spec.name: np.full((size, *lengths(spec)), 0.25, spec.dtype) for spec in task.outputs}
+    axes = {
+        axis: length
+        for spec in task.inputs
+        for axis, length in zip(spec.shape, arrays[spec.name].shape[1:], strict=True)
+        if isinstance(axis, str)
+    }
+    return {spec.name: np.full((size, *lengths(spec, axes)), 0.25, spec.dtype) for spec in task.outputs}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -64,7 +75,7 @@ class TestEveryTask:
     def test_a_manifest_brings_the_same_task_back(self, name: str) -> None:
         task = EXAMPLES[name]
 
-        assert task_from(type(task), json.loads(json.dumps(parameters_of(task)))) == task
+        assert task_from(type(task), json.loads(json.dumps(parameters_of(task))), files_of(task)) == task
 
     def test_preprocessing_does_not_depend_on_what_was_asked_before(self, name: str) -> None:
         task = EXAMPLES[name]
@@ -79,3 +90,39 @@ class TestEveryTask:
 def test_what_is_no_task_is_not_imported(name: str) -> None:
     with pytest.raises(KeyError, match="There is no task"):
         task_type(name)
+
+
+@dataclass(frozen=True)
+class Shelf(Tabular):
+    """A task that keeps a text and a table in files of their own."""
+
+    words: str = ""
+    films: tuple[tuple[int, str], ...] = ()
+
+    files: ClassVar = {"words": "words.txt", "films": "films.json"}
+
+
+SHELF = Shelf(
+    CREDIT.target, CREDIT.labels, CREDIT.columns, words='Ünï "quoted"\r\n', films=((1, "Alien"), (2, "Čapek"))
+)
+
+
+def test_what_a_task_keeps_in_files_is_not_among_its_parameters_and_comes_back_from_them() -> None:
+    parameters, files = parameters_of(SHELF), files_of(SHELF)
+
+    assert {"words", "films"}.isdisjoint(parameters)
+    assert files == {"words.txt": SHELF.words, "films.json": '[[1, "Alien"], [2, "Čapek"]]\n'}
+    assert task_from(Shelf, parameters, files) == SHELF
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"words.txt": "x"}, "it also needs films.json"),
+        ({"words.txt": "x", "films.json": "[[1,"}, "films.json is not JSON: EOF"),
+        ({"words.txt": "x", "films.json": '[["one", 1]]'}, "valid integer"),
+    ],
+)
+def test_a_file_that_is_missing_or_wrong_is_named(files: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        task_from(Shelf, parameters_of(SHELF), files)

@@ -1,6 +1,7 @@
 """Two answers agree where a client could not tell them apart."""
 
 import base64
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from tasks._images import encoded
 from tasks.manifest import BrokenModel, difference, read_manifest, verify_files
 from tests.model_folders import CREDIT, credit_graph, publish
+from tests.tiny_models import every_task, tiny
 
 ANSWER = {"label": "cat", "probability": 0.9, "labels": [{"label": "cat", "probability": 0.9}], "seen": True}
 
@@ -67,3 +69,52 @@ def test_masks_are_compared_by_the_share_of_pixels_that_have_another_class() -> 
 
     assert difference(answer(mask), answer(few), 1e-3) is None
     assert difference(answer(mask), answer(many), 1e-3) == "answer.mask is another picture"
+
+
+WITH_FILES = [name for name, task in every_task().items() if task.files]
+
+
+def harmed(folder: Path, name: str, harm: str) -> None:
+    if harm == "missing":
+        (folder / name).unlink()
+    elif harm == "no text":
+        (folder / name).write_bytes(b"\xff\xfe\xfd")
+    elif harm == "a folder":
+        (folder / name).unlink()
+        (folder / name).mkdir()
+    elif harm == "not named":
+        manifest = json.loads((folder / "manifest.json").read_text())
+        del manifest["files"][name]
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("name", WITH_FILES)
+class TestFilesOfATask:
+    def test_they_are_written_beside_the_manifest_which_has_their_hash_and_not_their_content(
+        self, tmp_path: Path, name: str
+    ) -> None:
+        task, graph = tiny(name)
+        folder = publish(tmp_path, name, task, graph)
+        manifest = read_manifest(folder)
+
+        verify_files(folder, manifest)
+        assert task == manifest.load_task(folder)
+        assert set(task.files.values()) <= set(manifest.files)
+        assert set(task.files).isdisjoint(manifest.parameters)
+
+    @pytest.mark.parametrize(
+        ("harm", "message"),
+        [
+            ("missing", "cannot be read: No such file"),
+            ("no text", "is not text in UTF-8"),
+            ("a folder", "cannot be read: Is a directory"),
+            ("not named", "The manifest names no"),
+        ],
+    )
+    def test_one_that_cannot_be_had_is_named(self, tmp_path: Path, name: str, harm: str, message: str) -> None:
+        task, graph = tiny(name)
+        folder = publish(tmp_path, name, task, graph)
+        harmed(folder, next(iter(task.files.values())), harm)
+
+        with pytest.raises(BrokenModel, match=message):
+            read_manifest(folder).load_task(folder)

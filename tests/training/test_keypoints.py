@@ -366,7 +366,7 @@ def test_pictures_with_points_become_a_report_and_a_model_that_finds_them(train,
     manifest = read_manifest(model)
     verify_files(model, manifest)
     replay(model)
-    task = manifest.load_task()
+    task = manifest.load_task(model)
     assert (task.names, task.links) == (NAMES, ((0, 1), (1, 2)))
     figures = {metric.name: metric.value for metric in manifest.metrics}
     assert list(figures)[:3] == ["mean_error", "median_error", "pck_5"]

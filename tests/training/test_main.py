@@ -69,7 +69,7 @@ def test_photos_become_a_report_and_a_model_that_answers(train, photos, tmp_path
     assert {"model.onnx", "model.ts", "goldens.json", "README.md"} == set(manifest.files)
     assert manifest.metrics[0].name == "accuracy"
     assert manifest.metrics[0].value > 0.8
-    task = manifest.load_task()
+    task = manifest.load_task(model)
     assert task.labels == ("blue", "green", "red")
     noise = np.random.default_rng(5).normal(0, 20, (40, 48, 3))
     Image.fromarray((np.array([190, 40, 40]) + noise).clip(0, 255).astype(np.uint8)).save(tmp_path / "new.png")
@@ -105,7 +105,7 @@ def test_a_table_becomes_a_report_and_a_model_that_answers(train, table, tmp_pat
     figures = {metric.name: metric.value for metric in manifest.metrics}
     assert figures["accuracy"] > 0.85
     assert figures["accuracy_mean"] > 0.85
-    task = manifest.load_task()
+    task = manifest.load_task(model)
     body = {"rows": [{"age": 70, "city": "Lima", "spent": 10.0}, {"age": None, "city": "Rome", "spent": None}]}
     answer = task.answer(export.runner(model / "model.onnx", task), body)
     assert answer.predictions[0].label == "no"

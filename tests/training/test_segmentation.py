@@ -172,7 +172,7 @@ def test_pictures_with_masks_become_a_report_and_a_model_that_answers(streets, t
     manifest = read_manifest(model)
     assert [metric.name for metric in manifest.metrics[:2]] == ["mean_iou", "pixel_accuracy"]
     assert manifest.metrics[1].value > 0.5
-    task = manifest.load_task()
+    task = manifest.load_task(model)
     assert task.labels == ("sky", "road", "house")
     picture, _ = scene(1000, (96, 72))
     picture.save(tmp_path / "new.png")

@@ -458,7 +458,7 @@ def test_a_folder_of_good_pictures_becomes_a_model_that_answers(good, command, t
     assert "psnr_gain" in {metric.name for metric in manifest.metrics}
     assert "is invented" in (model / "README.md").read_text()
     assert len(read_goldens(model)) == 3
-    task = manifest.load_task()
+    task = manifest.load_task(model)
     answer = task.answer(runner(model / "model.onnx", task), {"image": one_pixel()})
     assert (answer.width, answer.height) == (2, 2)
     (report,) = (tmp_path / "runs" / "mine").glob("*/index.html")

@@ -192,7 +192,7 @@ def test_a_table_of_tags_becomes_a_model_that_is_served(tmp_path, command):
     assert "Always answering each label's majority" in out
     published = tmp_path / "models" / "halves" / "1"
     replay(published)
-    task = read_manifest(published).load_task()
+    task = read_manifest(published).load_task(published)
     assert isinstance(task, Classification)
     assert len(task.thresholds) == 2
     assert "f2" in {metric.name for metric in read_manifest(published).metrics}
