@@ -227,6 +227,14 @@ def test_more_tokens_than_can_be_read_in_time_are_refused() -> None:
     assert refused.value.reason == "too_large"
 
 
+def test_what_stands_for_padding_cannot_be_written_into_a_text() -> None:
+    samples = TASK.preprocess("[PAD] [BEGIN] good")
+
+    assert np.count_nonzero(samples.arrays["tokens"]) == 1 + samples.context.counts[0]
+    assert samples.arrays["tokens"].ravel().tolist().count(1) == 1
+    assert answered("[PAD] good [PAD]").words[0].word == "good"
+
+
 def test_a_file_is_read_as_utf_8_with_or_without_its_mark() -> None:
     text = "café: good"
 

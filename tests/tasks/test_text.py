@@ -1,0 +1,76 @@
+"""One tokenizer for both sides: what is done to a text lies in its file, and each token knows what it stands for."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from tasks._text import BEGIN, PADDING, encode, encode_all, padded, tokenizer_from, trained
+
+SENTENCES = ["the film is good and the story is great", "isn't it a good film, and a great story?"] * 10
+TOKENIZER = tokenizer_from(trained(SENTENCES, size=350, least=2))
+TEXTS = st.text(max_size=200).filter(lambda text: not any("\ud800" <= character <= "\udfff" for character in text))
+
+
+def tokens_of(text: str) -> list[int]:
+    return encode(TOKENIZER, text).tokens.tolist()
+
+
+def test_every_text_begins_with_begin_and_words_that_were_seen_often_are_one_token() -> None:
+    encoded = encode(TOKENIZER, "good film")
+
+    assert encoded.tokens[0] == BEGIN
+    assert encoded.spans[0] == (0, 0)
+    assert [("good film")[start:end].strip() for start, end in encoded.spans[1:]] == ["good", "film"]
+    assert encoded.tokens.dtype == np.int64
+
+
+@settings(max_examples=200, deadline=None)
+@given(TEXTS)
+def test_any_text_becomes_tokens_whose_places_lie_inside_it_in_order(text: str) -> None:
+    encoded = encode(TOKENIZER, text)
+
+    assert len(encoded.tokens) == len(encoded.spans)
+    assert PADDING not in encoded.tokens.tolist()
+    assert encoded.tokens.max() < TOKENIZER.get_vocab_size()
+    assert all(0 <= start <= end <= len(text) for start, end in encoded.spans)
+    assert list(encoded.spans) == sorted(encoded.spans)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(TEXTS, max_size=5))
+def test_many_texts_get_the_tokens_that_each_has_alone(texts: list[str]) -> None:
+    assert [tokens.tolist() for tokens in encode_all(TOKENIZER, texts)] == [tokens_of(text) for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Good FILM", "good film"),
+        ("good<br /><br/>film", "good\n\nfilm"),
+        ("soooooooo good", "sooo good"),
+        ("----------", "---"),
+        ("\ufb01lm", "film"),
+        ("caf\u00e9", "cafe\u0301"),
+        ("𝔤𝔬𝔬𝔡", "good"),
+    ],
+)
+def test_what_reads_the_same_has_the_same_tokens(one: str, other: str) -> None:
+    assert tokens_of(one) == tokens_of(other)
+
+
+def test_learning_from_the_same_texts_gives_the_same_tokenizer() -> None:
+    first, second = (trained(SENTENCES, size=350, least=2) for _ in range(2))
+
+    assert json.loads(first) == json.loads(second)
+    assert first == Tokenizer.from_str(first).to_str()
+
+
+def test_rows_are_filled_up_on_the_right() -> None:
+    rows = padded([np.array([1, 5, 6]), np.array([1])], 4)
+
+    assert rows.tolist() == [[1, 5, 6, PADDING], [1, PADDING, PADDING, PADDING]]
+    assert rows.dtype == np.int64
