@@ -171,11 +171,10 @@ def _read_folder(folder: Path, rules: TextRules) -> _Found:
 
 def _root(folder: Path) -> Path:
     """The folder that holds the labels' folders: `train`, or the only folder of an unpacked archive."""
-    for outer in (folder, *(_folders(folder) if len(_folders(folder)) == 1 else ())):
-        for name in _TRAIN:
-            if (outer / name).is_dir():
-                return outer / name
-    return folder
+    inner = _folders(folder)
+    outers = [folder, *inner] if len(inner) == 1 else [folder]
+    found = (outer / name for outer in outers for name in _TRAIN if (outer / name).is_dir())
+    return next(found, folder)
 
 
 def _folders(folder: Path) -> list[Path]:
