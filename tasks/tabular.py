@@ -6,10 +6,11 @@ from itertools import islice
 from typing import Annotated, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, create_model
 from pydantic_core import PydanticCustomError
 
-from tasks._tables import CategoryColumn, Column, Columns, Table
+from tasks._tables import CategoryColumn, Column, Columns, DateColumn, Table
 from tasks.contract import Answer, Arrays, InvalidOutput, Limits, Request, Samples, Task, TensorSpec
 
 _MOST_NOTICES = 20
@@ -31,13 +32,30 @@ class RowPrediction(BaseModel):
     probabilities: dict[str, float]
 
 
+class RowNumber(BaseModel):
+    """The number that a row leads to, and the interval that it lies in more often than not."""
+
+    value: float
+    low: Annotated[float, Field(description="The interval's lower end; `coverage` says how often it holds.")]
+    high: Annotated[float, Field(description="The interval's upper end.")]
+
+
+Notices = Annotated[list[str], Field(description=f"Values that training never saw, the first {_MOST_NOTICES} of them.")]
+
+
 class TabularAnswer(Answer):
     """One prediction a row, in the order of the rows."""
 
     predictions: list[RowPrediction]
-    notices: Annotated[
-        list[str], Field(description=f"Values that training never saw, the first {_MOST_NOTICES} of them.")
-    ] = []
+    notices: Notices = []
+
+
+class NumberAnswer(Answer):
+    """One number a row, in the order of the rows."""
+
+    predictions: list[RowNumber]
+    coverage: Annotated[float, Field(description="How much of the time the number lies in its interval.")]
+    notices: Notices = []
 
 
 def _refuse_too_many(most_fields: int, rows: Any, info: ValidationInfo) -> Any:
@@ -55,19 +73,27 @@ def _refuse_too_many(most_fields: int, rows: Any, info: ValidationInfo) -> Any:
 
 @dataclass(frozen=True)
 class Tabular(Task):
-    """A class for each row of a table.
+    """A class, or a number, for each row of a table.
 
     Attributes:
         target: the column that is predicted.
-        labels: its classes, in the order of the network's outputs.
+        labels: its classes, in the order of the network's outputs; none where it is a number.
         columns: the columns that the network reads.
         ignored: columns a row may have that the network does not read (audit columns, say); accepted and unused.
+        spread: of a number: the least and the largest that training saw.
+        coverage: of a number: how much of the time its interval is to hold.
     """
 
     target: str
     labels: tuple[str, ...]
     columns: tuple[Column, ...]
     ignored: tuple[str, ...] = ()
+    spread: tuple[float, float] | None = None
+    coverage: float = 0.8
+
+    def __post_init__(self) -> None:
+        if bool(self.labels) == (self.spread is not None):
+            raise ValueError("A model of rows has either labels or the spread of a number.")
 
     @cached_property
     def table(self) -> Columns:
@@ -90,9 +116,9 @@ class Tabular(Task):
         return create_model("TabularRequest", __base__=Request, rows=(rows, ...))
 
     @property
-    def answer_type(self) -> type[TabularAnswer]:
-        """The same for every model of this task."""
-        return TabularAnswer
+    def answer_type(self) -> type[Answer]:
+        """One for classes, one for numbers."""
+        return TabularAnswer if self.labels else NumberAnswer
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -104,8 +130,10 @@ class Tabular(Task):
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """Calibrated probabilities."""
-        return (TensorSpec("probabilities", "float32", (len(self.labels),)),)
+        """Calibrated probabilities; or the number and both ends of its interval, in the target's own unit."""
+        if self.labels:
+            return (TensorSpec("probabilities", "float32", (len(self.labels),)),)
+        return TensorSpec("value", "float32", ()), TensorSpec("interval", "float32", (2,))
 
     def decode(self, request: Any, limits: Limits) -> Table:
         """The rows, by columns."""
@@ -119,12 +147,27 @@ class Tabular(Task):
 
     def _notices(self, raw: Table) -> Any:
         for column in self.columns:
-            for row, value in enumerate(raw[column.name]):
-                if notice := column.notice(value):
-                    yield f"rows.{row}.{column.name}: {notice}."
+            values = raw[column.name]
+            found = {value: notice for value in set(values) if (notice := column.notice(value))}
+            for row, value in enumerate(values if found else ()):
+                if value in found:
+                    yield f"rows.{row}.{column.name}: {found[value]}."
 
-    def postprocess(self, outputs: Arrays, samples: Samples, request: Any) -> TabularAnswer:
+    def postprocess(self, outputs: Arrays, samples: Samples, request: Any) -> Answer:
         """One prediction a row."""
+        return self._classes(outputs, samples) if self.labels else self._values(outputs, samples)
+
+    def _values(self, outputs: Arrays, samples: Samples) -> NumberAnswer:
+        numbers = np.concatenate([outputs["value"][:, None], outputs["interval"]], axis=1)
+        if not np.isfinite(numbers).all():
+            rows = np.flatnonzero(~np.isfinite(numbers).all(axis=1))[:5].tolist()
+            raise InvalidOutput(f"The network gave no finite number for rows {rows}.")
+        predictions = [
+            RowNumber(value=value, low=low, high=high) for value, low, high in _significant(numbers).tolist()
+        ]
+        return NumberAnswer(predictions=predictions, coverage=self.coverage, notices=samples.context)
+
+    def _classes(self, outputs: Arrays, samples: Samples) -> TabularAnswer:
         probabilities = outputs["probabilities"]
         if not np.isfinite(probabilities).all():
             rows = np.flatnonzero(~np.isfinite(probabilities).all(axis=1))[:5].tolist()
@@ -145,7 +188,18 @@ class Tabular(Task):
         return {"rows": [{column.name: _example_of(column) for column in self.columns}]}
 
 
+def _significant(numbers: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The numbers to six significant digits: a float32 holds no more than seven."""
+    exact = numbers.astype(np.float64)
+    digits = 5 - np.floor(np.log10(np.maximum(np.abs(exact), 1e-30)))
+    scale = 10.0 ** np.clip(digits, -30, 30)
+    found: NDArray[np.float64] = np.where(exact == 0, 0.0, np.round(exact * scale) / scale)
+    return found
+
+
 def _example_of(column: Column) -> Any:
+    if isinstance(column, DateColumn):
+        return column.example or column.last
     if isinstance(column, CategoryColumn):
         value = column.example if column.example is not None else next(iter(column.values), None)
         return int(value) if column.integer and value is not None else value
@@ -160,6 +214,6 @@ def with_examples(task: Tabular, row: dict[str, Any]) -> Tabular:
 def _with_example(column: Column, value: Any) -> Column:
     if value is None:
         return column
-    if isinstance(column, CategoryColumn):
+    if isinstance(column, CategoryColumn | DateColumn):
         return replace(column, example=str(value))
     return replace(column, example=float(value))

@@ -1,6 +1,6 @@
 """Figures for groups of rows: does a model serve them alike?"""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -21,7 +21,7 @@ def group_table(
     names = grouped(column)
     said = probabilities.argmax(axis=1)
     rows = []
-    for name in sorted(set(names), key=lambda name: (name == "missing", _first_number(name), name)):
+    for name in ordered(set(names)):
         members = np.array([other == name for other in names])
         rows.append((name, *_figures(said[members], targets[members], len(labels))))
     header: tuple[str, ...] = ("group", "n", "accuracy")
@@ -54,6 +54,11 @@ def grouped(column: pl.Series) -> list[str]:
     counts = column.cast(pl.String).value_counts(sort=True)
     kept = {*counts[column.name].head(_MOST_GROUPS).to_list(), "missing"}
     return [value if value in kept else "other" for value in values]
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Groups in the order of their numbers, if they have any; those without a value last."""
+    return sorted(names, key=lambda name: (name == "missing", _first_number(name), name))
 
 
 def _bands(column: pl.Series) -> list[str]:

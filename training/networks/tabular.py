@@ -2,10 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from tasks._tables import FIRST_KNOWN, MISSING, UNKNOWN
 
@@ -86,13 +89,18 @@ class TabularNetwork(nn.Module):
         dropout: float,
         bins: int,
         blanked: float,
+        straight: Sequence[int] = (),
     ) -> None:
-        """`categories` are the numbers of values of each column; `numbers` those of the training data."""
+        """`categories` are the numbers of values of each column; `numbers` those of the training data.
+
+        `straight` are the places of numbers that are not spread into bins: such as go on beyond what training saw.
+        """
         super().__init__()
         self.blanked = blanked
         sizes = [FIRST_KNOWN + n for n in categories]
         self.embeddings = nn.ModuleList(nn.Embedding(size, embedding_size(size)) for size in sizes)
         self.numbers = Numbers(numbers, bins)
+        self.numbers.width[list(straight)] = 0
         self.embedding_dropout = nn.Dropout(dropout / 2)
         width = sum(map(embedding_size, sizes)) + self.numbers.features
         parts: list[nn.Module] = []
@@ -105,9 +113,18 @@ class TabularNetwork(nn.Module):
         """int64 (n, columns) and float32 (n, columns) to logits (n, classes)."""
         if self.training and self.blanked:
             categories, numbers = self._blank(categories, numbers)
+        return (self.layers(self._features(categories, numbers)),)
+
+    def hidden(self, categories: Tensor, numbers: Tensor) -> Tensor:
+        """As `forward`, to what the last layer reads, (n, its width)."""
+        if self.training and self.blanked:
+            categories, numbers = self._blank(categories, numbers)
+        return cast(Tensor, self.layers[:-1](self._features(categories, numbers)))
+
+    def _features(self, categories: Tensor, numbers: Tensor) -> Tensor:
         features = [table(categories[:, i]) for i, table in enumerate(self.embeddings)]
         embedded = [self.embedding_dropout(torch.cat(features, dim=1))] if features else []
-        return (self.layers(torch.cat([*embedded, self.numbers(numbers)], dim=1)),)
+        return torch.cat([*embedded, self.numbers(numbers)], dim=1)
 
     def _blank(self, categories: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         chance = torch.rand(categories.shape, device=categories.device)
@@ -129,3 +146,97 @@ class ServedTabular(nn.Module):
     def forward(self, categories: Tensor, numbers: Tensor) -> tuple[Tensor]:
         """int64 (n, columns) and float32 (n, columns) to probabilities (n, classes)."""
         return ((self.network(categories, numbers)[0] / self.temperature).softmax(dim=1),)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How a number is learnt: as it is, or as the logarithm of itself and `shift`; and within which bounds.
+
+    Attributes:
+        log: whether it is the logarithm that is learnt.
+        shift: what is added before it is taken: 1 for counts, else 0.
+        low: the least number that is ever answered.
+        high: the largest.
+    """
+
+    log: bool
+    shift: float
+    low: float
+    high: float
+
+    def learnt(self, numbers: Tensor) -> Tensor:
+        """Float64 numbers in their own unit to what the network learns."""
+        return (numbers + self.shift).log() if self.log else numbers
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """`low` and `high` as the network learns them."""
+        low, high = self.learnt(torch.tensor([self.low, self.high], dtype=torch.float64)).tolist()
+        return low, high
+
+
+class NumberNetwork(nn.Module):
+    """A number, bounded by a sigmoid, and how far below and above it the truth is to be looked for.
+
+    The two distances are read from what the number is read from, but teach it nothing: a number is learnt as if they
+    were not there.
+    """
+
+    low: Tensor
+    high: Tensor
+    unit: Tensor
+
+    def __init__(self, rows: TabularNetwork, scale: Scale, targets: Tensor) -> None:
+        """`rows` is a network of one class, `targets` are those of the training data, as they are learnt."""
+        super().__init__()
+        self.rows = rows
+        width = cast(nn.Linear, rows.layers[-1]).in_features
+        self.distances = nn.Linear(width, 2)
+        low, high = scale.bounds
+        self.register_buffer("low", torch.tensor(low, dtype=torch.float32))
+        self.register_buffer("high", torch.tensor(high, dtype=torch.float32))
+        self.register_buffer("unit", targets.std().clamp(min=1e-6).float())
+        share = ((targets.mean() - low) / (high - low)).clamp(0.02, 0.98)
+        with torch.no_grad():
+            # It begins at the mean.
+            cast(nn.Linear, rows.layers[-1]).bias.fill_(float((share / (1 - share)).log()))
+
+    def forward(self, categories: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """int64 (n, columns) and float32 (n, columns) to the number as it is learnt (n,), and distances (n, 2)."""
+        hidden = self.rows.hidden(categories, numbers)
+        number = self.low + (self.high - self.low) * self.rows.layers[-1](hidden)[:, 0].sigmoid()
+        return number, self.unit * softplus(self.distances(hidden.detach()))
+
+
+def pinball(number: Tensor, distances: Tensor, target: Tensor, outside: float) -> Tensor:
+    """The mean quantile loss of `number - distances[:, 0]` and `number + distances[:, 1]`, each with half of `outside`.
+
+    Koenker and Bassett 1978: it is least where a share of outside/2 of the targets lies below, and as much above.
+    """
+    tail = outside / 2
+    below = (number - distances[:, 0]) - target
+    above = target - (number + distances[:, 1])
+    gaps = torch.stack([below, above])
+    return 2 * torch.maximum((1 - tail) * gaps, -tail * gaps).mean()
+
+
+class ServedNumber(nn.Module):
+    """What is exported: the number in its own unit, and its interval, the distances times what calibration found."""
+
+    stretch: Tensor
+
+    def __init__(self, network: NumberNetwork, scale: Scale, stretch: float) -> None:
+        super().__init__()
+        self.network, self.scale = network, scale
+        self.register_buffer("stretch", torch.tensor(stretch, dtype=torch.float32))
+
+    def forward(self, categories: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """int64 (n, columns) and float32 (n, columns) to numbers (n,) and intervals (n, 2)."""
+        number, distances = self.network(categories, numbers)
+        signed = torch.stack([-distances[:, 0], distances[:, 1]], dim=1)
+        ends = number.unsqueeze(1) + self.stretch * signed
+        ends = torch.minimum(torch.maximum(ends, self.network.low), self.network.high)
+        return self._in_its_unit(number), self._in_its_unit(ends)
+
+    def _in_its_unit(self, learnt: Tensor) -> Tensor:
+        return learnt.exp() - self.scale.shift if self.scale.log else learnt
