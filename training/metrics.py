@@ -89,10 +89,15 @@ def classification_metrics(
     return (*found, Metric(name="calibration_error_before", value=raw, protocol=protocol))
 
 
-def certainty(share: float, count: int) -> str:
-    """How far the accuracy of `count` samples may lie from that of all: the 95 % interval of Wilson (1927)."""
+def interval(share: float, count: int) -> tuple[float, float]:
+    """Between which bounds a share of `count` samples leaves that of all, with 95 % certainty (Wilson 1927)."""
     z = 1.96
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)
     reach = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    bounds = f"{middle - reach:.3f} and {middle + reach:.3f}"
-    return f"With {count:,} samples, an accuracy of {share:.3f} stands for one between {bounds} (95 %)."
+    return middle - reach, middle + reach
+
+
+def certainty(share: float, count: int) -> str:
+    """How far the accuracy of `count` samples may lie from that of all."""
+    low, high = interval(share, count)
+    return f"With {count:,} samples, an accuracy of {share:.3f} stands for one between {low:.3f} and {high:.3f} (95 %)."
