@@ -1,5 +1,9 @@
-"""The smallest model of each task, found by its name: tests/tiny_<task>.py has a TASK and a graph()."""
+"""The smallest model of each task, found by its name: tests/tiny_<task>.py has a TASK and a graph().
 
+It may have MORE: further kinds of the task, by names of their own, each a task and what makes its graph.
+"""
+
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -19,13 +23,28 @@ def tiny(name: str) -> tuple[Task, bytes]:
     return task, module.graph()
 
 
+def more_kinds() -> dict[str, tuple[Task, Callable[[], bytes]]]:
+    """Further kinds of tasks, by names that are no task's."""
+    found: dict[str, tuple[Task, Callable[[], bytes]]] = {"tags": (TAGS, colours_graph)}
+    for name in task_names():
+        found |= getattr(import_module(f"tests.tiny_{name}"), "MORE", {})
+    return found
+
+
+def graph_of(name: str) -> bytes:
+    """The graph of a task, or of a kind of one."""
+    kinds = more_kinds()
+    return kinds[name][1]() if name in kinds else tiny(name)[1]
+
+
 def every_task() -> dict[str, Task]:
     """An example of each task, and of each kind of it."""
-    return {name: tiny(name)[0] for name in task_names()} | {"tags": TAGS}
+    return {name: tiny(name)[0] for name in task_names()} | {name: task for name, (task, _) in more_kinds().items()}
 
 
 def publish_every_task(root: Path) -> None:
     """A model folder for each, named after it."""
     for name in task_names():
         publish(root, name, *tiny(name))
-    publish(root, "tags", TAGS, colours_graph())
+    for name, (task, graph) in more_kinds().items():
+        publish(root, name, task, graph())

@@ -14,7 +14,7 @@ from tasks.contract import Limits
 from tests.model_folders import runner
 from tests.pictures import encoded
 from tests.service.conftest import Running, running
-from tests.tiny_models import TAGS, every_task, publish_every_task, tiny
+from tests.tiny_models import TAGS, every_task, graph_of, publish_every_task
 
 TASKS = every_task()
 OF_PICTURES = [name for name, task in TASKS.items() if task.upload and task.upload.field == "image"]
@@ -26,10 +26,6 @@ def every_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     publish_every_task(root)
     with running(Settings(models=root)) as started:
         yield started
-
-
-def graph_of(name: str) -> bytes:
-    return tiny("classification" if name == "tags" else name)[1]
 
 
 @pytest.mark.parametrize("name", TASKS)
