@@ -12,7 +12,7 @@ from training import checkpoint, runs
 from training.data import endless
 from training.errors import CannotTrain
 from training.fetch import Fetcher, content_hash
-from training.learner import Learner, Trained
+from training.learner import Learner, Trained, Trainee
 from training.loop import Row, fit
 from training.recipe import learner_type
 from training.runs import Plan
@@ -23,16 +23,17 @@ from training.settings import Settings
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training gave: the networks with their histories, and what it took."""
+    """What training gave: the networks with their histories, those of the phases before them, and what it took."""
 
     trained: tuple[Trained, ...]
     histories: tuple[tuple[Row, ...], ...]
     hardware: str
+    before: tuple[tuple[Row, ...], ...] = ()
 
     @property
     def minutes(self) -> float:
-        """Of training and validation, over all seeds."""
-        return sum(row.seconds for rows in self.histories for row in rows) / 60
+        """Of training and validation, over all phases and seeds."""
+        return sum(row.seconds for rows in (*self.before, *self.histories) for row in rows) / 60
 
 
 @dataclass(frozen=True)
@@ -55,24 +56,33 @@ class Session:
 
     def trained(self, folder: Path) -> Outcome:
         """Trains once for each seed, printing a row an epoch."""
-        networks, histories = [], []
+        networks, histories, before = [], [], []
         settings = self.plan.settings
+        for phase in self.learner.phases():
+            self._say(f"{phase.name}:")
+            inner = folder / phase.name
+            inner.mkdir(exist_ok=True)
+            network, rows = self._fitted(phase.trainee, phase.settings, inner)
+            if self.runtime.leads:
+                phase.keep(network, inner)
+            self.runtime.wait()
+            before.append(tuple(rows))
         for seed in range(settings.seed, settings.seed + settings.seeds):
             inner = folder / f"seed-{seed}"
             inner.mkdir(exist_ok=True)
             if settings.seeds > 1:
                 self._say(f"seed {seed}")
-            network, rows = self._trained_once(replace(settings, seed=seed), inner)
+            network, rows = self._fitted(self.learner, replace(settings, seed=seed), inner)
             scores = checkpoint.load(inner / checkpoint.BEST)["scores"]
             networks.append(Trained(seed, network, scores))
             histories.append(tuple(rows))
-        return Outcome(tuple(networks), tuple(histories), hardware(self.runtime))
+        return Outcome(tuple(networks), tuple(histories), hardware(self.runtime), tuple(before))
 
-    def _trained_once(self, settings: Settings, folder: Path) -> tuple[torch.nn.Module, list[Row]]:
+    def _fitted(self, trainee: Trainee, settings: Settings, folder: Path) -> tuple[torch.nn.Module, list[Row]]:
         torch.manual_seed(settings.seed)
-        network = self.learner.network()
+        network = trainee.network()
         rows: list[Row] = []
-        for row in fit(self.learner, network, settings, self.runtime, folder, workers=self.workers):
+        for row in fit(trainee, network, settings, self.runtime, folder, workers=self.workers):
             if not rows:
                 self._say(_header(row))
             rows.append(row)

@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy, dropout
 
 from tasks._text import PADDING
 
+_SHARPNESS = 30.0
 State = tuple[tuple[Tensor, Tensor], ...]
 """(hidden, cell) of each layer, each (n, width)."""
 
@@ -248,8 +249,7 @@ class Explained(nn.Module):
         for x, mean, peak in zip(layers, parts[: len(widths)], parts[len(widths) :], strict=True):
             known = x.masked_fill(~mask, -torch.inf)
             largest = known.amax(1, keepdim=True)
-            at = (known == largest).to(x.dtype)
-            # The same word twice shares its peak.
-            at = at * (largest / at.sum(1, keepdim=True))
+            # Tokens that come close share the peak: rounding must not decide between them.
+            at = (_SHARPNESS * (known - largest)).softmax(1) * largest
             evidence = evidence + (x * mask / count) @ mean.T + at @ peak.T
         return (evidence.sum(1) + self.bias).softmax(1), evidence

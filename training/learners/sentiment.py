@@ -1,0 +1,226 @@
+"""One label for a text: a language model first, then a classifier on its encoder, thawed from the top (ULMFiT)."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from tasks._text import encode_all, tokenizer_from, trained as trained_tokenizer
+from tasks.contract import Arrays, Task
+from tasks.sentiment import Sentiment
+from training import calibration, language_model
+from training.corpora import corpus, corpus_names
+from training.data import held_out, predicted
+from training.errors import CannotTrain
+from training.fetch import Fetcher
+from training.language_model import LanguageModelling, Stored
+from training.learner import Findings, Learner, Phase, Stage, Trained
+from training.networks.awd_lstm import Dropouts, Encoder, Explained, Sizes, TextClassifier
+from training.runtime import Batch, Runtime
+from training.schedule import Group
+from training.settings import Settings, option
+from training.text_samples import Labelled, Tokens
+from training.texts import TextRules, Texts, read_texts
+
+_SLOWER = 2.6
+"""How much slower each layer learns than the one above it (Howard and Ruder 2018)."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be chosen for texts."""
+
+    text_column: str = option("", "column of the texts; empty: guessed from its name")
+    label_column: str = option("", "column of the labels; empty: guessed from its name")
+    group_column: str = option("", "column of groups that must not be split; empty: equal texts are one group")
+    neighbours: int = option(0, "numbered files of so many consecutive numbers are a group; 0: not at all")
+    valid_share: float = option(0.1, "share of the texts that are kept for validation")
+    language_model: str = option("", "folder of a stored language model to start from")
+    corpus: str = option("", "texts that the language model reads beside the data's own: wikitext-2")
+    vocabulary: int = option(8000, "tokens of a new tokenizer")
+    embedding: int = option(160, "width of a new language model's embeddings")
+    hidden: int = option(320, "units of its inner layers")
+    layers: int = option(2, "how many layers it has")
+    frequent: int = option(1000, "tokens in the first level of its softmax")
+    lm_epochs: int = option(1, "epochs of a new language model, over all texts there are")
+    lm_rate: float = option(8e-3, "peak learning rate of the language model")
+    lm_batch_size: int = option(128, "rows that the language model reads side by side")
+    window: int = option(80, "tokens that gradients go back over in the language model")
+    tuning_epochs: int = option(1, "epochs in which the language model is tuned to the data's own texts")
+    tuning_rate: float = option(4e-3, "peak learning rate of that")
+    lm_dropout: float = option(0.25, "factor on the dropouts of AWD-LSTM, in the language model")
+    dropout: float = option(0.6, "factor on the dropouts of AWD-LSTM, in the classifier")
+    head_dropout: float = option(0.3, "share of the pooled features that are dropped")
+    head_epochs: int = option(1, "epochs in which only the head learns")
+    last_epochs: int = option(1, "epochs in which the head and the last layer learn")
+    longest: int = option(350, "tokens of a text that training reads; the service reads all")
+
+
+class SentimentLearner(Learner):
+    """Learns the label of a text."""
+
+    summary: ClassVar[str] = "does this text sound glad? one label a text, by way of a language model"
+    data_kind: ClassVar[str] = "a CSV or Parquet file of texts and labels, or a folder with a folder of .txt files each"
+    settings: ClassVar[Settings] = Settings(epochs=3, batch_size=64, rate=4e-3, label_smoothing=0.05)
+    options: ClassVar[Options] = Options()
+    hub_tag: ClassVar[str] = "text-classification"
+    task: Sentiment
+    samples: Labelled
+
+    def __init__(self, texts: Texts, general: Sequence[str], settings: Settings, options: Options) -> None:
+        self.chosen, self.trained_with, self.read = options, settings, texts
+        kept = held_out(texts.groups, texts.labels, options.valid_share)
+        self.places = ([i for i, k in enumerate(kept) if not k], [i for i, k in enumerate(kept) if k])
+        # Texts of like length share a batch where they are asked for in this order.
+        self.places[1].sort(key=lambda i: len(texts.texts[i]))
+        self.stored = language_model.read(Path(options.language_model)) if options.language_model else None
+        own = [texts.texts[i] for i in self.places[0]] + list(texts.unlabelled)
+        tokenizer = self.stored.tokenizer if self.stored else trained_tokenizer([*own, *general], size=options.vocabulary)
+        self.task = Sentiment(texts.names, tokenizer)
+        tool = tokenizer_from(tokenizer)
+        self.own = encode_all(tool, own)
+        self.general = encode_all(tool, general)
+        train, valid = self.places
+        self.samples = Labelled(self.own[: len(train)], [texts.labels[i] for i in train], most=options.longest)
+        tokens = encode_all(tool, [texts.texts[i] for i in valid])
+        self.held_out = Labelled(tokens, [texts.labels[i] for i in valid])
+        self.sizes = self.stored.sizes if self.stored else self._sizes(tool.get_vocab_size())
+        self.histories: dict[str, dict[str, float]] = {}
+
+    @classmethod
+    def opened(cls, data: Path, settings: Settings, options: Any, fetcher: Fetcher) -> "SentimentLearner":
+        """Reads and splits the texts. Raises CannotTrain."""
+        rules = TextRules(options.text_column, options.label_column, options.group_column, options.neighbours)
+        texts = read_texts(data, rules)
+        general: tuple[str, ...] = ()
+        if options.corpus and not options.language_model:
+            if options.corpus not in corpus_names():
+                raise CannotTrain(f"--corpus {options.corpus}: there are {', '.join(corpus_names())}.")
+            general = corpus(options.corpus, fetcher)
+        return cls(texts, general, settings, options)
+
+    def _sizes(self, vocabulary: int) -> Sizes:
+        return Sizes(vocabulary, self.chosen.embedding, self.chosen.hidden, self.chosen.layers)
+
+    def described(self) -> str:
+        """Counts, and what was found on reading."""
+        train, valid = self.places
+        words = f"{len(self.task.labels)} labels, {len(train):,} texts to train on, {len(valid):,} to validate"
+        tokens = sum(map(len, self.own))
+        more = f" and {len(self.read.unlabelled):,} without a label" if self.read.unlabelled else ""
+        lines = [f"{words}{more}; {tokens:,} tokens of {self.sizes.vocabulary:,} kinds.", *self.read.notices]
+        if self.general:
+            lines.append(f"Beside them, {sum(map(len, self.general)):,} tokens of {self.chosen.corpus}.")
+        return "\n".join(lines)
+
+    def phases(self) -> Iterator[Phase]:
+        """The language model of all texts there are, unless one is stored; and the same, tuned to the data's own."""
+        options = self.chosen
+        if not self.stored and options.lm_epochs:
+            texts = [*self.own, *self.general]
+            yield self._phase("language-model", texts, options.lm_epochs, options.lm_rate)
+        if options.tuning_epochs:
+            yield self._phase("fine-tune", self.own, options.tuning_epochs, options.tuning_rate)
+
+    def _phase(self, name: str, texts: Sequence[Tokens], epochs: int, rate: float) -> Phase:
+        options = self.chosen
+        settings = replace(self.trained_with, epochs=epochs, rate=rate, batch_size=options.lm_batch_size)
+        trainee = LanguageModelling(
+            texts,
+            self.held_out.texts,
+            self.task.tokenizer,
+            self.sizes,
+            Dropouts().times(options.lm_dropout),
+            settings,
+            window=options.window,
+            frequent=options.frequent,
+            start=self.stored,
+        )
+
+        def keep(network: nn.Module, folder: Path) -> None:
+            self.stored = trainee.stored(network)
+            language_model.write(folder, self.stored, {"tokens": sum(map(len, texts))})
+
+        return Phase(name, trainee, settings, keep)
+
+    def network(self) -> nn.Module:
+        """The classifier, on the language model's encoder."""
+        options = self.chosen
+        # The dropouts of the paper's classifier.
+        dropouts = Dropouts(words=0.05, inputs=0.4, weights=0.5, hidden=0.3, outputs=0.4).times(options.dropout)
+        encoder = Encoder(self.sizes, dropouts)
+        if self.stored:
+            encoder.load_state_dict(_of_encoder(self.stored))
+        return TextClassifier(encoder, len(self.task.labels), options.head_dropout)
+
+    def stages(self) -> tuple[Stage, ...]:
+        """The head, then the last layer too, then everything."""
+        settings, options = self.trained_with, self.chosen
+        return (
+            Stage("head", options.head_epochs, settings.rate, frozen=True),
+            Stage("last layer", options.last_epochs, settings.rate, frozen=True),
+            Stage("all", settings.epochs, settings.rate / 2),
+        )
+
+    def groups(self, network: nn.Module, stage: Stage) -> list[Group]:
+        """From the head downwards, as far as the stage goes; each layer slower than the one above."""
+        classifier = cast(TextClassifier, network)
+        parts: list[list[nn.Module]] = [[classifier.norm, classifier.head]]
+        parts += [[layer] for layer in reversed(classifier.encoder.layers)]
+        parts[-1].append(classifier.encoder.embedding)
+        learning = parts[: {"head": 1, "last layer": 2}.get(stage.name, len(parts))]
+        network.requires_grad_(False)
+        groups = []
+        for depth, modules in enumerate(learning):
+            parameters = tuple(p for module in modules for p in module.parameters())
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+            groups.append(Group(parameters, _SLOWER**-depth))
+        return groups
+
+    def loss(self, network: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy, smoothed."""
+        (logits,) = network(batch["tokens"])
+        return cross_entropy(logits, batch["target"], label_smoothing=self.trained_with.label_smoothing)
+
+    def _logits(self, network: nn.Module, runtime: Runtime) -> Tensor:
+        return predicted(network, ["tokens"], self.held_out, runtime, batch_size=32)
+
+    def scores(self, network: nn.Module, runtime: Runtime) -> dict[str, float]:
+        """Accuracy and cross entropy on the validation texts, read whole."""
+        logits = self._logits(network, runtime)
+        right = (logits.argmax(dim=1) == self.held_out.targets).float().mean()
+        return {"accuracy": float(right), "loss": float(cross_entropy(logits, self.held_out.targets))}
+
+    def served(self, network: nn.Module) -> nn.Module:
+        """Calibrated on the validation texts, and with what each token adds."""
+        trained = cast(TextClassifier, copy.deepcopy(network).float().cpu().eval())
+        logits = self._logits(trained, Runtime(torch.device("cpu")))
+        return Explained(trained, calibration.temperature(logits, self.held_out.targets)).eval()
+
+    def findings(self, trained: Sequence[Trained], served: nn.Module) -> Findings:
+        raise NotImplementedError
+
+    def validation(self, count: int) -> Arrays:
+        """Validation texts of many lengths, cut and padded to one bucket."""
+        chosen = np.linspace(0, len(self.held_out) - 1, min(count, len(self.held_out))).round().astype(int)
+        length = self.task.buckets[min(3, len(self.task.buckets) - 1)]
+        rows = np.zeros((len(chosen), length), np.int64)
+        for row, index in zip(rows, chosen, strict=True):
+            text = self.held_out.texts[index][:length]
+            row[: len(text)] = text
+        return {"tokens": rows}
+
+    def golden_requests(self, served: nn.Module) -> tuple[Task, list[dict[str, Any]]]:
+        raise NotImplementedError
+
+
+def _of_encoder(stored: Stored) -> dict[str, Tensor]:
+    start = "encoder."
+    return {name[len(start) :]: value for name, value in stored.weights.items() if name.startswith(start)}
