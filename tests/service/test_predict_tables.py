@@ -1,8 +1,13 @@
 """Rows go in; what is wrong with a value is told by row and column, what is merely new is answered and noted."""
 
+from collections.abc import Iterator
+
 import pytest
 
-from tests.service.conftest import Running, Start
+from service.settings import Settings
+from tests.model_folders import publish
+from tests.service.conftest import Running, Start, running
+from tests.tiny_tabular import HIRES, hires_graph
 
 URL = "/v1/models/credit/predict"
 GOOD = {"income": 50, "debt": 5.0, "job": "baker"}
@@ -96,3 +101,71 @@ def test_a_number_beyond_single_precision_is_a_large_number(server: Running) -> 
 
     assert answer.status_code == 200
     assert "1e+300 is outside what training saw" in answer.json()["notices"][0]
+
+
+HIRES_URL = "/v1/models/hires/predict"
+HOUR = {"when": "2012-06-01T08:00", "temp": 20, "weather": "clear"}
+
+
+@pytest.fixture(scope="module")
+def hires(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server whose model answers with a number."""
+    root = tmp_path_factory.mktemp("hires")
+    publish(root, "hires", HIRES, hires_graph())
+    with running(Settings(models=root)) as started:
+        yield started
+
+
+def test_a_row_gets_a_number_with_its_interval(hires: Running) -> None:
+    answer = hires.client.post(HIRES_URL, json={"rows": [HOUR, {**HOUR, "temp": None}]})
+
+    assert answer.status_code == 200, answer.text
+    first, second = answer.json()["predictions"]
+    assert first["low"] < first["value"] < first["high"]
+    assert second["value"] == first["value"] - 10
+    assert (answer.json()["coverage"], answer.json()["notices"]) == (0.8, [])
+
+
+def test_dates_before_and_after_training_are_answered_and_noted(hires: Running) -> None:
+    rows = [{**HOUR, "when": "2010-12-31T23:00"}, HOUR, {**HOUR, "when": "2013-01-01T00:00", "weather": "hail"}]
+
+    answer = hires.client.post(HIRES_URL, json={"rows": rows})
+
+    assert answer.status_code == 200
+    assert answer.json()["notices"] == [
+        "rows.0.when: 2010-12-31T23:00 is before the first date that training saw (2011-01-01T00:00).",
+        "rows.2.when: 2013-01-01T00:00 is after the last date that training saw (2012-08-31T23:00).",
+        "rows.2.weather: 'hail' was not seen in training and counts as unknown.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "reason"),
+    [
+        ({"when": "2012-13-01T08:00"}, "rows.0.when", "malformed"),
+        ({"when": "2012-02-30T08:00"}, "rows.0.when", "malformed"),
+        ({"when": "1.6.2012"}, "rows.0.when", "malformed"),
+        ({"when": "2012-06-01"}, "rows.0.when", "malformed"),
+        ({"when": "2012-06-01T08:00+02:00"}, "rows.0.when", "malformed"),
+        ({"when": "9999-12-31T23:59"}, "rows.0.when", "out_of_range"),
+        ({"when": 1338537600}, "rows.0.when", "wrong_type"),
+        ({"temp": "warm"}, "rows.0.temp", "wrong_type"),
+        ({"rain": True}, "rows.0.rain", "unknown_field"),
+    ],
+)
+def test_what_cannot_be_read_is_named_and_what_to_do_is_said(
+    hires: Running, change: dict[str, object], where: str, reason: str
+) -> None:
+    answer = hires.client.post(HIRES_URL, json={"rows": [HOUR | change]})
+
+    detail = answer.json()["error"]["details"][0]
+    assert (answer.status_code, detail["where"], detail["reason"]) == (422, where, reason)
+    assert answer.json()["error"]["message"].endswith(".")
+
+
+def test_a_missing_date_is_answered_and_a_missing_column_is_not(hires: Running) -> None:
+    without = hires.client.post(HIRES_URL, json={"rows": [{"temp": 20, "weather": "clear"}]})
+    missing = hires.client.post(HIRES_URL, json={"rows": [{**HOUR, "when": None}]})
+
+    assert (without.status_code, without.json()["error"]["details"][0]["reason"]) == (422, "missing")
+    assert missing.status_code == 200
