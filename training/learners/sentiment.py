@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tasks._text import encode_all, tokenizer_from, trained as trained_tokenizer
+from tasks._text import encode_all, tokenizer_from
+from tasks._text import trained as trained_tokenizer
 from tasks.contract import Arrays, Task
 from tasks.sentiment import Sentiment
 from training import calibration, language_model
@@ -81,7 +82,9 @@ class SentimentLearner(Learner):
         self.places[1].sort(key=lambda i: len(texts.texts[i]))
         self.stored = language_model.read(Path(options.language_model)) if options.language_model else None
         own = [texts.texts[i] for i in self.places[0]] + list(texts.unlabelled)
-        tokenizer = self.stored.tokenizer if self.stored else trained_tokenizer([*own, *general], size=options.vocabulary)
+        tokenizer = (
+            self.stored.tokenizer if self.stored else trained_tokenizer([*own, *general], size=options.vocabulary)
+        )
         self.task = Sentiment(texts.names, tokenizer)
         tool = tokenizer_from(tokenizer)
         self.own = encode_all(tool, own)

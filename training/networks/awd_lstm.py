@@ -1,8 +1,13 @@
-"""The AWD-LSTM language model (Merity et al. 2017, "Regularizing and Optimizing LSTM Language Models"), and a
-classifier on its encoder (Howard and Ruder 2018, ULMFiT). What they read is in tasks/_text.py."""
+"""The AWD-LSTM language model, and a classifier on its encoder; they read what tasks/_text.py makes of a text.
+
+Merity et al. 2017, "Regularizing and Optimizing LSTM Language Models"; Howard and Ruder 2018, "Universal Language Model
+Fine-tuning for Text Classification" (ULMFiT).
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +17,7 @@ from torch.nn.functional import cross_entropy, dropout
 from tasks._text import PADDING
 
 _SHARPNESS = 30.0
+"""How close to a largest value is close: a token that is 0.1 below it has a twentieth of its share."""
 State = tuple[tuple[Tensor, Tensor], ...]
 """(hidden, cell) of each layer, each (n, width)."""
 
@@ -65,13 +71,14 @@ class Encoder(nn.Module):
         with torch.no_grad():
             self.embedding.weight[PADDING] = 0
         widths = sizes.widths
-        self.layers = nn.ModuleList(
-            nn.LSTM(a, b, batch_first=True) for a, b in zip(widths[:-1], widths[1:], strict=True)
-        )
+        self.layers = nn.ModuleList(nn.LSTM(a, b, batch_first=True) for a, b in pairwise(widths))
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[list[Tensor], list[Tensor], State]:
-        """Of tokens (n, time): each layer's outputs (n, time, width), the embedding's first; the same after dropout;
-        and the state at the end. Padding is on the right, where it changes nothing before it."""
+        """What each layer gives for tokens (n, time), and the state at the end.
+
+        The outputs (n, time, width), the embedding's first, come twice: as they are, and after dropout. Padding is on
+        the right, where it changes nothing before it.
+        """
         shares = self.dropouts
         raw = [self._embedded(tokens)]
         dropped = [locked(raw[0], shares.inputs, training=self.training)]
@@ -97,17 +104,17 @@ class Encoder(nn.Module):
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The layer with part of its recurrent weights dropped: the same part at all times (DropConnect)."""
         if not self.training or not self.dropouts.weights:
-            found: tuple[Tensor, tuple[Tensor, Tensor]] = layer(x, state)
-            return found
-        weights = dict(layer.named_parameters())
+            return cast(tuple[Tensor, tuple[Tensor, Tensor]], layer(x, state))
+        weights: dict[str, Tensor] = dict(layer.named_parameters())
         weights["weight_hh_l0"] = dropout(weights["weight_hh_l0"], self.dropouts.weights)
-        found = functional_call(layer, weights, (x, state))
-        return found
+        return cast(tuple[Tensor, tuple[Tensor, Tensor]], functional_call(layer, weights, (x, state)))
 
 
 class TwoLevelSoftmax(nn.Module):
-    """The exact softmax over a vocabulary in two levels (Grave et al. 2017): the frequent tokens and "another one"
-    first, and which of the others only where it is needed. Its weights are the embedding's (tied)."""
+    """The exact softmax over a vocabulary in two levels (Grave et al. 2017), its weights tied to the embedding's.
+
+    The first has the frequent tokens and "another one"; which of the others it is, is asked only where it is needed.
+    """
 
     frequent: Tensor
     rare: Tensor
@@ -122,29 +129,43 @@ class TwoLevelSoftmax(nn.Module):
         self.bias = nn.Parameter(torch.zeros(len(ranked) + 1))
         self.other = nn.Parameter(torch.zeros(1, width))
 
-    def forward(self, x: Tensor, targets: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """Of x (n, width) and targets (n,): the negative logarithm of each target's probability, and whether it is
-        the likeliest token, both (n,)."""
-        many = len(self.frequent)
-        weight = torch.cat([embedding[self.frequent], self.other])
-        bias = torch.cat([self.bias[:many], self.bias[-1:]])
-        places = self.place[targets]
-        first = (x @ weight.T + bias).float()
-        loss = cross_entropy(first, places.clamp(max=many), reduction="none")
-        right = first.detach()[:, :many].argmax(1) == places
-        far = (places >= many).nonzero()[:, 0]
-        if len(self.rare):
-            second = (x[far] @ embedding[self.rare].T + self.bias[many:-1]).float()
-            beyond = cross_entropy(second, places[far] - many, reduction="none")
-            loss = loss.index_add(0, far, beyond)
-            right = right.index_put((far,), self._is_likeliest(first.detach()[far], second.detach(), places[far]))
-        return loss, right
+    def forward(self, x: Tensor, targets: Tensor, embedding: Tensor) -> Tensor:
+        """The negative logarithm of each target's probability, (n,).
 
-    def _is_likeliest(self, first: Tensor, second: Tensor, places: Tensor) -> Tensor:
-        """Whether a rare target is the likeliest of its level, and that likelier than each frequent token."""
+        x is (n, width), targets (n,), embedding (vocabulary, width).
+        """
         many = len(self.frequent)
-        best, which = second.log_softmax(1).max(1)
-        return (which == places - many) & (first[:, many] + best > first[:, :many].amax(1))
+        places = self.place[targets]
+        loss = cross_entropy(self._first(x, embedding), places.clamp(max=many), reduction="none")
+        far = (places >= many).nonzero()[:, 0]
+        if not len(self.rare):
+            return loss
+        beyond = cross_entropy(self._second(x[far], embedding), places[far] - many, reduction="none")
+        return loss.index_add(0, far, beyond)
+
+    def likeliest(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """The likeliest token for each of x (n, width): int64 (n,)."""
+        many = len(self.frequent)
+        first = self._first(x, embedding)
+        found = first[:, :many].argmax(1)
+        # A rare token can be the likeliest only where "another one" is.
+        far = (first.argmax(1) == many).nonzero()[:, 0]
+        if len(self.rare) and len(far):
+            best, which = self._second(x[far], embedding).log_softmax(1).max(1)
+            wins = first[far, many] + best > first[far, :many].amax(1)
+            found = found.index_put((far,), torch.where(wins, which + many, found[far]))
+        return torch.cat([self.frequent, self.rare])[found]
+
+    def _first(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Logits (n, frequent + 1); only (n, frequent) where there are no others."""
+        if not len(self.rare):
+            return (x @ embedding[self.frequent].T + self.bias[:-1]).float()
+        weight = torch.cat([embedding[self.frequent], self.other])
+        return (x @ weight.T + torch.cat([self.bias[: len(self.frequent)], self.bias[-1:]])).float()
+
+    def _second(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Logits (n, rare)."""
+        return (x @ embedding[self.rare].T + self.bias[len(self.frequent) : -1]).float()
 
 
 class LanguageModel(nn.Module):
@@ -163,9 +184,11 @@ class LanguageModel(nn.Module):
         self._ddp_params_and_buffers_to_ignore = self.names
 
     def forward(self, tokens: Tensor, begins: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of tokens (n, time + 1), which go on where the last ones ended unless `begins`: negative log-likelihoods of
-        the last `time` (n · time,), whether each was the likeliest, and the last layer's outputs (n, time, width)
-        before and after dropout."""
+        """How well each token of (n, time + 1) but the first was foreseen.
+
+        The tokens go on where the last ones ended, unless `begins`. Returns negative log-likelihoods (n · time,),
+        whether each was the likeliest, and the last layer's outputs (n, time, width) before and after dropout.
+        """
         rows = len(tokens)
         state = None if bool(begins.any()) else self._state(rows)
         raw, dropped, after = self.encoder(tokens[:, :-1], state)
@@ -174,7 +197,10 @@ class LanguageModel(nn.Module):
                 for name, value in zip(("hidden", "cell"), pair, strict=True):
                     getattr(self, f"{name}_{i}")[:rows] = value
         targets = tokens[:, 1:].flatten()
-        loss, right = self.softmax(dropped[-1].flatten(0, 1), targets, self.encoder.embedding.weight)
+        last, embedding = dropped[-1].flatten(0, 1), self.encoder.embedding.weight
+        loss = self.softmax(last, targets, embedding)
+        # In training nobody asks.
+        right = torch.zeros_like(targets) if self.training else self.softmax.likeliest(last, embedding) == targets
         return loss, right, raw[-1], dropped[-1]
 
     def _state(self, rows: int) -> State:
@@ -243,7 +269,7 @@ class Explained(nn.Module):
         _, layers, _ = self.encoder(tokens)
         mask = (tokens != PADDING)[..., None]
         widths = self.encoder.sizes.widths
-        parts = self.weight.split([*widths, *widths], dim=1)
+        parts = torch.split(self.weight, [*widths, *widths], dim=1)
         count = mask.sum(1, keepdim=True)
         evidence = torch.zeros_like(layers[0][..., :1])
         for x, mean, peak in zip(layers, parts[: len(widths)], parts[len(widths) :], strict=True):
