@@ -33,15 +33,11 @@ def scale_of(name: str, numbers: Numbers, *, log: str, bounds: Sequence[str]) ->
     """
     least, largest = float(numbers.min()), float(numbers.max())
     if len(numbers) < FEWEST:
-        raise CannotTrain(
-            f"There are {len(numbers)} rows to train on with a '{name}'; a number needs {FEWEST} or more."
-        )
+        raise CannotTrain(f"There are {len(numbers)} rows with a '{name}' to train on; at least {FEWEST} are needed.")
     if least == largest:
-        raise CannotTrain(
-            f"The target column '{name}' is {least:g} in every row to train on: there is nothing to learn."
-        )
+        raise CannotTrain(f"The target '{name}' is {least:g} in every row to train on: there is nothing to learn.")
     if log == "yes" and least < 0:
-        raise CannotTrain(f"--log-target: '{name}' holds {least:g}, and negative numbers have no logarithm.")
+        raise CannotTrain(f"--log-target yes: '{name}' holds {least:g}, and negative numbers have no logarithm.")
     shift = 0.0 if least > 0 and (least >= 1 or log == "yes") and not _whole(numbers) else 1.0
     taken = log == "yes" or (log == "auto" and least >= 0 and _less_skewed(numbers, shift))
     low, high = _bounds(name, least, largest, bounds)
@@ -88,9 +84,8 @@ def measures_for(numbers: Numbers, *, log: bool, chosen: str) -> tuple[str, ...]
     if (numbers >= 0).all():
         possible.insert(0, "rmsle")
     if chosen not in ("auto", *possible):
-        raise CannotTrain(
-            f"--measure {chosen} needs a target of numbers that are not negative (for rmspe, above zero)."
-        )
+        needed = "above zero" if chosen == "rmspe" else "zero or above"
+        raise CannotTrain(f"--measure {chosen} needs a target whose numbers are all {needed}.")
     first = chosen if chosen != "auto" else "rmsle" if log and "rmsle" in possible else "rmse"
     return (first, *(name for name in possible if name != first))
 

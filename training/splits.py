@@ -1,7 +1,7 @@
 """Which rows of a table are held out to validate: at random, by a column that says so, or the latest."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 
 import numpy as np
@@ -84,9 +84,13 @@ class Splitter:
             found = self._by_time(frame)
         else:
             found = self._at_random(frame, strata)
-        if found.held.all() or not found.held.any():
-            side = "train" if found.held.all() else "validate"
+        held = found.held[found.used]
+        if held.all() or not held.any():
+            side = "validate" if not held.any() else "train"
             raise CannotTrain(f"The split leaves no rows to {side} ({found.words}).")
+        if found.calibrates.all() or not found.calibrates.any():
+            other = np.arange(len(found.calibrates)) % 2 == 0
+            return replace(found, calibrates=other, halves="every other row")
         return found
 
     def within(self) -> "Splitter":
@@ -118,7 +122,7 @@ class Splitter:
             count = max(1, round(self.share * len(times)))
             first = times.sort()[len(times) - count]
         held = (times >= first).to_numpy()
-        calibrates, halves = _blocks(times.filter(held))
+        calibrates, halves = _blocks(times.filter(held)) if held.any() else (held[:0], "")
         return Split(held, calibrates, np.ones(len(held), bool), f"by time, '{self.time}' from {first} on", halves)
 
 

@@ -16,6 +16,7 @@ from tasks._tables import Column
 from tasks.contract import Task
 from tasks.tabular import Tabular, with_examples
 from training.data import answered
+from training.errors import CannotTrain
 from training.learner import Findings, Trained
 from training.learners._rows import INPUTS, RowsLearner
 from training.networks.tabular import NumberNetwork, ServedNumber, pinball
@@ -26,6 +27,8 @@ from training.runtime import Batch, Runtime
 from training.tables import plain
 
 _STRATA = 10
+_FEWEST = 10
+"""Rows to validate: half of them calibrate the interval, and the others tell how often it holds."""
 
 
 class NumbersLearner(RowsLearner):
@@ -46,6 +49,10 @@ class NumbersLearner(RowsLearner):
 
     def _task(self, columns: tuple[Column, ...], left_out: tuple[str, ...]) -> Tabular:
         target, chosen = self.chosen.target, self.chosen
+        if self.valid_frame.height < _FEWEST:
+            raise CannotTrain(
+                f"The split leaves {self.valid_frame.height} rows to validate; a number needs {_FEWEST}."
+            )
         numbers = _values(self.train_frame, target)
         self.scale = scale_of(target, numbers, log=chosen.log_target, bounds=chosen.bounds)
         every = np.concatenate([numbers, _values(self.valid_frame, target)])
