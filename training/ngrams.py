@@ -1,6 +1,6 @@
 """What counting alone predicts of the next token: a unigram and a bigram, beside which a language model is shown."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,12 +73,12 @@ def _predicted(probabilities: NDArray[np.floating], right: NDArray[np.bool_]) ->
 
 
 def language_table(
-    model: Predicted, train: Sequence[Tokens], valid: Sequence[Tokens], vocabulary: int, name: str = "language model"
+    models: Mapping[str, Predicted], train: Sequence[Tokens], valid: Sequence[Tokens], vocabulary: int
 ) -> Table:
-    """The language model beside both, on the same tokens; the texts of each side are read one after the other."""
+    """Language models by name beside both, on the same tokens; the texts of each side are read one after the other."""
     known, new = np.concatenate(list(train)), np.concatenate(list(valid))
     rows = {
-        name: model,
+        **models,
         "bigram, Kneser and Ney": bigram(known, new, vocabulary),
         "unigram": unigram(known, new, vocabulary),
     }

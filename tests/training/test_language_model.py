@@ -209,7 +209,7 @@ def test_a_language_model_learns_what_follows_what_and_is_started_from(tmp_path:
     language_model.write(tmp_path / "kept", trainee.stored(network), {"tokens": 1})
     again = modelling(settings, language_model.read(tmp_path / "kept"))
 
-    assert rows[-1].scores["next_token_accuracy"] > 0.7
+    assert rows[-1].scores["next_token_accuracy"] > 0.6
     assert rows[-1].scores["perplexity"] < rows[0].scores["perplexity"]
     best = min(row.scores["perplexity"] for row in rows)
     assert again.scores(again.network(), runtime)["perplexity"] == pytest.approx(best, rel=1e-4)

@@ -40,7 +40,7 @@ def test_a_bigram_knows_what_follows_and_a_unigram_what_is_frequent() -> None:
 def test_the_table_shows_the_model_beside_both() -> None:
     texts = [np.array([1, 2, 3, 2]), np.array([1, 2])]
 
-    table = language_table(Predicted(3.21, 0.5), texts, texts, VOCABULARY)
+    table = language_table({"language model": Predicted(3.21, 0.5)}, texts, texts, VOCABULARY)
 
     assert [row[0] for row in table.rows] == ["language model", "bigram, Kneser and Ney", "unigram"]
     assert table.rows[0][1:] == ("3.2", "50.0%")

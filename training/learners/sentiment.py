@@ -15,17 +15,20 @@ from tasks._text import encode_all, tokenizer_from
 from tasks._text import trained as trained_tokenizer
 from tasks.contract import Arrays, Task
 from tasks.sentiment import Sentiment
-from training import calibration, language_model
+from training import calibration, language_model, metrics, text_findings
 from training.corpora import corpus, corpus_names
 from training.data import held_out, predicted
 from training.errors import CannotTrain
 from training.fetch import Fetcher
 from training.language_model import LanguageModelling, Stored
-from training.learner import Findings, Learner, Phase, Stage, Trained
+from training.learner import Findings, Learner, Phase, Stage, Table, Trained
+from training.metrics import classification_metrics
 from training.networks.awd_lstm import Dropouts, Encoder, Explained, Sizes, TextClassifier
+from training.ngrams import Predicted, language_table
 from training.runtime import Batch, Runtime
 from training.schedule import Group
 from training.settings import Settings, option
+from training.text_baseline import Baseline, tf_idf
 from training.text_samples import Labelled, Tokens
 from training.texts import TextRules, Texts, read_texts
 
@@ -94,7 +97,7 @@ class SentimentLearner(Learner):
         tokens = encode_all(tool, [texts.texts[i] for i in valid])
         self.held_out = Labelled(tokens, [texts.labels[i] for i in valid])
         self.sizes = self.stored.sizes if self.stored else self._sizes(tool.get_vocab_size())
-        self.histories: dict[str, dict[str, float]] = {}
+        self.scored: dict[str, dict[str, float]] = {}
 
     @classmethod
     def opened(cls, data: Path, settings: Settings, options: Any, fetcher: Fetcher) -> "SentimentLearner":
@@ -148,7 +151,9 @@ class SentimentLearner(Learner):
 
         def keep(network: nn.Module, folder: Path) -> None:
             self.stored = trainee.stored(network)
-            language_model.write(folder, self.stored, {"tokens": sum(map(len, texts))})
+            self.scored[name] = trainee.scores(network, Runtime(torch.device("cpu")))
+            about = {"tokens": sum(map(len, texts)), "of_validation_texts": self.scored[name]}
+            language_model.write(folder, self.stored, about)
 
         return Phase(name, trainee, settings, keep)
 
@@ -208,7 +213,71 @@ class SentimentLearner(Learner):
         return Explained(trained, calibration.temperature(logits, self.held_out.targets)).eval()
 
     def findings(self, trained: Sequence[Trained], served: nn.Module) -> Findings:
-        raise NotImplementedError
+        """Accuracy, calibration, the words that decide, mistakes, tf-idf beside it; and the language model's figures."""
+        task, run = self.task, text_findings.runs(served)
+        texts, targets = [self.read.texts[i] for i in self.places[1]], self.held_out.targets.numpy()
+        judged = text_findings.Judged(task.labels, texts, targets, text_findings.said_of(task, run, texts))
+        temperature = float(cast(Explained, served).temperature)
+        before = calibration.at_temperature_one(judged.probabilities, temperature)
+        beside, verdict = text_findings.against_baseline(judged, self._baseline(texts))
+        named, naming = text_findings.identity_table(task, run, len(task.labels) - 1)
+        words = text_findings.deciding_words(judged)
+        bins = {
+            "as trained": calibration.reliability(before, targets),
+            "calibrated": calibration.reliability(judged.probabilities, targets),
+        }
+        tables = [beside, text_findings.length_table(judged), text_findings.words_table(words), *self._of_phases()]
+        quoted = text_findings.wrong_table(judged, quoted=False)
+        return Findings(
+            metrics=classification_metrics(judged.probabilities, before, targets, f"{len(targets)} validation texts"),
+            notes=(verdict, *self._notes(trained, judged, temperature)),
+            tables=(*tables, quoted, named),
+            figures=text_findings.views(judged, words, bins, f"Temperature {temperature:.3f}."),
+            failures=(*text_findings.failures(judged), naming),
+        )
+
+    def _baseline(self, valid: Sequence[str]) -> Baseline:
+        read, train = self.read, self.places[0]
+        texts, labels = [read.texts[i] for i in train], [read.labels[i] for i in train]
+        return tf_idf(texts, labels, [read.groups[i] for i in train], valid, len(read.names))
+
+    def _notes(self, trained: Sequence[Trained], judged: text_findings.Judged, temperature: float) -> list[str]:
+        longest = self.task.buckets[-1]
+        notes = [
+            f"Split: {self.chosen.valid_share:.0%} of the groups of texts are held out ({self._grouping()}). The best "
+            f"epoch was chosen and the temperature ({temperature:.3f}) fitted on them, so expect a little less on new "
+            "ones. The language model never read them.",
+            metrics.certainty(float(judged.right.mean()), len(judged.targets)),
+            f"A text of more than {longest:,} tokens is read in parts, none of it is left out: the answer is the "
+            "average of theirs, each counting by its length, and says in how many parts it was read.",
+            "The words that decided are exact: the head is linear in what the layers give at each token (their mean "
+            "and their largest values), so a score is a sum over tokens.",
+        ]
+        if len(trained) > 1:
+            accuracies = [each.scores["accuracy"] for each in trained]
+            notes.append(f"Accuracy over {len(trained)} seeds: {metrics.spread(accuracies)}; the first is published.")
+        if self.chosen.language_model:
+            notes.append("It started from a stored language model.")
+        return notes
+
+    def _grouping(self) -> str:
+        if self.chosen.group_column:
+            return f"column {self.chosen.group_column}"
+        near = self.chosen.neighbours
+        return (
+            f"blocks of {near} neighbouring numbers, for such files are of one film" if near else "equal texts are one"
+        )
+
+    def _of_phases(self) -> tuple[Table, ...]:
+        """The language model after each phase, beside n-grams, on the validation texts."""
+        if not self.scored:
+            return ()
+        valid = self.held_out.texts
+        models = {
+            f"AWD-LSTM, {name.replace('-', ' ')}": Predicted(scores["perplexity"], scores["next_token_accuracy"])
+            for name, scores in self.scored.items()
+        }
+        return (language_table(models, self.own, valid, self.sizes.vocabulary),)
 
     def validation(self, count: int) -> Arrays:
         """Validation texts of many lengths, cut and padded to one bucket."""
@@ -221,7 +290,17 @@ class SentimentLearner(Learner):
         return {"tokens": rows}
 
     def golden_requests(self, served: nn.Module) -> tuple[Task, list[dict[str, Any]]]:
-        raise NotImplementedError
+        """Short validation texts of each label that it is sure of, and one of the longest."""
+        texts = [self.read.texts[i] for i in self.places[1]]
+        short = [i for i, text in enumerate(texts) if 40 <= len(text) <= 1000][:300] or list(range(len(texts)))[:300]
+        said = text_findings.said_of(self.task, text_findings.runs(served), [texts[i] for i in short])
+        found = []
+        for label in reversed(range(len(self.task.labels))):
+            sure = [(float(each.probabilities[label]), i) for each, i in zip(said, short, strict=True)]
+            found.append(max((one for one in sure if self.held_out.targets[one[1]] == label), default=max(sure)))
+        chosen = [texts[i] for _, i in found[:4]]
+        task = replace(self.task, example_texts=tuple(chosen))
+        return task, [*task.examples(), {"text": texts[-1][:20_000], "words": 0}]
 
 
 def _of_encoder(stored: Stored) -> dict[str, Tensor]:

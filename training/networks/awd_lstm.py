@@ -260,6 +260,7 @@ class Explained(nn.Module):
             scale = norm.weight / (norm.running_var + norm.eps).sqrt()
             weight = head.weight * scale / temperature
             bias = (head.bias + head.weight @ (norm.bias - norm.running_mean * scale)) / temperature
+        self.temperature = temperature
         # Only differences between classes count.
         self.register_buffer("weight", weight - weight.mean(0))
         self.register_buffer("bias", bias - bias.mean())
