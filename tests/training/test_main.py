@@ -157,7 +157,12 @@ def test_every_mistake_a_user_can_make_is_one_sentence_and_status_2(train, photo
         (("classification", "--data", folder, "--name", "My Bears", "--weights", "none"), "--name My Bears"),
         (("tabular", "--data", file), "--target"),
         (("tabular", "--data", file, "--target", "gone"), "has no column 'gone'; its columns are customer, age"),
-        (("tabular", "--data", file, "--target", "spent"), "predicting a number is not built"),
+        (("tabular", "--data", file, "--target", "city", "--kind", "number"), "no column of numbers: it holds 'Lima'"),
+        (("tabular", "--data", file, "--target", "spent", "--split-time", "city"), "--split-time city holds no times"),
+        (
+            ("tabular", "--data", file, "--target", "spent", "--split-column", "gone"),
+            "--split-column gone: there is no",
+        ),
         (("tabular", "--data", file, "--target", "churn", "--ignore", "gone"), "no column 'gone'"),
         (("tabular", "--data", file, "--target", "churn", "--resume"), "leave --resume out"),
         (("tabular", "--data", tmp_path / "photo.parquet", "--target", "churn"), "cannot be read as a table"),

@@ -1,3 +1,4 @@
+import datetime
 import math
 
 import polars as pl
@@ -5,15 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks._tables import CategoryColumn, NumberColumn
+from tasks._tables import CategoryColumn, DateColumn, NumberColumn
 from training.errors import CannotTrain
-from training.tables import Kinds, columns_of, labels_of, plain, read_table, row_groups
+from training.tables import Kinds, columns_of, is_number, labels_of, plain, read_table, row_groups
 
 
 def csv(tmp_path, text, name="table.csv"):
     path = tmp_path / name
     path.write_text(text)
     return path
+
+
+def classes_in(path):
+    frame = read_table(path)
+    return is_number(frame, "y", "auto", path) or labels_of(frame, "y")
 
 
 def kinds_of(frame, target="y", **kinds):
@@ -62,7 +68,7 @@ def test_columns_that_tell_nothing_are_left_out_and_named():
         {
             "id": [f"k{i}" for i in range(60)],
             "same": ["x"] * 60,
-            "when": pl.date_range(pl.date(2020, 1, 1), pl.date(2020, 2, 29), eager=True),
+            "how long": [datetime.timedelta(hours=i) for i in range(60)],
             "real": [i / 7 for i in range(60)],
             "y": ["a", "b"] * 30,
         }
@@ -71,7 +77,7 @@ def test_columns_that_tell_nothing_are_left_out_and_named():
     kinds, left_out, notices = kinds_of(frame)
 
     assert kinds == {"real": "number"}
-    assert left_out == ("id", "same", "when")
+    assert left_out == ("id", "same", "how long")
     assert ["identifier" in notices[0], "same value" in notices[1], "not understood" in notices[2]] == [True] * 3
 
 
@@ -90,7 +96,6 @@ def test_an_identifier_can_be_used_by_naming_it():
         ("a,z\n1,2\n", "has no column 'y'; its columns are a, z"),
         ("a,y\n1,n\n2,n\n", "has 1 class"),
         ("a,y\n1,n\n2,y\n3,y\n", "Class 'n' of 'y' has one row"),
-        ("a,y\n" + "".join(f"{i},{i / 3}\n" for i in range(60)), "predicting a number is not built"),
         ("a,y\n" + "".join(f"{i},name{i // 2}\n" for i in range(300)), "150 classes; at most 100"),
     ],
 )
@@ -98,7 +103,7 @@ def test_a_wrong_table_gets_one_clear_sentence(tmp_path, text, sentence):
     path = csv(tmp_path, text)
 
     with pytest.raises(CannotTrain, match=sentence) as caught:
-        labels_of(read_table(path), "y", path)
+        classes_in(path)
 
     assert "\n" not in str(caught.value)
 
@@ -123,8 +128,8 @@ def test_a_column_that_is_not_there_or_of_another_kind_is_named(tmp_path):
 def test_labels_are_text_in_order():
     frame = pl.DataFrame({"x": [1.0] * 6, "n": [10, 9, 10, 9, 2, 2], "t": [True, False] * 3})
 
-    assert labels_of(frame, "n", "f") == ("2", "9", "10")
-    assert labels_of(frame, "t", "f") == ("false", "true")
+    assert labels_of(frame, "n") == ("2", "9", "10")
+    assert labels_of(frame, "t") == ("false", "true")
 
 
 @given(st.lists(st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True)), min_size=1, max_size=20))
@@ -144,3 +149,86 @@ def test_equal_rows_share_a_group_and_others_do_not():
 
     assert groups[0] == groups[1]
     assert len(set(groups)) == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "number"),
+    [
+        (["a", "b"], "auto", False),
+        (list(range(20)), "auto", False),
+        (list(range(21)), "auto", True),
+        ([i / 7 for i in range(21)], "auto", True),
+        (list(range(21)), "class", False),
+        ([1, 2, 3], "number", True),
+    ],
+)
+def test_a_target_of_many_numbers_is_a_number_unless_it_is_said_otherwise(values, kind, number):
+    assert is_number(pl.DataFrame({"y": values}), "y", kind, "f") is number
+
+
+def test_a_number_is_asked_of_numbers_only():
+    with pytest.raises(CannotTrain, match="'y' is no column of numbers: it holds 'much'"):
+        is_number(pl.DataFrame({"y": ["1", "much", "2"]}), "y", "number", "f")
+    with pytest.raises(CannotTrain, match="f has no column 'z'; its columns are y"):
+        is_number(pl.DataFrame({"y": [1]}), "z", "auto", "f")
+
+
+DAYS = [datetime.date(2011, 1, 1) + datetime.timedelta(days=i) for i in range(600)]
+
+
+@pytest.mark.parametrize("form", ["%Y-%m-%d %H:%M", "%Y-%m-%dT%H:%M:%S"])
+def test_dates_are_found_out_and_written_as_clients_write_them(tmp_path, form):
+    hours = [datetime.datetime(2011, 1, 1) + datetime.timedelta(hours=i) for i in range(500)]
+    text = "day,at,y\n" + "".join(f"{at:%Y-%m-%d},{at.strftime(form)},{i % 2}\n" for i, at in enumerate(hours))
+
+    frame = read_table(csv(tmp_path, text))
+    (day, at), _, _ = columns_of(frame, "y", Kinds())
+
+    assert (day.clock, at.clock) == (False, True)
+    assert (day.first, day.last) == ("2011-01-01", "2011-01-21")
+    assert (at.first, at.last) == ("2011-01-01T00:00", "2011-01-21T19:00")
+    assert plain(frame, (day, at))["at"][:2] == ["2011-01-01T00:00", "2011-01-01T01:00"]
+    assert plain(frame, (day, at))["day"][24] == "2011-01-02"
+
+
+def test_parts_that_tell_seasons_are_read_where_there_is_a_year_of_them():
+    frame = pl.DataFrame({"day": DAYS, "y": range(600)})
+
+    (long,), _, _ = columns_of(frame, "y", Kinds())
+    (short,), _, _ = columns_of(frame.head(200), "y", Kinds())
+    (chosen,), _, _ = columns_of(frame, "y", Kinds(parts=("year", "is_year_end")))
+
+    assert [part.name for part in long.parts] == [
+        *("month", "week", "day", "weekday", "day_of_year", "elapsed", "is_month_start", "is_month_end"),
+    ]
+    assert [part.name for part in short.parts] == ["day", "weekday", "elapsed", "is_month_start", "is_month_end"]
+    assert [(part.name, part.kind) for part in chosen.parts] == [("year", "category"), ("is_year_end", "number")]
+    assert chosen.parts[0].values == ("2011", "2012")
+
+
+def test_a_time_zone_is_dropped_and_the_clock_stays_as_it_is(tmp_path):
+    at = [datetime.datetime(2020, 1, 1, 8, tzinfo=datetime.timezone(datetime.timedelta(hours=2)))] * 2
+    pl.DataFrame({"at": at, "y": [1, 2]}).with_columns(pl.col("at").dt.convert_time_zone("Asia/Tokyo")).write_parquet(
+        tmp_path / "t.parquet"
+    )
+
+    assert read_table(tmp_path / "t.parquet")["at"].to_list() == [datetime.datetime(2020, 1, 1, 15)] * 2
+
+
+def test_missing_dates_and_dates_out_of_order_are_read():
+    frame = pl.DataFrame({"day": [DAYS[5], None, DAYS[0], DAYS[9]], "y": range(4)})
+
+    (column,), _, _ = columns_of(frame, "y", Kinds())
+
+    assert isinstance(column, DateColumn)
+    assert (column.first, column.last) == ("2011-01-01", "2011-01-10")
+    assert plain(frame, (column,))["day"] == ["2011-01-06", None, "2011-01-01", "2011-01-10"]
+
+
+def test_what_is_said_to_be_dates_and_is_not_is_named():
+    frame = pl.DataFrame({"day": ["1.2.2011", "2.2.2011"], "y": [1, 2]})
+
+    with pytest.raises(CannotTrain, match=r"'day' is no column of dates: it holds '1.2.2011'. Dates are read as 2012"):
+        columns_of(frame, "y", Kinds(dates=("day",)))
+    with pytest.raises(CannotTrain, match="--date-parts fortnight: the parts of a date are year, quarter"):
+        columns_of(frame, "y", Kinds(parts=("fortnight",)))
