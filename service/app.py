@@ -33,6 +33,7 @@ from tasks.contract import Limits, Task
 
 _LOG = logging.getLogger(__name__)
 _MOST_BATCH = 32
+_MOST_LOADED_AT_ONCE = 4
 _DESCRIPTION = "Answers predictions of the models in its folder. Each model has an endpoint of its own, below."
 
 
@@ -59,6 +60,7 @@ class Service:
             settings.versions,
             open_backend or _onnx_runtime(settings),
             self._make_pipeline,
+            at_once=min(available_cores(), _MOST_LOADED_AT_ONCE),
             on_loaded=lambda name, version, seconds: self.metrics.load_seconds.labels(name, version).set(seconds),
         )
         self.repository.scan()

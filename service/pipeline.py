@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from service.backends.base import Backend, BackendError
 from service.batcher import Batcher, BatchPolicy, BatchReport, Ran, joined
-from service.costs import Cost, Pace, useful_batch
+from service.costs import Cost, Pace, fastest, settled, useful_batch
 from service.errors import BackendFailed, InvalidAnswer, InvalidRequest, Overloaded, ServiceError, TooLarge, Unreadable
 from service.metrics import Metrics
 from tasks.contract import Answer, Arrays, InvalidInput, InvalidOutput, Limits, Problem, Request, Run, Samples, Task
@@ -50,6 +50,15 @@ class Answered:
     body: bytes
     stages: Mapping[str, float]
     batch_size: int
+
+
+@dataclass(frozen=True)
+class Proven:
+    """A golden request on its way: what was read of it, and what the graph made of that."""
+
+    request: Request
+    samples: Samples
+    outputs: Arrays
 
 
 class Pipeline:
@@ -201,8 +210,8 @@ class Pipeline:
 
     async def _infer(self, samples: Samples) -> Ran:
         """Runs the samples: at once where that costs less than to queue, else in a batch."""
-        size = len(samples)
-        if self._cost("infer").is_cheap(size) and size <= self.batch_limit and not self._waits_for_company:
+        cheap = self._cost("infer").is_cheap(_elements(samples.arrays))
+        if cheap and len(samples) <= self.batch_limit and not self._waits_for_company:
             return self._run_here(samples.arrays, self._backend.run)
         try:
             return await self._batcher.submit(samples.arrays)
@@ -214,7 +223,7 @@ class Pipeline:
         size = len(next(iter(arrays.values())))
         began, failed = time.perf_counter(), True
         try:
-            outputs = self._cost("infer").timed(size, self._run, run, [arrays], size)
+            outputs = self._cost("infer").timed(_elements(arrays), self._run, run, [arrays], size)
             failed = False
         except BackendError as error:
             raise BackendFailed("The model failed on this input.") from error
@@ -281,8 +290,8 @@ class Pipeline:
 
     async def _run_batch(self, parts: Sequence[Arrays]) -> Arrays:
         size = sum(len(next(iter(part.values()))) for part in parts)
-        loop, cost = asyncio.get_running_loop(), self._cost("infer")
-        return await loop.run_in_executor(self._device, cost.timed, size, self._run, self._backend.run, parts, size)
+        work = partial(self._cost("infer").timed, sum(map(_elements, parts)), self._run, self._backend.run, parts, size)
+        return await asyncio.get_running_loop().run_in_executor(self._device, work)
 
     def _run(self, run: Run, parts: Sequence[Arrays], size: int) -> Arrays:
         first = parts[0]
@@ -293,48 +302,46 @@ class Pipeline:
                 raise BackendError(f"The graph's output {name} has {len(array)} rows for {size} samples.")
         return outputs
 
-    def warm_up(self, bodies: Sequence[Mapping[str, Any]]) -> None:
+    def warm_up(self, proven: Sequence[Proven]) -> None:
         """Runs what clients will ask for, so that none of them pays for a first time, and takes what it costs.
 
         The cost of decoding is learnt from the first requests: it depends on the form they come in.
         """
-        for number, body in enumerate(bodies):
-            # Not by the operator's limits: those are for clients.
-            request = self.task.parse(body, Limits())
-            samples = self.task.preprocess(self.task.decode(request, Limits()))
-            for turn in range(3):
-                if turn == 0 or number == 0:  # The switches that the others use change nothing for the graph.
-                    outputs = self._cost("infer").timed(
-                        len(samples), self._run, self._backend.run, [samples.arrays], len(samples)
-                    )
-                cost = self._cost(*self._postprocess_key(request))
-                cost.timed(samples.work, self._finish, outputs, samples, request, Message.render)
-        if not self._find_batch_size:
-            self._fastest(samples.arrays, self.batch_limit)
-            return
-        most, arrays = self.batch_limit, samples.arrays
-        self._batcher.policy = replace(
-            self._batcher.policy, max_size=useful_batch(lambda size: self._fastest(arrays, size), most)
-        )
+        tried = partial(self._seconds_of, proven[0].samples.arrays)
+        most = self.batch_limit
+        if self._find_batch_size:
+            self._batcher.policy = replace(self._batcher.policy, max_size=useful_batch(tried, most))
+        else:
+            tried(most)
+        self._backend.release()
+        seen = set[Any]()
+        for one in proven:
+            arrays, size = one.samples.arrays, len(one.samples)
+            if (shapes := tuple((name, array.shape) for name, array in arrays.items())) not in seen:
+                seen.add(shapes)
+                settled(self._cost("infer"), _elements(arrays), self._run, self._backend.run, [arrays], size)
+            cost = self._cost(*self._postprocess_key(one.request))
+            settled(cost, one.samples.work, self._finish, one.outputs, one.samples, one.request, Message.render)
 
-    def _fastest(self, arrays: Arrays, size: int) -> float:
-        """Seconds for a batch of this size, the better of two tries: what disturbs one only makes it slower.
-
-        Tried with as many at once as will run under load: side by side they share caches and memory.
-        """
+    def _seconds_of(self, arrays: Arrays, size: int) -> float:
+        """Seconds for a batch of this size, with as many at once as will run under load: they share caches."""
         batch = {name: np.resize(array, (size, *array.shape[1:])) for name, array in arrays.items()}
-        side_by_side = max(1, self._batcher.policy.at_once // 2)
-        tries = []
-        for _ in range(2):
-            began = time.perf_counter()
-            runs = [self._device.submit(self._run, self._backend.run, [batch], size) for _ in range(side_by_side)]
+
+        def side_by_side() -> None:
+            count = max(1, self._batcher.policy.at_once // 2)
+            runs = [self._device.submit(self._run, self._backend.run, [batch], size) for _ in range(count)]
             for run in runs:
                 run.result()
-            tries.append(time.perf_counter() - began)
-        return min(tries)
+
+        return fastest(side_by_side)
 
     def _cost(self, *key: Any) -> Cost:
         return self._costs.setdefault(key, Cost())
+
+
+def _elements(arrays: Arrays) -> int:
+    """What the cost of a run grows with: samples, and how long they are."""
+    return sum(array.size for array in arrays.values())
 
 
 def _answered(body: bytes, ran: Ran, began: float, read: float, finished: float, *, waited_s: float = 0.0) -> Answered:

@@ -9,16 +9,19 @@ the reason and never becomes ready; the rest are served. Where the newest versio
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 from service.backends.base import Backend, BackendError, OpenBackend
 from service.errors import ModelNotFound, ModelUnavailable
-from service.pipeline import Pipeline
-from tasks.contract import Arrays, Limits, Samples, Task
+from service.pipeline import Pipeline, Proven
+from tasks.contract import Arrays, Limits, Samples, Task, TensorSpec
 from tasks.manifest import (
     CARD,
     MANIFEST,
@@ -34,6 +37,8 @@ from tasks.manifest import (
 
 _LOG = logging.getLogger(__name__)
 
+_Graph = tuple[str, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
+"""A graph's SHA-256, and as what it is read."""
 MakePipeline = Callable[[str, Task, Backend], Pipeline]
 
 
@@ -77,14 +82,19 @@ class Repository:
         versions: how many of the newest versions of each to serve; 0 for all.
         open_backend: the runtime.
         make_pipeline: joins a task to its backend.
+        at_once: models that are loaded at a time.
     """
 
     root: Path
     versions: int
     open_backend: OpenBackend
     make_pipeline: MakePipeline
+    at_once: int = 1
     on_loaded: Callable[[str, str, float], None] = lambda name, version, seconds: None
     _entries: dict[str, list[Entry]] = field(default_factory=dict, init=False)
+    _locks: dict[_Graph, Lock] = field(default_factory=dict, init=False)
+    _backends: WeakValueDictionary[_Graph, Backend] = field(default_factory=WeakValueDictionary, init=False)
+    """As long as a model is served with them."""
     loaded: bool = field(default=False, init=False)
 
     def scan(self) -> None:
@@ -104,14 +114,24 @@ class Repository:
 
     def load_all(self) -> None:
         """Loads the newest versions of each model, as many as are wanted; where one fails, the next older one."""
-        for entries in list(self._entries.values()):
-            wanted = self.versions or len(entries)
-            for entry in entries:
-                if sum(e.model is not None for e in entries) < wanted:
-                    self._load(entry)
-                else:
-                    entry.reason = "A newer version is served."
+        # The largest first: it would be waited for at the end, with nothing left to do beside it.
+        models = sorted(self._entries.values(), key=lambda entries: self._size_of(entries[0]), reverse=True)
+        with ThreadPoolExecutor(self.at_once, thread_name_prefix="loader") as pool:
+            for loading in [pool.submit(self._load_newest, entries) for entries in models]:
+                loading.result()
         self.loaded = True
+
+    def _size_of(self, entry: Entry) -> int:
+        graph = self.root / entry.name / entry.version / MODEL
+        return graph.stat().st_size if graph.is_file() else 0
+
+    def _load_newest(self, entries: list[Entry]) -> None:
+        wanted = self.versions or len(entries)
+        for entry in entries:
+            if sum(e.model is not None for e in entries) < wanted:
+                self._load(entry)
+            else:
+                entry.reason = "A newer version is served."
 
     def _load(self, entry: Entry) -> None:
         began = time.perf_counter()
@@ -142,12 +162,25 @@ class Repository:
         goldens = read_goldens(folder)
         if not goldens:
             raise BrokenModel("There are no golden requests: nothing proves that this model is what was trained.")
-        backend = self.open_backend((folder / MODEL).read_bytes(), task.inputs, task.outputs)
-        replay(task, backend, goldens, manifest.golden_tolerance)
+        backend = self._backend_of(folder, manifest, task)
+        proven = replay(task, backend, goldens, manifest.golden_tolerance)
         pipeline = self.make_pipeline(entry.name, task, backend)
-        pipeline.warm_up([golden.request for golden in goldens])
+        pipeline.warm_up(proven)
         card = (folder / CARD).read_text("utf-8") if CARD in manifest.files else ""
         return Model(manifest, task, pipeline, goldens, card)
+
+    def _backend_of(self, folder: Path, manifest: Manifest, task: Task) -> Backend:
+        """The graph in memory: that of another version (of any model) where its file is the same, else loaded now.
+
+        What differs is then the task: another table of items, say, under the same network.
+        """
+        key = (manifest.files[MODEL].sha256, task.inputs, task.outputs)
+        with self._locks.setdefault(key, Lock()):
+            backend = self._backends.get(key)
+            if backend is None:
+                backend = self.open_backend((folder / MODEL).read_bytes(), task.inputs, task.outputs)
+                self._backends[key] = backend
+        return backend
 
     def find(self, name: str, version: str | None = None) -> Model:
         """The model, by default its newest version that is served. Raises ModelNotFound or ModelUnavailable."""
@@ -181,7 +214,7 @@ class Repository:
         return (entry.model for entry in self.entries() if entry.model is not None)
 
 
-def replay(task: Task, backend: Backend, goldens: tuple[Golden, ...], tolerance: float) -> None:
+def replay(task: Task, backend: Backend, goldens: tuple[Golden, ...], tolerance: float) -> list[Proven]:
     """Asks the goldens, each alone and then all in one batch. Raises BrokenModel where an answer is another."""
     requests = [task.parse(golden.request, Limits()) for golden in goldens]
     samples = [task.preprocess(task.decode(request, Limits())) for request in requests]
@@ -193,6 +226,7 @@ def replay(task: Task, backend: Backend, goldens: tuple[Golden, ...], tolerance:
                 raise BrokenModel(
                     f"The graph does not give the answers it was published with: golden {i} {run}: {found}."
                 )
+    return [Proven(*one) for one in zip(requests, samples, alone, strict=True)]
 
 
 def _run_together(backend: Backend, samples: list[Samples]) -> list[Arrays]:

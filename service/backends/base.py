@@ -25,6 +25,10 @@ class Backend(Protocol):
         """The same, for a run that has the device to itself and wants its answer soon."""
         ...
 
+    def release(self) -> None:
+        """Gives back memory that was needed for larger runs than are to be expected from now on."""
+        ...
+
 
 class OpenBackend(Protocol):
     """Loads the graph of a model; how the application is told which runtime there is."""

@@ -1,10 +1,13 @@
 """Graphs on ONNX Runtime, on the CPU or on a CUDA device."""
 
+import ctypes
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
+import numpy as np
 import onnxruntime as ort
 
 from service.backends.base import BackendError
@@ -35,6 +38,28 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@cache
+def _pool() -> ort.InferenceSession:
+    """Gives the sessions of this process one pool of memory for what runs compute; a session that can shrink it.
+
+    A session's own pool stays as large as its largest run was. Models are seldom asked all at once, and then one pool
+    for all is far smaller than one for each.
+    """
+    where = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(where, None)
+    return ort.InferenceSession(_IDENTITY, _options(threads=1), providers=[_CPU])
+
+
+def _options(*, threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    # A spinning thread takes its core from those that decode the next requests.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.log_severity_level = 3
+    return options
+
+
 @dataclass(frozen=True)
 class OnnxBackend:
     """A graph in ONNX Runtime sessions.
@@ -56,6 +81,17 @@ class OnnxBackend:
         """The same on every core."""
         return self._run(self.session_alone, arrays)
 
+    def release(self) -> None:
+        """Gives back the memory that no run needs now: of the pool of all sessions, and what loading has left over.
+
+        The next run pays for it once more, some hundredths of a second where it needs much.
+        """
+        shrinking = ort.RunOptions()
+        shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        _pool().run(None, {"x": np.zeros(1, np.float32)}, shrinking)
+        # glibc keeps what was freed, and there is much of it: the files, and the graphs before they were optimised.
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda kept: None)(0)
+
     def _run(self, session: ort.InferenceSession, arrays: Arrays) -> Arrays:
         try:
             outputs = session.run(self.output_names, dict(arrays))
@@ -75,6 +111,9 @@ class OnnxRuntime:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
+
+    def __post_init__(self) -> None:
+        _pool()  # Now, in one thread: there is one for the process, before its first session.
 
     def check(self) -> None:
         """Raises BackendError where the device that was asked for is not there; to be called before serving."""
@@ -106,11 +145,7 @@ class OnnxRuntime:
         return OnnxBackend(session, alone, tuple(spec.name for spec in outputs), "cuda" if on_cuda else "cpu")
 
     def _session(self, graph: bytes, *, threads: int) -> ort.InferenceSession:
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        # A spinning thread takes its core from those that decode the next requests.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3
+        options = _options(threads=threads)
         providers: list[Any] = [_CPU]
         if self.device != "cpu" and _CUDA in ort.get_available_providers():
             ort.preload_dlls()

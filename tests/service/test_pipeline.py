@@ -1,8 +1,10 @@
 """What is decided from what was measured."""
 
+import time
+
 import pytest
 
-from service.costs import Cost, Pace, useful_batch
+from service.costs import Cost, Pace, fastest, settled, useful_batch
 
 
 @pytest.mark.parametrize(
@@ -31,6 +33,31 @@ def test_what_grows_dearer_is_not_tried_at_its_dearest() -> None:
     useful_batch(seconds_of, 1024)
 
     assert max(tried) <= 8
+
+
+def test_a_slow_batch_that_gains_nothing_is_the_last_one_tried() -> None:
+    tried = []
+
+    def seconds_of(size: int) -> float:
+        tried.append(size)
+        return 0.1 * size
+
+    assert useful_batch(seconds_of, 1024) == 1
+    assert tried == [1, 2]
+
+
+def test_what_is_slow_is_not_tried_twice() -> None:
+    tries = []
+
+    def slow() -> None:
+        tries.append(0)
+        until = time.perf_counter() + 0.06
+        while time.perf_counter() < until:
+            pass
+
+    assert fastest(slow) >= 0.06
+    assert settled(Cost(), 1, slow) is None
+    assert len(tries) == 2
 
 
 def test_a_step_is_cheap_only_where_it_was_measured_so_for_input_of_that_size() -> None:

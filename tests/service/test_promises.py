@@ -39,6 +39,9 @@ class Device:
 
     run_alone = run
 
+    def release(self) -> None:
+        """It keeps nothing."""
+
 
 @dataclass
 class Held:

@@ -1,11 +1,13 @@
 """A model is served only where it is what was published; whatever is wrong with one costs the others nothing."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tasks.contract import Arrays, Run
+from service.backends.onnx import OnnxBackend, OnnxRuntime
+from tasks.contract import Arrays, Run, TensorSpec, parameters_of
 from tests.model_folders import COLOURS, CREDIT, colours_graph, credit_graph, publish, runner
 from tests.service.conftest import Start
 
@@ -138,6 +140,9 @@ class Unsteady:
 
     run_alone = run
 
+    def release(self) -> None:
+        """It keeps nothing."""
+
 
 def test_a_model_whose_answers_depend_on_the_batch_is_not_served(tmp_path: Path, start: Start) -> None:
     publish(tmp_path, "credit", CREDIT, credit_graph())
@@ -147,3 +152,59 @@ def test_a_model_whose_answers_depend_on_the_batch_is_not_served(tmp_path: Path,
     (version,) = server.client.get("/v1/models").json()["models"][0]["versions"]
     assert version["state"] == "unavailable"
     assert "golden 0 in a batch" in version["reason"]
+
+
+class Counting:
+    """The real runtime, which counts the graphs that it loads."""
+
+    def __init__(self) -> None:
+        self.runtime = OnnxRuntime("cpu")
+        self.loaded = 0
+
+    def __call__(self, graph: bytes, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> OnnxBackend:
+        self.loaded += 1
+        return self.runtime(graph, inputs, outputs)
+
+
+def test_versions_with_the_same_graph_share_it_and_differ_by_their_task(tmp_path: Path, start: Start) -> None:
+    renamed = replace(CREDIT, labels=("refuses", "pays"))
+    publish(tmp_path, "credit", CREDIT, credit_graph(), version=1)
+    publish(tmp_path, "credit", renamed, credit_graph(), version=2)
+    publish(tmp_path, "other", CREDIT, credit_graph())
+    runtime = Counting()
+
+    server = start(runtime, models=tmp_path, versions=0)
+
+    answers = [
+        server.client.post(f"/v1/models/{model}/predict", json=CREDIT_ROW).json()["predictions"][0]["label"]
+        for model in ("credit/versions/1", "credit/versions/2", "other")
+    ]
+    assert answers == ["yes", "pays", "yes"]
+    assert runtime.loaded == 1
+
+
+def test_a_graph_that_is_shared_is_proved_by_the_goldens_of_each_version(tmp_path: Path, start: Start) -> None:
+    publish(tmp_path, "credit", CREDIT, credit_graph())
+    harmed = publish(tmp_path, "zebra", CREDIT, credit_graph())
+    goldens = json.loads((harmed / "goldens.json").read_text())
+    goldens[0]["answer"]["predictions"][0]["label"] = "nobody"
+    (harmed / "goldens.json").write_text(json.dumps(goldens))
+    republish(harmed)
+
+    server = start(models=tmp_path)
+
+    listed = {model["name"]: model for model in server.client.get("/v1/models").json()["models"]}
+    assert listed["credit"]["state"] == "ready"
+    assert "does not give the answers" in listed["zebra"]["versions"][0]["reason"]
+
+
+def test_the_same_graph_for_a_task_with_other_tensors_is_not_shared(tmp_path: Path, start: Start) -> None:
+    publish(tmp_path, "credit", CREDIT, credit_graph())
+    twisted = publish(tmp_path, "twisted", CREDIT, credit_graph())
+    change(twisted / "manifest.json", parameters=parameters_of(replace(CREDIT, columns=CREDIT.columns[:2])))
+
+    server = start(Counting(), models=tmp_path)
+
+    listed = {model["name"]: model for model in server.client.get("/v1/models").json()["models"]}
+    assert listed["credit"]["state"] == "ready"
+    assert "the task promises int64" in listed["twisted"]["versions"][0]["reason"]
