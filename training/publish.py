@@ -161,4 +161,5 @@ def _licence(recipe: Recipe) -> str:
     """Of the model: data that may not be passed on, or not be sold, binds what was learnt from it."""
     if not recipe.source:
         return "unknown"
-    return _MODEL_LICENCE if recipe.data.redistributable else recipe.data.licence
+    free = recipe.data.redistributable and not recipe.data.binds
+    return _MODEL_LICENCE if free else recipe.data.licence

@@ -16,12 +16,18 @@ from training.settings import Settings
 
 @dataclass(frozen=True)
 class DataCard:
-    """What a card must say of the data."""
+    """What a card must say of the data.
+
+    Attributes:
+        redistributable: goldens may hold samples of it.
+        binds: what is made of it may be passed on under the data's own licence only.
+    """
 
     name: str
     licence: str
     address: str = ""
     redistributable: bool = False
+    binds: bool = False
     description: str = ""
 
 
