@@ -12,13 +12,14 @@ from typing import Any
 
 from benchmarks.serving import measure_serving
 from benchmarks.stages import measure_stages, stages_table
+from benchmarks.startup import measure_startup, startup_table
 from service.backends.onnx import available_cores
 
 
 def main() -> int:
     """Measures, prints and writes; exit status 0."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("all", "serving", "stages", "training"), default="all")
+    parser.add_argument("what", nargs="?", choices=("all", "startup", "serving", "stages", "training"), default="all")
     parser.add_argument("--seconds", type=float, default=5.0, help="length of each load; default: 5")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each, of which the median counts; default: 3")
     parser.add_argument("--models", type=Path, default=Path("models"))
@@ -26,8 +27,14 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"), help="folder of the JSON files")
     options = parser.parse_args()
     options.results.mkdir(parents=True, exist_ok=True)
+    if options.what in ("all", "startup"):
+        found = measure_startup(options.models, repeats=options.repeats)
+        _write(options.results / "startup.json", found)
+        print(startup_table(found))
     if options.what in ("all", "serving"):
-        names = options.only or tuple(sorted(path.parent.name for path in options.models.glob("*/1/manifest.json")))
+        names = options.only or tuple(
+            sorted({path.parents[1].name for path in options.models.glob("*/*/manifest.json")})
+        )
         found = measure_serving(options.models, names, seconds=options.seconds, repeats=options.repeats)
         _write(options.results / "serving.json", found)
         print(serving_table(found))
