@@ -58,6 +58,7 @@ class Options:
     window: int = option(80, "tokens that gradients go back over in the language model")
     tuning_epochs: int = option(1, "epochs in which the language model is tuned to the data's own texts")
     tuning_rate: float = option(4e-3, "peak learning rate of that")
+    tuning_batch_size: int = option(48, "rows that are read side by side in that: more steps, each of less")
     lm_dropout: float = option(0.25, "factor on the dropouts of AWD-LSTM, in the language model")
     dropout: float = option(0.6, "factor on the dropouts of AWD-LSTM, in the classifier")
     head_dropout: float = option(0.3, "share of the pooled features that are dropped")
@@ -130,13 +131,14 @@ class SentimentLearner(Learner):
         options = self.chosen
         if not self.stored and options.lm_epochs:
             texts = [*self.own, *self.general]
-            yield self._phase("language-model", texts, options.lm_epochs, options.lm_rate)
+            yield self._phase("language-model", texts, options.lm_epochs, options.lm_rate, options.lm_batch_size)
         if options.tuning_epochs:
-            yield self._phase("fine-tune", self.own, options.tuning_epochs, options.tuning_rate)
+            epochs, rate = options.tuning_epochs, options.tuning_rate
+            yield self._phase("fine-tune", self.own, epochs, rate, options.tuning_batch_size)
 
-    def _phase(self, name: str, texts: Sequence[Tokens], epochs: int, rate: float) -> Phase:
+    def _phase(self, name: str, texts: Sequence[Tokens], epochs: int, rate: float, rows: int) -> Phase:
         options = self.chosen
-        settings = replace(self.trained_with, epochs=epochs, rate=rate, batch_size=options.lm_batch_size)
+        settings = replace(self.trained_with, epochs=epochs, rate=rate, batch_size=rows)
         trainee = LanguageModelling(
             texts,
             self.held_out.texts,
@@ -213,7 +215,7 @@ class SentimentLearner(Learner):
         return Explained(trained, calibration.temperature(logits, self.held_out.targets)).eval()
 
     def findings(self, trained: Sequence[Trained], served: nn.Module) -> Findings:
-        """Accuracy, calibration, the words that decide, mistakes, tf-idf beside it; and the language model's figures."""
+        """Accuracy, calibration, the words that decide, mistakes, tf-idf beside; and the figures of the language model."""
         task, run = self.task, text_findings.runs(served)
         texts, targets = [self.read.texts[i] for i in self.places[1]], self.held_out.targets.numpy()
         judged = text_findings.Judged(task.labels, texts, targets, text_findings.said_of(task, run, texts))
