@@ -16,6 +16,7 @@ from tasks._tables import Column
 from tasks.contract import Task
 from tasks.tabular import Tabular, with_examples
 from training.data import answered
+from training.embedding_reuse import Reuse
 from training.errors import CannotTrain
 from training.learner import Findings, Trained
 from training.learners._rows import INPUTS, RowsLearner
@@ -50,9 +51,7 @@ class NumbersLearner(RowsLearner):
     def _task(self, columns: tuple[Column, ...], left_out: tuple[str, ...]) -> Tabular:
         target, chosen = self.chosen.target, self.chosen
         if self.valid_frame.height < _FEWEST:
-            raise CannotTrain(
-                f"The split leaves {self.valid_frame.height} rows to validate; a number needs {_FEWEST}."
-            )
+            raise CannotTrain(f"The split leaves {self.valid_frame.height} rows to validate; a number needs {_FEWEST}.")
         numbers = _values(self.train_frame, target)
         self.scale = scale_of(target, numbers, log=chosen.log_target, bounds=chosen.bounds)
         every = np.concatenate([numbers, _values(self.valid_frame, target)])
@@ -110,6 +109,9 @@ class NumbersLearner(RowsLearner):
         exact = learnt.astype(np.float64)
         return np.exp(exact) - self.scale.shift if self.scale.log else exact
 
+    def _bounded(self, learnt: NDArray[np.floating]) -> NDArray[np.floating]:
+        return self.in_its_unit(learnt).clip(self.scale.low, self.scale.high)
+
     def scores(self, network: nn.Module, runtime: Runtime) -> dict[str, float]:
         """The errors on the validation rows, the one that decides first."""
         value = self.in_its_unit(self._said(network, runtime)[0])
@@ -137,7 +139,17 @@ class NumbersLearner(RowsLearner):
     def findings(self, trained: Sequence[Trained], served: nn.Module) -> Findings:
         """Figures with their spread over the seeds, against gradient boosting, over time and by audit group."""
         said = self.predicted(served)
-        tables, planes = self.embedding_views(trained[0].network)
+        first = self.measures[0]
+        tables, planes = self.embedding_views(
+            trained[0].network,
+            Reuse(
+                self.samples,
+                self.held_out,
+                classes=False,
+                measure=first.upper(),
+                judged=lambda said, rows: error(first, self._bounded(said), self.truth[rows]),
+            ),
+        )
         importance = self._importance(served, self._loss_of_first, f"{self.measures[0].upper()} lost")
         return NumberFindings(self, trained, said, float(cast(ServedNumber, served).stretch)).written(
             tables, (importance, *planes)

@@ -16,6 +16,7 @@ from tasks._tables import FIRST_KNOWN, Column
 from tasks.contract import Arrays
 from tasks.tabular import Tabular
 from training import figures
+from training.embedding_reuse import Reuse
 from training.embeddings import EmbeddingTable, extremes
 from training.errors import CannotTrain
 from training.fetch import Fetcher
@@ -201,13 +202,17 @@ class RowsLearner(Learner):
             for column, layer in zip(self.task.table.categories, rows.embeddings, strict=True)
         ]
 
-    def embedding_views(self, network: nn.Module) -> tuple[tuple[Table, ...], tuple[Figure, ...]]:
-        """The embeddings by their principal axes, the extreme items named: a table and a figure, if there are any."""
-        tables = [table for table in self.embeddings(network) if len(table.values) >= FIRST_KNOWN + 3][:12]
-        if not tables:
+    def embedding_views(self, network: nn.Module, reuse: Reuse) -> tuple[tuple[Table, ...], tuple[Figure, ...]]:
+        """The embeddings by their principal axes, the extreme items named, and in other models."""
+        every = self.embeddings(network)
+        tables = [table for table in every if len(table.values) >= FIRST_KNOWN + 3][:12]
+        if not every:
             return (), ()
+        other = reuse.table(every)
+        if not tables:
+            return (other,), ()
         note = "Each column's categories along the first two principal axes of what was learnt of them."
-        return (extremes(tables),), (Figure("Embeddings", planes(tables), note),)
+        return (extremes(tables), other), (Figure("Embeddings", planes(tables), note),)
 
     def _importance(self, served: nn.Module, loss: Callable[[Tensor, int], float], what: str) -> Figure:
         """How much is lost when a column's values are dealt to other rows; `loss` tells it from the outputs."""

@@ -22,6 +22,7 @@ from tasks.tabular import Tabular, with_examples
 from training import calibration, figures, metrics
 from training.boosting import boosted_classes
 from training.data import predicted
+from training.embedding_reuse import Reuse
 from training.fetch import Fetcher
 from training.groups import group_table
 from training.learner import Figure, Findings, Table, Trained
@@ -117,7 +118,14 @@ class TabularLearner(RowsLearner):
             "calibrated": calibration.reliability(probabilities, targets),
         }
         importance = self._importance(served, self._share_wrong, "accuracy lost")
-        tables, planes = self.embedding_views(trained[0].network)
+        reuse = Reuse(
+            self.samples,
+            self.held_out,
+            classes=True,
+            measure="accuracy",
+            judged=lambda said, rows: float((said == targets[rows]).mean()),
+        )
+        tables, planes = self.embedding_views(trained[0].network, reuse)
         return Findings(
             metrics=(*metrics.classification_metrics(probabilities, before, targets, samples), *seeds),
             notes=(

@@ -99,6 +99,9 @@ class TabularNetwork(nn.Module):
         self.blanked = blanked
         sizes = [FIRST_KNOWN + n for n in categories]
         self.embeddings = nn.ModuleList(nn.Embedding(size, embedding_size(size)) for size in sizes)
+        for table in self.embeddings:
+            # Small at first, so that what is far apart at last is so by what was learnt.
+            nn.init.trunc_normal_(cast(nn.Embedding, table).weight, std=0.01)
         self.numbers = Numbers(numbers, bins)
         self.numbers.width[list(straight)] = 0
         self.embedding_dropout = nn.Dropout(dropout / 2)

@@ -78,6 +78,8 @@ RECIPE = Recipe(
         split_time="when",
         split_from="2012-09-01",
         audit=("season", "workingday", "weathersit", "temp"),
+        # The week and the day of the month would tell single days apart: two years have two of each.
+        date_parts=("month", "weekday", "hour", "day_of_year", "elapsed"),
         bins=8,
     ),
     prepare=_prepare,
