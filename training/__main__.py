@@ -23,6 +23,7 @@ from training.runs import Plan
 from training.runtime import Runtime, started
 from training.session import Outcome, Session, opened
 from training.settings import Settings, add_options, overlay
+from training.study import conduct, study, study_names
 
 
 def main(arguments: list[str]) -> int:
@@ -55,6 +56,9 @@ def _overview() -> str:
     for name in recipe_names():
         found = recipe(name)
         lines += [f"  {name:<16} {found.summary}", f"  {'':<16} expect {found.expected}"]
+    lines += ["", "studies, which compare and publish a page:"]
+    for name in study_names():
+        lines += [f"  {name:<16} {study(name).summary}", f"  {'':<16} expect {study(name).expected}"]
     lines += ["", "tasks, for data of your own:"]
     for name in learner_names():
         learner = learner_type(name)
@@ -65,8 +69,11 @@ def _overview() -> str:
 
 def _run(arguments: list[str]) -> None:
     name = arguments[0]
+    if name in study_names():
+        conduct(study(name), arguments[1:])
+        return
     if name not in recipe_names() and name not in learner_names():
-        known = ", ".join((*recipe_names(), *learner_names()))
+        known = ", ".join((*recipe_names(), *study_names(), *learner_names()))
         raise CannotTrain(f"There is no recipe or task named '{name}'; there are {known}.")
     if name in recipe_names():
         found = scaled(recipe(name), gpu=_has_gpu(arguments[1:]))

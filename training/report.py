@@ -48,7 +48,7 @@ class Story:
     def report(self) -> str:
         """The HTML page."""
         curves = figures.curves(self.outcome.histories)
-        return _rendered("report.html.jinja", {**self._context(), "curves": curves})
+        return rendered("report.html.jinja", {**self._context(), "curves": curves})
 
     def card(self, manifest: Manifest, parity: Parity) -> str:
         """The model's README, Markdown with the front matter that model hubs read."""
@@ -60,14 +60,15 @@ class Story:
             "pipeline": self.hub_tag,
             "trained_with": self.trained_with,
         }
-        return _rendered("card.md.jinja", {**self._context(), **more}) + "\n"
+        return rendered("card.md.jinja", {**self._context(), **more}) + "\n"
 
 
 def _shown(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def _rendered(template: str, context: Mapping[str, Any]) -> str:
+def rendered(template: str, context: Mapping[str, Any]) -> str:
+    """A template of training/templates/ with what it names; every name must be there."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=jinja2.select_autoescape(["html.jinja"]),
