@@ -28,7 +28,8 @@ def scale_of(name: str, numbers: Numbers, *, log: str, bounds: Sequence[str]) ->
 
     `log` is yes, no or auto: where no number is negative and their logarithm is less skewed than they are. Counts, and
     numbers below 1, are counted from 1 up. `bounds` are the least and the largest number that may be answered; empty:
-    what was seen, and a fifth of its range more on either side (but no negative number where none is).
+    what was seen, and a fifth of its range more on either side (but no negative number where none is, and with the
+    logarithm 0 or a sixth less than the least).
     Raises CannotTrain.
     """
     least, largest = float(numbers.min()), float(numbers.max())
@@ -41,7 +42,9 @@ def scale_of(name: str, numbers: Numbers, *, log: str, bounds: Sequence[str]) ->
     shift = 0.0 if least > 0 and (least >= 1 or log == "yes") and not _whole(numbers) else 1.0
     taken = log == "yes" or (log == "auto" and least >= 0 and _less_skewed(numbers, shift))
     low, high = _bounds(name, least, largest, bounds)
-    if taken and low + shift <= 0:
+    if taken and not bounds:
+        low = 0.0 if shift else least / 1.2
+    elif taken and low + shift <= 0:
         low = least / 1.2
     return Scale(log=taken, shift=shift if taken else 0.0, low=low, high=high)
 
