@@ -43,7 +43,7 @@ def test_it_is_served_and_answers_its_examples_as_the_task_does(every_model: Run
 @pytest.mark.parametrize("name", TASKS)
 def test_each_form_is_had_by_its_media_type(every_model: Running, name: str) -> None:
     task = TASKS[name]
-    body = {key: value for key, value in task.example().items() if key in ("image", "rows", "text")}
+    body = {key: value for key, value in task.example().items() if key in ("image", "rows", "text", "user")}
 
     for form in task.forms:
         answer = every_model.client.post(f"/v1/models/{name}/predict", json=body, headers={"accept": form.media_type})

@@ -59,7 +59,7 @@ class TestEveryTask:
 
     def test_each_of_its_forms_can_be_asked_for_and_is_there(self, name: str) -> None:
         task = EXAMPLES[name]
-        plain = {key: value for key, value in task.example().items() if key in ("image", "rows", "text")}
+        plain = {key: value for key, value in task.example().items() if key in ("image", "rows", "text", "user")}
 
         for form in task.forms:
             answer = task.answer(lambda arrays: any_outputs(task, arrays), {**plain, **form.fields})
