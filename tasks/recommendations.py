@@ -201,7 +201,7 @@ class Recommendations(Task):
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The best items by number with their scores; for each, what of the history speaks for it most.
+        """The best items by their rows, with their scores; for each, what of the history speaks for it most.
 
         `because` is a place in the history, `contribution` how much it adds to the item's score; 0 where nothing that
         was liked is in the history.
@@ -309,23 +309,22 @@ class Recommendations(Task):
     def postprocess(self, outputs: Arrays, samples: Samples, request: Any) -> RecommendationsAnswer:
         """As many of the items as were asked for and are left, each with its reason."""
         taste: Taste = samples.context
-        numbers, scores, because, contributions = (outputs[spec.name][0] for spec in self.outputs)
-        if not np.isfinite(scores).all() or not ((numbers >= 1) & (numbers <= self.known)).all():
+        rows, scores, because, contributions = (outputs[spec.name][0] for spec in self.outputs)
+        if not np.isfinite(scores).all() or not ((rows >= 0) & (rows < self.known)).all():
             raise InvalidOutput("The network gave no finite scores, or items that are none.")
         places = [i for i in range(len(scores)) if scores[i] > NOT_WANTED / 2][: request.k]
         fixed = self._reason_for_all(taste)
         items = []
         for i in places:
             reason = fixed or self._reason(taste, int(because[i]), float(contributions[i]))
-            items.append(self._item(int(numbers[i]), float(scores[i]), reason))
+            items.append(self._item(int(rows[i]), float(scores[i]), reason))
         notices = list(taste.notices)
         if not items:
             notices.append("Nothing is left to recommend: all items are seen, excluded or withdrawn.")
         fallback = None if taste.history else "popularity"
         return RecommendationsAnswer(items=items, fallback=fallback, notices=notices[:_MOST_NOTICES])
 
-    def _item(self, number: int, score: float, reason: str) -> RecommendedItem:
-        row = number - 1
+    def _item(self, row: int, score: float, reason: str) -> RecommendedItem:
         return RecommendedItem(
             id=self.items.ids[row],
             title=self.items.titles[row],

@@ -40,7 +40,6 @@ def graph() -> bytes:
         "none": np.float32(0),
         "not_wanted": np.float32(-2),
         "six": np.array([6], np.int64),
-        "one": np.array(1, np.int64),
         "last": np.array([2], np.int64),
         "places": np.array([1], np.int64),
     }
@@ -57,12 +56,11 @@ def graph() -> bytes:
         helper.make_node("Add", ["liking", "nothing"], ["all"]),
         helper.make_node("Cast", ["candidates"], ["wanted"], to=TensorProto.BOOL),
         helper.make_node("Where", ["wanted", "all", "not_wanted"], ["left"]),
-        helper.make_node("TopK", ["left", "six"], ["scores", "order"], axis=1),
-        helper.make_node("Add", ["order", "one"], ["items"]),
+        helper.make_node("TopK", ["left", "six"], ["scores", "items"], axis=1),
         helper.make_node("ArgMax", ["parts"], ["speaks"], axis=1, keepdims=0),
-        helper.make_node("GatherElements", ["speaks", "order"], ["because"], axis=1),
+        helper.make_node("GatherElements", ["speaks", "items"], ["because"], axis=1),
         helper.make_node("ReduceMax", ["parts", "places"], ["most"], keepdims=0),
-        helper.make_node("GatherElements", ["most", "order"], ["contributions"], axis=1),
+        helper.make_node("GatherElements", ["most", "items"], ["contributions"], axis=1),
     ]
     inputs = {
         "history": (TensorProto.INT64, "length"),

@@ -59,8 +59,8 @@ class Judge:
             levels = [each.person.levels[: each.until] for each in few]
             batch = batch_of(histories, levels, histories, self.ratings.known)
             with torch.no_grad():
-                numbers, scores = served(*(batch[spec.name] for spec in self.task.inputs))[:2]
-            lists.append(np.where(scores[:, :K].numpy() > -1, numbers[:, :K].numpy() - 1, -1))
+                rows, scores = served(*(batch[spec.name] for spec in self.task.inputs))[:2]
+            lists.append(np.where(scores[:, :K].numpy() > -1, rows[:, :K].numpy(), -1))
         return np.concatenate(lists)
 
     def by_popularity(self, asked: Asked) -> Lists:

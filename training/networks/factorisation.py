@@ -157,7 +157,7 @@ class ServedTaste(nn.Module):
         shares = parts @ embedding(places, self.wanted).transpose(1, 2)
         liked = (history != NO_ITEM) & ((levels == NO_RATING) | (levels >= self.liked_from))
         most, because = torch.where(liked.unsqueeze(2), shares, _FAR_BELOW).max(dim=1)
-        return places + 1, best, because, torch.where(most > _FAR_BELOW / 2, most, 0.0)
+        return places, best, because, torch.where(most > _FAR_BELOW / 2, most, 0.0)
 
     def _cosines(self, number: Tensor) -> Tensor:
         """Of the angles between the items of these numbers and all items, (n, items)."""

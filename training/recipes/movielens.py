@@ -27,22 +27,22 @@ RECIPE = Recipe(
         redistributable=True,
         binds=True,
         description=(
-            "The licence is the data's own: it may be used for research, and passed on, transformations included, under "
-            "the same conditions; not for commercial or revenue-bearing purposes without permission by GroupLens; "
+            "The licence is the data's own: it may be used for research, and passed on, transformations included, "
+            "under the same conditions; not for commercial or revenue-bearing purposes unless GroupLens permits it; "
             "publications acknowledge it; no endorsement by the University of Minnesota or GroupLens may be implied; "
             "it comes without warranty. `items.json` and `users.json` are transformations of it, and so bound. Source: "
             "F. Maxwell Harper and Joseph A. Konstan. 2015. The MovieLens Datasets: History and Context. ACM "
-            "Transactions on Interactive Intelligent Systems 5, 4: 19:1–19:19, https://doi.org/10.1145/2827872. The data "
-            "was made between 1996 and 2018; its users are known by a number, and chosen among those with 20 ratings or "
-            "more; GroupLens calls it a set for development, and not for shared research results."
+            "Transactions on Interactive Intelligent Systems 5, 4: 19:1–19:19, https://doi.org/10.1145/2827872. It "
+            "was made between 1996 and 2018; its users are known by a number, and chosen among those with 20 ratings "
+            "or more; GroupLens calls it a set for development, and not for shared research results."
         ),
     ),
     settings=replace(RecommendationsLearner.settings, seeds=3),
     options=Options(liked=4.0, features=("genres",)),
     intended_use="Learning and showing how recommendations are trained, judged and served.",
     out_of_scope=(
-        "Commercial use, which the data's licence rules out. Other catalogues and other people: 610 users of one site say "
-        "little of anybody else. Films after 2018."
+        "Commercial use, which the data's licence rules out. Other catalogues and other people: 610 users of one site "
+        "say little of anybody else. Films after 2018."
     ),
     limits=(("ndcg_over_sar", 1.0), ("ndcg_over_popularity", 2.0)),
 )
