@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from training.errors import CannotTrain
 from training.fetch import Archive, Source
 from training.figures_text import comparison
 from training.learner import Figure, Stage, Table, Trainee
@@ -139,6 +140,8 @@ class NextWords(Trainee):
 
 def compare(bench: Bench) -> Comparison:
     """Trains each step with each seed, and prints a line for each as it comes."""
+    if unknown := [name for name in bench.options.only if name not in {step.name for step in STEPS}]:
+        raise CannotTrain(f"--only {unknown[0]}: the steps are {', '.join(step.name for step in STEPS)}.")
     files = [next(bench.data.rglob(f"{part}.txt")).read_text("utf-8") for part in ("train", "valid")]
     found = numbers(*files)
     bench.say(
