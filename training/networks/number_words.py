@@ -95,13 +95,17 @@ class Recurrent(NextWord):
 
 
 class Regularised(NextWord):
-    """AWD-LSTM: dropout of words, inputs, recurrent weights and outputs, tied weights, and penalties on the outputs."""
+    """AWD-LSTM: dropout of words, inputs, recurrent weights and outputs, tied weights, and penalties on the outputs.
 
+    Its inner layer is three times as wide as the embedding, about as in the paper.
+    """
+
+    _INNER = 3 * WIDTH
     _ACTIVATION, _CHANGE = 2.0, 1.0
 
     def __init__(self, vocabulary: int, dropouts: Dropouts) -> None:
         super().__init__(vocabulary)
-        self.encoder = Encoder(Sizes(vocabulary, WIDTH, WIDTH, layers=2), dropouts)
+        self.encoder = Encoder(Sizes(vocabulary, WIDTH, self._INNER, layers=2), dropouts)
         self.embedding = self.encoder.embedding
         # As nn.Embedding begins, not as small as for a large vocabulary: so few steps could not make up for it.
         nn.init.normal_(self.embedding.weight)

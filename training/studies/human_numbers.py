@@ -69,7 +69,7 @@ STEPS = (
     Step(
         "AWD-LSTM",
         "two layers of nn.LSTM, tied weights, dropouts, penalties",
-        functools.partial(Regularised, dropouts=Dropouts(words=0.0, inputs=0.0, weights=0.1, hidden=0.1, outputs=0.2)),
+        functools.partial(Regularised, dropouts=Dropouts(words=0.0, inputs=0.1, weights=0.2, hidden=0.1, outputs=0.3)),
     ),
 )
 
