@@ -72,7 +72,8 @@ def _day_of_year(when: Moments) -> Whole:
 
 def _days(when: Moments, unit: str) -> Whole:
     """Days since the month or the year began."""
-    return (when.astype("datetime64[D]") - when.astype(unit).astype("datetime64[D]")).astype(np.int64)
+    found: Whole = (when.astype("datetime64[D]") - when.astype(unit).astype("datetime64[D]")).astype(np.int64)
+    return found
 
 
 def _week(when: Moments) -> Whole:
@@ -85,7 +86,8 @@ def _week(when: Moments) -> Whole:
 def _ends(when: Moments, unit: str) -> Whole:
     """Whether the next day is in another month or year."""
     tomorrow = when.astype("datetime64[D]") + 1
-    return (tomorrow.astype(unit) != when.astype(unit)).astype(np.int64)
+    found: Whole = (tomorrow.astype(unit) != when.astype(unit)).astype(np.int64)
+    return found
 
 
 def _of_quarter(months: Sequence[int]) -> Callable[[Moments], NDArray[np.bool_]]:

@@ -39,7 +39,7 @@ class Reuse:
         """Two models, each with one-hot columns and with the embeddings."""
         fitted, kept = _some(len(self.train), _MOST_TRAIN), _some(len(self.valid), _MOST_VALID)
         targets = self.train.targets.numpy()[fitted]
-        inputs = {
+        inputs: dict[str, Callable[[Rows, NDArray[np.integer]], Numbers]] = {
             "a column for each category": lambda rows, places: one_hot(rows, places, embeddings),
             "embeddings": lambda rows, places: embedded(rows, places, embeddings),
         }

@@ -1,5 +1,6 @@
 """Figures for groups of rows: does a model serve them alike?"""
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
@@ -12,6 +13,8 @@ from training.learner import Table
 _SMALL = 100
 _MOST_GROUPS = 12
 _BANDS = 5
+_WIDE = 20
+"""Bands of numbers that lie further apart than this have whole numbers for edges."""
 
 
 def group_table(
@@ -62,13 +65,20 @@ def ordered(names: Iterable[str]) -> list[str]:
 
 
 def _bands(column: pl.Series) -> list[str]:
-    """Five bands of about as many rows each, with whole numbers for edges."""
+    """Five bands of about as many rows each, with whole numbers for edges, or with round ones where all are small."""
     known = column.drop_nulls().to_numpy()
-    edges = np.unique(np.quantile(known, np.linspace(0, 1, _BANDS + 1)[1:-1]).round())
+    whole = bool((known == known.round()).all()) or float(np.ptp(known)) >= _WIDE
+    edges = np.quantile(known, np.linspace(0, 1, _BANDS + 1)[1:-1])
+    edges = np.unique(edges.round() if whole else _rounded(edges, float(np.ptp(known))))
     names = [f"up to {edges[0]:g}"]
-    names += [f"{low + 1:g} to {high:g}" for low, high in pairwise(edges)]
+    names += [f"{low + 1:g} to {high:g}" if whole else f"{low:g} to {high:g}" for low, high in pairwise(edges)]
     names.append(f"over {edges[-1]:g}")
     return ["missing" if value is None else names[int(np.searchsorted(edges, value))] for value in column.to_list()]
+
+
+def _rounded(edges: NDArray[np.floating], width: float) -> NDArray[np.floating]:
+    """To a hundredth of the width or less, in the decimal system."""
+    return edges.round(max(0, 2 - math.floor(math.log10(width))))
 
 
 def _first_number(name: str) -> float:

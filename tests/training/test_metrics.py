@@ -91,3 +91,13 @@ def test_the_rarest_categories_share_a_group():
 def test_few_samples_leave_a_wide_interval():
     assert "between 0.881 and 0.940" in certainty(0.915, 341)
     assert "between 0.914 and 0.916" in certainty(0.915, 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("values", "edges"), [((0.0, 1.0), "0.2 to 0.4"), ((0.0, 0.01), "0.002 to 0.004"), ((0.0, 1e4), "2001 to 4000")]
+)
+def test_bands_have_edges_that_fit_the_width_of_what_they_part(values, edges):
+    names = grouped(pl.Series("x", np.linspace(*values, 501)))
+
+    assert sorted({names.count(name) for name in set(names)}) in ([100, 101], [99, 100, 101])
+    assert edges in names
