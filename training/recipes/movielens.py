@@ -37,8 +37,8 @@ RECIPE = Recipe(
             "or more; GroupLens calls it a set for development, and not for shared research results."
         ),
     ),
-    settings=replace(RecommendationsLearner.settings, seeds=3),
-    options=Options(liked=4.0, features=("genres",)),
+    settings=replace(RecommendationsLearner.settings, epochs=6),
+    options=Options(liked=4.0, features=("genres",), window=64, ahead=1),
     intended_use="Learning and showing how recommendations are trained, judged and served.",
     out_of_scope=(
         "Commercial use, which the data's licence rules out. Other catalogues and other people: 610 users of one site "
