@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := UV_LINK_MODE=copy $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes
 
-.PHONY: help serve test check format train bench lock clean
+.PHONY: help serve test check format train train-all bench lock clean
 
 help: ## list what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -32,6 +32,9 @@ format: $(VENV)/.dev ## rewrite the code in the project's format
 
 train: $(VENV)/.train ## train a recipe: make train RECIPE=clothing [ARGS="--publish"]
 	@$(BIN)/python -m training $(or $(RECIPE),--help) $(ARGS)
+
+train-all: $(VENV)/.train ## train every recipe and publish its model; stopped, it goes on where it was [ARGS="--mirror DIR"]
+	@$(BIN)/python -m training all --publish $(ARGS)
 
 bench: $(VENV)/.dev ## measure the service and the training loop against the bare runtime
 	@$(BIN)/python -m benchmarks $(ARGS)

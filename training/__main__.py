@@ -14,6 +14,7 @@ import torch
 from training import figures, runs
 from training.embeddings import write_embeddings
 from training.errors import CannotTrain
+from training.every import ALL, train_all
 from training.export import Artefacts
 from training.fetch import Fetcher
 from training.publish import Publication, published
@@ -32,20 +33,20 @@ def main(arguments: list[str]) -> int:
         print(_overview())
         return 0 if arguments else 2
     try:
-        _run(arguments)
+        return _run(arguments)
     except CannotTrain as error:
         print(f"training: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("training: stopped; the same command goes on from the last checkpoint.", file=sys.stderr)
         return 130
-    return 0
 
 
 def _overview() -> str:
     lines = [
         "usage: python -m training RECIPE [options]",
         "       python -m training TASK --data PATH --name NAME [options]",
+        "       python -m training all [options]",
     ]
     lines += [
         "",
@@ -67,19 +68,30 @@ def _overview() -> str:
     return "\n".join(lines)
 
 
-def _run(arguments: list[str]) -> None:
-    name = arguments[0]
+def _run(arguments: list[str]) -> int:
+    name, options = arguments[0], arguments[1:]
+    if name == ALL:
+        return train_all(map(recipe, recipe_names()), _parser_of_all().parse_args(options), trained)
     if name in study_names():
-        conduct(study(name), arguments[1:])
-        return
-    if name not in recipe_names() and name not in learner_names():
+        conduct(study(name), options)
+    elif name in recipe_names():
+        trained(recipe(name), options)
+    elif name in learner_names():
+        trained(own(name, name, Path("data"), "unknown"), options)
+    else:
         known = ", ".join((*recipe_names(), *study_names(), *learner_names()))
         raise CannotTrain(f"There is no recipe or task named '{name}'; there are {known}.")
-    if name in recipe_names():
-        found = scaled(recipe(name), gpu=_has_gpu(arguments[1:]))
-    else:
-        found = own(name, name, Path("data"), "unknown")
-    chosen = _parser(name, found).parse_args(arguments[1:])
+    return 0
+
+
+def trained(found: Recipe, arguments: list[str]) -> Path | None:
+    """Trains a recipe, or a task on data of the user's own, as the options say; the folder of the run.
+
+    None where there is no run: a sweep over learning rates. Raises CannotTrain.
+    """
+    name = found.name
+    found = scaled(found, gpu=_has_gpu(arguments))
+    chosen = _parser(name, found).parse_args(arguments)
     data = Path(chosen.data) if chosen.data else None
     if data and not data.exists():
         raise CannotTrain(f"--data {data}: there is no such file or folder.")
@@ -91,7 +103,7 @@ def _run(arguments: list[str]) -> None:
     plan = Plan(found, settings, options, _reproducing(name, found, settings, options, chosen))
     fetcher = Fetcher(Path(chosen.data_dir), chosen.mirror)
     with started(settings) as runtime:
-        _train(opened(plan, data, fetcher, runtime), runtime, chosen)
+        return _train(opened(plan, data, fetcher, runtime), runtime, chosen)
 
 
 def _has_gpu(options: list[str]) -> bool:
@@ -124,6 +136,23 @@ def _parser(name: str, found: Recipe) -> argparse.ArgumentParser:
     return parser
 
 
+def _parser_of_all() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training all",
+        usage="%(prog)s [options]",
+        description=(
+            "Trains every recipe, one after the other. What is finished (and published) with the same settings is left "
+            "as it is, so that the same command goes on where it was stopped. A recipe whose data is nowhere to be had "
+            "is skipped."
+        ),
+    )
+    parser.add_argument("--publish", action="store_true", help="publish a new version of each")
+    _add_folders(parser)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), help="what to train on")
+    parser.add_argument("--threads", type=int, metavar="INT", help="CPU threads; 0: one a core")
+    return parser
+
+
 def _add_flow(parser: argparse.ArgumentParser) -> None:
     flow = parser.add_argument_group("what to do")
     flow.add_argument("--publish", action="store_true", help="export and publish a new version under --models")
@@ -144,6 +173,13 @@ def _add_flow(parser: argparse.ArgumentParser) -> None:
         help="go on with the last run of these settings, also a finished one: its report and model are made again",
     )
     resume.add_argument(
+        "--keep",
+        dest="resume",
+        action="store_const",
+        const="keep",
+        help="the same, or begin a run where there is none; what is finished, and published, is left as it is",
+    )
+    resume.add_argument(
         "--fresh",
         dest="resume",
         action="store_const",
@@ -161,6 +197,10 @@ def _add_places(parser: argparse.ArgumentParser, found: Recipe, *, own_data: boo
         places.add_argument("--data", metavar="PATH", help=f"what to train on: {kind}")
         places.add_argument("--name", help="of the model (default: the task's)")
         places.add_argument("--licence", default="unknown", help="of the data, for the card (default: unknown)")
+    _add_folders(places)
+
+
+def _add_folders(places: Any) -> None:
     places.add_argument(
         "--data-dir",
         default=os.environ.get("SEVENFOLD_DATA", ".data"),
@@ -191,7 +231,7 @@ def _reproducing(name: str, found: Recipe, settings: Settings, options: Any, cho
     return reproducing(name, telling, defaults, chosen.data)
 
 
-def _train(session: Session, runtime: Runtime, chosen: argparse.Namespace) -> None:
+def _train(session: Session, runtime: Runtime, chosen: argparse.Namespace) -> Path | None:
     plan, learner = session.plan, session.learner
     if runtime.leads:
         print(f"{plan.recipe.name}: {learner.described()}")
@@ -199,14 +239,26 @@ def _train(session: Session, runtime: Runtime, chosen: argparse.Namespace) -> No
     root = Path(chosen.runs) / plan.recipe.name
     if chosen.find_lr:
         _find_rate(session, root)
-        return
+        return None
     found = runs.chosen_folder(root, plan.fingerprint(learner, runtime), chosen.resume) if runtime.leads else ""
     folder = Path(runtime.agreed(str(found)))
     with runs.locked(folder) if runtime.leads else nullcontext():
+        if chosen.resume == "keep" and runtime.agreed(_kept(folder, chosen) if runtime.leads else ""):
+            return folder
         outcome = session.trained(folder)
         if runtime.leads:
             _conclude(session, outcome, folder, chosen)
     runtime.wait()
+    return folder
+
+
+def _kept(folder: Path, chosen: argparse.Namespace) -> str:
+    """Says, and returns, what is there already of all that was asked for; empty where something is missing."""
+    there = runs.published_as(folder, Path(chosen.models)) if chosen.publish else str(folder / "index.html")
+    if not runs.figures_of(folder) or not there or chosen.export_embeddings:
+        return ""
+    print(f"Done before: {there}")
+    return there
 
 
 def _find_rate(session: Session, root: Path) -> None:
@@ -239,7 +291,9 @@ def _conclude(session: Session, outcome: Outcome, folder: Path, chosen: argparse
     if chosen.publish:
         artefacts = Artefacts(half=not chosen.full_precision, torchscript=chosen.torchscript)
         what = Publication(plan.recipe, findings, session.data_sha256, Path(chosen.models), artefacts)
-        print(f"Published: {published(what, learner, served, story.card)}")
+        model = published(what, learner, served, story.card)
+        runs.mark_published(folder, model)
+        print(f"Published: {model}")
 
 
 if __name__ == "__main__":

@@ -3,3 +3,7 @@
 
 class CannotTrain(Exception):
     """Training cannot start or go on; the message is one sentence that says why and what to do."""
+
+
+class NoData(CannotTrain):
+    """The data is nowhere to be had: not here, not on the mirror, not at its official address."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tasks.manifest import sha256_of
-from training.errors import CannotTrain
+from training.errors import NoData
 
 _CHUNK = 1 << 18
 _TIMEOUT_S = 30.0
@@ -70,7 +70,7 @@ class Fetcher:
     def fetched(self, source: Source) -> Path:
         """The folder (the file) of the source, fetched if it is not here yet.
 
-        Raises CannotTrain: no place gave it, or it is not what it should be.
+        Raises NoData: no place gave it, or it is not what it should be.
         """
         target, marker = self.folder / source.name, self.folder / f".{source.name}.complete"
         if marker.exists() and target.exists():
@@ -84,7 +84,7 @@ class Fetcher:
             except _Unusable as reason:
                 reasons.append(f"{place}: {reason}")
                 self.say(f"{source.name} not taken from {reasons[-1]}")
-        raise CannotTrain(f"{source.name} could not be fetched ({'; '.join(reasons)}).")
+        raise NoData(f"{source.name} could not be fetched ({'; '.join(reasons)}).")
 
     def sha256(self, source: Source) -> str:
         """The hash of the archive that the source was fetched from."""

@@ -21,6 +21,7 @@ from training.settings import Settings
 from training.version import code_version
 
 _SETTINGS, _DONE, _LOCK, _CODE = "settings.json", "done.json", ".lock", "code.txt"
+_PUBLISHED = "published.txt"
 OF_NO_CONSEQUENCE = ("workers", "threads", "checkpoint_steps", "device", "cache_mb")
 """Settings that change how long a run takes, and not what comes of it."""
 
@@ -56,14 +57,14 @@ class Plan:
 def chosen_folder(root: Path, fingerprint: dict[str, Any], resume: str) -> Path:
     """The folder of an earlier run with this fingerprint, or a new one.
 
-    `resume` is `auto` (an unfinished run is resumed), `always` (a finished one too) or `never`. Raises CannotTrain
-    where a run must be resumed and there is none.
+    `resume` is `auto` (an unfinished run is resumed), `always` (a finished one too), `keep` (the same, or a new one
+    where there is none) or `never`. Raises CannotTrain where a run must be resumed and there is none.
     """
     for folder in sorted(root.glob("*/"), reverse=True) if resume != "never" else ():
         settings = folder / _SETTINGS
         if not settings.exists() or json.loads(settings.read_text()) != fingerprint or _is_running(folder):
             continue
-        if resume == "always" or not (folder / _DONE).exists():
+        if resume in ("always", "keep") or not (folder / _DONE).exists():
             return folder
     if resume == "always":
         raise CannotTrain(f"No run in {root} has these settings and this data: leave --resume out to start one.")
@@ -120,6 +121,26 @@ def _is_running(folder: Path) -> bool:
 def mark_done(folder: Path, facts: dict[str, Any]) -> None:
     """Writes that the run is complete."""
     (folder / _DONE).write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def figures_of(folder: Path) -> dict[str, Any]:
+    """What `mark_done` wrote; nothing where the run is not complete."""
+    path = folder / _DONE
+    facts: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return facts
+
+
+def mark_published(folder: Path, model: Path) -> None:
+    """Writes which model was published of this run."""
+    (folder / _PUBLISHED).write_text(f"{model.resolve()}\n", encoding="utf-8")
+
+
+def published_as(folder: Path, models: Path) -> str:
+    """Name and version of the model that was published of this run among `models`; empty where there is none now."""
+    path = folder / _PUBLISHED
+    model = Path(path.read_text(encoding="utf-8").strip()) if path.exists() else Path()
+    there = model.is_dir() and model.parent.parent == models.resolve()
+    return f"{model.parent.name}/{model.name}" if there else ""
 
 
 def write_history(folder: Path, rows: Sequence[Row]) -> None:
