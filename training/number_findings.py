@@ -81,7 +81,7 @@ class NumberFindings:
 
     def _boosted(self) -> Boosted:
         learner = self.learner
-        inner = learner.splitter.within().split(learner.train_frame, learner.strata_of_training()).held
+        inner = learner.splitter.within(learner.train_frame, learner.strata_of_training())
         truth = learner.train_truth()
 
         def judged(found: Numbers, where: NDArray[np.bool_]) -> float:

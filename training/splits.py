@@ -93,9 +93,16 @@ class Splitter:
             return replace(found, calibrates=other, halves="every other row")
         return found
 
-    def within(self) -> "Splitter":
-        """How the training rows are split once more, to choose between settings without looking at what validates."""
-        return Splitter(self.share if not self.since else 0.1, time=self.time)
+    def within(self, frame: pl.DataFrame, strata: NDArray[np.integer]) -> Mask:
+        """Which training rows are held out once more, to choose between settings without looking at what validates.
+
+        The latest, where the latest validate; every fifth, where they are too few times to tell apart.
+        """
+        try:
+            share = 0.1 if self.since else self.share
+            return Splitter(share, time=self.time).split(frame, strata).held
+        except CannotTrain:
+            return np.arange(frame.height) % 5 == 0
 
     def _at_random(self, frame: pl.DataFrame, strata: NDArray[np.integer]) -> Split:
         groups = row_groups(frame)

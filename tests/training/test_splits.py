@@ -107,10 +107,12 @@ def test_where_all_that_validates_is_one_day_every_other_row_calibrates():
 
 def test_training_rows_are_split_once_more_in_the_same_way():
     frame = hours()
-    inner = split(Splitter(0.2, time="when", since="2012-02-20").within(), frame)
+    inner = Splitter(0.2, time="when", since="2012-02-20").within(frame, np.zeros(frame.height, int))
+    few = Splitter(0.2, time="when").within(pl.DataFrame({"when": [1] * 10}), np.zeros(10, int))
 
-    assert frame.filter(inner.held)["when"].min() > frame.filter(~inner.held)["when"].max()
-    assert inner.held.sum() == 144
+    assert frame.filter(inner)["when"].min() > frame.filter(~inner)["when"].max()
+    assert inner.sum() == 144
+    assert few.sum() == 2
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ class NumbersLearner(RowsLearner):
                 judged=lambda said, rows: error(first, self._bounded(said), self.truth[rows]),
             ),
         )
-        importance = self._importance(served, self._loss_of_first, f"{self.measures[0].upper()} lost")
+        importance = self._importance(served, self._loss_of_first, f"{self.measures[0].upper()} added")
         return NumberFindings(self, trained, said, float(cast(ServedNumber, served).stretch)).written(
             tables, (importance, *planes)
         )
@@ -159,9 +159,9 @@ class NumbersLearner(RowsLearner):
         return error(self.measures[0], value[:count].double().numpy(), self.truth[:count])
 
     def times(self) -> pl.Series | None:
-        """When the validation rows were: the column they were split by, or the first one of dates; None: not known."""
+        """When the validation rows were: the column they were split by, or the first one of dates, if each has one."""
         dates = [column.name for column in self.task.columns if column.kind == "date"]
-        names = [name for name in (self.chosen.split_time, *dates) if name]
+        names = [name for name in (self.chosen.split_time, *dates) if name and not self.valid_frame[name].null_count()]
         return self.valid_frame[names[0]] if names else None
 
     def golden_requests(self, served: nn.Module) -> tuple[Task, list[dict[str, Any]]]:

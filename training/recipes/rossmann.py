@@ -28,9 +28,7 @@ _OPTIONS = Options(
     bins=8,
     blanked=0.001,
 )
-_SETTINGS = replace(
-    TabularLearner.settings, epochs=4, batch_size=1024, rate=2e-3, weight_decay=0.2, threads=0, precision="auto"
-)
+_SETTINGS = replace(TabularLearner.settings, epochs=4, batch_size=1024, rate=2e-3, weight_decay=0.2, threads=0)
 
 RECIPE = Recipe(
     name="rossmann",
