@@ -249,7 +249,7 @@ class Recommendations(Task):
         if row >= self.known:
             raise _invalid(
                 where,
-                f"{self.items.titles[row]} is new: the network has not learnt of it yet; send another.",
+                f"'{self.items.titles[row]}' is new: the network has not learnt of it; send another.",
                 "unknown",
             )
         return row + 1
