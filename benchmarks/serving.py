@@ -6,6 +6,7 @@ batch cost with every core at work, at the best batch size there is.
 
 import base64
 import json
+import mimetypes
 import re
 import socket
 import statistics
@@ -95,14 +96,15 @@ def _median(loads: list[Load]) -> Load:
 
 
 def request_to(folder: Path, name: str) -> tuple[str, bytes]:
-    """The body that is sent: an example photo, or what the first golden asks."""
-    photos = sorted(Path("examples").glob(f"{name}*.jpg"))
-    if photos:
-        return "image/jpeg", photos[0].read_bytes()
-    request = read_goldens(folder)[0].request
-    if "image" in request:
-        return "image/jpeg", base64.b64decode(request["image"])
-    return "application/json", json.dumps(request).encode()
+    """The body that is sent: an example's file, or what the first golden asks, as a file where it is one."""
+    files = sorted(Path("examples").glob(f"{name}-*"))
+    if files:
+        return mimetypes.guess_type(files[0])[0] or "application/octet-stream", files[0].read_bytes()
+    request, upload = read_goldens(folder)[0].request, read_manifest(folder).load_task(folder).upload
+    if upload is None:
+        return "application/json", json.dumps(request).encode()
+    content, kind = request[upload.field], upload.media_types[0]
+    return kind, content.encode() if kind.startswith("text/") else base64.b64decode(content)
 
 
 def _bare(folder: Path) -> Bare:

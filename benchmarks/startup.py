@@ -133,8 +133,8 @@ def startup_table(found: dict[str, Any]) -> str:
         for name, row in best["models"].items()
     ]
     lines.append(
-        f"\nReady after {best['seconds']:.1f} s ({best['cpu_seconds']:.1f} s of CPU, {best['cpu_seconds_a_core']:.1f} s a "
-        f"core) with {best['resident_mb']:.0f} MB resident, {best['peak_mb']:.0f} MB at most."
+        f"\nReady after {best['seconds']:.1f} s ({best['cpu_seconds']:.1f} s of CPU, {best['cpu_seconds_a_core']:.1f} s "
+        f"a core) with {best['resident_mb']:.0f} MB resident, {best['peak_mb']:.0f} MB at most."
     )
     for name, price in found["shared_pool_to_own"].items():
         lines.append(f"{name}: a run with the shared pool of memory costs {price:.2f} of one with a pool of its own.")

@@ -73,11 +73,10 @@ def greeting(address: str, models: Sequence[Model]) -> str:
 def curl_line(address: str, model: Model) -> str:
     """A command that asks this model, to be typed in the folder the server was started in."""
     url = f"{address}/v1/models/{model.manifest.name}/predict"
-    upload = model.task.upload
-    photos = sorted(Path("examples").glob(f"{model.manifest.name}*.jpg"))
-    if upload is not None:
-        return f"curl -F {upload.field}=@{photos[0] if photos else 'FILE'} {url}{_as_file(model)}"
-    body = json.dumps(model.example)
+    upload, body = model.task.upload, json.dumps(model.example)
+    files = sorted(Path("examples").glob(f"{model.manifest.name}-*"))
+    if upload is not None and (files or len(body) > _LONGEST_EXAMPLE):
+        return f"curl -F {upload.field}=@{files[0] if files else 'FILE'} {url}{_as_file(model)}"
     if len(body) > _LONGEST_EXAMPLE:
         return f"curl {url.removesuffix('/predict')}    # its 'example' is a body for POST {url}"
     return f"curl -H 'Content-Type: application/json' -d {shlex.quote(body)} {url}"

@@ -376,8 +376,11 @@ _REASONS = {
     "finite_number": "not_finite",
     "too_many": "too_many",
     "too_short": "empty",
+    "string_too_short": "empty",
     "greater_than_equal": "out_of_range",
     "less_than_equal": "out_of_range",
+    "greater_than": "out_of_range",
+    "less_than": "out_of_range",
     "value_error": "malformed",
 }
 

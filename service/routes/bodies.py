@@ -1,5 +1,6 @@
 """From the body of an HTTP request to a message for the pipeline: JSON, a file as it is, or a form with a file."""
 
+import re
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -73,6 +74,7 @@ async def read_message(
         fields = _with_options(await _form_fields(request, body, upload), options)
         return Message("form", len(body), lambda: fields)
     if upload is not None and _is_upload(media_type, upload):
+        _check_charset(content_type)
         body = await _read_body(request, max_bytes, take)
         return Message("upload", len(body), partial(_with_options, {upload.field: body}, options))
     accepted = [_JSON] if upload is None else [_JSON, _FORM, *upload.media_types]
@@ -84,6 +86,13 @@ def _is_upload(media_type: str, upload: Upload) -> bool:
     """Whether a body is a file for this field. What it really is, its bytes tell: a wrong subtype does no harm."""
     kinds = {known.partition("/")[0] for known in upload.media_types}
     return media_type == "application/octet-stream" or media_type.partition("/")[0] in kinds
+
+
+def _check_charset(content_type: str) -> None:
+    """Raises UnsupportedMediaType for a text in another code than UTF-8: read as that, it would be another text."""
+    charset = re.search(r';\s*charset\s*=\s*"?([\w.:+-]+)', content_type, re.IGNORECASE)
+    if charset and charset[1].lower() not in ("utf-8", "utf8", "us-ascii"):
+        raise UnsupportedMediaType(f"The charset is {charset[1][:40]}; send the text in UTF-8.")
 
 
 async def _read_body(request: Request, max_bytes: int, take: Callable[[int], None]) -> bytes:
