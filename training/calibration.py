@@ -1,7 +1,7 @@
 """Calibration by one temperature, and how far probabilities are from frequencies."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -31,6 +31,27 @@ def temperature(logits: Tensor, targets: Tensor, *, loss: Callable[[Tensor, Tens
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     found = float(exponent.detach().clamp(math.log(0.05), math.log(20.0)).exp())
     return found if math.isfinite(found) else 1.0
+
+
+def shares(parts: Sequence[Tensor], targets: Tensor) -> tuple[float, ...]:
+    """How much the logits (n, classes) of each part count for in their sum, so that these samples are likeliest.
+
+    With one part, that is the inverse of its temperature. Each is between 0.001 and 100.
+    """
+    exponents = torch.zeros(len(parts), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([exponents], max_iter=200, line_search_fn="strong_wolfe")
+    exact = torch.stack([part.double() for part in parts])
+    bounds = (math.log(0.001), math.log(100.0))
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = cross_entropy((exact * exponents.clamp(*bounds).exp()[:, None, None]).sum(0), targets)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    found = exponents.detach().clamp(*bounds).exp()
+    return tuple(float(share) if math.isfinite(share) else 1.0 for share in found.tolist())
 
 
 def reliability(

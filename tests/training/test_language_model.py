@@ -167,7 +167,7 @@ def test_evidence_adds_up_to_the_logits_and_padding_has_none() -> None:
     network = classifier()
     tokens = torch.randint(2, VOCABULARY, (4, 9))
     tokens[1, 5:] = PADDING
-    served = Explained(network, temperature=2.0).eval()
+    served = Explained(network, shares=(0.5,)).eval()
 
     with torch.no_grad():
         probabilities, evidence = served(tokens)
@@ -179,7 +179,7 @@ def test_evidence_adds_up_to_the_logits_and_padding_has_none() -> None:
 
 
 def test_an_answer_depends_neither_on_padding_nor_on_its_neighbours() -> None:
-    served = Explained(classifier(), temperature=1.0).eval()
+    served = Explained(classifier()).eval()
     text = torch.randint(2, VOCABULARY, (1, 6))
     wide = torch.full((3, 32), PADDING)
     wide[1, :6], wide[0, :20], wide[2, :1] = text[0], 7, 3

@@ -15,7 +15,7 @@ from tasks._text import encode_all, tokenizer_from
 from tasks._text import trained as trained_tokenizer
 from tasks.contract import Arrays, Task
 from tasks.sentiment import Sentiment
-from training import calibration, language_model, metrics, text_findings
+from training import calibration, language_model, metrics, naive_bayes, text_findings
 from training.corpora import corpus, corpus_names
 from training.data import held_out, predicted
 from training.errors import CannotTrain
@@ -24,6 +24,7 @@ from training.language_model import LanguageModelling, Stored
 from training.learner import Findings, Learner, Phase, Stage, Table, Trained
 from training.metrics import classification_metrics
 from training.networks.awd_lstm import Dropouts, Encoder, Explained, Sizes, TextClassifier
+from training.networks.n_grams import Hashing, NGrams, Summed
 from training.ngrams import Predicted, language_table
 from training.runtime import Batch, Runtime
 from training.schedule import Group
@@ -65,6 +66,9 @@ class Options:
     head_epochs: int = option(1, "epochs in which only the head learns")
     last_epochs: int = option(1, "epochs in which the head and the last layer learn")
     longest: int = option(350, "tokens of a text that training reads; the service reads all")
+    n_grams: int = option(
+        18, "the linear part beside the network has 2^this rows for pairs, as many for triples; 0: none"
+    )
 
 
 class SentimentLearner(Learner):
@@ -209,33 +213,66 @@ class SentimentLearner(Learner):
         return {"accuracy": float(right), "loss": float(cross_entropy(logits, self.held_out.targets))}
 
     def served(self, network: nn.Module) -> nn.Module:
-        """Calibrated on the validation texts, and with what each token adds."""
+        """With n-grams beside it, weighed against each other by the validation texts; says what each token adds."""
         trained = cast(TextClassifier, copy.deepcopy(network).float().cpu().eval())
-        logits = self._logits(trained, Runtime(torch.device("cpu")))
-        return Explained(trained, calibration.temperature(logits, self.held_out.targets)).eval()
+        n_grams = self._n_grams() if self.chosen.n_grams else None
+        shares = calibration.shares(self._parts(trained, n_grams), self.held_out.targets)
+        return Explained(trained, n_grams, shares).eval()
+
+    def _n_grams(self) -> NGrams:
+        hashing = Hashing(self.sizes.vocabulary, self.chosen.n_grams)
+        texts, targets = self.own[: len(self.samples)], self.samples.targets.numpy()
+        return naive_bayes.fitted(texts, targets, len(self.task.labels), hashing)
+
+    def _parts(self, trained: nn.Module, n_grams: NGrams | None) -> list[Tensor]:
+        """The logits of the network, and those of the n-grams, for the validation texts."""
+        runtime = Runtime(torch.device("cpu"))
+        parts = [self._logits(trained, runtime)]
+        return parts if n_grams is None else [*parts, self._logits(Summed(n_grams), runtime)]
 
     def findings(self, trained: Sequence[Trained], served: nn.Module) -> Findings:
-        """Accuracy, calibration, the words that decide, mistakes, tf-idf beside; and the figures of the language model."""
-        task, run = self.task, text_findings.runs(served)
+        """Accuracy, calibration, the words that decide, mistakes, tf-idf beside; and the language model's figures."""
+        task, explained, run = self.task, cast(Explained, served), text_findings.runs(served)
         texts, targets = [self.read.texts[i] for i in self.places[1]], self.held_out.targets.numpy()
         judged = text_findings.Judged(task.labels, texts, targets, text_findings.said_of(task, run, texts))
-        temperature = float(cast(Explained, served).temperature)
-        before = calibration.at_temperature_one(judged.probabilities, temperature)
+        parts = self._parts(trained[0].network, cast(NGrams | None, explained.n_grams))
+        before = parts[0].softmax(1).double().numpy()
         beside, verdict = text_findings.against_baseline(judged, self._baseline(texts))
         named, naming = text_findings.identity_table(task, run, len(task.labels) - 1)
         words = text_findings.deciding_words(judged)
         bins = {
-            "as trained": calibration.reliability(before, targets),
-            "calibrated": calibration.reliability(judged.probabilities, targets),
+            "the network as trained": calibration.reliability(before, targets),
+            "as served": calibration.reliability(judged.probabilities, targets),
         }
         tables = [beside, text_findings.length_table(judged), text_findings.words_table(words), *self._of_phases()]
         quoted = text_findings.wrong_table(judged, quoted=False)
         return Findings(
             metrics=classification_metrics(judged.probabilities, before, targets, f"{len(targets)} validation texts"),
-            notes=(verdict, *self._notes(trained, judged, temperature)),
+            notes=(verdict, *self._of_parts(parts, explained.shares), *self._notes(trained, judged)),
             tables=(*tables, quoted, named),
-            figures=text_findings.views(judged, words, bins, f"Temperature {temperature:.3f}."),
+            figures=text_findings.views(judged, words, bins, ""),
             failures=(*text_findings.failures(judged), naming),
+        )
+
+    def _of_parts(self, parts: Sequence[Tensor], shares: Sequence[float]) -> tuple[str, ...]:
+        """What the network and the n-grams reach alone, and together where others chose how much each counts for."""
+        if len(parts) < 2:
+            return (f"The network's logits are multiplied by {shares[0]:.3f} (the inverse of a temperature).",)
+        targets = self.held_out.targets
+        groups = [self.read.groups[i] for i in self.places[1]]
+        half = torch.tensor(held_out(groups, targets.tolist(), 0.5))
+        right = torch.zeros(len(targets), dtype=torch.bool)
+        for chosen in (half, ~half):
+            found = calibration.shares([part[chosen] for part in parts], targets[chosen])
+            both = sum(share * part[~chosen] for share, part in zip(found, parts, strict=True))
+            right[~chosen] = both.argmax(1) == targets[~chosen]  # type: ignore[union-attr]
+        alone = [float((part.argmax(1) == targets).double().mean()) for part in parts]
+        return (
+            f"The answer is a sum of two: the AWD-LSTM's classifier, which alone is right for {alone[0]:.4f} of the "
+            f"validation texts, and weighted n-grams (naive Bayes and logistic regression), alone {alone[1]:.4f}. How "
+            f"much each counts for ({shares[0]:.3f} and {shares[1]:.3f}) was fitted on the validation texts, which "
+            f"calibrates the sum too; fitted on one half of them and measured on the other, it is right for "
+            f"{float(right.double().mean()):.4f}.",
         )
 
     def _baseline(self, valid: Sequence[str]) -> Baseline:
@@ -243,12 +280,11 @@ class SentimentLearner(Learner):
         texts, labels = [read.texts[i] for i in train], [read.labels[i] for i in train]
         return tf_idf(texts, labels, [read.groups[i] for i in train], valid, len(read.names))
 
-    def _notes(self, trained: Sequence[Trained], judged: text_findings.Judged, temperature: float) -> list[str]:
+    def _notes(self, trained: Sequence[Trained], judged: text_findings.Judged) -> list[str]:
         longest = self.task.buckets[-1]
         notes = [
             f"Split: {self.chosen.valid_share:.0%} of the groups of texts are held out ({self._grouping()}). The best "
-            f"epoch was chosen and the temperature ({temperature:.3f}) fitted on them, so expect a little less on new "
-            "ones. The language model never read them.",
+            "epoch was chosen by them, so expect a little less on new ones. The language model never read them.",
             metrics.certainty(float(judged.right.mean()), len(judged.targets)),
             f"A text of more than {longest:,} tokens is read in parts, none of it is left out: the answer is the "
             "average of theirs, each counting by its length, and says in how many parts it was read.",

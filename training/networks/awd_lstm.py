@@ -244,29 +244,38 @@ class Explained(nn.Module):
     """The classifier as it is served: probabilities, and what each token adds to each class's logit.
 
     The head is linear in the pooled features, so a logit is a sum over tokens: a mean is made of all of them, a largest
-    value of the token that has it. (The same is true of class activation maps for pictures, Zhou et al. 2016.)
+    value of the token that has it. (The same is true of class activation maps for pictures, Zhou et al. 2016.) What
+    n-grams add, where there are any, is such a sum too. `shares` say how much each of the two counts for.
     """
 
     weight: Tensor
     bias: Tensor
 
-    def __init__(self, trained: TextClassifier, temperature: float) -> None:
+    def __init__(
+        self, trained: TextClassifier, n_grams: nn.Module | None = None, shares: Sequence[float] = (1.0,)
+    ) -> None:
         super().__init__()
-        self.encoder = trained.encoder
+        self.encoder, self.n_grams, self.shares = trained.encoder, n_grams, tuple(shares)
         norm, head = trained.norm, trained.head
         assert norm.running_var is not None  # noqa: S101 — it is tracked: that is BatchNorm's default.
         assert norm.running_mean is not None  # noqa: S101
         with torch.no_grad():
             scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-            weight = head.weight * scale / temperature
-            bias = (head.bias + head.weight @ (norm.bias - norm.running_mean * scale)) / temperature
-        self.temperature = temperature
+            weight = shares[0] * head.weight * scale
+            bias = shares[0] * (head.bias + head.weight @ (norm.bias - norm.running_mean * scale))
         # Only differences between classes count.
         self.register_buffer("weight", weight - weight.mean(0))
         self.register_buffer("bias", bias - bias.mean())
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities (n, classes) and evidence (n, time, classes), 0 at padding."""
+        evidence = self._of_layers(tokens)
+        if self.n_grams is not None:
+            added = self.shares[1] * self.n_grams(tokens)
+            evidence = evidence + added - added.mean(2, keepdim=True)
+        return (evidence.sum(1) + self.bias).softmax(1), evidence
+
+    def _of_layers(self, tokens: Tensor) -> Tensor:
         _, layers, _ = self.encoder(tokens)
         mask = (tokens != PADDING)[..., None]
         widths = self.encoder.sizes.widths
@@ -279,4 +288,4 @@ class Explained(nn.Module):
             # Tokens that come close share the peak: rounding must not decide between them.
             at = (_SHARPNESS * (known - largest)).softmax(1) * largest
             evidence = evidence + (x * mask / count) @ mean.T + at @ peak.T
-        return (evidence.sum(1) + self.bias).softmax(1), evidence
+        return evidence
