@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tasks._items import LENGTHS, LONGEST, NO_RATING, ItemTable, Scale, bucket, filled
+from tasks._items import LENGTHS, LONGEST, NO_RATING, ItemTable, Scale, bucket
 from tasks.contract import InvalidInput, InvalidOutput, Limits, files_of, parameters_of, task_from
 from tasks.recommendations import Recommendations, RecommendationsAnswer
 from tests.model_folders import runner
