@@ -132,10 +132,9 @@ def startup_table(found: dict[str, Any]) -> str:
         f"| {name} | {row.get('seconds', '–')} | {row.get('batch_limit', '–')} | {row['first_ms']} | {row['then_ms']} |"
         for name, row in best["models"].items()
     ]
-    lines.append(
-        f"\nReady after {best['seconds']:.1f} s ({best['cpu_seconds']:.1f} s of CPU, {best['cpu_seconds_a_core']:.1f} s "
-        f"a core) with {best['resident_mb']:.0f} MB resident, {best['peak_mb']:.0f} MB at most."
-    )
+    cpu = f"{best['cpu_seconds']:.1f} s of CPU, {best['cpu_seconds_a_core']:.1f} s a core"
+    memory = f"{best['resident_mb']:.0f} MB resident, {best['peak_mb']:.0f} MB at most"
+    lines.append(f"\nReady after {best['seconds']:.1f} s ({cpu}) with {memory}.")
     for name, price in found["shared_pool_to_own"].items():
         lines.append(f"{name}: a run with the shared pool of memory costs {price:.2f} of one with a pool of its own.")
     return "\n".join(lines)

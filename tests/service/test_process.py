@@ -15,6 +15,9 @@ import httpx
 import onnxruntime
 import pytest
 
+from tests.model_folders import publish
+from tests.tiny_models import tiny
+
 ROOT = Path(__file__).parents[2]
 ROW = {"rows": [{"income": 50, "debt": 5, "job": "baker"}]}
 
@@ -58,6 +61,17 @@ def test_it_prints_lines_to_try_that_work(tiny_models: Path) -> None:
         answer = subprocess.run(line + " --silent", shell=True, capture_output=True, check=True, text=True)
 
     assert json.loads(answer.stdout)["predictions"][0]["label"] == "yes"
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
+def test_a_model_of_texts_without_a_file_to_send_is_asked_by_a_line_that_works(tmp_path: Path) -> None:
+    publish(tmp_path, "films", *tiny("sentiment"))
+
+    with program(tmp_path) as (_, _, printed):
+        (line,) = re.findall(r"^  (curl .*/films/predict)$", printed, re.MULTILINE)
+        answer = subprocess.run(line + " --silent", shell=True, capture_output=True, check=True, text=True)
+
+    assert json.loads(answer.stdout)["label"] == "positive"
 
 
 def test_what_is_accepted_is_answered_after_sigterm_and_the_exit_is_clean(tiny_models: Path) -> None:
