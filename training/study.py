@@ -23,15 +23,20 @@ from training.recipe import DataCard
 from training.report import rendered, reproducing
 from training.runtime import Runtime, hardware, started
 from training.settings import Settings, add_options, overlay
+from training.version import code_version
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came of a study: tables, sentences that say what to see in them, and figures for the report."""
+    """What came of a study: tables, sentences that say what to see in them, and figures for the report.
+
+    `seconds` is what its trainings took, also those of a run that was broken off; 0: as long as this one ran.
+    """
 
     tables: tuple[Table, ...]
     notes: tuple[str, ...]
     figures: tuple[Figure, ...] = ()
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -103,21 +108,13 @@ def conduct(found: Study, arguments: list[str]) -> None:
             began = time.monotonic()
             bench = Bench(data, folder, options, settings, runtime, lambda text: print(text, flush=True))
             made = found.compare(bench)
-            seconds = _seconds(folder, time.monotonic() - began)
+            seconds = made.seconds or time.monotonic() - began
             made = replace(made, notes=(*made.notes, f"Made in {seconds / 60:.1f} minutes on: {hardware(runtime)}."))
             _conclude(found, made, folder, chosen, _command(found, settings, options))
 
 
-def _seconds(folder: Path, more: float) -> float:
-    """What a study took, over all the times that it was begun and gone on with."""
-    path = folder / "seconds.txt"
-    total = more + (float(path.read_text()) if path.exists() else 0.0)
-    path.write_text(f"{total:.1f}\n")
-    return total
-
-
 def _conclude(found: Study, made: Comparison, folder: Path, chosen: argparse.Namespace, command: str) -> None:
-    facts = {"study": found, "made": made, "command": command, "code": runs.trained_with(folder)}
+    facts = {"study": found, "made": made, "command": command, "code": runs.trained_with(folder), "now": code_version()}
     (folder / "index.html").write_text(rendered("study.html.jinja", facts), encoding="utf-8")
     runs.mark_done(folder, {"study": found.name})
     for note in made.notes:

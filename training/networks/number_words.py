@@ -5,6 +5,7 @@ Each says which word comes next: of tokens int64 (n, time) the logits (n, predic
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -80,11 +81,11 @@ class Loop(NextWord):
 
 
 class Recurrent(NextWord):
-    """torch's recurrent layers, `nn.RNN` or `nn.GRU`, which keep their state and tell every next word."""
+    """torch's recurrent layers, as `layers` makes them, which keep their state and tell every next word."""
 
-    def __init__(self, vocabulary: int, kind: type[nn.RNN] | type[nn.GRU], layers: int) -> None:
+    def __init__(self, vocabulary: int, layers: Callable[[], nn.RNN | nn.GRU]) -> None:
         super().__init__(vocabulary)
-        self.layers = kind(WIDTH, WIDTH, layers, batch_first=True)
+        self.layers = layers()
         self._hidden: Tensor | None = None
 
     def forward(self, tokens: Tensor, begins: bool) -> Tensor:
