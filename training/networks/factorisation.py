@@ -157,7 +157,10 @@ class ServedTaste(nn.Module):
         shares = parts @ embedding(places, self.wanted).transpose(1, 2)
         liked = (history != NO_ITEM) & ((levels == NO_RATING) | (levels >= self.liked_from))
         most, because = torch.where(liked.unsqueeze(2), shares, _FAR_BELOW).max(dim=1)
-        return places, best, because, torch.where(most > _FAR_BELOW / 2, most, 0.0)
+        # Of what is not to be recommended all scores are equal, and their order nobody's: it is not shown.
+        there = best > NOT_WANTED / 2
+        most = torch.where(there & (most > _FAR_BELOW / 2), most, 0.0)
+        return torch.where(there, places, 0), best, torch.where(most != 0, because, 0), most
 
     def _cosines(self, number: Tensor) -> Tensor:
         """Of the angles between the items of these numbers and all items, (n, items)."""
