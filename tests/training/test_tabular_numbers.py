@@ -83,7 +83,7 @@ def test_a_table_with_a_number_becomes_a_report_a_model_and_embeddings(train, wr
     assert 0.5 < figures["coverage"] <= 1
     assert {"rmsle_mean", "rmsle_sd", "boosting_rmsle", "rmsle_to_boosting", "interval_width"} <= set(figures)
     task = manifest.load_task(model)
-    row = {"day": "2030-01-01", "shop": "a new one", "area": None}
+    row = {"day": "2030-01-01", "shop": "a new one", "area": None, "part": "train"}
     answer = task.answer(export.runner(model / "model.onnx", task), {"rows": [row, {**row, "day": None}]})
     assert all(0 <= each.low <= each.value <= each.high for each in answer.predictions)
     assert "after the last date" in answer.notices[0]
