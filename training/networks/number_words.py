@@ -83,7 +83,7 @@ class Loop(NextWord):
 class Recurrent(NextWord):
     """torch's recurrent layers, as `layers` makes them, which keep their state and tell every next word."""
 
-    def __init__(self, vocabulary: int, layers: Callable[[], nn.RNN | nn.GRU]) -> None:
+    def __init__(self, vocabulary: int, layers: Callable[[], nn.RNNBase]) -> None:
         super().__init__(vocabulary)
         self.layers = layers()
         self._hidden: Tensor | None = None
