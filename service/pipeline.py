@@ -323,6 +323,11 @@ class Pipeline:
             cost = self._cost(*self._postprocess_key(one.request))
             settled(cost, one.samples.work, self._finish, one.outputs, one.samples, one.request, Message.render)
 
+    def refresh(self, body: Mapping[str, Any]) -> None:
+        """Runs a golden request once more: others that were loaded since have given back memory that it had."""
+        request = self.task.parse(body, Limits())
+        self._backend.run_alone(self.task.preprocess(self.task.decode(request, Limits())).arrays)
+
     def _seconds_of(self, arrays: Arrays, size: int) -> float:
         """Seconds for a batch of this size, with as many at once as will run under load: they share caches."""
         batch = {name: np.resize(array, (size, *array.shape[1:])) for name, array in arrays.items()}

@@ -119,6 +119,8 @@ class Repository:
         with ThreadPoolExecutor(self.at_once, thread_name_prefix="loader") as pool:
             for loading in [pool.submit(self._load_newest, entries) for entries in models]:
                 loading.result()
+        for model in self.served():
+            model.pipeline.refresh(model.example)
         self.loaded = True
 
     def _size_of(self, entry: Entry) -> int:
