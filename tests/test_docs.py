@@ -31,6 +31,13 @@ QUESTIONS = [
     for i, (kind, block) in enumerate(BLOCKS)
     if kind == "sh" and block.startswith("curl") and BLOCKS[i + 1][0] == "json"
 ]
+PLAIN = [
+    line
+    for kind, block in BLOCKS
+    if kind == "sh" and block.startswith("curl")
+    for line in block.replace("\\\n", "").splitlines()
+    if " -o " not in line
+]
 FILES = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if " -o " in line]
 
 
@@ -85,6 +92,22 @@ def test_the_readmes_questions_get_the_readmes_answers(address: str, command: st
     ended = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
 
     assert is_part_of(expected, json.loads(ended.stdout)), ended.stdout[:500]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
+@pytest.mark.parametrize("command", PLAIN)
+def test_the_readmes_questions_are_answered(address: str, command: str) -> None:
+    line = command.replace("http://127.0.0.1:8000", address).replace("curl", "curl --silent --fail", 1)
+
+    ended = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
+
+    assert f"/{json.loads(ended.stdout)['model']}/predict" in command
+
+
+def test_the_readme_has_a_line_to_try_for_every_model() -> None:
+    asked = set(re.findall(r"/v1/models/([a-z]+)/predict", README))
+
+    assert asked == {folder.parent.name for folder in MODELS}
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")

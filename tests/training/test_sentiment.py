@@ -19,7 +19,9 @@ from training.settings import Settings
 
 GOOD = ("wonderful", "great", "lovely", "superb", "moving")
 BAD = ("boring", "awful", "terrible", "dull", "stupid")
-SMALL = Options(embedding=8, hidden=12, vocabulary=400, lm_batch_size=4, tuning_batch_size=4, window=12, frequent=50, longest=40)
+SMALL = Options(
+    embedding=8, hidden=12, vocabulary=400, lm_batch_size=4, tuning_batch_size=4, window=12, frequent=50, longest=40
+)
 
 
 def sentence(label: int, random_: random.Random) -> str:
@@ -123,7 +125,20 @@ def test_validation_texts_come_padded_to_a_bucket(reviews: Path) -> None:
 
 @pytest.mark.slow
 def test_own_texts_become_a_model_that_answers(reviews: Path, tmp_path: Path, command: Callable[..., object]) -> None:
-    words = ["--embedding", "16", "--hidden", "24", "--vocabulary", "400", "--lm-batch-size", "8", "--tuning-batch-size", "8", "--window", "10"]
+    words = [
+        "--embedding",
+        "16",
+        "--hidden",
+        "24",
+        "--vocabulary",
+        "400",
+        "--lm-batch-size",
+        "8",
+        "--tuning-batch-size",
+        "8",
+        "--window",
+        "10",
+    ]
     options = ["--epochs", "6", "--batch-size", "16", "--rate", "2e-2", "--dropout", "0.1", "--threads", "1", *words]
     process = command("sentiment", "--data", reviews, "--name", "opinions", *options, "--publish")
     out, err = process.communicate(timeout=170)  # type: ignore[attr-defined]
