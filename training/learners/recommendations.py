@@ -136,6 +136,7 @@ class RecommendationsLearner(Learner):
             self.likes,
             size=options.size,
             levels=scale.levels if scale else 0,
+            liked_from=scale.liked_from if scale else 1,
             ordered=self.ratings.ordered,
             dropped=options.dropped,
             forgotten=options.forgotten,

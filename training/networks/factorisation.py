@@ -28,7 +28,7 @@ def rank_bands(longest: int) -> Tensor:
 class TasteNetwork(nn.Module):
     """How much somebody with this history will like each item next.
 
-        taste = Σ w·p(item) / √Σ w     w = weight of the rank from the latest on × weight of the rating's level
+        taste = Σ w·p(item) / √Σ |w|   w = weight of the rank from the latest on × weight of the rating's level
         logit of item j = taste · q(j) + b(j)
 
     p and q are an embedding of the item itself and one of its features (genres), so that rare items borrow from others
@@ -45,6 +45,7 @@ class TasteNetwork(nn.Module):
         *,
         size: int,
         levels: int,
+        liked_from: int,
         ordered: bool,
         dropped: float,
         forgotten: float,
@@ -55,7 +56,7 @@ class TasteNetwork(nn.Module):
         """
         super().__init__()
         count = len(features)
-        self.dropped, self.forgotten, self.ordered = dropped, forgotten, ordered
+        self.dropped, self.forgotten, self.ordered, self.liked_from = dropped, forgotten, ordered, liked_from
         self.register_buffer("features", features)
         self.register_buffer("bands", rank_bands(LONGEST))
         self.given = nn.Embedding(count + 1, size)
@@ -66,7 +67,7 @@ class TasteNetwork(nn.Module):
             nn.init.normal_(parameter, std=0.05)
         self.bias = nn.Parameter((likes + 1).log() - (likes.max() + 1).log())
         self.rank_weight = nn.Parameter(-0.35 * torch.arange(_RANKS))
-        self.level_weight = nn.Parameter(torch.full((levels + 1,), 0.25))
+        self.level_weight = nn.Parameter(torch.full((levels + 1,), 0.5))
 
     def given_table(self) -> Tensor:
         """What each item says of who rated it: (items + 1, size), the first row for no item."""
@@ -83,8 +84,13 @@ class TasteNetwork(nn.Module):
         return weights if self.ordered else torch.ones_like(weights)
 
     def weights_of_levels(self) -> Tensor:
-        """The weight of each level of ratings, positive; the first for no rating: (levels + 1,)."""
-        return softplus(self.level_weight)
+        """The weight of each level of ratings, the first for no rating: (levels + 1,).
+
+        What says that an item was liked has a positive one; another may speak against what the item stands for.
+        """
+        levels = torch.arange(len(self.level_weight), device=self.level_weight.device)
+        liked = (levels == NO_RATING) | (levels >= self.liked_from)
+        return torch.where(liked, softplus(self.level_weight), self.level_weight)
 
     def forward(self, history: Tensor, levels: Tensor, candidates: Tensor, similar: Tensor) -> tuple[Tensor]:
         """int64 (n, length) twice, uint8 (n, items) to logits (n, items), far below zero for what is no candidate."""
@@ -106,7 +112,7 @@ def weights_in(history: Tensor, levels: Tensor, of_ranks: Tensor, of_levels: Ten
 
 def total(weights: Tensor) -> Tensor:
     """By what a taste is divided, (n, 1); 1 where the history is empty."""
-    whole = weights.sum(dim=1, keepdim=True)
+    whole = weights.abs().sum(dim=1, keepdim=True)
     return torch.where(whole > 0, whole, 1.0).sqrt()
 
 
@@ -156,7 +162,8 @@ class ServedTaste(nn.Module):
         best, places = torch.where(wanted, scores, NOT_WANTED).topk(self.most, dim=1)
         shares = parts @ embedding(places, self.wanted).transpose(1, 2)
         liked = (history != NO_ITEM) & ((levels == NO_RATING) | (levels >= self.liked_from))
-        most, because = torch.where(liked.unsqueeze(2), shares, _FAR_BELOW).max(dim=1)
+        speaks = liked.unsqueeze(2) & (history.unsqueeze(2) != places.unsqueeze(1) + 1)  # No item is its own reason.
+        most, because = torch.where(speaks, shares, _FAR_BELOW).max(dim=1)
         # Of what is not to be recommended all scores are equal, and their order nobody's: it is not shown.
         there = best > NOT_WANTED / 2
         most = torch.where(there & (most > _FAR_BELOW / 2), most, 0.0)
