@@ -106,6 +106,16 @@ class Service:
         await asyncio.get_running_loop().run_in_executor(self._loader, self.repository.load_all)
         self.loaded.set()
 
+    async def watch(self) -> None:
+        """Loads the models, and takes up the versions that come later; ends only when it is cancelled."""
+        await self.load()
+        while self.settings.rescan_seconds:
+            await asyncio.sleep(self.settings.rescan_seconds)
+            try:
+                await asyncio.get_running_loop().run_in_executor(self._loader, self.repository.rescan)
+            except OSError as error:  # A folder that is away for a moment is looked at again.
+                _LOG.error("folder of models unreadable", extra={"fields": {"reason": str(error)}})
+
     def close(self) -> None:
         """Ends the threads; what has not begun is given up."""
         for pool in (self._loader, self._workers, self._device):
@@ -123,9 +133,9 @@ def create_app(service: Service) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 -- FastAPI's signature
-        loading = asyncio.create_task(service.load())
+        watching = asyncio.create_task(service.watch())
         yield
-        loading.cancel()
+        watching.cancel()
         service.close()
 
     app: FastAPI = FastAPIOffline(

@@ -39,6 +39,7 @@ _LOG = logging.getLogger(__name__)
 
 _Graph = tuple[str, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 """A graph's SHA-256, and as what it is read."""
+_TO_LOAD = "It is not loaded yet."
 MakePipeline = Callable[[str, Task, Backend], Pipeline]
 
 
@@ -70,7 +71,7 @@ class Entry:
     name: str
     version: str
     model: Model | None = None
-    reason: str | None = "It is not loaded yet."
+    reason: str | None = _TO_LOAD
 
 
 @dataclass
@@ -101,6 +102,11 @@ class Repository:
         """Lists what lies in the folder, newest version first. Raises BrokenModel where there is no such folder."""
         if not self.root.is_dir():
             raise BrokenModel(f"There is no folder of models at {self.root}.")
+        for name, versions in self._there():
+            self._entries[name] = [Entry(name, version) for version in versions]
+
+    def _there(self) -> Iterator[tuple[str, list[str]]]:
+        """Each model in the folder with its versions, the newest first."""
         for folder in sorted(path for path in self.root.iterdir() if path.is_dir() and not path.name.startswith(".")):
             try:
                 found = [
@@ -110,7 +116,26 @@ class Repository:
                 _LOG.error("folder unreadable", extra={"fields": {"folder": str(folder), "reason": error.strerror}})
                 continue
             if found:
-                self._entries[folder.name] = [Entry(folder.name, v) for v in sorted(found, key=int, reverse=True)]
+                yield folder.name, sorted(found, key=int, reverse=True)
+
+    def rescan(self) -> None:
+        """Takes up the versions that have come since, each as soon as it is proved; until then the old one serves.
+
+        A version that breaks never serves, and requests under way end with the version they began with. What was
+        taken out of the folder is served until a newer version is, or the server starts again.
+        """
+        for name, versions in self._there():
+            old = self._entries.get(name, [])
+            known = {entry.version for entry in old}
+            new = [Entry(name, version) for version in versions if version not in known]
+            if not new:
+                continue
+            entries = sorted([*new, *old], key=lambda entry: int(entry.version), reverse=True)
+            self._entries[name] = entries
+            self._load_newest(entries)
+            for entry in entries:
+                if entry in new and entry.model is not None:
+                    entry.model.pipeline.refresh(entry.model.example)
 
     def load_all(self) -> None:
         """Loads the newest versions of each model, as many as are wanted; where one fails, the next older one."""
@@ -129,11 +154,13 @@ class Repository:
 
     def _load_newest(self, entries: list[Entry]) -> None:
         wanted = self.versions or len(entries)
+        served = 0
         for entry in entries:
-            if sum(e.model is not None for e in entries) < wanted:
+            if served < wanted and entry.model is None and entry.reason == _TO_LOAD:
                 self._load(entry)
-            else:
-                entry.reason = "A newer version is served."
+            elif served >= wanted:
+                entry.model, entry.reason = None, "A newer version is served."
+            served += entry.model is not None
 
     def _load(self, entry: Entry) -> None:
         began = time.perf_counter()

@@ -34,6 +34,9 @@ class Settings:
     port: int = _setting(8000, "port to listen on; 0 for any free one", least=0, most=65535)
     models: Path = _setting(Path("models"), "folder of the models: NAME/VERSION/manifest.json")
     versions: int = _setting(1, "newest versions of each model to serve; 0 for all", least=0)
+    rescan_seconds: float = _setting(
+        10.0, "how often to look for new versions in the folder of the models; 0 for only at the start", least=0
+    )
     device: Literal["auto", "cpu", "cuda"] = _setting(
         "auto", "where the graphs run; 'cuda' is an error where it cannot be had"
     )

@@ -1,6 +1,7 @@
 """A model is served only where it is what was published; whatever is wrong with one costs the others nothing."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from service.backends.onnx import OnnxBackend, OnnxRuntime
 from tasks.contract import Arrays, Run, TensorSpec, parameters_of
 from tests.model_folders import COLOURS, CREDIT, colours_graph, credit_graph, publish, runner
-from tests.service.conftest import Start
+from tests.service.conftest import Running, Start
 
 CREDIT_ROW = {"rows": [{"income": 50, "debt": 5, "job": "baker"}]}
 
@@ -208,3 +209,49 @@ def test_the_same_graph_for_a_task_with_other_tensors_is_not_shared(tmp_path: Pa
     listed = {model["name"]: model for model in server.client.get("/v1/models").json()["models"]}
     assert listed["credit"]["state"] == "ready"
     assert "the task promises int64" in listed["twisted"]["versions"][0]["reason"]
+
+
+def label_of(server: Running) -> tuple[str, str]:
+    answer = server.client.post("/v1/models/credit/predict", json=CREDIT_ROW).json()
+    return answer["version"], answer["predictions"][0]["label"]
+
+
+def test_a_version_that_comes_later_is_taken_up_without_loading_the_network_again(tmp_path: Path, start: Start) -> None:
+    publish(tmp_path, "credit", CREDIT, credit_graph(), version=1)
+    runtime = Counting()
+    server = start(runtime, models=tmp_path, rescan_seconds=0)
+    before = label_of(server)
+
+    publish(tmp_path, "credit", replace(CREDIT, labels=("refuses", "pays")), credit_graph(), version=2)
+    server.service.repository.rescan()
+
+    assert (before, label_of(server)) == (("1", "yes"), ("2", "pays"))
+    assert runtime.loaded == 1
+    versions = server.client.get("/v1/models").json()["models"][0]["versions"]
+    assert versions[1]["reason"] == "A newer version is served."
+
+
+def test_a_broken_version_that_comes_later_changes_nothing_but_the_list(tmp_path: Path, start: Start) -> None:
+    publish(tmp_path, "credit", CREDIT, credit_graph(), version=1)
+    server = start(models=tmp_path, rescan_seconds=0)
+
+    flip_a_byte(publish(tmp_path, "credit", CREDIT, credit_graph(), version=2))
+    server.service.repository.rescan()
+    server.service.repository.rescan()
+
+    assert label_of(server) == ("1", "yes")
+    newest = server.client.get("/v1/models").json()["models"][0]["versions"][0]
+    assert (newest["version"], newest["state"]) == ("2", "unavailable")
+
+
+def test_the_folder_is_looked_at_again_and_again(tmp_path: Path, start: Start) -> None:
+    root = tmp_path / "models"
+    publish(root, "credit", CREDIT, credit_graph(), version=1)
+    server = start(models=root, rescan_seconds=0.01)
+
+    publish(tmp_path / "elsewhere", "other", CREDIT, credit_graph())
+    (tmp_path / "elsewhere" / "other").rename(root / "other")
+
+    deadline = time.monotonic() + 60
+    while server.client.post("/v1/models/other/predict", json=CREDIT_ROW).status_code != 200:
+        assert time.monotonic() < deadline
