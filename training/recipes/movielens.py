@@ -23,7 +23,7 @@ RECIPE = Recipe(
     ),
     data=DataCard(
         name="MovieLens ml-latest-small (September 2018), GroupLens Research, University of Minnesota",
-        licence="other",
+        licence="GroupLens terms: research, not commercial, passed on under the same terms",
         address="https://grouplens.org/datasets/movielens/",
         redistributable=True,
         binds=True,
