@@ -140,7 +140,7 @@ def found_out(
                 "Popularity and exposure",
                 exposed(shown, judge.likes),
                 "Left: how often an item is among the ten recommendations, against how many like it. Right: what share "
-                "of all recommendations the most shown items get (Lorenz curves; the diagonal: all alike).",
+                "of all recommendations the most shown items get (Lorenz curves; dotted: all alike).",
             ),
             Figure(
                 "Embeddings of the items",
