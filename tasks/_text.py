@@ -65,8 +65,12 @@ def trained(texts: Iterable[str], *, size: int, least: int = 5) -> str:
 
 @lru_cache(maxsize=32)
 def tokenizer_from(text: str) -> Tokenizer:
-    """The tokenizer that a tokenizer.json describes; kept, since reading one takes milliseconds."""
+    """The tokenizer that a tokenizer.json describes; kept, since reading one takes milliseconds.
+
+    Who writes [PAD] in a text gets those five characters, and no padding.
+    """
     tokenizer: Tokenizer = Tokenizer.from_str(text)
+    tokenizer.encode_special_tokens = True
     return tokenizer
 
 

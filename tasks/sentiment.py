@@ -4,7 +4,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 from tokenizers import Tokenizer
 
-from tasks._text import encode, padded
+from tasks._text import encode, padded, tokenizer_from
 from tasks.contract import (
     Answer,
     Array,
@@ -37,14 +37,6 @@ _EXAMPLES = (
 _EMOJI = r"\u2600-\u27bf\U0001f000-\U0001faff"
 _WORD = re.compile(rf"[^\W_]+(?:['’][^\W_]+)*|[{_EMOJI}][{_EMOJI}\u200d\ufe0f]*")
 """Letters and digits, with apostrophes between them; or a run of emoji."""
-
-
-@lru_cache(maxsize=32)
-def _reader_of(tokenizer: str) -> Tokenizer:
-    """The tokenizer, for texts of strangers: who writes [PAD] gets those five characters, and no padding."""
-    reader: Tokenizer = Tokenizer.from_str(tokenizer)
-    reader.encode_special_tokens = True
-    return reader
 
 
 def _decoded(value: Any) -> Any:
@@ -129,14 +121,14 @@ class Sentiment(Task):
         if list(self.buckets) != sorted(set(self.buckets)) or not self.buckets or self.buckets[0] < 2:
             raise ValueError(f"The buckets {self.buckets} are not lengths of at least 2, each larger than the last.")
         try:
-            _reader_of(self.tokenizer)
+            tokenizer_from(self.tokenizer)
         except Exception as error:  # The library has no errors of its own.
             raise ValueError(f"The tokenizer cannot be read: {error}.") from None
 
     @cached_property
     def words_to_tokens(self) -> Tokenizer:
         """The tokenizer itself."""
-        return _reader_of(self.tokenizer)
+        return tokenizer_from(self.tokenizer)
 
     @property
     def request_type(self) -> type[SentimentRequest]:

@@ -91,10 +91,10 @@ RECIPE = Recipe(
         "`…_3h_ago` are of the hours before, null where they are not known, and `…_day_…` of the whole day.",
         "The growth of the two years goes on in the answers for as long as they are asked for: a few months after "
         "October 2012 that is a guess.",
-        "The best epoch of each seed was chosen on the two months that the figures are of; and of a dozen variants that "
-        "were compared while the recipe was made (trend, lags, bins, date parts, dropout), on July and August 2012, the "
-        "figures of these two months had been seen too. The last epochs come to an RMSLE of 0.277, which is level with "
-        "gradient boosting.",
+        "The best epoch of each seed was chosen on the two months that the figures are of; and of a dozen variants "
+        "that were compared while the recipe was made (trend, lags, bins, date parts, dropout), on July and August "
+        "2012, the figures of these two months had been seen too. The last epochs come to an RMSLE of 0.277, which is "
+        "level with gradient boosting.",
     ),
     ceilings=(("rmsle_to_boosting", 1.03), ("rmsle_mean", 0.30)),
 )

@@ -51,8 +51,8 @@ RECIPE = Recipe(
     ),
     intended_use="Whether a review in English, of a film or something like it, praises or condemns what it is about.",
     out_of_scope=(
-        "Other languages, texts of a few words, irony, news, and what people think of people. It always says one of its "
-        "two labels, also where a text praises nothing and condemns nothing."
+        "Other languages, texts of a few words, irony, news, and what people think of people. It always says one of "
+        "its two labels, also where a text praises nothing and condemns nothing."
     ),
     caveats=(
         "The reviews carry no licence: the model is for research and learning, and none of them is in this repository.",
