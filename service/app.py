@@ -113,8 +113,8 @@ class Service:
             await asyncio.sleep(self.settings.rescan_seconds)
             try:
                 await asyncio.get_running_loop().run_in_executor(self._loader, self.repository.rescan)
-            except OSError as error:  # A folder that is away for a moment is looked at again.
-                _LOG.error("folder of models unreadable", extra={"fields": {"reason": str(error)}})
+            except Exception:  # Whatever it was (a folder that is away for a moment), it is looked at again.
+                _LOG.exception("folder of models could not be read again")
 
     def close(self) -> None:
         """Ends the threads; what has not begun is given up."""

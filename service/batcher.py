@@ -134,7 +134,8 @@ class Batcher:
     async def submit(self, arrays: Arrays) -> Ran:
         """Runs the samples stacked in `arrays`, in company where there is any.
 
-        More samples than a batch holds become several tickets. Cancelling the call gives up what has not begun.
+        More samples than a batch holds become several tickets, of which no more wait than the device is given at a
+        time: who comes later waits for those and not for all. Cancelling the call gives up what has not begun.
         Raises whatever `run` raised for these samples alone.
         """
         total = len(next(iter(arrays.values())))
@@ -142,12 +143,17 @@ class Batcher:
         if total <= step:
             return await self._enqueue(arrays, total)
         parts = [{name: array[i : i + step] for name, array in arrays.items()} for i in range(0, total, step)]
-        futures = [self._enqueue(part, len(next(iter(part.values())))) for part in parts]
+        futures: list[asyncio.Future[Ran]] = []
         try:
+            for number, part in enumerate(parts):
+                if number >= self.policy.at_once:
+                    await futures[number - self.policy.at_once]
+                futures.append(self._enqueue(part, len(next(iter(part.values())))))
             return joined(await asyncio.gather(*futures))
         finally:
             for future in futures:
-                future.cancel()
+                if not future.cancel() and not future.cancelled():
+                    future.exception()  # Looked at: the first one's is raised, and none is reported as forgotten.
 
     def _enqueue(self, arrays: Arrays, size: int) -> asyncio.Future[Ran]:
         loop = asyncio.get_running_loop()

@@ -40,6 +40,7 @@ _LOG = logging.getLogger(__name__)
 _Graph = tuple[str, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 """A graph's SHA-256, and as what it is read."""
 _TO_LOAD = "It is not loaded yet."
+_REPLACED = "A newer version is served."
 MakePipeline = Callable[[str, Task, Backend], Pipeline]
 
 
@@ -72,6 +73,8 @@ class Entry:
     version: str
     model: Model | None = None
     reason: str | None = _TO_LOAD
+    content: frozenset[tuple[str, int, int]] = frozenset()
+    """Name, size and time of each file of a version that failed: it is tried again when they have changed."""
 
 
 @dataclass
@@ -126,16 +129,21 @@ class Repository:
         """
         for name, versions in self._there():
             old = self._entries.get(name, [])
-            known = {entry.version for entry in old}
+            known = {entry.version for entry in old if not self._has_changed(entry)}
             new = [Entry(name, version) for version in versions if version not in known]
             if not new:
                 continue
-            entries = sorted([*new, *old], key=lambda entry: int(entry.version), reverse=True)
+            kept = [entry for entry in old if entry.version in known]
+            entries = sorted([*new, *kept], key=lambda entry: int(entry.version), reverse=True)
             self._entries[name] = entries
             self._load_newest(entries)
             for entry in entries:
                 if entry in new and entry.model is not None:
-                    entry.model.pipeline.refresh(entry.model.example)
+                    _refresh(entry.model)
+
+    def _has_changed(self, entry: Entry) -> bool:
+        """Whether a version that failed is another by now: it may have been looked at while it was copied."""
+        return bool(entry.content) and entry.content != _content(self.root / entry.name / entry.version)
 
     def load_all(self) -> None:
         """Loads the newest versions of each model, as many as are wanted; where one fails, the next older one."""
@@ -145,7 +153,7 @@ class Repository:
             for loading in [pool.submit(self._load_newest, entries) for entries in models]:
                 loading.result()
         for model in self.served():
-            model.pipeline.refresh(model.example)
+            _refresh(model)
         self.loaded = True
 
     def _size_of(self, entry: Entry) -> int:
@@ -159,15 +167,17 @@ class Repository:
             if served < wanted and entry.model is None and entry.reason == _TO_LOAD:
                 self._load(entry)
             elif served >= wanted:
-                entry.model, entry.reason = None, "A newer version is served."
+                entry.model, entry.reason = None, _REPLACED
             served += entry.model is not None
 
     def _load(self, entry: Entry) -> None:
         began = time.perf_counter()
+        content = _content(self.root / entry.name / entry.version)
         try:
             entry.model = self._prove(entry)
             entry.reason = None
         except Exception as error:  # Whatever is wrong with one model's folder, the others are served.
+            entry.content = content
             expected = isinstance(error, BrokenModel | BackendError | OSError)
             entry.reason = str(error) if expected else f"{type(error).__name__}: {error}"
             told: dict[str, Any] = {"model": entry.name, "version": entry.version, "reason": entry.reason}
@@ -221,6 +231,8 @@ class Repository:
             listed = ", ".join(entry.version for entry in entries)
             raise ModelNotFound(f"{name} has no version '{version[:16]}'; its versions are: {listed}.")
         wanted = [entry for entry in entries if version in (None, entry.version)]
+        if wanted[0].reason == _REPLACED:
+            raise ModelNotFound(f"{name}/{version} is no longer served: a newer version is.")
         for entry in wanted:
             if entry.model is not None:
                 return entry.model
@@ -229,7 +241,7 @@ class Repository:
 
     def entries(self) -> Iterator[Entry]:
         """Every version of every model, by name, the newest first."""
-        for entries in self._entries.values():
+        for entries in list(self._entries.values()):  # The loader may add a model meanwhile.
             yield from entries
 
     def versions_of(self, name: str) -> list[Entry]:
@@ -241,6 +253,23 @@ class Repository:
     def served(self) -> Iterator[Model]:
         """Every model that is served."""
         return (entry.model for entry in self.entries() if entry.model is not None)
+
+
+def _content(folder: Path) -> frozenset[tuple[str, int, int]]:
+    """Name, size in bytes and time of change in nanoseconds of each file."""
+    try:
+        found = [(path.name, path.stat()) for path in folder.iterdir()]
+    except OSError:
+        return frozenset()
+    return frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
+
+
+def _refresh(model: Model) -> None:
+    """One more run, so that the first request finds its memory; what fails here fails for that request, or does not."""
+    try:
+        model.pipeline.refresh(model.example)
+    except Exception:
+        _LOG.exception("refresh failed", extra={"fields": {"model": model.manifest.name}})
 
 
 def replay(task: Task, backend: Backend, goldens: tuple[Golden, ...], tolerance: float) -> list[Proven]:

@@ -9,7 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
+try:
+    import torch
+except ModuleNotFoundError:
+    sys.exit(
+        "training: torch is not installed here; `make train RECIPE=…` or `make test` installs what training needs."
+    )
 
 from training import figures, runs
 from training.embeddings import write_embeddings

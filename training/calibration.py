@@ -36,7 +36,8 @@ def temperature(logits: Tensor, targets: Tensor, *, loss: Callable[[Tensor, Tens
 def shares(parts: Sequence[Tensor], targets: Tensor) -> tuple[float, ...]:
     """How much the logits (n, classes) of each part count for in their sum, so that these samples are likeliest.
 
-    With one part, that is the inverse of its temperature. Each is between 0.001 and 100.
+    With one part, that is the inverse of its temperature. Each is between 0.001 and 100, and held to 1 by as much as
+    one sample weighs: a dozen samples that are all right would ask for certainty.
     """
     exponents = torch.zeros(len(parts), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([exponents], max_iter=200, line_search_fn="strong_wolfe")
@@ -46,6 +47,7 @@ def shares(parts: Sequence[Tensor], targets: Tensor) -> tuple[float, ...]:
     def closure() -> Tensor:
         optimizer.zero_grad()
         value = cross_entropy((exact * exponents.clamp(*bounds).exp()[:, None, None]).sum(0), targets)
+        value = value + exponents.pow(2).sum() / (2 * len(targets))
         value.backward()  # type: ignore[no-untyped-call]
         return value
 

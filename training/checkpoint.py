@@ -29,5 +29,9 @@ def load(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises whatever the broken file makes it stumble on.
-        raise CannotTrain(f"{path} cannot be read as a file of tensors: {str(error).splitlines()[0]}") from None
+        raise CannotTrain(f"{path} cannot be read as a file of tensors: {_first_line(error)}") from None
     return state
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

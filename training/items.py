@@ -47,9 +47,10 @@ def main(arguments: Sequence[str]) -> int:
         "not to be recommended; items that it does not name are withdrawn",
     )
     parser.add_argument("--item-column", default="", help="the column of ids, where its name is not a usual one")
+    parser.add_argument("--withdraw", action="store_true", help="even where that withdraws more than half of all items")
     chosen = parser.parse_args(arguments)
     try:
-        folder, words = with_items(chosen.model, chosen.items, chosen.item_column)
+        folder, words = with_items(chosen.model, chosen.items, chosen.item_column, withdraw=chosen.withdraw)
     except (CannotTrain, BrokenModel) as error:
         print(f"training.items: {error}", file=sys.stderr)
         return 2
@@ -58,10 +59,11 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def with_items(model: Path, items: Path, column: str = "") -> tuple[Path, str]:
+def with_items(model: Path, items: Path, column: str = "", *, withdraw: bool = False) -> tuple[Path, str]:
     """Publishes a version of the model with this table of items; its folder, and what has changed.
 
-    Raises CannotTrain or BrokenModel where the model is no recommender or the table cannot be read.
+    Raises CannotTrain or BrokenModel where the model is no recommender, the table cannot be read, or names so few items
+    that more than half would be withdrawn, unless `withdraw` says that this is meant.
     """
     last = _last_version(model)
     manifest = read_manifest(last)
@@ -70,6 +72,12 @@ def with_items(model: Path, items: Path, column: str = "") -> tuple[Path, str]:
     if not isinstance(old, Recommendations):
         raise CannotTrain(f"{model} is of the task '{manifest.task}': only recommendations have a table of items.")
     table = merged(old, read_items(items, column))
+    gone = len(set(table.withdrawn) - set(old.items.withdrawn))
+    if not withdraw and 2 * gone > len(old.items) - len(old.items.withdrawn):
+        raise CannotTrain(
+            f"{items} leaves out {gone:,} of {len(old.items):,} items, which would no longer be recommended: name all "
+            "that should be, or say --withdraw."
+        )
     task = Recommendations(old.known, old.scale, old.ordered, table, old.users, old.example_user, old.example_items)
     version = str(int(last.name) + 1)
     partial = model / f".{version}.partial"

@@ -168,7 +168,7 @@ def columns_of(frame: pl.DataFrame, target: str, kinds: Kinds) -> tuple[tuple[Co
         else:
             left_out.append(name)
     if not columns:
-        raise CannotTrain("No column is left to learn from.")
+        raise CannotTrain(" ".join(["No column is left to learn from.", *notices]))
     return tuple(columns), tuple(left_out), notices
 
 

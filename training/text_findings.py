@@ -217,7 +217,7 @@ def against_baseline(judged: Judged, baseline: Baseline) -> tuple[Table, str]:
     """The network beside tf-idf on the same split, and a sentence on who wins."""
     count = len(judged.targets)
     rows, accuracies = [], []
-    for name, probabilities in (("this network", judged.probabilities), ("tf-idf", baseline.probabilities)):
+    for name, probabilities in (("what is served", judged.probabilities), ("tf-idf", baseline.probabilities)):
         found = metrics.class_figures(probabilities, judged.targets)
         low, high = metrics.interval(found["accuracy"], count)
         accuracies.append(found["accuracy"])
@@ -233,7 +233,7 @@ def against_baseline(judged: Judged, baseline: Baseline) -> tuple[Table, str]:
     only_theirs = int((~judged.right & (baseline.probabilities.argmax(axis=1) == judged.targets)).sum())
     verb = "beats" if ours > theirs else "does not beat"
     verdict = (
-        f"The network {verb} tf-idf with logistic regression on the same split: {ours:.4f} against {theirs:.4f}; "
+        f"What is served {verb} tf-idf with logistic regression on the same split: {ours:.4f} against {theirs:.4f}; "
         f"{only_ours} texts only it gets right, {only_theirs} only the baseline "
         f"(p = {_sign(only_ours, only_theirs):.2g})."
     )

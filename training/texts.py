@@ -87,7 +87,7 @@ def read_texts(path: Path, rules: TextRules) -> Texts:
     places = [i for i, text in enumerate(found.texts) if text.strip()]
     if len(places) < len(found.texts):
         found.notices.append(f"{len(found.texts) - len(places):,} empty texts were left out.")
-    places = _without_copies(places, found)
+    places = _without_known(_without_copies(places, found), found)
     labelled = [i for i in places if found.labels[i] is not None]
     values = [str(found.labels[i]) for i in labelled]
     groups = [found.groups[i] or likeness(found.texts[i]) for i in labelled]
@@ -120,6 +120,17 @@ def _without_copies(places: Sequence[int], found: _Found) -> list[int]:
             kept.append(i)
     if len(kept) < len(places):
         found.notices.append(f"{len(places) - len(kept):,} texts were left out: copies of texts in another group.")
+    return kept
+
+
+def _without_known(places: Sequence[int], found: _Found) -> list[int]:
+    """Without unlabelled texts that stand there with a label too: one of those may be for validation."""
+    known = {likeness(found.texts[i]) for i in places if found.labels[i] is not None}
+    kept = [i for i in places if found.labels[i] is not None or likeness(found.texts[i]) not in known]
+    if len(kept) < len(places):
+        found.notices.append(
+            f"{len(places) - len(kept):,} unlabelled texts were left out: they have a label elsewhere."
+        )
     return kept
 
 

@@ -58,7 +58,7 @@ def test_the_graph_agrees_with_the_network_at_every_batch_size(tmp_path, columns
 
 
 def test_the_graph_does_not_tell_where_it_was_made(tmp_path):
-    export(Painter(), Painting("y", (), ()), pictures(), tmp_path, FULL)
+    export(Painter(), Painting("y", ("a", "b"), ()), pictures(), tmp_path, FULL)
 
     content = (tmp_path / "model.onnx").read_bytes()
     assert b".py" not in content
@@ -143,7 +143,7 @@ def pictures(count=9):
 
 
 def test_classes_are_compared_by_their_share_and_pixels_by_levels(tmp_path):
-    parity = export(Painter(), Painting("y", (), ()), pictures(), tmp_path, FULL)
+    parity = export(Painter(), Painting("y", ("a", "b"), ()), pictures(), tmp_path, FULL)
 
     assert parity.between_batches == ("mask in 0.000% of its elements", "picture by 0 levels of 255")
     assert parity.largest is None
@@ -152,8 +152,8 @@ def test_classes_are_compared_by_their_share_and_pixels_by_levels(tmp_path):
 
 def test_weights_are_stored_in_16_bits_and_what_that_changes_is_measured(tmp_path):
     (tmp_path / "half").mkdir()
-    export(Painter(), Painting("y", (), ()), pictures(), tmp_path, FULL)
-    parity = export(Painter(), Painting("y", (), ()), pictures(), tmp_path / "half", Artefacts())
+    export(Painter(), Painting("y", ("a", "b"), ()), pictures(), tmp_path, FULL)
+    parity = export(Painter(), Painting("y", ("a", "b"), ()), pictures(), tmp_path / "half", Artefacts())
 
     whole, half = (path.stat().st_size for path in (tmp_path / "model.onnx", tmp_path / "half" / "model.onnx"))
     kinds = {tensor.data_type for tensor in onnx.load(tmp_path / "half" / "model.onnx").graph.initializer}
@@ -171,7 +171,7 @@ def test_weights_that_16_bits_cannot_hold_are_not_published_in_them(tmp_path):
         painter.colours.weight.mul_(1e6)
 
     with pytest.raises(CannotTrain, match=r"16 bits changes .* --full-precision"):
-        export(painter, Painting("y", (), ()), pictures(), tmp_path, Artefacts())
+        export(painter, Painting("y", ("a", "b"), ()), pictures(), tmp_path, Artefacts())
 
 
 def test_classes_that_differ_too_often_stop_the_export(tmp_path):
@@ -182,4 +182,4 @@ def test_classes_that_differ_too_often_stop_the_export(tmp_path):
             return (mask + 1 if traced else mask), picture
 
     with pytest.raises(CannotTrain, match=r"disagree by .* in mask"):
-        export(Undecided(), Painting("y", (), ()), pictures(), tmp_path, FULL)
+        export(Undecided(), Painting("y", ("a", "b"), ()), pictures(), tmp_path, FULL)

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from tasks._text import encode_all, tokenizer_from
 from tasks._text import trained as trained_tokenizer
 from tasks.contract import Arrays, Task
+from tasks.manifest import Metric
 from tasks.sentiment import Sentiment
 from training import calibration, language_model, metrics, naive_bayes, text_findings
 from training.corpora import corpus, corpus_names
@@ -247,32 +248,50 @@ class SentimentLearner(Learner):
         tables = [beside, text_findings.length_table(judged), text_findings.words_table(words), *self._of_phases()]
         quoted = text_findings.wrong_table(judged, quoted=False)
         return Findings(
-            metrics=classification_metrics(judged.probabilities, before, targets, f"{len(targets)} validation texts"),
-            notes=(verdict, *self._of_parts(parts, explained.shares), *self._notes(trained, judged)),
+            metrics=(
+                *classification_metrics(judged.probabilities, before, targets, f"{len(targets)} validation texts"),
+                *self._accuracies(parts),
+            ),
+            notes=(verdict, self._of_parts(parts, explained.shares), *self._notes(trained, judged)),
             tables=(*tables, quoted, named),
             figures=text_findings.views(judged, words, bins, ""),
             failures=(*text_findings.failures(judged), naming),
         )
 
-    def _of_parts(self, parts: Sequence[Tensor], shares: Sequence[float]) -> tuple[str, ...]:
-        """What the network and the n-grams reach alone, and together where others chose how much each counts for."""
+    def _accuracies(self, parts: Sequence[Tensor]) -> tuple[Metric, ...]:
+        """Of the network and the n-grams alone, and together where others chose how much each counts for."""
         if len(parts) < 2:
-            return (f"The network's logits are multiplied by {shares[0]:.3f} (the inverse of a temperature).",)
-        targets = self.held_out.targets
+            return ()
+        targets, count = self.held_out.targets, f"{len(self.held_out)} validation texts"
         groups = [self.read.groups[i] for i in self.places[1]]
         half = torch.tensor(held_out(groups, targets.tolist(), 0.5))
         right = torch.zeros(len(targets), dtype=torch.bool)
         for chosen in (half, ~half):
-            found = calibration.shares([part[chosen] for part in parts], targets[chosen])
-            both = sum(share * part[~chosen] for share, part in zip(found, parts, strict=True))
-            right[~chosen] = both.argmax(1) == targets[~chosen]  # type: ignore[union-attr]
+            shares = calibration.shares([part[chosen] for part in parts], targets[chosen])
+            both = torch.stack([share * part[~chosen] for share, part in zip(shares, parts, strict=True)]).sum(0)
+            right[~chosen] = both.argmax(1) == targets[~chosen]
         alone = [float((part.argmax(1) == targets).double().mean()) for part in parts]
+        told = (
+            ("accuracy_of_network", alone[0], f"the AWD-LSTM's classifier alone, {count}"),
+            ("accuracy_of_n_grams", alone[1], f"the weighted n-grams alone, {count}"),
+            (
+                "accuracy_crossed",
+                float(right.double().mean()),
+                f"both, their shares fitted on the other half of {count}",
+            ),
+        )
+        return tuple(Metric(name=name, value=value, protocol=protocol) for name, value, protocol in told)
+
+    def _of_parts(self, parts: Sequence[Tensor], shares: Sequence[float]) -> str:
+        """What the answer is made of."""
+        if len(parts) < 2:
+            return f"The network's logits are multiplied by {shares[0]:.3f} (the inverse of a temperature)."
+        network, n_grams, crossed = (metric.value for metric in self._accuracies(parts))
         return (
-            f"The answer is a sum of two: the AWD-LSTM's classifier, which alone is right for {alone[0]:.4f} of the "
-            f"validation texts, and weighted n-grams (naive Bayes and logistic regression), alone {alone[1]:.4f}. How "
-            f"much each counts for ({shares[0]:.3f} and {shares[1]:.3f}) was fitted on the validation texts, which "
-            f"calibrates the sum too; fitted on one half of them and measured on the other, it is right for "
-            f"{float(right.double().mean()):.4f}.",
+            f"The answer is a sum of two: the AWD-LSTM's classifier, alone right for {network:.4f} of the "
+            f"validation texts, and weighted n-grams (naive Bayes and logistic regression), alone {n_grams:.4f}. How much each "
+            f"counts for ({shares[0]:.3f} and {shares[1]:.3f}) was fitted on the validation texts, which calibrates the "
+            f"sum too; fitted on one half of them and measured on the other, it is right for {crossed:.4f}."
         )
 
     def _baseline(self, valid: Sequence[str]) -> Baseline:
@@ -288,12 +307,16 @@ class SentimentLearner(Learner):
             metrics.certainty(float(judged.right.mean()), len(judged.targets)),
             f"A text of more than {longest:,} tokens is read in parts, none of it is left out: the answer is the "
             "average of theirs, each counting by its length, and says in how many parts it was read.",
-            "The words that decided are exact: the head is linear in what the layers give at each token (their mean "
-            "and their largest values), so a score is a sum over tokens.",
+            "The words that decided are exact: the network's head is linear in what the layers give at each token "
+            "(their mean and their largest values), and n-grams are added up, so a score is a sum over tokens.",
         ]
         if len(trained) > 1:
             accuracies = [each.scores["accuracy"] for each in trained]
             notes.append(f"Accuracy over {len(trained)} seeds: {metrics.spread(accuracies)}; the first is published.")
+        if self.read.unlabelled:
+            notes.append(
+                "Texts without a label, which the language model read, are not split: some may be of a held-out film."
+            )
         if self.chosen.language_model:
             notes.append("It started from a stored language model.")
         return notes

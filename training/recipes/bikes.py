@@ -1,6 +1,7 @@
 """Bicycles hired in Washington, hour by hour: how many will be, in this weather, at this hour?"""
 
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import polars as pl
@@ -9,6 +10,7 @@ from training.fetch import Archive, Source
 from training.learners.tabular import Options, TabularLearner
 from training.recipe import DataCard, Recipe
 
+_KEPT_ASIDE = datetime(2012, 11, 1)
 _WEATHER = ("temp", "hum", "windspeed", "weathersit")
 
 
@@ -21,6 +23,8 @@ def _prepare(source: Path, target: Path) -> None:
     (file,) = source.rglob("hour.csv")
     hours = pl.read_csv(file, try_parse_dates=True)
     hours = hours.with_columns(when=pl.col("dteday").cast(pl.Datetime("us")) + pl.duration(hours=pl.col("hr")))
+    # The official archive goes on to the end of 2012: those months are kept aside.
+    hours = hours.filter(pl.col("when") < _KEPT_ASIDE)
     table = with_weather(hours).sort("when")
     table.drop("instant", "dteday", "yr", "mnth", "hr", "weekday", "casual", "registered").write_parquet(
         target / "hours.parquet"
