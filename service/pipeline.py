@@ -382,6 +382,8 @@ _REASONS = {
     "too_many": "too_many",
     "too_short": "empty",
     "string_too_short": "empty",
+    "too_long": "too_long",
+    "string_too_long": "too_long",
     "greater_than_equal": "out_of_range",
     "less_than_equal": "out_of_range",
     "greater_than": "out_of_range",

@@ -35,13 +35,21 @@ class Scale:
     liked: float
 
     def level(self, rating: float) -> int:
-        """The level of a rating within the scale: 1…levels."""
-        return 1 + round((rating - self.low) / (self.high - self.low) * (self.levels - 1))
+        """The level of a rating within the scale, 1…levels: the nearest one that is liked just where the rating is."""
+        nearest = 1 + round((rating - self.low) / (self.high - self.low) * (self.levels - 1))
+        if rating >= self._threshold:
+            return max(nearest, self.liked_from)
+        return min(nearest, self.liked_from - 1)
 
     @property
+    def _threshold(self) -> float:
+        """What a rating is compared with; the least bit lower than `liked`, since levels' ratings are rounded."""
+        return min(self.liked, self.high) - 1e-9
+
+    @cached_property
     def liked_from(self) -> int:
         """The lowest level that counts as liked."""
-        return next(i for i in range(1, self.levels + 1) if self.rating(i) >= self.liked - 1e-9 or i == self.levels)
+        return next(i for i in range(1, self.levels + 1) if self.rating(i) >= self._threshold or i == self.levels)
 
     def rating(self, level: int) -> float:
         """The rating that a level stands for."""

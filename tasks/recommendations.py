@@ -45,20 +45,26 @@ NOT_WANTED = -2.0
 """The score that the graph gives to what is not to be recommended; a probability or a cosine is never that low."""
 _MOST_NOTICES = 20
 _LONGEST_ID = 200
+_MOST_FIELDS = 10
+"""Of a rating; it has two, so up to eight unknown ones are still named one by one in the error."""
 
 _POPULAR = "Popular with everybody."
 _NOTHING_KNOWN = "Popular with everybody; nothing is known of your taste yet."
-_LIKE_MINDED = "Liked by people whose ratings are like yours."
+_LIKE_MINDED = "Often liked by people who rated the same items."
 
 
 def _as_text(value: Any) -> Any:
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    value = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(value, str) and not 1 <= len(value) <= _LONGEST_ID:
+        kind: Literal["too_long", "too_short"] = "too_long" if value else "too_short"
+        message = "an id has 1 to {limit} characters; this one has {count}"
+        raise PydanticCustomError(kind, message, {"limit": _LONGEST_ID, "count": len(value)})
+    return value
 
 
 Id = Annotated[
     StrictStr,
     BeforeValidator(_as_text),
-    Field(min_length=1, max_length=_LONGEST_ID),
     WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": _LONGEST_ID}, {"type": "integer"}]}),
 ]
 """An id, as text or as a whole number."""
@@ -102,10 +108,15 @@ class RecommendationsAnswer(Answer):
 
 
 def _refuse_too_many(values: Any, info: ValidationInfo) -> Any:
+    """Counts items, and the fields of each, before anything looks at every one of them."""
     limit = (info.context if isinstance(info.context, Limits) else Limits()).rows
     if isinstance(values, list) and len(values) > limit:
         message = "{count} items were sent; at most {limit} are accepted"
         raise PydanticCustomError("too_many", message, {"count": len(values), "limit": limit})
+    for place, value in enumerate(values if isinstance(values, list) else ()):
+        if isinstance(value, dict) and len(value) > _MOST_FIELDS:
+            message = "item {place} has {count} fields; at most {limit} are accepted"
+            raise PydanticCustomError("too_many", message, {"place": place, "count": len(value), "limit": _MOST_FIELDS})
     return values
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,17 +20,18 @@ _CLEAR = 0.01
 def clear_requests(task: Recommendations, served: nn.Module) -> tuple[Recommendations, list[dict[str, Any]]]:
     """The task with a clear example, and request bodies: a user, ratings, nobody in particular, like an item.
 
-    Each is the clearest of some dozens; where none is clear enough, the first few of a list are asked for only.
+    Each is the clearest of some dozens; where none is clear enough, the first few of a list are asked for only. Where
+    the task keeps no users, none of the bodies names one.
     """
-    user = _clearest(task, served, _users(task))
-    rated = _clearest(task, served, _ratings(task))
+    rated = _clearest(task, served, iter(list(_ratings(task)) or _most_liked(task)))
     similar = _clearest(task, served, _similar(task))
     named = [each["item"] for each in rated["ratings"]]
-    settled = replace(task, example_user=user["user"], example_items=tuple(named))
-    without = {**user, "exclude": [named[0]], "k": 2}
+    user = _clearest(task, served, _users(task)) if task.users else None
+    settled = replace(task, example_user=user["user"] if user else "", example_items=tuple(named))
+    without = {**(user or rated), "exclude": [named[0]], "k": 2}
     popular = _clearest(settled, served, iter([{"ratings": [], "k": 5}]))
     seen = _clearest(settled, served, iter([{**rated, "include_seen": True}]))
-    return settled, [user, rated, popular, similar, without, seen]
+    return settled, [*([user] if user else []), rated, popular, similar, without, seen]
 
 
 def _users(task: Recommendations) -> Iterator[dict[str, Any]]:
@@ -49,9 +51,22 @@ def _ratings(task: Recommendations) -> Iterator[dict[str, Any]]:
             yield {"ratings": [{"item": item, **more} for item, more in zip(items, rating, strict=True)], "k": 5}
 
 
+def _most_liked(task: Recommendations) -> list[dict[str, Any]]:
+    """Pairs of the items that most liked: what stands in for histories where no user's is kept, or liked anything."""
+    rating = {} if task.scale is None else {"rating": task.scale.high}
+    names = [task.items.ids[row] for row in _by_likes(task)]
+    return [{"ratings": [{"item": item, **rating} for item in pair], "k": 5} for pair in pairwise(names)]
+
+
 def _similar(task: Recommendations) -> Iterator[dict[str, Any]]:
-    for row in np.argsort(-np.array(task.items.likes[: task.known]), kind="stable")[:_TRIED].tolist():
+    for row in _by_likes(task):
         yield {"similar_to": task.items.ids[row], "k": 5}
+
+
+def _by_likes(task: Recommendations) -> list[int]:
+    """The rows of some dozens of items, those first that most liked."""
+    rows: list[int] = np.argsort(-np.array(task.items.likes[: task.known]), kind="stable")[:_TRIED].tolist()
+    return rows
 
 
 def _spread(names: list[str]) -> list[str]:

@@ -83,7 +83,7 @@ def test_where_nothing_is_known_what_is_popular_is_recommended_and_the_answer_sa
 
 
 def test_who_liked_nothing_is_not_told_that_they_did() -> None:
-    assert {item.reason for item in asked({"user": "cec"}).items} == {"Liked by people whose ratings are like yours."}
+    assert {item.reason for item in asked({"user": "cec"}).items} == {"Often liked by people who rated the same items."}
 
 
 def test_who_has_seen_everything_gets_an_empty_list_and_a_sentence() -> None:
@@ -174,6 +174,7 @@ def test_what_cannot_be_answered_gets_a_sentence_that_says_what_to_send(kind: st
     assert caught.value.problems[0].where
 
 
+FIELDS = {str(i): 1 for i in range(1_000)}
 MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
     "a rating above the scale": ({"ratings": [{"item": "1", "rating": 7}]}, "ratings.0.rating"),
     "a rating below the scale": ({"ratings": [{"item": "1", "rating": 0}]}, "ratings.0.rating"),
@@ -188,6 +189,10 @@ MALFORMED: dict[str, tuple[dict[str, Any], str]] = {
     "an empty user": ({"user": ""}, "user"),
     "a user that is true": ({"user": True}, "user"),
     "an endless id": ({"user": "x" * 201}, "user"),
+    "an endless id of a rating": ({"ratings": [{"item": "x" * 201}]}, "ratings.0.item"),
+    "an endless number": ({"user": 10**200}, "user"),
+    "a rating of endless fields": ({"ratings": [{"item": "1"}, {"item": "1", **FIELDS}]}, "ratings"),
+    "an exclusion of endless fields": ({"user": "ann", "exclude": [FIELDS]}, "exclude"),
     "none": ({"user": "ann", "k": 0}, "k"),
     "more than a hundred": ({"user": "ann", "k": 101}, "k"),
     "half an item": ({"user": "ann", "k": 1.5}, "k"),
@@ -202,6 +207,28 @@ def test_what_is_malformed_is_named_by_its_place(kind: str) -> None:
         asked(body)
 
     assert ".".join(map(str, caught.value.errors()[0]["loc"])) == where
+
+
+def test_the_fields_of_a_rating_are_counted_before_each_unknown_one_becomes_an_error() -> None:
+    with pytest.raises(ValidationError) as caught:
+        asked({"ratings": [{"item": "1"}, {"item": "1", **FIELDS}]})
+
+    (error,) = caught.value.errors()
+    assert (error["type"], error["msg"]) == ("too_many", "item 1 has 1001 fields; at most 10 are accepted")
+
+
+@pytest.mark.parametrize(("sent", "count", "kind"), [("x" * 201, 201, "too_long"), ("", 0, "too_short")])
+def test_an_id_of_a_wrong_length_is_told_so_in_words(sent: str, count: int, kind: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        asked({"user": sent})
+
+    (error,) = caught.value.errors()
+    assert (error["type"], error["msg"]) == (kind, f"an id has 1 to 200 characters; this one has {count}")
+
+
+def test_an_id_of_200_characters_is_one() -> None:
+    with pytest.raises(InvalidInput, match="is not known to this model"):
+        asked({"user": "x" * 200})
 
 
 def test_ids_may_be_whole_numbers() -> None:
@@ -265,6 +292,15 @@ def test_levels_and_ratings_are_each_others_inverse(levels: int, data: st.DataOb
 
     assert scale.level(scale.rating(level)) == level
     assert scale.rating(scale.liked_from) >= 2.0 or scale.liked_from == scale.levels
+
+
+@given(st.integers(2, 20), st.floats(0, 100), st.floats(0, 100))
+def test_a_ratings_level_is_liked_just_where_the_rating_is(levels: int, liked: float, rating: float) -> None:
+    scale = Scale(low=0.0, high=100.0, levels=levels, liked=liked)
+    level = scale.level(rating)
+
+    assert 1 <= level <= levels
+    assert (level >= scale.liked_from) == (rating >= liked - 1e-9)
 
 
 @given(st.integers(0, 2_000))

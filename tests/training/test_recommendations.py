@@ -156,6 +156,21 @@ def test_without_ratings_all_is_liked(tmp_path):
     assert all(person.liked.all() and not person.levels.any() for person in found.people)
 
 
+def test_of_more_levels_than_the_network_knows_those_are_liked_that_are_rated_so(tmp_path):
+    path = tmp_path / "ratings.csv"
+    path.write_text("user,item,rating,time\n" + "".join(f"{i % 2},{i},{i},{i}\n" for i in range(101)))
+
+    found = read_ratings(path, ColumnNames(), liked=80.0, seed=0)
+
+    liked = [int(found.table.ids[row]) for person in found.people for row in person.items[person.liked]]
+    assert found.scale.levels == 20
+    assert sorted(liked) == list(range(80, 101))
+    for person in found.people:
+        asked = [found.scale.level(float(found.table.ids[row])) for row in person.items]
+        assert asked == person.levels.tolist()
+        assert (person.levels >= found.scale.liked_from).tolist() == person.liked.tolist()
+
+
 def test_dates_are_times_and_of_two_ratings_of_an_item_the_later_counts(tmp_path):
     path = tmp_path / "events.csv"
     rows = ["ann,tea,2024-01-03,1", "ann,tea,2024-01-09,5", "ann,jam,2024-01-05,5", "ann,oil,2024-01-04,5"]
@@ -372,6 +387,24 @@ def test_embeddings_are_of_items_and_of_users_as_their_histories_make_them(learn
     assert [(table.field, table.vectors.shape) for table in tables] == [("item", (24, 8)), ("user", (40, 8))]
     assert tables[0].names[0] == "Even 0"
     assert write_embeddings(tmp_path / "e.parquet", tables) == 64
+
+
+def test_without_users_the_goldens_name_none(folder):
+    options = Options(liked=4.0, size=8, keep_users=False)
+    learner = RecommendationsLearner.opened(folder, RecommendationsLearner.settings, options, Fetcher(folder))
+    served = served_of(learner)
+
+    task, bodies = learner.golden_requests(served)
+
+    def run(arrays):
+        with torch.no_grad():
+            outputs = served(*(torch.from_numpy(arrays[spec.name]) for spec in task.inputs))
+        return {spec.name: output.numpy() for spec, output in zip(task.outputs, outputs, strict=True)}
+
+    assert (task.users, task.example_user) == ({}, "")
+    assert len(bodies) == 5
+    assert not any("user" in body for body in [*bodies, *task.examples()])
+    assert all(task.answer(run, body).plain()["items"] for body in [*bodies, *task.examples()])
 
 
 @pytest.fixture(scope="module")
