@@ -126,6 +126,37 @@ def test_cancelling_a_large_request_gives_up_what_has_not_begun() -> None:
     assert device.batches == [[0, 1]]
 
 
+def test_who_comes_after_a_large_request_does_not_wait_for_all_of_it() -> None:
+    device = Device()
+
+    async def main() -> None:
+        batcher = Batcher(device.run, BatchPolicy(max_size=2))
+        large = asyncio.create_task(batcher.submit(sample(*range(100))))
+        await asyncio.sleep(0.5)
+        await batcher.submit(sample(1000))
+        assert not large.done()
+        large.cancel()
+
+    run_virtually(main())
+
+    assert [1000] in device.batches[:3]
+
+
+def test_a_large_request_of_which_a_part_fails_gets_the_error_and_leaves_nothing_behind() -> None:
+    async def run(parts: Sequence[Arrays]) -> Arrays:
+        if any((part["x"] == 3).any() for part in parts):
+            raise ValueError("three")
+        return {"y": np.concatenate([part["x"] for part in parts]) * 2}
+
+    async def main() -> int:
+        batcher = Batcher(run, BatchPolicy(max_size=1, at_once=2))
+        with pytest.raises(ValueError, match="three"):
+            await batcher.submit(sample(*range(10)))
+        return batcher.depth
+
+    assert run_virtually(main()) == 0
+
+
 def test_a_failed_batch_blames_only_the_culprit() -> None:
     reports: list[BatchReport] = []
 

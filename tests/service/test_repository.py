@@ -255,3 +255,29 @@ def test_the_folder_is_looked_at_again_and_again(tmp_path: Path, start: Start) -
     deadline = time.monotonic() + 60
     while server.client.post("/v1/models/other/predict", json=CREDIT_ROW).status_code != 200:
         assert time.monotonic() < deadline
+
+
+def test_a_version_that_was_seen_half_copied_is_taken_up_when_it_is_whole(tmp_path: Path, start: Start) -> None:
+    publish(tmp_path, "credit", CREDIT, credit_graph(), version=1)
+    server = start(models=tmp_path, rescan_seconds=0)
+    folder = publish(tmp_path, "credit", replace(CREDIT, labels=("refuses", "pays")), credit_graph(), version=2)
+    graph = (folder / "model.onnx").read_bytes()
+    (folder / "model.onnx").unlink()
+    server.service.repository.rescan()
+    before = label_of(server)
+
+    (folder / "model.onnx").write_bytes(graph)
+    server.service.repository.rescan()
+
+    assert (before, label_of(server)) == (("1", "yes"), ("2", "pays"))
+
+
+def test_a_version_that_was_replaced_is_not_found(tmp_path: Path, start: Start) -> None:
+    publish(tmp_path, "credit", CREDIT, credit_graph(), version=1)
+    publish(tmp_path, "credit", CREDIT, credit_graph(), version=2)
+    server = start(models=tmp_path)
+
+    refused = server.client.post("/v1/models/credit/versions/1/predict", json=CREDIT_ROW)
+
+    assert refused.status_code == 404
+    assert "no longer served" in refused.json()["error"]["message"]

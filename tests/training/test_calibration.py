@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.calibration import at_temperature_one, expected_calibration_error, reliability, temperature
+from training.calibration import at_temperature_one, expected_calibration_error, reliability, shares, temperature
 
 
 def overconfident(factor: float, count: int = 4000):
@@ -56,3 +56,11 @@ def test_probabilities_at_temperature_one_are_those_before_calibration():
     found = at_temperature_one((logits / 2.5).softmax(dim=1).numpy(), 2.5)
 
     assert found == pytest.approx(logits.softmax(dim=1).numpy(), abs=1e-5)
+
+
+def test_a_dozen_samples_that_are_all_right_do_not_ask_for_certainty():
+    logits = torch.tensor([[2.0, -2.0], [-2.0, 2.0]] * 6)
+
+    (share,) = shares([logits], torch.tensor([0, 1] * 6))
+
+    assert 1.0 < share < 2.0

@@ -85,3 +85,16 @@ def test_the_published_models_are_the_recipes_and_reach_what_they_promise():
             replay(folder)
             figures = {metric.name: metric.value for metric in read_manifest(folder).metrics}
             assert all(figures[metric] >= least for metric, least in recipe(name).limits)
+
+
+def test_bikes_never_reads_the_months_that_are_kept_aside(tmp_path):
+    header = "instant,dteday,season,yr,mnth,hr,holiday,weekday,workingday,weathersit,temp,atemp,hum,windspeed,"
+    header += "casual,registered,cnt"
+    days = ("2012-10-31", "2012-11-01", "2012-12-31")
+    rows = [f"{i},{day},4,1,10,0,0,3,1,1,0.4,0.4,0.5,0.1,3,5,8" for i, day in enumerate(days)]
+    (tmp_path / "hour.csv").write_text("\n".join([header, *rows]) + "\n")
+    prepare = recipe("bikes").prepare
+
+    prepare(tmp_path, tmp_path)
+
+    assert [str(when.date()) for when in pl.read_parquet(tmp_path / "hours.parquet")["when"]] == ["2012-10-31"]

@@ -119,6 +119,16 @@ def test_a_copy_of_a_text_in_another_group_is_left_out(tmp_path: Path) -> None:
     assert found.notices == ("1 texts were left out: copies of texts in another group.",)
 
 
+def test_an_unlabelled_copy_of_a_labelled_text_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "texts.csv"
+    path.write_text("text,label\nGood film,1\nbad film,0\nfine film,1\ndull film,0\ngood  FILM,\nanother,\n")
+
+    found = read_texts(path, TextRules())
+
+    assert found.unlabelled == ("another",)
+    assert "1 unlabelled texts were left out: they have a label elsewhere." in found.notices
+
+
 def test_copies_of_a_text_stay_on_one_side_of_the_split(tmp_path: Path) -> None:
     rows = [f"text number {i % 20},{'ab'[i % 2]}" for i in range(100)] + ["Text  Number 3,b"]
 

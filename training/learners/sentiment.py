@@ -288,10 +288,10 @@ class SentimentLearner(Learner):
             return f"The network's logits are multiplied by {shares[0]:.3f} (the inverse of a temperature)."
         network, n_grams, crossed = (metric.value for metric in self._accuracies(parts))
         return (
-            f"The answer is a sum of two: the AWD-LSTM's classifier, alone right for {network:.4f} of the "
-            f"validation texts, and weighted n-grams (naive Bayes and logistic regression), alone {n_grams:.4f}. How much each "
-            f"counts for ({shares[0]:.3f} and {shares[1]:.3f}) was fitted on the validation texts, which calibrates the "
-            f"sum too; fitted on one half of them and measured on the other, it is right for {crossed:.4f}."
+            f"The answer is a sum of two: the AWD-LSTM's classifier, alone right for {network:.4f} of the validation "
+            f"texts, and weighted n-grams (naive Bayes, logistic regression), alone {n_grams:.4f}. How much each "
+            f"counts for ({shares[0]:.3f} and {shares[1]:.3f}) was fitted on the validation texts, which calibrates "
+            f"the sum too; fitted on one half and measured on the other, it is right for {crossed:.4f}."
         )
 
     def _baseline(self, valid: Sequence[str]) -> Baseline:
