@@ -113,7 +113,11 @@ class RecommendationsLearner(Learner):
         people, liked = self.ratings.people, int(self.ratings.likes.sum())
         total = sum(len(person.items) for person in people)
         scale = self.ratings.scale
-        what = "chosen" if scale is None else "all ratings count as liked"
+        what = (
+            "chosen"
+            if scale is None
+            else "all ratings count as liked, low ones too: --liked N has only N or more do so"
+        )
         if scale and scale.liked_from > 1:
             what = f"liked: a rating of {scale.rating(scale.liked_from):g} or more"
         when = "by time" if self.ratings.ordered else "by a hash, since there are no times"
