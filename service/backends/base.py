@@ -6,7 +6,15 @@ from tasks.contract import Arrays, TensorSpec
 
 
 class BackendError(RuntimeError):
-    """The graph cannot be loaded, or not on the device that was asked for."""
+    """The graph cannot be loaded, or not on the device that was asked for; or it failed on its inputs."""
+
+
+class OutOfMemory(BackendError):
+    """The device had no room for this run; a smaller one may still fit."""
+
+
+class DeviceLost(BackendError):
+    """Nothing will run on this device again until the process starts anew."""
 
 
 class Backend(Protocol):
@@ -27,6 +35,14 @@ class Backend(Protocol):
 
     def release(self) -> None:
         """Gives back memory that was needed for larger runs than are to be expected from now on."""
+        ...
+
+    def memory_in_use(self) -> int | None:
+        """Bytes that are held on the device: by this process on a CPU, by all on a GPU; None where it is not known."""
+        ...
+
+    def memory_free(self) -> int | None:
+        """Bytes that could still be had on the device; None where it is not known."""
         ...
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from service.backends.base import BackendError
+from service.backends.memory import CudaMemory, MainMemory, Memory
 from tasks.contract import Arrays, TensorSpec
 
 _CUDA = "CUDAExecutionProvider"
@@ -72,6 +73,15 @@ class OnnxBackend:
     session_alone: ort.InferenceSession
     output_names: tuple[str, ...]
     device: str
+    memory: Memory
+
+    def memory_in_use(self) -> int | None:
+        """The resident set of this process on a CPU; all that is taken on a CUDA device."""
+        return self.memory.in_use()
+
+    def memory_free(self) -> int | None:
+        """What the computer, or the CUDA device, has left."""
+        return self.memory.free()
 
     def run(self, arrays: Arrays) -> Arrays:
         """Named inputs to named outputs, the batch axis first; on one core where the device is a CPU."""
@@ -142,7 +152,10 @@ class OnnxRuntime:
         _check_signature("output", session.get_outputs(), outputs)
         threads = self.threads or available_cores()
         alone = session if on_cuda or threads == 1 else self._session(graph, threads=threads)
-        return OnnxBackend(session, alone, tuple(spec.name for spec in outputs), "cuda" if on_cuda else "cpu")
+        names = tuple(spec.name for spec in outputs)
+        if on_cuda:
+            return OnnxBackend(session, alone, names, "cuda", CudaMemory())
+        return OnnxBackend(session, alone, names, "cpu", MainMemory())
 
     def _session(self, graph: bytes, *, threads: int) -> ort.InferenceSession:
         options = _options(threads=threads)

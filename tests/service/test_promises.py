@@ -42,6 +42,11 @@ class Device:
     def release(self) -> None:
         """It keeps nothing."""
 
+    def memory_in_use(self) -> None:
+        """It does not know."""
+
+    memory_free = memory_in_use
+
 
 @dataclass
 class Held:

@@ -144,6 +144,11 @@ class Unsteady:
     def release(self) -> None:
         """It keeps nothing."""
 
+    def memory_in_use(self) -> None:
+        """It does not know."""
+
+    memory_free = memory_in_use
+
 
 def test_a_model_whose_answers_depend_on_the_batch_is_not_served(tmp_path: Path, start: Start) -> None:
     publish(tmp_path, "credit", CREDIT, credit_graph())
