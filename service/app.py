@@ -19,6 +19,7 @@ from service.backends.base import Backend, OpenBackend
 from service.backends.onnx import OnnxRuntime, available_cores
 from service.batcher import BatchPolicy
 from service.errors import InternalError, InvalidRequest, MethodNotAllowed, NotFound, ServiceError
+from service.health import Vitals, watch_over
 from service.metrics import LiveGauge, Metrics
 from service.pipeline import Pipeline
 from service.repository import Repository
@@ -48,13 +49,14 @@ class Service:
         self.settings = settings
         self.metrics = Metrics()
         self.draining = False
+        self.vitals = Vitals()
         self.bodies = BodyBudget(settings.max_bodies_bytes)
         self.loaded = asyncio.Event()
         worker_count = settings.workers or available_cores()
-        self._workers = ThreadPoolExecutor(worker_count, thread_name_prefix="worker")
+        self._workers = self._threads(worker_count, "worker")
         most_at_once = max(self._at_once(device) for device in ("cpu", "cuda"))
-        self._device = ThreadPoolExecutor(most_at_once, thread_name_prefix="device")
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._device = self._threads(most_at_once, "device")
+        self._loader = self._threads(1, "loader")
         self.repository = Repository(
             settings.models,
             settings.versions,
@@ -65,6 +67,9 @@ class Service:
         )
         self.repository.scan()
         self.metrics.watch(self._gauges)
+
+    def _threads(self, count: int, name: str) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(count, thread_name_prefix=name, initializer=self.vitals.thread_started(name))
 
     def _at_once(self, device: str) -> int:
         """Batches at a time: on a CPU each has one core, and one more waits for it."""
@@ -117,9 +122,10 @@ class Service:
                 _LOG.exception("folder of models could not be read again")
 
     def close(self) -> None:
-        """Ends the threads; what has not begun is given up."""
+        """Ends the threads; what has not begun is given up, and what does not return is not waited for."""
         for pool in (self._loader, self._workers, self._device):
-            pool.shutdown(wait=True, cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)
+        self.vitals.wait_for_threads()
 
 
 def _onnx_runtime(settings: Settings) -> OnnxRuntime:
@@ -133,9 +139,8 @@ def create_app(service: Service) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 -- FastAPI's signature
-        watching = asyncio.create_task(service.watch())
-        yield
-        watching.cancel()
+        async with watch_over(service.vitals, service.watch(), service.metrics.stray_errors.inc):
+            yield
         service.close()
 
     app: FastAPI = FastAPIOffline(
@@ -143,7 +148,7 @@ def create_app(service: Service) -> ASGIApp:
     )
     app.state.service = service
     app.include_router(models_router(service.repository))
-    app.include_router(health_router(service.repository, service.metrics, lambda: service.draining))
+    app.include_router(health_router(service.repository, service.metrics, service.vitals, lambda: service.draining))
     _add_error_handlers(app)
     app.add_route("/", lambda request: RedirectResponse("/docs"), include_in_schema=False)
     app.openapi = lambda: describe_interface(app, service.repository)  # type: ignore[method-assign]

@@ -4,13 +4,20 @@ Knows nothing of HTTP, of devices and of models. Whoever notices something says 
 `routes/health.py` tells it to whoever keeps the service running.
 """
 
+import asyncio
 import logging
 import threading
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from types import MappingProxyType, TracebackType
+from typing import Any
 
 _LOG = logging.getLogger(__name__)
 _LOST = "process"
+_CHECK_SECONDS = 0.25
+_SCHEDULING = ("service.scheduler", "service.batcher", "service.health")
+"""Modules whose callbacks and tasks keep the state of the queues: one that broke off has left it as it was."""
 
 
 class Vitals:
@@ -91,3 +98,69 @@ class Vitals:
             self.fail(
                 f"thread {thread}", f"A thread of the pool '{pool}' has died; the process has to be started anew."
             )
+
+    def wait_for_threads(self, seconds: float = 2.0) -> None:
+        """Returns as soon as all threads of the pools have ended, at the latest after so many seconds."""
+        until = time.monotonic() + seconds
+        for thread in self._alive():
+            thread.join(max(0.0, until - time.monotonic()))
+
+    def _alive(self) -> list[threading.Thread]:
+        with self._lock:
+            return [thread for thread in self._threads if thread.is_alive()]
+
+
+@asynccontextmanager
+async def watch_over(
+    vitals: Vitals, work: Coroutine[Any, Any, None], on_error: Callable[[], None]
+) -> AsyncIterator[None]:
+    """Does `work` in the event loop, as long as that serves, and takes note of all in the loop that dies meanwhile.
+
+    An error that a task or a callback ends with and that nobody awaits would be heard of by nobody: it is logged here
+    and counted by `on_error`. Liveness fails where it was `work`, a thread of a pool, or a part of the scheduler.
+    """
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: _on_stray(vitals, on_error, context))
+    tasks = [asyncio.create_task(work), asyncio.create_task(_check(vitals))]
+    for task in tasks:
+        task.add_done_callback(lambda task: _on_end(vitals, on_error, task))
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _check(vitals: Vitals) -> None:
+    while True:
+        vitals.check()
+        await asyncio.sleep(_CHECK_SECONDS)
+
+
+def _on_end(vitals: Vitals, on_error: Callable[[], None], task: asyncio.Task[None]) -> None:
+    """A task that keeps watch has ended: because it was cancelled, or it had nothing more to do, or it died."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        on_error()
+        _LOG.error("a task that keeps watch has died", exc_info=error)
+        vitals.fail("event loop", f"A task that keeps watch has died: {error!r}.")
+
+
+def _on_stray(vitals: Vitals, on_error: Callable[[], None], context: dict[str, Any]) -> None:
+    """The exception handler of the loop: it hears of what nobody awaits (asyncio, `call_exception_handler`)."""
+    error, message = context.get("exception"), context["message"]
+    on_error()
+    _LOG.error("%s", message, exc_info=error)
+    # A future that nobody looked at is not a part that died: its client had gone.
+    died = "handle" in context or isinstance(context.get("future") or context.get("task"), asyncio.Task)
+    if died and error is not None and _origin(error.__traceback__) in _SCHEDULING:
+        vitals.fail("event loop", f"A part of the scheduler has died: {error!r}.")
+
+
+def _origin(traceback: TracebackType | None) -> str:
+    """The module of this service that was entered first; empty where there is none."""
+    while traceback is not None:
+        name = str(traceback.tb_frame.f_globals.get("__name__", ""))
+        if name.startswith("service."):
+            return name
+        traceback = traceback.tb_next
+    return ""

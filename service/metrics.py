@@ -63,6 +63,9 @@ class Metrics:
         self.batch_failures = Counter(
             "sevenfold_batch_failures", "Batches that the device failed.", ["model"], registry=registry
         )
+        self.stray_errors = Counter(
+            "sevenfold_stray_errors", "Errors in the event loop that belong to no request.", registry=registry
+        )
         self.load_seconds = Gauge(
             "sevenfold_model_load_seconds", "Time to load and prove.", ["model", "version"], registry=registry
         )

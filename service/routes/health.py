@@ -1,18 +1,24 @@
 """For whoever keeps the service running: is it alive, is it ready, and what does it measure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
+from service.health import Vitals
 from service.metrics import Metrics
 from service.repository import Repository
 
 
 class Live(BaseModel):
-    """The process runs and its event loop turns."""
+    """The process runs, its event loop turns, and nothing fails that only a new start would mend.
+
+    Attributes:
+        failures: what fails, and why.
+    """
 
     live: bool
+    failures: dict[str, str] = {}
 
 
 class Ready(BaseModel):
@@ -23,20 +29,22 @@ class Ready(BaseModel):
     models: dict[str, bool]
 
 
-def health_router(repository: Repository, metrics: Metrics, draining: Callable[[], bool]) -> APIRouter:
+def health_router(repository: Repository, metrics: Metrics, vitals: Vitals, draining: Callable[[], bool]) -> APIRouter:
     """The endpoints of operation. Liveness never depends on models: a restart would not mend those."""
     router = APIRouter(tags=["operation"])
 
-    @router.get("/health/live", summary="Is the process alive?")
-    async def live() -> Live:
-        return Live(live=True)
+    @router.get("/health/live", summary="Is the process alive?", responses={503: {"model": Live}})
+    async def live(response: Response) -> Live:
+        failures = dict(vitals.failures)
+        response.status_code = 503 if failures else 200
+        return Live(live=not failures, failures=failures)
 
     @router.get("/health/ready", summary="Should requests be sent here?", responses={503: {"model": Ready}})
     async def ready(response: Response) -> Ready:
         models: dict[str, bool] = {}
         for entry in repository.entries():
             models[entry.name] = models.get(entry.name, False) or entry.model is not None
-        reason = _reason(repository, draining(), models)
+        reason = _reason(repository, vitals.failures, draining(), models)
         response.status_code = 503 if reason else 200
         return Ready(ready=reason is None, reason=reason, models=models)
 
@@ -47,7 +55,9 @@ def health_router(repository: Repository, metrics: Metrics, draining: Callable[[
     return router
 
 
-def _reason(repository: Repository, draining: bool, models: dict[str, bool]) -> str | None:
+def _reason(repository: Repository, failures: Mapping[str, str], draining: bool, models: dict[str, bool]) -> str | None:
+    if failures:
+        return " ".join(f"{what}: {reason}" for what, reason in failures.items())
     if draining:
         return "The server is stopping."
     if not repository.loaded:
