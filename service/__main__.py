@@ -3,40 +3,72 @@
 import asyncio
 import json
 import logging
+import os
 import shlex
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.app import Service, create_app
-from service.backends.base import BackendError
+from service.backends.base import BackendError, OpenBackend
 from service.logs import set_up_logging
 from service.repository import Model
 from service.settings import InvalidSetting, Settings, flag_parser, read_settings
+from service.watchdog import EXIT_BROKEN, Watchdog
 from tasks.manifest import BrokenModel
 
 _LOG = logging.getLogger(__name__)
 _LONGEST_EXAMPLE = 2_000
 """Characters of a body that still make a line to copy."""
+_LAST_MOMENT_S = 1
+"""How long a process that is lost goes on, twice: to be seen, and to answer what is under way."""
+_MARGIN_S = 4.0
+"""What ending may take beyond the grace time, before the process is ended from outside its event loop."""
 
 
 class _Server(uvicorn.Server):
     """uvicorn, but readiness falls first, and the address is printed once the models are ready."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, listening: socket.socket) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, listening: socket.socket, watchdog: Watchdog) -> None:
         super().__init__(config)
         self._service = service
         self._socket = listening
+        self._watchdog = watchdog
 
-    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
-        await super().startup(sockets)  # type: ignore[arg-type]
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+        self._watchdog.start(loop)
+        await super().startup(sockets)
         if self.started:
             self._greeting = asyncio.create_task(self._greet())
+            self._service.vitals.on_lost(partial(self._tell_of_loss, loop))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answers what was accepted; the watchdog sees to it that this ends, also where something never returns."""
+        grace_s = self.config.timeout_graceful_shutdown or 0
+        self._watchdog.end_within(grace_s + _MARGIN_S, EXIT_BROKEN)
+        await super().shutdown(sockets)
+
+    def _tell_of_loss(self, loop: asyncio.AbstractEventLoop, reason: str) -> None:
+        """In whichever thread it was noticed."""
+        with suppress(RuntimeError):  # The loop is closed: the process ends in any case.
+            loop.call_soon_threadsafe(self._leave)
+
+    def _leave(self) -> None:
+        """Ends a process that is lost: it still answers, and for a moment it can be asked what is wrong."""
+        self._watchdog.end_within(2 * _LAST_MOMENT_S + _MARGIN_S, EXIT_BROKEN)
+        self.config.timeout_graceful_shutdown = min(self.config.timeout_graceful_shutdown or 0, _LAST_MOMENT_S)
+        asyncio.get_running_loop().call_later(_LAST_MOMENT_S, setattr, self, "should_exit", True)
 
     async def _greet(self) -> None:
         await self._service.loaded.wait()
@@ -91,19 +123,62 @@ def _as_file(model: Model) -> str:
     return f" -H 'Accept: {form.media_type}' -o {model.manifest.name}.{kind}"
 
 
-def _serve(settings: Settings) -> int:
+@dataclass(frozen=True)
+class _Leaving:
+    """Middleware: asks clients to open another connection next time, while this process is about to end."""
+
+    app: ASGIApp
+    service: Service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_and_close(message: Message) -> None:
+            if message["type"] == "http.response.start" and (self.service.draining or self.service.vitals.lost):
+                MutableHeaders(scope=message)["connection"] = "close"
+            await send(message)
+
+        await self.app(scope, receive, send_and_close)
+
+
+def serve(
+    settings: Settings,
+    open_backend: OpenBackend | None = None,
+    wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app,
+) -> int:
+    """Serves until it is told to stop; the exit status: 0 where it stopped well, 70 where the process was lost.
+
+    `open_backend` is the runtime, by default ONNX Runtime; `wrap` may put something around the application. Does not
+    return where a thread never returns to its pool: Python would wait for that, so the process is ended from here.
+    Raises InvalidSetting, BackendError and BrokenModel where it cannot begin.
+    """
     listening = _listen(settings.host, settings.port)
-    service = Service(settings)
+    service = Service(settings, open_backend)
     config = uvicorn.Config(
-        create_app(service),
+        _Leaving(wrap(create_app(service)), service),
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=round(settings.grace_seconds),
         server_header=False,
     )
-    server = _Server(config, service, listening)
+    watchdog = Watchdog(getattr(settings, "hang_seconds", 10.0))
+    server = _Server(config, service, listening, watchdog)
     server.run([listening])
-    return 0 if server.started else 1
+    if not server.started:
+        return 1
+    code = EXIT_BROKEN if service.vitals.lost else 0
+    _end_threads(service, code)
+    watchdog.stop()
+    return code
+
+
+def _end_threads(service: Service, code: int) -> None:
+    """Ends the threads of the pools; ends the process where one of them does not return."""
+    service.close()
+    service.vitals.wait_for_threads(_MARGIN_S / 2)
+    if left := service.vitals.threads_alive():
+        _LOG.warning("threads are left behind", extra={"fields": {"threads": left}})
+        sys.stdout.flush()
+        logging.shutdown()
+        os._exit(code)
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -123,7 +198,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         settings = read_settings(arguments)
         set_up_logging(settings.log_level)
-        return _serve(settings)
+        return serve(settings)
     except (InvalidSetting, BackendError, BrokenModel) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -2,10 +2,13 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable
+import math
+from collections.abc import AsyncIterator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from http import HTTPStatus
+from threading import Lock
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -18,23 +21,29 @@ from starlette.types import ASGIApp
 from service.backends.base import Backend, OpenBackend
 from service.backends.onnx import OnnxRuntime, available_cores
 from service.batcher import BatchPolicy
+from service.admission import Manners
+from service.costs import BUSY_HOPS, measured_hop
 from service.errors import InternalError, InvalidRequest, MethodNotAllowed, NotFound, ServiceError
 from service.health import Vitals, watch_over
 from service.metrics import LiveGauge, Metrics
-from service.pipeline import Pipeline
+from service.pipeline import Pipeline, Place, Surroundings
 from service.repository import Repository
 from service.routes.bodies import BodyBudget
 from service.routes.health import health_router
 from service.routes.models import models_router
 from service.routes.openapi import describe_interface
 from service.routes.predict import Predictions
+from service.scheduler import Scheduler
 from service.settings import Settings
 from service.telemetry import Telemetry, error_response, trace_of
+from service.warm_up import Proven, warm_up
 from tasks.contract import Limits, Task
 
 _LOG = logging.getLogger(__name__)
 _MOST_BATCH = 32
 _MOST_LOADED_AT_ONCE = 4
+_OF_FREE_MEMORY = 0.8
+"""What all runs together may take of the memory that is free once the models are loaded."""
 _DESCRIPTION = "Answers predictions of the models in its folder. Each model has an endpoint of its own, below."
 
 
@@ -49,13 +58,13 @@ class Service:
         self.settings = settings
         self.metrics = Metrics()
         self.draining = False
+        self._lock = Lock()
         self.vitals = Vitals()
         self.bodies = BodyBudget(settings.max_bodies_bytes)
         self.loaded = asyncio.Event()
-        worker_count = settings.workers or available_cores()
-        self._workers = self._threads(worker_count, "worker")
-        most_at_once = max(self._at_once(device) for device in ("cpu", "cuda"))
-        self._device = self._threads(most_at_once, "device")
+        self._workers = self._place("worker", settings.workers or available_cores())
+        self._devices: dict[str, Place] = {}
+        self._hop_s = BUSY_HOPS * measured_hop(self._workers.threads)
         self._loader = self._threads(1, "loader")
         self.repository = Repository(
             settings.models,
@@ -75,22 +84,56 @@ class Service:
         """Batches at a time: on a CPU each has one core, and one more waits for it."""
         return self.settings.batches_at_once or (2 if device == "cuda" else 2 * available_cores())
 
-    def _make_pipeline(self, name: str, task: Task, backend: Backend) -> Pipeline:
-        settings = self.settings
-        return Pipeline(
-            task,
-            backend,
-            name=name,
-            policy=BatchPolicy(
-                settings.max_batch or _MOST_BATCH, settings.max_delay_ms / 1000, self._at_once(backend.device)
-            ),
-            find_batch_size=settings.max_batch == 0,
-            limits=Limits(settings.max_pixels, settings.max_rows, settings.max_answer_pixels, settings.max_characters),
-            max_queue=settings.max_queue,
-            workers=self._workers,
-            device=self._device,
-            metrics=self.metrics,
+    def _place(self, name: str, at_once: int) -> Place:
+        scheduler = Scheduler(
+            at_once,
+            hang_s=self.settings.hang_seconds,
+            on_hung=partial(self._on_hung, name),
+            on_fault=partial(self._on_fault, name),
         )
+        return Place(self._threads(at_once, name), scheduler)
+
+    def _on_hung(self, name: str, count: int) -> None:
+        self.metrics.hung.labels(name).set(count)
+        if count:
+            self.vitals.fail(name, f"{count} runs have not come back within {self.settings.hang_seconds:g} s.")
+        else:
+            self.vitals.mended(name)
+
+    def _on_fault(self, name: str, error: BaseException) -> None:
+        self.metrics.stray_errors.inc()
+        _LOG.error("fault in the scheduler", exc_info=error)
+        self.vitals.fail("scheduler", f"The scheduler of '{name}' has a fault: {error!r}.")
+
+    def _make_pipeline(self, name: str, task: Task, backend: Backend, proven: Sequence[Proven]) -> Pipeline:
+        settings = self.settings
+        device = self._device_of(backend)
+        around = Surroundings(
+            device,
+            self._workers,
+            Limits(settings.max_pixels, settings.max_rows, settings.max_answer_pixels, settings.max_characters),
+            self.metrics,
+            self._hop_s,
+            self.vitals.lose,
+        )
+        deadline_ms = settings.deadlines.get(name)
+        manners = Manners(
+            timeout_s=settings.timeout_ms / 1000,
+            deadline_s=None if deadline_ms is None else deadline_ms / 1000,
+            weight=settings.weights.get(name, 1.0),
+            most=settings.max_queue,
+        )
+        policy = BatchPolicy(settings.max_batch or _MOST_BATCH, settings.max_delay_ms / 1000)
+        pipeline = Pipeline(task, backend, around, name=name, policy=policy, manners=manners)
+        side_by_side = max(1, device.scheduler.at_once // 2)
+        warm_up(pipeline, proven, find_batch_size=settings.max_batch == 0, side_by_side=side_by_side)
+        return pipeline
+
+    def _device_of(self, backend: Backend) -> Place:
+        with self._lock:  # Models are loaded side by side.
+            if backend.device not in self._devices:
+                self._devices[backend.device] = self._place(backend.device, self._at_once(backend.device))
+            return self._devices[backend.device]
 
     def _gauges(self) -> Iterable[LiveGauge]:
         served = list(self.repository.served())
@@ -108,8 +151,15 @@ class Service:
 
     async def load(self) -> None:
         """Loads the models, away from the event loop, so that health is answered meanwhile."""
-        await asyncio.get_running_loop().run_in_executor(self._loader, self.repository.load_all)
+        await asyncio.get_running_loop().run_in_executor(self._loader, self._load)
         self.loaded.set()
+
+    def _load(self) -> None:
+        self.repository.load_all()
+        for model in self.repository.served():
+            free = model.pipeline.backend.memory_free()
+            limit = self.settings.memory_mb * 1e6 or (math.inf if free is None else _OF_FREE_MEMORY * free)
+            self._devices[model.pipeline.device].scheduler.memory_bytes = limit
 
     async def watch(self) -> None:
         """Loads the models, and takes up the versions that come later; ends only when it is cancelled."""
@@ -123,9 +173,8 @@ class Service:
 
     def close(self) -> None:
         """Ends the threads; what has not begun is given up, and what does not return is not waited for."""
-        for pool in (self._loader, self._workers, self._device):
+        for pool in (self._loader, self._workers.threads, *(place.threads for place in self._devices.values())):
             pool.shutdown(wait=False, cancel_futures=True)
-        self.vitals.wait_for_threads()
 
 
 def _onnx_runtime(settings: Settings) -> OnnxRuntime:

@@ -105,6 +105,10 @@ class Vitals:
         for thread in self._alive():
             thread.join(max(0.0, until - time.monotonic()))
 
+    def threads_alive(self) -> list[str]:
+        """Names of the threads of the pools that have not ended."""
+        return [thread.name for thread in self._alive()]
+
     def _alive(self) -> list[threading.Thread]:
         with self._lock:
             return [thread for thread in self._threads if thread.is_alive()]
