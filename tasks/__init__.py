@@ -6,7 +6,7 @@ from pkgutil import iter_modules
 
 from tasks.contract import Task
 
-_NOT_TASKS = {"contract", "manifest"}
+_NOT_TASKS = {"contract", "invariance", "manifest"}
 
 
 @cache

@@ -86,6 +86,14 @@ class Manifest(_Part):
         float | None,
         Field(description="Largest difference between network and graph, of outputs that are numbers."),
     ]
+    batch_invariance: Annotated[
+        dict[str, Annotated[float, Field(ge=0)]] | None,
+        Field(
+            description="For each output, the largest difference between a sample's alone and in a batch, on a CPU: "
+            "relative to its magnitude where that is above 1, the share that differs, or levels of 255, by its "
+            "meaning. None where nobody measured it."
+        ),
+    ] = None
     golden_tolerance: Annotated[float, Field(ge=0, le=0.01)]
     metrics: tuple[Metric, ...]
     data: DataSource

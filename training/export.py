@@ -14,19 +14,15 @@ import onnxruntime
 import torch
 from torch import nn
 
-from tasks.contract import Array, Arrays, Meaning, Run, Task, TensorSpec
+from tasks.contract import Array, Arrays, Run, Task, TensorSpec
+from tasks.invariance import AGREEMENT, ROUNDING, between_batches, difference, in_words
 from tasks.manifest import MODEL
 from training.errors import CannotTrain
 from training.half import store_in_half
 
 OPSET = 20
-TOLERANCE = 1e-4
+TOLERANCE = AGREEMENT["number"]
 """Of the parity gate, for numbers: times the largest magnitude of an output where that is above 1."""
-_AGREEMENT: dict[Meaning, float] = {"number": TOLERANCE, "index": 1e-3, "level": 1.0}
-"""Indices: the share that may differ, where two classes are all but equally likely. Levels: rounding falls to one side
-or the other."""
-_ROUNDING: dict[Meaning, float] = {"number": 2e-2, "index": 1e-2, "level": 4.0}
-"""The same for what storing weights in 16 bits may change; a level is that of the one pixel that changes most."""
 TORCHSCRIPT = "model.ts"
 _BATCHES = (1, 2, 7)
 
@@ -39,8 +35,9 @@ class Parity:
         largest: difference between the network and the exported graphs, over all outputs that are numbers and all
             batch sizes; None where no output is.
         agreement: for each output in words, the largest difference between the network and the exported graphs.
-        between_batches: for each output in words, the difference between a sample's alone and in a batch, in ONNX
-            Runtime.
+        invariance: for each output, the largest difference between a sample's alone and in a batch, in ONNX Runtime
+            on a CPU; relative, a share, or levels, as the output's meaning says.
+        between_batches: the same in words.
         rounding: for each output in words, how far it is changed by storing the weights in 16 bits; empty where they
             are stored in 32.
         samples: how many real samples were compared.
@@ -49,6 +46,7 @@ class Parity:
 
     largest: float | None
     agreement: tuple[str, ...]
+    invariance: dict[str, float]
     between_batches: tuple[str, ...]
     rounding: tuple[str, ...]
     samples: int
@@ -99,7 +97,9 @@ def export(served: nn.Module, task: Task, samples: Arrays, folder: Path, what: A
     parity = _compared(served, traced, runner(path, task), task, samples)
     if what.half:
         parity = replace(parity, rounding=_halved(path, task, samples))
-    return replace(parity, between_batches=_between_batches(runner(path, task), task, samples, parity.batches))
+    invariance = invariance_of(runner(path, task), task, samples, parity.batches)
+    words = tuple(in_words(spec, invariance[spec.name]) for spec in task.outputs)
+    return replace(parity, invariance=invariance, between_batches=words)
 
 
 def _dynamic(spec: TensorSpec) -> dict[int, str]:
@@ -178,22 +178,16 @@ def _compared(served: nn.Module, traced: Any, run: Run, task: Task, samples: Arr
                 _refuse(kind, spec, found, size)
                 apart[spec.name] = max(apart[spec.name], found)
     numbers = [apart[spec.name] for spec in task.outputs if spec.meaning == "number"]
-    words = tuple(_in_words(spec, apart[spec.name]) for spec in task.outputs)
-    return Parity(max(numbers, default=None), words, (), (), count, sizes)
+    words = tuple(in_words(spec, apart[spec.name]) for spec in task.outputs)
+    return Parity(max(numbers, default=None), words, {}, (), (), count, sizes)
 
 
-def _between_batches(run: Run, task: Task, samples: Arrays, sizes: Sequence[int]) -> tuple[str, ...]:
-    """How far a sample's outputs differ alone and in company, in words."""
+def invariance_of(run: Run, task: Task, samples: Arrays, sizes: Sequence[int]) -> dict[str, float]:
+    """How far a sample's outputs differ alone and in company, for the first 16 and in batches of these sizes."""
     few = min(max(sizes), 16)
     alone = [run({name: array[i : i + 1] for name, array in samples.items()}) for i in range(few)]
-    apart = dict.fromkeys((spec.name for spec in task.outputs), 0.0)
-    for size in sizes:
-        together = run({name: array[:size] for name, array in samples.items()})
-        for spec in task.outputs:
-            pairs = zip(alone, together[spec.name], strict=False)
-            found = [_difference(spec, one[spec.name], other[np.newaxis]) for one, other in pairs]
-            apart[spec.name] = max(apart[spec.name], *found)
-    return tuple(_in_words(spec, apart[spec.name]) for spec in task.outputs)
+    batches = (run({name: array[:size] for name, array in samples.items()}) for size in sizes)
+    return between_batches(task.outputs, alone, batches)
 
 
 def _halved(path: Path, task: Task, samples: Arrays) -> tuple[str, ...]:
@@ -205,29 +199,23 @@ def _halved(path: Path, task: Task, samples: Arrays) -> tuple[str, ...]:
     words = []
     for spec in task.outputs:
         found = _difference(spec, exact[spec.name], rounded[spec.name])
-        if not found <= _ROUNDING[spec.meaning]:
+        if not found <= ROUNDING[spec.meaning]:
             raise CannotTrain(
                 f"Storing the weights in 16 bits changes {spec.name} by {found:.1e}; at most "
-                f"{_ROUNDING[spec.meaning]:g} is accepted. Publish them in 32 bits: --full-precision."
+                f"{ROUNDING[spec.meaning]:g} is accepted. Publish them in 32 bits: --full-precision."
             )
-        words.append(_in_words(spec, found))
+        words.append(in_words(spec, found))
     return tuple(words)
 
 
 def _refuse(kind: str, spec: TensorSpec, found: float, size: int) -> None:
     """Raises CannotTrain where the difference is too large, or not a number."""
-    most = _AGREEMENT[spec.meaning]
+    most = AGREEMENT[spec.meaning]
     if not found <= most:
         raise CannotTrain(
             f"{kind} and the network disagree by {found:.1e} in {spec.name} with a batch of {size}; at "
             f"most {most:g} is accepted, so nothing is published."
         )
-
-
-def _in_words(spec: TensorSpec, found: float) -> str:
-    if spec.meaning == "index":
-        return f"{spec.name} in {found:.3%} of its elements"
-    return f"{spec.name} by {found:.0f} levels of 255" if spec.meaning == "level" else f"{spec.name} by {found:.1e}"
 
 
 def _outputs(module: Any, task: Task, batch: Arrays) -> Arrays:
@@ -237,16 +225,9 @@ def _outputs(module: Any, task: Task, batch: Arrays) -> Arrays:
 
 
 def _difference(spec: TensorSpec, expected: Array, got: Array) -> float:
-    """How far two outputs lie apart, by what they mean.
-
-    Numbers: the largest difference, relative to the output's magnitude where that is above 1. Indices: the share that
-    differs. Levels: the largest difference.
-    """
+    """How far two outputs lie apart, by what they mean. Raises CannotTrain where they are not of one kind."""
     if problem := spec.mismatch(got):
         raise CannotTrain(f"The exported graph's output is not what the task promises: {problem}.")
     if expected.shape != got.shape:
         raise CannotTrain(f"The exported graph's {spec.name} has shape {got.shape}, the network's {expected.shape}.")
-    if spec.meaning == "index":
-        return float((expected != got).mean())
-    scale = max(1.0, float(np.abs(expected).max())) if spec.meaning == "number" else 1.0
-    return float(np.abs(expected.astype(np.float64) - got.astype(np.float64)).max()) / scale
+    return difference(spec, expected, got)

@@ -141,6 +141,7 @@ def _manifest(version: str, what: Publication, task: Task, parity: Parity) -> Ma
         parameters=parameters_of(task),
         opset=OPSET,
         parity=parity.largest,
+        batch_invariance=parity.invariance,
         golden_tolerance=task.golden_tolerance,
         metrics=what.findings.metrics,
         data=DataSource(
