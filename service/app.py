@@ -18,15 +18,15 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp
 
+from service.admission import Manners
 from service.backends.base import Backend, OpenBackend
 from service.backends.onnx import OnnxRuntime, available_cores
 from service.batcher import BatchPolicy
-from service.admission import Manners
 from service.costs import BUSY_HOPS, measured_hop
 from service.errors import InternalError, InvalidRequest, MethodNotAllowed, NotFound, ServiceError
 from service.health import Vitals, watch_over
 from service.metrics import LiveGauge, Metrics
-from service.pipeline import Pipeline, Place, Surroundings
+from service.pipeline import Pipeline
 from service.repository import Repository
 from service.routes.bodies import BodyBudget
 from service.routes.health import health_router
@@ -35,6 +35,7 @@ from service.routes.openapi import describe_interface
 from service.routes.predict import Predictions
 from service.scheduler import Scheduler
 from service.settings import Settings
+from service.surroundings import Place, Surroundings
 from service.telemetry import Telemetry, error_response, trace_of
 from service.warm_up import Proven, warm_up
 from tasks.contract import Limits, Task
@@ -205,7 +206,6 @@ def create_app(service: Service) -> ASGIApp:
         app,
         service.repository,
         service.metrics,
-        timeout_s=service.settings.timeout_ms / 1000,
         max_body_bytes=service.settings.max_body_bytes,
         bodies=service.bodies,
     )

@@ -1,29 +1,29 @@
 """Brings samples of many requests together into batches for one model.
 
-A batch grows for as long as the device is busy with others and leaves as soon as it is free; with `max_delay_s` it may
-also wait for company. Samples of unequal shape never share a batch. If a batch fails, its halves are tried apart until
-the culprit is alone. A ticket whose client has gone is dropped before the device sees it.
+A batch grows for as long as the device is busy with others and leaves when its turn has come; with `max_delay_s` it may
+also wait for company. Samples of unequal shape never share a batch. If a batch fails, its halves are tried apart, as
+jobs of their own, until the culprit is alone. A ticket whose client has gone, or whose time is up, is dropped before
+the device sees it. A batch that memory has no room for is not formed.
 
-Knows nothing of tasks, of HTTP and of devices: `run` is given. There is no task or thread of its own that could die;
-everything happens when a ticket comes, when a batch ends, or when a timer fires.
+Knows nothing of tasks and of HTTP; `run` is given, and a `Scheduler` says when.
 """
 
 import asyncio
+import math
 import time
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
+from service.backends.base import DeviceLost, OutOfMemory
+from service.costs import Curve, Shape, shape_of
+from service.scheduler import DueQueue, Hung, Job, NoRoom, Offer, Room, Scheduler, Terms, Ticket, TooLate, answer
 from tasks.contract import Arrays
 
 RunBatch = Callable[[Sequence[Arrays]], Awaitable[Arrays]]
 """Runs several stacks of samples as one batch; its outputs have all their samples, in order, first axis first."""
-
-_Shape = tuple[tuple[str, str, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -33,22 +33,28 @@ class BatchPolicy:
     Attributes:
         max_size: the most samples in a batch.
         max_delay_s: how long the oldest sample may wait for others while the device is free.
-        at_once: how many batches the device is given at a time; 2 hide the hand-over between them, and fill the gaps
-            in which one batch cannot use all of the device.
     """
 
     max_size: int = 32
     max_delay_s: float = 0.0
-    at_once: int = 1
 
 
 @dataclass(frozen=True)
 class Ran:
-    """A ticket's outputs, and how they came about."""
+    """A request's outputs, and how they came about: when its batches ran, and how large the largest was."""
 
     outputs: Arrays
-    ran_s: float
+    spans: tuple[tuple[float, float], ...]
     batch_size: int
+
+    @property
+    def ran_s(self) -> float:
+        """The time during which any of its batches ran."""
+        total, ended = 0.0, -math.inf
+        for start, end in sorted(self.spans):
+            total += max(0.0, end - max(start, ended))
+            ended = max(ended, end)
+        return total
 
 
 @dataclass(frozen=True)
@@ -57,224 +63,285 @@ class BatchReport:
 
     size: int
     ran_s: float
-    failed: bool
-
-
-@dataclass(eq=False)
-class _Ticket:
-    arrays: Arrays
-    size: int
-    since: float
-    future: asyncio.Future[Ran] = field(repr=False)
+    error: Exception | None = None
 
 
 @dataclass
-class _Queue:
-    """The tickets of one shape, oldest first; one that is given up leaves without the others being looked at."""
+class _Retry:
+    """Tickets whose batch failed, to be run once more without those of the other half."""
 
-    tickets: OrderedDict[_Ticket, None] = field(default_factory=OrderedDict)
-    size: int = 0
+    shape: Shape
+    tickets: list[Ticket]
+    quite_alone: bool = False
+    """Only while nothing else runs, since memory was short."""
 
     @property
-    def oldest(self) -> _Ticket:
-        return next(iter(self.tickets))
-
-    def add(self, ticket: _Ticket) -> None:
-        self.tickets[ticket] = None
-        self.size += ticket.size
-
-    def remove(self, ticket: _Ticket) -> None:
-        del self.tickets[ticket]
-        self.size -= ticket.size
+    def due(self) -> float:
+        return min(ticket.terms.due for ticket in self.tickets)
 
 
 class Batcher:
-    """The queue of one model. All methods belong to one event loop."""
+    """The queue of one model, and a source of a device's scheduler. All methods belong to one event loop."""
 
     def __init__(
         self,
         run: RunBatch,
         policy: BatchPolicy,
+        scheduler: Scheduler,
         *,
+        curve: Curve | None = None,
         on_batch: Callable[[BatchReport], None] = lambda report: None,
         on_dropped: Callable[[int], None] = lambda size: None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._run = run
         self.policy = policy
+        self._scheduler = scheduler
+        self._curve = curve or Curve()
         self._on_batch = on_batch
         self._on_dropped = on_dropped
         self._clock = clock  # Of what is reported: a loop's own may tick in whole milliseconds (uvloop's does).
-        self._waiting: dict[_Shape, _Queue] = {}
-        self._running: set[asyncio.Task[None]] = set()
-        self._occupied = 0
-        self._timer: asyncio.TimerHandle | None = None
-        self._pump_planned = False
+        self._waiting: dict[Shape, DueQueue[Ticket]] = {}
+        self._retries: list[_Retry] = []
+        scheduler.attach(self)
 
     @property
     def depth(self) -> int:
         """Samples that wait for a batch."""
-        return sum(queue.size for queue in self._waiting.values())
+        waiting = sum(queue.size for queue in self._waiting.values())
+        return waiting + sum(ticket.size for retry in self._retries for ticket in retry.tickets)
 
-    @property
-    def is_free(self) -> bool:
-        """Whether a sample that came now would run at once, and alone."""
-        return not self._waiting and len(self._running) + self._occupied < self.policy.at_once
+    def close(self) -> None:
+        """Leaves the scheduler; nothing may wait any more."""
+        self._scheduler.detach(self)
 
-    @contextmanager
-    def occupied(self) -> Iterator[None]:
-        """Counts as a batch that runs, for one that is run without the queue."""
-        self._occupied += 1
-        try:
-            yield
-        finally:
-            self._occupied -= 1
-            self._plan_pump()
+    def limit(self, shape: Shape) -> int:
+        """The most samples of this shape in a batch; at least 1."""
+        return max(1, self._curve.limit(shape, self.policy.max_size, self._scheduler.memory_bytes))
 
-    async def submit(self, arrays: Arrays) -> Ran:
-        """Runs the samples stacked in `arrays`, in company where there is any.
+    async def submit(
+        self, arrays: Arrays, terms: Terms | None = None, on_start: Callable[[], None] = lambda: None
+    ) -> Ran:
+        """Runs the samples stacked in `arrays`, in company where there is any; `on_start` is told when they begin.
 
         More samples than a batch holds become several tickets, of which no more wait than the device is given at a
         time: who comes later waits for those and not for all. Cancelling the call gives up what has not begun.
-        Raises whatever `run` raised for these samples alone.
+        Raises whatever `run` raised for these samples alone; TooLate and Hung.
         """
-        total = len(next(iter(arrays.values())))
-        step = self.policy.max_size
-        if total <= step:
-            return await self._enqueue(arrays, total)
-        parts = [{name: array[i : i + step] for name, array in arrays.items()} for i in range(0, total, step)]
-        futures: list[asyncio.Future[Ran]] = []
+        terms = terms or Terms(due=asyncio.get_running_loop().time())
+        shape, total = shape_of(arrays), _size(arrays)
+        step = self.limit(shape)
+        if total > step:
+            return await self._in_parts(arrays, step, terms, on_start)
+        try:
+            ran: Ran = await self._enqueue(shape, arrays, total, terms, on_start)
+        except OutOfMemory:
+            if total == 1:
+                raise
+            return await self._in_parts(arrays, math.ceil(total / 2), terms, on_start)
+        return ran
+
+    async def _in_parts(self, arrays: Arrays, step: int, terms: Terms, on_start: Callable[[], None]) -> Ran:
+        at_once = self._scheduler.at_once
+        parts = [{name: array[i : i + step] for name, array in arrays.items()} for i in range(0, _size(arrays), step)]
+        begun: list[asyncio.Task[Ran]] = []
         try:
             for number, part in enumerate(parts):
-                if number >= self.policy.at_once:
-                    await futures[number - self.policy.at_once]
-                futures.append(self._enqueue(part, len(next(iter(part.values())))))
-            return joined(await asyncio.gather(*futures))
+                if number >= at_once:
+                    await begun[number - at_once]
+                begun.append(asyncio.create_task(self.submit(part, terms, on_start)))
+                await asyncio.sleep(0)  # It has its place in the queue before the next one.
+            return joined(await asyncio.gather(*begun))
         finally:
-            for future in futures:
-                if not future.cancel() and not future.cancelled():
-                    future.exception()  # Looked at: the first one's is raised, and none is reported as forgotten.
+            for task in begun:
+                if not task.cancel() and not task.cancelled():
+                    task.exception()  # Looked at: the first one's is raised, and none is reported as forgotten.
 
-    def _enqueue(self, arrays: Arrays, size: int) -> asyncio.Future[Ran]:
+    def _enqueue(
+        self, shape: Shape, arrays: Arrays, size: int, terms: Terms, on_start: Callable[[], None]
+    ) -> asyncio.Future[Ran]:
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Ran] = loop.create_future()
-        shape = tuple((name, array.dtype.str, array.shape[1:]) for name, array in sorted(arrays.items()))
-        ticket = _Ticket(arrays, size, loop.time(), future)
-        self._waiting.setdefault(shape, _Queue()).add(ticket)
-        future.add_done_callback(partial(self._given_up, shape, ticket))
-        self._plan_pump()
-        return future
+        ticket = Ticket(arrays, size, loop.time(), terms, loop.create_future(), on_start)
+        self._waiting.setdefault(shape, DueQueue()).add(ticket)
+        ticket.future.add_done_callback(partial(self._given_up, shape, ticket))
+        self._scheduler.plan()
+        return ticket.future
 
-    def _given_up(self, shape: _Shape, ticket: _Ticket, future: asyncio.Future[Ran]) -> None:
+    def _given_up(self, shape: Shape, ticket: Ticket, future: asyncio.Future[Ran]) -> None:
         """Forgets a ticket that ended while it waited: its client has gone."""
-        queue = self._waiting.get(shape)
-        if queue is not None and ticket in queue.tickets:
-            self._remove(shape, queue, ticket)
+        if shape in self._waiting and self._remove(shape, ticket):
             self._on_dropped(ticket.size)
 
-    def _remove(self, shape: _Shape, queue: _Queue, ticket: _Ticket) -> None:
-        queue.remove(ticket)
-        if not queue.tickets:
+    def _remove(self, shape: Shape, ticket: Ticket) -> bool:
+        queue = self._waiting[shape]
+        was_there = queue.discard(ticket)
+        if not queue:
             del self._waiting[shape]
+        return was_there
 
-    def _plan_pump(self) -> None:
-        """Pumps once all that is ready in this turn of the loop has been queued, so that a burst shares a batch."""
-        if not self._pump_planned:
-            self._pump_planned = True
-            asyncio.get_running_loop().call_soon(self._pump)
+    def offer(self) -> Offer | None:
+        """The ready shape that is due first; where none is ready, the one that will be next."""
+        offers = [Offer(-math.inf, retry.due) for retry in self._retries]
+        offers += [Offer(self._ready(queue), queue.first.terms.due) for queue in self._waiting.values()]
+        if not offers:
+            return None
+        now = asyncio.get_running_loop().time()
+        return min(offers, key=lambda offer: (offer.ready > now, offer.due if offer.ready <= now else offer.ready))
 
-    def _pump(self) -> None:
-        self._pump_planned = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        while len(self._running) + self._occupied < self.policy.at_once and (tickets := self._next_batch()):
-            task = asyncio.get_running_loop().create_task(self._run_batch(tickets))
-            self._running.add(task)
-            task.add_done_callback(self._ended)
+    def _ready(self, queue: DueQueue[Ticket]) -> float:
+        if not self.policy.max_delay_s or queue.size >= self.policy.max_size:
+            return -math.inf
+        return queue.oldest + self.policy.max_delay_s
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
-        self._pump()
+    def take(self, now: float, room: Room) -> Job | None:
+        """The next batch. Raises NoRoom."""
+        retry = min(self._retries, key=lambda retry: retry.due, default=None)
+        ready = [(queue.first.order, shape) for shape, queue in self._waiting.items() if self._ready(queue) <= now]
+        shape = min(ready)[1] if ready else None
+        if retry is not None and (shape is None or retry.due <= self._waiting[shape].first.terms.due):
+            return self._take_retry(retry, now, room)
+        return None if shape is None else self._take_fresh(shape, now, room)
 
-    def _next_batch(self) -> list[_Ticket]:
-        """The tickets of the shape whose oldest has waited longest, if it is due; else none, and a timer is set."""
-        if not self._waiting:
-            return []
-        shape, queue = min(self._waiting.items(), key=lambda item: item[1].oldest.since)
-        loop, due = asyncio.get_running_loop(), queue.oldest.since + self.policy.max_delay_s
-        if due > loop.time():
-            full = [shape for shape, queue in self._waiting.items() if queue.size >= self.policy.max_size]
-            if not full:
-                self._timer = loop.call_at(due, self._pump)
-                return []
-            shape = full[0]
-        return self._take(shape)
+    def _take_retry(self, retry: _Retry, now: float, room: Room) -> Job | None:
+        size = sum(ticket.size for ticket in retry.tickets)
+        if not room.idle and (retry.quite_alone or self._curve.memory_bytes(retry.shape, size) > room.free_bytes):
+            raise NoRoom
+        self._retries.remove(retry)
+        return self._job(retry.shape, self._still_wanted(retry.tickets, now), was_alone=retry.quite_alone)
 
-    def _take(self, shape: _Shape) -> list[_Ticket]:
-        queue, tickets, size = self._waiting[shape], list[_Ticket](), 0
-        while queue.tickets and size + queue.oldest.size <= self.policy.max_size:
-            tickets.append(queue.oldest)
-            size += queue.oldest.size
-            self._remove(shape, queue, queue.oldest)
-        return tickets
+    def _take_fresh(self, shape: Shape, now: float, room: Room) -> Job | None:
+        queue = self._waiting[shape]
+        most = self._curve.limit(shape, self.policy.max_size, room.free_bytes)
+        if most < queue.first.size:
+            if not room.idle:
+                raise NoRoom
+            ticket = queue.first
+            self._remove(shape, ticket)
+            answer(ticket, OutOfMemory("There is no room for it, also while nothing else runs."))
+            return None
+        tickets: list[Ticket] = []
+        size, until = 0, math.inf
+        while queue and size + queue.first.size <= most:
+            ticket = queue.first
+            if self._too_late(shape, ticket, now):
+                queue.discard(ticket)
+                answer(ticket, TooLate("There was not enough time left to begin."))
+                self._on_dropped(ticket.size)
+                continue
+            until = min(until, ticket.terms.until)
+            if tickets and now + self._curve.seconds(shape, size + ticket.size) > until:
+                break  # A larger batch would keep a member from its deadline.
+            queue.discard(ticket)
+            tickets.append(ticket)
+            size += ticket.size
+        if not queue:
+            del self._waiting[shape]
+        return self._job(shape, tickets)
 
-    def _still_wanted(self, tickets: list[_Ticket]) -> list[_Ticket]:
+    def _too_late(self, shape: Shape, ticket: Ticket, now: float) -> bool:
+        """Whether its time will surely be up before it is done; half of the shortest run there ever was is sure."""
+        return ticket.terms.until <= now + self._curve.least(shape, ticket.size) / 2
+
+    def _job(self, shape: Shape, tickets: list[Ticket], *, was_alone: bool = False) -> Job | None:
+        if not tickets:
+            return None
+        size = sum(ticket.size for ticket in tickets)
+        return Job(
+            lambda: self._run_batch(shape, tickets, was_alone),
+            self._curve.seconds(shape, size),
+            self._curve.memory_bytes(shape, size),
+            on_hung=lambda: _refuse(tickets, Hung("The run did not come back in time.")),
+        )
+
+    def _still_wanted(self, tickets: list[Ticket], now: float = -math.inf) -> list[Ticket]:
         """Those whose client still waits: one may have gone since the batch was made, or while it was tried apart."""
+        for ticket in tickets:
+            if ticket.terms.until <= now:
+                answer(ticket, TooLate("There was no time left to try it once more."))
         wanted = [ticket for ticket in tickets if not ticket.future.done()]
         if len(wanted) < len(tickets):
             self._on_dropped(sum(ticket.size for ticket in tickets if ticket.future.done()))
         return wanted
 
-    async def _run_batch(self, taken: list[_Ticket]) -> None:
+    async def _run_batch(self, shape: Shape, taken: list[Ticket], was_alone: bool) -> None:
         tickets = self._still_wanted(taken)
         if not tickets:
             return
         size = sum(ticket.size for ticket in tickets)
+        for ticket in tickets:
+            ticket.on_start()
         began = self._clock()
         try:
-            outputs = await self._run([ticket.arrays for ticket in tickets])
-        except asyncio.CancelledError:
-            _refuse(tickets, asyncio.CancelledError())
+            outputs = await self._run([ticket.work for ticket in tickets])
+        except asyncio.CancelledError as error:
+            _refuse(tickets, error)
             raise
         except Exception as error:  # Whatever the device raises belongs to the tickets, and the queue goes on.
-            self._on_batch(BatchReport(size, self._clock() - began, failed=True))
-            await self._try_apart(tickets, error)
+            self._on_batch(BatchReport(size, self._clock() - began, error))
+            self._try_apart(shape, tickets, size, error, was_alone=was_alone)
             return
-        ran_s = self._clock() - began
-        self._on_batch(BatchReport(size, ran_s, failed=False))
+        ended = self._clock()
+        self._curve.add(shape, size, ended - began)
+        self._on_batch(BatchReport(size, ended - began))
         start = 0
         for ticket in tickets:
             part = {name: array[start : start + ticket.size] for name, array in outputs.items()}
             start += ticket.size
             if not ticket.future.done():
-                ticket.future.set_result(Ran(part, ran_s, size))
+                ticket.future.set_result(Ran(part, ((began, ended),), size))
 
-    async def _try_apart(self, tickets: list[_Ticket], error: Exception) -> None:
-        """Runs the halves of a batch that failed; a ticket that fails alone gets the error."""
-        if len(tickets) == 1:
+    def _try_apart(self, shape: Shape, tickets: list[Ticket], size: int, error: Exception, *, was_alone: bool) -> None:
+        """Queues the halves of a batch that failed; a ticket that fails alone gets the error."""
+        short = isinstance(error, OutOfMemory)
+        if short and size > 1:
+            self._curve.no_room(shape, size)
+        if isinstance(error, DeviceLost):
             _refuse(tickets, error)
-            return
-        middle = len(tickets) // 2
-        for half in (tickets[:middle], tickets[middle:]):
-            await self._run_batch(half)
-
-
-def _refuse(tickets: list[_Ticket], error: BaseException) -> None:
-    for ticket in tickets:
-        if ticket.future.done():
-            continue
-        if isinstance(error, asyncio.CancelledError):
-            ticket.future.cancel()
+        elif len(tickets) > 1:
+            middle = len(tickets) // 2
+            self._retries += [_Retry(shape, tickets[:middle]), _Retry(shape, tickets[middle:])]
+        elif short and size == 1 and not was_alone:
+            self._retries.append(_Retry(shape, tickets, quite_alone=True))
         else:
-            ticket.future.set_exception(error)
+            _refuse(tickets, error)
+
+    def seconds_ahead(self, due: float) -> float:
+        """What the batches take that are due before."""
+        total = sum(self._seconds_of(shape, queue.before(due)) for shape, queue in self._waiting.items())
+        return total + sum(
+            self._curve.seconds(retry.shape, sum(ticket.size for ticket in retry.tickets))
+            for retry in self._retries
+            if retry.due <= due
+        )
+
+    def _seconds_of(self, shape: Shape, samples: float) -> float:
+        if not samples:
+            return 0.0
+        limit = self.limit(shape)
+        full, rest = divmod(math.ceil(samples), limit)
+        return full * self._curve.seconds(shape, limit) + (self._curve.seconds(shape, rest) if rest else 0.0)
+
+    def refuse(self, error: Exception) -> None:
+        """Gives all that waits this answer."""
+        queues, self._waiting = list(self._waiting.values()), {}
+        retries, self._retries = self._retries, []
+        for queue in queues:
+            _refuse(queue.pop_all(), error)
+        for retry in retries:
+            _refuse(retry.tickets, error)
+
+
+def _size(arrays: Arrays) -> int:
+    return len(next(iter(arrays.values())))
+
+
+def _refuse(tickets: list[Ticket], error: BaseException) -> None:
+    for ticket in tickets:
+        answer(ticket, error)
 
 
 def joined(parts: Sequence[Ran]) -> Ran:
-    """The parts of one request as one; its times are those of the part that took longest."""
+    """The parts of one request as one."""
     outputs = {name: np.concatenate([part.outputs[name] for part in parts]) for name in parts[0].outputs}
-    return Ran(
-        outputs,
-        ran_s=max(part.ran_s for part in parts),
-        batch_size=max(part.batch_size for part in parts),
-    )
+    spans = tuple(span for part in parts for span in part.spans)
+    return Ran(outputs, spans, max(part.batch_size for part in parts))

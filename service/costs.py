@@ -1,11 +1,19 @@
 """What steps cost, as it is measured, and what follows from it: where they run, how large a batch is, who waits."""
 
+import math
+import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
 from typing import Any
 
-_CHEAP_S = 0.0005
-"""A step that takes less runs on the event loop: about what two hand-overs between busy threads cost."""
+from tasks.contract import Arrays
+
+BUSY_HOPS = 8.0
+"""What a hop to another thread costs where all threads are busy, in hops between idle ones: 0.5 ms for 0.06 ms here."""
+CHEAP_S = 0.0005
+"""A step that takes less runs on the event loop, until the cost of a hop has been measured."""
 _FAR_FROM_CHEAP_S = 0.005
 _HAND_OVER_S = 0.0002
 """What a batch costs beside its run: two hand-overs between the event loop and the device's thread."""
@@ -13,15 +21,22 @@ _ABOUT = 1.1
 _SLOW_S = 0.05
 """A batch that takes longer is measured well enough by one try, and costs too much to be tried in vain."""
 _SMOOTHING = 0.1
-_REMEMBERED = 500
-"""Requests over which the pace is averaged, roughly: several batches of any size."""
+_MOST_SHAPES = 64
+_MOST_SIZES = 64
+_HOPS = 200
+Shape = tuple[tuple[str, str, tuple[int, ...]], ...]
+"""The inputs of one sample: name, dtype and shape of each, without the batch axis."""
 
 
 class Cost:
-    """What a step costs, as a running mean, for the size of input it has mostly seen."""
+    """What a step costs, as a running mean, for the size of input it has mostly seen.
 
-    def __init__(self) -> None:
+    `hop_s` is what it costs to have another thread do it.
+    """
+
+    def __init__(self, hop_s: float = CHEAP_S) -> None:
         self.seconds: float | None = None
+        self._hop_s = hop_s
         self._size = 1.0
 
     def add(self, seconds: float, size: int) -> None:
@@ -34,7 +49,11 @@ class Cost:
 
     def is_cheap(self, size: int) -> bool:
         """Whether an input of this size is expected to cost less than a thread hop; never before it was measured."""
-        return self.seconds is not None and self.seconds * max(1.0, size / max(self._size, 1.0)) < _CHEAP_S
+        return self.seconds is not None and self.expected(size) < self._hop_s
+
+    def expected(self, size: int) -> float:
+        """What it will take for an input of this size, larger ones in proportion; 0 where it was never measured."""
+        return (self.seconds or 0.0) * max(1.0, size / max(self._size, 1.0))
 
     def timed(self, size: int, step: Callable[..., Any], *arguments: Any) -> Any:
         """Runs the step and takes note of what it cost."""
@@ -44,33 +63,137 @@ class Cost:
         return result
 
 
-class Pace:
-    """How fast requests have been answered while there were any: what the time until a place is free follows from."""
+@dataclass
+class Point:
+    """What a batch of one size and shape takes.
+
+    Attributes:
+        seconds: a running mean.
+        least: the shortest run there was; what it would take with the device to itself, about.
+    """
+
+    seconds: float
+    least: float
+
+
+class Curve:
+    """What a run takes by the shape of a sample and the size of the batch: seconds, and bytes of memory.
+
+    Filled at warm-up and kept current by what is run later. Between two sizes it is a straight line, beyond the largest
+    it goes on through the origin; a shape that was never run is judged by its elements from the one that is nearest.
+    """
 
     def __init__(self) -> None:
-        self._under_way = 0
-        self._since = 0.0
-        self._busy_s = 0.0
-        self._ended = 0
+        self._points: dict[Shape, dict[int, Point]] = {}
+        self._limits: dict[Shape, int] = {}
+        self._memory: tuple[float, float] | None = None
+        """Bytes of any run, and for each element of its input."""
 
-    def begin(self, now: float) -> None:
-        """A request has been accepted."""
-        if self._under_way == 0:
-            self._since = now
-        self._under_way += 1
+    def add(self, shape: Shape, size: int, seconds: float) -> None:
+        """Takes note of a run."""
+        sizes = self._points.get(shape)
+        if sizes is None:
+            if len(self._points) >= _MOST_SHAPES:
+                del self._points[next(reversed(self._points))]  # The first ones are those of warm-up.
+            sizes = self._points[shape] = {}
+        point = sizes.get(size)
+        if point is None:
+            if len(sizes) < _MOST_SIZES:
+                sizes[size] = Point(seconds, seconds)
+        else:
+            point.seconds += _SMOOTHING * (seconds - point.seconds)
+            point.least = min(point.least, seconds)
 
-    def end(self, now: float) -> None:
-        """A request has ended."""
-        self._busy_s += now - self._since
-        self._since = now
-        self._ended += 1
-        self._under_way -= 1
-        if self._ended > _REMEMBERED:
-            self._busy_s, self._ended = self._busy_s / 2, self._ended // 2
+    def seconds(self, shape: Shape, size: int) -> float:
+        """What a batch is expected to take; 0 where nothing was ever run."""
+        return self._at(shape, size, lambda point: point.seconds)
 
-    def seconds_for(self, count: int) -> float:
-        """Until so many have ended; 0 where none has ended yet."""
-        return count * self._busy_s / self._ended if self._ended else 0.0
+    def least(self, shape: Shape, size: int) -> float:
+        """What it takes where nothing else is to be done."""
+        return self._at(shape, size, lambda point: point.least)
+
+    def least_of_all(self) -> float:
+        """What the smallest of all runs takes; infinite where nothing was ever run."""
+        points = [point for sizes in list(self._points.values()) for point in list(sizes.values())]
+        return min((point.seconds for point in points), default=math.inf)
+
+    def knows(self, shape: Shape) -> bool:
+        """Whether samples of this shape have been run."""
+        return shape in self._points
+
+    def _at(self, shape: Shape, size: int, of: Callable[[Point], float]) -> float:
+        sizes = self._points.get(shape)
+        if sizes is None:
+            if not self._points:
+                return 0.0
+            wanted = elements_of(shape)
+            nearest = min(list(self._points), key=lambda other: abs(math.log(wanted / elements_of(other))))
+            return self._at(nearest, size, of) * wanted / elements_of(nearest)
+        if size in sizes:
+            return of(sizes[size])
+        known = list(sizes)  # Another thread may add one meanwhile.
+        below = max((other for other in known if other < size), default=None)
+        above = min((other for other in known if other > size), default=None)
+        if below is None:
+            return of(sizes[above]) if above is not None else 0.0
+        if above is None:
+            return of(sizes[below]) * size / below
+        share = (size - below) / (above - below)
+        return (1 - share) * of(sizes[below]) + share * of(sizes[above])
+
+    def took(self, small: tuple[int, int], large: tuple[int, int]) -> None:
+        """Learns what memory a run needs from two: the elements of the input of each, and the bytes it took."""
+        (few, bytes_few), (many, bytes_many) = small, large
+        each = max(0.0, (bytes_many - bytes_few) / (many - few)) if many > few else bytes_many / many
+        self._memory = (max(0.0, bytes_few - each * few), each)
+
+    def memory_bytes(self, shape: Shape, size: int) -> int:
+        """What a batch is expected to need beside the model itself; 0 where that was never measured."""
+        if self._memory is None:
+            return 0
+        fixed, each = self._memory
+        return round(fixed + each * elements_of(shape) * size)
+
+    def limit(self, shape: Shape, most: int, free_bytes: float) -> int:
+        """The largest batch, up to `most`, that fits into so many bytes and has not failed for want of memory; or 0."""
+        most = min(most, self._limits.get(shape, most))
+        if self._memory is None or self.memory_bytes(shape, most) <= free_bytes:
+            return most
+        fixed, each = self._memory
+        return max(0, min(most, math.floor((free_bytes - fixed) / (each * elements_of(shape))))) if each else 0
+
+    def no_room(self, shape: Shape, size: int) -> None:
+        """A batch of this size failed for want of memory: none as large is made of this shape again."""
+        if len(self._limits) < _MOST_SHAPES or shape in self._limits:
+            self._limits[shape] = max(1, min(size - 1, self._limits.get(shape, size)))
+
+    def table(self) -> list[tuple[Shape, int, float, int]]:
+        """All that is known: shape, size, seconds, bytes."""
+        return [
+            (shape, size, point.seconds, self.memory_bytes(shape, size))
+            for shape, sizes in list(self._points.items())
+            for size, point in sorted(sizes.items())
+        ]
+
+
+def shape_of(arrays: Arrays) -> Shape:
+    """The shape of one sample: what may share a batch."""
+    return tuple((name, array.dtype.str, array.shape[1:]) for name, array in sorted(arrays.items()))
+
+
+def elements_of(shape: Shape) -> int:
+    """What the cost of a run grows with, beside the samples: how large each is."""
+    return max(1, sum(math.prod(dimensions) for _, _, dimensions in shape))
+
+
+def measured_hop(pool: Executor) -> float:
+    """Seconds that it costs to have another thread do something, and to hear that it is done."""
+    tries = []
+    for _ in range(_HOPS):
+        began = time.perf_counter()
+        pool.submit(int).result()
+        tries.append(time.perf_counter() - began)
+    return statistics.median(tries)
 
 
 def settled(cost: Cost, size: int, step: Callable[..., Any], *arguments: Any) -> Any:

@@ -4,9 +4,9 @@ The line of a request, and where each error is raised:
 
     head → body → permit → request → samples → outputs → answer
     │      │      │        │         │         └ InvalidAnswer 500, InternalError 500
-    │      │      │        │         └ BackendFailed 500
+    │      │      │        │         └ BackendFailed 500, NoMemory 503, DeviceUnavailable 503, DeviceHung 503
     │      │      │        └ MalformedBody 400, InvalidRequest 422, Unreadable 422, TooLarge 413
-    │      │      └ Overloaded 503
+    │      │      └ Overloaded 503, DeviceHung 503
     │      └ BodyTooLarge 413, UnsupportedMediaType 415, EmptyBody 400, Overloaded 503
     └ NotFound 404, ModelNotFound 404, MethodNotAllowed 405, NotAcceptable 406, ModelUnavailable 503, InvalidHeader 400
 
@@ -50,6 +50,24 @@ class BackendFailed(ServiceError):
     code = "backend_failed"
 
 
+class NoMemory(ServiceError):
+    """The device has no room for this input, not even alone."""
+
+    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "out_of_memory"
+
+
+class DeviceUnavailable(ServiceError):
+    """The device has failed for good; the process ends, and its supervisor starts another."""
+
+    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "device_lost"
+
+
+class DeviceHung(ServiceError):
+    """What the device was given does not come back."""
+
+    status, code = HTTPStatus.SERVICE_UNAVAILABLE, "device_hung"
+
+
 class NotFound(ServiceError):
     """There is nothing at this path."""
 
@@ -87,7 +105,10 @@ class InvalidHeader(ServiceError):
 
 
 class Overloaded(ServiceError):
-    """As many requests as the model may have are under way; `retry_after_s` says when to come again."""
+    """As many requests as the model may have are under way, or too many for this one to be answered in its time.
+
+    `retry_after_s` says when to come again.
+    """
 
     status, code = HTTPStatus.SERVICE_UNAVAILABLE, "overloaded"
 

@@ -35,8 +35,12 @@ class Metrics:
             "sevenfold_rejected", "Requests refused, by error code.", ["model", "reason"], registry=registry
         )
         self.cancelled = Counter(
-            "sevenfold_cancelled", "Requests whose client went away.", ["model"], registry=registry
+            "sevenfold_cancelled",
+            "Requests whose client went away, by how far they had come: receive, decode, queue, infer, finish.",
+            ["model", "stage"],
+            registry=registry,
         )
+        self.hung = Gauge("sevenfold_hung_runs", "Runs that have not come back in time.", ["place"], registry=registry)
         self.dropped = Counter(
             "sevenfold_dropped_samples",
             "Samples given up before they were run: client gone or too late.",

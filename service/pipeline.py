@@ -1,64 +1,32 @@
 """The way of one request through one model: decode and pre-process, batch and run, post-process.
 
 Knows the task and the queue; knows nothing of HTTP. The steps run in worker threads, unless they are so cheap that
-the hop to a thread would cost more: what was measured decides, first at warm-up and then with every request.
+the hop to a thread would cost more: what was measured decides, first at warm-up and then with every request. Whatever
+waits, for a thread or for the device, is taken in the order in which it is due, over all models.
 """
 
 import asyncio
-import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import CancelledError, Executor, Future
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, get_origin
 
 import numpy as np
 from pydantic import ValidationError
 
-from service.backends.base import Backend, BackendError
+from service.admission import WISHES, Admission, Manners, Wishes, wishes_of
+from service.backends.base import Backend, BackendError, DeviceLost, OutOfMemory
 from service.batcher import Batcher, BatchPolicy, BatchReport, Ran, joined
-from service.costs import Cost, Pace, fastest, settled, useful_batch
-from service.errors import BackendFailed, InvalidAnswer, InvalidRequest, Overloaded, ServiceError, TooLarge, Unreadable
-from service.metrics import Metrics
-from tasks.contract import Answer, Arrays, InvalidInput, InvalidOutput, Limits, Problem, Request, Run, Samples, Task
-
-_MOST_PROBLEMS = 20
-_LONGEST = 200
-"""Characters of a client's own words that are sent back to it."""
-
-
-@dataclass(frozen=True)
-class Message:
-    """What a client sent, still in bytes: `fields` makes the request's fields of it and may raise ServiceError.
-
-    `render` makes the bytes of the answer that the client wants.
-    """
-
-    kind: str
-    size: int
-    fields: Callable[[], Mapping[str, Any]]
-    render: Callable[[Answer], bytes] = lambda answer: answer.model_dump_json(exclude_none=True).encode()
-
-
-@dataclass(frozen=True)
-class Answered:
-    """An answer's bytes, and the seconds that each stage took."""
-
-    body: bytes
-    stages: Mapping[str, float]
-    batch_size: int
-
-
-@dataclass(frozen=True)
-class Proven:
-    """A golden request on its way: what was read of it, and what the graph made of that."""
-
-    request: Request
-    samples: Samples
-    outputs: Arrays
+from service.costs import Cost, Curve, Shape, shape_of
+from service.errors import InvalidAnswer
+from service.message import Answered, Message, Progress
+from service.refusals import failure, invalid_input, invalid_request
+from service.scheduler import Hung, Line, Terms, TooLate
+from service.surroundings import Surroundings
+from tasks.contract import Arrays, InvalidInput, InvalidOutput, Request, Run, Samples, Task
 
 
 class Pipeline:
@@ -68,22 +36,16 @@ class Pipeline:
         self,
         task: Task,
         backend: Backend,
+        around: Surroundings,
         *,
         name: str,
         policy: BatchPolicy,
-        find_batch_size: bool,
-        limits: Limits,
-        max_queue: int,
-        workers: Executor,
-        device: Executor,
-        metrics: Metrics,
+        manners: Manners | None = None,
     ) -> None:
         self.task = task
-        self._backend = backend
-        self._limits = limits
-        self._max_queue = max_queue
-        self._workers = workers
-        self._device = device
+        self.backend = backend
+        self.curve = Curve()
+        self._around = around
         self._costs: dict[tuple[Any, ...], Cost] = {}
         # What a picture costs to decode shows in its pixels, not in its bytes: no guess, no risk to the event loop.
         self._may_decode_here = task.upload is None
@@ -93,192 +55,277 @@ class Pipeline:
             for name, field in task.request_type.model_fields.items()
             if field.annotation is bool or get_origin(field.annotation) is Literal
         ]
+        # A task may have a field of this name itself, and then it is the task's.
+        self._wishes = tuple(name for name in WISHES if name not in task.request_type.model_fields)
         # Whoever sets a delay wants batches: then no request goes past the queue.
         self._waits_for_company = policy.max_delay_s > 0
-        self._find_batch_size = find_batch_size
-        self._pace = Pace()
-        self._abandoned = 0
+        metrics = around.metrics
         self._dropped = metrics.dropped.labels(name)
         self._batch_size, self._failures = metrics.batch_size.labels(name), metrics.batch_failures.labels(name)
+        scheduler = around.device.scheduler
         self._batcher = Batcher(
             self._run_batch,
             policy,
+            scheduler,
+            curve=self.curve,
             on_batch=self._on_batch,
             on_dropped=self._dropped.inc,
         )
-        self.in_flight = 0
+        self._alone = Line(scheduler, on_dropped=self._dropped.inc)
+        self._decoding = Line(around.workers.scheduler, on_dropped=self._dropped.inc)
+        self._finishing = Line(around.workers.scheduler)
+        self.admission = Admission(manners or Manners(), full_batch_s=self._full_batch_s, wait_s=self._wait_s)
+        self._reading = 0
+        self._usual: Shape = ()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests accepted and not yet answered."""
+        return self.admission.in_flight
 
     @property
     def queue_depth(self) -> int:
         """Samples, or requests that go alone, that wait for the device."""
-        alone = max(0, self.in_flight - self._batcher.policy.at_once) if self.batch_limit == 1 else 0
-        return self._batcher.depth + alone
+        return self._batcher.depth + len(self._alone)
 
     @property
     def device(self) -> str:
         """Where the graph runs."""
-        return self._backend.device
+        return self.backend.device
+
+    @property
+    def policy(self) -> BatchPolicy:
+        """How batches are made; warm-up may change it."""
+        return self._batcher.policy
+
+    @policy.setter
+    def policy(self, policy: BatchPolicy) -> None:
+        self._batcher.policy = policy
 
     @property
     def batch_limit(self) -> int:
         """The most samples in a batch: what warm-up found to be of use, and no more than the setting."""
         return self._batcher.policy.max_size
 
+    def usually(self, samples: Arrays) -> None:
+        """Says what most requests look like."""
+        self._usual = shape_of(samples)
+
+    def close(self) -> None:
+        """Leaves the schedulers; to be called when no request is under way any more."""
+        self._batcher.close()
+        for line in (self._alone, self._decoding, self._finishing):
+            line.close()
+
     def _on_batch(self, report: BatchReport) -> None:
-        if report.failed:
-            self._failures.inc()
-        else:
+        if report.error is None:
             self._batch_size.observe(report.size)
+        else:
+            self._failures.inc()
+            if isinstance(report.error, DeviceLost):
+                self._around.on_lost(str(report.error))
+
+    def _full_batch_s(self) -> float:
+        return self.curve.seconds(self._usual, self.batch_limit) if self._usual else 0.0
+
+    def _sample_s(self) -> float:
+        """What a sample takes of the device, in a full batch."""
+        return self._full_batch_s() / self.batch_limit
+
+    def _wait_s(self, due: float) -> float:
+        """How long a request that is due then would wait: for a worker, for the device, for those still being read."""
+        device, workers = self._around.device.scheduler, self._around.workers.scheduler
+        coming = self._reading * self._sample_s() / device.at_once
+        return workers.wait_s(due) + device.wait_s(due) + coming
 
     @contextmanager
-    def permit(self) -> Iterator[None]:
-        """A place among the requests under way, taken before a request is decoded. Raises Overloaded."""
-        taken = self.in_flight + self._abandoned
-        if taken >= self._max_queue:
-            message = f"{taken} requests are under way, as many as are accepted; try again later."
-            raise Overloaded(message, retry_after_s=max(1, math.ceil(self._pace.seconds_for(taken))))
-        self.in_flight += 1
-        self._pace.begin(time.perf_counter())
-        try:
+    def permit(self, message: Message, terms: Terms) -> Iterator[None]:
+        """A place among the requests under way, taken before a request is decoded. Raises Overloaded, DeviceHung."""
+        own = least = 0.0
+        if self._usual:
+            own = self._cost("decode", message.kind).expected(message.size) + self.curve.seconds(self._usual, 1)
+            least = self.curve.least(self._usual, 1)
+        with self.admission.permit(terms, own, least):
             yield
-        finally:
-            self.in_flight -= 1
-            self._pace.end(time.perf_counter())
 
-    async def predict(self, message: Message) -> Answered:
+    async def predict(self, message: Message, terms: Terms | None = None, progress: Progress | None = None) -> Answered:
         """Answers one message. Raises ServiceError. Cancelling it gives up what has not begun."""
         began = time.perf_counter()
-        if self.is_quick(message):
-            return await self._by_steps(message, began)
-        if self.in_flight == 1 and self._batcher.is_free and not self._waits_for_company:
-            with self._batcher.occupied():
-                return await self._in_one_go(message, began, self._backend.run_alone)
-        if self.batch_limit == 1:
-            return await self._in_one_go(message, began, self._backend.run)
-        return await self._by_steps(message, began)
+        terms = terms or self.admission.terms(message.wishes, asyncio.get_running_loop().time())
+        progress = progress or Progress()
+        try:
+            run = None if message.may_wish or self.is_quick(message) else self._run_in_one_go()
+            if run is not None:
+                try:
+                    return await self._in_one_go(message, began, run, terms, progress)
+                except OutOfMemory:
+                    pass  # Others may have had what it needs: step by step it has its turn when they have ended.
+            return await self._by_steps(message, began, terms, progress)
+        except (BackendError, Hung, TooLate) as error:
+            raise failure(error) from error
 
-    async def _by_steps(self, message: Message, began: float) -> Answered:
+    def _run_in_one_go(self) -> Run | None:
+        """How a request runs that one thread takes all the way; None where it had better go step by step."""
+        if self.in_flight <= 1 and self._around.device.scheduler.is_free and not self._waits_for_company:
+            return self.backend.run_alone
+        return self.backend.run if self.batch_limit == 1 else None
+
+    async def _by_steps(self, message: Message, began: float, terms: Terms, progress: Progress) -> Answered:
         """Each step where it costs least, and the graph in company."""
-        request, samples = await self._step(("decode", message.kind), message.size, self._read, message)
-        read = time.perf_counter()
-        ran = await self._infer(samples)
+        progress.stage = "decode"
+        self._reading += 1
+        try:
+            read = partial(self._step, self._decoding, terms, ("decode", message.kind), message.size)
+            request, samples, wishes = await read(self._read, message)
+        finally:
+            self._reading -= 1
+        if wishes:
+            terms = self._with_wishes(terms, message.wishes.joined(wishes), progress)
+        done_reading = time.perf_counter()
+        progress.stage = "queue"
+        ran = await self._infer(samples, terms, progress)
         finished = time.perf_counter()
-        body = await self._step(
-            self._postprocess_key(request), samples.work, self._finish, ran.outputs, samples, request, message.render
-        )
-        return _answered(body, ran, began, read, finished)
+        progress.stage = "finish"
+        finish = partial(self._step, self._finishing, terms, self._postprocess_key(request), samples.work)
+        body = await finish(self._finish, ran.outputs, samples, request, message.render)
+        return _answered(body, ran, began, done_reading, finished)
 
-    async def _in_one_go(self, message: Message, began: float, run: Run) -> Answered:
+    def _with_wishes(self, terms: Terms, wishes: Wishes, progress: Progress) -> Terms:
+        """The terms of a request whose body had more wishes: they count from now."""
+        asked = self.admission.terms(wishes, asyncio.get_running_loop().time())
+        until = min(asked.until, terms.until)
+        progress.limit_to(until)
+        return Terms(asked.due, until)
+
+    async def _in_one_go(self, message: Message, began: float, run: Run, terms: Terms, progress: Progress) -> Answered:
         """One thread takes the request all the way: for one that is alone, and where batches gain nothing.
 
         Handing it from thread to thread would cost it time, and win nobody else any.
         """
+        progress.stage = "queue"
         given_up = threading.Event()
+        cost = self._cost("all the way", message.kind)
+        work = partial(self._all_the_way, message, began, run, given_up, progress)
         try:
-            work = partial(self._all_the_way, message, began, run, given_up)
-            answered: Answered = await self._in_thread(self._device, work, before_run=True)
-        except asyncio.CancelledError:
+            answered: Answered = await self._in_thread(
+                self._alone,
+                self._around.device.threads,
+                partial(cost.timed, message.size, work),
+                terms,
+                cost.expected(message.size),
+            )
+        except BaseException:
             given_up.set()
             raise
         return answered
 
-    def _all_the_way(self, message: Message, began: float, run: Run, given_up: threading.Event) -> Answered:
+    def _all_the_way(
+        self, message: Message, began: float, run: Run, given_up: threading.Event, progress: Progress
+    ) -> Answered:
         started = time.perf_counter()
-        request, samples = self._cost("decode", message.kind).timed(message.size, self._read, message)
+        progress.stage = "decode"
+        request, samples, _ = self._cost("decode", message.kind).timed(message.size, self._read, message)
         read = time.perf_counter()
+        progress.stage = "infer"
         ran = self._in_turn(samples, run, given_up)
         finished = time.perf_counter()
+        progress.stage = "finish"
         cost = self._cost(*self._postprocess_key(request))
         body = cost.timed(samples.work, self._finish, ran.outputs, samples, request, message.render)
         return _answered(body, ran, began, read, finished, waited_s=started - began)
 
     def _in_turn(self, samples: Samples, run: Run, given_up: threading.Event) -> Ran:
         """Runs a request's samples batch after batch, for as long as somebody waits for them."""
-        step, parts = self.batch_limit, []
-        for i in range(0, len(samples), step):
+        shape, parts, done = shape_of(samples.arrays), list[Ran](), 0
+        while done < len(samples):
             if given_up.is_set():
-                self._dropped.inc(len(samples) - i)
-                raise CancelledError
-            parts.append(self._run_here({name: array[i : i + step] for name, array in samples.arrays.items()}, run))
-        return replace(joined(parts), ran_s=sum(part.ran_s for part in parts))
+                self._dropped.inc(len(samples) - done)
+                raise TooLate("Nobody waits for it any more.")
+            end = min(done + self._batcher.limit(shape), len(samples))
+            try:
+                parts.append(self._run_here({name: array[done:end] for name, array in samples.arrays.items()}, run))
+            except OutOfMemory:
+                if end - done == 1:
+                    raise
+                self.curve.no_room(shape, end - done)
+            else:
+                done = end
+        return joined(parts)
 
     def is_quick(self, message: Message) -> bool:
         """Whether every step is expected to run at once on the event loop: there will be nothing to wait for."""
-        decode, infer = self._cost("decode", message.kind), self._cost("infer")
         may = self._may_decode_here and not self._waits_for_company
-        return may and decode.is_cheap(message.size) and infer.is_cheap(1)
+        quick = may and self._cost("decode", message.kind).is_cheap(message.size)
+        return quick and self.curve.least_of_all() < self._around.hop_s
 
-    async def _infer(self, samples: Samples) -> Ran:
+    async def _infer(self, samples: Samples, terms: Terms, progress: Progress) -> Ran:
         """Runs the samples: at once where that costs less than to queue, else in a batch."""
-        cheap = self._cost("infer").is_cheap(_elements(samples.arrays))
-        if cheap and len(samples) <= self.batch_limit and not self._waits_for_company:
-            return self._run_here(samples.arrays, self._backend.run)
-        try:
-            return await self._batcher.submit(samples.arrays)
-        except BackendError as error:
-            raise BackendFailed("The model failed on this input.") from error
+        size, shape = len(samples), shape_of(samples.arrays)
+        cheap = self.curve.knows(shape) and self.curve.seconds(shape, size) < self._around.hop_s
+        if cheap and size <= self.batch_limit and not self._waits_for_company:
+            progress.stage = "infer"
+            return self._run_here(samples.arrays, self.backend.run)
+        return await self._batcher.submit(samples.arrays, terms, progress.at("infer"))
 
     def _run_here(self, arrays: Arrays, run: Run) -> Ran:
         """Runs samples in this thread, as a batch of their own."""
-        size = len(next(iter(arrays.values())))
-        began, failed = time.perf_counter(), True
+        size, shape = len(next(iter(arrays.values()))), shape_of(arrays)
+        began = time.perf_counter()
         try:
-            outputs = self._cost("infer").timed(_elements(arrays), self._run, run, [arrays], size)
-            failed = False
+            outputs = self.run(run, [arrays], size)
         except BackendError as error:
-            raise BackendFailed("The model failed on this input.") from error
-        finally:
-            ran_s = time.perf_counter() - began
-            self._on_batch(BatchReport(size, ran_s, failed))
-        return Ran(outputs, ran_s, size)
+            self._on_batch(BatchReport(size, time.perf_counter() - began, error))
+            raise
+        ended = time.perf_counter()
+        self.curve.add(shape, size, ended - began)
+        self._on_batch(BatchReport(size, ended - began))
+        return Ran(outputs, ((began, ended),), size)
 
-    async def _step(self, key: tuple[Any, ...], size: int, step: Callable[..., Any], *arguments: Any) -> Any:
+    async def _step(
+        self, line: Line, terms: Terms, key: tuple[Any, ...], size: int, step: Callable[..., Any], *arguments: Any
+    ) -> Any:
         """Runs a step where it costs least: here, or in a worker thread."""
         cost = self._cost(*key)
         if cost.is_cheap(size) and (key[0] != "decode" or self._may_decode_here):
             return cost.timed(size, step, *arguments)
         work = partial(cost.timed, size, step, *arguments)
-        return await self._in_thread(self._workers, work, before_run=key[0] == "decode")
+        return await self._in_thread(line, self._around.workers.threads, work, terms, cost.expected(size))
 
-    async def _in_thread(self, pool: Executor, work: Callable[[], Any], *, before_run: bool) -> Any:
-        """Does some work in a thread. Cancelling takes it back, if it has not begun.
+    async def _in_thread(
+        self, line: Line, threads: Executor, work: Callable[[], Any], terms: Terms, seconds: float
+    ) -> Any:
+        """Does some work in a thread, when it is its turn. Cancelling takes it back, if it has not begun.
 
-        `before_run` says whether samples that are taken back were given up before the device saw them.
+        A thread cannot be stopped: then its request keeps its place until it ends, though nobody waits any more.
         """
-        working = pool.submit(work)
-        try:
-            return await asyncio.wrap_future(working)
-        except asyncio.CancelledError:
-            if working.cancelled() or working.cancel():
-                self._dropped.inc(before_run)
-            elif not working.done():
-                self._abandon(working)
-            raise
-
-    def _abandon(self, working: Future[Any]) -> None:
-        """A thread cannot be stopped: its request keeps its place until it ends, though nobody waits any more."""
         loop = asyncio.get_running_loop()
-        self._abandoned += 1
+        working: list[asyncio.Future[Any]] = []
 
-        def ended() -> None:
-            self._abandoned -= 1
+        def start() -> asyncio.Future[Any]:
+            working.append(loop.run_in_executor(threads, work))
+            return working[0]
 
-        def call_back(_: Future[Any]) -> None:
-            with suppress(RuntimeError):  # The loop is closed: the server has stopped, and nobody counts any more.
-                loop.call_soon_threadsafe(ended)
-
-        working.add_done_callback(call_back)
-
-    def _read(self, message: Message) -> tuple[Request, Samples]:
         try:
-            request = self.task.parse(message.fields(), self._limits)
-            return request, self.task.preprocess(self.task.decode(request, self._limits))
+            return await line.run(start, terms, seconds=seconds)
+        finally:
+            if working and not working[0].done():
+                self.admission.abandoned += 1
+                working[0].add_done_callback(self._ended_for_nobody)
+
+    def _ended_for_nobody(self, _: asyncio.Future[Any]) -> None:
+        self.admission.abandoned -= 1
+
+    def _read(self, message: Message) -> tuple[Request, Samples, Wishes]:
+        try:
+            fields, wishes = wishes_of(message.fields(), names=self._wishes)
+            request = self.task.parse(fields, self._around.limits)
+            return request, self.task.preprocess(self.task.decode(request, self._around.limits)), wishes
         except ValidationError as error:
             raise invalid_request(error) from None
         except InvalidInput as error:
             raise invalid_input(error) from None
 
-    def _finish(self, outputs: Arrays, samples: Samples, request: Request, render: Callable[[Answer], bytes]) -> bytes:
+    def _finish(self, outputs: Arrays, samples: Samples, request: Request, render: Callable[[Any], bytes]) -> bytes:
         try:
             return render(self.task.postprocess(outputs, samples, request))
         except InvalidOutput as error:
@@ -290,63 +337,36 @@ class Pipeline:
 
     async def _run_batch(self, parts: Sequence[Arrays]) -> Arrays:
         size = sum(len(next(iter(part.values()))) for part in parts)
-        work = partial(self._cost("infer").timed, sum(map(_elements, parts)), self._run, self._backend.run, parts, size)
-        return await asyncio.get_running_loop().run_in_executor(self._device, work)
+        work = partial(self.run, self.backend.run, parts, size)
+        return await asyncio.get_running_loop().run_in_executor(self._around.device.threads, work)
 
-    def _run(self, run: Run, parts: Sequence[Arrays], size: int) -> Arrays:
+    def run(self, run: Run, parts: Sequence[Arrays], size: int) -> Arrays:
+        """Runs stacks of samples as one batch. Raises BackendError."""
         first = parts[0]
         stacked = first if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in first}
-        outputs = run(stacked)
+        try:
+            outputs = run(stacked)
+        except OutOfMemory:
+            self.backend.release()  # What is kept for later may be what is missing now.
+            raise
         for name, array in outputs.items():
             if len(array) != size:
                 raise BackendError(f"The graph's output {name} has {len(array)} rows for {size} samples.")
         return outputs
 
-    def warm_up(self, proven: Sequence[Proven]) -> None:
-        """Runs what clients will ask for, so that none of them pays for a first time, and takes what it costs.
+    def cost_of_finishing(self, request: Request) -> Cost:
+        """What post-processing answers to requests like this one takes."""
+        return self._cost(*self._postprocess_key(request))
 
-        The cost of decoding is learnt from the first requests: it depends on the form they come in.
-        """
-        tried = partial(self._seconds_of, proven[0].samples.arrays)
-        most = self.batch_limit
-        if self._find_batch_size:
-            self._batcher.policy = replace(self._batcher.policy, max_size=useful_batch(tried, most))
-        else:
-            tried(most)
-        self._backend.release()
-        seen = set[Any]()
-        for one in proven:
-            arrays, size = one.samples.arrays, len(one.samples)
-            if (shapes := tuple((name, array.shape) for name, array in arrays.items())) not in seen:
-                seen.add(shapes)
-                settled(self._cost("infer"), _elements(arrays), self._run, self._backend.run, [arrays], size)
-            cost = self._cost(*self._postprocess_key(one.request))
-            settled(cost, one.samples.work, self._finish, one.outputs, one.samples, one.request, Message.render)
-
-    def refresh(self, body: Mapping[str, Any]) -> None:
-        """Runs a golden request once more: others that were loaded since have given back memory that it had."""
-        request = self.task.parse(body, Limits())
-        self._backend.run_alone(self.task.preprocess(self.task.decode(request, Limits())).arrays)
-
-    def _seconds_of(self, arrays: Arrays, size: int) -> float:
-        """Seconds for a batch of this size, with as many at once as will run under load: they share caches."""
-        batch = {name: np.resize(array, (size, *array.shape[1:])) for name, array in arrays.items()}
-
-        def side_by_side() -> None:
-            count = max(1, self._batcher.policy.at_once // 2)
-            runs = [self._device.submit(self._run, self._backend.run, [batch], size) for _ in range(count)]
-            for run in runs:
-                run.result()
-
-        return fastest(side_by_side)
+    def finish(self, outputs: Arrays, samples: Samples, request: Request) -> bytes:
+        """The answer as JSON. Raises InvalidAnswer."""
+        return self._finish(outputs, samples, request, Message.render)
 
     def _cost(self, *key: Any) -> Cost:
-        return self._costs.setdefault(key, Cost())
-
-
-def _elements(arrays: Arrays) -> int:
-    """What the cost of a run grows with: samples, and how long they are."""
-    return sum(array.size for array in arrays.values())
+        cost = self._costs.get(key)
+        if cost is None:
+            cost = self._costs[key] = Cost(self._around.hop_s)
+        return cost
 
 
 def _answered(body: bytes, ran: Ran, began: float, read: float, finished: float, *, waited_s: float = 0.0) -> Answered:
@@ -358,41 +378,3 @@ def _answered(body: bytes, ran: Ran, began: float, read: float, finished: float,
         "postprocess": time.perf_counter() - finished,
     }
     return Answered(body, stages, ran.batch_size)
-
-
-def invalid_request(error: ValidationError) -> ServiceError:
-    """The client's view of what pydantic found: where, and one of a few reasons."""
-    found = error.errors(include_url=False, include_context=False, include_input=False)
-    problems = tuple(
-        Problem(".".join(map(str, item["loc"]))[:_LONGEST], _REASONS.get(item["type"], "wrong_type"), item["msg"])
-        for item in found[:_MOST_PROBLEMS]
-    )
-    first = problems[0]
-    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
-    message = f"{first.where or 'The body'}: {first.message}{more}."
-    if first.reason == "too_many":
-        return TooLarge(message, details=problems)
-    return InvalidRequest(message, details=problems)
-
-
-_REASONS = {
-    "missing": "missing",
-    "extra_forbidden": "unknown_field",
-    "finite_number": "not_finite",
-    "too_many": "too_many",
-    "too_short": "empty",
-    "string_too_short": "empty",
-    "too_long": "too_long",
-    "string_too_long": "too_long",
-    "greater_than_equal": "out_of_range",
-    "less_than_equal": "out_of_range",
-    "greater_than": "out_of_range",
-    "less_than": "out_of_range",
-    "value_error": "malformed",
-}
-
-
-def invalid_input(error: InvalidInput) -> ServiceError:
-    """The client's view of what the task could not read."""
-    kind = {"too_large": TooLarge, "invalid": InvalidRequest}.get(error.reason, Unreadable)
-    return kind(str(error), details=error.problems)

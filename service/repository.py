@@ -8,7 +8,7 @@ the reason and never becomes ready; the rest are served. Where the newest versio
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +20,8 @@ import numpy as np
 
 from service.backends.base import Backend, BackendError, OpenBackend
 from service.errors import ModelNotFound, ModelUnavailable
-from service.pipeline import Pipeline, Proven
+from service.pipeline import Pipeline
+from service.warm_up import Proven, measure_memory, refresh
 from tasks.contract import Arrays, Limits, Samples, Task, TensorSpec
 from tasks.manifest import (
     CARD,
@@ -41,7 +42,8 @@ _Graph = tuple[str, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 """A graph's SHA-256, and as what it is read."""
 _TO_LOAD = "It is not loaded yet."
 _REPLACED = "A newer version is served."
-MakePipeline = Callable[[str, Task, Backend], Pipeline]
+MakePipeline = Callable[[str, Task, Backend, Sequence[Proven]], Pipeline]
+"""Joins a task to its backend, and warms them up."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class Repository:
             self._load_newest(entries)
             for entry in entries:
                 if entry in new and entry.model is not None:
-                    _refresh(entry.model)
+                    _once_more(refresh, entry.model)
 
     def _has_changed(self, entry: Entry) -> bool:
         """Whether a version that failed is another by now: it may have been looked at while it was copied."""
@@ -152,8 +154,9 @@ class Repository:
         with ThreadPoolExecutor(self.at_once, thread_name_prefix="loader") as pool:
             for loading in [pool.submit(self._load_newest, entries) for entries in models]:
                 loading.result()
-        for model in self.served():
-            _refresh(model)
+        for step in (measure_memory, refresh):
+            for model in self.served():
+                _once_more(step, model)
         self.loaded = True
 
     def _size_of(self, entry: Entry) -> int:
@@ -203,8 +206,7 @@ class Repository:
             raise BrokenModel("There are no golden requests: nothing proves that this model is what was trained.")
         backend = self._backend_of(folder, manifest, task)
         proven = replay(task, backend, goldens, manifest.golden_tolerance)
-        pipeline = self.make_pipeline(entry.name, task, backend)
-        pipeline.warm_up(proven)
+        pipeline = self.make_pipeline(entry.name, task, backend, proven)
         card = (folder / CARD).read_text("utf-8") if CARD in manifest.files else ""
         return Model(manifest, task, pipeline, goldens, card)
 
@@ -264,12 +266,12 @@ def _content(folder: Path) -> frozenset[tuple[str, int, int]]:
     return frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
 
 
-def _refresh(model: Model) -> None:
-    """One more run, so that the first request finds its memory; what fails here fails for that request, or does not."""
+def _once_more(step: Callable[[Pipeline, Mapping[str, Any]], None], model: Model) -> None:
+    """One more run of an example; what fails here fails for the request that asks for it, or does not."""
     try:
-        model.pipeline.refresh(model.example)
+        step(model.pipeline, model.example)
     except Exception:
-        _LOG.exception("refresh failed", extra={"fields": {"model": model.manifest.name}})
+        _LOG.exception("%s failed", step.__name__, extra={"fields": {"model": model.manifest.name}})
 
 
 def replay(task: Task, backend: Backend, goldens: tuple[Golden, ...], tolerance: float) -> list[Proven]:

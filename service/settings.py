@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, get_args, get_origin
 
 PREFIX = "SEVENFOLD_"
@@ -23,7 +24,12 @@ class InvalidSetting(ValueError):
 
 
 def _setting(default: Any, doc: str, *, least: float | None = None, most: float = 2**53) -> Any:
-    return field(default=default, metadata={"doc": doc, "least": least, "most": most})
+    metadata = {"doc": doc, "least": least, "most": most}
+    return (
+        field(default_factory=lambda: default, metadata=metadata)
+        if default == {}
+        else field(default=default, metadata=metadata)
+    )
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,18 @@ class Settings:
     max_queue: int = _setting(256, "requests under way for one model, at most; more are refused with 503", least=1)
     timeout_ms: float = _setting(
         30_000.0, "time for a request; a client asks for less with X-Request-Timeout-Ms", least=1
+    )
+    deadlines: Mapping[str, float] = _setting(
+        {}, "time for a request to a model in ms, NAME=MS,…: its limit, and when it is due", least=1
+    )
+    weights: Mapping[str, float] = _setting(
+        {}, "NAME=WEIGHT,…: 2 halves the time in which a model's requests are due", least=0.001
+    )
+    hang_seconds: float = _setting(
+        10.0, "a run that takes longer is given up, and liveness fails until it comes back; 0 for never", least=0
+    )
+    memory_mb: float = _setting(
+        0.0, "memory that all runs together may take on a device; 0 for most of what is free after loading", least=0
     )
     max_body_bytes: int = _setting(10_000_000, "bytes in the body of a request, at most", least=1)
     max_bodies_bytes: int = _setting(256_000_000, "bytes of all bodies under way together, at most", least=1)
@@ -113,7 +131,8 @@ def flag_parser() -> argparse.ArgumentParser:
     for spec in fields(Settings):
         flag = "--" + spec.name.replace("_", "-")
         choices = f" ({', '.join(get_args(spec.type))})" if get_origin(spec.type) is Literal else ""
-        parser.add_argument(flag, metavar="VALUE", help=f"{spec.metadata['doc']}{choices}; default: {spec.default}")
+        default = "none" if get_origin(spec.type) is Mapping else spec.default
+        parser.add_argument(flag, metavar="VALUE", help=f"{spec.metadata['doc']}{choices}; default: {default}")
     return parser
 
 
@@ -128,6 +147,19 @@ def _convert(name: str, text: str) -> Any:
         if not text:
             raise InvalidSetting(f"{name} is empty.")
         return kind(text)
+    if get_origin(kind) is Mapping:
+        return _convert_pairs(name, text, spec)
+    return _convert_number(name, text, kind, spec)
+
+
+def _convert_pairs(name: str, text: str, spec: Any) -> Mapping[str, float]:
+    pairs = [item.partition("=") for item in text.split(",")]
+    if any(not (key and sign) for key, sign, _ in pairs) or len({key for key, _, _ in pairs}) < len(pairs):
+        raise InvalidSetting(f"{name} is NAME=NUMBER,NAME=NUMBER, each name once, not '{text}'.")
+    return MappingProxyType({key: _convert_number(f"{name}: {key}", value, float, spec) for key, _, value in pairs})
+
+
+def _convert_number(name: str, text: str, kind: Any, spec: Any) -> Any:
     if not _NUMBERS[kind].fullmatch(text):
         raise InvalidSetting(f"{name} is a number ({kind.__name__}), not '{text}'.")
     least, most = spec.metadata["least"], spec.metadata["most"]

@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, PlainSerializer, TypeAdapter, WithJsonSchema
 from pydantic_core import from_json
 
+from tasks._agreement import agreement
+
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
 Run = Callable[[Arrays], Arrays]
@@ -195,6 +197,8 @@ class Task(ABC):
 
     A field annotated as `str` is that text, in UTF-8; any other is JSON.
     """
+    decisive: ClassVar[tuple[str, ...]] = ()
+    """The fields of an answer that two versions of a model are compared by; none: all of them."""
     golden_tolerance: ClassVar[float] = 2e-3
     """How far a number of an answer may lie from the golden one: other processors round otherwise, no more."""
 
@@ -217,6 +221,11 @@ class Task(ABC):
     @abstractmethod
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The graph's outputs, in order."""
+
+    @property
+    def lengths(self) -> Mapping[str, tuple[int, ...]]:
+        """The lengths that `preprocess` fills samples up to, by the name of the axis in `inputs`: the buckets."""
+        return {}
 
     @abstractmethod
     def decode(self, request: Any, limits: Limits) -> Any:
@@ -249,6 +258,17 @@ class Task(ABC):
         if isinstance(body, dict) and len(body) > _MOST_FIELDS:
             raise InvalidInput(f"The request has {len(body):,} fields; none has more than {_MOST_FIELDS}.")
         return self.request_type.model_validate(body, context=limits)
+
+    def agreement(self, ours: Any, theirs: Any) -> float:
+        """How far two answers to one request agree, 0…1: those of two versions of a model.
+
+        Decisions (labels, ids, truth values) are equal or not, numbers close or not (`tasks/_agreement.py`). An answer
+        that is a picture, a mask, points or a ranking is measured by its task.
+        """
+        one, other = ours.plain(), theirs.plain()
+        if self.decisive:
+            one, other = ({name: answer[name] for name in self.decisive if name in answer} for answer in (one, other))
+        return agreement(one, other)
 
     def answer(self, run: Run, body: Any, limits: Limits | None = None) -> Answer:
         """The whole line for one body, alone: how goldens are made and replayed, and what a test compares with."""

@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from tasks._items import LONGEST, NO_RATING, ItemTable, Scale, Taste, bucket, filled
+from tasks._items import LENGTHS, LONGEST, NO_RATING, ItemTable, Scale, Taste, bucket, filled
 from tasks.contract import (
     Answer,
     Arrays,
@@ -199,6 +199,11 @@ class Recommendations(Task):
     def answer_type(self) -> type[RecommendationsAnswer]:
         """The same for every model of this task."""
         return RecommendationsAnswer
+
+    @property
+    def lengths(self) -> Mapping[str, tuple[int, ...]]:
+        """The buckets of histories."""
+        return {"length": LENGTHS}
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:

@@ -141,6 +141,11 @@ class Sentiment(Task):
         return SentimentAnswer
 
     @property
+    def lengths(self) -> Mapping[str, tuple[int, ...]]:
+        """The buckets."""
+        return {"tokens": self.buckets}
+
+    @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """Tokens, filled up on the right with 0, which the graph leaves out of account."""
         return (TensorSpec("tokens", "int64", ("tokens",)),)

@@ -11,6 +11,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from service.admission import WISHES
 from service.errors import (
     BodyTooLarge,
     EmptyBody,
@@ -20,7 +21,7 @@ from service.errors import (
     Overloaded,
     UnsupportedMediaType,
 )
-from service.pipeline import Message
+from service.message import Message
 from tasks.contract import Upload
 
 T = TypeVar("T")
@@ -68,18 +69,24 @@ async def read_message(
     options = _once(request.query_params.multi_items()) if request.scope["query_string"] else {}
     if media_type == _JSON:
         body = await _read_body(request, max_bytes, take)
-        return Message("json", len(body), partial(_json_fields, body, options))
+        return Message("json", len(body), partial(_json_fields, body, options), may_wish=_may_wish(body, options))
     if upload is not None and media_type == _FORM:
         body = await _read_body(request, max_bytes, take)
         fields = _with_options(await _form_fields(request, body, upload), options)
-        return Message("form", len(body), lambda: fields)
+        return Message("form", len(body), lambda: fields, may_wish=_may_wish(b"", fields))
     if upload is not None and _is_upload(media_type, upload):
         _check_charset(content_type)
         body = await _read_body(request, max_bytes, take)
-        return Message("upload", len(body), partial(_with_options, {upload.field: body}, options))
+        fields = {upload.field: body}
+        return Message("upload", len(body), partial(_with_options, fields, options), may_wish=_may_wish(b"", options))
     accepted = [_JSON] if upload is None else [_JSON, _FORM, *upload.media_types]
     sent = f"'{content_type[:80]}'" if content_type else "missing"
     raise UnsupportedMediaType(f"The Content-Type is {sent}; this model reads {', '.join(accepted)}.")
+
+
+def _may_wish(body: bytes, fields: Mapping[str, Any]) -> bool:
+    """Whether the client may say in the body or the address until when it wants its answer: all of it is read later."""
+    return any(name in fields or name.encode() in body for name in WISHES)
 
 
 def _is_upload(media_type: str, upload: Upload) -> bool:

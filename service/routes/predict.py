@@ -5,7 +5,6 @@ describes them, model by model. It stands before the router, whose layers would 
 """
 
 import asyncio
-import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -17,9 +16,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.errors import DeadlineExceeded, InvalidHeader, MethodNotAllowed, ServiceError
+from service.admission import Wishes, wishes_of
+from service.errors import DeadlineExceeded, InvalidHeader, InvalidRequest, MethodNotAllowed, ServiceError
+from service.message import Answered, Progress
 from service.metrics import Metrics
-from service.pipeline import Answered
 from service.repository import Model, Repository
 from service.routes.bodies import BodyBudget, read_message
 from service.routes.forms import chosen_form, content_type, rendered, with_form
@@ -35,6 +35,7 @@ class ClientGone(Exception):
     """The connection was closed before there was an answer."""
 
 
+_TIMEOUT, _PRIORITY = "x-request-timeout-ms", "x-request-priority"
 _PATH = re.compile(r"/v1/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?/predict")
 
 
@@ -45,7 +46,6 @@ class Predictions:
     app: ASGIApp
     repository: Repository
     metrics: Metrics
-    timeout_s: float
     max_body_bytes: int
     bodies: BodyBudget
 
@@ -69,31 +69,40 @@ class Predictions:
         model = self.repository.find(name, version)
         trace.model, trace.version = model.manifest.name, model.manifest.version
         form = chosen_form(model.task.forms, ", ".join(request.headers.getlist("accept")))
-        timeout_s = _timeout_s(request.headers.get("x-request-timeout-ms"), self.timeout_s)
+        wishes, progress = _wishes_of(request), Progress()
+        loop = asyncio.get_running_loop()
+        came = loop.time()
         try:
-            async with asyncio.timeout(timeout_s):
-                answered = await self._predict(request, model, form, trace)
+            async with asyncio.timeout(model.pipeline.admission.longest_s(wishes)) as limit:
+                progress.limit_to = limit.reschedule
+                answered = await self._predict(request, model, form, trace, wishes, progress)
         except TimeoutError:
-            raise DeadlineExceeded(f"There was no answer within {timeout_s * 1000:g} ms.") from None
+            raise DeadlineExceeded(f"There was no answer within {(loop.time() - came) * 1000:.0f} ms.") from None
         except (ClientGone, ClientDisconnect):
-            self.metrics.cancelled.labels(trace.model).inc()
+            self.metrics.cancelled.labels(trace.model, progress.stage).inc()
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
         return self._respond(answered, form, trace, varies=len(model.task.forms) > 1)
 
-    async def _predict(self, request: Request, model: Model, form: Form, trace: Trace) -> Answered:
+    async def _predict(
+        self, request: Request, model: Model, form: Form, trace: Trace, wishes: Wishes, progress: Progress
+    ) -> Answered:
         """Receives, and only then takes a place: a client that sends slowly, or nothing, keeps nobody out."""
+        pipeline, came = model.pipeline, asyncio.get_running_loop().time()
         with self.bodies.share() as take:
             message = await read_message(request, model.task.upload, max_bytes=self.max_body_bytes, take=take)
             message = replace(
                 message,
                 fields=partial(_fields, form, message.fields),
                 render=partial(rendered, form, trace.model, trace.version),
+                wishes=wishes,
             )
             trace.stages["receive"] = time.perf_counter() - trace.began
-            with model.pipeline.permit():
-                if model.pipeline.is_quick(message):  # There will be nothing to wait for, nor to give up.
-                    return await model.pipeline.predict(message)
-                return await _unless_gone(request.receive, model.pipeline.predict(message))
+            terms = pipeline.admission.terms(wishes, came)
+            if pipeline.is_quick(message):  # There will be nothing to wait for, nor to give up.
+                with pipeline.permit(message, terms):
+                    return await pipeline.predict(message, terms, progress)
+            with pipeline.permit(message, terms):
+                return await _unless_gone(request.receive, pipeline.predict(message, terms, progress))
 
     def _respond(self, answered: Answered, form: Form, trace: Trace, *, varies: bool) -> Response:
         trace.stages.update(answered.stages)
@@ -109,16 +118,15 @@ def _fields(form: Form, fields: Callable[[], Mapping[str, Any]]) -> Mapping[str,
     return with_form(form, fields())
 
 
-def _timeout_s(header: str | None, longest_s: float) -> float:
-    if header is None:
-        return longest_s
+def _wishes_of(request: Request) -> Wishes:
+    """What a client asks for in headers and in the address. Raises InvalidHeader and InvalidRequest."""
+    headers = {"timeout_ms": request.headers.get(_TIMEOUT), "priority": request.headers.get(_PRIORITY)}
     try:
-        asked = float(header) / 1000
-    except ValueError:
-        asked = math.nan
-    if not 0 < asked < math.inf:
-        raise InvalidHeader(f"X-Request-Timeout-Ms is a positive number of milliseconds, not '{header[:32]}'.")
-    return min(asked, longest_s)
+        _, wishes = wishes_of(headers)
+    except InvalidRequest as error:
+        name = _TIMEOUT if error.details[0].where == "timeout_ms" else _PRIORITY
+        raise InvalidHeader(f"{name.title()}{error.message.partition(':')[2]}") from None
+    return wishes
 
 
 async def _unless_gone(receive: Callable[[], Awaitable[Any]], work: Awaitable[T]) -> T:

@@ -1,0 +1,163 @@
+"""Who may come in, on what terms, and when those should come again who may not.
+
+A request that cannot be answered within its time is refused before anything is done for it: what waits for the device
+and the workers is known, and so is what it takes.
+"""
+
+import asyncio
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from service.errors import DeviceHung, InvalidRequest, Overloaded
+from service.scheduler import URGENCY, Priority, Terms
+from tasks.contract import Problem
+
+WISHES = ("timeout_ms", "priority")
+"""Fields of any request that say how it is to be answered, and not what."""
+_SLACK = 20
+"""Where nothing else is said, a request is due after so many times what a full batch of its model takes."""
+_LEAST_DUE_S = 0.05
+_SMOOTHING = 0.05
+_WORTH_COMPARING_S = 0.005
+_MOST_WRONG = 4.0
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a client asks for: seconds until the answer, and how urgent it is."""
+
+    timeout_s: float | None = None
+    priority: Priority | None = None
+
+    def joined(self, other: "Wishes") -> "Wishes":
+        """Both: the shorter time, and the priority of `other` where it has one."""
+        times = [time for time in (self.timeout_s, other.timeout_s) if time is not None]
+        return Wishes(min(times, default=None), other.priority or self.priority)
+
+    def __bool__(self) -> bool:
+        return self != Wishes()
+
+
+def wishes_of(fields: Mapping[str, Any], *, names: tuple[str, ...] = WISHES) -> tuple[Mapping[str, Any], Wishes]:
+    """The fields without those that are wishes, and the wishes. Raises InvalidRequest."""
+    found = {name: fields[name] for name in names if name in fields}
+    if not found:
+        return fields, Wishes()
+    rest = {name: value for name, value in fields.items() if name not in found}
+    return rest, Wishes(_timeout_s(found.get("timeout_ms")), _priority(found.get("priority")))
+
+
+def _timeout_s(value: Any) -> float | None:
+    if value is None:
+        return None
+    try:
+        seconds = math.nan if isinstance(value, bool) else float(value) / 1000
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise _invalid("timeout_ms", "a positive number of milliseconds", value)
+    return seconds
+
+
+def _priority(value: Any) -> Priority | None:
+    if value is None or value in get_args(Priority):
+        return value  # type: ignore[no-any-return]
+    raise _invalid("priority", f"one of {', '.join(get_args(Priority))}", value)
+
+
+def _invalid(name: str, wanted: str, value: Any) -> InvalidRequest:
+    message = f"{name}: is {wanted}, not {str(value)[:32]!r}."
+    return InvalidRequest(message, details=(Problem(name, "out_of_range", message),))
+
+
+@dataclass(frozen=True)
+class Manners:
+    """How the requests of one model are treated.
+
+    Attributes:
+        timeout_s: the longest that any may take.
+        deadline_s: the model's own limit, or None.
+        weight: how much sooner than others they are due: 2 halves the time they are given.
+        most: requests under way at a time.
+    """
+
+    timeout_s: float = 30.0
+    deadline_s: float | None = None
+    weight: float = 1.0
+    most: int = 256
+
+
+class Admission:
+    """The requests of one model that are under way. All methods belong to one event loop."""
+
+    def __init__(
+        self, manners: Manners, *, full_batch_s: Callable[[], float], wait_s: Callable[[float], float]
+    ) -> None:
+        self._manners = manners
+        self._full_batch_s = full_batch_s
+        self._wait_s = wait_s
+        self._wrong = 1.0
+        """How many times longer than was foreseen requests take."""
+        self.in_flight = 0
+        self.abandoned = 0
+        """Requests that nobody waits for any more, and whose step a thread has not ended yet."""
+
+    def longest_s(self, wishes: Wishes) -> float:
+        """How long a request may take, as its client, the model and the server will have it."""
+        times = (wishes.timeout_s, self._manners.deadline_s, self._manners.timeout_s)
+        return min(time for time in times if time is not None)
+
+    def terms(self, wishes: Wishes, came: float) -> Terms:
+        """When a request that came then (the loop's time) is due, and when it is too late.
+
+        A longer time than the model's own makes nothing less urgent: who only guards against waiting for ever would
+        come last.
+        """
+        longest = self.longest_s(wishes)
+        usual = self._manners.deadline_s or max(_LEAST_DUE_S, _SLACK * self._full_batch_s())
+        urgency = self._manners.weight * URGENCY[wishes.priority or "normal"]
+        return Terms(came + min(longest, usual) / urgency, came + longest)
+
+    @contextmanager
+    def permit(self, terms: Terms, own_s: float, least_s: float) -> Iterator[None]:
+        """A place among the requests under way, taken before anything is done for one.
+
+        `own_s` is what it will take by itself, `least_s` what it takes at best. Raises Overloaded and DeviceHung.
+        """
+        foreseen = self._check(terms, own_s, least_s)
+        came = asyncio.get_running_loop().time()
+        self.in_flight += 1
+        try:
+            yield
+            # One that failed, or that nobody waited for, does not come here: it tells nothing of how long they take.
+            self._compare(foreseen, asyncio.get_running_loop().time() - came)
+        finally:
+            self.in_flight -= 1
+
+    def _check(self, terms: Terms, own_s: float, least_s: float) -> float:
+        """The seconds until the answer, as they are foreseen. Raises Overloaded and DeviceHung."""
+        taken, wait = self.in_flight + self.abandoned, self._wait_s(terms.due)
+        if math.isinf(wait):
+            raise DeviceHung("The device does not come back from a run; try again later.", retry_after_s=10)
+        if taken >= self._manners.most:
+            message = f"{taken} requests are under way, as many as are accepted; try again later."
+            raise Overloaded(message, retry_after_s=max(1, math.ceil(self._wait_s(math.inf) * self._wrong)))
+        left = terms.until - asyncio.get_running_loop().time()
+        foreseen = wait + own_s
+        # With nothing to wait for it is worth trying: what was measured lately may have been an exception.
+        if foreseen * self._wrong > left if wait else least_s / 2 > left:
+            late = foreseen * self._wrong - left
+            message = (
+                f"The answer would come after about {foreseen * self._wrong * 1000:.0f} ms, "
+                f"and {max(0.0, left) * 1000:.0f} ms are left; try again later."
+            )
+            raise Overloaded(message, retry_after_s=max(1, math.ceil(late)))
+        return foreseen
+
+    def _compare(self, foreseen: float, took: float) -> None:
+        if foreseen > _WORTH_COMPARING_S:
+            ratio = min(max(took / foreseen, 1 / _MOST_WRONG), _MOST_WRONG)
+            self._wrong += _SMOOTHING * (ratio - self._wrong)

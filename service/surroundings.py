@@ -1,0 +1,38 @@
+"""What all models of a service share."""
+
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from service.costs import CHEAP_S
+from service.metrics import Metrics
+from service.scheduler import Scheduler
+from tasks.contract import Limits
+
+
+@dataclass(frozen=True)
+class Place:
+    """Threads, and the order in which they are given work."""
+
+    threads: Executor
+    scheduler: Scheduler
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What all models of a service share.
+
+    Attributes:
+        device, workers: where graphs run, and where requests are decoded and answers finished.
+        limits: of what a request may ask for.
+        metrics: where all is counted.
+        hop_s: what it costs to have another thread do something; less is done on the event loop.
+        on_lost: is told when the device has failed for good.
+    """
+
+    device: Place
+    workers: Place
+    limits: Limits
+    metrics: Metrics
+    hop_s: float = CHEAP_S
+    on_lost: Callable[[str], None] = lambda reason: None
