@@ -4,7 +4,7 @@ Knows nothing of networks; what a class is called, and where a mask comes from, 
 """
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -126,6 +126,15 @@ def run_lengths(mask: Mask) -> dict[int, list[int]]:
         counts = np.diff(edges, prepend=0, append=len(flat)).tolist()
         found[label] = counts if counts[-1] else counts[:-1]
     return found
+
+
+def from_run_lengths(runs: Mapping[int, Sequence[int]], height: int, width: int) -> Mask:
+    """The mask that `run_lengths` described, uint8 (height, width); 0 where no class is named."""
+    flat = np.zeros(height * width, np.uint8)
+    for label, counts in runs.items():
+        values = np.arange(len(counts)) % 2 == 1
+        flat[np.repeat(values, counts)[: len(flat)].nonzero()] = label
+    return flat.reshape((height, width), order="F")
 
 
 @dataclass(frozen=True)

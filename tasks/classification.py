@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, Field
 
+from tasks._agreement import overlap
 from tasks._images import (
     PICTURE_UPLOAD,
     Fit,
@@ -116,6 +117,8 @@ class Classification(Task):
         if self.thresholds and len(self.thresholds) != len(self.labels):
             raise ValueError(f"There are {len(self.thresholds)} thresholds for {len(self.labels)} labels.")
 
+    decisive: ClassVar[tuple[str, ...]] = ("label", "probability")
+
     @property
     def several(self) -> bool:
         """Whether a picture may have more labels than one, or none."""
@@ -200,6 +203,12 @@ class Classification(Task):
         """A synthetic picture."""
         image = base64.b64encode(synthetic_picture()).decode("ascii")
         return {"image": image, "all_labels": True} if self.several else {"image": image, "top_k": 3}
+
+    def agreement(self, ours: Any, theirs: Any) -> float:
+        """Of one label: whether it is the same, and as probable. Of several: the share that both answers give."""
+        if self.several:
+            return overlap([tag.label for tag in ours.labels], [tag.label for tag in theirs.labels])
+        return super().agreement(ours, theirs)
 
     def examples(self) -> list[dict[str, Any]]:
         """The picture, and the picture with a heat map."""

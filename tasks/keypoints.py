@@ -37,6 +37,7 @@ from tasks.contract import (
     Upload,
 )
 
+_NEAR = 0.05
 _OVERLAY_SIDES = (512, 1280)
 """Between these lies the longer side of an overlay, in pixels: on fewer, dots would hide what they mark."""
 _DOUBTFUL, _SURE, _LINK = (240.0, 90.0, 20.0), (60.0, 230.0, 90.0), (255.0, 255.0, 255.0)
@@ -145,6 +146,15 @@ class Keypoints(Task):
             ],
             overlay=self._overlay(picture, points, confidence, request.overlay_kind) if request.overlay else None,
         )
+
+    def agreement(self, ours: KeypointsAnswer, theirs: KeypointsAnswer) -> float:
+        """The share of points that lie near each other: within 5 % of the picture's diagonal."""
+        near = _NEAR * math.hypot(ours.width, ours.height)
+        places = {point.name: (point.x, point.y) for point in theirs.points}
+        found = [
+            point.name in places and math.dist((point.x, point.y), places[point.name]) <= near for point in ours.points
+        ]
+        return sum(found) / max(len(found), len(places), 1)
 
     def _overlay(self, picture: Picture, points: Points, confidence: Points, kind: FileKind) -> Overlay:
         longer = max(picture.width, picture.height)

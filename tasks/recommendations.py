@@ -25,6 +25,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from tasks._agreement import overlap
 from tasks._items import LENGTHS, LONGEST, NO_RATING, ItemTable, Scale, Taste, bucket, filled
 from tasks.contract import (
     Answer,
@@ -339,6 +340,10 @@ class Recommendations(Task):
             notices.append("Nothing is left to recommend: all items are seen, excluded or withdrawn.")
         fallback = None if taste.history else "popularity"
         return RecommendationsAnswer(items=items, fallback=fallback, notices=notices[:_MOST_NOTICES])
+
+    def agreement(self, ours: RecommendationsAnswer, theirs: RecommendationsAnswer) -> float:
+        """The share of items that both lists have, at whatever rank."""
+        return overlap([item.id for item in ours.items], [item.id for item in theirs.items])
 
     def _item(self, row: int, score: float, reason: str) -> RecommendedItem:
         return RecommendedItem(

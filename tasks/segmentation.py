@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from pydantic import BaseModel, Field
 
+from tasks._agreement import equal_pixels, pixels_of, shared
 from tasks._images import PICTURE_UPLOAD, Frame, Picture, PictureBytes, decode_picture, encoded, fit_picture, thumbnail
 from tasks._masks import (
     Colour,
     StretchedMask,
     distinct_colours,
+    from_run_lengths,
     overlay_jpeg,
     palette_png,
     run_lengths,
@@ -273,6 +275,21 @@ class Segmentation(Task):
             polygons=self._polygons(mask, seen) if wanted == "polygons" else None,
             overlay_jpeg=overlay,
         )
+
+    def agreement(self, ours: SegmentationAnswer, theirs: SegmentationAnswer) -> float:
+        """The share of equal pixels; of answers without a mask of pixels, what the labels' shares have in common."""
+        masks = [self._pixels(answer) for answer in (ours, theirs)]
+        if masks[0] is not None and masks[1] is not None:
+            return equal_pixels(masks[0], masks[1])
+        return shared(*({each.label: each.share for each in answer.classes} for answer in (ours, theirs)))
+
+    def _pixels(self, answer: SegmentationAnswer) -> NDArray[np.uint8] | None:
+        if answer.mask_png:
+            return pixels_of(answer.mask_png)
+        runs = {
+            self.labels.index(each.label): each.counts for each in answer.mask_rle or () if each.label in self.labels
+        }
+        return from_run_lengths(runs, answer.height, answer.width) if runs else None
 
     def _shares(self, mask: StretchedMask, confidence: Array) -> list[ClassShare]:
         counts = mask.counts().ravel()

@@ -115,6 +115,7 @@ class Sentiment(Task):
 
     upload: ClassVar[Upload | None] = Upload("text", ("text/plain",))
     files: ClassVar[Mapping[str, str]] = {"tokenizer": "tokenizer.json"}
+    decisive: ClassVar[tuple[str, ...]] = ("label", "probability")
 
     def __post_init__(self) -> None:
         """Raises ValueError: what should be a tokenizer is none, or the buckets do not grow."""

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field
 
+from tasks._agreement import near_pixels, pixels_of
 from tasks._images import PICTURE_UPLOAD, FileKind, Picture, PictureBytes, decode_picture, encoded
 from tasks._tiles import Tiling
 from tasks.contract import (
@@ -28,6 +29,8 @@ from tasks.contract import (
 
 _LONGEST: dict[FileKind, int] = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}
 """Pixels of a side that a file of this kind can have."""
+_WORST = 25.5
+"""Levels of 255: a mean difference of so many is another picture."""
 _NOTE = "Made larger by a neural network: the detail in this picture is invented."
 
 
@@ -142,6 +145,10 @@ class SuperResolution(Task):
             media_type=f"image/{request.format}",
             image=encoded(pixels, request.format, quality=request.quality, note=_NOTE),
         )
+
+    def agreement(self, ours: SuperResolutionAnswer, theirs: SuperResolutionAnswer) -> float:
+        """1 for equal pictures, falling to 0 at a mean absolute difference of a tenth of all levels."""
+        return near_pixels(pixels_of(ours.image), pixels_of(theirs.image), worst=_WORST)
 
     def example(self) -> dict[str, Any]:
         """A small synthetic picture with text over it; its answer is a PNG file."""

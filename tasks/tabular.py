@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,6 +90,8 @@ class Tabular(Task):
     ignored: tuple[str, ...] = ()
     spread: tuple[float, float] | None = None
     coverage: float = 0.8
+
+    decisive: ClassVar[tuple[str, ...]] = ("predictions",)
 
     def __post_init__(self) -> None:
         if bool(self.labels) == (self.spread is not None):
