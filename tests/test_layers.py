@@ -13,8 +13,12 @@ FORBIDDEN = {
     "training": ("service", "fastapi"),
     "service": ("training", "torch", "sklearn"),
 }
+_HTTP = ("service.routes", "service.repository", "service.app", "fastapi", "starlette")
 INSIDE_SERVICE = {
-    "batcher": ("service",),
+    "batcher": (*_HTTP, "service.pipeline", "service.errors", "onnxruntime"),
+    "scheduler": ("service", "tasks", "numpy"),
+    "costs": ("service",),
+    "admission": (*_HTTP, "service.pipeline", "service.batcher", "numpy", "onnxruntime"),
     "pipeline": ("service.routes", "service.repository", "service.app", "fastapi", "starlette", "onnxruntime"),
     "repository": ("service.routes", "service.app", "fastapi", "starlette", "onnxruntime"),
     "errors": ("service",),

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from service.costs import Cost, Pace, fastest, settled, useful_batch
+from service.costs import Cost, fastest, settled, useful_batch
 
 
 @pytest.mark.parametrize(
@@ -69,29 +69,3 @@ def test_a_step_is_cheap_only_where_it_was_measured_so_for_input_of_that_size() 
     assert cost.is_cheap(50)
     assert cost.is_cheap(400)
     assert not cost.is_cheap(1000)
-
-
-def test_the_time_until_a_place_is_free_follows_from_how_fast_requests_end() -> None:
-    pace, now = Pace(), 0.0
-    assert pace.seconds_for(10) == 0
-
-    for _ in range(100):  # Batches of 32 of 0.3 s each, with a pause after every one.
-        for _ in range(32):
-            pace.begin(now)
-        now += 0.3
-        for _ in range(32):
-            pace.end(now)
-        now += 5
-
-    assert pace.seconds_for(256) == pytest.approx(2.4, rel=0.1)
-
-
-def test_the_pace_follows_a_change_of_load() -> None:
-    pace, now = Pace(), 0.0
-
-    for seconds in [0.01] * 5000 + [0.1] * 2000:
-        pace.begin(now)
-        now += seconds
-        pace.end(now)
-
-    assert pace.seconds_for(10) == pytest.approx(1.0, rel=0.05)

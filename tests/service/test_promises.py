@@ -182,7 +182,7 @@ def test_a_client_that_hangs_up_is_not_computed_and_its_place_is_free_again(star
     assert server.ask(20.0).status_code == 200
     assert server.device.seen == [[1.0], [20.0]]
     metrics = server.running.client.get("/metrics").text
-    assert 'sevenfold_cancelled_total{model="credit"} 5.0' in metrics
+    assert 'sevenfold_cancelled_total{model="credit",stage="queue"} 5.0' in metrics
     assert 'sevenfold_dropped_samples_total{model="credit"} 5.0' in metrics
 
 
@@ -283,7 +283,7 @@ def test_a_request_of_many_samples_that_is_given_up_runs_no_more_of_them(start: 
 
     answer = server.running.client.post(URL, json={"rows": rows}, headers={"X-Request-Timeout-Ms": "100"})
     server.device.open.set()
-    server.wait_until(lambda: server.pipeline._abandoned == 0)
+    server.wait_until(lambda: server.pipeline.admission.abandoned == 0)
 
     assert answer.status_code == 504
     assert len(server.device.seen) < 20
