@@ -159,7 +159,7 @@ def serve(
         timeout_graceful_shutdown=round(settings.grace_seconds),
         server_header=False,
     )
-    watchdog = Watchdog(getattr(settings, "hang_seconds", 10.0))
+    watchdog = Watchdog(settings.hang_seconds)
     server = _Server(config, service, listening, watchdog)
     server.run([listening])
     if not server.started:

@@ -1,8 +1,9 @@
-"""How much memory a device has left, and how much is taken."""
+"""How much memory a device has left, how much is taken, and whether it still works."""
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
@@ -16,7 +17,7 @@ _CGROUP_FILES = {
 
 
 class Memory(Protocol):
-    """The memory of a device, in bytes; None for what cannot be found out."""
+    """The memory of a device, in bytes, and its state; None for what cannot be found out."""
 
     def in_use(self) -> int | None:
         """What is taken: by this process on a CPU, by all on a GPU."""
@@ -24,6 +25,10 @@ class Memory(Protocol):
 
     def free(self) -> int | None:
         """What could still be had."""
+        ...
+
+    def is_lost(self) -> bool | None:
+        """Whether nothing will run on the device again in this process; None where it cannot be asked."""
         ...
 
 
@@ -51,6 +56,10 @@ class MainMemory:
         figures = [*self._available(), *self._left_by_groups()]
         return max(0, min(figures)) if figures else None
 
+    def is_lost(self) -> bool:
+        """Never: a process that has lost its processor does not ask."""
+        return False
+
     def _available(self) -> Iterator[int]:
         kilobytes = _named(_read(self.root / "proc/meminfo").replace(":", ""), "MemAvailable")
         if kilobytes is not None:
@@ -76,7 +85,13 @@ class MainMemory:
 
 @dataclass(frozen=True)
 class CudaMemory:
-    """The memory of the CUDA device that is current, by the runtime library that this process has loaded already."""
+    """The memory of the CUDA device that is current, by the runtime library that this process has loaded already.
+
+    Attributes:
+        libraries: the names that the library may have, one for each version of CUDA.
+    """
+
+    libraries: tuple[str, ...] = _CUDA_RUNTIMES
 
     def in_use(self) -> int | None:
         """All that is taken on the device: also by other processes, and by CUDA itself."""
@@ -91,14 +106,27 @@ class CudaMemory:
     def _figures(self) -> tuple[int, int] | None:
         """Free and total (CUDA Runtime API, cudaMemGetInfo)."""
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        for name in _CUDA_RUNTIMES:
-            try:
-                runtime = ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
-            except OSError:  # Another version is loaded, or none.
-                continue
-            if runtime.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)) == 0:
-                return free.value, total.value
-        return None
+        runtime = _cuda_runtime(self.libraries)
+        if runtime is None or runtime.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)) != 0:
+            return None
+        return free.value, total.value
+
+    def is_lost(self) -> bool | None:
+        """Whether CUDA does nothing more in this process; None where it cannot be asked.
+
+        Waits for what the device is doing (CUDA Runtime API, cudaDeviceSynchronize): an error that CUDA cannot get over
+        is returned by that, as by every other call.
+        """
+        runtime = _cuda_runtime(self.libraries)
+        return None if runtime is None else runtime.cudaDeviceSynchronize() != 0
+
+
+def _cuda_runtime(names: Sequence[str]) -> ctypes.CDLL | None:
+    """The runtime library that is loaded already; none is loaded for this."""
+    for name in names:
+        with suppress(OSError):  # Another version is loaded, or none.
+            return ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+    return None
 
 
 def _read(path: Path) -> str:

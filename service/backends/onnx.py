@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime as ort
 
 from service.backends.base import BackendError
+from service.backends.failures import failure_of
 from service.backends.memory import CudaMemory, MainMemory, Memory
 from tasks.contract import Arrays, TensorSpec
 
@@ -106,7 +107,7 @@ class OnnxBackend:
         try:
             outputs = session.run(self.output_names, dict(arrays))
         except Exception as error:  # The runtime's exceptions have no common ancestor but this.
-            raise BackendError(f"The graph failed: {error}") from error
+            raise failure_of(error, self.memory.is_lost) from error
         return dict(zip(self.output_names, outputs, strict=True))
 
 
