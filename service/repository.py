@@ -10,19 +10,19 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
-from weakref import WeakValueDictionary
-
-import numpy as np
+from weakref import WeakValueDictionary, finalize
 
 from service.backends.base import Backend, BackendError, OpenBackend
 from service.errors import ModelNotFound, ModelUnavailable
 from service.pipeline import Pipeline
+from service.proof import proved
 from service.warm_up import Proven, measure_memory, refresh
-from tasks.contract import Arrays, Limits, Samples, Task, TensorSpec
+from tasks.contract import Task, TensorSpec
+from tasks.invariance import Drift
 from tasks.manifest import (
     CARD,
     MANIFEST,
@@ -30,7 +30,6 @@ from tasks.manifest import (
     BrokenModel,
     Golden,
     Manifest,
-    difference,
     read_goldens,
     read_manifest,
     verify_files,
@@ -42,6 +41,7 @@ _Graph = tuple[str, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 """A graph's SHA-256, and as what it is read."""
 _TO_LOAD = "It is not loaded yet."
 _REPLACED = "A newer version is served."
+_TRIED = "It is tried in the shadow of the version that is served."
 MakePipeline = Callable[[str, Task, Backend, Sequence[Proven]], Pipeline]
 """Joins a task to its backend, and warms them up."""
 
@@ -55,6 +55,8 @@ class Model:
     pipeline: Pipeline
     goldens: tuple[Golden, ...]
     card: str
+    invariance: Drift
+    """How far the batch changes each output on this device, as the goldens show it."""
 
     @property
     def example(self) -> Mapping[str, Any]:
@@ -67,16 +69,18 @@ class Model:
         return {"model": self.manifest.name, "version": self.manifest.version} | self.goldens[0].answer
 
 
-@dataclass
+@dataclass(frozen=True)
 class Entry:
-    """A version of a model in the folder: served, or not and why."""
+    """A version of a model in the folder: served, tried in the shadow of one that is, or not, and why."""
 
     name: str
     version: str
     model: Model | None = None
     reason: str | None = _TO_LOAD
     content: frozenset[tuple[str, int, int]] = frozenset()
-    """Name, size and time of each file of a version that failed: it is tried again when they have changed."""
+    """Name, size and time of each file when it was read: a version that failed is tried again when they change."""
+    shadow: Model | None = None
+    """Proved, and served to nobody yet: it is asked what another one answers."""
 
 
 @dataclass
@@ -89,6 +93,9 @@ class Repository:
         open_backend: the runtime.
         make_pipeline: joins a task to its backend.
         at_once: models that are loaded at a time.
+        is_tried: whether new versions of a model are tried in the shadow of the one that serves, before they do.
+        on_retired: is given the pipeline of a version that is no longer served, once its last request has ended; from
+            whichever thread that is.
     """
 
     root: Path
@@ -97,7 +104,12 @@ class Repository:
     make_pipeline: MakePipeline
     at_once: int = 1
     on_loaded: Callable[[str, str, float], None] = lambda name, version, seconds: None
-    _entries: dict[str, list[Entry]] = field(default_factory=dict, init=False)
+    is_tried: Callable[[str], bool] = lambda name: False
+    on_retired: Callable[[Pipeline], None] = Pipeline.close
+    _entries: dict[str, tuple[Entry, ...]] = field(default_factory=dict, init=False)
+    """Of each model, the newest version first. What stands here is never changed, but replaced as a whole: whoever
+    looks sees the versions as they were before a change, or after it."""
+    _changing: Lock = field(default_factory=Lock, init=False)
     _locks: dict[_Graph, Lock] = field(default_factory=dict, init=False)
     _backends: WeakValueDictionary[_Graph, Backend] = field(default_factory=WeakValueDictionary, init=False)
     """As long as a model is served with them."""
@@ -108,7 +120,7 @@ class Repository:
         if not self.root.is_dir():
             raise BrokenModel(f"There is no folder of models at {self.root}.")
         for name, versions in self._there():
-            self._entries[name] = [Entry(name, version) for version in versions]
+            self._list(name, versions)
 
     def _there(self) -> Iterator[tuple[str, list[str]]]:
         """Each model in the folder with its versions, the newest first."""
@@ -130,68 +142,145 @@ class Repository:
         taken out of the folder is served until a newer version is, or the server starts again.
         """
         for name, versions in self._there():
-            old = self._entries.get(name, [])
-            known = {entry.version for entry in old if not self._has_changed(entry)}
-            new = [Entry(name, version) for version in versions if version not in known]
-            if not new:
-                continue
-            kept = [entry for entry in old if entry.version in known]
-            entries = sorted([*new, *kept], key=lambda entry: int(entry.version), reverse=True)
-            self._entries[name] = entries
-            self._load_newest(entries)
-            for entry in entries:
-                if entry in new and entry.model is not None:
-                    _once_more(refresh, entry.model)
+            before = list(self._models_of(name))
+            self._list(name, versions)
+            if any(entry.reason == _TO_LOAD for entry in self._entries[name]):
+                self._load_newest(name)
+            for model in self._models_of(name):
+                if not any(model is other for other in before):
+                    _once_more(refresh, model)
+
+    def _models_of(self, name: str) -> Iterator[Model]:
+        """What is in memory of a model's versions."""
+        for entry in self._entries.get(name, ()):
+            if found := entry.model or entry.shadow:
+                yield found
+
+    def _list(self, name: str, versions: list[str]) -> None:
+        """Adds the versions that are new, and those that failed and are others by now, as not loaded."""
+        changed = {entry.version for entry in self._entries.get(name, ()) if self._has_changed(entry)}
+        with self._changing:
+            kept = [entry for entry in self._entries.get(name, ()) if entry.version not in changed]
+            known = {entry.version for entry in kept}
+            entries = kept + [Entry(name, version) for version in versions if version not in known]
+            self._entries[name] = tuple(sorted(entries, key=lambda entry: int(entry.version), reverse=True))
 
     def _has_changed(self, entry: Entry) -> bool:
         """Whether a version that failed is another by now: it may have been looked at while it was copied."""
-        return bool(entry.content) and entry.content != _content(self.root / entry.name / entry.version)
+        failed = bool(entry.content) and entry.model is None and entry.shadow is None
+        return failed and entry.content != _content(self.root / entry.name / entry.version)
+
+    def _put(self, *changed: Entry) -> None:
+        """Takes these for the entries of the same versions, all at once."""
+        name, new = changed[0].name, {entry.version: entry for entry in changed}
+        with self._changing:
+            self._entries[name] = tuple(new.get(entry.version, entry) for entry in self._entries[name])
 
     def load_all(self) -> None:
         """Loads the newest versions of each model, as many as are wanted; where one fails, the next older one."""
         # The largest first: it would be waited for at the end, with nothing left to do beside it.
-        models = sorted(self._entries.values(), key=lambda entries: self._size_of(entries[0]), reverse=True)
+        names = sorted(self._entries, key=lambda name: self._size_of(self._entries[name][0]), reverse=True)
         with ThreadPoolExecutor(self.at_once, thread_name_prefix="loader") as pool:
-            for loading in [pool.submit(self._load_newest, entries) for entries in models]:
+            for loading in [pool.submit(self._load_newest, name) for name in names]:
                 loading.result()
         for step in (measure_memory, refresh):
-            for model in self.served():
-                _once_more(step, model)
+            for name in names:
+                for model in self._models_of(name):
+                    _once_more(step, model)
         self.loaded = True
 
     def _size_of(self, entry: Entry) -> int:
         graph = self.root / entry.name / entry.version / MODEL
         return graph.stat().st_size if graph.is_file() else 0
 
-    def _load_newest(self, entries: list[Entry]) -> None:
+    def _load_newest(self, name: str) -> None:
+        """Loads what is to serve; where new versions are tried first, the newest only beside one that serves."""
+        if self.is_tried(name):
+            if not any(entry.model for entry in self._entries[name]):
+                self._load_served(name, self._entries[name][1:])
+            if any(entry.model for entry in self._entries[name]):
+                self._load_shadow(name)
+                return
+        self._load_served(name, self._entries[name])
+
+    def _load_served(self, name: str, entries: tuple[Entry, ...]) -> None:
         wanted = self.versions or len(entries)
         served = 0
         for entry in entries:
-            if served < wanted and entry.model is None and entry.reason == _TO_LOAD:
-                self._load(entry)
-            elif served >= wanted:
-                entry.model, entry.reason = None, _REPLACED
-            served += entry.model is not None
+            now = self._loaded(entry) if served < wanted and entry.reason == _TO_LOAD else entry
+            if now is not entry:
+                self._put(now)
+            served += now.model is not None
+        self._retire(name)
 
-    def _load(self, entry: Entry) -> None:
+    def _load_shadow(self, name: str) -> None:
+        """Of the versions newer than the one that serves, proves the newest that can be, to be tried."""
+        for entry in self._entries[name]:
+            if entry.model or entry.shadow:
+                return
+            if entry.reason != _TO_LOAD:
+                continue
+            now = self._loaded(entry)
+            if now.model is None:
+                self._put(now)
+                continue
+            older = [replace(other, shadow=None, reason=_TO_LOAD) for other in self._entries[name] if other.shadow]
+            self._put(replace(now, model=None, shadow=now.model, reason=_TRIED), *older)
+            return
+
+    def _retire(self, name: str) -> None:
+        """Leaves as many of the newest that can serve as are wanted."""
+        with self._changing:
+            entries = self._entries[name]
+            wanted = self.versions or len(entries)
+            left = []
+            for entry in entries:
+                left.append(entry if wanted > 0 else replace(entry, model=None, shadow=None, reason=_REPLACED))
+                wanted -= entry.model is not None
+            self._entries[name] = tuple(left)
+
+    def shadow_of(self, model: Model) -> Model | None:
+        """The version that is tried in the shadow of this one; None where none is, or another version serves."""
+        entries = self._entries.get(model.manifest.name, ())
+        served = next((entry.model for entry in entries if entry.model), None)
+        return next((entry.shadow for entry in entries if entry.shadow), None) if served is model else None
+
+    def shadows(self) -> Iterator[Model]:
+        """Every version that is being tried."""
+        return (entry.shadow for entry in self.entries() if entry.shadow is not None)
+
+    def promote(self, shadow: Model) -> None:
+        """Serves the version that was tried, as any new one that is proved; does nothing where it is tried no more."""
+        if entry := self._entry_of(shadow):
+            self._put(replace(entry, model=shadow, shadow=None, reason=None))
+            self._retire(entry.name)
+
+    def roll_back(self, shadow: Model, reason: str) -> None:
+        """Gives a version up that was tried, until its files change."""
+        if entry := self._entry_of(shadow):
+            self._put(replace(entry, shadow=None, reason=reason))
+
+    def _entry_of(self, shadow: Model) -> Entry | None:
+        return next((entry for entry in self._entries[shadow.manifest.name] if entry.shadow is shadow), None)
+
+    def _loaded(self, entry: Entry) -> Entry:
+        """The version with its model, or with what is wrong with it."""
         began = time.perf_counter()
         content = _content(self.root / entry.name / entry.version)
         try:
-            entry.model = self._prove(entry)
-            entry.reason = None
+            model = self._prove(entry)
         except Exception as error:  # Whatever is wrong with one model's folder, the others are served.
-            entry.content = content
             expected = isinstance(error, BrokenModel | BackendError | OSError)
-            entry.reason = str(error) if expected else f"{type(error).__name__}: {error}"
-            told: dict[str, Any] = {"model": entry.name, "version": entry.version, "reason": entry.reason}
+            reason = str(error) if expected else f"{type(error).__name__}: {error}"
+            told: dict[str, Any] = {"model": entry.name, "version": entry.version, "reason": reason}
             _LOG.error("model unavailable", extra={"fields": told}, exc_info=None if expected else error)
-            return
+            return replace(entry, reason=reason, content=content)
         seconds = time.perf_counter() - began
         self.on_loaded(entry.name, entry.version, seconds)
-        pipeline = entry.model.pipeline
         told = {"model": entry.name, "version": entry.version, "seconds": round(seconds, 3)}
-        told |= {"device": pipeline.device, "batch_limit": pipeline.batch_limit}
+        told |= {"device": model.pipeline.device, "batch_limit": model.pipeline.batch_limit}
         _LOG.info("model ready", extra={"fields": told})
+        return replace(entry, model=model, reason=None, content=content)
 
     def _prove(self, entry: Entry) -> Model:
         """Loads a version and replays its goldens, alone and in one batch."""
@@ -205,10 +294,13 @@ class Repository:
         if not goldens:
             raise BrokenModel("There are no golden requests: nothing proves that this model is what was trained.")
         backend = self._backend_of(folder, manifest, task)
-        proven = replay(task, backend, goldens, manifest.golden_tolerance)
-        pipeline = self.make_pipeline(entry.name, task, backend, proven)
+        proof = proved(manifest, task, backend, goldens)
         card = (folder / CARD).read_text("utf-8") if CARD in manifest.files else ""
-        return Model(manifest, task, pipeline, goldens, card)
+        pipeline = self.make_pipeline(entry.name, task, backend, proof.proven)
+        model = Model(manifest, task, pipeline, goldens, card, proof.invariance)
+        # Requests under way hold the model: the last of them, or the swap, lets it go.
+        finalize(model, self.on_retired, pipeline).atexit = False
+        return model
 
     def _backend_of(self, folder: Path, manifest: Manifest, task: Task) -> Backend:
         """The graph in memory: that of another version (of any model) where its file is the same, else loaded now.
@@ -246,7 +338,7 @@ class Repository:
         for entries in list(self._entries.values()):  # The loader may add a model meanwhile.
             yield from entries
 
-    def versions_of(self, name: str) -> list[Entry]:
+    def versions_of(self, name: str) -> tuple[Entry, ...]:
         """All versions of a model, the newest first. Raises ModelNotFound."""
         if name not in self._entries:
             self.find(name)
@@ -272,36 +364,3 @@ def _once_more(step: Callable[[Pipeline, Mapping[str, Any]], None], model: Model
         step(model.pipeline, model.example)
     except Exception:
         _LOG.exception("%s failed", step.__name__, extra={"fields": {"model": model.manifest.name}})
-
-
-def replay(task: Task, backend: Backend, goldens: tuple[Golden, ...], tolerance: float) -> list[Proven]:
-    """Asks the goldens, each alone and then all in one batch. Raises BrokenModel where an answer is another."""
-    requests = [task.parse(golden.request, Limits()) for golden in goldens]
-    samples = [task.preprocess(task.decode(request, Limits())) for request in requests]
-    alone = [backend.run_alone(one.arrays) for one in samples]
-    for run, outputs in (("alone", alone), ("in a batch", _run_together(backend, samples))):
-        for i, golden in enumerate(goldens):
-            answer = task.postprocess(outputs[i], samples[i], requests[i])
-            if found := difference(golden.answer, answer.plain(), tolerance):
-                raise BrokenModel(
-                    f"The graph does not give the answers it was published with: golden {i} {run}: {found}."
-                )
-    return [Proven(*one) for one in zip(requests, samples, alone, strict=True)]
-
-
-def _run_together(backend: Backend, samples: list[Samples]) -> list[Arrays]:
-    """Each one's outputs from batches of all those that have one shape."""
-    shapes: dict[Any, list[int]] = {}
-    for i, one in enumerate(samples):
-        shapes.setdefault(tuple((name, array.shape[1:]) for name, array in one.arrays.items()), []).append(i)
-    outputs: list[Arrays] = [{}] * len(samples)
-    for members in shapes.values():
-        arrays = {
-            name: np.concatenate([samples[i].arrays[name] for i in members]) for name in samples[members[0]].arrays
-        }
-        ran, start = backend.run(arrays), 0
-        for i in members:
-            end = start + len(samples[i])
-            outputs[i] = {name: array[start:end] for name, array in ran.items()}
-            start = end
-    return outputs

@@ -1,5 +1,6 @@
 """What models there are, and all that is known of each."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path
@@ -15,7 +16,10 @@ class VersionState(BaseModel):
     """A version of a model, and whether it is served."""
 
     version: str
-    state: Literal["ready", "unavailable"]
+    state: Annotated[
+        Literal["ready", "shadow", "unavailable"],
+        Field(description="Served, tried in the shadow of the version that is served, or neither."),
+    ]
     reason: Annotated[str | None, Field(description="Why it is not served.")] = None
 
 
@@ -44,6 +48,18 @@ class Tensor(BaseModel):
     shape: list[int | str]
 
 
+class Invariance(BaseModel):
+    """How far the batch that a sample is in changes an output.
+
+    Numbers: relative to the output's magnitude where that is above 1. Classes: the share that differs. Pixels: levels
+    of 255.
+    """
+
+    output: str
+    published: Annotated[float | None, Field(description="As the trainer measured it, on a CPU.")]
+    measured: Annotated[float, Field(description="On this server's device at load, on the golden requests.")]
+
+
 class ModelDetails(BaseModel):
     """A model that is served: its card, its figures, and a request to try."""
 
@@ -56,6 +72,7 @@ class ModelDetails(BaseModel):
     parameters: dict[str, Any]
     inputs: list[Tensor]
     outputs: list[Tensor]
+    batch_invariance: list[Invariance]
     metrics: list[Metric]
     data: DataSource
     licence: str
@@ -87,11 +104,12 @@ def models_router(repository: Repository) -> APIRouter:
 
 
 def _state(entry: Entry) -> VersionState:
-    state: Literal["ready", "unavailable"] = "unavailable" if entry.model is None else "ready"
+    unserved: Literal["shadow", "unavailable"] = "unavailable" if entry.shadow is None else "shadow"
+    state: Literal["ready", "shadow", "unavailable"] = unserved if entry.model is None else "ready"
     return VersionState(version=entry.version, state=state, reason=entry.reason)
 
 
-def _summary(name: str, entries: list[Entry]) -> ModelSummary:
+def _summary(name: str, entries: Sequence[Entry]) -> ModelSummary:
     served = next((entry.model for entry in entries if entry.model is not None), None)
     return ModelSummary(
         name=name,
@@ -113,6 +131,10 @@ def _details(model: Model, repository: Repository) -> ModelDetails:
         labels=manifest.parameters.get("labels"),
         inputs=[Tensor(name=spec.name, dtype=spec.dtype, shape=list(spec.shape)) for spec in task.inputs],
         outputs=[Tensor(name=spec.name, dtype=spec.dtype, shape=list(spec.shape)) for spec in task.outputs],
+        batch_invariance=[
+            Invariance(output=name, published=(manifest.batch_invariance or {}).get(name), measured=measured)
+            for name, measured in model.invariance.items()
+        ],
         card=model.card,
         example=dict(model.example),
         versions=[_state(entry) for entry in repository.versions_of(manifest.name)],

@@ -1,6 +1,7 @@
 """A model is served only where it is what was published; whatever is wrong with one costs the others nothing."""
 
 import json
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -286,3 +287,125 @@ def test_a_version_that_was_replaced_is_not_found(tmp_path: Path, start: Start) 
 
     assert refused.status_code == 404
     assert "no longer served" in refused.json()["error"]["message"]
+
+
+def test_how_far_the_batch_changes_an_output_is_shown_as_published_and_as_measured(
+    tmp_path: Path, start: Start
+) -> None:
+    folder = publish(tmp_path, "credit", CREDIT, credit_graph())
+    change(folder / "manifest.json", batch_invariance={"probabilities": 3e-7})
+
+    server = start(models=tmp_path)
+
+    (shown,) = server.client.get("/v1/models/credit").json()["batch_invariance"]
+    assert (shown["output"], shown["published"]) == ("probabilities", 3e-7)
+    assert 0 <= shown["measured"] < 1e-4
+
+
+def test_a_manifest_without_that_figure_is_read_as_before(tmp_path: Path, start: Start) -> None:
+    folder = publish(tmp_path, "credit", CREDIT, credit_graph())
+    written = json.loads((folder / "manifest.json").read_text())
+    written.pop("batch_invariance")
+    (folder / "manifest.json").write_text(json.dumps(written))
+
+    server = start(models=tmp_path)
+
+    assert server.client.get("/v1/models/credit").json()["batch_invariance"][0]["published"] is None
+
+
+class Leaning:
+    """A device whose answers lean to one side by a little in company: less than goldens may differ by."""
+
+    device = "cpu"
+
+    def __init__(self, run: Run, lean: float) -> None:
+        self._run = run
+        self._lean = lean
+
+    def run_alone(self, arrays: Arrays) -> Arrays:
+        return self._run(arrays)
+
+    def run(self, arrays: Arrays) -> Arrays:
+        return {name: array + array.dtype.type(self._lean) for name, array in self._run(arrays).items()}
+
+    def release(self) -> None:
+        """It keeps nothing."""
+
+    def memory_in_use(self) -> int | None:
+        return None
+
+    def memory_free(self) -> int | None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("published", "lean", "refused"),
+    [(None, 5e-5, False), (None, 5e-4, True), (1e-7, 5e-4, True), (2e-4, 5e-4, False), (1e-7, 5e-5, False)],
+)
+def test_a_batch_may_change_an_answer_by_what_the_manifest_says_or_the_gate_lets_through(
+    tmp_path: Path, start: Start, published: float | None, lean: float, refused: bool
+) -> None:
+    folder = publish(tmp_path, "credit", CREDIT, credit_graph())
+    if published is not None:
+        change(folder / "manifest.json", batch_invariance={"probabilities": published})
+
+    server = start(lambda graph, inputs, outputs: Leaning(runner(graph), lean), models=tmp_path)
+
+    (version,) = server.client.get("/v1/models").json()["models"][0]["versions"]
+    assert (version["state"] == "unavailable") == refused
+    if refused:
+        stated = "does not say by how much" if published is None else f"says {published:.1e}"
+        assert version["reason"] == (
+            "The batch that a sample is in changes probabilities by 5.0e-04 on this device; the manifest "
+            f"{stated}, and at most 1.0e-04 is accepted."
+        )
+
+
+def test_the_pipeline_of_a_retired_version_is_closed_when_its_last_request_has_ended(
+    tmp_path: Path, start: Start
+) -> None:
+    publish(tmp_path, "credit", CREDIT, credit_graph(), version=1)
+    server = start(models=tmp_path, rescan_seconds=0)
+    repository, retired = server.service.repository, []
+    repository.on_retired = retired.append
+    publish(tmp_path, "credit", CREDIT, credit_graph(), version=2)
+    repository.rescan()
+    publish(tmp_path, "credit", CREDIT, credit_graph(), version=3)
+    held = repository.find("credit")  # As a request under way does.
+    repository.rescan()
+    before = list(retired)
+    pipeline = held.pipeline
+
+    del held
+
+    assert (before, retired) == ([], [pipeline])
+    assert label_of(server) == ("3", "yes")
+
+
+def test_a_version_that_is_deleted_or_overwritten_while_it_is_served_goes_on_serving(
+    tmp_path: Path, start: Start
+) -> None:
+    folder = publish(tmp_path, "credit", CREDIT, credit_graph(), version=1)
+    server = start(models=tmp_path, rescan_seconds=0)
+
+    flip_a_byte(folder)
+    server.service.repository.rescan()
+    overwritten = label_of(server)
+    shutil.rmtree(folder.parent)
+    server.service.repository.rescan()
+
+    assert (overwritten, label_of(server)) == (("1", "yes"), ("1", "yes"))
+    assert server.client.get("/v1/models/credit").json()["card"] == "# credit\n"
+
+
+def test_a_broken_version_that_is_taken_away_is_no_longer_listed(tmp_path: Path, start: Start) -> None:
+    publish(tmp_path, "credit", CREDIT, credit_graph(), version=1)
+    server = start(models=tmp_path, rescan_seconds=0)
+    broken = publish(tmp_path, "credit", CREDIT, credit_graph(), version=2)
+    flip_a_byte(broken)
+    server.service.repository.rescan()
+
+    shutil.rmtree(broken)
+    server.service.repository.rescan()
+
+    assert [v["version"] for v in server.client.get("/v1/models").json()["models"][0]["versions"]] == ["1"]
