@@ -3,9 +3,9 @@
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from http import HTTPStatus
 from threading import Lock
@@ -63,6 +63,7 @@ class Service:
         self.vitals = Vitals()
         self.bodies = BodyBudget(settings.max_bodies_bytes)
         self.loaded = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._workers = self._place("worker", settings.workers or available_cores())
         self._devices: dict[str, Place] = {}
         self._hop_s = BUSY_HOPS * measured_hop(self._workers.threads)
@@ -73,6 +74,7 @@ class Service:
             open_backend or _onnx_runtime(settings),
             self._make_pipeline,
             at_once=min(available_cores(), _MOST_LOADED_AT_ONCE),
+            on_retired=lambda pipeline: self._on_loop(pipeline.close),
             on_loaded=lambda name, version, seconds: self.metrics.load_seconds.labels(name, version).set(seconds),
         )
         self.repository.scan()
@@ -127,8 +129,18 @@ class Service:
         policy = BatchPolicy(settings.max_batch or _MOST_BATCH, settings.max_delay_ms / 1000)
         pipeline = Pipeline(task, backend, around, name=name, policy=policy, manners=manners)
         side_by_side = max(1, device.scheduler.at_once // 2)
-        warm_up(pipeline, proven, find_batch_size=settings.max_batch == 0, side_by_side=side_by_side)
+        try:
+            warm_up(pipeline, proven, find_batch_size=settings.max_batch == 0, side_by_side=side_by_side)
+        except BaseException:
+            self._on_loop(pipeline.close)
+            raise
         return pipeline
+
+    def _on_loop(self, step: Callable[[], None]) -> None:
+        """Has it done on the event loop, from whichever thread; not at all where the loop has ended."""
+        if self._loop is not None:
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(step)
 
     def _device_of(self, backend: Backend) -> Place:
         with self._lock:  # Models are loaded side by side.
@@ -152,7 +164,8 @@ class Service:
 
     async def load(self) -> None:
         """Loads the models, away from the event loop, so that health is answered meanwhile."""
-        await asyncio.get_running_loop().run_in_executor(self._loader, self._load)
+        self._loop = asyncio.get_running_loop()
+        await self._loop.run_in_executor(self._loader, self._load)
         self.loaded.set()
 
     def _load(self) -> None:
@@ -174,6 +187,7 @@ class Service:
 
     def close(self) -> None:
         """Ends the threads; what has not begun is given up, and what does not return is not waited for."""
+        self.repository.close()
         for pool in (self._loader, self._workers.threads, *(place.threads for place in self._devices.values())):
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -333,6 +333,11 @@ class Repository:
         message = f"{name}/{wanted[0].version} is not served: {wanted[0].reason}"
         raise ModelUnavailable(message, retry_after_s=None if self.loaded else 1)
 
+    def close(self) -> None:
+        """Lets go of all models."""
+        with self._changing:
+            self._entries = {}
+
     def entries(self) -> Iterator[Entry]:
         """Every version of every model, by name, the newest first."""
         for entries in list(self._entries.values()):  # The loader may add a model meanwhile.
