@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 # Seconds: from a tiny model's row to a request that ran into its deadline.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 0.75, 1, 2.5, 5, 10, 30)
+_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 # Samples: powers of two, up to the largest batch anybody sets.
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -69,6 +70,33 @@ class Metrics:
         )
         self.stray_errors = Counter(
             "sevenfold_stray_errors", "Errors in the event loop that belong to no request.", registry=registry
+        )
+        versions = ["model", "version"]
+        self.shadow_requests = Counter(
+            "sevenfold_shadow_requests",
+            "Requests mirrored to a version in the shadow, by outcome: compared, failed, skipped.",
+            [*versions, "outcome"],
+            registry=registry,
+        )
+        self.shadow_agreement = Histogram(
+            "sevenfold_shadow_agreement",
+            "How far its answer agrees with the one that was given, 0 to 1.",
+            versions,
+            buckets=_SHARES,
+            registry=registry,
+        )
+        self.shadow_seconds = Histogram(
+            "sevenfold_shadow_seconds",
+            "Time of a mirrored request without waiting, by who answered: served, shadow.",
+            [*versions, "of"],
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.shadow_decisions = Counter(
+            "sevenfold_shadow_decisions",
+            "Versions in the shadow that were decided on: promoted, rolled_back.",
+            [*versions, "decision"],
+            registry=registry,
         )
         self.load_seconds = Gauge(
             "sevenfold_model_load_seconds", "Time to load and prove.", ["model", "version"], registry=registry

@@ -51,7 +51,7 @@ class Settings:
     )
     workers: int = _setting(0, "threads that decode requests and encode answers; 0 for one a core", least=0)
     max_batch: int = _setting(
-        0, "samples in a batch, at most; 0 for what warm-up finds to be of use, up to 32", least=0
+        0, "samples in a batch, at most; 0 for what warm-up finds to be of use, up to 256", least=0
     )
     batches_at_once: int = _setting(
         0, "batches that a device is given at a time; 0 for 2 on CUDA, and 2 a core on a CPU", least=0
@@ -67,6 +67,21 @@ class Settings:
     weights: Mapping[str, float] = _setting(
         {}, "NAME=WEIGHT,…: 2 halves the time in which a model's requests are due", least=0.001
     )
+    shadow: Mapping[str, float] = _setting(
+        {},
+        "NAME=SHARE,… (or all=SHARE): new versions are first asked this share of the requests, in the shadow of the one "
+        "that answers",
+        least=0,
+        most=1,
+    )
+    shadow_requests: int = _setting(
+        200, "requests after which a version in the shadow is promoted or given up", least=1, most=100_000
+    )
+    shadow_agreement: float = _setting(
+        0.9, "how far its answers must agree with those that were given, on average", least=0, most=1
+    )
+    shadow_slowdown: float = _setting(1.5, "how many times as long its median answer may take", least=0.01)
+    shadow_errors: float = _setting(0.0, "share of these requests that it may fail", least=0, most=1)
     hang_seconds: float = _setting(
         10.0, "a run that takes longer is given up, and liveness fails until it comes back; 0 for never", least=0
     )
