@@ -60,6 +60,15 @@ class Invariance(BaseModel):
     measured: Annotated[float, Field(description="On this server's device at load, on the golden requests.")]
 
 
+class CurvePoint(BaseModel):
+    """What a batch of one size and shape takes, as it is measured: at warm-up first, then with every batch."""
+
+    shape: Annotated[dict[str, list[int]], Field(description="Of each input, without the batch axis.")]
+    size: Annotated[int, Field(description="Samples in the batch.")]
+    seconds: float
+    bytes: Annotated[int, Field(description="Memory that it is expected to need beside the model; 0: not measured.")]
+
+
 class ModelDetails(BaseModel):
     """A model that is served: its card, its figures, and a request to try."""
 
@@ -73,6 +82,7 @@ class ModelDetails(BaseModel):
     inputs: list[Tensor]
     outputs: list[Tensor]
     batch_invariance: list[Invariance]
+    curve: list[CurvePoint]
     metrics: list[Metric]
     data: DataSource
     licence: str
@@ -134,6 +144,12 @@ def _details(model: Model, repository: Repository) -> ModelDetails:
         batch_invariance=[
             Invariance(output=name, published=(manifest.batch_invariance or {}).get(name), measured=measured)
             for name, measured in model.invariance.items()
+        ],
+        curve=[
+            CurvePoint(
+                shape={name: list(axes) for name, _, axes in shape}, size=size, seconds=seconds, bytes=memory_bytes
+            )
+            for shape, size, seconds, memory_bytes in model.pipeline.curve.table()
         ],
         card=model.card,
         example=dict(model.example),
