@@ -69,8 +69,8 @@ class Settings:
     )
     shadow: Mapping[str, float] = _setting(
         {},
-        "NAME=SHARE,… (or all=SHARE): new versions are first asked this share of the requests, in the shadow of the one "
-        "that answers",
+        "NAME=SHARE,… (or all=SHARE): new versions are first asked this share of the requests, in the shadow of the "
+        "one that answers",
         least=0,
         most=1,
     )

@@ -35,6 +35,8 @@ class Trace:
     batch_size: int = 0
     code: str = ""
     status: int = 0
+    mirror: Any = None
+    """What is to be done once the client has its answer (`service/shadow.py`)."""
 
 
 def trace_of(scope: Scope) -> Trace:
