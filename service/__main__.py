@@ -28,6 +28,7 @@ from service.watchdog import EXIT_BROKEN, Watchdog
 from tasks.manifest import BrokenModel
 
 _LOG = logging.getLogger(__name__)
+_SWITCH_S = 0.0005
 _LONGEST_EXAMPLE = 2_000
 """Characters of a body that still make a line to copy."""
 _LAST_MOMENT_S = 1
@@ -47,7 +48,7 @@ class _Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
-        self._watchdog.start(loop)
+        self._watchdog.watch(loop)
         await super().startup(sockets)
         if self.started:
             self._greeting = asyncio.create_task(self._greet())
@@ -150,6 +151,9 @@ def serve(
     return where a thread never returns to its pool: Python would wait for that, so the process is ended from here.
     Raises InvalidSetting, BackendError and BrokenModel where it cannot begin.
     """
+    # Workers that decode in Python hold the interpreter for this long at a time, and the event loop waits as often as it
+    # receives or sends: with Python's 5 ms a refusal took 80 ms under overload.
+    sys.setswitchinterval(_SWITCH_S)
     listening = _listen(settings.host, settings.port)
     service = Service(settings, open_backend)
     config = uvicorn.Config(
@@ -161,6 +165,7 @@ def serve(
     )
     watchdog = Watchdog(settings.hang_seconds)
     server = _Server(config, service, listening, watchdog)
+    watchdog.start()
     server.run([listening])
     if not server.started:
         return 1

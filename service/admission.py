@@ -99,8 +99,8 @@ class Admission:
         self._manners = manners
         self._full_batch_s = full_batch_s
         self._wait_s = wait_s
-        self._wrong = 1.0
-        """How many times longer than was foreseen requests take."""
+        self._mean, self._spread = 1.0, 0.25
+        """How many times longer than was foreseen requests take, and by how much that differs from one to the next."""
         self.in_flight = 0
         self.abandoned = 0
         """Requests that nobody waits for any more, and whose step a thread has not ended yet."""
@@ -127,18 +127,22 @@ class Admission:
 
         `own_s` is what it will take by itself, `least_s` what it takes at best. Raises Overloaded and DeviceHung.
         """
-        foreseen = self._check(terms, own_s, least_s)
-        came = asyncio.get_running_loop().time()
+        foreseen = self.check(terms, own_s, least_s)
+        loop = asyncio.get_running_loop()
+        came = loop.time()
         self.in_flight += 1
+        failed = True
         try:
             yield
-            # One that failed, or that nobody waited for, does not come here: it tells nothing of how long they take.
-            self._compare(foreseen, asyncio.get_running_loop().time() - came)
+            failed = False
         finally:
             self.in_flight -= 1
+            # One that failed, or whose client went, tells nothing of how long they take; one that was late does.
+            if not failed or loop.time() >= terms.until:
+                self._compare(foreseen, loop.time() - came)
 
-    def _check(self, terms: Terms, own_s: float, least_s: float) -> float:
-        """The seconds until the answer, as they are foreseen. Raises Overloaded and DeviceHung."""
+    def check(self, terms: Terms, own_s: float, least_s: float) -> float:
+        """The seconds until the answer, as they are foreseen; takes no place. Raises Overloaded and DeviceHung."""
         taken, wait = self.in_flight + self.abandoned, self._wait_s(terms.due)
         if math.isinf(wait):
             raise DeviceHung("The device does not come back from a run; try again later.", retry_after_s=10)
@@ -157,7 +161,13 @@ class Admission:
             raise Overloaded(message, retry_after_s=max(1, math.ceil(late)))
         return foreseen
 
+    @property
+    def _wrong(self) -> float:
+        """What is foreseen is to be taken times this; as TCP judges when an answer is overdue (RFC 6298)."""
+        return self._mean + 2 * self._spread
+
     def _compare(self, foreseen: float, took: float) -> None:
         if foreseen > _WORTH_COMPARING_S:
-            ratio = min(max(took / foreseen, 1 / _MOST_WRONG), _MOST_WRONG)
-            self._wrong += _SMOOTHING * (ratio - self._wrong)
+            off = min(max(took / foreseen, 1 / _MOST_WRONG), _MOST_WRONG) - self._mean
+            self._mean += _SMOOTHING * off
+            self._spread += 2 * _SMOOTHING * (abs(off) - self._spread)

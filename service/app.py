@@ -33,15 +33,18 @@ from service.routes.health import health_router
 from service.routes.models import models_router
 from service.routes.openapi import describe_interface
 from service.routes.predict import Predictions
+from service.routes.shadow import shadow_router
 from service.scheduler import Scheduler
 from service.settings import Settings
+from service.shadow import Shadows
 from service.surroundings import Place, Surroundings
 from service.telemetry import Telemetry, error_response, trace_of
+from service.trial import Rule
 from service.warm_up import Proven, warm_up
 from tasks.contract import Limits, Task
 
 _LOG = logging.getLogger(__name__)
-_MOST_BATCH = 32
+_MOST_BATCH = 256
 _MOST_LOADED_AT_ONCE = 4
 _OF_FREE_MEMORY = 0.8
 """What all runs together may take of the memory that is free once the models are loaded."""
@@ -65,6 +68,7 @@ class Service:
         self.loaded = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._workers = self._place("worker", settings.workers or available_cores())
+        self._interpreter = self._place("interpreter", 1)
         self._devices: dict[str, Place] = {}
         self._hop_s = BUSY_HOPS * measured_hop(self._workers.threads)
         self._loader = self._threads(1, "loader")
@@ -74,8 +78,17 @@ class Service:
             open_backend or _onnx_runtime(settings),
             self._make_pipeline,
             at_once=min(available_cores(), _MOST_LOADED_AT_ONCE),
+            is_tried=lambda name: self.shadows.share_of(name) > 0,
             on_retired=lambda pipeline: self._on_loop(pipeline.close),
             on_loaded=lambda name, version, seconds: self.metrics.load_seconds.labels(name, version).set(seconds),
+        )
+        self.shadows = Shadows(
+            self.repository,
+            self.metrics,
+            settings.shadow,
+            Rule(settings.shadow_requests, settings.shadow_agreement, settings.shadow_slowdown, settings.shadow_errors),
+            timeout_s=settings.timeout_ms / 1000,
+            busy=lambda: any(not place.scheduler.is_free for place in self._devices.values()),
         )
         self.repository.scan()
         self.metrics.watch(self._gauges)
@@ -114,6 +127,7 @@ class Service:
         around = Surroundings(
             device,
             self._workers,
+            self._interpreter,
             Limits(settings.max_pixels, settings.max_rows, settings.max_answer_pixels, settings.max_characters),
             self.metrics,
             self._hop_s,
@@ -170,6 +184,8 @@ class Service:
 
     def _load(self) -> None:
         self.repository.load_all()
+        if unknown := self.shadows.unknown():
+            _LOG.warning("no such model", extra={"fields": {"setting": "shadow", "names": ", ".join(unknown)}})
         for model in self.repository.served():
             free = model.pipeline.backend.memory_free()
             limit = self.settings.memory_mb * 1e6 or (math.inf if free is None else _OF_FREE_MEMORY * free)
@@ -187,8 +203,14 @@ class Service:
 
     def close(self) -> None:
         """Ends the threads; what has not begun is given up, and what does not return is not waited for."""
+        self.shadows.close()
         self.repository.close()
-        for pool in (self._loader, self._workers.threads, *(place.threads for place in self._devices.values())):
+        for pool in (
+            self._loader,
+            self._workers.threads,
+            self._interpreter.threads,
+            *(place.threads for place in self._devices.values()),
+        ):
             pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -212,6 +234,7 @@ def create_app(service: Service) -> ASGIApp:
     )
     app.state.service = service
     app.include_router(models_router(service.repository))
+    app.include_router(shadow_router(service.shadows))
     app.include_router(health_router(service.repository, service.metrics, service.vitals, lambda: service.draining))
     _add_error_handlers(app)
     app.add_route("/", lambda request: RedirectResponse("/docs"), include_in_schema=False)
@@ -222,6 +245,7 @@ def create_app(service: Service) -> ASGIApp:
         service.metrics,
         max_body_bytes=service.settings.max_body_bytes,
         bodies=service.bodies,
+        shadows=service.shadows,
     )
     return Telemetry(predictions, service.metrics)
 

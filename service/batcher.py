@@ -239,8 +239,14 @@ class Batcher:
         return self._job(shape, tickets)
 
     def _too_late(self, shape: Shape, ticket: Ticket, now: float) -> bool:
-        """Whether its time will surely be up before it is done; half of the shortest run there ever was is sure."""
-        return ticket.terms.until <= now + self._curve.least(shape, ticket.size) / 2
+        """Whether its time will be up before it is done.
+
+        With others waiting, what a run takes of late decides; for the last one half of the shortest run there ever was,
+        since what was measured late may have been an exception.
+        """
+        others = len(self._waiting[shape]) > 1
+        needs = self._curve.seconds if others else lambda shape, size: self._curve.least(shape, size) / 2
+        return ticket.terms.until <= now + needs(shape, ticket.size)
 
     def _job(self, shape: Shape, tickets: list[Ticket], *, was_alone: bool = False) -> Job | None:
         if not tickets:

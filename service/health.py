@@ -95,9 +95,7 @@ class Vitals:
             dead = [thread for thread in self._threads if not thread.is_alive()]
             pools = {thread.name: self._threads.pop(thread) for thread in dead}
         for thread, pool in pools.items():
-            self.fail(
-                f"thread {thread}", f"A thread of the pool '{pool}' has died; the process has to be started anew."
-            )
+            self.fail(f"thread {thread}", f"A thread of the pool '{pool}' has died, and nothing replaces it.")
 
     def wait_for_threads(self, seconds: float = 2.0) -> None:
         """Returns as soon as all threads of the pools have ended, at the latest after so many seconds."""

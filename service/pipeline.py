@@ -72,8 +72,10 @@ class Pipeline:
             on_dropped=self._dropped.inc,
         )
         self._alone = Line(scheduler, on_dropped=self._dropped.inc)
-        self._decoding = Line(around.workers.scheduler, on_dropped=self._dropped.inc)
-        self._finishing = Line(around.workers.scheduler)
+        of_pictures = task.upload is not None and task.upload.media_types[0].startswith("image/")
+        self._workers = around.workers if of_pictures else around.interpreter
+        self._decoding = Line(self._workers.scheduler, on_dropped=self._dropped.inc)
+        self._finishing = Line(self._workers.scheduler)
         self.admission = Admission(manners or Manners(), full_batch_s=self._full_batch_s, wait_s=self._wait_s)
         self._reading = 0
         self._usual: Shape = ()
@@ -134,9 +136,17 @@ class Pipeline:
 
     def _wait_s(self, due: float) -> float:
         """How long a request that is due then would wait: for a worker, for the device, for those still being read."""
-        device, workers = self._around.device.scheduler, self._around.workers.scheduler
+        device, workers = self._around.device.scheduler, self._workers.scheduler
         coming = self._reading * self._sample_s() / device.at_once
         return workers.wait_s(due) + device.wait_s(due) + coming
+
+    def check(self, terms: Terms) -> None:
+        """Refuses a request of which nothing but its head has come, where it would be refused later, too.
+
+        Raises Overloaded, DeviceHung.
+        """
+        if self._usual:
+            self.admission.check(terms, self.curve.seconds(self._usual, 1), self.curve.least(self._usual, 1))
 
     @contextmanager
     def permit(self, message: Message, terms: Terms) -> Iterator[None]:
@@ -168,7 +178,8 @@ class Pipeline:
         """How a request runs that one thread takes all the way; None where it had better go step by step."""
         if self.in_flight <= 1 and self._around.device.scheduler.is_free and not self._waits_for_company:
             return self.backend.run_alone
-        return self.backend.run if self.batch_limit == 1 else None
+        reads_aside = self._workers is self._around.workers
+        return self.backend.run if self.batch_limit == 1 and reads_aside else None
 
     async def _by_steps(self, message: Message, began: float, terms: Terms, progress: Progress) -> Answered:
         """Each step where it costs least, and the graph in company."""
@@ -289,7 +300,7 @@ class Pipeline:
         if cost.is_cheap(size) and (key[0] != "decode" or self._may_decode_here):
             return cost.timed(size, step, *arguments)
         work = partial(cost.timed, size, step, *arguments)
-        return await self._in_thread(line, self._around.workers.threads, work, terms, cost.expected(size))
+        return await self._in_thread(line, self._workers.threads, work, terms, cost.expected(size))
 
     async def _in_thread(
         self, line: Line, threads: Executor, work: Callable[[], Any], terms: Terms, seconds: float

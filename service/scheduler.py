@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
 from operator import attrgetter
+from threading import Lock
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
 Priority = Literal["high", "normal", "low"]
@@ -114,6 +115,7 @@ class Scheduler:
         self._on_hung = on_hung
         self._on_fault = on_fault
         self._sources: list[Source] = []
+        self._attaching = Lock()
         self._running: dict[Job, asyncio.Task[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._planned = False
@@ -130,17 +132,21 @@ class Scheduler:
 
     def attach(self, source: Source) -> None:
         """From now on asks this source, too."""
-        self._sources = [*self._sources, source]  # Another list: models are loaded in a thread of their own.
+        with self._attaching:  # Models are loaded in threads of their own, several at a time.
+            self._sources = [*self._sources, source]
 
     def detach(self, source: Source) -> None:
         """Asks it no more; nothing may wait in it."""
-        self._sources = [other for other in self._sources if other is not source]
+        with self._attaching:
+            self._sources = [other for other in self._sources if other is not source]
 
     def wait_s(self, due: float) -> float:
         """How long work that is due then would wait for its turn, by what is known of what comes before it.
 
         Infinite where no job comes back.
         """
+        if not self._running:
+            return 0.0
         hung = self.hung
         if hung >= self.at_once:
             return math.inf
@@ -346,7 +352,7 @@ class Line:
             raise NoRoom
         self._waiting.discard(ticket)
         self._seconds -= seconds
-        if ticket.terms.until <= now:
+        if ticket.terms.until <= now + (seconds if self._waiting else 0.0):
             answer(ticket, TooLate("There was no time left to begin."))
             self._on_dropped(1)
             return None

@@ -23,7 +23,10 @@ class Surroundings:
     """What all models of a service share.
 
     Attributes:
-        device, workers: where graphs run, and where requests are decoded and answers finished.
+        device: where graphs run.
+        workers: where pictures are decoded and encoded, side by side.
+        interpreter: where all other requests are read and answers finished, one after the other: Python does that, one
+            thread at a time, and more of them would only wait for each other and keep the event loop waiting.
         limits: of what a request may ask for.
         metrics: where all is counted.
         hop_s: what it costs to have another thread do something; less is done on the event loop.
@@ -32,6 +35,7 @@ class Surroundings:
 
     device: Place
     workers: Place
+    interpreter: Place
     limits: Limits
     metrics: Metrics
     hop_s: float = CHEAP_S

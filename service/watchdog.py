@@ -37,24 +37,27 @@ class Watchdog:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._asked = False
         self._still = 0  # Ticks since the loop was asked to turn, and has not.
-        self._left: float = math.inf  # Ticks until the process ends, whatever it does.
+        self._left = math.inf  # Ticks until the process ends, whatever it does.
         self._code = 0
         self._stopped = threading.Event()
 
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Watches this loop from now on."""
+    def start(self) -> None:
+        """Begins to count, in a thread of its own."""
+        threading.Thread(target=self._run, name="watchdog", daemon=True).start()
+
+    def watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Looks at this loop from now on."""
         self._loop = loop
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def stop(self) -> None:
-        """Watches no more."""
+        """Counts no more."""
         self._stopped.set()
 
     def end_within(self, seconds: float, code: int) -> None:
         """Ends the process with this exit code where it has not ended by itself until then. May be called again."""
         self._left, self._code = seconds / _TICK_S, code
 
-    def _watch(self) -> None:
+    def _run(self) -> None:
         while not self._stopped.wait(_TICK_S):
             self.tick()
 

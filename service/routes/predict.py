@@ -23,6 +23,7 @@ from service.metrics import Metrics
 from service.repository import Model, Repository
 from service.routes.bodies import BodyBudget, read_message
 from service.routes.forms import chosen_form, content_type, rendered, with_form
+from service.shadow import Shadows
 from service.telemetry import Trace, error_response, trace_of
 from tasks.contract import Form
 
@@ -48,6 +49,7 @@ class Predictions:
     metrics: Metrics
     max_body_bytes: int
     bodies: BodyBudget
+    shadows: Shadows
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers what is asked of a model, and passes everything else on."""
@@ -63,6 +65,7 @@ class Predictions:
         except ServiceError as error:
             response = error_response(error, trace_of(scope))
         await response(scope, receive, send)
+        self.shadows.follow(trace_of(scope))
 
     async def _answer(self, request: Request, name: str, version: str | None) -> Response:
         trace = trace_of(request.scope)
@@ -87,7 +90,9 @@ class Predictions:
         self, request: Request, model: Model, form: Form, trace: Trace, wishes: Wishes, progress: Progress
     ) -> Answered:
         """Receives, and only then takes a place: a client that sends slowly, or nothing, keeps nobody out."""
-        pipeline, came = model.pipeline, asyncio.get_running_loop().time()
+        pipeline = model.pipeline
+        terms = pipeline.admission.terms(wishes, asyncio.get_running_loop().time())
+        pipeline.check(terms)
         with self.bodies.share() as take:
             message = await read_message(request, model.task.upload, max_bytes=self.max_body_bytes, take=take)
             message = replace(
@@ -96,8 +101,8 @@ class Predictions:
                 render=partial(rendered, form, trace.model, trace.version),
                 wishes=wishes,
             )
+            message = self.shadows.watch(model, message, trace)
             trace.stages["receive"] = time.perf_counter() - trace.began
-            terms = pipeline.admission.terms(wishes, came)
             if pipeline.is_quick(message):  # There will be nothing to wait for, nor to give up.
                 with pipeline.permit(message, terms):
                     return await pipeline.predict(message, terms, progress)
