@@ -28,7 +28,7 @@ from service.watchdog import EXIT_BROKEN, Watchdog
 from tasks.manifest import BrokenModel
 
 _LOG = logging.getLogger(__name__)
-_SWITCH_S = 0.0005
+_SWITCH_S = 0.0001
 _LONGEST_EXAMPLE = 2_000
 """Characters of a body that still make a line to copy."""
 _LAST_MOMENT_S = 1
@@ -151,8 +151,8 @@ def serve(
     return where a thread never returns to its pool: Python would wait for that, so the process is ended from here.
     Raises InvalidSetting, BackendError and BrokenModel where it cannot begin.
     """
-    # Workers that decode in Python hold the interpreter for this long at a time, and the event loop waits as often as it
-    # receives or sends: with Python's 5 ms a refusal took 80 ms under overload.
+    # Workers that decode in Python hold the interpreter for this long at a time, and the event loop waits as often as
+    # it receives or sends: with Python's 5 ms a refusal took 80 ms under overload.
     sys.setswitchinterval(_SWITCH_S)
     listening = _listen(settings.host, settings.port)
     service = Service(settings, open_backend)

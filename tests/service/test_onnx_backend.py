@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from service.backends.memory import CudaMemory, MainMemory
 from service.backends.onnx import OnnxBackend, OnnxRuntime
 from tasks.contract import TensorSpec
 
+ROOT = Path(__file__).parents[2]
 # What ONNX Runtime 1.10 to 1.32 has printed, with the names of machines and folders cut; from reports of its users.
 NODE = "[ONNXRuntimeError] : 1 : FAIL : Non-zero status code returned while running X node. Name:'c' Status Message: "
 NO_ROOM = [
@@ -247,3 +250,14 @@ def test_where_no_cuda_is_loaded_its_memory_is_not_known() -> None:
     memory = CudaMemory(libraries=("libthere-is-no-such-thing.so.1",))
 
     assert (memory.in_use(), memory.free(), memory.is_lost()) == (None, None, None)
+
+
+@pytest.mark.parametrize("module", ["service.app", "training.export", "benchmarks"])
+def test_the_runtime_reports_to_nobody_and_leaves_no_file_of_its_own(tmp_path: Path, module: str) -> None:
+    environment = os.environ | {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    del environment["ORT_DISABLE_TELEMETRY"]
+    program = f"import {module}, onnxruntime"
+
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, timeout=120, check=True)
+
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
