@@ -48,7 +48,7 @@ def trace_of(scope: Scope) -> Trace:
 def error_response(error: ServiceError, trace: Trace) -> Response:
     """The one shape of every error."""
     trace.code = error.code
-    if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR and error.__cause__ is not None:
+    if error.status == HTTPStatus.INTERNAL_SERVER_ERROR and error.__cause__ is not None:
         _LOG.error("%s", error.message, exc_info=error.__cause__)
     body: dict[str, Any] = {"code": error.code, "message": error.message}
     if error.details:

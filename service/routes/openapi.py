@@ -16,12 +16,25 @@ _ERRORS = {
     "415": "The content type is none that the model reads",
     "422": "The request is well formed, and cannot be answered",
     "500": "The model or the server failed on this input",
-    "503": "As many requests as are accepted are under way, with Retry-After; or the model is not served",
+    "503": "The answer would come too late, or as many requests as are accepted are under way, with Retry-After; the "
+    "device has no memory for this one, or hangs, or has failed; or the model is not served",
     "504": "The request's time ran out",
 }
 
 
 _BINARY = {"type": "string", "format": "binary"}
+
+
+_WISHES: dict[str, tuple[dict[str, Any], str]] = {
+    "timeout_ms": (
+        {"type": "number", "exclusiveMinimum": 0},
+        "How long the answer is of use, in milliseconds. A request that cannot be answered in time is refused at once.",
+    ),
+    "priority": (
+        {"type": "string", "enum": ["high", "normal", "low"]},
+        "High ones are due in an eighth of the usual time, low ones in eight times as much.",
+    ),
+}
 
 
 class ErrorDetail(BaseModel):
@@ -78,6 +91,9 @@ def _correct_errors(document: dict[str, Any], schemas: dict[str, Any]) -> None:
 def _operation(model: Model, schemas: dict[str, Any]) -> dict[str, Any]:
     manifest, task = model.manifest, model.task
     request = _add_schema(schemas, task.request_type, f"{manifest.name}_", mode="validation")
+    fields = schemas[f"{manifest.name}_{task.request_type.__name__}"].setdefault("properties", {})
+    for name, (schema, description) in _WISHES.items():
+        fields.setdefault(name, schema | {"description": description})
     answer = _add_schema(schemas, task.answer_type, f"{manifest.name}_", mode="serialization")
     errors = {status: _error_response(text) for status, text in _ERRORS.items()}
     return {
@@ -123,15 +139,12 @@ def _option_parameters(model: Model) -> list[dict[str, Any]]:
 
 
 def _header_parameters() -> list[dict[str, Any]]:
-    timeout = {"type": "number", "exclusiveMinimum": 0}
+    """What may also stand in the body or the address; in a header it is known before anything else is read."""
     return [
-        {
-            "name": "X-Request-Timeout-Ms",
-            "in": "header",
-            "required": False,
-            "schema": timeout,
-            "description": "How long the answer is of use; by default as long as the server allows.",
-        }
+        {"name": header, "in": "header", "required": False, "schema": schema, "description": description}
+        for header, (schema, description) in zip(
+            ("X-Request-Timeout-Ms", "X-Request-Priority"), _WISHES.values(), strict=True
+        )
     ]
 
 
