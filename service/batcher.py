@@ -19,7 +19,8 @@ import numpy as np
 
 from service.backends.base import DeviceLost, OutOfMemory
 from service.costs import Curve, Shape, shape_of
-from service.scheduler import DueQueue, Hung, Job, NoRoom, Offer, Room, Scheduler, Terms, Ticket, TooLate, answer
+from service.scheduler import Hung, Job, NoRoom, Offer, Room, Scheduler, Terms, TooLate
+from service.tickets import DueQueue, Ticket, answer
 from tasks.contract import Arrays
 
 RunBatch = Callable[[Sequence[Arrays]], Awaitable[Arrays]]

@@ -24,8 +24,9 @@ from service.costs import Cost, Curve, Shape, shape_of
 from service.errors import InvalidAnswer
 from service.message import Answered, Message, Progress
 from service.refusals import failure, invalid_input, invalid_request
-from service.scheduler import Hung, Line, Terms, TooLate
+from service.scheduler import Hung, Terms, TooLate
 from service.surroundings import Surroundings
+from service.tickets import Line
 from tasks.contract import Arrays, InvalidInput, InvalidOutput, Request, Run, Samples, Task
 
 

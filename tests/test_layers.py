@@ -17,6 +17,7 @@ _HTTP = ("service.routes", "service.repository", "service.app", "fastapi", "star
 INSIDE_SERVICE = {
     "batcher": (*_HTTP, "service.pipeline", "service.errors", "onnxruntime"),
     "scheduler": ("service", "tasks", "numpy"),
+    "tickets": (*_HTTP, "service.pipeline", "service.batcher", "tasks", "numpy"),
     "costs": ("service",),
     "admission": (*_HTTP, "service.pipeline", "service.batcher", "numpy", "onnxruntime"),
     "pipeline": ("service.routes", "service.repository", "service.app", "fastapi", "starlette", "onnxruntime"),
