@@ -8,12 +8,14 @@ import shlex
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from starlette.datastructures import MutableHeaders
@@ -154,6 +156,7 @@ def serve(
     # Workers that decode in Python hold the interpreter for this long at a time, and the event loop waits as often as
     # it receives or sends: with Python's 5 ms a refusal took 80 ms under overload.
     sys.setswitchinterval(_SWITCH_S)
+    _log_what_nobody_catches()
     listening = _listen(settings.host, settings.port)
     service = Service(settings, open_backend)
     config = uvicorn.Config(
@@ -173,6 +176,19 @@ def serve(
     _end_threads(service, code)
     watchdog.stop()
     return code
+
+
+def _log_what_nobody_catches() -> None:
+    """Errors that end a thread, or that Python can raise to nobody, are lines of the log as all others are."""
+
+    def on_thread(died: threading.ExceptHookArgs) -> None:
+        _LOG.critical("a thread has died", exc_info=died.exc_value)
+
+    def on_unraisable(ignored: Any) -> None:
+        _LOG.error("an error that could be raised to nobody: %s", ignored.err_msg, exc_info=ignored.exc_value)
+
+    threading.excepthook = on_thread
+    sys.unraisablehook = on_unraisable
 
 
 def _end_threads(service: Service, code: int) -> None:

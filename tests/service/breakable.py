@@ -1,7 +1,8 @@
 """`python -m tests.service.breakable`: `python -m service`, and ways to break its device and its event loop.
 
 An income of LOSES makes the device fail for good, one of HANGS keeps its thread for ever. POST /break/loop blocks the
-event loop, /break/callback raises in a callback of nobody's, and /break/scheduler in one of the scheduler's.
+event loop, /break/callback raises in a callback of nobody's, /break/scheduler in one of the scheduler's, /break/thread
+in a thread, and /break/finalizer where something is thrown away.
 """
 
 import asyncio
@@ -71,6 +72,13 @@ def raise_in_callback() -> None:
     raise LookupError("broken callback")
 
 
+class Unforgotten:
+    """Something that cannot be thrown away."""
+
+    def __del__(self) -> None:
+        raise LookupError("broken finalizer")
+
+
 def raise_in_scheduler() -> None:
     def give_up(error: BaseException) -> None:
         raise error
@@ -84,6 +92,8 @@ BREAKS: dict[str, Callable[[], object]] = {
     "/break/loop": lambda: asyncio.get_running_loop().call_soon(time.sleep, 3600),
     "/break/callback": lambda: asyncio.get_running_loop().call_soon(raise_in_callback),
     "/break/scheduler": raise_in_scheduler,
+    "/break/thread": lambda: threading.Thread(target=raise_in_callback).start(),
+    "/break/finalizer": lambda: Unforgotten() and None,
 }
 
 

@@ -112,6 +112,18 @@ def test_an_error_that_nobody_awaits_is_logged_and_counted_and_ends_the_schedule
     assert process.returncode == 0
 
 
+@pytest.mark.parametrize("part", ["thread", "finalizer"])
+def test_an_error_that_can_be_raised_to_nobody_is_a_line_of_the_log(tiny_models: Path, part: str) -> None:
+    with program(tiny_models, module="tests.service.breakable") as (process, address, _):
+        httpx.post(f"{address}/break/{part}")
+        process.terminate()
+        _, logged = process.communicate(timeout=30)
+
+    lines = [json.loads(line) for line in logged.splitlines()]
+    assert len([line for line in lines if "LookupError: broken" in line.get("exception", "")]) == 1
+    assert process.returncode == 0
+
+
 def test_work_that_is_to_go_on_and_dies_makes_liveness_fail() -> None:
     async def die() -> None:
         raise LookupError("no more")

@@ -1,7 +1,9 @@
 """ONNX Runtime's errors are told apart, and the memory of a device is read from where the system tells it."""
 
+import ctypes
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -250,6 +252,26 @@ def test_where_no_cuda_is_loaded_its_memory_is_not_known() -> None:
     memory = CudaMemory(libraries=("libthere-is-no-such-thing.so.1",))
 
     assert (memory.in_use(), memory.free(), memory.is_lost()) == (None, None, None)
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no compiler here")
+@pytest.mark.parametrize(("status", "expected"), [(0, (70, 30, False)), (700, (None, None, True))])
+def test_cuda_is_asked_as_its_reference_says(
+    tmp_path: Path, status: int, expected: tuple[int | None, int | None, bool]
+) -> None:
+    (tmp_path / "runtime.c").write_text(
+        f"#include <stddef.h>\nint cudaMemGetInfo(size_t *free, size_t *total) "
+        f"{{ *free = 30; *total = 100; return {status}; }}\nint cudaDeviceSynchronize(void) {{ return {status}; }}\n"
+    )
+    library = str(tmp_path / f"libruntime{status}.so")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, str(tmp_path / "runtime.c")], check=True)
+    memory = CudaMemory(libraries=("libnone.so.1", library))
+
+    before = (memory.in_use(), memory.free(), memory.is_lost())
+    ctypes.CDLL(library)  # As ONNX Runtime does.
+
+    assert before == (None, None, None)
+    assert (memory.in_use(), memory.free(), memory.is_lost()) == expected
 
 
 @pytest.mark.parametrize("module", ["service.app", "training.export", "benchmarks"])

@@ -18,7 +18,7 @@ import onnxruntime
 import pytest
 
 from service.watchdog import EXIT_BROKEN
-from tests.model_folders import publish
+from tests.model_folders import CREDIT, credit_graph, publish
 from tests.service.breakable import HANGS, LOSES
 from tests.tiny_models import tiny
 
@@ -203,6 +203,26 @@ def test_a_thread_that_never_returns_keeps_the_program_from_nothing(
 
         assert (hung.result().status_code, hung.result().json()["error"]["code"]) == (503, code)
         assert process.wait(30) == 0
+
+
+def test_a_model_that_never_ends_loading_keeps_the_program_from_nothing(tmp_path: Path) -> None:
+    row = {"income": HANGS, "debt": 5, "job": "baker"}
+    publish(tmp_path, "credit", CREDIT, credit_graph(), request={"rows": [row]})
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    command = [sys.executable, "-m", BREAKABLE, "--models", str(tmp_path), "--port", str(port)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            while "Application startup complete" not in process.stderr.readline():
+                pass
+            ready = httpx.get(f"http://127.0.0.1:{port}/health/ready")
+            process.send_signal(signal.SIGTERM)
+
+            assert ready.json()["reason"] == "The models are being loaded."
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
 
 
 def test_an_event_loop_that_turns_no_more_is_told_with_all_stacks_and_ends_the_program(tiny_models: Path) -> None:
