@@ -26,6 +26,10 @@ INSIDE_SERVICE = {
     "metrics": ("service",),
     "logs": ("service",),
     "settings": ("service",),
+    "health": ("service",),
+    "watchdog": ("service",),
+    "backends/memory": ("service", "onnxruntime"),
+    "backends/failures": ("service.pipeline", "service.batcher", "onnxruntime"),
     "backends/base": ("service.pipeline", "service.batcher", "onnxruntime"),
     "routes/predict": ("numpy", "onnxruntime"),
 }
