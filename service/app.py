@@ -142,7 +142,8 @@ class Service:
         )
         policy = BatchPolicy(settings.max_batch or _MOST_BATCH, settings.max_delay_ms / 1000)
         pipeline = Pipeline(task, backend, around, name=name, policy=policy, manners=manners)
-        side_by_side = max(1, device.scheduler.at_once // 2)
+        # A version that comes while clients are served leaves them the other cores.
+        side_by_side = 1 if self.loaded.is_set() else max(1, device.scheduler.at_once // 2)
         try:
             warm_up(pipeline, proven, find_batch_size=settings.max_batch == 0, side_by_side=side_by_side)
         except BaseException:
