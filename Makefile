@@ -8,12 +8,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := UV_LINK_MODE=copy $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes
 
-.PHONY: help serve test check format train train-all bench lock clean
+.PHONY: help serve test check format train train-all bench faults lock clean
 
 help: ## list what there is
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
 	@echo
-	@echo '  Variables: RECIPE=clothing (train), ARGS="--port 9000" (serve, train, test, bench), GPU=1 (serve), PYTHON=python3.12'
+	@echo '  Variables: RECIPE=clothing (train), ARGS="--port 9000" (serve, train, test, bench, faults), GPU=1 (serve), PYTHON=python3.12'
 
 serve: $(VENV)/.serve$(GPU) ## install what serving needs, and serve the models in models/ on port 8000
 	@$(BIN)/python -m service $(ARGS)
@@ -38,6 +38,9 @@ train-all: $(VENV)/.train ## train every recipe and publish its model; stopped, 
 
 bench: $(VENV)/.dev ## measure the service and the training loop against the bare runtime
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+faults: $(VENV)/.dev ## make every fault there is through real HTTP, and print which promises hold (some minutes)
+	@$(BIN)/python -m benchmarks.faults $(ARGS)
 
 lock: $(VENV)/.uv ## pin the dependencies of pyproject.toml anew
 	@PATH="$(CURDIR)/$(BIN):$$PATH" requirements/compile.sh $(ARGS)

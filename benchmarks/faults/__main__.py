@@ -1,0 +1,103 @@
+"""`python -m benchmarks.faults`: makes every fault there is through real HTTP, and prints which promises hold.
+
+The table goes into docs/reliability.md with --write; the exit status is 1 where a promise does not hold. Linux only.
+"""
+
+import argparse
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.faults import device, isolation, leaving, overload, scheduling, stopping, versions
+from benchmarks.faults.report import Row, section, table, verdict, where, with_section
+from benchmarks.faults.scenario import Run
+from benchmarks.faults.traffic import known_models
+
+SCENARIOS: Mapping[str, Callable[[Run], list[Row]]] = {
+    "burst": scheduling.measure_burst,
+    "first": scheduling.measure_first,
+    "overlap": scheduling.measure_overlap,
+    "isolation": isolation.measure,
+    "leaving": leaving.measure,
+    "memory": device.measure_memory,
+    "hang": device.measure_hang,
+    "lost": device.measure_lost,
+    "threads": device.measure_threads,
+    "overload": overload.measure,
+    "swap": versions.measure_swap,
+    "shadow": versions.measure_shadow,
+    "sigterm": stopping.measure_term,
+    "sigkill": stopping.measure_kill,
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measures, prints and writes; 0 where every promise holds."""
+    options = _options(arguments)
+    if options.list:
+        for name, measure in SCENARIOS.items():
+            print(f"{name:10} {(measure.__doc__ or '').splitlines()[0]}")
+        return 0
+    began = time.monotonic()
+    run = Run(options.models, known_models(options.models), options.short)
+    rows = [row for name in options.only or SCENARIOS for row in _measured(name, run)]
+    found, seconds = where(), time.monotonic() - began
+    print(table(rows))
+    listed = [asdict(row) for row in rows]
+    if options.results is not None:
+        options.results.parent.mkdir(parents=True, exist_ok=True)
+        content = {"measured": found, "short": options.short, "seconds": seconds, "rows": listed}
+        options.results.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    if options.write is not None:
+        document = options.write.read_text("utf-8")
+        options.write.write_text(with_section(document, section(rows, found, seconds=seconds)), "utf-8")
+    return verdict(rows, short=options.short)
+
+
+def _options(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
+    parser.add_argument("--short", action="store_true", help="smaller counts, under a minute; times are not judged")
+    parser.add_argument("--only", nargs="+", metavar="NAME", choices=SCENARIOS, help="of the scenarios; default: all")
+    parser.add_argument("--list", action="store_true", help="list the scenarios")
+    parser.add_argument("--models", type=Path, default=Path("models"))
+    parser.add_argument("--results", type=Path, help="JSON file of the figures; default: in benchmarks/results")
+    parser.add_argument(
+        "--write",
+        nargs="?",
+        type=Path,
+        const=Path("docs/reliability.md"),
+        help="put the table into this document; default: docs/reliability.md",
+    )
+    options = parser.parse_args(arguments)
+    if options.results is None and not options.short and not options.only:
+        options.results = Path("benchmarks/results/faults.json")
+    if options.write is not None and (options.short or options.only):
+        parser.error("only the whole of it is written into the document: leave --short and --only out")
+    return options
+
+
+def _measured(name: str, run: Run) -> list[Row]:
+    """The rows of one scenario; one that breaks down is a row that does not hold, and the others go on."""
+    began = time.monotonic()
+    try:
+        rows = SCENARIOS[name](run)
+    except Exception as error:  # Whatever it was: told in the table, and in full on standard error.
+        traceback.print_exc()
+        rows = [
+            Row(name, f"The scenario '{name}' can be measured", "–", f"{type(error).__name__}: {error}"[:200], False)
+        ]
+    print(
+        f"{name}: {time.monotonic() - began:.0f} s, {sum(r.holds for r in rows)} of {len(rows)} hold", file=sys.stderr
+    )
+    for row in rows:
+        if not row.holds:
+            print(f"  does not hold: {row.promise}: {row.measured}", file=sys.stderr)
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
