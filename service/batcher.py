@@ -68,6 +68,14 @@ class BatchReport:
 
 
 @dataclass
+class _Split:
+    """A batch that found no room: where both its halves do, its size was the reason, and not one of its samples."""
+
+    size: int
+    halves_left: int = 2
+
+
+@dataclass(eq=False)
 class _Retry:
     """Tickets whose batch failed, to be run once more without those of the other half."""
 
@@ -75,6 +83,7 @@ class _Retry:
     tickets: list[Ticket]
     quite_alone: bool = False
     """Only while nothing else runs, since memory was short."""
+    split: _Split | None = None
 
     @property
     def due(self) -> float:
@@ -139,7 +148,8 @@ class Batcher:
         except OutOfMemory:
             if total == 1:
                 raise
-            return await self._in_parts(arrays, math.ceil(total / 2), terms, on_start)
+            ran = await self._in_parts(arrays, math.ceil(total / 2), terms, on_start)
+            self._curve.no_room(shape, total)
         return ran
 
     async def _in_parts(self, arrays: Arrays, step: int, terms: Terms, on_start: Callable[[], None]) -> Ran:
@@ -204,17 +214,19 @@ class Batcher:
         return None if shape is None else self._take_fresh(shape, now, room)
 
     def _take_retry(self, retry: _Retry, now: float, room: Room) -> Job | None:
-        size = sum(ticket.size for ticket in retry.tickets)
-        if not room.idle and (retry.quite_alone or self._curve.memory_bytes(retry.shape, size) > room.free_bytes):
+        size = sum(ticket.size for ticket in retry.tickets if not ticket.future.done())
+        fits = not retry.quite_alone and self._curve.memory_bytes(retry.shape, size) <= room.free_bytes
+        if size and not room.idle and not fits:
             raise NoRoom
         self._retries.remove(retry)
-        return self._job(retry.shape, self._still_wanted(retry.tickets, now), was_alone=retry.quite_alone)
+        return self._job(retry.shape, self._still_wanted(retry.tickets, now), retry)
 
     def _take_fresh(self, shape: Shape, now: float, room: Room) -> Job | None:
         queue = self._waiting[shape]
         most = self._curve.limit(shape, self.policy.max_size, room.free_bytes)
         if most < queue.first.size:
-            if not room.idle:
+            most_alone = self._curve.limit(shape, self.policy.max_size, self._scheduler.memory_bytes)
+            if most_alone >= queue.first.size and not room.idle:
                 raise NoRoom
             ticket = queue.first
             self._remove(shape, ticket)
@@ -249,14 +261,15 @@ class Batcher:
         needs = self._curve.seconds if others else lambda shape, size: self._curve.least(shape, size) / 2
         return ticket.terms.until <= now + needs(shape, ticket.size)
 
-    def _job(self, shape: Shape, tickets: list[Ticket], *, was_alone: bool = False) -> Job | None:
+    def _job(self, shape: Shape, tickets: list[Ticket], retry: _Retry | None = None) -> Job | None:
         if not tickets:
             return None
         size = sum(ticket.size for ticket in tickets)
         return Job(
-            lambda: self._run_batch(shape, tickets, was_alone),
+            lambda: self._run_batch(shape, tickets, retry),
             self._curve.seconds(shape, size),
             self._curve.memory_bytes(shape, size),
+            alone=retry is not None and retry.quite_alone,
             on_hung=lambda: _refuse(tickets, Hung("The run did not come back in time.")),
         )
 
@@ -270,7 +283,7 @@ class Batcher:
             self._on_dropped(sum(ticket.size for ticket in tickets if ticket.future.done()))
         return wanted
 
-    async def _run_batch(self, shape: Shape, taken: list[Ticket], was_alone: bool) -> None:
+    async def _run_batch(self, shape: Shape, taken: list[Ticket], retry: _Retry | None) -> None:
         tickets = self._still_wanted(taken)
         if not tickets:
             return
@@ -285,11 +298,13 @@ class Batcher:
             raise
         except Exception as error:  # Whatever the device raises belongs to the tickets, and the queue goes on.
             self._on_batch(BatchReport(size, self._clock() - began, error))
-            self._try_apart(shape, tickets, size, error, was_alone=was_alone)
+            self._try_apart(shape, tickets, error, was_alone=retry is not None and retry.quite_alone)
             return
         ended = self._clock()
         self._curve.add(shape, size, ended - began)
         self._on_batch(BatchReport(size, ended - began))
+        if retry is not None and retry.split is not None:
+            self._fits(shape, retry.split)
         start = 0
         for ticket in tickets:
             part = {name: array[start : start + ticket.size] for name, array in outputs.items()}
@@ -297,16 +312,22 @@ class Batcher:
             if not ticket.future.done():
                 ticket.future.set_result(Ran(part, ((began, ended),), size))
 
-    def _try_apart(self, shape: Shape, tickets: list[Ticket], size: int, error: Exception, *, was_alone: bool) -> None:
+    def _fits(self, shape: Shape, split: _Split) -> None:
+        split.halves_left -= 1
+        if not split.halves_left:
+            self._curve.no_room(shape, split.size)
+
+    def _try_apart(self, shape: Shape, tickets: list[Ticket], error: Exception, *, was_alone: bool) -> None:
         """Queues the halves of a batch that failed; a ticket that fails alone gets the error."""
+        size = sum(ticket.size for ticket in tickets)
         short = isinstance(error, OutOfMemory)
-        if short and size > 1:
-            self._curve.no_room(shape, size)
         if isinstance(error, DeviceLost):
             _refuse(tickets, error)
         elif len(tickets) > 1:
-            middle = len(tickets) // 2
-            self._retries += [_Retry(shape, tickets[:middle]), _Retry(shape, tickets[middle:])]
+            middle, split = len(tickets) // 2, _Split(size) if short else None
+            for half in (tickets[:middle], tickets[middle:]):
+                if wanted := [ticket for ticket in half if not ticket.future.done()]:
+                    self._retries.append(_Retry(shape, wanted, split=split))
         elif short and size == 1 and not was_alone:
             self._retries.append(_Retry(shape, tickets, quite_alone=True))
         else:

@@ -24,6 +24,7 @@ _SMOOTHING = 0.1
 _MOST_SHAPES = 64
 _MOST_SIZES = 64
 _HOPS = 200
+_GOOD_RUNS = 64
 Shape = tuple[tuple[str, str, tuple[int, ...]], ...]
 """The inputs of one sample: name, dtype and shape of each, without the batch axis."""
 
@@ -76,6 +77,20 @@ class Point:
     least: float
 
 
+@dataclass
+class Limit:
+    """The most samples in a batch since one failed for want of memory, and how many such batches have fitted since."""
+
+    size: int
+    good: int = 0
+
+    def fitted(self) -> None:
+        """A batch as large as the limit was run: after many it may be larger, what was short may be there again."""
+        self.good += 1
+        if self.good >= _GOOD_RUNS:
+            self.size, self.good = self.size + max(1, self.size // 4), 0
+
+
 class Curve:
     """What a run takes by the shape of a sample and the size of the batch: seconds, and bytes of memory.
 
@@ -85,7 +100,7 @@ class Curve:
 
     def __init__(self) -> None:
         self._points: dict[Shape, dict[int, Point]] = {}
-        self._limits: dict[Shape, int] = {}
+        self._limits: dict[Shape, Limit] = {}
         self._memory: tuple[float, float] | None = None
         """Bytes of any run, and for each element of its input."""
 
@@ -103,6 +118,9 @@ class Curve:
         else:
             point.seconds += _SMOOTHING * (seconds - point.seconds)
             point.least = min(point.least, seconds)
+        limit = self._limits.get(shape)
+        if limit is not None and size >= limit.size:
+            limit.fitted()
 
     def seconds(self, shape: Shape, size: int) -> float:
         """What a batch is expected to take; 0 where nothing was ever run."""
@@ -156,16 +174,20 @@ class Curve:
 
     def limit(self, shape: Shape, most: int, free_bytes: float) -> int:
         """The largest batch, up to `most`, that fits into so many bytes and has not failed for want of memory; or 0."""
-        most = min(most, self._limits.get(shape, most))
+        most = min(most, self._limits[shape].size) if shape in self._limits else most
         if self._memory is None or self.memory_bytes(shape, most) <= free_bytes:
             return most
         fixed, each = self._memory
         return max(0, min(most, math.floor((free_bytes - fixed) / (each * elements_of(shape))))) if each else 0
 
     def no_room(self, shape: Shape, size: int) -> None:
-        """A batch of this size failed for want of memory: none as large is made of this shape again."""
-        if len(self._limits) < _MOST_SHAPES or shape in self._limits:
-            self._limits[shape] = max(1, min(size - 1, self._limits.get(shape, size)))
+        """A batch of this size failed for want of memory: none is larger than its half until many such have fitted."""
+        half = max(1, size - size // 2)
+        if shape in self._limits:
+            half = min(half, self._limits[shape].size)
+        elif len(self._limits) >= _MOST_SHAPES:
+            del self._limits[next(iter(self._limits))]
+        self._limits[shape] = Limit(half)
 
     def table(self) -> list[tuple[Shape, int, float, int]]:
         """All that is known: shape, size, seconds, bytes."""

@@ -139,7 +139,8 @@ class Pipeline:
         """How long a request that is due then would wait: for a worker, for the device, for those still being read."""
         device, workers = self._around.device.scheduler, self._workers.scheduler
         coming = self._reading * self._sample_s() / device.at_once
-        return workers.wait_s(due) + device.wait_s(due) + coming
+        of_workers = workers.wait_s(due, own=(self._decoding, self._finishing))
+        return of_workers + device.wait_s(due, own=(self._batcher, self._alone)) + coming
 
     def check(self, terms: Terms) -> None:
         """Refuses a request of which nothing but its head has come, where it would be refused later, too.

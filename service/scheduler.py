@@ -9,12 +9,15 @@ when work comes, when a job ends, or when a timer fires. What should never happe
 
 import asyncio
 import math
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
 from threading import Lock
 from typing import Any, Literal, Protocol
 
+_TURN = 2
+"""A source that was given a job is not due again before so many times what that takes. Work that is overdue, as all of
+a long burst is in the end, would else keep everybody waiting until the last of it is done."""
 Priority = Literal["high", "normal", "low"]
 URGENCY: dict[Priority, float] = {"high": 8.0, "normal": 1.0, "low": 1 / 8}
 """What the time that a request has is divided by: everything is due some day, so nothing waits for ever."""
@@ -50,7 +53,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What there is beside the jobs that run: bytes of memory, and whether any job does."""
+    """What there is beside the jobs that run: bytes of memory, and whether any job runs that may still come back."""
 
     free_bytes: float = math.inf
     idle: bool = True
@@ -63,6 +66,8 @@ class Job:
     run: Callable[[], Coroutine[Any, Any, None]]
     seconds: float = 0.0
     memory_bytes: int = 0
+    alone: bool = False
+    """Nothing else is begun while it runs."""
     on_hung: Callable[[], None] = lambda: None
     ends: float = field(default=0.0, init=False)
     hung: bool = field(default=False, init=False)
@@ -113,6 +118,7 @@ class Scheduler:
         self._on_hung = on_hung
         self._on_fault = on_fault
         self._sources: list[Source] = []
+        self._due_again: dict[Source, float] = {}
         self._attaching = Lock()
         self._running: dict[Job, asyncio.Task[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -126,7 +132,11 @@ class Scheduler:
     @property
     def is_free(self) -> bool:
         """Whether a job that came now would begin at once, with nothing waiting beside it."""
-        return len(self._running) < self.at_once and all(source.offer() is None for source in self._sources)
+        return self._has_place and all(self._offer_of(source) is None for source in self._sources)
+
+    @property
+    def _has_place(self) -> bool:
+        return len(self._running) < self.at_once and not any(job.alone and not job.hung for job in self._running)
 
     def attach(self, source: Source) -> None:
         """From now on asks this source, too."""
@@ -137,21 +147,27 @@ class Scheduler:
         """Asks it no more; nothing may wait in it."""
         with self._attaching:
             self._sources = [other for other in self._sources if other is not source]
+            self._due_again.pop(source, None)
 
-    def wait_s(self, due: float) -> float:
+    def wait_s(self, due: float, own: Collection[Source] = ()) -> float:
         """How long work that is due then would wait for its turn, by what is known of what comes before it.
 
-        Infinite where no job comes back.
+        `own` are the sources it may be in: until it is due, others than those may go before it, and no longer. Infinite
+        where no job comes back.
         """
         if not self._running:
             return 0.0
         hung = self.hung
         if hung >= self.at_once:
             return math.inf
-        ahead = sum(source.seconds_ahead(due) for source in self._sources)
-        if not ahead and len(self._running) < self.at_once:
-            return 0.0
         now = asyncio.get_running_loop().time()
+        longest = self.at_once * max(0.0, due - now) if own else math.inf
+        ahead = sum(
+            source.seconds_ahead(due) if source in own else min(source.seconds_ahead(due), longest)
+            for source in self._sources
+        )
+        if not ahead and self._has_place:
+            return 0.0
         return (ahead + sum(max(0.0, job.ends - now) for job in self._running)) / (self.at_once - hung)
 
     def plan(self) -> None:
@@ -165,27 +181,49 @@ class Scheduler:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        try:
-            while len(self._running) < self.at_once and self._start_next():
-                pass
-        except Exception as error:  # A fault of this program: whoever watches it has to know.
-            self._on_fault(error)
+        if self.hung >= self.at_once:
+            self._refuse_all()
+        broken: set[Source] = set()
+        while self._has_place and self._start_next(broken):
+            pass
 
-    def _start_next(self) -> bool:
-        """Starts what is due first; False where nothing is to be started now."""
+    def _refuse_all(self) -> None:
+        for source in self._sources:
+            source.refuse(Hung("The device does not come back from what it was given."))
+
+    def _offer_of(self, source: Source) -> Offer | None:
+        try:
+            return source.offer()
+        except Exception as error:  # A fault of this program: whoever watches it has to know, and others go on.
+            self._on_fault(error)
+            return None
+
+    def _start_next(self, broken: set[Source]) -> bool:
+        """Starts what is due first; False where nothing is to be started now. Asks none of the broken sources."""
         loop = asyncio.get_running_loop()
         now = loop.time()
-        offers = [(offer, source) for source in self._sources if (offer := source.offer()) is not None]
-        ready = [(offer.due, i) for i, (offer, _) in enumerate(offers) if offer.ready <= now]
+        asked = [source for source in self._sources if source not in broken]
+        offers = [(offer, source) for source in asked if (offer := self._offer_of(source)) is not None]
+        ready = [
+            (max(offer.due, self._due_again.get(source, -math.inf)), i)
+            for i, (offer, source) in enumerate(offers)
+            if offer.ready <= now
+        ]
         if not ready:
             if offers:
                 self._timer = loop.call_at(min(offer.ready for offer, _ in offers), self._pump)
             return False
+        source = offers[min(ready)[1]][1]
         try:
-            job = offers[min(ready)[1]][1].take(now, self._room())
+            job = source.take(now, self._room())
         except NoRoom:
             return False  # It is the next as soon as it fits, and nobody overtakes it.
+        except Exception as error:
+            broken.add(source)
+            self._on_fault(error)
+            return True
         if job is not None:
+            self._due_again[source] = now + _TURN * job.seconds
             self._start(job, now)
         return True
 
@@ -199,15 +237,13 @@ class Scheduler:
 
     def _room(self) -> Room:
         taken = sum(job.memory_bytes for job in self._running)
-        return Room(self.memory_bytes - taken, idle=not self._running)
+        return Room(self.memory_bytes - taken, idle=all(job.hung for job in self._running))
 
     def _give_up(self, job: Job) -> None:
         job.hung = True
         self._on_hung(self.hung)
         job.on_hung()
-        if self.hung >= self.at_once:
-            for source in self._sources:
-                source.refuse(Hung("The device does not come back from what it was given."))
+        self._pump()  # Nobody waits for it any more, also where others do not fit beside it.
 
     def _ended(self, job: Job, task: asyncio.Task[None]) -> None:
         del self._running[job]
