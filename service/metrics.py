@@ -28,7 +28,11 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        registry = self.registry
+        self._of_requests(self.registry)
+        self._of_engine(self.registry)
+        self._of_shadow(self.registry)
+
+    def _of_requests(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(
             "sevenfold_requests", "Requests answered, by status.", ["model", "status"], registry=registry
         )
@@ -39,13 +43,6 @@ class Metrics:
             "sevenfold_cancelled",
             "Requests whose client went away, by how far they had come: receive, decode, queue, infer, finish.",
             ["model", "stage"],
-            registry=registry,
-        )
-        self.hung = Gauge("sevenfold_hung_runs", "Runs that have not come back in time.", ["place"], registry=registry)
-        self.dropped = Counter(
-            "sevenfold_dropped_samples",
-            "Samples given up before they were run: client gone or too late.",
-            ["model"],
             registry=registry,
         )
         self.duration = Histogram(
@@ -62,15 +59,29 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+
+    def _of_engine(self, registry: CollectorRegistry) -> None:
+        self.dropped = Counter(
+            "sevenfold_dropped_samples",
+            "Samples given up before they were run: client gone or too late.",
+            ["model"],
+            registry=registry,
+        )
         self.batch_size = Histogram(
             "sevenfold_batch_size", "Samples in a batch.", ["model"], buckets=_SIZES, registry=registry
         )
         self.batch_failures = Counter(
             "sevenfold_batch_failures", "Batches that the device failed.", ["model"], registry=registry
         )
+        self.hung = Gauge("sevenfold_hung_runs", "Runs that have not come back in time.", ["place"], registry=registry)
         self.stray_errors = Counter(
             "sevenfold_stray_errors", "Errors in the event loop that belong to no request.", registry=registry
         )
+        self.load_seconds = Gauge(
+            "sevenfold_model_load_seconds", "Time to load and prove.", ["model", "version"], registry=registry
+        )
+
+    def _of_shadow(self, registry: CollectorRegistry) -> None:
         versions = ["model", "version"]
         self.shadow_requests = Counter(
             "sevenfold_shadow_requests",
@@ -97,9 +108,6 @@ class Metrics:
             "Versions in the shadow that were decided on: promoted, rolled_back.",
             [*versions, "decision"],
             registry=registry,
-        )
-        self.load_seconds = Gauge(
-            "sevenfold_model_load_seconds", "Time to load and prove.", ["model", "version"], registry=registry
         )
 
     def watch(self, read: Callable[[], Iterable[LiveGauge]]) -> None:
