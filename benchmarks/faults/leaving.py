@@ -166,6 +166,7 @@ def _under_load(run: Run, host: Host) -> Row:
         f"≥ {_SHARE:.0%} never computed; who stays is answered",
         f"{share:.1%}; {answered} of {len(stayed)} that stayed were answered",
         share >= _SHARE and answered == len(stayed) and len(in_time) > 0,
+        timed=True,
         figures={"gone": len(gone), "before_batch": len(in_time), "computed": len(in_vain)},
     )
 

@@ -5,18 +5,20 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
 from benchmarks.faults.clients import Reply, open_loop, steady
-from benchmarks.faults.host import Host, started
+from benchmarks.faults.faulty import graph_digest
+from benchmarks.faults.host import Host, started, wait_until
 from benchmarks.faults.report import Row
 from benchmarks.faults.scenario import Run, first_of
-from benchmarks.faults.traffic import Known
+from benchmarks.faults.traffic import Known, Sent, asked_alone
 from service.backends.onnx import OnnxRuntime
 from tasks.contract import Limits
 from tasks.manifest import (
@@ -30,24 +32,25 @@ from tasks.manifest import (
 )
 
 _PER_SECOND = 50
-_NOISE = 0.2
-"""Of a weight, times its size: enough for other answers, and the same graph."""
+_SLOW = 6.0
+"""How many times as long a slow candidate takes in the graph; half of that is allowed, since cores are shared."""
+_TRIAL_S = 60.0
 
 
-def same_graph(graph: bytes) -> bytes:
+def same_graph(graph: bytes, word: str) -> bytes:
     """The graph with a word of description: another file that gives the same answers (field 6 of ONNX's ModelProto)."""
-    note = b"published anew"
+    note = word.encode()
     return graph + bytes([6 << 3 | 2, len(note)]) + note
 
 
-def other_graph(graph: bytes) -> bytes:
-    """A graph of the same form with other weights, and so with other answers."""
+def other_graph(graph: bytes, *, noise: float = 0.2) -> bytes:
+    """A graph of the same form with other weights, and so with other answers; `noise` is in units of their spread."""
     model, generator = onnx.load_model_from_string(graph), np.random.default_rng(0)
     for tensor in model.graph.initializer:
         values = numpy_helper.to_array(tensor)
-        if values.dtype == np.float32 and values.ndim == 2:
-            noise = generator.normal(0.0, _NOISE * float(values.std()), values.shape)
-            tensor.CopyFrom(numpy_helper.from_array((values + noise).astype(np.float32), tensor.name))
+        if values.dtype == np.float32 and values.ndim >= 2:
+            shift = generator.normal(0.0, noise * float(values.std()), values.shape)
+            tensor.CopyFrom(numpy_helper.from_array((values + shift).astype(np.float32), tensor.name))
     return bytes(model.SerializeToString())
 
 
@@ -156,6 +159,73 @@ def _wrong(reply: Reply, expected: dict[str, list[dict[str, object]]], known: Kn
     return difference(expected[version][reply.key], answer, known.manifest.golden_tolerance)
 
 
+class _Trials(threading.Thread):
+    """Publishes candidates one after the other, each when the one before it is decided; `reports` says of each how."""
+
+    def __init__(self, host: Host, models: Path, known: Known) -> None:
+        super().__init__()
+        self._host, self._models, self._known = host, models, known
+        self.reports: dict[str, dict[str, Any]] = {}
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        graph = self._known.graph
+        candidates = {
+            "good": same_graph(graph, "good"),
+            "other weights": other_graph(graph, noise=1.0),
+            "slow": same_graph(graph, "slow"),
+            "failing": same_graph(graph, "failing"),
+        }
+        try:
+            for version, (what, candidate) in enumerate(candidates.items(), int(self._known.manifest.version) + 1):
+                self.reports[what] = self._tried(str(version), what, candidate)
+        except BaseException as error:
+            self.failure = error
+
+    def _tried(self, version: str, what: str, graph: bytes) -> dict[str, Any]:
+        """Slow from the beginning; failing only once it has proved that it can answer."""
+        host, name = self._host, graph_digest(graph)
+        host.fault(marks={name: ("slow", _SLOW)} if what == "slow" else {})
+        publish(self._models, self._known, version, graph)
+        path = f"/v1/models/{self._known.name}/versions/{version}/shadow"
+        wait_until(lambda: host.get(path)[0] == 200, seconds=_TRIAL_S, every=0.02)
+        if what == "failing":
+            host.fault(marks={name: ("raise", 0)})
+        wait_until(lambda: bool(host.get(path)[1]["verdict"] != "running"), seconds=_TRIAL_S, every=0.1)
+        report: dict[str, Any] = host.get(path)[1]
+        return report
+
+
 def measure_shadow(run: Run) -> list[Row]:
-    """A candidate that is watched before it serves: a good one is promoted, a bad one is not."""
-    raise NotImplementedError
+    """Candidates that are tried before they serve: a good one is promoted, bad ones are not, no client notices."""
+    known, requests = run.known["clothing"], run.pick(40, 12)
+    flags = ["--shadow", f"{known.name}=1.0", "--shadow-requests", str(requests), "--rescan-seconds", "0.3"]
+    flags += ["--shadow-slowdown", f"{_SLOW / 2:g}"]
+    with run.copies(known.name) as models, started(models, *flags, faulty=True) as host:
+        sent = asked_alone(host.port, [known.good(seed) for seed in range(20)])
+        trials, replies = _Trials(host, models, known), list[Reply]()
+        trials.start()
+        while trials.is_alive():
+            replies += open_loop(host.port, steady([one.request for one in sent], per_second=20, seconds=1.0))
+    if trials.failure is not None:
+        raise trials.failure
+    wrong = [problem for reply in replies if (problem := _unlike(reply, sent[reply.key]))]
+    verdicts = {what: str(report["verdict"]) for what, report in trials.reports.items()}
+    told = ", ".join(f"{what}: {verdict.replace('_', ' ')}" for what, verdict in verdicts.items())
+    return [
+        Row(
+            "shadow",
+            f"A candidate is tried on mirrored traffic before it serves: {known.name}, {requests} requests each",
+            "good: promoted; other weights, slow, failing: rolled back; clients notice nothing",
+            f"{told}; {len(wrong)} of {len(replies)} answers wrong{first_of(wrong)}",
+            [verdict == "promoted" for verdict in verdicts.values()] == [True, False, False, False] and not wrong,
+            figures={"reports": trials.reports, "wrong": wrong[:10]},
+        )
+    ]
+
+
+def _unlike(reply: Reply, sent: Sent) -> str | None:
+    """Why an answer is not the one that the first version gave, but for the version's name; None where it is."""
+    version = json.loads(sent.expected)["version"].encode()
+    named = reply.body.replace(b'"version":"%b"' % _version(reply).encode(), b'"version":"%b"' % version)
+    return sent.wrong(replace(reply, body=named))
