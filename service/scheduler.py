@@ -155,7 +155,7 @@ class Scheduler:
         `own` are the sources it may be in: until it is due, others than those may go before it, and no longer. Infinite
         where no job comes back.
         """
-        if not self._running:
+        if not self._running and not self._planned:
             return 0.0
         hung = self.hung
         if hung >= self.at_once:

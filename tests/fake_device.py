@@ -67,6 +67,8 @@ class Speed:
     fixed_s: float = 1.0
     each_s: float = 0.1
     each_bytes: int = 0
+    fits: float = float("inf")
+    """Samples in a batch, at most, that the device has room for, whatever was said of bytes."""
 
     def seconds(self, size: int) -> float:
         return self.fixed_s + self.each_s * size
@@ -122,7 +124,7 @@ class Model:
             if HANGS in values:
                 await self.device.released.wait()
             await asyncio.sleep(self.speed.seconds(len(values)) * (2 if SLOW in values else 1))
-            error = _error_of(values.tolist(), run)
+            error = OutOfMemory("Too many.") if len(values) > self.speed.fits else _error_of(values.tolist(), run)
             if error is not None:
                 raise error
         finally:

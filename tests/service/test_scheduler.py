@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,11 +12,15 @@ from hypothesis import strategies as st
 
 from service.admission import Admission, Manners, Wishes
 from service.backends.base import OutOfMemory
-from service.scheduler import Job, NoRoom, Offer, Priority, Room, Scheduler
-from tests.fake_device import FITS_QUITE_ALONE, FakeDevice, Model, Run, Speed, right
+from service.scheduler import Job, NoRoom, Offer, Priority, Room, Scheduler, Terms
+from tests.fake_device import FITS_QUITE_ALONE, FakeDevice, Model, Run, Speed, right, sample
 from tests.virtual_clock import run_virtually
 
 TINY = Speed(0.002, 0.0)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def admission_of(model: Model, manners: Manners, scheduler: Scheduler) -> Admission:
@@ -47,11 +52,10 @@ def test_of_requests_that_came_together_the_more_urgent_runs_first(order: tuple[
         device, scheduler = FakeDevice(), Scheduler()
         model = Model(device, scheduler, most=1)
         terms = admission_of(model, Manners(timeout_s=1000), scheduler).terms
-        now = asyncio.get_running_loop().time()
         number = {"high": 1.0, "normal": 2.0, "low": 3.0}
         await asyncio.gather(
             model.ask(0.0, due=-1.0),
-            *(model.ask(number[priority], due=terms(Wishes(priority=priority), now).due) for priority in order),
+            *(model.ask(number[priority], due=terms(Wishes(priority=priority), now()).due) for priority in order),
         )
         return device.runs
 
@@ -67,7 +71,7 @@ def test_a_model_of_more_weight_goes_before_one_of_less_that_came_a_little_earli
         for model in (light, heavy):
             await asyncio.sleep(0.1)
             terms = admission_of(model, Manners(timeout_s=1000, weight=weights[model]), scheduler).terms
-            asked.append(model.asked(1.0, due=terms(Wishes(), asyncio.get_running_loop().time()).due))
+            asked.append(model.asked(1.0, due=terms(Wishes(), now()).due))
         await asyncio.gather(*asked)
         return [run.model for run in device.runs]
 
@@ -90,7 +94,7 @@ def test_nothing_starves_however_much_urgent_work_of_another_model_comes(
     async def patient(model: Model, came: float) -> None:
         await asyncio.sleep(came)
         await model.ask(1.0, due=came + allowance_s)
-        ended.append((came, asyncio.get_running_loop().time()))
+        ended.append((came, now()))
 
     async def main() -> None:
         device, scheduler = FakeDevice(), Scheduler(at_once)
@@ -98,7 +102,7 @@ def test_nothing_starves_however_much_urgent_work_of_another_model_comes(
         clients = [asyncio.create_task(patient(slow, came)) for came in arrivals]
         flood = []
         while not all(client.done() for client in clients):
-            flood.append(urgent.asked(2.0, due=asyncio.get_running_loop().time() + 0.01))
+            flood.append(urgent.asked(2.0, due=now() + 0.01))
             await asyncio.sleep(every_s)
         for task in flood:
             task.cancel()
@@ -135,9 +139,9 @@ def test_a_burst_of_slow_batches_keeps_a_cheap_row_waiting_for_one_of_them_at_mo
             burst = [slow.asked(float(i), due=20 * tile_s) for i in range(tiles)]
         for gap in gaps:
             await asyncio.sleep(gap)
-            came = asyncio.get_running_loop().time()
+            came = now()
             await quick.ask(1.0, due=came + 0.05)
-            waits.append(asyncio.get_running_loop().time() - came - TINY.seconds(1))
+            waits.append(now() - came - TINY.seconds(1))
         await asyncio.gather(*burst)
 
     run_virtually(main())
@@ -175,10 +179,53 @@ class Coming:
 
 
 coming = st.lists(
-    st.builds(Coming, st.sampled_from([0.0, 0.0, 0.3, 1.1, 5.0]), st.integers(0, 1), st.integers(1, 4)),
+    st.builds(Coming, st.sampled_from([0.0, 0.0, 0.1, 0.5, 1.1, 5.0]), st.integers(0, 1), st.integers(1, 4)),
     min_size=1,
     max_size=25,
 )
+
+
+def surprises_of(requests: Sequence[Coming], at_once: int, speeds: Sequence[Speed]) -> list[float]:
+    """By how many seconds each waited longer than was foreseen when it came; nobody overtakes."""
+    surprises: list[float] = []
+
+    async def client(scheduler: Scheduler, model: Model, size: int) -> None:
+        terms = Terms(now() + 1000)
+        expected = now() + scheduler.wait_s(terms.due, own=[model.batcher])
+        began: list[float] = []
+        await model.batcher.submit(sample(*range(1, size + 1)), terms, on_start=lambda: began.append(now()))
+        surprises.append(began[0] - expected)
+
+    async def main() -> None:
+        device, scheduler = FakeDevice(), Scheduler(at_once)
+        models = [Model(device, scheduler, str(i), speed=speed, most=4) for i, speed in enumerate(speeds)]
+        clients = []
+        for request in requests:
+            await asyncio.sleep(request.after)
+            clients.append(asyncio.create_task(client(scheduler, models[request.which % len(models)], request.size)))
+        await asyncio.gather(*clients)
+
+    run_virtually(main())
+    return surprises
+
+
+@settings(max_examples=100, deadline=None)
+@given(coming, st.integers(1, 3))
+def test_how_long_a_request_will_wait_is_known_to_within_one_batch(requests: list[Coming], at_once: int) -> None:
+    speed = Speed(1.0, 0.1)
+
+    assert max(map(abs, surprises_of(requests, at_once, [speed]))) <= speed.seconds(4) + 1e-9
+
+
+@settings(max_examples=100, deadline=None)
+@given(coming, st.integers(1, 3))
+def test_beside_another_model_no_request_waits_longer_than_was_foreseen_by_more_than_a_batch_of_each(
+    requests: list[Coming], at_once: int
+) -> None:
+    """It may wait less: it joins a batch of its model that comes before work of the other that was counted."""
+    speeds = [Speed(1.0, 0.1), Speed(0.2, 0.4)]
+
+    assert max(surprises_of(requests, at_once, speeds)) <= sum(speed.seconds(4) for speed in speeds) + 1e-9
 
 
 @settings(max_examples=100, deadline=None)
@@ -193,7 +240,7 @@ def test_the_device_is_given_as_much_as_it_takes_at_once_and_never_idles_while_a
         models = [Model(device, scheduler, str(i), most=most) for i in range(2)]
 
         async def client(request: Coming) -> None:
-            came, started = asyncio.get_running_loop().time(), math.inf
+            came, started = now(), math.inf
             await models[request.which].ask(*range(1, request.size + 1))
             values = [run for run in device.runs if run.model == str(request.which)]
             started = min(run.began for run in values if run.began >= came)
