@@ -4,14 +4,19 @@ import asyncio
 import math
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from service.backends.base import OutOfMemory
+from service.backends.base import DeviceLost, OutOfMemory
 from service.costs import shape_of
 from service.scheduler import Hung, Scheduler, TooLate
 from tests.fake_device import (
     FAILS,
+    FITS_ALONE,
     FITS_QUITE_ALONE,
     HANGS,
+    LOSES,
+    NEVER_FITS,
     FakeDevice,
     Model,
     Speed,
@@ -162,3 +167,121 @@ def test_a_batch_grows_no_larger_than_lets_all_its_members_be_in_time() -> None:
 
     assert runs == [[0], [1, 2, 3], [4]]
     assert ends[1] <= 4
+
+
+async def outcomes(device: FakeDevice, model: Model, *values: float) -> list[object]:
+    """What requests get that come together while the model is busy."""
+    busy = model.asked(0.0)
+    await asyncio.sleep(0.5)
+    tasks = [model.asked(value) for value in values]
+    await busy
+    return [result for _, result in [await end_of(task) for task in tasks]]
+
+
+def test_a_batch_that_is_too_large_is_split_and_the_next_ones_are_smaller() -> None:
+    async def main() -> tuple[list[object], list[int], int]:
+        device = FakeDevice()
+        model = Model(device, Scheduler(2), speed=Speed(1.0, 0.1, fits=4))
+        first = await outcomes(device, model, *range(1, 9))
+        seen = len(device.runs)
+        await outcomes(device, model, *range(1, 9))
+        return first, [len(run.values) for run in device.runs[seen:]], model.curve.limit(ONE, 8, math.inf)
+
+    first, sizes, limit = run_virtually(main())
+
+    assert first == [right(float(i)) for i in range(1, 9)]
+    assert limit == 4
+    assert max(sizes) <= 4
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 8), st.integers(0, 7), st.integers(1, 3))
+def test_of_a_batch_with_one_that_never_fits_the_culprit_alone_is_refused_and_batches_stay_as_large(
+    size: int, at: int, at_once: int
+) -> None:
+    values = [float(i) for i in range(1, size + 1)]
+    values[at % size] = NEVER_FITS
+
+    async def main() -> tuple[list[object], int]:
+        device = FakeDevice()
+        model = Model(device, Scheduler(at_once))
+        return await outcomes(device, model, *values), model.curve.limit(ONE, 8, math.inf)
+
+    results, limit = run_virtually(main())
+
+    for value, result in zip(values, results, strict=True):
+        assert isinstance(result, OutOfMemory) if value == NEVER_FITS else result == right(value)
+    assert limit == 8
+
+
+def test_after_many_batches_that_fitted_larger_ones_are_tried_again() -> None:
+    async def main() -> list[int]:
+        device = FakeDevice()
+        model = Model(device, Scheduler(), speed=Speed(1.0, 0.1, fits=4))
+        await outcomes(device, model, *range(1, 9))
+        model.speed = Speed(1.0, 0.1)
+        await asyncio.gather(*(model.ask(float(i)) for i in range(2500)))
+        return [len(run.values) for run in device.runs]
+
+    sizes = run_virtually(main())
+
+    assert sizes[-2] == 8
+
+
+@pytest.mark.parametrize("poison", [FITS_ALONE, FITS_QUITE_ALONE])
+def test_what_only_others_had_taken_the_memory_of_gets_its_answer(poison: float) -> None:
+    async def main() -> list[object]:
+        device, scheduler = FakeDevice(), Scheduler(2)
+        model, other = Model(device, scheduler), Model(device, scheduler, "other", most=1)
+        others = [other.asked(float(i)) for i in range(9)]
+        results = await outcomes(device, model, 1.0, poison, 3.0)
+        await asyncio.gather(*others)
+        return results
+
+    assert run_virtually(main()) == [right(1.0), right(poison), right(3.0)]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 20), st.integers(1, 5), st.integers(1, 3))
+def test_a_request_of_more_samples_than_fit_is_run_in_parts(size: int, fits: int, at_once: int) -> None:
+    async def main() -> tuple[list[float], int]:
+        device = FakeDevice()
+        model = Model(device, Scheduler(at_once), speed=Speed(1.0, 0.1, fits=fits))
+        answer = await model.ask(*range(1, size + 1))
+        assert model.batcher.depth == 0
+        return answer, max(len(run.values) for run in device.runs if run.error is None)
+
+    answer, largest = run_virtually(main())
+
+    assert answer == right(*range(1, size + 1))
+    assert largest <= fits
+
+
+def test_a_request_with_a_sample_that_never_fits_is_refused_as_a_whole_and_its_neighbours_are_not() -> None:
+    async def main() -> list[object]:
+        device = FakeDevice()
+        model = Model(device, Scheduler(2))
+        busy = model.asked(0.0)
+        await asyncio.sleep(0.5)
+        tasks = [model.asked(1.0, NEVER_FITS, 3.0), model.asked(4.0, 5.0)]
+        await busy
+        ends = [await end_of(task) for task in tasks]
+        assert model.batcher.depth == 0
+        return [result for _, result in ends]
+
+    refused, answered = run_virtually(main())
+
+    assert isinstance(refused, OutOfMemory)
+    assert answered == right(4.0, 5.0)
+
+
+def test_where_the_device_is_lost_all_of_the_batch_are_told_and_nothing_is_tried_again() -> None:
+    async def main() -> tuple[list[object], int]:
+        device = FakeDevice()
+        results = await outcomes(device, Model(device, Scheduler(2)), 1.0, LOSES, 3.0)
+        return results, len(device.runs)
+
+    results, runs = run_virtually(main())
+
+    assert [type(result) for result in results] == [DeviceLost] * 3
+    assert runs == 2
