@@ -3,6 +3,9 @@
 A share of the requests that were answered is mirrored once the client has its answer: with low priority, one at a time
 for each version, few in all, and not at all while the device is busy. Nothing of it reaches a client, whatever becomes
 of it.
+
+The answers of a new version are compared with those that clients got. What they take is not: a mirrored request has
+less company and other neighbours. Both versions are asked again for that, one after the other, in turn as the first.
 """
 
 import asyncio
@@ -17,12 +20,12 @@ from weakref import ref
 
 from service.admission import WISHES, Wishes
 from service.errors import DeadlineExceeded, DeviceHung, Overloaded, ServiceError
-from service.message import Answered, Message, Progress
+from service.message import Message, Progress
 from service.metrics import Metrics
 from service.repository import Model, Repository
 from service.telemetry import Trace
-from service.trial import Compared, Decision, Rule, Timing, Trial
-from tasks.contract import Answer, Task
+from service.trial import Compared, Decision, Failed, Rule, Timing, Trial
+from tasks.contract import Answer
 
 _LOG = logging.getLogger(__name__)
 _ALL = "all"
@@ -50,11 +53,11 @@ class _Kept:
 
 @dataclass(frozen=True)
 class _Mirrored:
-    """A request that is to be asked again: of whom, what, what was answered, and whose trial it is."""
+    """A request that is to be asked again: what, who answered it and how, and whose trial it is."""
 
     message: Message
-    ours: _Kept
-    task: Task
+    served: Model
+    given: _Kept
     running: "_Running"
 
 
@@ -121,20 +124,20 @@ class Shadows:
         if shadow is None or self._chance() >= self.share_of(model.manifest.name):
             return message
         kept = _Kept(message.render)
-        trace.mirror = _Mirrored(message, kept, model.task, self._running(shadow))
+        trace.mirror = _Mirrored(message, model, kept, self._running(shadow))
         return replace(message, render=kept)
 
     def follow(self, trace: Trace) -> None:
         """Asks the version in the shadow, now that the client has its answer; or not, where there is no room for it."""
         mirrored, trace.mirror = trace.mirror, None
-        if not isinstance(mirrored, _Mirrored) or trace.status != 200 or mirrored.ours.answer is None:
+        if not isinstance(mirrored, _Mirrored) or trace.status != 200 or mirrored.given.answer is None:
             return
         size = mirrored.message.size
         room = len(self._under_way) < _MOST_UNDER_WAY and sum(self._under_way.values()) + size <= _MOST_BYTES
         if not room or self._busy():
             self._skip(mirrored.running)
             return
-        task = asyncio.get_running_loop().create_task(self._ask(mirrored, trace))
+        task = asyncio.get_running_loop().create_task(self._ask(mirrored, trace.request_id))
         self._under_way[task] = size
         task.add_done_callback(self._ended)
 
@@ -158,58 +161,70 @@ class Shadows:
         running.trial.skip()
         self._metrics.shadow_requests.labels(running.name, running.version, "skipped").inc()
 
-    async def _ask(self, mirrored: _Mirrored, trace: Trace) -> None:
+    async def _ask(self, mirrored: _Mirrored, request_id: str) -> None:
         running = mirrored.running
         async with running.turn:
             shadow = running.model()
             if shadow is None or running.trial.decision is not None:
                 return
-            compared = await self._compared(shadow, mirrored, trace)
-            if compared is None:
+            seen = await self._seen(shadow, mirrored, request_id)
+            if seen is None:
                 self._skip(running)
                 return
-            self._count(running, compared)
-            if decision := running.trial.add(compared):
+            self._count(running, seen)
+            if decision := running.trial.add(seen):
                 self._carry_out(running, shadow, decision)
 
-    async def _compared(self, shadow: Model, mirrored: _Mirrored, trace: Trace) -> Compared | None:
-        """What the version answers beside what was answered; None where it had no turn."""
-        theirs, ours = _Kept(mirrored.message.render), _timing(trace.stages)
-        progress = Progress()
+    async def _seen(self, shadow: Model, mirrored: _Mirrored, request_id: str) -> Compared | Failed | None:
+        """What the version makes of the request; None where it, or the one that is served, had no turn."""
+        theirs, progress = _Kept(mirrored.message.render), Progress()
+        served_first = mirrored.running.trial.requests % 2 == 0
+        ours = await self._again(mirrored) if served_first else None
         try:
-            async with asyncio.timeout(self._timeout_s):
-                answered = await self._predict(shadow, replace(mirrored.message, render=theirs), progress)
+            timing = await self._timed(shadow, mirrored.message, theirs, progress)
             agreement = await asyncio.get_running_loop().run_in_executor(
-                self._comparing, mirrored.task.agreement, mirrored.ours.answer, theirs.answer
+                self._comparing, mirrored.served.task.agreement, mirrored.given.answer, theirs.answer
             )
         except (ServiceError, TimeoutError) as error:
             if progress.stage not in _BEGUN and isinstance(error, _STARVED):
                 return None
             said = f"{error.code}: {error}" if isinstance(error, ServiceError) else "It gave no answer in time."
-            return Compared(trace.request_id, ours, error=said)
+            return Failed(request_id, said)
         except Exception as error:
             _LOG.exception("a version in the shadow failed", extra={"fields": _fields_of(mirrored.running)})
-            return Compared(trace.request_id, ours, error=f"{type(error).__name__}: {error}")
-        return Compared(trace.request_id, ours, _timing(answered.stages), agreement)
+            return Failed(request_id, f"{type(error).__name__}: {error}")
+        if not served_first:
+            ours = await self._again(mirrored)
+        return None if ours is None else Compared(request_id, ours, timing, agreement, served_first)
 
-    async def _predict(self, shadow: Model, message: Message, progress: Progress) -> Answered:
-        """Asks with low priority, whatever the client's was."""
-        pipeline, wishes = shadow.pipeline, Wishes(self._timeout_s, "low")
-        names = [name for name in WISHES if name not in shadow.task.request_type.model_fields]
-        message = replace(message, wishes=wishes, may_wish=False, fields=partial(_without, names, message.fields))
-        terms = pipeline.admission.terms(wishes, asyncio.get_running_loop().time())
-        with pipeline.permit(message, terms):
-            return await pipeline.predict(message, terms, progress)
+    async def _again(self, mirrored: _Mirrored) -> Timing | None:
+        """What the request takes the version that is served, under the same conditions; None where it had no turn."""
+        try:
+            return await self._timed(mirrored.served, mirrored.message, _Kept(mirrored.message.render), Progress())
+        except (ServiceError, TimeoutError):
+            return None
 
-    def _count(self, running: _Running, compared: Compared) -> None:
+    async def _timed(self, model: Model, message: Message, render: _Kept, progress: Progress) -> Timing:
+        """Asks with low priority, whatever the client's was, and without taking a client's place."""
+        wishes = Wishes(self._timeout_s, "low")
+        names = [name for name in WISHES if name not in model.task.request_type.model_fields]
+        fields = partial(_without, names, message.fields)
+        message = replace(message, render=render, wishes=wishes, may_wish=False, fields=fields)
+        terms = model.pipeline.admission.terms(wishes, asyncio.get_running_loop().time())
+        async with asyncio.timeout(self._timeout_s):
+            answered = await model.pipeline.predict(message, terms, progress)
+        work_s = sum(answered.stages.get(step, 0.0) for step in _STEPS)
+        return Timing(answered.stages.get("infer", 0.0), work_s, sum(answered.stages.values()))
+
+    def _count(self, running: _Running, seen: Compared | Failed) -> None:
         labels, metrics = (running.name, running.version), self._metrics
-        if compared.theirs is None:
+        if isinstance(seen, Failed):
             metrics.shadow_requests.labels(*labels, "failed").inc()
             return
         metrics.shadow_requests.labels(*labels, "compared").inc()
-        metrics.shadow_agreement.labels(*labels).observe(compared.agreement)
-        metrics.shadow_seconds.labels(*labels, "served").observe(compared.ours.work_s)
-        metrics.shadow_seconds.labels(*labels, "shadow").observe(compared.theirs.work_s)
+        metrics.shadow_agreement.labels(*labels).observe(seen.agreement)
+        metrics.shadow_seconds.labels(*labels, "served").observe(seen.ours.work_s)
+        metrics.shadow_seconds.labels(*labels, "shadow").observe(seen.theirs.work_s)
 
     def _carry_out(self, running: _Running, shadow: Model, decision: Decision) -> None:
         if decision.promoted:
@@ -234,8 +249,3 @@ def _fields_of(running: _Running) -> dict[str, Any]:
 
 def _without(names: list[str], fields: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
     return {name: value for name, value in fields().items() if name not in names}
-
-
-def _timing(stages: Mapping[str, float]) -> Timing:
-    work_s = sum(stages.get(step, 0.0) for step in _STEPS)
-    return Timing(stages.get("infer", 0.0), work_s, work_s + stages.get("queue", 0.0))

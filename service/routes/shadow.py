@@ -65,9 +65,11 @@ class ShadowReport(BaseModel):
     errors: int
     failed: Annotated[list[FailedRequest], Field(description="The first few of them.")]
     agreement: Annotated[float | None, Field(description="The mean, 0 to 1.")]
-    slowdown: Annotated[float | None, Field(description="Median of `work`, as a multiple of the served version's.")]
+    slowdown: Annotated[
+        float | None, Field(description="How many times as long `work` takes, 2 ms added to both: the median.")
+    ]
     worst: Annotated[list[WorstAnswer], Field(description="The answers that agree least, the worst first.")]
-    served: Latency
+    served: Annotated[Latency, Field(description="Of the version that is served, asked again beside this one.")]
     shadow: Latency
 
 
@@ -99,7 +101,7 @@ def _report(name: str, version: str, trial: Trial) -> ShadowReport:
         requests=trial.requests,
         skipped=trial.skipped,
         errors=trial.failed,
-        failed=[FailedRequest(request_id=request_id, reason=reason) for request_id, reason in trial.errors],
+        failed=[FailedRequest(**vars(failed)) for failed in trial.errors],
         agreement=trial.agreement,
         slowdown=trial.slowdown,
         worst=[WorstAnswer(request_id=request_id, agreement=agreement) for request_id, agreement in trial.worst],

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from service.backends.onnx import OnnxRuntime
 from service.settings import InvalidSetting, read_settings
-from service.trial import Compared, Rule, Timing, Trial, at_share
+from service.trial import Compared, Failed, Rule, Timing, Trial, at_share
 from tasks.contract import Arrays, TensorSpec
 from tests.model_folders import COLOURS, CREDIT, colours_graph, credit_graph, publish
 from tests.service.conftest import Running, Start
@@ -32,11 +32,11 @@ def answered(number: int = 0, *, agreement: float = 1.0, seconds: float = 0.01) 
     return Compared(f"r{number}", timing(), timing(seconds), agreement)
 
 
-def failed(number: int = 0) -> Compared:
-    return Compared(f"r{number}", timing(), error="backend_failed: no")
+def failed(number: int = 0) -> Failed:
+    return Failed(f"r{number}", "backend_failed: no")
 
 
-def tried(*compared: Compared, rule: Rule = RULE) -> Trial:
+def tried(*compared: Compared | Failed, rule: Rule = RULE) -> Trial:
     trial = Trial(rule, clock=iter(range(100)).__next__)
     for one in compared:
         trial.add(one)
@@ -70,15 +70,24 @@ class TestTheRule:
         assert trial.decision is not None
         assert not trial.decision.promoted
         assert trial.decision.reason.startswith("It failed 2 of 3 requests, and may fail 10.00% of 10")
-        assert trial.errors == [("r1", "backend_failed: no"), ("r2", "backend_failed: no")]
+        assert trial.errors == [failed(1), failed(2)]
 
     def test_one_that_is_slower_than_it_may_be_is_rolled_back_at_the_end(self) -> None:
         trial = tried(*[answered(seconds=0.02)] * 10)
 
         assert trial.decision is not None
         assert trial.decision.reason == (
-            "Its median request takes 2.00 times as long (20 ms for 10 ms), and 1.5 times is allowed."
+            "It takes 1.83 times as long (median; 20 ms for 10 ms), and 1.5 times is allowed."
         )
+
+    def test_to_be_asked_second_is_no_advantage(self) -> None:
+        first, second = timing(0.02), timing(0.01)
+        pairs = [
+            Compared("r", first, second, 1.0, served_first=True),
+            Compared("r", second, first, 1.0, served_first=False),
+        ]
+
+        assert tried(*pairs, *pairs, pairs[0]).slowdown == pytest.approx(1)
 
     def test_what_comes_after_the_decision_changes_nothing(self) -> None:
         trial = tried(*[answered()] * 10)
@@ -299,7 +308,7 @@ def test_a_version_that_is_slower_is_rolled_back(tmp_path: Path, start: Start) -
     ask_until(server, decided(server))
 
     assert report(server)["verdict"] == "rolled_back"
-    assert "Its median request takes " in report(server)["reason"]
+    assert "It takes " in report(server)["reason"]
     assert ask(server).json()["version"] == "1"
 
 
