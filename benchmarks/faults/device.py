@@ -65,7 +65,8 @@ def measure_hang(run: Run) -> list[Row]:
         replies += one_by_one(host.port, [one.request for one in others])
     hung = next(reply for reply in replies if reply.key == -1)
     wrong = [problem for reply in replies if reply.key >= 0 and (problem := others[reply.key].wrong(reply))]
-    holds = _told(hung) == "503 device_hung" and live == 503 and not wrong and hung.seconds < _HANG_S + _NOTICED_S
+    in_time = run.in_time(hung.seconds, _HANG_S + _NOTICED_S)
+    holds = _told(hung) == "503 device_hung" and live == 503 and not wrong and in_time
     return [
         Row(
             "hang",
@@ -131,7 +132,7 @@ def _killed(run: Run, pool: str) -> Row:
         f"A thread of the pool '{pool}' that dies is noticed",
         f"liveness 503 within {_NOTICED_S:g} s; nobody is left without an answer",
         f"{'never' if noticed is None else ms(noticed)} after the request that woke it; answers: {counted}",
-        noticed is not None and noticed <= _NOTICED_S and not unanswered,
+        run.in_time(noticed, _NOTICED_S) and not unanswered,
         figures={"seconds": noticed, "health": told, "statuses": [reply.status for reply in replies]},
     )
 

@@ -32,6 +32,10 @@ class Run:
         """The one value in a full run, the other in a short one."""
         return short if self.short else full
 
+    def in_time(self, seconds: float | None, limit: float) -> bool:
+        """Whether it took no longer, where that is judged: a short run shares the machine with others."""
+        return seconds is not None and (self.short or seconds <= limit)
+
     @contextmanager
     def some(self, *names: str) -> Iterator[Path]:
         """A folder of some of the models only, which a server is sooner ready with."""

@@ -19,24 +19,23 @@ def measure_burst(run: Run) -> list[Row]:
     quick = {
         "adult, one row": [run.known["adult"].good(seed) for seed in range(20)],
         "imdb, 100 words": [run.known["imdb"].good(seed, size=100) for seed in range(20)],
-        "bikes, 200 rows": [run.known["bikes"].good(seed, size=200) for seed in range(20)],
     }
-    burst = [run.known["restore"].good(seed, size=run.pick(500, 300)).request for seed in range(4)]
-    with run.some("adult", "imdb", "bikes", "restore") as models, started(models) as host, Apart() as apart:
+    burst = [run.known["restore"].good(seed, size=300).request for seed in range(4)]
+    with run.some("adult", "imdb", "restore") as models, started(models) as host, Apart() as apart:
         one_by_one(host.port, [sent.request for all_sent in quick.values() for sent in all_sent])
-        batch_s = batch_seconds(host, "restore")
-        return [_beside(run, host, apart, what, sent, burst, batch_s) for what, sent in quick.items()]
+        return [_beside(run, host, apart, what, sent, burst) for what, sent in quick.items()]
 
 
-def _beside(run: Run, host: Host, apart: Apart, what: str, sent: list[Sent], burst: list[bytes], batch_s: float) -> Row:
+def _beside(run: Run, host: Host, apart: Apart, what: str, sent: list[Sent], burst: list[bytes]) -> Row:
     seconds = run.pick(4.0, 1.0)
     calls = steady([one.request for one in sent], per_second=run.pick(50, 25), seconds=seconds)
     alone, beside, wrong = list[float](), list[float](), list[str]()
     for _ in range(run.pick(3, 1)):
         alone.append(_p99(open_loop(host.port, calls), wrong))
-        loading = apart.closed_loop(host.port, burst, 4, seconds + 0.5)
+        loading = apart.closed_loop(host.port, burst, 4, seconds)
         beside.append(_p99(open_loop(host.port, calls), wrong))
         wrong += [f"restore: {reply.status}" for reply in loading.result() if reply.status != 200]
+    batch_s = batch_seconds(host, "restore")
     allowed = 3 * median(alone) + batch_s
     return Row(
         "burst",

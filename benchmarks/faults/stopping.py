@@ -38,7 +38,7 @@ def measure_term(run: Run) -> list[Row]:
         status = host.process.wait(_DRAIN_S + _GRACE_S + 10)
         watch.join()
         ended_s = time.monotonic() - watch.told
-    return [_term_row(replies, watch, status, ended_s)]
+    return [_term_row(run, replies, watch, status, ended_s)]
 
 
 def _closing(request: bytes) -> bytes:
@@ -66,7 +66,7 @@ class _Stop(threading.Thread):
             time.sleep(0.02)
 
 
-def _term_row(replies: Sequence[Reply], watch: _Stop, status: int, ended_s: float) -> Row:
+def _term_row(run: Run, replies: Sequence[Reply], watch: _Stop, status: int, ended_s: float) -> Row:
     wrong = [f"{reply.key}: {reply.status}" for reply in replies if reply.status != 200]
     unready_s, closed_s = watch.unready - watch.told, watch.closed - watch.told
     return Row(
@@ -75,7 +75,7 @@ def _term_row(replies: Sequence[Reply], watch: _Stop, status: int, ended_s: floa
         "readiness falls before the door closes; all that is accepted is answered; exit code 0 in the grace period",
         f"not ready after {ms(unready_s)}, closed after {ms(closed_s)}; {len(replies) - len(wrong)} of {len(replies)} "
         f"answered{first_of(wrong)}; exit code {status} after {ms(ended_s)}",
-        unready_s < closed_s and not wrong and status == 0 and ended_s < _DRAIN_S + _GRACE_S,
+        unready_s < closed_s and not wrong and status == 0 and run.in_time(ended_s, _DRAIN_S + _GRACE_S),
         figures={"unready_s": unready_s, "closed_s": closed_s, "wrong": wrong[:10], "exit": status, "ended_s": ended_s},
     )
 
