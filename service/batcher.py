@@ -1,7 +1,7 @@
 """Brings samples of many requests together into batches for one model.
 
 A batch grows for as long as the device is busy with others and leaves when its turn has come; with `max_delay_s` it may
-also wait for company. Samples of unequal shape never share a batch. If a batch fails, its halves are tried apart, as
+also wait for company. Samples of unequal shape never share a batch. If a batch fails, its parts are tried apart, as
 jobs of their own, until the culprit is alone. A ticket whose client has gone, or whose time is up, is dropped before
 the device sees it. A batch that memory has no room for is not formed.
 
@@ -69,15 +69,15 @@ class BatchReport:
 
 @dataclass
 class _Split:
-    """A batch that found no room: where both its halves do, its size was the reason, and not one of its samples."""
+    """A batch that found no room: where all its parts do, its size was the reason, and not one of its samples."""
 
     size: int
-    halves_left: int = 2
+    parts_left: int
 
 
 @dataclass(eq=False)
 class _Retry:
-    """Tickets whose batch failed, to be run once more without those of the other half."""
+    """Tickets whose batch failed, to be run once more without the others."""
 
     shape: Shape
     tickets: list[Ticket]
@@ -313,25 +313,36 @@ class Batcher:
                 ticket.future.set_result(Ran(part, ((began, ended),), size))
 
     def _fits(self, shape: Shape, split: _Split) -> None:
-        split.halves_left -= 1
-        if not split.halves_left:
+        split.parts_left -= 1
+        if not split.parts_left:
             self._curve.no_room(shape, split.size)
 
     def _try_apart(self, shape: Shape, tickets: list[Ticket], error: Exception, *, was_alone: bool) -> None:
-        """Queues the halves of a batch that failed; a ticket that fails alone gets the error."""
+        """Queues the parts of a batch that failed; a ticket that fails alone gets the error."""
         size = sum(ticket.size for ticket in tickets)
         short = isinstance(error, OutOfMemory)
         if isinstance(error, DeviceLost):
             _refuse(tickets, error)
         elif len(tickets) > 1:
-            middle, split = len(tickets) // 2, _Split(size) if short else None
-            for half in (tickets[:middle], tickets[middle:]):
-                if wanted := [ticket for ticket in half if not ticket.future.done()]:
+            parts = self._parts_of(shape, tickets, size)
+            split = _Split(size, len(parts)) if short else None
+            for part in parts:
+                if wanted := [ticket for ticket in part if not ticket.future.done()]:
                     self._retries.append(_Retry(shape, wanted, split=split))
         elif short and size == 1 and not was_alone:
             self._retries.append(_Retry(shape, tickets, quite_alone=True))
         else:
             _refuse(tickets, error)
+
+    def _parts_of(self, shape: Shape, tickets: list[Ticket], size: int) -> list[list[Ticket]]:
+        """Halves; or tickets one by one, where that takes less than to halve until one culprit is alone."""
+        one_by_one = sum(self._curve.seconds(shape, ticket.size) for ticket in tickets)
+        halving = 0.0
+        while size > 1:
+            size = math.ceil(size / 2)
+            halving += 2 * self._curve.seconds(shape, size)
+        middle = len(tickets) // 2
+        return [[ticket] for ticket in tickets] if one_by_one < halving else [tickets[:middle], tickets[middle:]]
 
     def seconds_ahead(self, due: float) -> float:
         """What the batches take that are due before."""
