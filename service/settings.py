@@ -75,7 +75,7 @@ class Settings:
         most=1,
     )
     shadow_requests: int = _setting(
-        200, "requests after which a version in the shadow is promoted or given up", least=1, most=100_000
+        200, "requests after which a version in the shadow is promoted or given up", least=1, most=10_000
     )
     shadow_agreement: float = _setting(
         0.9, "how far its answers must agree with those that were given, on average", least=0, most=1

@@ -32,7 +32,7 @@ _ALL = "all"
 _MOST_UNDER_WAY = 4
 _MOST_BYTES = 32_000_000
 """Of the bodies that are kept to be asked again, all together."""
-_MOST_REPORTS = 100
+_MOST_REPORTS = 20
 _STEPS = ("decode", "infer", "postprocess")
 _STARVED = (Overloaded, DeadlineExceeded, DeviceHung, TimeoutError)
 _BEGUN = ("infer", "finish")
