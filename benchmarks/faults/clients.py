@@ -5,9 +5,11 @@ hang up: after so many bytes, after so many seconds, or when the answer begins.
 """
 
 import asyncio
+import os
 import time
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any, TypeVar, cast
@@ -18,6 +20,7 @@ T = TypeVar("T")
 NO_ANSWER, LEFT = 0, -1
 """In place of a status: the connection ended without an answer; the client hung up itself."""
 _LONGEST_S = 60.0
+_PRIORITY = -10
 _END_OF_HEAD = b"\r\n\r\n"
 
 
@@ -224,7 +227,22 @@ def with_clients(port: int, use: Callable[[Clients], Coroutine[Any, Any, T]], *,
         finally:
             clients.close()
 
-    return uvloop.run(main())
+    with _before_others():
+        return uvloop.run(main())
+
+
+@contextmanager
+def _before_others() -> Iterator[None]:
+    """This thread comes first, where that is permitted: what is measured is the server, and not who waits for it."""
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, _PRIORITY)
+    except PermissionError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        os.setpriority(os.PRIO_PROCESS, 0, 0)
 
 
 def open_loop(port: int, calls: Sequence[Call]) -> list[Reply]:
