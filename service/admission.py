@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from service.errors import DeviceHung, InvalidRequest, Overloaded
-from service.scheduler import URGENCY, Priority, Terms
+from service.errors import DeadlineExceeded, DeviceHung, InvalidRequest, Overloaded
+from service.scheduler import URGENCY, Priority, Terms, TooLate
 from tasks.contract import Problem
 
 WISHES = ("timeout_ms", "priority")
@@ -20,6 +20,9 @@ WISHES = ("timeout_ms", "priority")
 _SLACK = 20
 """Where nothing else is said, a request is due after so many times what a full batch of its model takes."""
 _LEAST_DUE_S = 0.05
+_SPARE = 0.5
+"""Of a full batch: how much earlier than need be those are to be answered that wait. A wait is known no better, and who
+is let in at the very last makes batches small, since they must not be late, and everybody behind them late."""
 _SMOOTHING = 0.05
 _WORTH_COMPARING_S = 0.005
 _MOST_WRONG = 4.0
@@ -55,7 +58,7 @@ def _timeout_s(value: Any) -> float | None:
         return None
     try:
         seconds = math.nan if isinstance(value, bool) else float(value) / 1000
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not 0 < seconds < math.inf:
         raise _invalid("timeout_ms", "a positive number of milliseconds", value)
@@ -131,15 +134,18 @@ class Admission:
         loop = asyncio.get_running_loop()
         came = loop.time()
         self.in_flight += 1
-        failed = True
+        ended = -math.inf
         try:
             yield
-            failed = False
+            ended = loop.time()
+        except (TooLate, DeadlineExceeded):
+            ended = terms.until  # It was given up before, since it would not have been done by then.
+            raise
         finally:
             self.in_flight -= 1
             # One that failed, or whose client went, tells nothing of how long they take; one that was late does.
-            if not failed or loop.time() >= terms.until:
-                self._compare(foreseen, loop.time() - came)
+            if ended >= came or loop.time() >= terms.until:
+                self._compare(foreseen, max(ended, loop.time()) - came)
 
     def check(self, terms: Terms, own_s: float, least_s: float) -> float:
         """The seconds until the answer, as they are foreseen; takes no place. Raises Overloaded and DeviceHung."""
@@ -151,14 +157,14 @@ class Admission:
             raise Overloaded(message, retry_after_s=max(1, math.ceil(self._wait_s(math.inf) * self._wrong)))
         left = terms.until - asyncio.get_running_loop().time()
         foreseen = wait + own_s
+        needed = foreseen * self._wrong + _SPARE * self._full_batch_s()
         # With nothing to wait for it is worth trying: what was measured lately may have been an exception.
-        if foreseen * self._wrong > left if wait else least_s / 2 > left:
-            late = foreseen * self._wrong - left
+        if needed > left if wait else least_s / 2 > left:
             message = (
-                f"The answer would come after about {foreseen * self._wrong * 1000:.0f} ms, "
+                f"The answer would come after about {needed * 1000:.0f} ms, "
                 f"and {max(0.0, left) * 1000:.0f} ms are left; try again later."
             )
-            raise Overloaded(message, retry_after_s=max(1, math.ceil(late)))
+            raise Overloaded(message, retry_after_s=max(1, math.ceil(needed - left)))
         return foreseen
 
     @property
