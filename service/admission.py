@@ -155,6 +155,14 @@ class Admission:
         if taken >= self._manners.most:
             message = f"{taken} requests are under way, as many as are accepted; try again later."
             raise Overloaded(message, retry_after_s=max(1, math.ceil(self._wait_s(math.inf) * self._wrong)))
+        if (
+            not taken
+        ):  # Nothing is under way from which could be learnt that it is faster again: this one is to find out.
+            return self.check_time(terms, 0.0, wait + own_s, 2 * (wait + least_s))
+        return self.check_time(terms, wait, own_s, least_s)
+
+    def check_time(self, terms: Terms, wait: float, own_s: float, least_s: float) -> float:
+        """The seconds until the answer of a request that waits so long for its turn. Raises Overloaded."""
         left = terms.until - asyncio.get_running_loop().time()
         foreseen = wait + own_s
         needed = foreseen * self._wrong + _SPARE * self._full_batch_s()

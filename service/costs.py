@@ -21,6 +21,10 @@ _ABOUT = 1.1
 _SLOW_S = 0.05
 """A batch that takes longer is measured well enough by one try, and costs too much to be tried in vain."""
 _SMOOTHING = 0.1
+_MOST_OFF = 4.0
+"""One run counts as no more than so many times the mean: one that hung says nothing of the others."""
+_DISTURBED = 8.0
+"""What is run on the event loop may take so many hops there beside others' work, and no more."""
 _MOST_SHAPES = 64
 _MOST_SIZES = 64
 _HOPS = 200
@@ -39,18 +43,29 @@ class Cost:
         self.seconds: float | None = None
         self._hop_s = hop_s
         self._size = 1.0
+        self._least, self._size_of_least = math.inf, 1.0
 
     def add(self, seconds: float, size: int) -> None:
         """Takes note of one run of the step."""
         if self.seconds is None:
             self.seconds, self._size = seconds, float(size)
         else:
+            seconds = min(seconds, _MOST_OFF * self.seconds)
             self.seconds += _SMOOTHING * (seconds - self.seconds)
             self._size += _SMOOTHING * (size - self._size)
+        if seconds < self._least:
+            self._least, self._size_of_least = seconds, max(size, 1.0)
 
     def is_cheap(self, size: int) -> bool:
-        """Whether an input of this size is expected to cost less than a thread hop; never before it was measured."""
-        return self.seconds is not None and self.expected(size) < self._hop_s
+        """Whether an input of this size costs less than a thread hop, undisturbed; never before it was measured.
+
+        Beside others' work each step takes longer, and a hop still more: to leave the event loop then would cost most.
+        """
+        if self.seconds is None:
+            return False
+        undisturbed = self._least * max(1.0, size / self._size_of_least)
+        of_late = self.seconds * size / max(self._size, 1.0)
+        return undisturbed < self._hop_s and of_late < _DISTURBED * self._hop_s
 
     def expected(self, size: int) -> float:
         """What it will take for an input of this size, larger ones in proportion; 0 where it was never measured."""
@@ -116,7 +131,7 @@ class Curve:
             if len(sizes) < _MOST_SIZES:
                 sizes[size] = Point(seconds, seconds)
         else:
-            point.seconds += _SMOOTHING * (seconds - point.seconds)
+            point.seconds += _SMOOTHING * (min(seconds, _MOST_OFF * point.seconds) - point.seconds)
             point.least = min(point.least, seconds)
         limit = self._limits.get(shape)
         if limit is not None and size >= limit.size:
@@ -130,10 +145,13 @@ class Curve:
         """What it takes where nothing else is to be done."""
         return self._at(shape, size, lambda point: point.least)
 
-    def least_of_all(self) -> float:
-        """What the smallest of all runs takes; infinite where nothing was ever run."""
-        points = [point for sizes in list(self._points.values()) for point in list(sizes.values())]
-        return min((point.seconds for point in points), default=math.inf)
+    def is_cheap(self, hop_s: float, shape: Shape | None = None, size: int = 1) -> bool:
+        """Whether a batch costs less than a hop to a thread, undisturbed; without a shape, whether any does."""
+        if shape is None:
+            points = [point for sizes in list(self._points.values()) for point in list(sizes.values())]
+            return any(point.least < hop_s and point.seconds < _DISTURBED * hop_s for point in points)
+        known = shape in self._points and self.least(shape, size) < hop_s
+        return known and self.seconds(shape, size) < _DISTURBED * hop_s
 
     def knows(self, shape: Shape) -> bool:
         """Whether samples of this shape have been run."""

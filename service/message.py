@@ -1,19 +1,21 @@
 """What goes through a pipeline: what a client sent, where its request is, and what comes back."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from service.admission import Wishes
-from tasks.contract import Answer
+from service.batcher import Ran
+from tasks.contract import Answer, Request, Samples
 
 
 @dataclass(frozen=True)
 class Message:
     """What a client sent, still in bytes: `fields` makes the request's fields of it and may raise ServiceError.
 
-    `render` makes the bytes of the answer that the client wants. `wishes` are those that are known already; where
-    `may_wish`, there may be more among the fields.
+    `render` makes the bytes of the answer that the client wants. `wishes` are those that are known already; there may
+    be more among the fields.
     """
 
     kind: str
@@ -21,7 +23,6 @@ class Message:
     fields: Callable[[], Mapping[str, Any]]
     render: Callable[[Answer], bytes] = lambda answer: answer.model_dump_json(exclude_none=True).encode()
     wishes: Wishes = Wishes()
-    may_wish: bool = False
 
 
 @dataclass
@@ -29,6 +30,8 @@ class Progress:
     """Where a request is, for whoever asks when its client has gone; and how its time limit is changed."""
 
     stage: str = "receive"
+    came: float = 0.0
+    """When it came: the event loop's time."""
     limit_to: Callable[[float], None] = lambda until: None
 
     def at(self, stage: str) -> Callable[[], None]:
@@ -47,3 +50,25 @@ class Answered:
     body: bytes
     stages: Mapping[str, float]
     batch_size: int
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a message was read as, and when that had been done; how long it had waited until then."""
+
+    request: Request
+    samples: Samples
+    wishes: Wishes
+    ended: float
+    waited_s: float = 0.0
+
+
+def answered(body: bytes, ran: Ran, began: float, read: float, finished: float, *, waited_s: float = 0.0) -> Answered:
+    """The answer with the seconds of each stage; what is none of the others is waiting."""
+    stages = {
+        "decode": read - began - waited_s,
+        "queue": waited_s + max(0.0, finished - read - ran.ran_s),
+        "infer": ran.ran_s,
+        "postprocess": time.perf_counter() - finished,
+    }
+    return Answered(body, stages, ran.batch_size)

@@ -6,11 +6,12 @@ waits, for a thread or for the device, is taken in the order in which it is due,
 """
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Literal, get_origin
 
@@ -19,10 +20,10 @@ from pydantic import ValidationError
 
 from service.admission import WISHES, Admission, Manners, Wishes, wishes_of
 from service.backends.base import Backend, BackendError, DeviceLost, OutOfMemory
-from service.batcher import Batcher, BatchPolicy, BatchReport, Ran, joined
+from service.batcher import Batcher, BatchPolicy, BatchReport, Ran
 from service.costs import Cost, Curve, Shape, shape_of
 from service.errors import InvalidAnswer
-from service.message import Answered, Message, Progress
+from service.message import Answered, Message, Progress, Read, answered
 from service.refusals import failure, invalid_input, invalid_request
 from service.scheduler import Hung, Terms, TooLate
 from service.surroundings import Surroundings
@@ -163,16 +164,23 @@ class Pipeline:
     async def predict(self, message: Message, terms: Terms | None = None, progress: Progress | None = None) -> Answered:
         """Answers one message. Raises ServiceError. Cancelling it gives up what has not begun."""
         began = time.perf_counter()
-        terms = terms or self.admission.terms(message.wishes, asyncio.get_running_loop().time())
         progress = progress or Progress()
+        progress.came = progress.came or asyncio.get_running_loop().time()
+        terms = terms or self.admission.terms(message.wishes, progress.came)
         try:
-            run = None if message.may_wish or self.is_quick(message) else self._run_in_one_go()
+            run = None if self.is_quick(message) else self._run_in_one_go()
+            read = None
             if run is not None:
                 try:
-                    return await self._in_one_go(message, began, run, terms, progress)
+                    done = await self._in_one_go(message, began, run, terms, progress)
                 except OutOfMemory:
                     pass  # Others may have had what it needs: step by step it has its turn when they have ended.
-            return await self._by_steps(message, began, terms, progress)
+                else:
+                    if isinstance(done, Answered):
+                        return done
+                    read = done
+            read = read or await self._read_aside(message, terms, progress)
+            return await self._from_samples(message, read, began, terms, progress)
         except (BackendError, Hung, TooLate) as error:
             raise failure(error) from error
 
@@ -183,101 +191,110 @@ class Pipeline:
         reads_aside = self._workers is self._around.workers
         return self.backend.run if self.batch_limit == 1 and reads_aside else None
 
-    async def _by_steps(self, message: Message, began: float, terms: Terms, progress: Progress) -> Answered:
-        """Each step where it costs least, and the graph in company."""
+    async def _read_aside(self, message: Message, terms: Terms, progress: Progress) -> Read:
+        """The request and its samples, read where that costs least."""
         progress.stage = "decode"
         self._reading += 1
         try:
             read = partial(self._step, self._decoding, terms, ("decode", message.kind), message.size)
             request, samples, wishes = await read(self._read, message)
+            return Read(request, samples, wishes, ended=time.perf_counter())
         finally:
             self._reading -= 1
-        if wishes:
-            terms = self._with_wishes(terms, message.wishes.joined(wishes), progress)
-        done_reading = time.perf_counter()
+
+    async def _from_samples(
+        self, message: Message, read: Read, began: float, terms: Terms, progress: Progress
+    ) -> Answered:
+        """The graph in company, and then what makes an answer of its outputs."""
+        samples, request = read.samples, read.request
+        terms = self._checked_once_more(message, read, terms, progress)
         progress.stage = "queue"
         ran = await self._infer(samples, terms, progress)
         finished = time.perf_counter()
         progress.stage = "finish"
         finish = partial(self._step, self._finishing, terms, self._postprocess_key(request), samples.work)
         body = await finish(self._finish, ran.outputs, samples, request, message.render)
-        return _answered(body, ran, began, done_reading, finished)
+        return answered(body, ran, began, read.ended, finished, waited_s=read.waited_s)
 
-    def _with_wishes(self, terms: Terms, wishes: Wishes, progress: Progress) -> Terms:
-        """The terms of a request whose body had more wishes: they count from now."""
-        asked = self.admission.terms(wishes, asyncio.get_running_loop().time())
-        until = min(asked.until, terms.until)
-        progress.limit_to(until)
-        return Terms(asked.due, until)
+    def _checked_once_more(self, message: Message, read: Read, terms: Terms, progress: Progress) -> Terms:
+        """The terms, now that all wishes and the number of samples are known. Raises Overloaded."""
+        shape, size = shape_of(read.samples.arrays), len(read.samples)
+        limit, device = self._batcher.limit(shape), self._around.device.scheduler
+        rounds = math.ceil(math.ceil(size / limit) / device.at_once)
+        own, least = (rounds * of(shape, min(size, limit)) for of in (self.curve.seconds, self.curve.least))
+        wishes = message.wishes.joined(read.wishes)
+        if wishes != message.wishes:
+            asked = self.admission.terms(wishes, progress.came)
+            terms = Terms(asked.due, min(asked.until, terms.until))
+            progress.limit_to(terms.until)
+            self.admission.check_time(terms, device.wait_s(terms.due), own, least)
+        elif rounds > 1:  # It was let in as one sample.
+            self.admission.check_time(terms, 0.0, own, least)
+        return terms
 
-    async def _in_one_go(self, message: Message, began: float, run: Run, terms: Terms, progress: Progress) -> Answered:
+    async def _in_one_go(
+        self, message: Message, began: float, run: Run, terms: Terms, progress: Progress
+    ) -> Answered | Read:
         """One thread takes the request all the way: for one that is alone, and where batches gain nothing.
 
-        Handing it from thread to thread would cost it time, and win nobody else any.
+        Handing it from thread to thread would cost it time, and win nobody else any. If it turns out to be more than
+        one batch, or to have wishes that were not known, it is only read: a device's place is had for one batch.
         """
         progress.stage = "queue"
         given_up = threading.Event()
         cost = self._cost("all the way", message.kind)
         work = partial(self._all_the_way, message, began, run, given_up, progress)
+        needs = self.curve.memory_bytes(self._usual, 1) if self._usual else 0
         try:
-            answered: Answered = await self._in_thread(
+            done: Answered | Read = await self._in_thread(
                 self._alone,
                 self._around.device.threads,
                 partial(cost.timed, message.size, work),
                 terms,
                 cost.expected(message.size),
+                needs,
             )
         except BaseException:
             given_up.set()
             raise
-        return answered
+        return done
 
     def _all_the_way(
         self, message: Message, began: float, run: Run, given_up: threading.Event, progress: Progress
-    ) -> Answered:
+    ) -> Answered | Read:
         started = time.perf_counter()
         progress.stage = "decode"
-        request, samples, _ = self._cost("decode", message.kind).timed(message.size, self._read, message)
-        read = time.perf_counter()
+        request, samples, wishes = self._cost("decode", message.kind).timed(message.size, self._read, message)
+        read = Read(request, samples, wishes, ended=time.perf_counter(), waited_s=started - began)
+        shape = shape_of(samples.arrays)
+        scheduler = self._around.device.scheduler
+        if wishes or len(samples) > self.curve.limit(shape, self.batch_limit, scheduler.memory_bytes):
+            return read
+        if given_up.is_set():
+            self._dropped.inc(len(samples))
+            raise TooLate("Nobody waits for it any more.")
         progress.stage = "infer"
-        ran = self._in_turn(samples, run, given_up)
+        ran = self._run_here(samples.arrays, run)
         finished = time.perf_counter()
         progress.stage = "finish"
         cost = self._cost(*self._postprocess_key(request))
         body = cost.timed(samples.work, self._finish, ran.outputs, samples, request, message.render)
-        return _answered(body, ran, began, read, finished, waited_s=started - began)
-
-    def _in_turn(self, samples: Samples, run: Run, given_up: threading.Event) -> Ran:
-        """Runs a request's samples batch after batch, for as long as somebody waits for them."""
-        shape, parts, done = shape_of(samples.arrays), list[Ran](), 0
-        while done < len(samples):
-            if given_up.is_set():
-                self._dropped.inc(len(samples) - done)
-                raise TooLate("Nobody waits for it any more.")
-            end = min(done + self._batcher.limit(shape), len(samples))
-            try:
-                parts.append(self._run_here({name: array[done:end] for name, array in samples.arrays.items()}, run))
-            except OutOfMemory:
-                if end - done == 1:
-                    raise
-                self.curve.no_room(shape, end - done)
-            else:
-                done = end
-        return joined(parts)
+        return answered(body, ran, began, read.ended, finished, waited_s=read.waited_s)
 
     def is_quick(self, message: Message) -> bool:
         """Whether every step is expected to run at once on the event loop: there will be nothing to wait for."""
         may = self._may_decode_here and not self._waits_for_company
         quick = may and self._cost("decode", message.kind).is_cheap(message.size)
-        return quick and self.curve.least_of_all() < self._around.hop_s
+        return quick and self.curve.is_cheap(self._around.hop_s)
 
     async def _infer(self, samples: Samples, terms: Terms, progress: Progress) -> Ran:
         """Runs the samples: at once where that costs less than to queue, else in a batch."""
         size, shape = len(samples), shape_of(samples.arrays)
-        cheap = self.curve.knows(shape) and self.curve.seconds(shape, size) < self._around.hop_s
+        cheap = self.curve.is_cheap(self._around.hop_s, shape, size)
         if cheap and size <= self.batch_limit and not self._waits_for_company:
             progress.stage = "infer"
-            return self._run_here(samples.arrays, self.backend.run)
+            with suppress(OutOfMemory):  # Then it is split, or has its turn when nothing else runs.
+                return self._run_here(samples.arrays, self.backend.run)
         return await self._batcher.submit(samples.arrays, terms, progress.at("infer"))
 
     def _run_here(self, arrays: Arrays, run: Run) -> Ran:
@@ -305,7 +322,7 @@ class Pipeline:
         return await self._in_thread(line, self._workers.threads, work, terms, cost.expected(size))
 
     async def _in_thread(
-        self, line: Line, threads: Executor, work: Callable[[], Any], terms: Terms, seconds: float
+        self, line: Line, threads: Executor, work: Callable[[], Any], terms: Terms, seconds: float, memory: int = 0
     ) -> Any:
         """Does some work in a thread, when it is its turn. Cancelling takes it back, if it has not begun.
 
@@ -319,7 +336,7 @@ class Pipeline:
             return working[0]
 
         try:
-            return await line.run(start, terms, seconds=seconds)
+            return await line.run(start, terms, seconds=seconds, memory_bytes=memory)
         finally:
             if working and not working[0].done():
                 self.admission.abandoned += 1
@@ -380,14 +397,3 @@ class Pipeline:
         if cost is None:
             cost = self._costs[key] = Cost(self._around.hop_s)
         return cost
-
-
-def _answered(body: bytes, ran: Ran, began: float, read: float, finished: float, *, waited_s: float = 0.0) -> Answered:
-    """The answer with the seconds of each stage; what is none of the others is waiting."""
-    stages = {
-        "decode": read - began - waited_s,
-        "queue": waited_s + max(0.0, finished - read - ran.ran_s),
-        "infer": ran.ran_s,
-        "postprocess": time.perf_counter() - finished,
-    }
-    return Answered(body, stages, ran.batch_size)

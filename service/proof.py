@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from service.backends.base import Backend
+from service.backends.base import Backend, OutOfMemory
 from service.warm_up import Proven
 from tasks.contract import Arrays, Limits, Samples, Task
 from tasks.invariance import Drift, allowed, drift
@@ -99,9 +99,26 @@ def _run_together(backend: Backend, samples: Sequence[Samples], copies: Sequence
     for members in _shapes(samples).values():
         listed = [i for i in members for _ in range(copies[i])]
         names = samples[members[0]].arrays
-        ran, start = backend.run({name: np.concatenate([samples[i].arrays[name] for i in listed]) for name in names}), 0
+        stacked = {name: np.concatenate([samples[i].arrays[name] for i in listed]) for name in names}
+        ran, start = _run_in_room(backend, stacked), 0
         for i in listed:
             end = start + len(samples[i])
             outputs[i].append({name: array[start:end] for name, array in ran.items()})
             start = end
     return outputs
+
+
+def _run_in_room(backend: Backend, arrays: Arrays) -> Arrays:
+    """The outputs of a batch; of its halves, where the device has no room for the whole."""
+    size = len(next(iter(arrays.values())))
+    try:
+        return backend.run(arrays)
+    except OutOfMemory:
+        if size == 1:
+            raise
+    middle = size // 2
+    halves = [
+        _run_in_room(backend, {name: array[part] for name, array in arrays.items()})
+        for part in (slice(0, middle), slice(middle, size))
+    ]
+    return {name: np.concatenate([half[name] for half in halves]) for name in halves[0]}

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from threading import Lock
+from threading import Lock, RLock
 from typing import Any
 from weakref import WeakValueDictionary, finalize
 
@@ -109,7 +109,7 @@ class Repository:
     _entries: dict[str, tuple[Entry, ...]] = field(default_factory=dict, init=False)
     """Of each model, the newest version first. What stands here is never changed, but replaced as a whole: whoever
     looks sees the versions as they were before a change, or after it."""
-    _changing: Lock = field(default_factory=Lock, init=False)
+    _changing: RLock = field(default_factory=RLock, init=False)
     _locks: dict[_Graph, Lock] = field(default_factory=dict, init=False)
     _backends: WeakValueDictionary[_Graph, Backend] = field(default_factory=WeakValueDictionary, init=False)
     """As long as a model is served with them."""
@@ -224,8 +224,9 @@ class Repository:
             if now.model is None:
                 self._put(now)
                 continue
-            older = [replace(other, shadow=None, reason=_TO_LOAD) for other in self._entries[name] if other.shadow]
-            self._put(replace(now, model=None, shadow=now.model, reason=_TRIED), *older)
+            with self._changing:  # The event loop may promote one of them at any time.
+                older = [replace(other, shadow=None, reason=_TO_LOAD) for other in self._entries[name] if other.shadow]
+                self._put(replace(now, model=None, shadow=now.model, reason=_TRIED), *older)
             return
 
     def _retire(self, name: str) -> None:
@@ -251,14 +252,16 @@ class Repository:
 
     def promote(self, shadow: Model) -> None:
         """Serves the version that was tried, as any new one that is proved; does nothing where it is tried no more."""
-        if entry := self._entry_of(shadow):
-            self._put(replace(entry, model=shadow, shadow=None, reason=None))
-            self._retire(entry.name)
+        with self._changing:
+            if entry := self._entry_of(shadow):
+                self._put(replace(entry, model=shadow, shadow=None, reason=None))
+                self._retire(entry.name)
 
     def roll_back(self, shadow: Model, reason: str) -> None:
         """Gives a version up that was tried, until its files change."""
-        if entry := self._entry_of(shadow):
-            self._put(replace(entry, shadow=None, reason=reason))
+        with self._changing:
+            if entry := self._entry_of(shadow):
+                self._put(replace(entry, shadow=None, reason=reason))
 
     def _entry_of(self, shadow: Model) -> Entry | None:
         return next((entry for entry in self._entries[shadow.manifest.name] if entry.shadow is shadow), None)

@@ -205,7 +205,7 @@ class Scheduler:
         asked = [source for source in self._sources if source not in broken]
         offers = [(offer, source) for source in asked if (offer := self._offer_of(source)) is not None]
         ready = [
-            (max(offer.due, self._due_again.get(source, -math.inf)), i)
+            (offer.due if offer.due > now else max(offer.due, self._due_again.get(source, -math.inf)), i)
             for i, (offer, source) in enumerate(offers)
             if offer.ready <= now
         ]

@@ -209,7 +209,7 @@ class Shadows:
         wishes = Wishes(self._timeout_s, "low")
         names = [name for name in WISHES if name not in model.task.request_type.model_fields]
         fields = partial(_without, names, message.fields)
-        message = replace(message, render=render, wishes=wishes, may_wish=False, fields=fields)
+        message = replace(message, render=render, wishes=wishes, fields=fields)
         terms = model.pipeline.admission.terms(wishes, asyncio.get_running_loop().time())
         async with asyncio.timeout(self._timeout_s):
             answered = await model.pipeline.predict(message, terms, progress)

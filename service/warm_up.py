@@ -4,6 +4,7 @@ Every shape that clients may send is run, so that none of them pays for a first 
 admission starts from. Knows pipelines and their costs; the queues stand still meanwhile.
 """
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from functools import partial
 
 import numpy as np
 
+from service.backends.base import OutOfMemory
 from service.costs import elements_of, fastest, settled, shape_of, useful_batch
 from service.pipeline import Pipeline
 from tasks.contract import Array, Arrays, Limits, Request, Samples, Task
@@ -84,9 +86,20 @@ def _seconds_of(pipeline: Pipeline, threads: ThreadPoolExecutor, count: int, arr
         for run in runs:
             run.result()
 
-    seconds = fastest(together)
+    try:
+        seconds = fastest(together)
+    except OutOfMemory:
+        return _without_room(pipeline, arrays, size)
     pipeline.curve.add(shape_of(arrays), size, seconds)
     return seconds
+
+
+def _without_room(pipeline: Pipeline, arrays: Arrays, size: int) -> float:
+    """Takes note that there is no room for such a batch: it would take for ever. Raises OutOfMemory for one sample."""
+    if size == 1:
+        raise OutOfMemory("The device has no room for a single sample.")
+    pipeline.curve.no_room(shape_of(arrays), size)
+    return math.inf
 
 
 def _try_sizes(pipeline: Pipeline, arrays: Arrays, *, only_quick: bool = False) -> None:
@@ -96,14 +109,19 @@ def _try_sizes(pipeline: Pipeline, arrays: Arrays, *, only_quick: bool = False) 
         batch = _repeated(arrays, size)
         for _ in range(2):  # The second time counts as well: the first may have had something to set up.
             began = time.perf_counter()
-            pipeline.run(pipeline.backend.run, [batch], size)
+            try:
+                pipeline.run(pipeline.backend.run, [batch], size)
+            except OutOfMemory:
+                _without_room(pipeline, arrays, size)
+                return
             taken = time.perf_counter() - began
             pipeline.curve.add(shape, size, taken)
             if taken > _LONGEST_S / 4:
                 break
-        if size >= pipeline.batch_limit or (only_quick and 2 * taken > _LONGEST_S):
+        most = pipeline.curve.limit(shape, pipeline.batch_limit, math.inf)
+        if size >= most or (only_quick and 2 * taken > _LONGEST_S):
             return
-        size = min(4 * size, pipeline.batch_limit)
+        size = min(4 * size, most)
 
 
 def measure_memory(pipeline: Pipeline, example: Mapping[str, object]) -> None:

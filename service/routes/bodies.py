@@ -1,7 +1,7 @@
 """From the body of an HTTP request to a message for the pipeline: JSON, a file as it is, or a form with a file."""
 
 import re
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -11,7 +11,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from service.admission import WISHES
+from service.admission import WISHES, Wishes, wishes_of
 from service.errors import (
     BodyTooLarge,
     EmptyBody,
@@ -58,35 +58,41 @@ class BodyBudget:
 
 
 async def read_message(
-    request: Request, upload: Upload | None, *, max_bytes: int, take: Callable[[int], None]
+    request: Request,
+    upload: Upload | None,
+    task_fields: Container[str],
+    *,
+    max_bytes: int,
+    take: Callable[[int], None],
 ) -> Message:
     """Reads the body, as far as it may go, and says how its fields are found. Raises ServiceError, ClientDisconnect.
 
-    `take` is told of the bytes as they come, and raises where there are too many of all requests together.
+    `task_fields` are the names that the task's own fields have. `take` is told of the bytes as they come, and raises
+    where there are too many of all requests together.
     """
     content_type = request.headers.get("content-type", "")
     media_type = content_type.partition(";")[0].strip().lower()
     options = _once(request.query_params.multi_items()) if request.scope["query_string"] else {}
     if media_type == _JSON:
         body = await _read_body(request, max_bytes, take)
-        return Message("json", len(body), partial(_json_fields, body, options), may_wish=_may_wish(body, options))
+        return Message("json", len(body), partial(_json_fields, body, options), wishes=_wishes(options, task_fields))
     if upload is not None and media_type == _FORM:
         body = await _read_body(request, max_bytes, take)
         fields = _with_options(await _form_fields(request, body, upload), options)
-        return Message("form", len(body), lambda: fields, may_wish=_may_wish(b"", fields))
+        return Message("form", len(body), lambda: fields, wishes=_wishes(fields, task_fields))
     if upload is not None and _is_upload(media_type, upload):
         _check_charset(content_type)
         body = await _read_body(request, max_bytes, take)
-        fields = {upload.field: body}
-        return Message("upload", len(body), partial(_with_options, fields, options), may_wish=_may_wish(b"", options))
+        make = partial(_with_options, {upload.field: body}, options)
+        return Message("upload", len(body), make, wishes=_wishes(options, task_fields))
     accepted = [_JSON] if upload is None else [_JSON, _FORM, *upload.media_types]
     sent = f"'{content_type[:80]}'" if content_type else "missing"
     raise UnsupportedMediaType(f"The Content-Type is {sent}; this model reads {', '.join(accepted)}.")
 
 
-def _may_wish(body: bytes, fields: Mapping[str, Any]) -> bool:
-    """Whether the client may say in the body or the address until when it wants its answer: all of it is read later."""
-    return any(name in fields or name.encode() in body for name in WISHES)
+def _wishes(fields: Mapping[str, Any], task_fields: Container[str]) -> Wishes:
+    """What the address or the form says of how to answer, known before anything is decoded. Raises InvalidRequest."""
+    return wishes_of(fields, names=tuple(name for name in WISHES if name not in task_fields))[1]
 
 
 def _is_upload(media_type: str, upload: Upload) -> bool:

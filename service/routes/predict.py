@@ -90,17 +90,23 @@ class Predictions:
         self, request: Request, model: Model, form: Form, trace: Trace, wishes: Wishes, progress: Progress
     ) -> Answered:
         """Receives, and only then takes a place: a client that sends slowly, or nothing, keeps nobody out."""
-        pipeline = model.pipeline
-        terms = pipeline.admission.terms(wishes, asyncio.get_running_loop().time())
+        pipeline, loop = model.pipeline, asyncio.get_running_loop()
+        progress.came = loop.time()
+        terms = pipeline.admission.terms(wishes, progress.came)
         pipeline.check(terms)
         with self.bodies.share() as take:
-            message = await read_message(request, model.task.upload, max_bytes=self.max_body_bytes, take=take)
+            fields = model.task.request_type.model_fields
+            upload = model.task.upload
+            message = await read_message(request, upload, fields, max_bytes=self.max_body_bytes, take=take)
             message = replace(
                 message,
                 fields=partial(_fields, form, message.fields),
                 render=partial(rendered, form, trace.model, trace.version),
-                wishes=wishes,
+                wishes=wishes.joined(message.wishes),
             )
+            if message.wishes != wishes:
+                terms = pipeline.admission.terms(message.wishes, progress.came)
+                progress.limit_to(max(terms.until, loop.time()))
             message = self.shadows.watch(model, message, trace)
             trace.stages["receive"] = time.perf_counter() - trace.began
             if pipeline.is_quick(message):  # There will be nothing to wait for, nor to give up.
