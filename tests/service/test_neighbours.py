@@ -161,6 +161,7 @@ async def play(requests: Sequence[Request]) -> list[tuple[float, object]]:
         await asyncio.sleep(request.came - loop.time())
         clients.append(asyncio.create_task(client(request)))
     await asyncio.gather(*clients)
+    await asyncio.sleep(10)  # What runs for somebody who has gone ends, too.
     assert all(model.batcher.depth == 0 for model in models.values())
     assert not device.running
     return [ends[request.value] for request in requests]
