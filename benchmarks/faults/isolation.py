@@ -4,7 +4,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.faults.clients import Call, Reply, open_loop
+from benchmarks.faults.clients import Call, Reply, closed_loop, open_loop
 from benchmarks.faults.host import Host, started
 from benchmarks.faults.report import Row, percentile
 from benchmarks.faults.scenario import Run, batch_seconds, first_of, ms
@@ -24,6 +24,7 @@ _WEIGHTS = {
 }
 _SHARE = 0.1
 _PER_SECOND = 200.0
+_WARM_AT_ONCE = 64
 _MOST_GROWTH_MB = 20.0
 _SPARE = 16
 """Descriptors: those of connections that end, and threads of a pool that had not been needed, just now."""
@@ -78,6 +79,8 @@ def measure(run: Run) -> list[Row]:
         chance = random.Random(5)
         # With the poison and without, these are twice as many requests, less a twentieth.
         count, slices = run.pick((10_600, 4), (600, 2))
+        # Warm-up: as many at once as will ever be, so that the pools of memory have the size they will keep.
+        closed_loop(host.port, [one.request for one in good], _WARM_AT_ONCE, run.pick(6.0, 2.0))
         _turn(host, _slice(chance, good, bad, run.pick(1_000, 200)), _nothing_yet())
         before, found = host.status(), _nothing_yet()
         for _ in range(slices):
@@ -94,6 +97,7 @@ def _nothing_yet() -> _Found:
 def _turn(host: Host, part: _Slice, found: _Found) -> None:
     for poison in (True, False):
         found.add(part, open_loop(host.port, part.calls(poison=poison)), poison=poison)
+    host.fault(forget=True)
 
 
 def _slice(chance: random.Random, good: Sequence[Sent], bad: Sequence[Poison], count: int) -> _Slice:
