@@ -150,8 +150,7 @@ class Admission:
     def check(self, terms: Terms, own_s: float, least_s: float) -> float:
         """The seconds until the answer, as they are foreseen; takes no place. Raises Overloaded and DeviceHung."""
         taken, wait = self.in_flight + self.abandoned, self._wait_s(terms.due)
-        if math.isinf(wait):
-            raise DeviceHung("The device does not come back from a run; try again later.", retry_after_s=10)
+        _check_alive(wait)
         if taken >= self._manners.most:
             message = f"{taken} requests are under way, as many as are accepted; try again later."
             raise Overloaded(message, retry_after_s=max(1, math.ceil(self._wait_s(math.inf) * self._wrong)))
@@ -162,7 +161,8 @@ class Admission:
         return self.check_time(terms, wait, own_s, least_s)
 
     def check_time(self, terms: Terms, wait: float, own_s: float, least_s: float) -> float:
-        """The seconds until the answer of a request that waits so long for its turn. Raises Overloaded."""
+        """The seconds until the answer of a request that waits so long for its turn. Raises Overloaded, DeviceHung."""
+        _check_alive(wait)
         left = terms.until - asyncio.get_running_loop().time()
         foreseen = wait + own_s
         needed = foreseen * self._wrong + _SPARE * self._full_batch_s()
@@ -185,3 +185,8 @@ class Admission:
             off = min(max(took / foreseen, 1 / _MOST_WRONG), _MOST_WRONG) - self._mean
             self._mean += _SMOOTHING * off
             self._spread += 2 * _SMOOTHING * (abs(off) - self._spread)
+
+
+def _check_alive(wait: float) -> None:
+    if math.isinf(wait):
+        raise DeviceHung("The device does not come back from a run; try again later.", retry_after_s=10)

@@ -227,7 +227,7 @@ class Pipeline:
             asked = self.admission.terms(wishes, progress.came)
             terms = Terms(asked.due, min(asked.until, terms.until))
             progress.limit_to(terms.until)
-            self.admission.check_time(terms, device.wait_s(terms.due), own, least)
+            self.admission.check_time(terms, device.wait_s(terms.due, own=(self._batcher,)), own, least)
         elif rounds > 1:  # It was let in as one sample.
             self.admission.check_time(terms, 0.0, own, least)
         return terms

@@ -213,6 +213,8 @@ def test_where_the_device_hangs_nobody_is_let_in() -> None:
         await asyncio.gather(hanging, return_exceptions=True)
         with pytest.raises(DeviceHung):
             admission.check(Terms(now(), math.inf), 0.0, 0.0)
+        with pytest.raises(DeviceHung):
+            admission.check_time(Terms(now(), now() + 1), scheduler.wait_s(now()), 0.0, 0.0)
         device.released.set()
         await asyncio.sleep(2)
         admission.check(Terms(now(), math.inf), 0.0, 0.0)
