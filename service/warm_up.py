@@ -103,41 +103,52 @@ def _without_room(pipeline: Pipeline, arrays: Arrays, size: int) -> float:
 
 
 def _try_sizes(pipeline: Pipeline, arrays: Arrays, *, only_quick: bool = False) -> None:
-    """Runs batches of one sample and of as many as there may be, and of sizes between; each at least once."""
-    shape, size = shape_of(arrays), 1
-    while True:
-        batch = _repeated(arrays, size)
-        for _ in range(2):  # The second time counts as well: the first may have had something to set up.
-            began = time.perf_counter()
-            try:
-                pipeline.run(pipeline.backend.run, [batch], size)
-            except OutOfMemory:
-                _without_room(pipeline, arrays, size)
-                return
-            taken = time.perf_counter() - began
-            pipeline.curve.add(shape, size, taken)
-            if taken > _LONGEST_S / 4:
-                break
+    """Runs batches of one sample and of as many as there may be, and of sizes between; each at least once.
+
+    Where there is no room for one, its half is tried: the largest that clients may get has been run before.
+    """
+    shape, size, largest = shape_of(arrays), 1, 0
+    while size > largest:
+        taken = _tried(pipeline, arrays, size)
         most = pipeline.curve.limit(shape, pipeline.batch_limit, math.inf)
-        if size >= most or (only_quick and 2 * taken > _LONGEST_S):
+        if taken == math.inf:
+            size = most
+            continue
+        if only_quick and 2 * taken > _LONGEST_S:
             return
-        size = min(4 * size, most)
+        size, largest = min(4 * size, most), size
+
+
+def _tried(pipeline: Pipeline, arrays: Arrays, size: int) -> float:
+    """Seconds for a batch of this size by itself; infinite where there is no room for it."""
+    batch, taken = _repeated(arrays, size), 0.0
+    for _ in range(2):  # The second time counts as well: the first may have had something to set up.
+        began = time.perf_counter()
+        try:
+            pipeline.run(pipeline.backend.run, [batch], size)
+        except OutOfMemory:
+            return _without_room(pipeline, arrays, size)
+        taken = time.perf_counter() - began
+        pipeline.curve.add(shape_of(arrays), size, taken)
+        if taken > _LONGEST_S / 4:
+            break
+    return taken
 
 
 def measure_memory(pipeline: Pipeline, example: Mapping[str, object]) -> None:
-    """Learns what runs need: of one sample, and of a full batch. To be called while nothing else runs."""
+    """Learns what runs need: of one sample, and of as many as fit. To be called while nothing else runs."""
     task, backend = pipeline.task, pipeline.backend
     arrays = task.preprocess(task.decode(task.parse(example, Limits()), Limits())).arrays
     one = {name: array[:1] for name, array in arrays.items()}
-    elements = elements_of(shape_of(one))
+    shape = shape_of(one)
     backend.release()
     before = backend.memory_in_use()
     if before is None:
         return
     taken = []
-    for size in (1, pipeline.batch_limit):
+    for size in (1, pipeline.curve.limit(shape, pipeline.batch_limit, math.inf)):
         pipeline.run(backend.run, [_repeated(one, size)], size)
-        taken.append((size * elements, max(0, (backend.memory_in_use() or before) - before)))
+        taken.append((size * elements_of(shape), max(0, (backend.memory_in_use() or before) - before)))
     pipeline.curve.took(*taken)
 
 
