@@ -88,7 +88,8 @@ def with_a_version_in_the_shadow(root: Path) -> tuple[Repository, Model]:
 def test_a_version_decided_on_at_any_moment_while_the_next_is_loaded_leaves_one_that_serves(
     tmp_path: Path, decide: Callable[[Repository, Model], None], may_serve: set[str]
 ) -> None:
-    served, lines = [], 1
+    served: list[str] = []
+    lines = 1
     while len(served) < lines:
         repository, shadow = with_a_version_in_the_shadow(tmp_path / str(len(served)))
         at_line = AtLine(len(served) + 1, partial(decide, repository, shadow))

@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import Future
+from typing import Any
 
 import httpx
 import pytest
@@ -73,6 +74,19 @@ def test_a_deadline_is_kept_wherever_it_stands(start: Start, tmp_path: object, w
     assert server.device.seen == [[1.0]]
 
 
+@pytest.mark.parametrize("name", ["timeout_ms", r"timeout\u005fms"])
+def test_a_deadline_in_the_body_is_kept_also_where_one_thread_takes_the_request_all_the_way(
+    start: Start, tmp_path: object, name: str
+) -> None:
+    server = held(start, tmp_path)
+    body = f'{{"rows": [{json.dumps(ROW)}], "{name}": 300}}'
+
+    late = server.running.client.post(URL, content=body, headers={"content-type": "application/json"})
+    server.device.open.set()
+
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+
+
 def test_urgent_requests_come_first_and_those_of_low_priority_last(start: Start, tmp_path: object) -> None:
     server = held(start, tmp_path, max_batch=1, deadlines={"credit": 20_000.0})
     first = hold_the_device(server)
@@ -111,6 +125,32 @@ def test_what_cannot_be_answered_in_time_is_refused_before_its_body_is_read(star
     assert "100 ms are left" in error["message"] or "99 ms are left" in error["message"]
     assert int(refused.headers["retry-after"]) >= 1
     assert [other.result().status_code for other in others] == [200] * 60
+    assert [3.0] not in server.device.seen
+
+
+@pytest.mark.parametrize("where", ["body", "address", "header"])
+def test_what_cannot_be_answered_in_time_is_refused_at_once_wherever_its_deadline_stands(
+    start: Start, tmp_path: object, where: str
+) -> None:
+    server = held(start, tmp_path, max_batch=1)
+    curve = server.pipeline.curve
+    for shape, size, _, _ in curve.table() * 100:  # It learns what a run takes: a tenth of a second.
+        curve.add(shape, size, 0.1)
+    first = hold_the_device(server)
+    others = [server.pool.submit(server.ask, 2.0, **{"x-request-priority": "high"}) for _ in range(40)]
+    waits_for(server, 40)
+
+    options: dict[str, Any] = {"json": {"rows": [ROW | {"income": 3}]}}
+    options["json"] |= {"timeout_ms": 2_000} if where == "body" else {}
+    options |= {"params": {"timeout_ms": 2_000}} if where == "address" else {}
+    options |= {"headers": {"x-request-timeout-ms": "2000"}} if where == "header" else {}
+    refused = server.running.client.post(URL, **options)
+    server.device.open.set()
+
+    first.join()
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
+    assert int(refused.headers["retry-after"]) >= 2
+    assert [other.result().status_code for other in others] == [200] * 40
     assert [3.0] not in server.device.seen
 
 
