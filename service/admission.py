@@ -125,10 +125,13 @@ class Admission:
         return Terms(came + min(longest, usual) / urgency, came + longest)
 
     @contextmanager
-    def permit(self, terms: Terms, own_s: float, least_s: float) -> Iterator[None]:
+    def permit(
+        self, terms: Terms, own_s: float, least_s: float, *, tells: Callable[[], bool] = lambda: True
+    ) -> Iterator[None]:
         """A place among the requests under way, taken before anything is done for one.
 
-        `own_s` is what it will take by itself, `least_s` what it takes at best. Raises Overloaded and DeviceHung.
+        `own_s` is what it will take by itself, `least_s` what it takes at best; `tells` says in the end whether
+        something follows for others from how long it took. Raises Overloaded and DeviceHung.
         """
         foreseen = self.check(terms, own_s, least_s)
         loop = asyncio.get_running_loop()
@@ -144,7 +147,7 @@ class Admission:
         finally:
             self.in_flight -= 1
             # One that failed, or whose client went, tells nothing of how long they take; one that was late does.
-            if ended >= came or loop.time() >= terms.until:
+            if tells() and (ended >= came or loop.time() >= terms.until):
                 self._compare(foreseen, max(ended, loop.time()) - came)
 
     def check(self, terms: Terms, own_s: float, least_s: float) -> float:

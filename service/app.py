@@ -1,6 +1,7 @@
 """The application: the one place that knows every part and joins them."""
 
 import asyncio
+import gc
 import logging
 import math
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -9,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from functools import partial
 from http import HTTPStatus
 from threading import Lock
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -27,6 +28,7 @@ from service.errors import InternalError, InvalidRequest, MethodNotAllowed, NotF
 from service.health import Vitals, watch_over
 from service.metrics import LiveGauge, Metrics
 from service.pipeline import Pipeline
+from service.rehearsal import rehearse
 from service.repository import Repository
 from service.routes.bodies import BodyBudget
 from service.routes.health import health_router
@@ -44,8 +46,10 @@ from service.warm_up import Proven, warm_up
 from tasks.contract import Limits, Task
 
 _LOG = logging.getLogger(__name__)
+T = TypeVar("T")
 _MOST_BATCH = 256
 _MOST_LOADED_AT_ONCE = 4
+_LONGEST_LOAD_S = 600.0
 _OF_FREE_MEMORY = 0.8
 """What all runs together may take of the memory that is free once the models are loaded."""
 _DESCRIPTION = "Answers predictions of the models in its folder. Each model has an endpoint of its own, below."
@@ -177,28 +181,53 @@ class Service:
         yield "sevenfold_batch_limit", "The most samples in a batch, as found at warm-up.", ["model"], limit
         yield "sevenfold_model_info", "What is served, and where.", ["model", "version", "task", "device"], info
 
-    async def load(self) -> None:
-        """Loads the models, away from the event loop, so that health is answered meanwhile."""
+    async def load(self, predictions: ASGIApp) -> None:
+        """Loads the models, away from the event loop, so that health is answered meanwhile; then asks each of them."""
         self._loop = asyncio.get_running_loop()
-        await self._loop.run_in_executor(self._loader, self._load)
+        await self._loading(self._load)
+        await rehearse(predictions, list(self.repository.served()))
+        settle_memory()
+        self.repository.loaded = True
         self.loaded.set()
 
     def _load(self) -> None:
         self.repository.load_all()
-        if unknown := self.shadows.unknown():
-            _LOG.warning("no such model", extra={"fields": {"setting": "shadow", "names": ", ".join(unknown)}})
-        for model in self.repository.served():
-            free = model.pipeline.backend.memory_free()
-            limit = self.settings.memory_mb * 1e6 or (math.inf if free is None else _OF_FREE_MEMORY * free)
-            self._devices[model.pipeline.device].scheduler.memory_bytes = limit
+        there = {entry.name for entry in self.repository.entries()}
+        unknown = {"shadow": self.shadows.unknown()}
+        unknown |= {name: sorted(getattr(self.settings, name).keys() - there) for name in ("deadlines", "weights")}
+        for setting, names in unknown.items():
+            if names:
+                _LOG.warning("no such model", extra={"fields": {"setting": setting, "names": ", ".join(names)}})
+        self._bound_memory()
 
-    async def watch(self) -> None:
+    def _bound_memory(self) -> None:
+        """Says of each device that is new what its runs may take together: of what is free once models are loaded."""
+        for model in self.repository.served():
+            scheduler = self._devices[model.pipeline.device].scheduler
+            free = model.pipeline.backend.memory_free()
+            if math.isinf(scheduler.memory_bytes):
+                limit = self.settings.memory_mb * 1e6 or (math.inf if free is None else _OF_FREE_MEMORY * free)
+                scheduler.memory_bytes = limit
+
+    async def _loading(self, load: Callable[[], T]) -> T:
+        """Loads in a thread of its own; liveness fails where that does not come to an end, as a model may hang."""
+        loading = asyncio.get_running_loop().run_in_executor(self._loader, load)
+        done, _ = await asyncio.wait([loading], timeout=_LONGEST_LOAD_S)
+        if not done:
+            self.vitals.fail("loader", f"Models are still being loaded after {_LONGEST_LOAD_S:g} s: one may hang.")
+        result = await loading
+        self.vitals.mended("loader")
+        return result
+
+    async def watch(self, predictions: ASGIApp) -> None:
         """Loads the models, and takes up the versions that come later; ends only when it is cancelled."""
-        await self.load()
+        await self.load(predictions)
         while self.settings.rescan_seconds:
             await asyncio.sleep(self.settings.rescan_seconds)
             try:
-                await asyncio.get_running_loop().run_in_executor(self._loader, self.repository.rescan)
+                if await self._loading(self.repository.rescan):
+                    self._bound_memory()
+                    settle_memory()
             except Exception:  # Whatever it was (a folder that is away for a moment), it is looked at again.
                 _LOG.exception("folder of models could not be read again")
 
@@ -215,6 +244,16 @@ class Service:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+def settle_memory() -> None:
+    """Lets the garbage collector forget all there is: models stay, and to look through them took 75 ms each time.
+
+    Everything waits meanwhile, refusals too. What was let go since the last time is collected first.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+
 def _onnx_runtime(settings: Settings) -> OnnxRuntime:
     runtime = OnnxRuntime(settings.device, settings.threads)
     runtime.check()
@@ -226,7 +265,7 @@ def create_app(service: Service) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 -- FastAPI's signature
-        async with watch_over(service.vitals, service.watch(), service.metrics.stray_errors.inc):
+        async with watch_over(service.vitals, service.watch(predictions), service.metrics.stray_errors.inc):
             yield
         service.close()
 

@@ -90,6 +90,14 @@ class _Retry:
         return min(ticket.terms.due for ticket in self.tickets)
 
 
+@dataclass(eq=False)
+class _ToCome:
+    """What of a large request is not queued yet, since no more of it waits than the device is given at a time."""
+
+    due: float
+    seconds: float = 0.0
+
+
 class Batcher:
     """The queue of one model, and a source of a device's scheduler. All methods belong to one event loop."""
 
@@ -113,6 +121,7 @@ class Batcher:
         self._clock = clock  # Of what is reported: a loop's own may tick in whole milliseconds (uvloop's does).
         self._waiting: dict[Shape, DueQueue[Ticket]] = {}
         self._retries: list[_Retry] = []
+        self._to_come: list[_ToCome] = []
         scheduler.attach(self)
 
     @property
@@ -154,16 +163,20 @@ class Batcher:
 
     async def _in_parts(self, arrays: Arrays, step: int, terms: Terms, on_start: Callable[[], None]) -> Ran:
         at_once = self._scheduler.at_once
+        shape, to_come = shape_of(arrays), _ToCome(terms.due)
+        self._to_come.append(to_come)
         parts = [{name: array[i : i + step] for name, array in arrays.items()} for i in range(0, _size(arrays), step)]
         begun: list[asyncio.Task[Ran]] = []
         try:
             for number, part in enumerate(parts):
                 if number >= at_once:
                     await begun[number - at_once]
+                to_come.seconds = self._seconds_of(shape, _size(arrays) - (number + 1) * step)
                 begun.append(asyncio.create_task(self.submit(part, terms, on_start)))
                 await asyncio.sleep(0)  # It has its place in the queue before the next one.
             return joined(await asyncio.gather(*begun))
         finally:
+            self._to_come.remove(to_come)
             for task in begun:
                 if not task.cancel() and not task.cancelled():
                     task.exception()  # Looked at: the first one's is raised, and none is reported as forgotten.
@@ -347,6 +360,7 @@ class Batcher:
     def seconds_ahead(self, due: float) -> float:
         """What the batches take that are due before."""
         total = sum(self._seconds_of(shape, queue.before(due)) for shape, queue in self._waiting.items())
+        total += sum(each.seconds for each in self._to_come if each.due <= due)
         return total + sum(
             self._curve.seconds(retry.shape, sum(ticket.size for ticket in retry.tickets))
             for retry in self._retries
@@ -354,7 +368,7 @@ class Batcher:
         )
 
     def _seconds_of(self, shape: Shape, samples: float) -> float:
-        if not samples:
+        if samples <= 0:
             return 0.0
         limit = self.limit(shape)
         full, rest = divmod(math.ceil(samples), limit)

@@ -32,6 +32,8 @@ class Progress:
     stage: str = "receive"
     came: float = 0.0
     """When it came: the event loop's time."""
+    is_large: bool = False
+    """Whether it is more than one batch: how long it takes says nothing of others."""
     limit_to: Callable[[float], None] = lambda until: None
 
     def at(self, stage: str) -> Callable[[], None]:

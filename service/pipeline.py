@@ -60,26 +60,23 @@ class Pipeline:
         # A task may have a field of this name itself, and then it is the task's.
         self._wishes = tuple(name for name in WISHES if name not in task.request_type.model_fields)
         # Whoever sets a delay wants batches: then no request goes past the queue.
-        self._waits_for_company = policy.max_delay_s > 0
+        self.waits_for_company = policy.max_delay_s > 0
         metrics = around.metrics
         self._dropped = metrics.dropped.labels(name)
         self._batch_size, self._failures = metrics.batch_size.labels(name), metrics.batch_failures.labels(name)
         scheduler = around.device.scheduler
+        dropped = self._dropped.inc
         self._batcher = Batcher(
-            self._run_batch,
-            policy,
-            scheduler,
-            curve=self.curve,
-            on_batch=self._on_batch,
-            on_dropped=self._dropped.inc,
+            self._run_batch, policy, scheduler, curve=self.curve, on_batch=self._on_batch, on_dropped=dropped
         )
-        self._alone = Line(scheduler, on_dropped=self._dropped.inc)
+        self._alone = Line(scheduler, on_dropped=dropped)
         of_pictures = task.upload is not None and task.upload.media_types[0].startswith("image/")
         self._workers = around.workers if of_pictures else around.interpreter
-        self._decoding = Line(self._workers.scheduler, on_dropped=self._dropped.inc)
+        self._decoding = Line(self._workers.scheduler, on_dropped=dropped)
         self._finishing = Line(self._workers.scheduler)
         self.admission = Admission(manners or Manners(), full_batch_s=self._full_batch_s, wait_s=self._wait_s)
         self._reading = 0
+        self.counts = True  # Whether batches are; those of a rehearsal are not.
         self._usual: Shape = ()
 
     @property
@@ -122,12 +119,12 @@ class Pipeline:
             line.close()
 
     def _on_batch(self, report: BatchReport) -> None:
-        if report.error is None:
-            self._batch_size.observe(report.size)
-        else:
+        if report.error is not None:
             self._failures.inc()
             if isinstance(report.error, DeviceLost):
                 self._around.on_lost(str(report.error))
+        elif self.counts:
+            self._batch_size.observe(report.size)
 
     def _full_batch_s(self) -> float:
         return self.curve.seconds(self._usual, self.batch_limit) if self._usual else 0.0
@@ -152,13 +149,13 @@ class Pipeline:
             self.admission.check(terms, self.curve.seconds(self._usual, 1), self.curve.least(self._usual, 1))
 
     @contextmanager
-    def permit(self, message: Message, terms: Terms) -> Iterator[None]:
+    def permit(self, message: Message, terms: Terms, progress: Progress | None = None) -> Iterator[None]:
         """A place among the requests under way, taken before a request is decoded. Raises Overloaded, DeviceHung."""
         own = least = 0.0
         if self._usual:
             own = self._cost("decode", message.kind).expected(message.size) + self.curve.seconds(self._usual, 1)
             least = self.curve.least(self._usual, 1)
-        with self.admission.permit(terms, own, least):
+        with self.admission.permit(terms, own, least, tells=lambda: not (progress and progress.is_large)):
             yield
 
     async def predict(self, message: Message, terms: Terms | None = None, progress: Progress | None = None) -> Answered:
@@ -186,7 +183,7 @@ class Pipeline:
 
     def _run_in_one_go(self) -> Run | None:
         """How a request runs that one thread takes all the way; None where it had better go step by step."""
-        if self.in_flight <= 1 and self._around.device.scheduler.is_free and not self._waits_for_company:
+        if self.in_flight <= 1 and self._around.device.scheduler.is_free and not self.waits_for_company:
             return self.backend.run_alone
         reads_aside = self._workers is self._around.workers
         return self.backend.run if self.batch_limit == 1 and reads_aside else None
@@ -221,6 +218,7 @@ class Pipeline:
         shape, size = shape_of(read.samples.arrays), len(read.samples)
         limit, device = self._batcher.limit(shape), self._around.device.scheduler
         rounds = math.ceil(math.ceil(size / limit) / device.at_once)
+        progress.is_large = rounds > 1
         own, least = (rounds * of(shape, min(size, limit)) for of in (self.curve.seconds, self.curve.least))
         wishes = message.wishes.joined(read.wishes)
         if wishes != message.wishes:
@@ -229,7 +227,8 @@ class Pipeline:
             progress.limit_to(terms.until)
             self.admission.check_time(terms, device.wait_s(terms.due, own=(self._batcher,)), own, least)
         elif rounds > 1:  # It was let in as one sample.
-            self.admission.check_time(terms, 0.0, own, least)
+            wait = device.wait_s(terms.due, own=(self._batcher, self._alone))
+            self.admission.check_time(terms, wait, own, least)
         return terms
 
     async def _in_one_go(
@@ -244,7 +243,7 @@ class Pipeline:
         given_up = threading.Event()
         cost = self._cost("all the way", message.kind)
         work = partial(self._all_the_way, message, began, run, given_up, progress)
-        needs = self.curve.memory_bytes(self._usual, 1) if self._usual else 0
+        needs = self.curve.memory_bytes(self._usual, self.batch_limit) if self._usual else 0
         try:
             done: Answered | Read = await self._in_thread(
                 self._alone,
@@ -283,7 +282,7 @@ class Pipeline:
 
     def is_quick(self, message: Message) -> bool:
         """Whether every step is expected to run at once on the event loop: there will be nothing to wait for."""
-        may = self._may_decode_here and not self._waits_for_company
+        may = self._may_decode_here and not self.waits_for_company
         quick = may and self._cost("decode", message.kind).is_cheap(message.size)
         return quick and self.curve.is_cheap(self._around.hop_s)
 
@@ -291,7 +290,7 @@ class Pipeline:
         """Runs the samples: at once where that costs less than to queue, else in a batch."""
         size, shape = len(samples), shape_of(samples.arrays)
         cheap = self.curve.is_cheap(self._around.hop_s, shape, size)
-        if cheap and size <= self.batch_limit and not self._waits_for_company:
+        if cheap and size <= self.batch_limit and not self.waits_for_company:
             progress.stage = "infer"
             with suppress(OutOfMemory):  # Then it is split, or has its turn when nothing else runs.
                 return self._run_here(samples.arrays, self.backend.run)

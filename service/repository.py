@@ -114,6 +114,7 @@ class Repository:
     _backends: WeakValueDictionary[_Graph, Backend] = field(default_factory=WeakValueDictionary, init=False)
     """As long as a model is served with them."""
     loaded: bool = field(default=False, init=False)
+    """Whether all have been tried; said by whoever loads them."""
 
     def scan(self) -> None:
         """Lists what lies in the folder, newest version first. Raises BrokenModel where there is no such folder."""
@@ -135,12 +136,13 @@ class Repository:
             if found:
                 yield folder.name, sorted(found, key=int, reverse=True)
 
-    def rescan(self) -> None:
+    def rescan(self) -> bool:
         """Takes up the versions that have come since, each as soon as it is proved; until then the old one serves.
 
         A version that breaks never serves, and requests under way end with the version they began with. What was
-        taken out of the folder is served until a newer version is, or the server starts again.
+        taken out of the folder is served until a newer version is, or the server starts again. Tells whether any came.
         """
+        any_came = False
         for name, versions in self._there():
             before = list(self._models_of(name))
             self._list(name, versions)
@@ -148,7 +150,9 @@ class Repository:
                 self._load_newest(name)
             for model in self._models_of(name):
                 if not any(model is other for other in before):
+                    any_came = True
                     _once_more(refresh, model)
+        return any_came
 
     def _models_of(self, name: str) -> Iterator[Model]:
         """What is in memory of a model's versions."""
@@ -183,11 +187,9 @@ class Repository:
         with ThreadPoolExecutor(self.at_once, thread_name_prefix="loader") as pool:
             for loading in [pool.submit(self._load_newest, name) for name in names]:
                 loading.result()
-        for step in (measure_memory, refresh):
-            for name in names:
-                for model in self._models_of(name):
-                    _once_more(step, model)
-        self.loaded = True
+        for name in names:
+            for model in self._models_of(name):
+                _once_more(measure_memory, model)
 
     def _size_of(self, entry: Entry) -> int:
         graph = self.root / entry.name / entry.version / MODEL

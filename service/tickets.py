@@ -168,6 +168,8 @@ class Line:
 
 
 async def _carry_out(ticket: Ticket, start: Callable[[], Awaitable[Any]]) -> None:
+    if ticket.future.done():
+        return  # Its client went between its turn and now.
     try:
         ticket.on_start()
         result = await start()

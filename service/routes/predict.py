@@ -110,9 +110,9 @@ class Predictions:
             message = self.shadows.watch(model, message, trace)
             trace.stages["receive"] = time.perf_counter() - trace.began
             if pipeline.is_quick(message):  # There will be nothing to wait for, nor to give up.
-                with pipeline.permit(message, terms):
+                with pipeline.permit(message, terms, progress):
                     return await pipeline.predict(message, terms, progress)
-            with pipeline.permit(message, terms):
+            with pipeline.permit(message, terms, progress):
                 return await _unless_gone(request.receive, pipeline.predict(message, terms, progress))
 
     def _respond(self, answered: Answered, form: Form, trace: Trace, *, varies: bool) -> Response:

@@ -281,7 +281,7 @@ def test_a_request_of_many_samples_that_is_given_up_runs_no_more_of_them(start: 
     server = held(start, tmp_path, max_batch=1)
     rows = [{"income": float(i), "debt": 5, "job": "baker"} for i in range(20)]
 
-    answer = server.running.client.post(URL, json={"rows": rows}, headers={"X-Request-Timeout-Ms": "100"})
+    answer = server.running.client.post(URL, json={"rows": rows}, headers={"X-Request-Timeout-Ms": "1000"})
     server.device.open.set()
     server.wait_until(lambda: server.pipeline.admission.abandoned == 0)
 
