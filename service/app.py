@@ -72,7 +72,8 @@ class Service:
         self.loaded = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._workers = self._place("worker", settings.workers or available_cores())
-        self._interpreter = self._place("interpreter", 1)
+        # Two are given to its one thread: else it would stand still whenever the event loop has to give it the next.
+        self._interpreter = self._place("interpreter", 2, threads=1)
         self._devices: dict[str, Place] = {}
         self._hop_s = BUSY_HOPS * measured_hop(self._workers.threads)
         self._loader = self._threads(1, "loader")
@@ -104,14 +105,15 @@ class Service:
         """Batches at a time: on a CPU each has one core, and one more waits for it."""
         return self.settings.batches_at_once or (2 if device == "cuda" else 2 * available_cores())
 
-    def _place(self, name: str, at_once: int) -> Place:
+    def _place(self, name: str, at_once: int, threads: int = 0) -> Place:
         scheduler = Scheduler(
             at_once,
+            threads,
             hang_s=self.settings.hang_seconds,
             on_hung=partial(self._on_hung, name),
             on_fault=partial(self._on_fault, name),
         )
-        return Place(self._threads(at_once, name), scheduler)
+        return Place(self._threads(threads or at_once, name), scheduler)
 
     def _on_hung(self, name: str, count: int) -> None:
         self.metrics.hung.labels(name).set(count)

@@ -76,6 +76,9 @@ class Pipeline:
         self._finishing = Line(self._workers.scheduler)
         self.admission = Admission(manners or Manners(), full_batch_s=self._full_batch_s, wait_s=self._wait_s)
         self._reading = 0
+        self._finishing_s = (
+            0.0  # Of late, where a worker did it: whoever is read before others is finished before them.
+        )
         self.counts = True  # Whether batches are; those of a rehearsal are not.
         self._usual: Shape = ()
 
@@ -129,14 +132,12 @@ class Pipeline:
     def _full_batch_s(self) -> float:
         return self.curve.seconds(self._usual, self.batch_limit) if self._usual else 0.0
 
-    def _sample_s(self) -> float:
-        """What a sample takes of the device, in a full batch."""
-        return self._full_batch_s() / self.batch_limit
-
     def _wait_s(self, due: float) -> float:
         """How long a request that is due then would wait: for a worker, for the device, for those still being read."""
         device, workers = self._around.device.scheduler, self._workers.scheduler
-        coming = self._reading * self._sample_s() / device.at_once
+        coming = self._reading * (
+            self._full_batch_s() / self.batch_limit / device.at_once + self._finishing_s / workers.at_once
+        )
         of_workers = workers.wait_s(due, own=(self._decoding, self._finishing))
         return of_workers + device.wait_s(due, own=(self._batcher, self._alone)) + coming
 
@@ -209,7 +210,9 @@ class Pipeline:
         ran = await self._infer(samples, terms, progress)
         finished = time.perf_counter()
         progress.stage = "finish"
-        finish = partial(self._step, self._finishing, terms, self._postprocess_key(request), samples.work)
+        key = self._postprocess_key(request)
+        self._finishing_s += (self._cost(*key).expected(samples.work) - self._finishing_s) / 10
+        finish = partial(self._step, self._finishing, terms, key, samples.work)
         body = await finish(self._finish, ran.outputs, samples, request, message.render)
         return answered(body, ran, began, read.ended, finished, waited_s=read.waited_s)
 

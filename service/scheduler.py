@@ -100,18 +100,21 @@ class Scheduler:
     Attributes:
         at_once: how many jobs the device is given at a time; 2 hide the hand-over between them, and fill the gaps in
             which one cannot use all of the device.
+        abreast: how many of them get on at the same time; the others only wait there; 0: all.
         hang_s: a job that runs longer is given up, though its place is taken until it ends; 0: never.
     """
 
     def __init__(
         self,
         at_once: int = 1,
+        abreast: int = 0,
         *,
         hang_s: float = 0.0,
         on_hung: Callable[[int], None] = lambda count: None,
         on_fault: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
         self.at_once = at_once
+        self._abreast = abreast or at_once
         self.hang_s = hang_s
         self.memory_bytes = math.inf
         """What all jobs together may take."""
@@ -161,14 +164,16 @@ class Scheduler:
         if hung >= self.at_once:
             return math.inf
         now = asyncio.get_running_loop().time()
-        longest = self.at_once * max(0.0, due - now) if own else math.inf
+        longest = self._abreast * max(0.0, due - now) if own else math.inf
         ahead = sum(
             source.seconds_ahead(due) if source in own else min(source.seconds_ahead(due), longest)
             for source in self._sources
         )
         if not ahead and self._has_place:
             return 0.0
-        return (ahead + sum(max(0.0, job.ends - now) for job in self._running)) / (self.at_once - hung)
+        return (ahead + sum(max(0.0, job.ends - now) for job in self._running)) / min(
+            self._abreast, self.at_once - hung
+        )
 
     def plan(self) -> None:
         """Looks for work once all that is ready in this turn of the loop has come, so that a burst shares a batch."""

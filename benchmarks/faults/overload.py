@@ -18,12 +18,16 @@ _RECOVERY_S = 1.0
 
 
 def measure(run: Run) -> list[Row]:
-    """Two rows for each of a model of pictures and one of tables."""
-    with run.some("adult", "clothing") as models:
+    """Three rows for each of a model of pictures, one of texts and one of tables.
+
+    A table's request is so cheap that the two which are refused for each that is answered take a good part of the
+    interpreter's time: how much is then still answered is told, and no figure is demanded of it.
+    """
+    with run.some("adult", "clothing", "imdb") as models:
         rows = []
-        for name, size in (("clothing", 0), ("adult", 100)):
+        for name, size, what in (("clothing", 0, ""), ("imdb", 300, ", 300 words"), ("adult", 100, ", 100 rows")):
             with started(models) as host:
-                rows += _overload(run, host, name, size)
+                rows += _overload(run, host, name, size, what)
         return rows
 
 
@@ -53,7 +57,7 @@ def _turn(run: Run, host: Host, requests: list[bytes]) -> _Turn:
     return _Turn(peak, open_loop(host.port, calls))
 
 
-def _overload(run: Run, host: Host, name: str, size: int) -> list[Row]:
+def _overload(run: Run, host: Host, name: str, size: int, what: str) -> list[Row]:
     sent = [run.known[name].good(seed, size=size, X_Request_Timeout_Ms=f"{_DEADLINE_S * 1000:g}") for seed in range(32)]
     requests = [one.request for one in sent]
     alone = median([reply.seconds for reply in one_by_one(host.port, requests)][8:])
@@ -62,11 +66,15 @@ def _overload(run: Run, host: Host, name: str, size: int) -> list[Row]:
     turns = [_turn(run, host, requests) for _ in range(run.pick(3, 1))]
     recovered = _recovery(host, requests[0], alone)
     grown = host.status()["peak_mb"] - before
-    what = f"{name}{f', {size} rows' if size else ''}"
-    return [_goodput_row(what, turns), _refusals_row(what, turns), _after_row(what, grown, recovered)]
+    what = name + what
+    return [
+        _goodput_row(what, turns, demanded=name != "adult"),
+        _refusals_row(what, turns),
+        _after_row(what, grown, recovered),
+    ]
 
 
-def _goodput_row(what: str, turns: list[_Turn]) -> Row:
+def _goodput_row(what: str, turns: list[_Turn], *, demanded: bool) -> Row:
     peak, ratio = median([turn.peak for turn in turns]), median([turn.goodput / turn.peak for turn in turns])
     statuses = Counter(reply.status for turn in turns for reply in turn.replies)
     told = ", ".join(f"{count:,} × {status or 'no answer'}" for status, count in sorted(statuses.items()))
@@ -75,9 +83,9 @@ def _goodput_row(what: str, turns: list[_Turn]) -> Row:
     return Row(
         "overload",
         f"At 3 × capacity ({peak:.0f}/s), deadline {ms(_DEADLINE_S)}, as many are answered in time: {what}",
-        f"goodput ≥ {_LEAST} × peak",
+        f"goodput ≥ {_LEAST} × peak" if demanded else "told only: two refusals cost a good part of an answer here",
         f"{ratio:.2f} × ({told}){slow}",
-        ratio >= _LEAST and not statuses[NO_ANSWER],
+        (ratio >= _LEAST or not demanded) and not statuses[NO_ANSWER],
         timed=True,
         figures={
             "peaks": [turn.peak for turn in turns],

@@ -72,15 +72,16 @@ class Predictions:
         model = self.repository.find(name, version)
         trace.model, trace.version = model.manifest.name, model.manifest.version
         form = chosen_form(model.task.forms, ", ".join(request.headers.getlist("accept")))
-        wishes, progress = _wishes_of(request), Progress()
         loop = asyncio.get_running_loop()
-        came = loop.time()
+        wishes, progress = _wishes_of(request), Progress(came=loop.time())
         try:
-            async with asyncio.timeout(model.pipeline.admission.longest_s(wishes)) as limit:
+            async with asyncio.timeout_at(progress.came + model.pipeline.admission.longest_s(wishes)) as limit:
                 progress.limit_to = limit.reschedule
                 answered = await self._predict(request, model, form, trace, wishes, progress)
         except TimeoutError:
-            raise DeadlineExceeded(f"There was no answer within {(loop.time() - came) * 1000:.0f} ms.") from None
+            raise DeadlineExceeded(
+                f"There was no answer within {(loop.time() - progress.came) * 1000:.0f} ms."
+            ) from None
         except (ClientGone, ClientDisconnect):
             self.metrics.cancelled.labels(trace.model, progress.stage).inc()
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
@@ -91,7 +92,6 @@ class Predictions:
     ) -> Answered:
         """Receives, and only then takes a place: a client that sends slowly, or nothing, keeps nobody out."""
         pipeline, loop = model.pipeline, asyncio.get_running_loop()
-        progress.came = loop.time()
         terms = pipeline.admission.terms(wishes, progress.came)
         pipeline.check(terms)
         with self.bodies.share() as take:
