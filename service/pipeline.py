@@ -57,15 +57,14 @@ class Pipeline:
             for name, field in task.request_type.model_fields.items()
             if field.annotation is bool or get_origin(field.annotation) is Literal
         ]
-        # A task may have a field of this name itself, and then it is the task's.
+        # A field of this name that a task has itself is the task's.
         self._wishes = tuple(name for name in WISHES if name not in task.request_type.model_fields)
         # Whoever sets a delay wants batches: then no request goes past the queue.
         self.waits_for_company = policy.max_delay_s > 0
         metrics = around.metrics
         self._dropped = metrics.dropped.labels(name)
         self._batch_size, self._failures = metrics.batch_size.labels(name), metrics.batch_failures.labels(name)
-        scheduler = around.device.scheduler
-        dropped = self._dropped.inc
+        scheduler, dropped = around.device.scheduler, self._dropped.inc
         self._batcher = Batcher(
             self._run_batch, policy, scheduler, curve=self.curve, on_batch=self._on_batch, on_dropped=dropped
         )
