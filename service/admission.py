@@ -177,6 +177,11 @@ class Admission:
         needed = foreseen * self._wrong + _SPARE * self._full_batch_s()
         # With nothing to wait for it is worth trying: what was measured lately may have been an exception.
         if needed > left if wait else least_s / 2 > left:
+            if not wait:
+                message = (
+                    f"It takes about {own_s * 1000:.0f} ms by itself, and {max(0.0, left) * 1000:.0f} ms are left."
+                )
+                raise Overloaded(message, retry_after_s=1)
             message = (
                 f"The answer would come after about {needed * 1000:.0f} ms, "
                 f"and {max(0.0, left) * 1000:.0f} ms are left; try again later."

@@ -292,7 +292,10 @@ class Repository:
         folder = self.root / entry.name / entry.version
         manifest = read_manifest(folder)
         if (manifest.name, manifest.version) != (entry.name, entry.version):
-            raise BrokenModel(f"The manifest is that of {manifest.name}/{manifest.version}.")
+            raise BrokenModel(
+                f"The manifest is that of {manifest.name}/{manifest.version}: "
+                f"'name' and 'version' in it are to be {entry.name} and {entry.version}."
+            )
         verify_files(folder, manifest)
         task = manifest.load_task(folder)
         goldens = read_goldens(folder)

@@ -110,7 +110,11 @@ def _body_content(model: Model, request: dict[str, str]) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": request, "example": dict(model.example)}}
     if upload := model.task.upload:
         content["multipart/form-data"] = {
-            "schema": {"type": "object", "required": [upload.field], "properties": {upload.field: _BINARY}}
+            "schema": {
+                "type": "object",
+                "required": [upload.field],
+                "properties": {upload.field: _BINARY} | {name: schema for name, (schema, _) in _WISHES.items()},
+            }
         }
         content |= {media_type: {"schema": _BINARY} for media_type in upload.media_types}
     return content
@@ -119,13 +123,17 @@ def _body_content(model: Model, request: dict[str, str]) -> dict[str, Any]:
 def _option_parameters(model: Model) -> list[dict[str, Any]]:
     """The fields beside the upload may also stand in the address, for bodies that have no place for them."""
     upload = model.task.upload
+    wishes = [
+        {"name": name, "in": "query", "required": False, "schema": schema, "description": description}
+        for name, (schema, description) in _WISHES.items()
+    ]
     if upload is None:
-        return []
+        return wishes
     properties = model.task.request_type.model_json_schema()["properties"]
     for schema in properties.values():
         # Swagger UI would send a default along with a body that says otherwise, which is an error.
         schema.pop("default", None)
-    return [
+    return wishes + [
         {
             "name": name,
             "in": "query",
