@@ -25,6 +25,8 @@ _WEIGHTS = {
 _SHARE = 0.1
 _PER_SECOND = 200.0
 _WARM_AT_ONCE = 64
+_SETTLED_MB, _MOST_WARM_UPS = 4.0, 4
+"""Warm-up ends when another slice of it grows by less, at the latest after so many."""
 _MOST_GROWTH_MB = 20.0
 _SPARE = 16
 """Descriptors: those of connections that end, and threads of a pool that had not been needed, just now."""
@@ -81,7 +83,11 @@ def measure(run: Run) -> list[Row]:
         count, slices = run.pick((10_600, 4), (600, 2))
         # Warm-up: as many at once as will ever be, so that the pools of memory have the size they will keep.
         closed_loop(host.port, [one.request for one in good], _WARM_AT_ONCE, run.pick(6.0, 2.0))
-        _turn(host, _slice(chance, good, bad, run.pick(1_000, 200)), _nothing_yet())
+        for _ in range(_MOST_WARM_UPS):
+            before = host.status()
+            _turn(host, _slice(chance, good, bad, run.pick(1_000, 200)), _nothing_yet())
+            if host.status()["resident_mb"] - before["resident_mb"] < _SETTLED_MB:
+                break
         before, found = host.status(), _nothing_yet()
         for _ in range(slices):
             _turn(host, _slice(chance, good, bad, count // slices), found)
