@@ -2,18 +2,14 @@
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import where
 from benchmarks.serving import measure_serving
 from benchmarks.stages import measure_stages, stages_table
 from benchmarks.startup import measure_startup, startup_table
-from service.backends.onnx import available_cores
 
 
 def main() -> int:
@@ -74,25 +70,7 @@ def serving_table(found: dict[str, Any]) -> str:
 
 
 def _write(path: Path, found: dict[str, Any]) -> None:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False)
-    where = {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip() or "unknown",
-        "python": platform.python_version(),
-        "onnxruntime": version("onnxruntime"),
-        "cores": available_cores(),
-        "processor": _processor(),
-    }
-    path.write_text(json.dumps({"measured": where} | found, indent=1) + "\n", encoding="utf-8")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    path.write_text(json.dumps({"measured": where()} | found, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

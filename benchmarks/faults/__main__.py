@@ -15,9 +15,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.faults import device, isolation, leaving, overload, scheduling, stopping, versions
-from benchmarks.faults.report import Row, section, table, verdict, where, with_section
+from benchmarks.faults.report import Row, section, table, verdict, with_section
 from benchmarks.faults.scenario import Run
 from benchmarks.faults.traffic import known_models
+from benchmarks.machine import where
 
 SCENARIOS: Mapping[str, Callable[[Run], list[Row]]] = {
     "burst": scheduling.measure_burst,

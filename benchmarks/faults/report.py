@@ -1,17 +1,10 @@
 """What was promised, what was measured, and whether the one holds of the other: as a table, as JSON, in a document."""
 
 import math
-import platform
 import statistics
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
-
-from service.backends.onnx import available_cores
 
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 _HEAD = "| promise | demanded | measured | holds |\n|---|---|---|---|"
@@ -62,28 +55,6 @@ def table(rows: Sequence[Row]) -> str:
 def verdict(rows: Sequence[Row], *, short: bool) -> int:
     """The exit status: 0 where every line holds. A short run is too short for times: there they are only shown."""
     return int(any(not row.holds for row in rows if not (short and row.timed)))
-
-
-def where() -> dict[str, Any]:
-    """When and on what this was measured."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(command, capture_output=True, text=True, check=False)
-    return {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip() or "unknown",
-        "python": platform.python_version(),
-        "onnxruntime": version("onnxruntime"),
-        "cores": available_cores(),
-        "processor": _processor(),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
 def section(rows: Sequence[Row], measured: dict[str, Any], *, seconds: float) -> str:
