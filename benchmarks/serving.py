@@ -27,7 +27,8 @@ import numpy as np
 from benchmarks.load import Load
 from service.backends.onnx import OnnxRuntime, available_cores
 from tasks.contract import Limits, Task
-from tasks.manifest import MODEL, read_goldens, read_manifest
+from tasks.goldens import read_goldens
+from tasks.manifest import MODEL, read_manifest
 
 CONNECTIONS = (1, 8, 32)
 _BATCHES = (1, 2, 4, 8, 16, 32)

@@ -23,7 +23,8 @@ import onnxruntime as ort
 from benchmarks.serving import request_to
 from service.backends.onnx import OnnxRuntime, available_cores
 from tasks.contract import Arrays, Limits
-from tasks.manifest import MODEL, read_goldens, read_manifest
+from tasks.goldens import read_goldens
+from tasks.manifest import MODEL, read_manifest
 
 _REQUESTS = 7
 _COMPARED = ("camvid", "clothing")

@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from training.learners._classes import Options
-from training.learners.classification import ClassificationLearner
-from training.loop import fit
-from training.runtime import Runtime, started
-from training.settings import Settings
+from training.core.config import Settings
+from training.engine.loop import fit
+from training.engine.runtime import Runtime, started
+from training.learners.classification.base import Options
+from training.learners.classification.learner import ClassificationLearner
 
 _PICTURES, _BATCH = 256, 32
 

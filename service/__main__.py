@@ -21,12 +21,13 @@ import uvicorn
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.app import Service, create_app
+from service.app import create_app
 from service.backends.base import BackendError, OpenBackend
-from service.logs import set_up_logging
-from service.repository import Model
+from service.models.repository import Model
+from service.process.logging import set_up_logging
+from service.process.watchdog import EXIT_BROKEN, Watchdog
+from service.server import Service
 from service.settings import InvalidSetting, Settings, flag_parser, read_settings
-from service.watchdog import EXIT_BROKEN, Watchdog
 from tasks.manifest import BrokenModel
 
 _LOG = logging.getLogger(__name__)

@@ -6,28 +6,32 @@ from pkgutil import iter_modules
 
 from tasks.contract import Task
 
-_NOT_TASKS = {"contract", "invariance", "manifest"}
-
 
 @cache
+def _task_types() -> dict[str, type[Task]]:
+    """Each public module of this package that defines a Task, by its name; other modules define none."""
+    names = sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
+    found = {name: _defined_in(name) for name in names}
+    return {name: types[0] for name, types in found.items() if types}
+
+
+def _defined_in(name: str) -> list[type[Task]]:
+    module = import_module(f"tasks.{name}")
+    values = [value for value in vars(module).values() if isinstance(value, type) and value is not Task]
+    return [value for value in values if issubclass(value, Task) and value.__module__ == module.__name__]
+
+
 def task_names() -> tuple[str, ...]:
-    """The tasks there are: the public modules of this package that are not the contract itself."""
-    found = (module.name for module in iter_modules(__path__))
-    return tuple(sorted(name for name in found if not name.startswith("_") and name not in _NOT_TASKS))
+    """The names of all tasks, in alphabetical order."""
+    return tuple(_task_types())
 
 
 def task_type(name: str) -> type[Task]:
     """The task's class.
 
-    Raises KeyError for a name that is not a file of this package: names come from manifests and requests, and
-    nothing is imported on their word.
+    Raises KeyError for a name that is no task's: names come from manifests and requests, and nothing is imported on
+    their word.
     """
-    if name not in task_names():
+    if name not in _task_types():
         raise KeyError(f"There is no task '{name}'; the tasks are {', '.join(task_names())}.")
-    module = import_module(f"tasks.{name}")
-    (found,) = (
-        value
-        for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, Task) and value.__module__ == module.__name__
-    )
-    return found
+    return _task_types()[name]

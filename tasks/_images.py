@@ -241,12 +241,3 @@ def same_picture(expected: str, got: str) -> bool:
     if one.mode == "P":
         return float((levels > 0).mean()) <= _FEW
     return float(levels.mean()) < 2 and int(levels.max()) < 32
-
-
-def synthetic_picture(width: int = 192, height: int = 256) -> bytes:
-    """A JPEG of colours that change over the picture: an example that belongs to nobody."""
-    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
-    waves = np.stack([np.sin(6 * x + 3 * y), np.cos(9 * y), np.sin(12 * x * y)], axis=-1)
-    file = io.BytesIO()
-    Image.fromarray(((waves * 0.5 + 0.5) * 255).astype(np.uint8)).save(file, "JPEG", quality=85)
-    return file.getvalue()

@@ -8,18 +8,9 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from tasks._agreement import overlap
-from tasks._images import (
-    PICTURE_UPLOAD,
-    Fit,
-    Frame,
-    Picture,
-    PictureBytes,
-    decode_picture,
-    encoded,
-    fit_picture,
-    synthetic_picture,
-)
+from tasks._examples import synthetic_picture
+from tasks._images import PICTURE_UPLOAD, Fit, Frame, Picture, PictureBytes, decode_picture, encoded, fit_picture
+from tasks.comparison import overlap
 from tasks.contract import (
     Answer,
     Array,

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, PlainSerializer, TypeAdapter, WithJsonSchema
 from pydantic_core import from_json
 
-from tasks._agreement import agreement
+from tasks.comparison import agreement
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
@@ -262,7 +262,7 @@ class Task(ABC):
     def agreement(self, ours: Any, theirs: Any) -> float:
         """How far two answers to one request agree, 0…1: those of two versions of a model.
 
-        Decisions (labels, ids, truth values) are equal or not, numbers close or not (`tasks/_agreement.py`). An answer
+        Decisions (labels, ids, truth values) are equal or not, numbers close or not (`tasks/comparison.py`). An answer
         that is a picture, a mask, points or a ranking is measured by its task.
         """
         one, other = ours.plain(), theirs.plain()

@@ -2,15 +2,15 @@
 
 import base64
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image
 from pydantic import BaseModel, Field
 
+from tasks._drawing import Points, _coloured, with_points
+from tasks._examples import synthetic_face
 from tasks._images import (
     PICTURE_UPLOAD,
     FileKind,
@@ -40,11 +40,8 @@ from tasks.contract import (
 _NEAR = 0.05
 _OVERLAY_SIDES = (512, 1280)
 """Between these lies the longer side of an overlay, in pixels: on fewer, dots would hide what they mark."""
-_DOUBTFUL, _SURE, _LINK = (240.0, 90.0, 20.0), (60.0, 230.0, 90.0), (255.0, 255.0, 255.0)
 
 OverlayKind = Annotated[FileKind, Field(description="The kind of file that the overlay is.")]
-Points = NDArray[np.floating]
-Links = Sequence[tuple[int, int]]
 
 
 class KeypointsRequest(Request):
@@ -177,84 +174,3 @@ class Keypoints(Task):
 def placed(points: Points, frame: Frame) -> Points:
     """Points (k, 2) of the network's square as points of the picture, moved to its nearest edge where outside."""
     return frame.to_picture(points.astype(np.float64)).clip(0, (frame.width, frame.height))
-
-
-def _coloured(confidence: Points) -> Points:
-    share = np.clip(confidence, 0, 1)[:, np.newaxis]
-    return np.array(_DOUBTFUL) * (1 - share) + np.array(_SURE) * share
-
-
-def with_points(pixels: NDArray[np.uint8], points: Points, links: Links, *, colours: Points) -> NDArray[np.uint8]:
-    """The picture (height, width, 3) with a dot at each point (k, 2), in its colour (k, 3), and lines between some.
-
-    Dots and lines have smooth edges, computed from distances: a point that moves by a thousandth of a pixel changes no
-    level by more than one, so that overlays in golden answers survive rounding.
-    """
-    canvas = pixels.astype(np.float32)
-    radius = max(canvas.shape[:2]) / 220 + 0.8
-    for one, other in links:
-        _blend(canvas, points[one], points[other], radius * 0.3, _LINK, 0.7)
-    for point, colour in zip(points, colours, strict=True):
-        _blend(canvas, point, point, radius, colour, 1.0)
-    found: NDArray[np.uint8] = np.rint(canvas).astype(np.uint8)
-    return found
-
-
-def _blend(canvas: NDArray[np.float32], one: Points, other: Points, reach: float, colour: Any, opacity: float) -> None:
-    """Colours what lies within `reach` pixels of the line from one point to the other; they may be the same."""
-    height, width = canvas.shape[:2]
-    left, top = (max(0, math.floor(low - reach - 1)) for low in np.minimum(one, other))
-    right, bottom = (math.ceil(high + reach + 1) for high in np.maximum(one, other))
-    right, bottom = max(left, min(width, right)), max(top, min(height, bottom))
-    x, y = np.arange(left, right) + 0.5 - one[0], (np.arange(top, bottom) + 0.5 - one[1])[:, np.newaxis]
-    along = np.asarray(other - one, np.float64)
-    share = np.clip((x * along[0] + y * along[1]) / max(float(along @ along), 1e-9), 0, 1)
-    distance = np.hypot(x - share * along[0], y - share * along[1])
-    cover = (np.clip(reach + 0.5 - distance, 0, 1) * opacity)[..., np.newaxis]
-    patch = canvas[top:bottom, left:right]
-    patch += (np.asarray(colour, np.float32) - patch) * cover.astype(np.float32)
-
-
-_SKIN, _SHADE, _HAIR = (224, 178, 150), (196, 142, 116), (70, 46, 34)
-_FACE: tuple[tuple[str, tuple[float, ...], tuple[int, int, int]], ...] = (
-    ("ellipse", (34, 150, 158, 300), (92, 104, 140)),  # Shoulders, hair, ears, neck and face, from back to front.
-    ("ellipse", (48, 22, 144, 150), _HAIR),
-    ("ellipse", (47, 84, 59, 112), _SHADE),
-    ("ellipse", (133, 84, 145, 112), _SHADE),
-    ("ellipse", (76, 120, 116, 176), _SHADE),
-    ("ellipse", (54, 36, 138, 154), _SKIN),
-    ("chord", (52, 26, 140, 104), _HAIR),
-    ("ellipse", (66, 82, 88, 95), (246, 244, 240)),
-    ("ellipse", (104, 82, 126, 95), (246, 244, 240)),
-    ("ellipse", (72, 83, 83, 94), (66, 76, 60)),
-    ("ellipse", (109, 83, 120, 94), (66, 76, 60)),
-    ("ellipse", (75, 86, 80, 91), (16, 14, 14)),
-    ("ellipse", (112, 86, 117, 91), (16, 14, 14)),
-    ("polygon", (93, 86, 99, 86, 104, 112, 96, 116, 88, 112), (212, 162, 134)),
-    ("ellipse", (88, 108, 94, 114), _SHADE),
-    ("ellipse", (98, 108, 104, 114), _SHADE),
-    ("ellipse", (79, 123, 113, 138), (176, 84, 84)),
-    ("ellipse", (84, 127, 108, 131), (110, 40, 44)),
-    ("arc", (63, 74, 91, 96), _HAIR),
-    ("arc", (101, 74, 129, 96), _HAIR),
-)
-"""What a face is drawn of, in pixels of a picture of 192×224."""
-
-
-def synthetic_face() -> bytes:
-    """A JPEG, 192×224, of a drawn face: an example that belongs to nobody."""
-    scale = 3
-    image = Image.new("RGB", (192 * scale, 224 * scale), (118, 132, 138))
-    draw = ImageDraw.Draw(image)
-    for shape, numbers, colour in _FACE:
-        at = [number * scale for number in numbers]
-        if shape == "arc":
-            draw.arc(at, 205, 335, fill=colour, width=4 * scale)
-        elif shape == "chord":
-            draw.chord(at, 195, 345, fill=colour)
-        else:
-            getattr(draw, shape)(at, fill=colour)
-    image = image.filter(ImageFilter.GaussianBlur(scale)).resize((192, 224), Image.Resampling.BOX)
-    x, y = np.meshgrid(np.linspace(-1, 1, 192), np.linspace(-1, 1, 224))
-    light = (1.06 - 0.16 * x - 0.10 * y - 0.06 * (x**2 + y**2))[..., np.newaxis]
-    return encoded((np.asarray(image) * light).clip(0, 255).astype(np.uint8), "jpeg", quality=88)

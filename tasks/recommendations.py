@@ -25,8 +25,8 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from tasks._agreement import overlap
 from tasks._items import LENGTHS, LONGEST, NO_RATING, ItemTable, Scale, Taste, bucket, filled
+from tasks.comparison import overlap
 from tasks.contract import (
     Answer,
     Arrays,

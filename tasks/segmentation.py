@@ -7,11 +7,10 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 from pydantic import BaseModel, Field
 
-from tasks._agreement import equal_pixels, pixels_of, shared
-from tasks._images import PICTURE_UPLOAD, Frame, Picture, PictureBytes, decode_picture, encoded, fit_picture, thumbnail
+from tasks._examples import synthetic_scene
+from tasks._images import PICTURE_UPLOAD, Frame, Picture, PictureBytes, decode_picture, fit_picture, thumbnail
 from tasks._masks import (
     Colour,
     StretchedMask,
@@ -22,6 +21,7 @@ from tasks._masks import (
     run_lengths,
     stretched,
 )
+from tasks.comparison import equal_pixels, pixels_of, shared
 from tasks.contract import (
     Answer,
     Array,
@@ -45,7 +45,6 @@ _LONG = 2.0
 _MOST_WINDOWS = 24
 _MOST_LABELS = 255
 _OVERLAP = 0.25
-_EXAMPLE_SIZE = (96, 72)
 
 
 class SegmentationRequest(Request):
@@ -344,52 +343,3 @@ def _spans(length: int, window: float) -> list[tuple[int, int]]:
     size = min(length, math.ceil(window))
     begins = np.linspace(0, length - size, count).round().astype(int).tolist()
     return [(begin, begin + size) for begin in begins]
-
-
-def synthetic_scene(number: int) -> bytes:
-    """A PNG of something like a street: sky, houses, trees, a road between pavements, a car; each number another."""
-    random = np.random.default_rng(number)
-    width, height = _EXAMPLE_SIZE
-    horizon = int(height * random.uniform(0.48, 0.56))
-    image = Image.new("RGB", _EXAMPLE_SIZE, (208, 222, 238))
-    draw = ImageDraw.Draw(image)
-    middle = int(random.integers(width * 2 // 5, width * 3 // 5))
-    _draw_houses(draw, random, horizon, right=middle - 4)
-    x, reach = int(random.integers(middle + 16, width - 8)), int(random.integers(13, 18))
-    draw.line((x, horizon, x, horizon + 4), fill=(50, 40, 35), width=3)
-    draw.ellipse((x - reach, horizon - 2 * reach, x + reach, horizon + 1), fill=(66, 84, 50))
-    draw.rectangle((0, horizon + 2, width, height), fill=(142, 136, 134))
-    draw.polygon(
-        ((middle - 3, horizon + 2), (middle + 5, horizon + 2), (width + 9, height), (-9, height)), (92, 92, 98)
-    )
-    _draw_car(draw, middle, horizon + int(random.integers(2, 8)))
-    # Nothing in a photo but the sky is one even colour, and leaves least of all.
-    pixels = np.asarray(image, float)
-    grain = np.where(pixels[..., 2] > 230, 1.0, 7.0)
-    grain[(pixels[..., 1] > pixels[..., 0] + 12) & (pixels[..., 2] < 90)] = 26.0
-    pixels = pixels + grain[..., None] * random.normal(size=(height, width, 1))
-    return encoded(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), "png")
-
-
-def _draw_houses(draw: ImageDraw.ImageDraw, random: np.random.Generator, horizon: int, *, right: int) -> None:
-    """A row of houses with windows, from the left edge to `right`."""
-    left = -3
-    while left < right:
-        end, top = left + int(random.integers(14, 22)), horizon - int(random.integers(18, 30))
-        level = int(random.integers(105, 150))
-        draw.rectangle((left, top, min(end, right), horizon + 2), fill=(level, level - 18, level - 34))
-        for x in range(left + 2, min(end, right) - 3, 5):
-            for y in range(top + 3, horizon - 4, 7):
-                draw.rectangle((x, y, x + 2, y + 3), fill=(52, 54, 60))
-        left = end + 1
-
-
-def _draw_car(draw: ImageDraw.ImageDraw, x: int, y: int) -> None:
-    """A car seen from behind, its wheels on the road."""
-    draw.rectangle((x - 4, y, x + 12, y + 5), fill=(40, 43, 54))
-    draw.rectangle((x - 2, y + 1, x + 10, y + 4), fill=(28, 31, 36))
-    draw.rectangle((x - 7, y + 5, x + 15, y + 13), fill=(58, 62, 74))
-    draw.rectangle((x - 6, y + 7, x - 4, y + 9), fill=(230, 90, 60))
-    draw.rectangle((x + 12, y + 7, x + 14, y + 9), fill=(230, 90, 60))
-    draw.rectangle((x - 6, y + 13, x - 3, y + 15), fill=(20, 20, 22))
-    draw.rectangle((x + 11, y + 13, x + 14, y + 15), fill=(20, 20, 22))

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field
 
-from tasks._agreement import near_pixels, pixels_of
 from tasks._images import PICTURE_UPLOAD, FileKind, Picture, PictureBytes, decode_picture, encoded
 from tasks._tiles import Tiling
+from tasks.comparison import near_pixels, pixels_of
 from tasks.contract import (
     Answer,
     Arrays,

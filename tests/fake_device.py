@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from service.backends.base import BackendError, DeviceLost, OutOfMemory
-from service.batcher import Batcher, BatchPolicy, Ran
-from service.costs import Curve, shape_of
-from service.scheduler import Scheduler, Terms
+from service.engine.batcher import Batcher, BatchPolicy, Ran
+from service.engine.latency import Curve, shape_of
+from service.engine.scheduler import Scheduler, Terms
 from tasks.contract import Arrays
 
 FAILS, HANGS, NEVER_FITS, FITS_ALONE, FITS_QUITE_ALONE, CORRUPT, SLOW, LOSES = (-float(i) for i in range(1, 9))

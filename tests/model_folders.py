@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tasks._tables import CategoryColumn, NumberColumn
 from tasks.classification import Classification
 from tasks.contract import Arrays, Run, Task, parameters_of
-from tasks.manifest import DataSource, Golden, Manifest, entries_of, write_goldens, write_manifest, write_task_files
+from tasks.goldens import Golden, write_goldens
+from tasks.manifest import DataSource, Manifest, entries_of, write_manifest, write_task_files
 from tasks.tabular import Tabular
 
 COLOURS = Classification(labels=("red", "green", "blue"), size=32)

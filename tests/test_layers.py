@@ -1,8 +1,9 @@
-"""Training and service never import each other; both import tasks; tasks imports neither, nor what either runs on."""
+"""Which package, and within a package which room, may import which."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,63 +14,150 @@ FORBIDDEN = {
     "training": ("service", "fastapi"),
     "service": ("training", "torch", "sklearn"),
 }
-_HTTP = ("service.routes", "service.repository", "service.app", "fastapi", "starlette")
-INSIDE_SERVICE = {
-    "batcher": (*_HTTP, "service.pipeline", "service.errors", "onnxruntime"),
-    "scheduler": ("service", "tasks", "numpy"),
-    "tickets": (*_HTTP, "service.pipeline", "service.batcher", "tasks", "numpy"),
-    "costs": ("service",),
-    "admission": (*_HTTP, "service.pipeline", "service.batcher", "numpy", "onnxruntime"),
-    "pipeline": ("service.routes", "service.repository", "service.app", "fastapi", "starlette", "onnxruntime"),
-    "repository": ("service.routes", "service.app", "fastapi", "starlette", "onnxruntime"),
-    "proof": ("service.routes", "service.repository", "service.app", "fastapi", "starlette", "onnxruntime"),
-    "shadow": ("service.routes", "service.app", "fastapi", "numpy", "onnxruntime"),
-    "trial": ("service",),
-    "errors": ("service",),
-    "metrics": ("service",),
-    "logs": ("service",),
-    "settings": ("service",),
-    "health": ("service",),
-    "watchdog": ("service",),
-    "backends/memory": ("service", "onnxruntime"),
-    "backends/failures": ("service.pipeline", "service.batcher", "onnxruntime"),
-    "backends/base": ("service.pipeline", "service.batcher", "onnxruntime"),
-    "routes/predict": ("numpy", "onnxruntime"),
+"""What no file of a package may import."""
+
+ROOMS = {
+    "service": ("settings", "errors", "metrics", "process", "backends", "engine", "models", "http", "server", "app"),
+    "training": (
+        "core",
+        "engine",
+        "data",
+        "evaluation",
+        "publishing",
+        "reporting",
+        "vision",
+        "learners",
+        "studies",
+        "recipes",
+        "registry",
+        "session",
+        "update_catalog",
+        "train_all",
+    ),
 }
+"""The rooms of a package, from the ground up: each imports only from rooms that stand before it."""
+
+LEAVES = ("service.settings", "service.errors", "service.metrics", "service.process", "service.backends")
+"""Rooms that know no other room of the service."""
+
+UNKNOWN_TO = {
+    "service.engine": ("fastapi", "starlette", "onnxruntime"),
+    "service.engine.scheduler": ("tasks", "numpy"),
+    "service.engine.queue": ("tasks", "numpy"),
+    "service.engine.batcher": ("service.errors", "service.engine.pipeline"),
+    "service.engine.admission": ("numpy", "service.engine.batcher", "service.engine.pipeline"),
+    "service.models": ("fastapi", "starlette", "onnxruntime"),
+    "service.http": ("numpy", "onnxruntime"),
+    "service.backends.base": ("onnxruntime",),
+    "service.backends.memory": ("onnxruntime", "tasks"),
+    "service.process": ("tasks", "numpy", "fastapi", "starlette"),
+    "service.metrics": ("tasks", "numpy"),
+    "training.core": ("torchvision", "onnx", "onnxruntime", "matplotlib"),
+    "training.engine": ("torchvision", "onnx", "onnxruntime", "matplotlib"),
+}
+"""What a room, or one of its files, must not know beside the rooms that stand after it."""
 
 
-def imports_of(path: Path) -> set[str]:
-    found: set[str] = set()
+def files_of(module: str) -> list[Path]:
+    path = ROOT / module.replace(".", "/")
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """The modules that a file imports, under functions and `TYPE_CHECKING` too."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-    return found
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if (ROOT / inner.replace(".", "/")).with_suffix(".py").exists() else node.module
 
 
 def is_of(module: str, package: str) -> bool:
     return module == package or module.startswith(package + ".")
 
 
+def room_of(module: str, package: str) -> str | None:
+    return module.split(".")[1] if is_of(module, package) and module != package else None
+
+
 @pytest.mark.parametrize("package", FORBIDDEN)
 def test_no_package_imports_what_it_must_not_know(package: str) -> None:
     wrong = {
-        f"{path.relative_to(ROOT)} imports {module}"
-        for path in (ROOT / package).rglob("*.py")
+        f"{module_of(path)} imports {module}"
+        for path in files_of(package)
         for module in imports_of(path)
-        for forbidden in FORBIDDEN[package]
-        if is_of(module, forbidden)
+        if any(is_of(module, forbidden) for forbidden in FORBIDDEN[package])
     }
 
     assert wrong == set()
 
 
-@pytest.mark.parametrize("module", INSIDE_SERVICE)
-def test_the_rooms_of_the_service_know_only_what_stands_below_them(module: str) -> None:
-    imported = imports_of(ROOT / "service" / f"{module}.py")
+@pytest.mark.parametrize("package", ROOMS)
+def test_every_room_has_its_place_in_the_order(package: str) -> None:
+    rooms = {room_of(module_of(path), package) for path in files_of(package)} - {None, "__main__"}
 
-    assert {name for name in imported for forbidden in INSIDE_SERVICE[module] if is_of(name, forbidden)} == set()
+    assert rooms == set(ROOMS[package])
+
+
+@pytest.mark.parametrize("package", ROOMS)
+def test_a_room_imports_only_from_rooms_before_it(package: str) -> None:
+    order = {room: place for place, room in enumerate((*ROOMS[package], "__main__"))}
+    wrong = {
+        f"{module_of(path)} imports {module}"
+        for path in files_of(package)
+        if (mine := room_of(module_of(path), package))
+        for module in imports_of(path)
+        if (other := room_of(module, package)) and order[other] > order[mine]
+    }
+
+    assert wrong == set()
+
+
+@pytest.mark.parametrize("module", LEAVES)
+def test_a_leaf_knows_no_other_room_of_the_service(module: str) -> None:
+    others = {name for path in files_of(module) for name in imports_of(path) if is_of(name, "service")}
+
+    assert {name for name in others if not is_of(name, module)} == set()
+
+
+@pytest.mark.parametrize("module", UNKNOWN_TO)
+def test_a_room_does_not_know_what_it_has_no_use_for(module: str) -> None:
+    imported = {name for path in files_of(module) for name in imports_of(path)}
+
+    assert {name for name in imported if any(is_of(name, forbidden) for forbidden in UNKNOWN_TO[module])} == set()
+
+
+def test_no_task_s_learner_imports_another_s() -> None:
+    def folder_of(module: str) -> str | None:
+        return module.split(".")[2] if module.startswith("training.learners.") else None
+
+    wrong = {
+        f"{module_of(path)} imports {module}"
+        for path in files_of("training.learners")
+        for module in imports_of(path)
+        if folder_of(module) not in (None, folder_of(module_of(path)))
+    }
+
+    assert wrong == set()
+
+
+@pytest.mark.parametrize("package", ["tasks", "service"])
+def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
+    imports = {module_of(path): {m for m in imports_of(path) if is_of(m, package)} for path in files_of(package)}
+    left = dict(imports)
+
+    while done := [module for module, needed in left.items() if not needed & (left.keys() - {module})]:
+        for module in done:
+            del left[module]
+
+    assert left == {}
 
 
 @pytest.mark.parametrize(
@@ -84,7 +172,7 @@ def test_the_rooms_of_the_service_know_only_what_stands_below_them(module: str) 
             ("torch", "torchvision", "training", "sklearn", "polars", "onnx", "httpx"),
         ),
         (
-            ("training.__main__", "training.export", "training.publish"),
+            ("training.__main__", "training.publishing.export", "training.publishing.publish"),
             ("service", "fastapi", "uvicorn", "prometheus_client"),
         ),
     ],
@@ -98,14 +186,3 @@ def test_each_package_loads_where_what_it_must_not_need_is_missing(
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert ended.returncode == 0, ended.stderr
-
-
-@pytest.mark.parametrize("package", FORBIDDEN)
-def test_no_file_and_no_function_is_too_long_to_read(package: str) -> None:
-    for path in (ROOT / package).rglob("*.py"):
-        text = path.read_text("utf-8")
-        assert len(text.splitlines()) <= 400, path
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                assert node.end_lineno is not None
-                assert node.end_lineno - node.lineno < 50, f"{path}: {node.name}"

@@ -11,13 +11,13 @@ from functools import partial
 from typing import Any
 
 from service.backends.base import OutOfMemory
-from service.batcher import BatchPolicy
-from service.costs import shape_of
-from service.message import Answered, Message, Progress
+from service.engine.batcher import BatchPolicy
+from service.engine.context import Place, Surroundings
+from service.engine.latency import shape_of
+from service.engine.pipeline import Pipeline
+from service.engine.request import Answered, Message, Progress
+from service.engine.scheduler import Scheduler, Terms
 from service.metrics import Metrics
-from service.pipeline import Pipeline
-from service.scheduler import Scheduler, Terms
-from service.surroundings import Place, Surroundings
 from tasks.contract import Arrays, Limits, Samples, Task
 from tests.model_folders import runner
 

@@ -4,7 +4,6 @@ import argparse
 import os
 import re
 import sys
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,18 @@ except ModuleNotFoundError:
         "training: torch is not installed here; `make train RECIPE=…` or `make test` installs what training needs."
     )
 
-from training import figures, runs
-from training.embeddings import write_embeddings
-from training.errors import CannotTrain
-from training.every import ALL, train_all
-from training.export import Artefacts
-from training.fetch import Fetcher
-from training.publish import Publication, published
-from training.recipe import Recipe, learner_names, learner_type, own, recipe, recipe_names, scaled
-from training.report import Story, reproducing
-from training.runs import Plan
-from training.runtime import Runtime, started
-from training.session import Outcome, Session, opened
-from training.settings import Settings, add_options, overlay
-from training.study import conduct, study, study_names
+from training.core.config import Settings, add_options, overlay
+from training.core.errors import CannotTrain
+from training.core.recipe import Recipe, scaled
+from training.data.download import Fetcher
+from training.engine.runtime import started
+from training.registry import learner_names, learner_type, own, recipe, recipe_names
+from training.reporting import run_folder
+from training.reporting.report import reproducing
+from training.reporting.run_folder import Plan
+from training.session import _train, opened
+from training.studies._runner import conduct, study, study_names
+from training.train_all import ALL, train_all
 
 
 def main(arguments: list[str]) -> int:
@@ -232,73 +229,8 @@ def _reproducing(name: str, found: Recipe, settings: Settings, options: Any, cho
     }
     defaults = {**asdict(found.settings), **asdict(found.options), **dict.fromkeys(own_data)}
     made = {**own_data, **asdict(settings), **asdict(options)}
-    telling = {option: value for option, value in made.items() if option not in runs.OF_NO_CONSEQUENCE}
+    telling = {option: value for option, value in made.items() if option not in run_folder.OF_NO_CONSEQUENCE}
     return reproducing(name, telling, defaults, chosen.data)
-
-
-def _train(session: Session, runtime: Runtime, chosen: argparse.Namespace) -> Path | None:
-    plan, learner = session.plan, session.learner
-    if runtime.leads:
-        print(f"{plan.recipe.name}: {learner.described()}")
-        print(f"Training on {runtime.device}, {runtime.precision} ({runtime.reason}).", flush=True)
-    root = Path(chosen.runs) / plan.recipe.name
-    if chosen.find_lr:
-        _find_rate(session, root)
-        return None
-    found = runs.chosen_folder(root, plan.fingerprint(learner, runtime), chosen.resume) if runtime.leads else ""
-    folder = Path(runtime.agreed(str(found)))
-    with runs.locked(folder) if runtime.leads else nullcontext():
-        if chosen.resume == "keep" and runtime.agreed(_kept(folder, chosen) if runtime.leads else ""):
-            return folder
-        outcome = session.trained(folder)
-        if runtime.leads:
-            _conclude(session, outcome, folder, chosen)
-    runtime.wait()
-    return folder
-
-
-def _kept(folder: Path, chosen: argparse.Namespace) -> str:
-    """Says, and returns, what is there already of all that was asked for; empty where something is missing."""
-    there = runs.published_as(folder, Path(chosen.models)) if chosen.publish else str(folder / "index.html")
-    if not runs.figures_of(folder) or not there or chosen.export_embeddings:
-        return ""
-    print(f"Done before: {there}")
-    return there
-
-
-def _find_rate(session: Session, root: Path) -> None:
-    search = session.searched()
-    root.mkdir(parents=True, exist_ok=True)
-    plot = root / "find-lr.png"
-    plot.write_bytes(figures.rates(search))
-    print(f"Suggested: --rate {search.suggestion:.1e}, where the loss falls fastest. The curve: {plot}")
-
-
-def _conclude(session: Session, outcome: Outcome, folder: Path, chosen: argparse.Namespace) -> None:
-    """Report and, if wanted, publication, by the first process."""
-    plan, learner = session.plan, session.learner
-    served = learner.served(outcome.trained[0].network)
-    findings = learner.findings(outcome.trained, served)
-    story = Story(
-        plan, outcome, findings, learner.described(), learner.hub_tag, session.runtime, runs.trained_with(folder)
-    )
-    (folder / "index.html").write_text(story.report(), encoding="utf-8")
-    runs.mark_done(folder, {metric.name: metric.value for metric in findings.metrics})
-    for metric in findings.metrics:
-        print(f"{metric.name:<26}{metric.value:>8.4f}  {metric.protocol}")
-    for note in findings.notes:
-        print(note)
-    print(f"Report: {folder / 'index.html'}")
-    if chosen.export_embeddings:
-        file = Path(chosen.export_embeddings)
-        rows = write_embeddings(file, learner.embeddings(outcome.trained[0].network))
-        print(f"Embeddings: {rows:,} vectors in {file}")
-    if chosen.publish:
-        artefacts = Artefacts(half=not chosen.full_precision, torchscript=chosen.torchscript)
-        what = Publication(plan.recipe, findings, session.data_sha256, Path(chosen.models), artefacts)
-        model = published(what, learner, served, story.card)
-        runs.mark_published(folder, model)
-        print(f"Published: {model}")
 
 
 if __name__ == "__main__":

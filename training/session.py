@@ -1,39 +1,33 @@
 """One training session from data to report and model; the parts are joined here."""
 
+import argparse
 import os
 import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from tasks.manifest import sha256_of
-from training import checkpoint, runs
-from training.data import endless
-from training.errors import CannotTrain
-from training.fetch import Fetcher, content_hash
-from training.learner import Learner, Trained, Trainee
-from training.loop import Row, fit
-from training.recipe import learner_type
-from training.runs import Plan
-from training.runtime import Runtime, hardware
-from training.schedule import RateSearch, find_rate, optimiser
-from training.settings import Settings
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What training gave: the networks with their histories, those of the phases before them, and what it took."""
-
-    trained: tuple[Trained, ...]
-    histories: tuple[tuple[Row, ...], ...]
-    hardware: str
-    before: tuple[tuple[Row, ...], ...] = ()
-
-    @property
-    def minutes(self) -> float:
-        """Of training and validation, over all phases and seeds."""
-        return sum(row.seconds for rows in (*self.before, *self.histories) for row in rows) / 60
+from training.core.config import Settings
+from training.core.errors import CannotTrain
+from training.core.results import Outcome, Row, Trained
+from training.data.download import Fetcher, content_hash
+from training.engine import checkpoint
+from training.engine.batches import endless
+from training.engine.learner import Learner, Trainee
+from training.engine.loop import fit
+from training.engine.lr_finder import RateSearch, find_rate
+from training.engine.optim import optimiser
+from training.engine.runtime import Runtime, hardware
+from training.evaluation.embeddings import write_embeddings
+from training.publishing.export import Artefacts
+from training.publishing.publish import Publication, published
+from training.registry import learner_type
+from training.reporting import plots, run_folder
+from training.reporting.report import Story
+from training.reporting.run_folder import Plan
 
 
 @dataclass(frozen=True)
@@ -88,7 +82,7 @@ class Session:
             rows.append(row)
             self._say(_line(row))
             if self.runtime.leads:
-                runs.write_history(folder, rows)
+                run_folder.write_history(folder, rows)
         return network.cpu(), rows
 
     def searched(self) -> RateSearch:
@@ -162,3 +156,68 @@ def _line(row: Row) -> str:
     clock = f"{int(row.seconds) // 60}:{int(row.seconds) % 60:02}"
     pace = f"{row.rate:>10.1e}{row.samples_per_second:>8.0f}{clock:>7}"
     return f"{row.epoch:>5}  {row.stage:<8}{row.loss:>9.4f}{scores}{pace}"
+
+
+def _train(session: Session, runtime: Runtime, chosen: argparse.Namespace) -> Path | None:
+    plan, learner = session.plan, session.learner
+    if runtime.leads:
+        print(f"{plan.recipe.name}: {learner.described()}")
+        print(f"Training on {runtime.device}, {runtime.precision} ({runtime.reason}).", flush=True)
+    root = Path(chosen.runs) / plan.recipe.name
+    if chosen.find_lr:
+        _find_rate(session, root)
+        return None
+    found = run_folder.chosen_folder(root, plan.fingerprint(learner, runtime), chosen.resume) if runtime.leads else ""
+    folder = Path(runtime.agreed(str(found)))
+    with run_folder.locked(folder) if runtime.leads else nullcontext():
+        if chosen.resume == "keep" and runtime.agreed(_kept(folder, chosen) if runtime.leads else ""):
+            return folder
+        outcome = session.trained(folder)
+        if runtime.leads:
+            _conclude(session, outcome, folder, chosen)
+    runtime.wait()
+    return folder
+
+
+def _kept(folder: Path, chosen: argparse.Namespace) -> str:
+    """Says, and returns, what is there already of all that was asked for; empty where something is missing."""
+    there = run_folder.published_as(folder, Path(chosen.models)) if chosen.publish else str(folder / "index.html")
+    if not run_folder.figures_of(folder) or not there or chosen.export_embeddings:
+        return ""
+    print(f"Done before: {there}")
+    return there
+
+
+def _find_rate(session: Session, root: Path) -> None:
+    search = session.searched()
+    root.mkdir(parents=True, exist_ok=True)
+    plot = root / "find-lr.png"
+    plot.write_bytes(plots.rates(search))
+    print(f"Suggested: --rate {search.suggestion:.1e}, where the loss falls fastest. The curve: {plot}")
+
+
+def _conclude(session: Session, outcome: Outcome, folder: Path, chosen: argparse.Namespace) -> None:
+    """Report and, if wanted, publication, by the first process."""
+    plan, learner = session.plan, session.learner
+    served = learner.served(outcome.trained[0].network)
+    findings = learner.findings(outcome.trained, served)
+    story = Story(
+        plan, outcome, findings, learner.described(), learner.hub_tag, session.runtime, run_folder.trained_with(folder)
+    )
+    (folder / "index.html").write_text(story.report(), encoding="utf-8")
+    run_folder.mark_done(folder, {metric.name: metric.value for metric in findings.metrics})
+    for metric in findings.metrics:
+        print(f"{metric.name:<26}{metric.value:>8.4f}  {metric.protocol}")
+    for note in findings.notes:
+        print(note)
+    print(f"Report: {folder / 'index.html'}")
+    if chosen.export_embeddings:
+        file = Path(chosen.export_embeddings)
+        rows = write_embeddings(file, learner.embeddings(outcome.trained[0].network))
+        print(f"Embeddings: {rows:,} vectors in {file}")
+    if chosen.publish:
+        artefacts = Artefacts(half=not chosen.full_precision, torchscript=chosen.torchscript)
+        what = Publication(plan.recipe, findings, session.data_sha256, Path(chosen.models), artefacts)
+        model = published(what, learner, served, story.card)
+        run_folder.mark_published(folder, model)
+        print(f"Published: {model}")

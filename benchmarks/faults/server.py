@@ -25,7 +25,7 @@ from benchmarks.faults.faulty import Faults, FaultyRuntime, marks_from
 from service.__main__ import serve
 from service.backends.base import BackendError
 from service.backends.onnx import OnnxRuntime
-from service.logs import set_up_logging
+from service.process.logging import set_up_logging
 from service.settings import InvalidSetting, read_settings
 from tasks.manifest import BrokenModel
 

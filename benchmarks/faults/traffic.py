@@ -21,7 +21,8 @@ from PIL import Image, ImageDraw
 from benchmarks.faults.clients import Leaving, Reply, one_by_one
 from benchmarks.faults.faulty import sample_digest
 from tasks.contract import Limits, Task
-from tasks.manifest import MODEL, Golden, Manifest, difference, read_goldens, read_manifest
+from tasks.goldens import Golden, difference, read_goldens
+from tasks.manifest import MODEL, Manifest, read_manifest
 
 _SIDE = 240
 """Pixels: about what a picture has that clients send; larger ones only cost more to decode."""

@@ -21,15 +21,8 @@ from benchmarks.faults.scenario import Run, first_of
 from benchmarks.faults.traffic import Known, Sent, asked_alone
 from service.backends.onnx import OnnxRuntime
 from tasks.contract import Limits
-from tasks.manifest import (
-    MODEL,
-    Golden,
-    difference,
-    entries_of,
-    read_manifest,
-    write_goldens,
-    write_manifest,
-)
+from tasks.goldens import Golden, difference, write_goldens
+from tasks.manifest import MODEL, entries_of, read_manifest, write_manifest
 
 _PER_SECOND = 50
 _SLOW = 6.0

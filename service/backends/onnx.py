@@ -11,8 +11,8 @@ import numpy as np
 import onnxruntime as ort
 
 from service.backends.base import BackendError
-from service.backends.failures import failure_of
 from service.backends.memory import CudaMemory, MainMemory, Memory
+from service.backends.onnx_errors import failure_of
 from tasks.contract import Arrays, TensorSpec
 
 _CUDA = "CUDAExecutionProvider"

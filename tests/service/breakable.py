@@ -18,8 +18,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.__main__ import serve
 from service.backends.base import Backend, DeviceLost
 from service.backends.onnx import OnnxRuntime
-from service.logs import set_up_logging
-from service.scheduler import Scheduler
+from service.engine.scheduler import Scheduler
+from service.process.logging import set_up_logging
 from service.settings import read_settings
 from tasks.contract import Arrays, TensorSpec
 

@@ -11,8 +11,9 @@ import httpx
 import pytest
 import uvicorn
 
-from service.app import Service, create_app
+from service.app import create_app
 from service.backends.base import OpenBackend
+from service.server import Service
 from service.settings import Settings
 from tests.model_folders import COLOURS, CREDIT, colours_graph, credit_graph, publish
 

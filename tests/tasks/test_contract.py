@@ -11,7 +11,7 @@ from tasks import task_type
 from tasks.contract import Arrays, Limits, Task, TensorSpec, files_of, parameters_of, task_from
 from tasks.tabular import Tabular
 from tests.model_folders import CREDIT
-from tests.tiny_models import every_task
+from tests.tiny.models import every_task
 
 EXAMPLES = every_task()
 

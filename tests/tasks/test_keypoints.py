@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tasks._drawing import with_points
+from tasks._examples import synthetic_face
 from tasks._images import Frame, Picture, same_picture
 from tasks.contract import Arrays, InvalidInput, InvalidOutput, Limits
-from tasks.keypoints import Keypoints, KeypointsAnswer, placed, synthetic_face, with_points
+from tasks.keypoints import Keypoints, KeypointsAnswer, placed
 from tests.model_folders import runner
 from tests.pictures import encoded, red, rotated_by_exif
-from tests.tiny_keypoints import TASK, graph
+from tests.tiny.keypoints import TASK, graph
 
 SQUARE = Keypoints(names=("a", "b"), size=64, links=((0, 1),))
 

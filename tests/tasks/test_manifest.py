@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from tasks._images import encoded
-from tasks.manifest import BrokenModel, difference, read_manifest, verify_files
+from tasks.goldens import difference
+from tasks.manifest import BrokenModel, read_manifest, verify_files
 from tests.model_folders import CREDIT, credit_graph, publish
-from tests.tiny_models import every_task, tiny
+from tests.tiny.models import every_task, tiny
 
 ANSWER = {"label": "cat", "probability": 0.9, "labels": [{"label": "cat", "probability": 0.9}], "seen": True}
 

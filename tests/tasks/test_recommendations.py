@@ -13,7 +13,7 @@ from tasks._items import LENGTHS, LONGEST, NO_RATING, ItemTable, Scale, bucket
 from tasks.contract import InvalidInput, InvalidOutput, Limits, files_of, parameters_of, task_from
 from tasks.recommendations import Recommendations, RecommendationsAnswer
 from tests.model_folders import runner
-from tests.tiny_recommendations import FILMS, TASK, graph
+from tests.tiny.recommendations import FILMS, TASK, graph
 
 RUN = runner(graph())
 FILM = st.sampled_from(FILMS.ids[:6])

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ValidationError
 
+from tasks._examples import synthetic_scene
 from tasks._images import Picture, is_picture_file, same_picture
 from tasks.contract import Arrays, InvalidInput, InvalidOutput, Limits
-from tasks.segmentation import Segmentation, SegmentationAnswer, synthetic_scene
+from tasks.segmentation import Segmentation, SegmentationAnswer
 from tests.model_folders import runner
 from tests.pictures import encoded, red
-from tests.tiny_segmentation import TASK, graph
+from tests.tiny.segmentation import TASK, graph
 
 RUN = runner(graph())
 sides = st.one_of(st.integers(1, 60), st.integers(1, 2500))

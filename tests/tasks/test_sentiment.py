@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from tasks.contract import InvalidInput, InvalidOutput, Limits, parameters_of, task_from
 from tasks.sentiment import Sentiment, SentimentAnswer, parts_of, without_control_characters, words_of
 from tests.model_folders import runner
-from tests.tiny_sentiment import GLAD, SAD, TASK, graph
+from tests.tiny.sentiment import GLAD, SAD, TASK, graph
 
 RUN = runner(graph())
 TEXTS = st.lists(

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from tasks.contract import InvalidInput, Limits
 from tasks.super_resolution import SuperResolution
-from tests import tiny_super_resolution as tiny
 from tests.model_folders import runner
 from tests.pictures import encoded, red, rotated_by_exif
+from tests.tiny import super_resolution as tiny
 
 settings.register_profile("super-resolution", deadline=None)
 settings.load_profile("super-resolution")

@@ -14,7 +14,7 @@ from tasks._tables import CategoryColumn, NumberColumn
 from tasks.contract import Arrays, InvalidOutput, Limits, parameters_of, task_from
 from tasks.tabular import NumberAnswer, Tabular, TabularAnswer, with_examples
 from tests.model_folders import CREDIT, runner
-from tests.tiny_tabular import HIRES, hires_graph
+from tests.tiny.tabular import HIRES, hires_graph
 
 ROW = {"when": "2012-06-01T08:00", "temp": 20, "weather": "clear"}
 

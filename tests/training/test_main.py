@@ -7,12 +7,15 @@ import pytest
 from PIL import Image
 
 from tasks import task_names
-from tasks.manifest import BrokenModel, read_goldens, read_manifest, verify_files
-from training import export, runs
+from tasks.goldens import read_goldens
+from tasks.manifest import BrokenModel, read_manifest, verify_files
 from training.__main__ import main
-from training.publish import replay
-from training.recipe import learner_names, recipe, recipe_names, scaled
-from training.version import code_version
+from training.core.provenance import code_version
+from training.core.recipe import scaled
+from training.publishing import export
+from training.publishing.publish import replay
+from training.registry import learner_names, recipe, recipe_names
+from training.reporting import run_folder
 
 PICTURES = (
     *("--backbone", "resnet18", "--weights", "none", "--size", "32", "--epochs", "3"),
@@ -199,8 +202,8 @@ def test_a_recipe_has_settings_for_a_gpu_and_says_of_those_for_a_cpu_what_they_c
 
 
 def test_a_run_remembers_which_code_it_began_with(tmp_path):
-    folder = runs.chosen_folder(tmp_path / "runs", {"recipe": "x"}, "auto")
+    folder = run_folder.chosen_folder(tmp_path / "runs", {"recipe": "x"}, "auto")
 
-    assert runs.trained_with(folder) == code_version()
-    assert runs.chosen_folder(tmp_path / "runs", {"recipe": "x"}, "auto") == folder
-    assert runs.trained_with(tmp_path) == "unknown"
+    assert run_folder.trained_with(folder) == code_version()
+    assert run_folder.chosen_folder(tmp_path / "runs", {"recipe": "x"}, "auto") == folder
+    assert run_folder.trained_with(tmp_path) == "unknown"

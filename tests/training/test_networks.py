@@ -6,11 +6,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tasks._tables import MISSING, UNKNOWN
-from training.errors import CannotTrain
-from training.fetch import Fetcher
-from training.networks.bodies import body, weights_file
-from training.networks.classifier import Classifier, Mirrored, ServedClassifier
-from training.networks.tabular import Numbers, TabularNetwork, embedding_size
+from training.core.errors import CannotTrain
+from training.data.download import Fetcher
+from training.learners.classification.network import Classifier, Mirrored, ServedClassifier
+from training.learners.tabular.network import Numbers, TabularNetwork, embedding_size
+from training.vision.backbones import body, weights_file
 
 
 @pytest.fixture(scope="module")

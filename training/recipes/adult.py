@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from training.fetch import Archive, Source
-from training.learners.tabular import Options, TabularLearner
-from training.recipe import DataCard, Recipe
+from training.core.recipe import DataCard, Recipe
+from training.core.sources import Archive, Source
+from training.learners.tabular.learner import Options, TabularLearner
 
 _COLUMNS = (
     "age",

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import polars as pl
 
-from training.fetch import Archive, Source
-from training.learners.tabular import Options, TabularLearner
-from training.recipe import DataCard, Recipe
+from training.core.recipe import DataCard, Recipe
+from training.core.sources import Archive, Source
+from training.learners.tabular.learner import Options, TabularLearner
 
 _KEPT_ASIDE = datetime(2012, 11, 1)
 _WEATHER = ("temp", "hum", "windspeed", "weathersit")

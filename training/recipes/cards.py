@@ -6,12 +6,12 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
-from training.errors import CannotTrain
-from training.fetch import Archive, Source
-from training.learners._classes import Options
-from training.pictures import picture_files
-from training.recipe import DataCard, Recipe, Scale
-from training.settings import Settings
+from training.core.config import Settings
+from training.core.errors import CannotTrain
+from training.core.recipe import DataCard, Recipe, Scale
+from training.core.sources import Archive, Source
+from training.data.images import picture_files
+from training.learners.classification.base import Options
 
 _ADDRESS = (
     "https://github.com/EdjeElectronics/TensorFlow-Object-Detection-API-Tutorial-Train-Multiple-Objects-Windows-10"

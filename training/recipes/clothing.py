@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from training.fetch import Archive, Source
-from training.learners._classes import Options
-from training.recipe import DataCard, Recipe, Scale
-from training.settings import Settings
+from training.core.config import Settings
+from training.core.recipe import DataCard, Recipe, Scale
+from training.core.sources import Archive, Source
+from training.learners.classification.base import Options
 
 _OPTIONS = Options(frozen_epochs=2, train_size=192)
 

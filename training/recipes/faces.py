@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from training.fetch import Archive, Source
-from training.learners.keypoints import Options
-from training.recipe import DataCard, Recipe, Scale
-from training.settings import Settings
+from training.core.config import Settings
+from training.core.recipe import DataCard, Recipe, Scale
+from training.core.sources import Archive, Source
+from training.learners.keypoints.learner import Options
 
 _PARTS = (
     ("jaw", 17, False),

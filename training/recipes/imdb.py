@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from training.fetch import Archive, Source
-from training.learners.sentiment import Options, SentimentLearner
-from training.recipe import DataCard, Recipe, Scale
+from training.core.recipe import DataCard, Recipe, Scale
+from training.core.sources import Archive, Source
+from training.learners.sentiment.learner import Options, SentimentLearner
 
 _OPTIONS = Options(neighbours=100, corpus="wikitext-2")
 

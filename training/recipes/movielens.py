@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from training.fetch import Archive, Source
-from training.learners.recommendations import Options, RecommendationsLearner
-from training.recipe import DataCard, Recipe
+from training.core.recipe import DataCard, Recipe
+from training.core.sources import Archive, Source
+from training.learners.recommendations.learner import Options, RecommendationsLearner
 
 _SHA256 = "fca5fac753e8fef3162a0fb6b7271fe242ca8020f8d7d42bf4f83186d04368da"
 

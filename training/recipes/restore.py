@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from training.fetch import Archive, Source
-from training.learners.super_resolution import Options
-from training.recipe import DataCard, Recipe, Scale
-from training.settings import Settings
+from training.core.config import Settings
+from training.core.recipe import DataCard, Recipe, Scale
+from training.core.sources import Archive, Source
+from training.learners.super_resolution.learner import Options
 
 _OPTIONS = Options(crops=8, pixel_epochs=5, blocks=4)
 

@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from training.fetch import Archive, Source
-from training.learners.tabular import Options, TabularLearner
-from training.recipe import DataCard, Recipe, Scale
-from training.rossmann_features import CATEGORIES, NUMBERS, TARGET, TIME, prepare
+from training.core.recipe import DataCard, Recipe, Scale
+from training.core.sources import Archive, Source
+from training.learners.tabular.learner import Options, TabularLearner
+from training.recipes._rossmann_features import CATEGORIES, NUMBERS, TARGET, TIME, prepare
 
 _ROWS, _ROWS_OF_TEST = 844_338, 41_088
 

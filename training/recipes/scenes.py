@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from training.errors import CannotTrain
-from training.learners._classes import Options
-from training.recipe import DataCard, Recipe, Scale
+from training.core.config import Settings
+from training.core.errors import CannotTrain
+from training.core.recipe import DataCard, Recipe, Scale
+from training.learners.classification.base import Options
 from training.recipes.camvid import RECIPE as CAMVID
-from training.settings import Settings
 
 LABELS = CAMVID.options.labels[:-1]  # Less what is unlabelled.
 _ACROSS, _DOWN = 3, 2

@@ -10,20 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from training.errors import CannotTrain
-from training.fetch import Archive, Source
-from training.figures_text import comparison
-from training.learner import Figure, Stage, Table, Trainee
-from training.loop import Row, fit
-from training.metrics import spread
-from training.networks.awd_lstm import Dropouts
-from training.networks.number_words import WIDTH, Loop, NextWord, Recurrent, Regularised, ThreeWords
-from training.recipe import DataCard
-from training.runtime import Batch, Runtime
-from training.schedule import Group
-from training.settings import Settings, option
-from training.study import Bench, Comparison, Study
-from training.text_samples import Stream, Tokens
+from training.core.config import Settings, option
+from training.core.errors import CannotTrain
+from training.core.recipe import DataCard
+from training.core.results import Figure, Row, Table
+from training.core.sources import Archive, Source
+from training.engine.learner import Stage, Trainee
+from training.engine.loop import fit
+from training.engine.optim import Group
+from training.engine.runtime import Batch, Runtime
+from training.evaluation.classification import spread
+from training.learners.sentiment.awd_lstm import Dropouts
+from training.learners.sentiment.dataset import Stream, Tokens
+from training.learners.sentiment.plots import comparison
+from training.studies._number_word_networks import WIDTH, Loop, NextWord, Recurrent, Regularised, ThreeWords
+from training.studies._runner import Bench, Comparison, Study
 
 
 @dataclass(frozen=True)

@@ -14,23 +14,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training import co_occurrence, ranking_metrics
-from training.data import Key, SampleSet, held_out
-from training.fetch import Archive, Fetcher, Source
-from training.learner import Stage, Table, Trainee
-from training.learners.recommendations import Options as TasteOptions
-from training.learners.recommendations import RecommendationsLearner
-from training.loop import fit
-from training.metrics import spread
-from training.networks.factorisation import TasteNetwork
-from training.networks.ratings import RatingNetwork
-from training.prefixes import batch_of
-from training.ranking_metrics import Lists
-from training.recipe import DataCard
-from training.runtime import Batch, Runtime
-from training.schedule import Group
-from training.settings import Settings, option
-from training.study import Bench, Comparison, Study
+from training.core.config import Settings, option
+from training.core.recipe import DataCard
+from training.core.results import Table
+from training.core.sources import Archive, Source
+from training.data.download import Fetcher
+from training.data.splits import held_out
+from training.engine.batches import Key, SampleSet
+from training.engine.learner import Stage, Trainee
+from training.engine.loop import fit
+from training.engine.optim import Group
+from training.engine.runtime import Batch, Runtime
+from training.evaluation.classification import spread
+from training.learners.recommendations import metrics, sar
+from training.learners.recommendations.dataset import batch_of
+from training.learners.recommendations.learner import Options as TasteOptions
+from training.learners.recommendations.learner import RecommendationsLearner
+from training.learners.recommendations.metrics import Lists
+from training.learners.recommendations.network import TasteNetwork
+from training.studies._rating_networks import RatingNetwork
+from training.studies._runner import Bench, Comparison, Study
 
 _BOUNDS = (0.0, 5.5)
 _LIKED = 4
@@ -198,9 +201,9 @@ class Asked:
 
     def judged(self, scores: NDArray[np.floating]) -> tuple[float, float]:
         """nDCG@10, and the share of the items that is recommended to anybody; `scores` (users, items)."""
-        lists: Lists = ranking_metrics.best_items(scores, self.hidden, _K)
-        shown = ranking_metrics.exposure(lists, scores.shape[1])
-        return float(ranking_metrics.discounted_gain(lists, self.wanted).mean()), ranking_metrics.coverage(shown)
+        lists: Lists = metrics.best_items(scores, self.hidden, _K)
+        shown = metrics.exposure(lists, scores.shape[1])
+        return float(metrics.discounted_gain(lists, self.wanted).mean()), metrics.coverage(shown)
 
 
 def compare(bench: Bench) -> Comparison:
@@ -256,8 +259,8 @@ def _without_network(found: Split, asked: Asked) -> list[tuple[str, ...]]:
     liked = base.where((base.ratings >= _LIKED).numpy())
     matrix = liked.matrix(*found.counts)
     histories = [torch.nonzero(each)[:, 0].numpy() for each in matrix]
-    similarity = co_occurrence.similarities(histories, found.items, "jaccard")
-    together = co_occurrence.scores(similarity, [histories[i] for i in asked.users], found.items, 0.0)
+    similarity = sar.similarities(histories, found.items, "jaccard")
+    together = sar.scores(similarity, [histories[i] for i in asked.users], found.items, 0.0)
     by_bias = (mean + user[users].unsqueeze(1) + item).numpy()
     popular = matrix.sum(dim=0).expand(len(users), -1).numpy().copy()
     return [

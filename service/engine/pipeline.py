@@ -1,0 +1,400 @@
+"""The way of one request through one model: decode and pre-process, batch and run, post-process.
+
+Knows the task and the queue; knows nothing of HTTP. The steps run in worker threads, unless they are so cheap that
+the hop to a thread would cost more: what was measured decides, first at warm-up and then with every request. Whatever
+waits, for a thread or for the device, is taken in the order in which it is due, over all models.
+"""
+
+import asyncio
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, Literal, get_origin
+
+import numpy as np
+from pydantic import ValidationError
+
+from service.backends.base import Backend, BackendError, DeviceLost, OutOfMemory
+from service.engine.admission import WISHES, Admission, Manners, Wishes, wishes_of
+from service.engine.batcher import Batcher, BatchPolicy, BatchReport, Ran
+from service.engine.context import Surroundings
+from service.engine.error_mapping import failure, invalid_input, invalid_request
+from service.engine.latency import Cost, Curve, Shape, shape_of
+from service.engine.queue import Line
+from service.engine.request import Answered, Message, Progress, Read, answered
+from service.engine.scheduler import Hung, Terms, TooLate
+from service.errors import InvalidAnswer
+from tasks.contract import Arrays, InvalidInput, InvalidOutput, Request, Run, Samples, Task
+
+
+class Pipeline:
+    """One model, from message to answer."""
+
+    def __init__(
+        self,
+        task: Task,
+        backend: Backend,
+        around: Surroundings,
+        *,
+        name: str,
+        policy: BatchPolicy,
+        manners: Manners | None = None,
+    ) -> None:
+        self.task = task
+        self.backend = backend
+        self.curve = Curve()
+        self._around = around
+        self._costs: dict[tuple[Any, ...], Cost] = {}
+        # What a picture costs to decode shows in its pixels, not in its bytes: no guess, no risk to the event loop.
+        self._may_decode_here = task.upload is None
+        # Of a closed set of values each: a client cannot make up new ones.
+        self._switches = [
+            name
+            for name, field in task.request_type.model_fields.items()
+            if field.annotation is bool or get_origin(field.annotation) is Literal
+        ]
+        # A field of this name that a task has itself is the task's.
+        self._wishes = tuple(name for name in WISHES if name not in task.request_type.model_fields)
+        # Whoever sets a delay wants batches: then no request goes past the queue.
+        self.waits_for_company = policy.max_delay_s > 0
+        metrics = around.metrics
+        self._dropped = metrics.dropped.labels(name)
+        self._batch_size, self._failures = metrics.batch_size.labels(name), metrics.batch_failures.labels(name)
+        scheduler, dropped = around.device.scheduler, self._dropped.inc
+        self._batcher = Batcher(
+            self._run_batch, policy, scheduler, curve=self.curve, on_batch=self._on_batch, on_dropped=dropped
+        )
+        self._alone = Line(scheduler, on_dropped=dropped)
+        of_pictures = task.upload is not None and task.upload.media_types[0].startswith("image/")
+        self._workers = around.workers if of_pictures else around.interpreter
+        self._decoding = Line(self._workers.scheduler, on_dropped=dropped)
+        self._finishing = Line(self._workers.scheduler)
+        self.admission = Admission(manners or Manners(), full_batch_s=self._full_batch_s, wait_s=self._wait_s)
+        self._reading = 0
+        self._finishing_s = (
+            0.0  # Of late, where a worker did it: whoever is read before others is finished before them.
+        )
+        self.counts = True  # Whether batches are; those of a rehearsal are not.
+        self._usual: Shape = ()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests accepted and not yet answered."""
+        return self.admission.in_flight
+
+    @property
+    def queue_depth(self) -> int:
+        """Samples, or requests that go alone, that wait for the device."""
+        return self._batcher.depth + len(self._alone)
+
+    @property
+    def device(self) -> str:
+        """Where the graph runs."""
+        return self.backend.device
+
+    @property
+    def policy(self) -> BatchPolicy:
+        """How batches are made; warm-up may change it."""
+        return self._batcher.policy
+
+    @policy.setter
+    def policy(self, policy: BatchPolicy) -> None:
+        self._batcher.policy = policy
+
+    @property
+    def batch_limit(self) -> int:
+        """The most samples in a batch: what warm-up found to be of use, and no more than the setting."""
+        return self._batcher.policy.max_size
+
+    def usually(self, samples: Arrays) -> None:
+        """Says what most requests look like."""
+        self._usual = shape_of(samples)
+
+    def close(self) -> None:
+        """Leaves the schedulers; to be called when no request is under way any more."""
+        self._batcher.close()
+        for line in (self._alone, self._decoding, self._finishing):
+            line.close()
+
+    def _on_batch(self, report: BatchReport) -> None:
+        if report.error is not None:
+            self._failures.inc()
+            if isinstance(report.error, DeviceLost):
+                self._around.on_lost(str(report.error))
+        elif self.counts:
+            self._batch_size.observe(report.size)
+
+    def _full_batch_s(self) -> float:
+        return self.curve.seconds(self._usual, self.batch_limit) if self._usual else 0.0
+
+    def _wait_s(self, due: float) -> float:
+        """How long a request that is due then would wait: for a worker, for the device, for those still being read."""
+        device, workers = self._around.device.scheduler, self._workers.scheduler
+        coming = self._reading * (
+            self._full_batch_s() / self.batch_limit / device.at_once + self._finishing_s / workers.at_once
+        )
+        of_workers = workers.wait_s(due, own=(self._decoding, self._finishing))
+        return of_workers + device.wait_s(due, own=(self._batcher, self._alone)) + coming
+
+    def check(self, terms: Terms) -> None:
+        """Refuses a request of which nothing but its head has come, where it would be refused later, too.
+
+        Raises Overloaded, DeviceHung.
+        """
+        if self._usual:
+            self.admission.check(terms, self.curve.seconds(self._usual, 1), self.curve.least(self._usual, 1))
+
+    @contextmanager
+    def permit(self, message: Message, terms: Terms, progress: Progress | None = None) -> Iterator[None]:
+        """A place among the requests under way, taken before a request is decoded. Raises Overloaded, DeviceHung."""
+        own = least = 0.0
+        if self._usual:
+            own = self._cost("decode", message.kind).expected(message.size) + self.curve.seconds(self._usual, 1)
+            least = self.curve.least(self._usual, 1)
+        with self.admission.permit(terms, own, least, tells=lambda: not (progress and progress.is_large)):
+            yield
+
+    async def predict(self, message: Message, terms: Terms | None = None, progress: Progress | None = None) -> Answered:
+        """Answers one message. Raises ServiceError. Cancelling it gives up what has not begun."""
+        began = time.perf_counter()
+        progress = progress or Progress()
+        progress.came = progress.came or asyncio.get_running_loop().time()
+        terms = terms or self.admission.terms(message.wishes, progress.came)
+        try:
+            run = None if self.is_quick(message) else self._run_in_one_go()
+            read = None
+            if run is not None:
+                try:
+                    done = await self._in_one_go(message, began, run, terms, progress)
+                except OutOfMemory:
+                    pass  # Others may have had what it needs: step by step it has its turn when they have ended.
+                else:
+                    if isinstance(done, Answered):
+                        return done
+                    read = done
+            read = read or await self._read_aside(message, terms, progress)
+            return await self._from_samples(message, read, began, terms, progress)
+        except (BackendError, Hung, TooLate) as error:
+            raise failure(error) from error
+
+    def _run_in_one_go(self) -> Run | None:
+        """How a request runs that one thread takes all the way; None where it had better go step by step."""
+        if self.in_flight <= 1 and self._around.device.scheduler.is_free and not self.waits_for_company:
+            return self.backend.run_alone
+        reads_aside = self._workers is self._around.workers
+        return self.backend.run if self.batch_limit == 1 and reads_aside else None
+
+    async def _read_aside(self, message: Message, terms: Terms, progress: Progress) -> Read:
+        """The request and its samples, read where that costs least."""
+        progress.stage = "decode"
+        self._reading += 1
+        try:
+            read = partial(self._step, self._decoding, terms, ("decode", message.kind), message.size)
+            request, samples, wishes = await read(self._read, message)
+            return Read(request, samples, wishes, ended=time.perf_counter())
+        finally:
+            self._reading -= 1
+
+    async def _from_samples(
+        self, message: Message, read: Read, began: float, terms: Terms, progress: Progress
+    ) -> Answered:
+        """The graph in company, and then what makes an answer of its outputs."""
+        samples, request = read.samples, read.request
+        terms = self._checked_once_more(message, read, terms, progress)
+        progress.stage = "queue"
+        ran = await self._infer(samples, terms, progress)
+        finished = time.perf_counter()
+        progress.stage = "finish"
+        key = self._postprocess_key(request)
+        self._finishing_s += (self._cost(*key).expected(samples.work) - self._finishing_s) / 10
+        finish = partial(self._step, self._finishing, terms, key, samples.work)
+        body = await finish(self._finish, ran.outputs, samples, request, message.render)
+        return answered(body, ran, began, read.ended, finished, waited_s=read.waited_s)
+
+    def _checked_once_more(self, message: Message, read: Read, terms: Terms, progress: Progress) -> Terms:
+        """The terms, now that all wishes and the number of samples are known. Raises Overloaded."""
+        shape, size = shape_of(read.samples.arrays), len(read.samples)
+        limit, device = self._batcher.limit(shape), self._around.device.scheduler
+        rounds = math.ceil(math.ceil(size / limit) / device.at_once)
+        progress.is_large = rounds > 1
+        own, least = (rounds * of(shape, min(size, limit)) for of in (self.curve.seconds, self.curve.least))
+        wishes = message.wishes.joined(read.wishes)
+        if wishes != message.wishes:
+            asked = self.admission.terms(wishes, progress.came)
+            terms = Terms(asked.due, min(asked.until, terms.until))
+            progress.limit_to(terms.until)
+            self.admission.check_time(terms, device.wait_s(terms.due, own=(self._batcher,)), own, least)
+        elif rounds > 1:  # It was let in as one sample.
+            wait = device.wait_s(terms.due, own=(self._batcher, self._alone))
+            self.admission.check_time(terms, wait, own, least)
+        return terms
+
+    async def _in_one_go(
+        self, message: Message, began: float, run: Run, terms: Terms, progress: Progress
+    ) -> Answered | Read:
+        """One thread takes the request all the way: for one that is alone, and where batches gain nothing.
+
+        Handing it from thread to thread would cost it time, and win nobody else any. If it turns out to be more than
+        one batch, or to have wishes that were not known, it is only read: a device's place is had for one batch.
+        """
+        progress.stage = "queue"
+        given_up = threading.Event()
+        cost = self._cost("all the way", message.kind)
+        work = partial(self._all_the_way, message, began, run, given_up, progress)
+        needs = self.curve.memory_bytes(self._usual, self.batch_limit) if self._usual else 0
+        try:
+            done: Answered | Read = await self._in_thread(
+                self._alone,
+                self._around.device.threads,
+                partial(cost.timed, message.size, work),
+                terms,
+                cost.expected(message.size),
+                needs,
+            )
+        except BaseException:
+            given_up.set()
+            raise
+        return done
+
+    def _all_the_way(
+        self, message: Message, began: float, run: Run, given_up: threading.Event, progress: Progress
+    ) -> Answered | Read:
+        started = time.perf_counter()
+        progress.stage = "decode"
+        request, samples, wishes = self._cost("decode", message.kind).timed(message.size, self._read, message)
+        read = Read(request, samples, wishes, ended=time.perf_counter(), waited_s=started - began)
+        shape = shape_of(samples.arrays)
+        scheduler = self._around.device.scheduler
+        if wishes or len(samples) > self.curve.limit(shape, self.batch_limit, scheduler.memory_bytes):
+            return read
+        if given_up.is_set():
+            self._dropped.inc(len(samples))
+            raise TooLate("Nobody waits for it any more.")
+        progress.stage = "infer"
+        ran = self._run_here(samples.arrays, run)
+        finished = time.perf_counter()
+        progress.stage = "finish"
+        cost = self._cost(*self._postprocess_key(request))
+        body = cost.timed(samples.work, self._finish, ran.outputs, samples, request, message.render)
+        return answered(body, ran, began, read.ended, finished, waited_s=read.waited_s)
+
+    def is_quick(self, message: Message) -> bool:
+        """Whether every step is expected to run at once on the event loop: there will be nothing to wait for."""
+        may = self._may_decode_here and not self.waits_for_company
+        quick = may and self._cost("decode", message.kind).is_cheap(message.size)
+        return quick and self.curve.is_cheap(self._around.hop_s)
+
+    async def _infer(self, samples: Samples, terms: Terms, progress: Progress) -> Ran:
+        """Runs the samples: at once where that costs less than to queue, else in a batch."""
+        size, shape = len(samples), shape_of(samples.arrays)
+        cheap = self.curve.is_cheap(self._around.hop_s, shape, size)
+        if cheap and size <= self.batch_limit and not self.waits_for_company:
+            progress.stage = "infer"
+            with suppress(OutOfMemory):  # Then it is split, or has its turn when nothing else runs.
+                return self._run_here(samples.arrays, self.backend.run)
+        return await self._batcher.submit(samples.arrays, terms, progress.at("infer"))
+
+    def _run_here(self, arrays: Arrays, run: Run) -> Ran:
+        """Runs samples in this thread, as a batch of their own."""
+        size, shape = len(next(iter(arrays.values()))), shape_of(arrays)
+        began = time.perf_counter()
+        try:
+            outputs = self.run(run, [arrays], size)
+        except BackendError as error:
+            self._on_batch(BatchReport(size, time.perf_counter() - began, error))
+            raise
+        ended = time.perf_counter()
+        self.curve.add(shape, size, ended - began)
+        self._on_batch(BatchReport(size, ended - began))
+        return Ran(outputs, ((began, ended),), size)
+
+    async def _step(
+        self, line: Line, terms: Terms, key: tuple[Any, ...], size: int, step: Callable[..., Any], *arguments: Any
+    ) -> Any:
+        """Runs a step where it costs least: here, or in a worker thread."""
+        cost = self._cost(*key)
+        if cost.is_cheap(size) and (key[0] != "decode" or self._may_decode_here):
+            return cost.timed(size, step, *arguments)
+        work = partial(cost.timed, size, step, *arguments)
+        return await self._in_thread(line, self._workers.threads, work, terms, cost.expected(size))
+
+    async def _in_thread(
+        self, line: Line, threads: Executor, work: Callable[[], Any], terms: Terms, seconds: float, memory: int = 0
+    ) -> Any:
+        """Does some work in a thread, when it is its turn. Cancelling takes it back, if it has not begun.
+
+        A thread cannot be stopped: then its request keeps its place until it ends, though nobody waits any more.
+        """
+        loop = asyncio.get_running_loop()
+        working: list[asyncio.Future[Any]] = []
+
+        def start() -> asyncio.Future[Any]:
+            working.append(loop.run_in_executor(threads, work))
+            return working[0]
+
+        try:
+            return await line.run(start, terms, seconds=seconds, memory_bytes=memory)
+        finally:
+            if working and not working[0].done():
+                self.admission.abandoned += 1
+                working[0].add_done_callback(self._ended_for_nobody)
+
+    def _ended_for_nobody(self, _: asyncio.Future[Any]) -> None:
+        self.admission.abandoned -= 1
+
+    def _read(self, message: Message) -> tuple[Request, Samples, Wishes]:
+        try:
+            fields, wishes = wishes_of(message.fields(), names=self._wishes)
+            request = self.task.parse(fields, self._around.limits)
+            return request, self.task.preprocess(self.task.decode(request, self._around.limits)), wishes
+        except ValidationError as error:
+            raise invalid_request(error) from None
+        except InvalidInput as error:
+            raise invalid_input(error) from None
+
+    def _finish(self, outputs: Arrays, samples: Samples, request: Request, render: Callable[[Any], bytes]) -> bytes:
+        try:
+            return render(self.task.postprocess(outputs, samples, request))
+        except InvalidOutput as error:
+            raise InvalidAnswer(str(error)) from None
+
+    def _postprocess_key(self, request: Request) -> tuple[Any, ...]:
+        """What the cost of post-processing depends on, beside what there is to go over: the request's switches."""
+        return ("postprocess", *(getattr(request, name) for name in self._switches))
+
+    async def _run_batch(self, parts: Sequence[Arrays]) -> Arrays:
+        size = sum(len(next(iter(part.values()))) for part in parts)
+        work = partial(self.run, self.backend.run, parts, size)
+        return await asyncio.get_running_loop().run_in_executor(self._around.device.threads, work)
+
+    def run(self, run: Run, parts: Sequence[Arrays], size: int) -> Arrays:
+        """Runs stacks of samples as one batch. Raises BackendError."""
+        first = parts[0]
+        stacked = first if len(parts) == 1 else {name: np.concatenate([part[name] for part in parts]) for name in first}
+        try:
+            outputs = run(stacked)
+        except OutOfMemory:
+            self.backend.release()  # What is kept for later may be what is missing now.
+            raise
+        for name, array in outputs.items():
+            if len(array) != size:
+                raise BackendError(f"The graph's output {name} has {len(array)} rows for {size} samples.")
+        return outputs
+
+    def cost_of_finishing(self, request: Request) -> Cost:
+        """What post-processing answers to requests like this one takes."""
+        return self._cost(*self._postprocess_key(request))
+
+    def finish(self, outputs: Arrays, samples: Samples, request: Request) -> bytes:
+        """The answer as JSON. Raises InvalidAnswer."""
+        return self._finish(outputs, samples, request, Message.render)
+
+    def _cost(self, *key: Any) -> Cost:
+        cost = self._costs.get(key)
+        if cost is None:
+            cost = self._costs[key] = Cost(self._around.hop_s)
+        return cost

@@ -1,0 +1,192 @@
+"""Work that waits for a device or a thread: tickets by when they are due, and a line of single steps.
+
+Knows a scheduler, and nothing of tasks, of HTTP and of devices.
+"""
+
+import asyncio
+import math
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Any, Generic, TypeVar
+
+from service.engine.scheduler import Hung, Job, NoRoom, Offer, Room, Scheduler, Terms, TooLate
+
+
+@dataclass(eq=False)
+class Ticket:
+    """Work of one request that waits: `size` samples, since when, on what terms, and who waits for it."""
+
+    work: Any
+    size: int
+    since: float
+    terms: Terms
+    future: asyncio.Future[Any] = field(repr=False)
+    on_start: Callable[[], None] = lambda: None
+    number: int = 0
+
+    @property
+    def order(self) -> tuple[float, int]:
+        """What is due first comes first, and of two the one that came first."""
+        return self.terms.due, self.number
+
+
+T = TypeVar("T", bound=Ticket)
+_order = attrgetter("order")
+
+
+class DueQueue(Generic[T]):
+    """Tickets by when they are due."""
+
+    def __init__(self) -> None:
+        self._tickets: list[T] = []
+        self._came = 0
+        self.size = 0
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    @property
+    def first(self) -> T:
+        """The one that is due first."""
+        return self._tickets[0]
+
+    @property
+    def oldest(self) -> float:
+        """Since when the one that has waited longest does."""
+        return min(ticket.since for ticket in self._tickets)
+
+    def add(self, ticket: T) -> None:
+        """Puts it in its place."""
+        self._came += 1
+        ticket.number = self._came
+        insort(self._tickets, ticket, key=_order)
+        self.size += ticket.size
+
+    def discard(self, ticket: T) -> bool:
+        """Takes it out; whether it was there."""
+        at = bisect_left(self._tickets, ticket.order, key=_order)
+        if at == len(self._tickets) or self._tickets[at] is not ticket:
+            return False
+        del self._tickets[at]
+        self.size -= ticket.size
+        return True
+
+    def before(self, due: float) -> float:
+        """About how many samples are due by then."""
+        if not self._tickets:
+            return 0.0
+        return bisect_right(self._tickets, (due, math.inf), key=_order) * self.size / len(self._tickets)
+
+    def pop_all(self) -> list[T]:
+        """All of them, first things first; none is left."""
+        tickets, self._tickets, self.size = self._tickets, [], 0
+        return tickets
+
+
+class Line:
+    """A source of steps that go one by one, each in a thread of its own kind: decoding, finishing, a whole request."""
+
+    def __init__(self, scheduler: Scheduler, *, on_dropped: Callable[[int], None] = lambda size: None) -> None:
+        self._scheduler = scheduler
+        self._on_dropped = on_dropped
+        self._waiting: DueQueue[Ticket] = DueQueue()
+        self._seconds = 0.0
+        """Of all that wait, by what each was thought to take."""
+        scheduler.attach(self)
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    async def run(
+        self,
+        start: Callable[[], Awaitable[Any]],
+        terms: Terms,
+        *,
+        seconds: float = 0.0,
+        memory_bytes: int = 0,
+        on_start: Callable[[], None] = lambda: None,
+    ) -> Any:
+        """The result of what `start` starts, which it does when it is its turn.
+
+        Cancelling the call gives up what has not begun, and leaves alone what has: its place is taken until it ends.
+        Raises what `start` raised, TooLate and Hung.
+        """
+        loop = asyncio.get_running_loop()
+        work = (start, seconds, memory_bytes)
+        ticket = Ticket(work, 1, loop.time(), terms, loop.create_future(), on_start)
+        self._waiting.add(ticket)
+        self._seconds += seconds
+        ticket.future.add_done_callback(lambda _: self._given_up(ticket))
+        self._scheduler.plan()
+        return await ticket.future
+
+    def close(self) -> None:
+        """Ends the line; nothing may wait in it."""
+        self._scheduler.detach(self)
+
+    def _given_up(self, ticket: Ticket) -> None:
+        if self._waiting.discard(ticket):
+            self._seconds -= ticket.work[1]
+            self._on_dropped(1)
+
+    def offer(self) -> Offer | None:
+        """What is due first."""
+        return Offer(-math.inf, self._waiting.first.terms.due) if self._waiting else None
+
+    def take(self, now: float, room: Room) -> Job | None:
+        """The first, unless it is too late for it. Raises NoRoom."""
+        ticket = self._waiting.first
+        start, seconds, memory_bytes = ticket.work
+        if memory_bytes > room.free_bytes and not room.idle:
+            raise NoRoom
+        self._waiting.discard(ticket)
+        self._seconds -= seconds
+        if ticket.terms.until <= now + (seconds if self._waiting else 0.0):
+            answer(ticket, TooLate("There was no time left to begin."))
+            self._on_dropped(1)
+            return None
+        return Job(
+            lambda: _carry_out(ticket, start),
+            seconds,
+            memory_bytes,
+            on_hung=lambda: answer(ticket, Hung("It was not done in time.")),
+        )
+
+    def seconds_ahead(self, due: float) -> float:
+        """What those take that come before."""
+        if not self._waiting:
+            return 0.0
+        return self._seconds * self._waiting.before(due) / len(self._waiting)
+
+    def refuse(self, error: Exception) -> None:
+        """Answers all with this error."""
+        self._seconds = 0.0
+        for ticket in self._waiting.pop_all():
+            answer(ticket, error)
+
+
+async def _carry_out(ticket: Ticket, start: Callable[[], Awaitable[Any]]) -> None:
+    if ticket.future.done():
+        return  # Its client went between its turn and now.
+    try:
+        ticket.on_start()
+        result = await start()
+    except asyncio.CancelledError as error:  # The threads are being stopped.
+        answer(ticket, error)
+        raise
+    except Exception as error:  # Whatever it is belongs to who asked for it.
+        answer(ticket, error)
+    else:
+        if not ticket.future.done():
+            ticket.future.set_result(result)
+
+
+def answer(ticket: Ticket, error: BaseException) -> None:
+    """Tells who waits of an error, where anybody still does."""
+    if not ticket.future.done():
+        if isinstance(error, asyncio.CancelledError):
+            ticket.future.cancel()
+        else:
+            ticket.future.set_exception(error)

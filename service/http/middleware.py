@@ -1,0 +1,133 @@
+"""Around every request: its id, its trace, its line in the log, its count, and the one shape that errors have."""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Mapping
+from functools import cache
+from http import HTTPStatus
+from typing import Any
+
+from starlette.datastructures import MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.engine.request import Trace
+from service.errors import InternalError, ServiceError, Stopped
+from service.metrics import NO_MODEL, Metrics
+from service.process.logging import REQUEST_ID, request_id_from
+
+_LOG = logging.getLogger("service.request")
+_QUIET = ("/health/", "/metrics")
+"""Paths that are asked every few seconds: logged only where they fail."""
+
+
+def trace_of(scope: Scope) -> Trace:
+    """The trace of the request that this scope is of."""
+    trace: Trace = scope["sevenfold.trace"]
+    return trace
+
+
+def error_response(error: ServiceError, trace: Trace) -> Response:
+    """The one shape of every error."""
+    trace.code = error.code
+    if error.status == HTTPStatus.INTERNAL_SERVER_ERROR and error.__cause__ is not None:
+        _LOG.error("%s", error.message, exc_info=error.__cause__)
+    body: dict[str, Any] = {"code": error.code, "message": error.message}
+    if error.details:
+        body["details"] = [vars(problem) for problem in error.details]
+    body["request_id"] = trace.request_id
+    headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
+    content = json.dumps({"error": body}, ensure_ascii=False).encode("utf-8", "replace")
+    return Response(content, error.status, headers, media_type="application/json")
+
+
+class Telemetry:
+    """Middleware: the outermost layer of the application."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+        # The metrics of each model, found once: to look one up costs as much as to count with it.
+        self._request_counter = cache(metrics.requests.labels)
+        self._durations = cache(metrics.duration.labels)
+        self._stages = cache(metrics.stage.labels)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes the request on, and takes note of how it ended."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = request_id_from(_header(scope, b"x-request-id"))
+        trace = scope["sevenfold.trace"] = Trace(request_id, time.perf_counter())
+        token = REQUEST_ID.set(request_id)
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._add_headers(message, trace)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except Exception:  # The last resort: whatever was not foreseen is a 500 in the shape of all errors.
+            _LOG.exception("unexpected error")
+            if trace.status:
+                raise
+            error = InternalError("Something went wrong in the server; its log has the details under this request_id.")
+            await error_response(error, trace)(scope, receive, send_with_headers)
+        except asyncio.CancelledError:
+            # uvicorn cancels what the grace time was too short for, and nothing else cancels a whole request.
+            if not trace.status:
+                stopped = Stopped("The server was stopped before there was an answer; ask again.", retry_after_s=1)
+                await error_response(stopped, trace)(scope, receive, send_with_headers)
+        finally:
+            self._record(scope, trace)
+            REQUEST_ID.reset(token)
+
+    def _add_headers(self, message: Message, trace: Trace) -> None:
+        trace.status = message["status"]
+        headers = MutableHeaders(scope=message)
+        headers["x-request-id"] = trace.request_id
+        if trace.stages:
+            headers["server-timing"] = _server_timing(trace.stages, trace)
+
+    def _record(self, scope: Scope, trace: Trace) -> None:
+        seconds = time.perf_counter() - trace.began
+        metrics, status = self._metrics, trace.status
+        self._request_counter(trace.model, str(status)).inc()
+        if trace.code and status != HTTPStatus.INTERNAL_SERVER_ERROR:
+            metrics.rejected.labels(trace.model, trace.code).inc()
+        if trace.model != NO_MODEL:
+            self._durations(trace.model).observe(seconds)
+        if trace.batch_size:
+            for stage, spent in trace.stages.items():
+                self._stages(trace.model, stage).observe(spent)
+        level = logging.ERROR if status >= 500 and trace.code == "internal_error" else logging.INFO
+        if scope["path"].startswith(_QUIET) and status < 400:
+            level = logging.DEBUG
+        if _LOG.isEnabledFor(level):
+            _LOG.log(level, "%s %s", scope["method"], scope["path"], extra={"fields": _log_fields(trace, seconds)})
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
+
+
+def _server_timing(stages: Mapping[str, float], trace: Trace) -> str:
+    entries = [f"{stage};dur={spent * 1000:.2f}" for stage, spent in stages.items()]
+    entries.append(f"total;dur={(time.perf_counter() - trace.began) * 1000:.2f}")
+    if trace.batch_size:
+        entries.append(f'batch;desc="{trace.batch_size}"')
+    return ", ".join(entries)
+
+
+def _log_fields(trace: Trace, seconds: float) -> dict[str, Any]:
+    fields: dict[str, Any] = {"status": trace.status, "ms": round(seconds * 1000, 2)}
+    if trace.model != NO_MODEL:
+        fields |= {"model": trace.model, "version": trace.version}
+    if trace.code:
+        fields["code"] = trace.code
+    if trace.batch_size:
+        fields["batch"] = trace.batch_size
+    return fields

@@ -1,0 +1,157 @@
+"""What models there are, and all that is known of each."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Path
+from pydantic import BaseModel, Field
+
+from service.models.repository import Entry, Model, Repository
+from tasks.manifest import DataSource, Metric
+
+_Name = Annotated[str, Path(description="The model's name.")]
+
+
+class VersionState(BaseModel):
+    """A version of a model, and whether it is served."""
+
+    version: str
+    state: Annotated[
+        Literal["ready", "shadow", "unavailable"],
+        Field(description="Served, tried in the shadow of the version that is served, or neither."),
+    ]
+    reason: Annotated[str | None, Field(description="Why it is not served.")] = None
+
+
+class ModelSummary(BaseModel):
+    """A model in the list."""
+
+    name: str
+    state: Literal["ready", "unavailable"]
+    version: Annotated[str | None, Field(description="The version that answers by default.")]
+    task: str | None
+    title: str | None
+    versions: list[VersionState]
+
+
+class ModelList(BaseModel):
+    """All models, by name."""
+
+    models: list[ModelSummary]
+
+
+class Tensor(BaseModel):
+    """A tensor of the graph, without the batch axis."""
+
+    name: str
+    dtype: str
+    shape: list[int | str]
+
+
+class Invariance(BaseModel):
+    """How far the batch that a sample is in changes an output.
+
+    Numbers: relative to the output's magnitude where that is above 1. Classes: the share that differs. Pixels: levels
+    of 255.
+    """
+
+    output: str
+    published: Annotated[float | None, Field(description="As the trainer measured it, on a CPU.")]
+    measured: Annotated[float, Field(description="On this server's device at load, on the golden requests.")]
+
+
+class CurvePoint(BaseModel):
+    """What a batch of one size and shape takes, as it is measured: at warm-up first, then with every batch."""
+
+    shape: Annotated[dict[str, list[int]], Field(description="Of each input, without the batch axis.")]
+    size: Annotated[int, Field(description="Samples in the batch.")]
+    seconds: float
+    bytes: Annotated[int, Field(description="Memory that it is expected to need beside the model; 0: not measured.")]
+
+
+class ModelDetails(BaseModel):
+    """A model that is served: its card, its figures, and a request to try."""
+
+    name: str
+    version: str
+    task: str
+    title: str
+    device: str
+    labels: list[str] | None
+    parameters: dict[str, Any]
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+    batch_invariance: list[Invariance]
+    curve: list[CurvePoint]
+    metrics: list[Metric]
+    data: DataSource
+    licence: str
+    created: str
+    code: str
+    card: Annotated[str, Field(description="The model card, Markdown.")]
+    example: Annotated[dict[str, Any], Field(description="A body for POST …/predict.")]
+    versions: list[VersionState]
+
+
+def models_router(repository: Repository) -> APIRouter:
+    """The endpoints that tell of models."""
+    router = APIRouter(prefix="/v1/models", tags=["models"])
+
+    @router.get("", summary="List the models")
+    async def list_models() -> ModelList:
+        names = dict.fromkeys(entry.name for entry in repository.entries())
+        return ModelList(models=[_summary(name, repository.versions_of(name)) for name in names])
+
+    @router.get("/{name}", summary="Describe a model")
+    async def describe(name: _Name) -> ModelDetails:
+        return _details(repository.find(name), repository)
+
+    @router.get("/{name}/versions/{version}", summary="Describe a version of a model")
+    async def describe_version(name: _Name, version: str) -> ModelDetails:
+        return _details(repository.find(name, version), repository)
+
+    return router
+
+
+def _state(entry: Entry) -> VersionState:
+    unserved: Literal["shadow", "unavailable"] = "unavailable" if entry.shadow is None else "shadow"
+    state: Literal["ready", "shadow", "unavailable"] = unserved if entry.model is None else "ready"
+    return VersionState(version=entry.version, state=state, reason=entry.reason)
+
+
+def _summary(name: str, entries: Sequence[Entry]) -> ModelSummary:
+    served = next((entry.model for entry in entries if entry.model is not None), None)
+    return ModelSummary(
+        name=name,
+        state="unavailable" if served is None else "ready",
+        version=served.manifest.version if served else None,
+        task=served.manifest.task if served else None,
+        title=served.manifest.title if served else None,
+        versions=[_state(entry) for entry in entries],
+    )
+
+
+def _details(model: Model, repository: Repository) -> ModelDetails:
+    manifest, task = model.manifest, model.task
+    return ModelDetails(
+        **manifest.model_dump(
+            include={"name", "version", "task", "title", "metrics", "parameters", "data", "licence", "created", "code"}
+        ),
+        device=model.pipeline.device,
+        labels=manifest.parameters.get("labels"),
+        inputs=[Tensor(name=spec.name, dtype=spec.dtype, shape=list(spec.shape)) for spec in task.inputs],
+        outputs=[Tensor(name=spec.name, dtype=spec.dtype, shape=list(spec.shape)) for spec in task.outputs],
+        batch_invariance=[
+            Invariance(output=name, published=(manifest.batch_invariance or {}).get(name), measured=measured)
+            for name, measured in model.invariance.items()
+        ],
+        curve=[
+            CurvePoint(
+                shape={name: list(axes) for name, _, axes in shape}, size=size, seconds=seconds, bytes=memory_bytes
+            )
+            for shape, size, seconds, memory_bytes in model.pipeline.curve.table()
+        ],
+        card=model.card,
+        example=dict(model.example),
+        versions=[_state(entry) for entry in repository.versions_of(manifest.name)],
+    )

@@ -1,0 +1,169 @@
+"""What holds for every task over HTTP; a new one is asked the same without being named here."""
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from service.settings import Settings
+from tasks.contract import Limits
+from tests.model_folders import runner
+from tests.pictures import encoded
+from tests.service.conftest import Running, running
+from tests.tiny.models import TAGS, every_task, graph_of, publish_every_task
+
+TASKS = every_task()
+OF_PICTURES = [name for name, task in TASKS.items() if task.upload and task.upload.field == "image"]
+
+
+@pytest.fixture(scope="module")
+def every_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    root: Path = tmp_path_factory.mktemp("every-model")
+    publish_every_task(root)
+    with running(Settings(models=root)) as started:
+        yield started
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_it_is_served_and_answers_its_examples_as_the_task_does(every_model: Running, name: str) -> None:
+    task, run = TASKS[name], runner(graph_of(name))
+
+    for body in task.examples():
+        answer = every_model.client.post(f"/v1/models/{name}/predict", json=body)
+
+        assert answer.status_code == 200, answer.text
+        got = {key: value for key, value in answer.json().items() if key not in ("model", "version")}
+        assert got == task.answer(run, body).plain()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_each_form_is_had_by_its_media_type(every_model: Running, name: str) -> None:
+    task = TASKS[name]
+    body = {key: value for key, value in task.example().items() if key in ("image", "rows", "text", "user")}
+
+    for form in task.forms:
+        answer = every_model.client.post(f"/v1/models/{name}/predict", json=body, headers={"accept": form.media_type})
+
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["content-type"] == form.media_type.partition(";")[0]
+        assert answer.headers["x-model"] == f"{name}/1"
+        if form.file and form.media_type.startswith("image/"):
+            assert Image.open(io.BytesIO(answer.content)).format == form.media_type[6:].upper()
+        elif not form.file:
+            assert answer.json()["model"] == name
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_form_that_it_has_not_is_refused_with_those_it_has(every_model: Running, name: str) -> None:
+    answer = every_model.client.post(
+        f"/v1/models/{name}/predict", json=TASKS[name].example(), headers={"accept": "text/csv"}
+    )
+
+    assert answer.status_code == 406
+    assert answer.json()["error"]["code"] == "not_acceptable"
+    assert "application/json" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_its_documentation_shows_its_forms_and_an_example_that_works(every_model: Running, name: str) -> None:
+    operation = every_model.client.get("/openapi.json").json()["paths"][f"/v1/models/{name}/predict"]["post"]
+
+    example = operation["requestBody"]["content"]["application/json"]["example"]
+    answer = every_model.client.post(f"/v1/models/{name}/predict", json=example)
+    content = operation["responses"]["200"]["content"]
+    assert set(content) == {form.media_type for form in TASKS[name].forms}
+    assert answer.json() == content["application/json"]["example"]
+
+
+PICTURES = {
+    "one pixel": encoded(Image.new("RGB", (1, 1), "red")),
+    "a panorama": encoded(Image.new("RGB", (640, 32), "green")),
+    "a tower": encoded(Image.new("RGB", (20, 400), "blue")),
+    "a palette with transparency": encoded(Image.new("RGBA", (50, 40), (0, 200, 0, 90)).quantize(16)),
+    "grey": encoded(Image.new("L", (33, 47), 90)),
+    "on its side": encoded(Image.new("CMYK", (31, 57)), "JPEG"),
+}
+
+
+@pytest.mark.parametrize("kind", PICTURES)
+@pytest.mark.parametrize("name", OF_PICTURES)
+def test_odd_pictures_get_an_answer_of_their_own_size(every_model: Running, name: str, kind: str) -> None:
+    task = TASKS[name]
+    width, height = Image.open(io.BytesIO(PICTURES[kind])).size
+
+    for form in task.forms:
+        answer = every_model.client.post(
+            f"/v1/models/{name}/predict",
+            content=PICTURES[kind],
+            headers={"content-type": "image/png", "accept": form.media_type},
+        )
+
+        assert answer.status_code == 200, answer.text
+        if not form.file and "width" in answer.json():
+            times = getattr(task, "scale", 1)
+            assert (answer.json()["width"], answer.json()["height"]) == (width * times, height * times)
+
+
+NO_PICTURES = {
+    "an animated GIF": (
+        encoded(Image.new("P", (30, 30)), "GIF", save_all=True, append_images=[Image.new("P", (30, 30))]),
+        422,
+    ),
+    "half a file": (encoded(Image.effect_noise((200, 200), 90), "JPEG")[:2000], 422),
+    "text": (b"no picture", 422),
+    "nothing": (b"", 400),
+    "far too many pixels": (encoded(Image.new("1", (6000, 6000))), 413),
+}
+
+
+@pytest.mark.parametrize("kind", NO_PICTURES)
+@pytest.mark.parametrize("name", OF_PICTURES)
+def test_what_is_no_picture_gets_a_clear_error(every_model: Running, name: str, kind: str) -> None:
+    content, status = NO_PICTURES[kind]
+
+    answer = every_model.client.post(
+        f"/v1/models/{name}/predict", content=content, headers={"content-type": "image/png"}
+    )
+
+    assert answer.status_code == status
+    assert answer.json()["error"]["message"].endswith(".")
+
+
+@pytest.mark.parametrize("name", OF_PICTURES)
+def test_twelve_megapixels_are_answered_or_refused_with_a_reason(every_model: Running, name: str) -> None:
+    large = encoded(Image.new("RGB", (4000, 3000), "red"), "JPEG")
+
+    answer = every_model.client.post(
+        f"/v1/models/{name}/predict", content=large, headers={"content-type": "image/jpeg"}
+    )
+
+    assert answer.status_code in (200, 413), answer.text
+    if answer.status_code == 413:
+        assert answer.json()["error"]["code"] == "input_too_large"
+
+
+def test_several_labels_are_those_above_their_thresholds(every_model: Running) -> None:
+    picture = Image.new("RGB", (32, 32), (120, 118, 0))
+    body = {"image": base64.b64encode(encoded(picture)).decode(), "all_labels": True, "heatmap": True}
+
+    answer = every_model.client.post("/v1/models/tags/predict", json=body).json()
+
+    assert [score["label"] for score in answer["labels"]] == ["red", "green"]
+    assert [score["label"] for score in answer["others"]] == ["blue"]
+    assert all(score["probability"] >= score["threshold"] for score in answer["labels"])
+    assert answer["heatmap"]["label"] == "red"
+
+
+def test_a_picture_may_have_no_label_at_all(every_model: Running) -> None:
+    task = TAGS
+    assert all(threshold > 0 for threshold in task.thresholds)
+
+    request = task.parse(json.loads(json.dumps({"image": task.example()["image"]})), Limits())
+    samples = task.preprocess(task.decode(request, Limits()))
+    outputs = {"probabilities": samples.arrays["image"][:, 0, :3, 0] * 0.0, "activation_map": None}
+
+    assert task.postprocess(outputs, samples, request).labels == []

@@ -1,0 +1,171 @@
+"""Rows go in; what is wrong with a value is told by row and column, what is merely new is answered and noted."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from service.settings import Settings
+from tests.model_folders import publish
+from tests.service.conftest import Running, Start, running
+from tests.tiny.tabular import HIRES, hires_graph
+
+URL = "/v1/models/credit/predict"
+GOOD = {"income": 50, "debt": 5.0, "job": "baker"}
+BAD = {"income": 5, "debt": 40.0, "job": "clerk"}
+JSON = {"content-type": "application/json"}
+
+
+def test_each_row_gets_its_class_in_order(server: Running) -> None:
+    answer = server.client.post(URL, json={"rows": [GOOD, BAD, GOOD]})
+
+    assert [row["label"] for row in answer.json()["predictions"]] == ["yes", "no", "yes"]
+    first = answer.json()["predictions"][0]
+    assert first["probability"] == first["probabilities"]["yes"] > 0.9
+    assert answer.json()["notices"] == []
+
+
+def test_more_rows_than_a_batch_are_answered_as_if_each_were_alone(server: Running) -> None:
+    rows = [{"income": i, "debt": 5, "job": "baker"} for i in range(100)]
+
+    together = server.client.post(URL, json={"rows": rows}).json()["predictions"]
+
+    alone = [server.client.post(URL, json={"rows": [row]}).json()["predictions"][0] for row in rows[::25]]
+    assert together[::25] == alone
+
+
+def test_what_training_never_saw_is_answered_and_noted(server: Running) -> None:
+    row = {"income": 500, "debt": None, "job": "astronaut", "sex": "Female"}
+
+    answer = server.client.post(URL, json={"rows": [GOOD, row]})
+
+    assert answer.status_code == 200
+    assert answer.json()["notices"] == [
+        "rows.1.income: 500 is outside what training saw (0 to 100).",
+        "rows.1.job: 'astronaut' was not seen in training and counts as unknown.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "where", "reason"),
+    [
+        ('{"income": 50, "debt": 5}', "rows.0.job", "missing"),
+        ('{"income": NaN, "debt": 5, "job": "baker"}', "rows.0.income", "not_finite"),
+        ('{"income": 1e999, "debt": 5, "job": "baker"}', "rows.0.income", "not_finite"),
+        ('{"income": "50", "debt": 5, "job": "baker"}', "rows.0.income", "wrong_type"),
+        ('{"income": true, "debt": 5, "job": "baker"}', "rows.0.income", "wrong_type"),
+        ('{"income": 50, "debt": 5, "job": 7}', "rows.0.job", "wrong_type"),
+        ('{"income": 50, "debt": 5, "job": "baker", "age": 3}', "rows.0.age", "unknown_field"),
+        ("7", "rows.0", "wrong_type"),
+    ],
+)
+def test_a_wrong_value_is_named_by_row_and_column(server: Running, row: str, where: str, reason: str) -> None:
+    answer = server.client.post(URL, content='{"rows": [' + row + "]}", headers=JSON)
+
+    detail = answer.json()["error"]["details"][0]
+    assert answer.status_code == 422
+    assert (detail["where"], detail["reason"]) == (where, reason)
+
+
+def test_no_rows_and_too_many_rows_are_told_apart(server: Running, start: Start) -> None:
+    generous = start(max_body_bytes=200_000_000)
+
+    none = server.client.post(URL, json={"rows": []})
+    many = server.client.post(URL, json={"rows": [GOOD] * 1001})
+    a_million = generous.client.post(URL, json={"rows": [GOOD] * 1_000_000})
+
+    assert (none.status_code, none.json()["error"]["details"][0]["reason"]) == (422, "empty")
+    assert (many.status_code, many.json()["error"]["code"]) == (413, "input_too_large")
+    assert "1000 are accepted" in many.json()["error"]["message"]
+    assert (a_million.status_code, a_million.json()["error"]["code"]) == (413, "input_too_large")
+
+
+def test_a_table_is_no_file(server: Running) -> None:
+    answer = server.client.post(URL, content=b"income,debt", headers={"content-type": "text/csv"})
+
+    assert answer.status_code == 415
+    assert "application/json" in answer.json()["error"]["message"]
+
+
+def test_a_row_of_half_a_million_fields_is_refused_before_they_are_looked_at(start: Start) -> None:
+    server = start()
+    row = "{" + ",".join(f'"{i}":1' for i in range(500_000)) + "}"
+
+    answer = server.client.post(URL, content='{"rows": [' + row + "]}", headers=JSON)
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "input_too_large")
+    assert "row 0 has 500000 fields" in answer.json()["error"]["message"]
+
+
+def test_a_number_beyond_single_precision_is_a_large_number(server: Running) -> None:
+    answer = server.client.post(URL, json={"rows": [GOOD | {"income": 1e300}]})
+
+    assert answer.status_code == 200
+    assert "1e+300 is outside what training saw" in answer.json()["notices"][0]
+
+
+HIRES_URL = "/v1/models/hires/predict"
+HOUR = {"when": "2012-06-01T08:00", "temp": 20, "weather": "clear"}
+
+
+@pytest.fixture(scope="module")
+def hires(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server whose model answers with a number."""
+    root = tmp_path_factory.mktemp("hires")
+    publish(root, "hires", HIRES, hires_graph())
+    with running(Settings(models=root)) as started:
+        yield started
+
+
+def test_a_row_gets_a_number_with_its_interval(hires: Running) -> None:
+    answer = hires.client.post(HIRES_URL, json={"rows": [HOUR, {**HOUR, "temp": None}]})
+
+    assert answer.status_code == 200, answer.text
+    first, second = answer.json()["predictions"]
+    assert first["low"] < first["value"] < first["high"]
+    assert second["value"] == first["value"] - 10
+    assert (answer.json()["coverage"], answer.json()["notices"]) == (0.8, [])
+
+
+def test_dates_before_and_after_training_are_answered_and_noted(hires: Running) -> None:
+    rows = [{**HOUR, "when": "2010-12-31T23:00"}, HOUR, {**HOUR, "when": "2013-01-01T00:00", "weather": "hail"}]
+
+    answer = hires.client.post(HIRES_URL, json={"rows": rows})
+
+    assert answer.status_code == 200
+    assert answer.json()["notices"] == [
+        "rows.0.when: 2010-12-31T23:00 is before the first date that training saw (2011-01-01T00:00).",
+        "rows.2.when: 2013-01-01T00:00 is after the last date that training saw (2012-08-31T23:00).",
+        "rows.2.weather: 'hail' was not seen in training and counts as unknown.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "reason"),
+    [
+        ({"when": "2012-13-01T08:00"}, "rows.0.when", "malformed"),
+        ({"when": "2012-02-30T08:00"}, "rows.0.when", "malformed"),
+        ({"when": "1.6.2012"}, "rows.0.when", "malformed"),
+        ({"when": "2012-06-01"}, "rows.0.when", "malformed"),
+        ({"when": "2012-06-01T08:00+02:00"}, "rows.0.when", "malformed"),
+        ({"when": "9999-12-31T23:59"}, "rows.0.when", "out_of_range"),
+        ({"when": 1338537600}, "rows.0.when", "wrong_type"),
+        ({"temp": "warm"}, "rows.0.temp", "wrong_type"),
+        ({"rain": True}, "rows.0.rain", "unknown_field"),
+    ],
+)
+def test_what_cannot_be_read_is_named_and_what_to_do_is_said(
+    hires: Running, change: dict[str, object], where: str, reason: str
+) -> None:
+    answer = hires.client.post(HIRES_URL, json={"rows": [HOUR | change]})
+
+    detail = answer.json()["error"]["details"][0]
+    assert (answer.status_code, detail["where"], detail["reason"]) == (422, where, reason)
+    assert answer.json()["error"]["message"].endswith(".")
+
+
+def test_a_missing_date_is_answered_and_a_missing_column_is_not(hires: Running) -> None:
+    without = hires.client.post(HIRES_URL, json={"rows": [{"temp": 20, "weather": "clear"}]})
+    missing = hires.client.post(HIRES_URL, json={"rows": [{**HOUR, "when": None}]})
+
+    assert (without.status_code, without.json()["error"]["details"][0]["reason"]) == (422, "missing")
+    assert missing.status_code == 200

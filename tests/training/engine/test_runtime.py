@@ -1,0 +1,98 @@
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.training.conftest import ROOT
+from tests.training.toy_learner import CPU, SmallLearner
+from training.core.config import Settings
+from training.core.errors import CannotTrain
+from training.engine import checkpoint
+from training.engine.loop import fit
+from training.engine.runtime import Runtime, started
+
+SETTINGS = Settings(epochs=3, batch_size=24, device="cpu", threads=1, precision="fp32")
+PROGRAM = """
+import sys, torch
+from pathlib import Path
+from tests.training.toy_learner import SmallLearner
+from tests.training.engine.test_runtime import SETTINGS
+from training.engine.loop import fit
+from training.engine.runtime import started
+with started(SETTINGS) as runtime:
+    torch.manual_seed(0)
+    learner = SmallLearner()
+    rows = list(fit(learner, learner.network(), SETTINGS, runtime, Path(sys.argv[1])))
+    assert runtime.world == 2
+    assert runtime.agreed(f"process {runtime.rank}") == "process 0"
+    print(f"rank {runtime.rank} score {rows[-1].scores['score']:.6f}", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_come_to_the_result_of_one_at_the_same_global_batch(tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    torch.manual_seed(0)
+    learner = SmallLearner()
+    alone = list(fit(learner, learner.network(), SETTINGS, CPU, tmp_path / "one"))
+
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        program,
+        tmp_path / "two",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(  # noqa: PLW1510 -- what it printed is part of the assertion.
+        [str(word) for word in command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
+    )
+
+    assert done.returncode == 0, done.stderr
+    states = [checkpoint.load(tmp_path / name / checkpoint.LAST) for name in ("one", "two")]
+    for name, expected in states[0]["network"].items():
+        assert torch.allclose(expected, states[1]["network"][name], atol=1e-5), name
+    losses = [[row["loss"] for row in state["history"]] for state in states]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    for rank in (0, 1):
+        assert f"rank {rank} score {alone[-1].scores['score']:.6f}" in done.stdout
+
+
+def test_asking_for_a_device_that_is_not_there_is_an_error():
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here")
+    with pytest.raises(CannotTrain, match="finds no CUDA device"), started(Settings(device="cuda")):
+        pass
+
+
+def test_a_batch_that_cannot_be_dealt_out_evenly_is_an_error(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+
+    with pytest.raises(CannotTrain, match="--batch-size 32 cannot be dealt out evenly to 3"), started(Settings()):
+        pass
+
+
+def test_the_precision_says_how_it_was_chosen():
+    with started(Settings(device="cpu", precision="bf16")) as asked, started(Settings(device="cpu")) as found:
+        pass
+
+    assert (asked.precision, asked.reason) == ("bf16", "as asked")
+    assert "bfloat16" in found.reason
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+def test_a_small_network_trains_on_a_gpu_in_bfloat16(tmp_path):
+    runtime = Runtime(torch.device("cuda", 0), "bf16")
+    learner = SmallLearner()
+
+    rows = list(fit(learner, learner.network(), SETTINGS, runtime, tmp_path))
+
+    assert rows[-1].scores["score"] > 0.8

@@ -1,0 +1,84 @@
+"""The smallest learner there can be: points of a plane, told apart by a line; no BatchNorm, no dropout."""
+
+import torch
+from torch import nn
+
+from training.engine.batches import SampleSet
+from training.engine.inference import predicted
+from training.engine.learner import Learner, Stage
+from training.engine.optim import Group
+from training.engine.runtime import Runtime
+
+CPU = Runtime(torch.device("cpu"))
+
+
+class Points(SampleSet):
+    def __init__(self, count, seed):
+        generator = torch.Generator().manual_seed(seed)
+        self.points = torch.randn(count, 2, generator=generator)
+        self.targets = (self.points[:, 0] > self.points[:, 1]).long()
+
+    def __len__(self):
+        return len(self.points)
+
+    def __getitems__(self, keys):
+        index = torch.tensor([i for _, i in keys])
+        return {"points": self.points[index], "target": self.targets[index], "index": index}
+
+
+class SmallLearner(Learner):
+    def __init__(self, epochs=None):
+        self.samples, self.held_out = Points(96, 0), Points(40, 1)
+        self.steps, self.epoch, self.factor = 0, 0, 1.0
+        self.worth = None
+        self.epochs = epochs
+
+    @classmethod
+    def opened(cls, data, settings, options, fetcher):
+        return cls()
+
+    def described(self):
+        return "points"
+
+    def network(self):
+        return nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2))
+
+    def stages(self):
+        return (Stage("frozen", 1, 0.01, frozen=True), Stage("whole", self.epochs or 5, 0.02))
+
+    def groups(self, network, stage):
+        for parameter in network[0].parameters():
+            parameter.requires_grad = not stage.frozen
+        return [Group(tuple(network[2].parameters())), Group(tuple(network[0].parameters()), 0.5)]
+
+    def loss(self, network, batch):
+        self.steps += 1
+        return nn.functional.cross_entropy(network(batch["points"]), batch["target"]) * self.factor
+
+    def scores(self, network, runtime):
+        self.epoch += 1
+        if self.worth:
+            return {"score": float(self.worth(self.epoch))}
+        logits = predicted(_Tuple(network), ["points"], self.held_out, runtime, batch_size=16)
+        return {"score": float((logits.argmax(dim=1) == self.held_out.targets).float().mean())}
+
+    def served(self, network):
+        raise NotImplementedError
+
+    def findings(self, trained, served):
+        raise NotImplementedError
+
+    def validation(self, count):
+        raise NotImplementedError
+
+    def golden_requests(self, served):
+        raise NotImplementedError
+
+
+class _Tuple(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, points):
+        return (self.network(points),)

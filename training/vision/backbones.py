@@ -1,0 +1,150 @@
+"""torchvision's networks without their heads: pictures to feature maps."""
+
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from training.core.errors import CannotTrain
+from training.core.sources import Archive, Source, SourceFetcher
+from training.engine import checkpoint
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet's pixels, red, green and blue in 0…1: what pretrained bodies were taught on."""
+_HEADS = ("classifier.", "fc.", "head.", "aux")
+_MIRRORED = {
+    "mobilenet_v2": Archive(
+        "pretrained/mobilenet_v2_imagenet1k.pth",
+        "00c0585dbd87b34edd66ec6848bce3e2353003cdbce798f4b3bdf399d131e28f",
+        14_256_075,
+    )
+}
+
+
+class OfPixels(nn.Module):
+    """A network that takes pixels as they are and standardises them by itself."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1) * 255)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1) * 255)
+
+    def standardised(self, image: Tensor) -> Tensor:
+        """Pixels 0…255 (n, height, width, 3), uint8 or float32, to float32 (n, 3, height, width)."""
+        return (image.permute(0, 3, 1, 2).float() - self.mean) / self.std
+
+
+class Body(nn.Module):
+    """The part of a torchvision network before its pooling.
+
+    Attributes:
+        blocks: its layers in order, the first ones nearest to the picture.
+        channels: of the feature map it returns.
+    """
+
+    def __init__(self, blocks: nn.Sequential) -> None:
+        super().__init__()
+        self.blocks = blocks
+        with torch.no_grad():
+            self.channels = int(blocks.eval()(torch.zeros(1, 3, 64, 64)).shape[1])
+        blocks.train()
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """float32 (n, 3, height, width), normalised, to (n, channels, about height/32, about width/32)."""
+        features: Tensor = self.blocks(pictures)
+        return features
+
+
+def body(name: str, weights: Path | None) -> Body:
+    """The body of torchvision's network of this name, with the weights of a file or random ones.
+
+    Raises CannotTrain: no such network, it has no feature map, or the file does not fit it.
+    """
+    from torchvision import models  # Seconds: not for every command.
+
+    if name not in models.list_models(module=models):
+        raise CannotTrain(f"torchvision has no network named '{name}'; it has {', '.join(_suitable())}.")
+    network = models.get_model(name, weights=None, **({"init_weights": False} if name == "googlenet" else {}))
+    if weights:
+        _load(network, name, weights)
+    blocks = _blocks(network)
+    if blocks is None:
+        raise CannotTrain(f"'{name}' has no feature map to pool; suitable are {', '.join(_suitable())}.")
+    return Body(blocks)
+
+
+def _suitable() -> list[str]:
+    from torchvision import models  # Seconds: not for every command.
+
+    families = (
+        "convnext",
+        "densenet",
+        "efficientnet",
+        "mnasnet",
+        "mobilenet",
+        "regnet",
+        "resne",
+        "shuffle",
+        "vgg",
+        "wide",
+    )
+    return [name for name in models.list_models(module=models) if name.startswith(families)]
+
+
+def _blocks(network: nn.Module) -> nn.Sequential | None:
+    """The layers before the pooling; None where the network is not built that way."""
+    children = OrderedDict(network.named_children())
+    if "trunk_output" in children:  # RegNet
+        return nn.Sequential(children["stem"], *children["trunk_output"].children())
+    if "features" in children and isinstance(children["features"], nn.Sequential):
+        layers = list(children["features"].children())
+        # DenseNet applies its last activation outside `features`.
+        return nn.Sequential(*layers, nn.ReLU()) if "DenseNet" in type(network).__name__ else nn.Sequential(*layers)
+    if "layers" in children and isinstance(children["layers"], nn.Sequential):  # MNASNet
+        return nn.Sequential(*children["layers"].children())
+    if "layer4" in children or "stage4" in children:  # ResNet, ShuffleNet
+        return nn.Sequential(*(layer for key, layer in children.items() if key not in ("avgpool", "fc")))
+    return None
+
+
+def _load(network: nn.Module, name: str, weights: Path) -> None:
+    found = checkpoint.load(weights)
+    own = network.state_dict()
+    fits = {k: v for k, v in found.items() if k in own and isinstance(v, Tensor) and v.shape == own[k].shape}
+    missing = [key for key in own if key not in fits and not key.startswith(_HEADS)]
+    if missing:
+        total = sum(not key.startswith(_HEADS) for key in own)
+        raise CannotTrain(
+            f"{weights} does not hold the weights of {name}: {len(missing)} of the {total} tensors of its body are "
+            f"missing or have another shape, the first of them '{missing[0]}'."
+        )
+    network.load_state_dict(fits, strict=False)
+
+
+def weights_file(name: str, weights: str, fetcher: SourceFetcher) -> Path | None:
+    """The file of the weights that were asked for: `imagenet` (torchvision's own), a path, or `none`.
+
+    torchvision's file names end in the first eight digits of their SHA-256, which are checked. Raises CannotTrain.
+    """
+    from torchvision import models  # Seconds: not for every command.
+
+    if weights == "none":
+        return None
+    if weights != "imagenet":
+        if not Path(weights).is_file():
+            raise CannotTrain(f"--weights {weights}: there is no such file; it may also be 'imagenet' or 'none'.")
+        return Path(weights)
+    if name not in models.list_models(module=models):
+        raise CannotTrain(f"torchvision has no network named '{name}'; it has {', '.join(_suitable())}.")
+    address: str = models.get_model_weights(name).DEFAULT.url if name != "mobilenet_v2" else _MOBILENET_V2
+    prefix = address.rpartition("-")[2].partition(".")[0]
+    mirrored = _MIRRORED.get(name, Archive(f"pretrained/{name}_imagenet1k.pth"))
+    return fetcher.fetched(Source(f"{name}.pth", Archive(address, prefix), mirrored))
+
+
+_MOBILENET_V2 = "https://download.pytorch.org/models/mobilenet_v2-b0353104.pth"
+"""The first version of the weights: it gives better features to learn from than the second, which is the default."""
