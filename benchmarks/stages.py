@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from benchmarks.serving import request_to, service_of
-from tasks.contract import Form
+from tasks.contract import Representation
 from tasks.manifest import read_manifest
 
 _REQUESTS = 7
@@ -32,9 +32,9 @@ def measure_stages(models: Path) -> dict[str, Any]:
             task = manifest.load_task(folder)
             url = f"{service}/v1/models/{manifest.name}/versions/{manifest.version}/predict"
             for size, (content_type, body) in _bodies(folder, manifest.name).items():
-                for form in task.forms:
-                    found = _stages(url, content_type, body, form)
-                    rows.append({"model": manifest.name, "picture": size, "form": form.media_type} | found)
+                for representation in task.representations:
+                    found = _stages(url, content_type, body, representation)
+                    rows.append({"model": manifest.name, "picture": size, "form": representation.media_type} | found)
     return {"rows": rows}
 
 
@@ -52,8 +52,8 @@ def _bodies(folder: Path, name: str) -> dict[str, tuple[str, bytes]]:
     return found
 
 
-def _stages(url: str, content_type: str, body: bytes, form: Form) -> dict[str, Any]:
-    headers = {"Content-Type": content_type, "Accept": form.media_type}
+def _stages(url: str, content_type: str, body: bytes, representation: Representation) -> dict[str, Any]:
+    headers = {"Content-Type": content_type, "Accept": representation.media_type}
     request = urllib.request.Request(url, body, headers)  # noqa: S310 -- http, a server of our own.
     taken: list[dict[str, float]] = []
     size = 0

@@ -120,11 +120,13 @@ def curl_line(address: str, model: Model) -> str:
 
 def _as_file(model: Model) -> str:
     """What makes a picture of the answer, where it can be one: in JSON it would fill the terminal with base64."""
-    form = next((form for form in model.task.forms if form.file), None)
-    if form is None:
+    representation = next(
+        (representation for representation in model.task.representations if representation.file), None
+    )
+    if representation is None:
         return ""
-    kind = form.media_type.partition("/")[2].partition(";")[0]
-    return f" -H 'Accept: {form.media_type}' -o {model.manifest.name}.{kind}"
+    kind = representation.media_type.partition("/")[2].partition(";")[0]
+    return f" -H 'Accept: {representation.media_type}' -o {model.manifest.name}.{kind}"
 
 
 @dataclass(frozen=True)

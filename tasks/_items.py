@@ -103,7 +103,7 @@ class ItemTable:
 
 
 @dataclass(frozen=True)
-class Taste:
+class UserHistory:
     """What is known of somebody, and what is asked: the raw thing of this task.
 
     Attributes:

@@ -132,7 +132,7 @@ class Upload:
 
 
 @dataclass(frozen=True)
-class Form:
+class Representation:
     """A form that an answer can have; a client chooses it by `Accept`.
 
         Form("application/json")                                        the answer as it is
@@ -190,7 +190,7 @@ class Task(ABC):
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     upload: ClassVar[Upload | None] = None
-    forms: ClassVar[tuple[Form, ...]] = (Form("application/json"),)
+    representations: ClassVar[tuple[Representation, ...]] = (Representation("application/json"),)
     """The forms that answers can have; the first is the one for whoever has no preference."""
     files: ClassVar[Mapping[str, str]] = {}
     """Fields that lie in a file of the model's folder and not in its manifest: {field: file name}.

@@ -22,7 +22,7 @@ ROUNDING: Mapping[Meaning, float] = MappingProxyType({"number": 2e-2, "index": 1
 OTHER_PROCESSORS = 4.0
 """How many times the published figure another processor may show: it adds in another order, no more."""
 
-Drift = Mapping[str, float]
+BatchDeviation = Mapping[str, float]
 """For each output by its name, the largest difference that was seen, in the unit of its meaning."""
 
 
@@ -40,7 +40,7 @@ def difference(spec: TensorSpec, expected: Array, got: Array) -> float:
     return float(np.abs(one[apart] - other[apart]).max(initial=0.0)) / scale
 
 
-def drift(specs: Sequence[TensorSpec], pairs: Iterable[tuple[Arrays, Arrays]]) -> dict[str, float]:
+def batch_deviation(specs: Sequence[TensorSpec], pairs: Iterable[tuple[Arrays, Arrays]]) -> dict[str, float]:
     """The largest difference of each output over all pairs of outputs, those of the same samples alone and in company.
 
     0 where there is no pair. A difference that is not a number is kept: it is larger than anything allowed.
@@ -65,10 +65,10 @@ def between_batches(
         for batch in batches
         for i, one in enumerate(alone[: len(next(iter(batch.values())))])
     )
-    return drift(specs, pairs)
+    return batch_deviation(specs, pairs)
 
 
-def allowed(spec: TensorSpec, published: Drift | None, device: str) -> float:
+def allowed(spec: TensorSpec, published: BatchDeviation | None, device: str) -> float:
     """How far an output may change with the batch on this device ('cpu', 'cuda').
 
     What was published, times `OTHER_PROCESSORS`; at least what the gate lets through. A GPU multiplies in TF32, whose

@@ -27,9 +27,9 @@ from tasks.contract import (
     Answer,
     Arrays,
     FileBytes,
-    Form,
     InvalidOutput,
     Limits,
+    Representation,
     Request,
     Samples,
     Task,
@@ -100,11 +100,11 @@ class Keypoints(Task):
     request_type = KeypointsRequest
     answer_type = KeypointsAnswer
     upload: ClassVar[Upload | None] = PICTURE_UPLOAD
-    forms: ClassVar[tuple[Form, ...]] = (
-        Form("application/json"),
-        Form("image/jpeg", {"overlay": True, "overlay_kind": "jpeg"}, file="overlay.file"),
-        Form("image/png", {"overlay": True, "overlay_kind": "png"}, file="overlay.file"),
-        Form("image/webp", {"overlay": True, "overlay_kind": "webp"}, file="overlay.file"),
+    representations: ClassVar[tuple[Representation, ...]] = (
+        Representation("application/json"),
+        Representation("image/jpeg", {"overlay": True, "overlay_kind": "jpeg"}, file="overlay.file"),
+        Representation("image/png", {"overlay": True, "overlay_kind": "png"}, file="overlay.file"),
+        Representation("image/webp", {"overlay": True, "overlay_kind": "webp"}, file="overlay.file"),
     )
 
     @property

@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from tasks._items import LENGTHS, LONGEST, NO_RATING, ItemTable, Scale, Taste, bucket, filled
+from tasks._items import LENGTHS, LONGEST, NO_RATING, ItemTable, Scale, UserHistory, bucket, filled
 from tasks.comparison import overlap
 from tasks.contract import (
     Answer,
@@ -230,14 +230,14 @@ class Recommendations(Task):
             TensorSpec("contributions", "float32", (self.most,)),
         )
 
-    def decode(self, request: Any, limits: Limits) -> Taste:
+    def decode(self, request: Any, limits: Limits) -> UserHistory:
         """What is known of whom the request is about. Raises InvalidInput."""
         excluded, notices = self._excluded(request)
         if request.similar_to is not None:
             if request.user is not None or request.ratings is not None:
                 raise _invalid("similar_to", "Send either `similar_to`, or `user` and `ratings`, and not both.")
             number = self._number_of(request.similar_to, "similar_to")
-            return Taste((number,), (NO_RATING,), excluded | {number}, similar=True, notices=tuple(notices))
+            return UserHistory((number,), (NO_RATING,), excluded | {number}, similar=True, notices=tuple(notices))
         if request.user is None and request.ratings is None:
             raise _invalid(
                 "user",
@@ -250,7 +250,7 @@ class Recommendations(Task):
         if len(history) > LONGEST:
             notices.append(f"Of {len(history)} ratings the latest {LONGEST} were used.")
         hidden = excluded if request.include_seen else excluded | set(history)
-        return Taste(tuple(history), tuple(history.values()), hidden, notices=tuple(notices))
+        return UserHistory(tuple(history), tuple(history.values()), hidden, notices=tuple(notices))
 
     def _excluded(self, request: Any) -> tuple[frozenset[int], list[str]]:
         rows = [(place, name, self.items.rows.get(name)) for place, name in enumerate(request.exclude)]
@@ -308,7 +308,7 @@ class Recommendations(Task):
     def _level_of(self, rating: float | None) -> int:
         return NO_RATING if rating is None or self.scale is None else self.scale.level(rating)
 
-    def preprocess(self, raw: Taste) -> Samples:
+    def preprocess(self, raw: UserHistory) -> Samples:
         """One sample, its history filled up to a bucket."""
         length = bucket(len(raw.latest))
         candidates = np.ones((1, self.known), np.uint8)
@@ -325,20 +325,20 @@ class Recommendations(Task):
 
     def postprocess(self, outputs: Arrays, samples: Samples, request: Any) -> RecommendationsAnswer:
         """As many of the items as were asked for and are left, each with its reason."""
-        taste: Taste = samples.context
+        user: UserHistory = samples.context
         rows, scores, because, contributions = (outputs[spec.name][0] for spec in self.outputs)
         if not np.isfinite(scores).all() or not ((rows >= 0) & (rows < self.known)).all():
             raise InvalidOutput("The network gave no finite scores, or items that are none.")
         places = [i for i in range(len(scores)) if scores[i] > NOT_WANTED / 2][: request.k]
-        fixed = self._reason_for_all(taste)
+        fixed = self._reason_for_all(user)
         items = []
         for i in places:
-            reason = fixed or self._reason(taste, int(because[i]), float(contributions[i]))
+            reason = fixed or self._reason(user, int(because[i]), float(contributions[i]))
             items.append(self._item(int(rows[i]), float(scores[i]), reason))
-        notices = list(taste.notices)
+        notices = list(user.notices)
         if not items:
             notices.append("Nothing is left to recommend: all items are seen, excluded or withdrawn.")
-        fallback = None if taste.history else "popularity"
+        fallback = None if user.history else "popularity"
         return RecommendationsAnswer(items=items, fallback=fallback, notices=notices[:_MOST_NOTICES])
 
     def agreement(self, ours: RecommendationsAnswer, theirs: RecommendationsAnswer) -> float:
@@ -354,18 +354,18 @@ class Recommendations(Task):
             details=self.items.details_of(row),
         )
 
-    def _reason_for_all(self, taste: Taste) -> str:
+    def _reason_for_all(self, user: UserHistory) -> str:
         """The reason that all items of an answer share; empty where each has its own."""
-        if not taste.history:
+        if not user.history:
             return _NOTHING_KNOWN
-        if taste.similar:
-            return f"Similar to {self._title(taste.history[0])}."
-        return "" if any(map(self.is_liked, taste.levels[-LONGEST:])) else _LIKE_MINDED
+        if user.similar:
+            return f"Similar to {self._title(user.history[0])}."
+        return "" if any(map(self.is_liked, user.levels[-LONGEST:])) else _LIKE_MINDED
 
-    def _reason(self, taste: Taste, because: int, contribution: float) -> str:
-        if contribution <= 0 or not 0 <= because < len(taste.latest):
+    def _reason(self, user: UserHistory, because: int, contribution: float) -> str:
+        if contribution <= 0 or not 0 <= because < len(user.latest):
             return _POPULAR
-        return f"Because you liked {self._title(taste.latest[because])}."
+        return f"Because you liked {self._title(user.latest[because])}."
 
     def is_liked(self, level: int) -> bool:
         """Whether a rating of this level says that somebody liked an item."""

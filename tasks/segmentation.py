@@ -27,9 +27,9 @@ from tasks.contract import (
     Array,
     Arrays,
     FileBytes,
-    Form,
     InvalidOutput,
     Limits,
+    Representation,
     Request,
     Samples,
     Task,
@@ -111,7 +111,7 @@ class SegmentationAnswer(Answer):
 
 
 @dataclass(frozen=True)
-class Seen:
+class ViewWindows:
     """What of a picture the network sees: the whole of it, or windows along its long side.
 
     Attributes:
@@ -182,13 +182,13 @@ class Segmentation(Task):
     golden_tolerance: ClassVar[float] = (
         1e-2  # Confidences are means over a class's pixels, of which a few may turn over.
     )
-    forms: ClassVar[tuple[Form, ...]] = (
-        Form("application/json"),
-        Form("image/png", {"mask": "png"}, file="mask_png"),
-        Form("application/json;mask=png", {"mask": "png"}),
-        Form("application/json;mask=rle", {"mask": "rle"}),
-        Form("application/json;mask=polygons", {"mask": "polygons"}),
-        Form("image/jpeg", {"mask": "none", "overlay": True}, file="overlay_jpeg"),
+    representations: ClassVar[tuple[Representation, ...]] = (
+        Representation("application/json"),
+        Representation("image/png", {"mask": "png"}, file="mask_png"),
+        Representation("application/json;mask=png", {"mask": "png"}),
+        Representation("application/json;mask=rle", {"mask": "rle"}),
+        Representation("application/json;mask=polygons", {"mask": "polygons"}),
+        Representation("image/jpeg", {"mask": "none", "overlay": True}, file="overlay_jpeg"),
     )
 
     @property
@@ -229,12 +229,12 @@ class Segmentation(Task):
         return 0, tuple((0, begin, width, end) for begin, end in spans)
 
     def preprocess(self, raw: Picture) -> Samples:
-        """The picture fitted to the network's size, or its windows, a sample each. The context is what is Seen."""
+        """The picture fitted to the network's size, or its windows, a sample each. The context is its ViewWindows."""
         axis, boxes = self.windows(*raw.image.size)
         seen = [self._fitted(raw, box) for box in boxes]
         arrays = {"image": np.stack([pixels for pixels, _ in seen])}
         small = thumbnail(raw, _LONGEST_OVERLAY)
-        context = Seen(small, raw.image.size, tuple(frame for _, frame in seen), axis, boxes)
+        context = ViewWindows(small, raw.image.size, tuple(frame for _, frame in seen), axis, boxes)
         return Samples(arrays, context, size_of_answer=raw.width * raw.height)
 
     def _fitted(self, picture: Picture, box: tuple[int, int, int, int]) -> tuple[NDArray[np.uint8], Frame]:
@@ -255,7 +255,7 @@ class Segmentation(Task):
 
     def postprocess(self, outputs: Arrays, samples: Samples, request: SegmentationRequest) -> SegmentationAnswer:
         """The mask in the picture's own pixels, in the form that was asked for, and what it holds."""
-        seen: Seen = samples.context
+        seen: ViewWindows = samples.context
         if int(outputs["mask"].max()) >= len(self.labels):
             raise InvalidOutput("The network gave a pixel a label that it does not have.")
         rows, columns = seen.places(0, self.height), seen.places(1, self.width)
@@ -312,7 +312,7 @@ class Segmentation(Task):
             for label, counts in run_lengths(mask).items()
         ]
 
-    def _polygons(self, mask: StretchedMask, seen: Seen) -> list[LabelledRegion]:
+    def _polygons(self, mask: StretchedMask, seen: ViewWindows) -> list[LabelledRegion]:
         smallest = _SMALLEST_REGION / (seen.frames[0].scale_x * seen.frames[0].scale_y)
         found = []
         for region in mask.regions():

@@ -80,7 +80,7 @@ class SentimentAnswer(Answer):
 
 
 @dataclass(frozen=True)
-class Reading:
+class TokenizedText:
     """What `postprocess` has to know of the text that was read.
 
     Attributes:
@@ -175,7 +175,7 @@ class Sentiment(Task):
         return text
 
     def preprocess(self, raw: str) -> Samples:
-        """One sample, or as many as the text has parts. The context is its Reading. Raises InvalidInput."""
+        """One sample, or as many as the text has parts. The context is its TokenizedText. Raises InvalidInput."""
         text, positions = without_control_characters(raw)
         encoded = encode(self.words_to_tokens, text)
         parts = parts_of(encoded.tokens, self.buckets[-1])
@@ -188,8 +188,8 @@ class Sentiment(Task):
         tokens = padded(parts, next(bucket for bucket in self.buckets if bucket >= longest))
         counts = tuple(len(part) - 1 for part in parts)
         notices = tuple(self._notices(len(raw) - len(text), counts))
-        reading = Reading(text, positions, encoded.spans[1:], counts, notices)
-        return Samples({"tokens": tokens}, reading, size_of_answer=len(encoded.tokens))
+        tokenized = TokenizedText(text, positions, encoded.spans[1:], counts, notices)
+        return Samples({"tokens": tokens}, tokenized, size_of_answer=len(encoded.tokens))
 
     def _notices(self, left_out: int, counts: tuple[int, ...]) -> list[str]:
         notices = []
@@ -205,8 +205,8 @@ class Sentiment(Task):
 
     def postprocess(self, outputs: Arrays, samples: Samples, request: Any) -> SentimentAnswer:
         """The likelier label over all parts, and the words that spoke most for or against it."""
-        reading: Reading = samples.context
-        counts = np.array(reading.counts, np.float64)
+        tokenized: TokenizedText = samples.context
+        counts = np.array(tokenized.counts, np.float64)
         shares = counts / counts.sum() if counts.sum() else np.full(len(counts), 1 / len(counts))
         probabilities, evidence = shares @ outputs["probabilities"].astype(np.float64), outputs["evidence"]
         if not (np.isfinite(probabilities).all() and np.isfinite(evidence).all()):
@@ -215,16 +215,16 @@ class Sentiment(Task):
             raise InvalidOutput("The network gave evidence for another number of tokens than it was asked about.")
         best = int(probabilities.argmax())
         of_tokens = np.concatenate(
-            [share * part[1 : 1 + n, best] for share, part, n in zip(shares, evidence, reading.counts, strict=True)]
+            [share * part[1 : 1 + n, best] for share, part, n in zip(shares, evidence, tokenized.counts, strict=True)]
         )
         return SentimentAnswer(
             label=self.labels[best],
             probability=round(float(probabilities[best]), 6),
             probabilities=dict(zip(self.labels, probabilities.round(6).tolist(), strict=True)),
-            words=_deciding_words(reading, of_tokens, request.words) if request.words else [],
-            tokens=sum(reading.counts),
-            parts=len(reading.counts),
-            notices=list(reading.notices),
+            words=_deciding_words(tokenized, of_tokens, request.words) if request.words else [],
+            tokens=sum(tokenized.counts),
+            parts=len(tokenized.counts),
+            notices=list(tokenized.notices),
         )
 
     def example(self) -> dict[str, Any]:
@@ -301,15 +301,15 @@ def evidence_by_word(
     return sums
 
 
-def _deciding_words(reading: Reading, evidence: Array, most: int) -> list[DecidingWord]:
-    words = words_of(reading.text)
-    weights = evidence_by_word(reading.spans, evidence, words).round(4)
+def _deciding_words(tokenized: TokenizedText, evidence: Array, most: int) -> list[DecidingWord]:
+    words = words_of(tokenized.text)
+    weights = evidence_by_word(tokenized.spans, evidence, words).round(4)
     order = np.argsort(-np.abs(weights), kind="stable")[: min(most, np.count_nonzero(weights))]
     found = []
     for i in order.tolist():
         start, end = words[i]
-        word = reading.text[start:end]
-        if reading.positions is not None:
-            start, end = int(reading.positions[start]), int(reading.positions[end - 1]) + 1
+        word = tokenized.text[start:end]
+        if tokenized.positions is not None:
+            start, end = int(tokenized.positions[start]), int(tokenized.positions[end - 1]) + 1
         found.append(DecidingWord(word=word, start=start, end=end, weight=float(weights[i])))
     return found

@@ -17,9 +17,9 @@ from tasks.contract import (
     Answer,
     Arrays,
     FileBytes,
-    Form,
     InvalidInput,
     Limits,
+    Representation,
     Request,
     Samples,
     Task,
@@ -74,11 +74,11 @@ class SuperResolution(Task):
     request_type = SuperResolutionRequest
     answer_type = SuperResolutionAnswer
     upload: ClassVar[Upload | None] = PICTURE_UPLOAD
-    forms: ClassVar[tuple[Form, ...]] = (
-        Form("application/json"),
-        Form("image/png", {"format": "png"}, file="image"),
-        Form("image/jpeg", {"format": "jpeg"}, file="image"),
-        Form("image/webp", {"format": "webp"}, file="image"),
+    representations: ClassVar[tuple[Representation, ...]] = (
+        Representation("application/json"),
+        Representation("image/png", {"format": "png"}, file="image"),
+        Representation("image/jpeg", {"format": "jpeg"}, file="image"),
+        Representation("image/webp", {"format": "webp"}, file="image"),
     )
 
     @cached_property

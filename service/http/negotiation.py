@@ -6,26 +6,26 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from service.errors import InvalidHeader, InvalidRequest, NotAcceptable
-from tasks.contract import Answer, Form
+from tasks.contract import Answer, Representation
 
 _MOST_RANGES, _LONGEST = 50, 4096
 _Range = tuple[str, str, dict[str, str], float]
 """Type, subtype, parameters, and how much it is wanted, 0…1."""
 
 
-def chosen_form(forms: Sequence[Form], accept: str | None) -> Form:
+def choose_representation(representations: Sequence[Representation], accept: str | None) -> Representation:
     """The form that is wanted most; of equally wanted ones the first. Raises NotAcceptable, InvalidHeader."""
     if not accept or accept == "*/*":
-        return forms[0]
-    known = {name for form in forms for name in _parsed(form.media_type)[1]}
+        return representations[0]
+    known = {name for representation in representations for name in _parsed(representation.media_type)[1]}
     ranges = [_read(part, known) for part in accept[:_LONGEST].split(",", _MOST_RANGES)[:_MOST_RANGES] if part.strip()]
     if not ranges:
-        return forms[0]
-    wanted = [_wanted(form, ranges) for form in forms]
+        return representations[0]
+    wanted = [_wanted(representation, ranges) for representation in representations]
     if max(wanted) <= 0:
-        offered = ", ".join(form.media_type for form in forms)
+        offered = ", ".join(representation.media_type for representation in representations)
         raise NotAcceptable(f"The Accept is '{accept[:80]}'; this model answers with {offered}.")
-    return forms[wanted.index(max(wanted))]
+    return representations[wanted.index(max(wanted))]
 
 
 def _read(part: str, known: Collection[str]) -> _Range:
@@ -48,9 +48,9 @@ def _parsed(media_type: str) -> tuple[str, dict[str, str]]:
     return media.lower(), {name.strip().lower(): value.strip().strip('"').lower() for name, _, value in pairs}
 
 
-def _wanted(form: Form, ranges: Sequence[_Range]) -> float:
+def _wanted(representation: Representation, ranges: Sequence[_Range]) -> float:
     """How much the form is wanted: what the most specific range that it is in says."""
-    media, parameters = _parsed(form.media_type)
+    media, parameters = _parsed(representation.media_type)
     kind, _, subtype = media.partition("/")
     fitting = [
         ((of_kind != "*") + (of_subtype != "*") + len(needed), quality)
@@ -60,14 +60,15 @@ def _wanted(form: Form, ranges: Sequence[_Range]) -> float:
     return max(fitting, default=(0, 0.0))[1]
 
 
-def with_form(form: Form, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+def with_representation(representation: Representation, fields: Mapping[str, Any]) -> Mapping[str, Any]:
     """The request's fields with those that the form stands for. Raises InvalidRequest where the two disagree."""
-    for name, value in form.fields.items():
+    for name, value in representation.fields.items():
         if name in fields and not _same(fields[name], value):
             raise InvalidRequest(
-                f"{name}: the request says {str(fields[name])[:40]!r}, and its Accept ({form.media_type}) {value!r}."
+                f"{name}: the request says {str(fields[name])[:40]!r}, "
+                f"and its Accept ({representation.media_type}) {value!r}."
             )
-    return {**fields, **form.fields}
+    return {**fields, **representation.fields}
 
 
 def _same(said: Any, value: Any) -> bool:
@@ -78,18 +79,18 @@ def _same(said: Any, value: Any) -> bool:
         return False
 
 
-def rendered(form: Form, model: str, version: str, answer: Answer) -> bytes:
+def rendered(representation: Representation, model: str, version: str, answer: Answer) -> bytes:
     """The body of the response."""
-    if form.file is None:
+    if representation.file is None:
         named = answer.model_copy(update={"model": model, "version": version})
         return named.model_dump_json(exclude_none=True).encode()
     found: Any = answer
-    for name in form.file.split("."):
+    for name in representation.file.split("."):
         found = getattr(found, name)
     content: bytes = found
     return content
 
 
-def content_type(form: Form) -> str:
+def content_type(representation: Representation) -> str:
     """Of the response: a form's parameters choose it, and do not belong to what JSON is called."""
-    return form.media_type.partition(";")[0]
+    return representation.media_type.partition(";")[0]

@@ -11,7 +11,7 @@ from service.models.repository import Model, Repository
 _ERRORS = {
     "400": "The body is empty or malformed",
     "404": "There is no such model",
-    "406": "The answer has none of the forms that the Accept header names",
+    "406": "The answer has none of the representations that the Accept header names",
     "413": "The body, the picture or the table is too large",
     "415": "The content type is none that the model reads",
     "422": "The request is well formed, and cannot be answered",
@@ -158,8 +158,8 @@ def _header_parameters() -> list[dict[str, Any]]:
 
 def _answer_response(model: Model, answer: dict[str, str]) -> dict[str, Any]:
     content: dict[str, Any] = {}
-    for form in model.task.forms:
-        content[form.media_type] = {"schema": answer if form.file is None else _BINARY}
+    for representation in model.task.representations:
+        content[representation.media_type] = {"schema": answer if representation.file is None else _BINARY}
     content["application/json"]["example"] = model.example_answer
     return {
         "description": "The answer",

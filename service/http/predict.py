@@ -20,12 +20,12 @@ from service.engine.admission import Wishes, wishes_of
 from service.engine.request import Answered, Progress, Trace
 from service.errors import DeadlineExceeded, InvalidHeader, InvalidRequest, MethodNotAllowed, ServiceError
 from service.http.middleware import error_response, trace_of
-from service.http.negotiation import chosen_form, content_type, rendered, with_form
+from service.http.negotiation import choose_representation, content_type, rendered, with_representation
 from service.http.request_body import BodyBudget, read_message
 from service.metrics import Metrics
 from service.models.repository import Model, Repository
 from service.models.shadow import Shadows
-from tasks.contract import Form
+from tasks.contract import Representation
 
 T = TypeVar("T")
 _CLIENT_CLOSED_REQUEST = 499
@@ -71,13 +71,13 @@ class Predictions:
         trace = trace_of(request.scope)
         model = self.repository.find(name, version)
         trace.model, trace.version = model.manifest.name, model.manifest.version
-        form = chosen_form(model.task.forms, ", ".join(request.headers.getlist("accept")))
+        representation = choose_representation(model.task.representations, ", ".join(request.headers.getlist("accept")))
         loop = asyncio.get_running_loop()
         wishes, progress = _wishes_of(request), Progress(came=loop.time())
         try:
             async with asyncio.timeout_at(progress.came + model.pipeline.admission.longest_s(wishes)) as limit:
                 progress.limit_to = limit.reschedule
-                answered = await self._predict(request, model, form, trace, wishes, progress)
+                answered = await self._predict(request, model, representation, trace, wishes, progress)
         except TimeoutError:
             raise DeadlineExceeded(
                 f"There was no answer within {(loop.time() - progress.came) * 1000:.0f} ms."
@@ -85,10 +85,16 @@ class Predictions:
         except (ClientGone, ClientDisconnect):
             self.metrics.cancelled.labels(trace.model, progress.stage).inc()
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
-        return self._respond(answered, form, trace, varies=len(model.task.forms) > 1)
+        return self._respond(answered, representation, trace, varies=len(model.task.representations) > 1)
 
     async def _predict(
-        self, request: Request, model: Model, form: Form, trace: Trace, wishes: Wishes, progress: Progress
+        self,
+        request: Request,
+        model: Model,
+        representation: Representation,
+        trace: Trace,
+        wishes: Wishes,
+        progress: Progress,
     ) -> Answered:
         """Receives, and only then takes a place: a client that sends slowly, or nothing, keeps nobody out."""
         pipeline, loop = model.pipeline, asyncio.get_running_loop()
@@ -100,8 +106,8 @@ class Predictions:
             message = await read_message(request, upload, fields, max_bytes=self.max_body_bytes, take=take)
             message = replace(
                 message,
-                fields=partial(_fields, form, message.fields),
-                render=partial(rendered, form, trace.model, trace.version),
+                fields=partial(_fields, representation, message.fields),
+                render=partial(rendered, representation, trace.model, trace.version),
                 wishes=wishes.joined(message.wishes),
             )
             if message.wishes != wishes:
@@ -115,18 +121,18 @@ class Predictions:
             with pipeline.permit(message, terms, progress):
                 return await _unless_gone(request.receive, pipeline.predict(message, terms, progress))
 
-    def _respond(self, answered: Answered, form: Form, trace: Trace, *, varies: bool) -> Response:
+    def _respond(self, answered: Answered, representation: Representation, trace: Trace, *, varies: bool) -> Response:
         trace.stages.update(answered.stages)
         trace.batch_size = answered.batch_size
-        response = Response(answered.body, media_type=content_type(form))
+        response = Response(answered.body, media_type=content_type(representation))
         response.headers["x-model"] = f"{trace.model}/{trace.version}"
         if varies:
             response.headers["vary"] = "accept"
         return response
 
 
-def _fields(form: Form, fields: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
-    return with_form(form, fields())
+def _fields(representation: Representation, fields: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+    return with_representation(representation, fields())
 
 
 def _wishes_of(request: Request) -> Wishes:

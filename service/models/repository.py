@@ -22,7 +22,7 @@ from service.errors import ModelNotFound, ModelUnavailable
 from service.models.verification import proved
 from service.models.warmup import Proven, measure_memory, refresh
 from tasks.contract import Task, TensorSpec
-from tasks.deviation import Drift
+from tasks.deviation import BatchDeviation
 from tasks.goldens import Golden, read_goldens
 from tasks.manifest import CARD, MANIFEST, MODEL, BrokenModel, Manifest, read_manifest, verify_files
 
@@ -46,7 +46,7 @@ class Model:
     pipeline: Pipeline
     goldens: tuple[Golden, ...]
     card: str
-    invariance: Drift
+    invariance: BatchDeviation
     """How far the batch changes each output on this device, as the goldens show it."""
 
     @property

@@ -15,7 +15,7 @@ import numpy as np
 from service.backends.base import Backend, OutOfMemory
 from service.models.warmup import Proven
 from tasks.contract import Arrays, Limits, Samples, Task
-from tasks.deviation import Drift, allowed, drift
+from tasks.deviation import BatchDeviation, allowed, batch_deviation
 from tasks.goldens import Golden, difference
 from tasks.manifest import BrokenModel, Manifest
 
@@ -35,7 +35,7 @@ class Proof:
     """
 
     proven: tuple[Proven, ...]
-    invariance: Drift
+    invariance: BatchDeviation
 
 
 def proved(manifest: Manifest, task: Task, backend: Backend, goldens: Sequence[Golden]) -> Proof:
@@ -55,14 +55,14 @@ def proved(manifest: Manifest, task: Task, backend: Backend, goldens: Sequence[G
                 raise BrokenModel(
                     f"The graph does not give the answers it was published with: golden {i} {run}: {found}."
                 )
-    invariance = drift(
+    invariance = batch_deviation(
         task.outputs, ((one, copy) for one, copies in zip(alone, together, strict=True) for copy in copies)
     )
     check_invariance(manifest, task, invariance, backend.device)
     return Proof(tuple(Proven(*one) for one in zip(requests, samples, alone, strict=True)), invariance)
 
 
-def check_invariance(manifest: Manifest, task: Task, invariance: Drift, device: str) -> None:
+def check_invariance(manifest: Manifest, task: Task, invariance: BatchDeviation, device: str) -> None:
     """Raises BrokenModel where the batch changes an output by more than the card allows."""
     for spec in task.outputs:
         found, most = invariance[spec.name], allowed(spec, manifest.batch_invariance, device)

@@ -61,16 +61,16 @@ class TestEveryTask:
         task = EXAMPLES[name]
         plain = {key: value for key, value in task.example().items() if key in ("image", "rows", "text", "user")}
 
-        for form in task.forms:
-            answer = task.answer(lambda arrays: any_outputs(task, arrays), {**plain, **form.fields})
+        for representation in task.representations:
+            answer = task.answer(lambda arrays: any_outputs(task, arrays), {**plain, **representation.fields})
             found = answer
-            for part in (form.file or "model").split("."):
+            for part in (representation.file or "model").split("."):
                 found = getattr(found, part)
-            assert isinstance(found, bytes if form.file else str)
-            assert set(form.fields) <= set(task.request_type.model_fields)
+            assert isinstance(found, bytes if representation.file else str)
+            assert set(representation.fields) <= set(task.request_type.model_fields)
 
     def test_it_can_be_asked_for_json(self, name: str) -> None:
-        assert EXAMPLES[name].forms[0].media_type == "application/json"
+        assert EXAMPLES[name].representations[0].media_type == "application/json"
 
     def test_a_manifest_brings_the_same_task_back(self, name: str) -> None:
         task = EXAMPLES[name]

@@ -152,17 +152,17 @@ def test_an_overlay_shows_its_points_where_they_are(kind: str) -> None:
 
 
 def test_the_forms_of_an_answer_name_fields_that_are_there() -> None:
-    for form in TASK.forms:
-        body = {**TASK.example(), **form.fields}
+    for representation in TASK.representations:
+        body = {**TASK.example(), **representation.fields}
 
         answer: Any = TASK.answer(runner(graph()), body)
 
-        if form.file:
+        if representation.file:
             found: Any = answer
-            for name in form.file.split("."):
+            for name in representation.file.split("."):
                 found = getattr(found, name)
             kind = Image.open(io.BytesIO(found)).format
-            assert f"image/{(kind or '').lower()}" == form.media_type
+            assert f"image/{(kind or '').lower()}" == representation.media_type
 
 
 def test_options_come_as_text_too() -> None:

@@ -222,13 +222,13 @@ def test_options_are_read_from_words_as_well() -> None:
         TASK.parse({"image": b"x", "mask": "jpeg"}, Limits())
 
 
-@pytest.mark.parametrize("form", TASK.forms, ids=lambda form: form.media_type)
-def test_each_form_sets_fields_that_give_it_its_file(form: Any) -> None:
-    answer = TASK.answer(RUN, {**TASK.example(), **form.fields})
+@pytest.mark.parametrize("representation", TASK.representations, ids=lambda representation: representation.media_type)
+def test_each_form_sets_fields_that_give_it_its_file(representation: Any) -> None:
+    answer = TASK.answer(RUN, {**TASK.example(), **representation.fields})
 
-    if form.file:
-        content = getattr(answer, form.file)
-        assert Image.open(io.BytesIO(content)).format == form.media_type.partition("/")[2].upper()
+    if representation.file:
+        content = getattr(answer, representation.file)
+        assert Image.open(io.BytesIO(content)).format == representation.media_type.partition("/")[2].upper()
     else:
         assert isinstance(answer, TASK.answer_type)
 

@@ -76,14 +76,14 @@ def test_the_answer_is_a_file_of_the_kind_that_was_asked_for_and_says_that_it_is
 
 
 def test_a_form_of_the_answer_for_each_kind_of_file_names_the_field_that_holds_it(run):
-    forms = {form.media_type: form for form in SuperResolution.forms}
+    representations = {representation.media_type: representation for representation in SuperResolution.representations}
 
     for kind in ("png", "jpeg", "webp"):
-        form = forms[f"image/{kind}"]
-        answer = answered(run, red(), **form.fields)
-        assert getattr(answer, form.file)
-        assert answer.media_type == form.media_type
-    assert forms["application/json"].file is None
+        representation = representations[f"image/{kind}"]
+        answer = answered(run, red(), **representation.fields)
+        assert getattr(answer, representation.file)
+        assert answer.media_type == representation.media_type
+    assert representations["application/json"].file is None
 
 
 def test_a_lower_quality_is_a_smaller_file(run):

@@ -45,15 +45,17 @@ def test_each_form_is_had_by_its_media_type(every_model: Running, name: str) -> 
     task = TASKS[name]
     body = {key: value for key, value in task.example().items() if key in ("image", "rows", "text", "user")}
 
-    for form in task.forms:
-        answer = every_model.client.post(f"/v1/models/{name}/predict", json=body, headers={"accept": form.media_type})
+    for representation in task.representations:
+        answer = every_model.client.post(
+            f"/v1/models/{name}/predict", json=body, headers={"accept": representation.media_type}
+        )
 
         assert answer.status_code == 200, answer.text
-        assert answer.headers["content-type"] == form.media_type.partition(";")[0]
+        assert answer.headers["content-type"] == representation.media_type.partition(";")[0]
         assert answer.headers["x-model"] == f"{name}/1"
-        if form.file and form.media_type.startswith("image/"):
-            assert Image.open(io.BytesIO(answer.content)).format == form.media_type[6:].upper()
-        elif not form.file:
+        if representation.file and representation.media_type.startswith("image/"):
+            assert Image.open(io.BytesIO(answer.content)).format == representation.media_type[6:].upper()
+        elif not representation.file:
             assert answer.json()["model"] == name
 
 
@@ -75,7 +77,7 @@ def test_its_documentation_shows_its_forms_and_an_example_that_works(every_model
     example = operation["requestBody"]["content"]["application/json"]["example"]
     answer = every_model.client.post(f"/v1/models/{name}/predict", json=example)
     content = operation["responses"]["200"]["content"]
-    assert set(content) == {form.media_type for form in TASKS[name].forms}
+    assert set(content) == {representation.media_type for representation in TASKS[name].representations}
     assert answer.json() == content["application/json"]["example"]
 
 
@@ -95,15 +97,15 @@ def test_odd_pictures_get_an_answer_of_their_own_size(every_model: Running, name
     task = TASKS[name]
     width, height = Image.open(io.BytesIO(PICTURES[kind])).size
 
-    for form in task.forms:
+    for representation in task.representations:
         answer = every_model.client.post(
             f"/v1/models/{name}/predict",
             content=PICTURES[kind],
-            headers={"content-type": "image/png", "accept": form.media_type},
+            headers={"content-type": "image/png", "accept": representation.media_type},
         )
 
         assert answer.status_code == 200, answer.text
-        if not form.file and "width" in answer.json():
+        if not representation.file and "width" in answer.json():
             times = getattr(task, "scale", 1)
             assert (answer.json()["width"], answer.json()["height"]) == (width * times, height * times)
 

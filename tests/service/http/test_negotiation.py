@@ -3,16 +3,19 @@
 import pytest
 
 from service.errors import InvalidHeader, InvalidRequest, NotAcceptable
-from service.http.negotiation import chosen_form, with_form
-from tasks.contract import Form
+from service.http.negotiation import choose_representation, with_representation
+from tasks.contract import Representation
 
-JSON, RLE = Form("application/json"), Form("application/json;mask=rle", {"mask": "rle"})
-PNG, JPEG = Form("image/png", {"mask": "png"}, file="mask"), Form("image/jpeg", {"overlay": True}, file="overlay")
-FORMS = (JSON, PNG, RLE, JPEG)
+JSON, RLE = Representation("application/json"), Representation("application/json;mask=rle", {"mask": "rle"})
+PNG, JPEG = (
+    Representation("image/png", {"mask": "png"}, file="mask"),
+    Representation("image/jpeg", {"overlay": True}, file="overlay"),
+)
+REPRESENTATIONS = (JSON, PNG, RLE, JPEG)
 
 
 @pytest.mark.parametrize(
-    ("accept", "form"),
+    ("accept", "representation"),
     [
         (None, JSON),
         ("", JSON),
@@ -37,8 +40,8 @@ FORMS = (JSON, PNG, RLE, JPEG)
         ("image/png, application/json", JSON),
     ],
 )
-def test_the_form_that_is_wanted_most_is_chosen(accept: str | None, form: Form) -> None:
-    assert chosen_form(FORMS, accept) == form
+def test_the_form_that_is_wanted_most_is_chosen(accept: str | None, representation: Representation) -> None:
+    assert choose_representation(REPRESENTATIONS, accept) == representation
 
 
 @pytest.mark.parametrize(
@@ -46,21 +49,23 @@ def test_the_form_that_is_wanted_most_is_chosen(accept: str | None, form: Form) 
 )
 def test_what_no_form_is_cannot_be_had_and_the_error_lists_what_can(accept: str) -> None:
     with pytest.raises(NotAcceptable, match="application/json, image/png, application/json;mask=rle, image/jpeg"):
-        chosen_form(FORMS, accept)
+        choose_representation(REPRESENTATIONS, accept)
 
 
 @pytest.mark.parametrize("accept", ["image/png;q=2", "image/png;q=much", "image/png;q=nan"])
 def test_a_weight_that_is_none_is_an_error(accept: str) -> None:
     with pytest.raises(InvalidHeader, match="q that is not between 0 and 1"):
-        chosen_form(FORMS, accept)
+        choose_representation(REPRESENTATIONS, accept)
 
 
 def test_a_header_of_ten_thousand_wishes_is_read_as_far_as_anybody_means_it() -> None:
-    assert chosen_form(FORMS, ",".join(["image/png"] * 10_000)) == PNG
+    assert choose_representation(REPRESENTATIONS, ",".join(["image/png"] * 10_000)) == PNG
 
 
 def test_a_form_sets_what_it_stands_for_and_refuses_what_contradicts_it() -> None:
-    assert with_form(PNG, {"image": b"x"}) == {"image": b"x", "mask": "png"}
-    assert [with_form(JPEG, {"overlay": said}) for said in ("true", "1", "yes", True)] == [{"overlay": True}] * 4
+    assert with_representation(PNG, {"image": b"x"}) == {"image": b"x", "mask": "png"}
+    assert [with_representation(JPEG, {"overlay": said}) for said in ("true", "1", "yes", True)] == [
+        {"overlay": True}
+    ] * 4
     with pytest.raises(InvalidRequest, match=r"mask: the request says 'rle', and its Accept \(image/png\) 'png'"):
-        with_form(PNG, {"mask": "rle"})
+        with_representation(PNG, {"mask": "rle"})

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks._items import LENGTHS, NO_RATING, Taste
+from tasks._items import LENGTHS, NO_RATING, UserHistory
 from tasks.manifest import read_manifest
 from tests.training.conftest import ROOT
 from training.core.errors import CannotTrain
@@ -289,7 +289,7 @@ def test_neither_the_bucket_nor_the_company_changes_an_answer(learner_once, seed
     tastes = []
     for count in (0, 1, 3, 8):
         numbers = random.permutation(24)[:count] + 1
-        tastes.append(Taste(tuple(numbers.tolist()), tuple(random.integers(0, 3, count).tolist())))
+        tastes.append(UserHistory(tuple(numbers.tolist()), tuple(random.integers(0, 3, count).tolist())))
 
     together = answers(served, learner.task, tastes)
     longer = answers(served, learner.task, tastes, length)
@@ -310,7 +310,7 @@ def test_the_reason_is_the_liked_item_without_which_the_score_would_fall_most(le
     assert isinstance(served, ServedTaste)
     numbers, levels = (3, 8, 20, 11), (2, 1, 2, NO_RATING)
 
-    rows, _, because, contributions = answers(served, learner.task, [Taste(numbers, levels)])
+    rows, _, because, contributions = answers(served, learner.task, [UserHistory(numbers, levels)])
 
     places = torch.from_numpy(rows[0]) + 1
     with torch.no_grad():
@@ -325,7 +325,7 @@ def test_the_reason_is_the_liked_item_without_which_the_score_would_fall_most(le
 def test_probabilities_sum_to_one_over_what_may_be_recommended(learner_once):
     learner, served = learner_once
 
-    _, scores, _, _ = answers(served, learner.task, [Taste((1, 2), (2, 2), frozenset({1, 2, 5}))])
+    _, scores, _, _ = answers(served, learner.task, [UserHistory((1, 2), (2, 2), frozenset({1, 2, 5}))])
 
     assert sorted(scores[0])[:3] == [-2, -2, -2]
     assert scores[0][scores[0] > -1].sum() == pytest.approx(1, abs=1e-5)
@@ -334,7 +334,7 @@ def test_probabilities_sum_to_one_over_what_may_be_recommended(learner_once):
 def test_who_is_known_by_nothing_gets_what_most_like(learner_once):
     learner, served = learner_once
 
-    rows, scores, _, contributions = answers(served, learner.task, [Taste((), ())])
+    rows, scores, _, contributions = answers(served, learner.task, [UserHistory((), ())])
 
     likes = learner.ratings.likes[rows[0]]
     assert likes.tolist() == sorted(likes.tolist(), reverse=True)
@@ -345,7 +345,7 @@ def test_who_is_known_by_nothing_gets_what_most_like(learner_once):
 def test_similar_is_the_cosine_of_what_items_ask_for(learner_once):
     learner, served = learner_once
 
-    rows, scores, _, _ = answers(served, learner.task, [Taste((5,), (0,), frozenset({5}), similar=True)])
+    rows, scores, _, _ = answers(served, learner.task, [UserHistory((5,), (0,), frozenset({5}), similar=True)])
 
     unit = served.wanted / served.wanted.norm(dim=1, keepdim=True)
     np.testing.assert_allclose(scores[0][:-1], (unit @ unit[4])[rows[0][:-1]].numpy(), atol=2e-3)
@@ -355,7 +355,7 @@ def test_similar_is_the_cosine_of_what_items_ask_for(learner_once):
 
 def test_the_order_counts_only_where_there_are_times(tmp_path, learner):
     unordered = RecommendationsLearner(shop(tmp_path, times=False), learner.trained_with, Options(liked=4.0, size=8))
-    first, second = Taste((1, 2, 3), (2, 1, 2)), Taste((3, 2, 1), (2, 1, 2))
+    first, second = UserHistory((1, 2, 3), (2, 1, 2)), UserHistory((3, 2, 1), (2, 1, 2))
 
     for each, same in ((learner, False), (unordered, True)):
         served = served_of(each)

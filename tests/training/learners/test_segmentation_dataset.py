@@ -12,7 +12,7 @@ from tasks.contract import Limits
 from tasks.segmentation import Segmentation
 from tests.training.street_scenes import PALETTE, write_streets
 from training.core.errors import CannotTrain
-from training.learners.segmentation.dataset import IGNORED, MaskedPictures, read_masks, seen_of
+from training.learners.segmentation.dataset import IGNORED, MaskedPictures, read_masks, view_windows_of
 
 
 @pytest.fixture
@@ -232,7 +232,7 @@ def test_a_mask_of_any_size_is_seen_where_its_picture_lies(width, height):
     mask = np.zeros((height, width), np.uint8)
     samples = task.preprocess(Picture(Image.new("RGB", (width, height)), width, height))
 
-    seen = seen_of(mask, samples.context.frames[0], 32, 24)
+    seen = view_windows_of(mask, samples.context.frames[0], 32, 24)
 
     assert seen.shape == (24, 32)
     assert (seen == 0).any()
@@ -240,7 +240,7 @@ def test_a_mask_of_any_size_is_seen_where_its_picture_lies(width, height):
 
 
 def test_what_lies_beside_the_picture_has_no_label():
-    seen = seen_of(np.ones((10, 10), np.uint8), Frame(10, 10, 1.0, 1.0, 3.0, 0.0), 16, 10)
+    seen = view_windows_of(np.ones((10, 10), np.uint8), Frame(10, 10, 1.0, 1.0, 3.0, 0.0), 16, 10)
 
     assert (seen[:, 3:13] == 1).all()
     assert (seen[:, :3] == IGNORED).all()

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tasks._images import Frame, Picture
 from tasks._masks import Colour
-from tasks.segmentation import Seen, Segmentation
+from tasks.segmentation import Segmentation, ViewWindows
 from training.core.errors import CannotTrain
 from training.data.images import Pictures, decoded, picture_files, readable
 from training.data.splits import held_out
@@ -324,9 +324,9 @@ class MaskedPictures(Pictures):
             pixels = self._cropped.preprocess(picture).arrays["image"][0]
         else:
             samples = self.task.preprocess(picture)
-            seen: Seen = samples.context
+            seen: ViewWindows = samples.context
             pixels = samples.arrays["image"][window]
-            target = seen_of(mask, seen.frames[window], self.task.width, self.task.height)
+            target = view_windows_of(mask, seen.frames[window], self.task.width, self.task.height)
         return {"image": torch.from_numpy(pixels.copy()), "target": torch.from_numpy(target)}
 
     def _part(
@@ -343,7 +343,7 @@ class MaskedPictures(Pictures):
         left = (picture.width - size[0]) * across
         top = (picture.height - size[1]) * down
         frame = Frame(picture.width, picture.height, scale, scale, -left * scale, -top * scale)
-        target = seen_of(mask, frame, *crop)
+        target = view_windows_of(mask, frame, *crop)
         image = _pixels_of(picture, frame, *crop)
         if self.change:
             image = _lighter_or_darker(image)
@@ -352,7 +352,7 @@ class MaskedPictures(Pictures):
         return Picture(image, *crop), target
 
 
-def seen_of(mask: NDArray[np.uint8], frame: Frame, width: int, height: int) -> NDArray[np.uint8]:
+def view_windows_of(mask: NDArray[np.uint8], frame: Frame, width: int, height: int) -> NDArray[np.uint8]:
     """A picture's mask as the network sees it through the frame, by the nearest pixel; IGNORED beside the picture."""
     columns = np.floor((np.arange(width) + 0.5 - frame.offset_x) / frame.scale_x).astype(np.intp)
     rows = np.floor((np.arange(height) + 0.5 - frame.offset_y) / frame.scale_y).astype(np.intp)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tasks.contract import Arrays, Run, Samples
-from tasks.sentiment import Reading, Sentiment, evidence_by_word, words_of
+from tasks.sentiment import Sentiment, TokenizedText, evidence_by_word, words_of
 from training.core.results import Figure, Table
 from training.evaluation import classification
 from training.learners.sentiment.tfidf_baseline import Baseline
@@ -113,16 +113,16 @@ def _answered(run: Run, batch: Sequence[tuple[int, Samples]]) -> Iterator[tuple[
         yield i, _said(samples.context, outputs["probabilities"][rows], outputs["evidence"][rows])
 
 
-def _said(reading: Reading, probabilities: Numbers, evidence: Numbers) -> Said:
-    shares = np.array(reading.counts, np.float64) / max(1, sum(reading.counts))
+def _said(tokenized: TokenizedText, probabilities: Numbers, evidence: Numbers) -> Said:
+    shares = np.array(tokenized.counts, np.float64) / max(1, sum(tokenized.counts))
     of_tokens = np.concatenate(
-        [share * part[1 : 1 + n] for share, part, n in zip(shares, evidence, reading.counts, strict=True)]
+        [share * part[1 : 1 + n] for share, part, n in zip(shares, evidence, tokenized.counts, strict=True)]
     )
-    places = words_of(reading.text)
-    columns = [evidence_by_word(reading.spans, column, places) for column in of_tokens.T]
-    words = tuple(reading.text[start:end].lower() for start, end in places)
+    places = words_of(tokenized.text)
+    columns = [evidence_by_word(tokenized.spans, column, places) for column in of_tokens.T]
+    words = tuple(tokenized.text[start:end].lower() for start, end in places)
     return Said(
-        shares @ probabilities.astype(np.float64), sum(reading.counts), len(shares), words, np.stack(columns, 1)
+        shares @ probabilities.astype(np.float64), sum(tokenized.counts), len(shares), words, np.stack(columns, 1)
     )
 
 
