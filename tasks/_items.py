@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 NO_ITEM, NO_RATING = 0, 0
 """What fills a history up to its bucket; the level of an item that was chosen but not rated."""
-LENGTHS = (8, 32, 128, 512)
+LENGTH_BUCKETS = (8, 32, 128, 512)
 """To these lengths histories are filled up, so that those of like length share a batch."""
-LONGEST = LENGTHS[-1]
+LONGEST = LENGTH_BUCKETS[-1]
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class UserHistory:
 
 def bucket(length: int) -> int:
     """The length to which a history of this length is filled up."""
-    return next((each for each in LENGTHS if length <= each), LONGEST)
+    return next((each for each in LENGTH_BUCKETS if length <= each), LONGEST)
 
 
 def filled(rows: Sequence[Sequence[int]], length: int) -> NDArray[np.int64]:

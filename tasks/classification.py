@@ -108,22 +108,22 @@ class Classification(Task):
         if self.thresholds and len(self.thresholds) != len(self.labels):
             raise ValueError(f"There are {len(self.thresholds)} thresholds for {len(self.labels)} labels.")
 
-    decisive: ClassVar[tuple[str, ...]] = ("label", "probability")
+    compared_fields: ClassVar[tuple[str, ...]] = ("label", "probability")
 
     @property
-    def several(self) -> bool:
+    def is_multi_label(self) -> bool:
         """Whether a picture may have more labels than one, or none."""
         return bool(self.thresholds)
 
     @property
     def request_type(self) -> type[ClassificationRequest] | type[TagsRequest]:
         """One for pictures of one label, one for several."""
-        return TagsRequest if self.several else ClassificationRequest
+        return TagsRequest if self.is_multi_label else ClassificationRequest
 
     @property
     def answer_type(self) -> type[ClassificationAnswer] | type[TagsAnswer]:
         """One for pictures of one label, one for several."""
-        return TagsAnswer if self.several else ClassificationAnswer
+        return TagsAnswer if self.is_multi_label else ClassificationAnswer
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -157,7 +157,7 @@ class Classification(Task):
         heatmap = None
         if request.heatmap:
             heatmap = self._heatmap(outputs["activation_map"][0], int(order[0]), samples.context)
-        if self.several:
+        if self.is_multi_label:
             return self._tags(probabilities, order, request.all_labels, heatmap)
         scores = [LabelScore(label=self.labels[i], probability=_rounded(probabilities[i])) for i in order]
         first = scores[0]
@@ -193,11 +193,11 @@ class Classification(Task):
     def example(self) -> dict[str, Any]:
         """A synthetic picture."""
         image = base64.b64encode(synthetic_picture()).decode("ascii")
-        return {"image": image, "all_labels": True} if self.several else {"image": image, "top_k": 3}
+        return {"image": image, "all_labels": True} if self.is_multi_label else {"image": image, "top_k": 3}
 
     def agreement(self, ours: Any, theirs: Any) -> float:
         """Of one label: whether it is the same, and as probable. Of several: the share that both answers give."""
-        if self.several:
+        if self.is_multi_label:
             return overlap([tag.label for tag in ours.labels], [tag.label for tag in theirs.labels])
         return super().agreement(ours, theirs)
 

@@ -33,7 +33,7 @@ Run = Callable[[Arrays], Arrays]
 _MOST_FIELDS = 100
 """Fields of a request: to name each unknown one of half a million would take seconds."""
 
-Meaning = Literal["number", "index", "level"]
+ElementKind = Literal["value", "class", "pixel"]
 """What an element of a tensor says: a quantity, a class by its index, or the brightness of a pixel, 0…255."""
 
 Reason = Literal["empty", "unreadable", "too_large", "unsupported", "invalid"]
@@ -82,14 +82,14 @@ class Limits:
 class TensorSpec:
     """A tensor of the graph: its name, its numpy dtype and its shape without the batch axis.
 
-    A string in the shape names an axis whose length the sample decides. `meaning` says how two such tensors are
+    A string in the shape names an axis whose length the sample decides. `kind` says how two such tensors are
     compared: numbers by their distance, indices by how many differ, levels by how far they do.
     """
 
     name: str
     dtype: str
     shape: tuple[int | str, ...]
-    meaning: Meaning = "number"
+    kind: ElementKind = "value"
 
     def mismatch(self, array: Array) -> str | None:
         """Why `array`, batch axis first, is not this tensor; None where it is."""
@@ -197,7 +197,7 @@ class Task(ABC):
 
     A field annotated as `str` is that text, in UTF-8; any other is JSON.
     """
-    decisive: ClassVar[tuple[str, ...]] = ()
+    compared_fields: ClassVar[tuple[str, ...]] = ()
     """The fields of an answer that two versions of a model are compared by; none: all of them."""
     golden_tolerance: ClassVar[float] = 2e-3
     """How far a number of an answer may lie from the golden one: other processors round otherwise, no more."""
@@ -223,7 +223,7 @@ class Task(ABC):
         """The graph's outputs, in order."""
 
     @property
-    def lengths(self) -> Mapping[str, tuple[int, ...]]:
+    def length_buckets(self) -> Mapping[str, tuple[int, ...]]:
         """The lengths that `preprocess` fills samples up to, by the name of the axis in `inputs`: the buckets."""
         return {}
 
@@ -266,8 +266,10 @@ class Task(ABC):
         that is a picture, a mask, points or a ranking is measured by its task.
         """
         one, other = ours.plain(), theirs.plain()
-        if self.decisive:
-            one, other = ({name: answer[name] for name in self.decisive if name in answer} for answer in (one, other))
+        if self.compared_fields:
+            one, other = (
+                {name: answer[name] for name in self.compared_fields if name in answer} for answer in (one, other)
+            )
         return agreement(one, other)
 
     def answer(self, run: Run, body: Any, limits: Limits | None = None) -> Answer:

@@ -9,15 +9,15 @@ from types import MappingProxyType
 
 import numpy as np
 
-from tasks.contract import Array, Arrays, Meaning, TensorSpec
+from tasks.contract import Array, Arrays, ElementKind, TensorSpec
 
-AGREEMENT: Mapping[Meaning, float] = MappingProxyType({"number": 1e-4, "index": 1e-3, "level": 1.0})
+AGREEMENT: Mapping[ElementKind, float] = MappingProxyType({"value": 1e-4, "class": 1e-3, "pixel": 1.0})
 """How far two computations of the same in 32 bits may lie apart: the limits of the export's gate.
 
 Numbers: times the largest magnitude of the output where that is above 1. Indices: the share that may differ, where two
 classes are all but equally likely. Levels: rounding falls to one side or the other.
 """
-ROUNDING: Mapping[Meaning, float] = MappingProxyType({"number": 2e-2, "index": 1e-2, "level": 4.0})
+ROUNDING: Mapping[ElementKind, float] = MappingProxyType({"value": 2e-2, "class": 1e-2, "pixel": 4.0})
 """The same where weights or products are rounded to 16 bits; a level is that of the one pixel that changes most."""
 OTHER_PROCESSORS = 4.0
 """How many times the published figure another processor may show: it adds in another order, no more."""
@@ -32,10 +32,10 @@ def difference(spec: TensorSpec, expected: Array, got: Array) -> float:
     Numbers: the largest difference, relative to the output's magnitude where that is above 1. Indices: the share that
     differs. Levels: the largest difference.
     """
-    if spec.meaning == "index":
+    if spec.kind == "class":
         return float((expected != got).mean())
     one, other = expected.astype(np.float64), got.astype(np.float64)
-    scale = max(1.0, float(np.abs(one).max())) if spec.meaning == "number" else 1.0
+    scale = max(1.0, float(np.abs(one).max())) if spec.kind == "value" else 1.0
     apart = one != other  # An infinite number is as far from itself as any other: not at all.
     return float(np.abs(one[apart] - other[apart]).max(initial=0.0)) / scale
 
@@ -75,11 +75,11 @@ def allowed(spec: TensorSpec, published: BatchDeviation | None, device: str) -> 
     mantissa is as short as that of 16 bits.
     """
     least = AGREEMENT if device == "cpu" else ROUNDING
-    return max(least[spec.meaning], OTHER_PROCESSORS * (published or {}).get(spec.name, 0.0))
+    return max(least[spec.kind], OTHER_PROCESSORS * (published or {}).get(spec.name, 0.0))
 
 
 def in_words(spec: TensorSpec, found: float) -> str:
     """A difference as it stands on a card: `mask in 0.012% of its elements`."""
-    if spec.meaning == "index":
+    if spec.kind == "class":
         return f"{spec.name} in {found:.3%} of its elements"
-    return f"{spec.name} by {found:.0f} levels of 255" if spec.meaning == "level" else f"{spec.name} by {found:.1e}"
+    return f"{spec.name} by {found:.0f} levels of 255" if spec.kind == "pixel" else f"{spec.name} by {found:.1e}"

@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from tasks._items import LENGTHS, LONGEST, NO_RATING, ItemTable, Scale, UserHistory, bucket, filled
+from tasks._items import LENGTH_BUCKETS, LONGEST, NO_RATING, ItemTable, Scale, UserHistory, bucket, filled
 from tasks.comparison import overlap
 from tasks.contract import (
     Answer,
@@ -202,9 +202,9 @@ class Recommendations(Task):
         return RecommendationsAnswer
 
     @property
-    def lengths(self) -> Mapping[str, tuple[int, ...]]:
+    def length_buckets(self) -> Mapping[str, tuple[int, ...]]:
         """The buckets of histories."""
-        return {"length": LENGTHS}
+        return {"length": LENGTH_BUCKETS}
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -224,9 +224,9 @@ class Recommendations(Task):
         was liked is in the history.
         """
         return (
-            TensorSpec("items", "int64", (self.most,), "index"),
+            TensorSpec("items", "int64", (self.most,), "class"),
             TensorSpec("scores", "float32", (self.most,)),
-            TensorSpec("because", "int64", (self.most,), "index"),
+            TensorSpec("because", "int64", (self.most,), "class"),
             TensorSpec("contributions", "float32", (self.most,)),
         )
 

@@ -200,8 +200,8 @@ class Segmentation(Task):
     def outputs(self) -> tuple[TensorSpec, ...]:
         """Each pixel's label by its index, and the calibrated probability of that label, times 255."""
         return (
-            TensorSpec("mask", "uint8", (self.height, self.width), "index"),
-            TensorSpec("confidence", "uint8", (self.height, self.width), "level"),
+            TensorSpec("mask", "uint8", (self.height, self.width), "class"),
+            TensorSpec("confidence", "uint8", (self.height, self.width), "pixel"),
         )
 
     @property

@@ -115,7 +115,7 @@ class Sentiment(Task):
 
     upload: ClassVar[Upload | None] = Upload("text", ("text/plain",))
     files: ClassVar[Mapping[str, str]] = {"tokenizer": "tokenizer.json"}
-    decisive: ClassVar[tuple[str, ...]] = ("label", "probability")
+    compared_fields: ClassVar[tuple[str, ...]] = ("label", "probability")
 
     def __post_init__(self) -> None:
         """Raises ValueError: what should be a tokenizer is none, or the buckets do not grow."""
@@ -142,7 +142,7 @@ class Sentiment(Task):
         return SentimentAnswer
 
     @property
-    def lengths(self) -> Mapping[str, tuple[int, ...]]:
+    def length_buckets(self) -> Mapping[str, tuple[int, ...]]:
         """The buckets."""
         return {"tokens": self.buckets}
 

@@ -89,13 +89,13 @@ class SuperResolution(Task):
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """Pixels as they are: the graph casts and normalises."""
-        return (TensorSpec("image", "uint8", (self.tile, self.tile, 3), "level"),)
+        return (TensorSpec("image", "uint8", (self.tile, self.tile, 3), "pixel"),)
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """Pixels as they are shown: the graph rounds and clamps."""
         side = self.scale * self.tile
-        return (TensorSpec("restored", "uint8", (side, side, 3), "level"),)
+        return (TensorSpec("restored", "uint8", (side, side, 3), "pixel"),)
 
     def decode(self, request: SuperResolutionRequest, limits: Limits) -> Picture:
         """The picture, 8-bit RGB and upright. Raises InvalidInput, also where the answer would be too large."""

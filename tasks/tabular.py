@@ -91,7 +91,7 @@ class Tabular(Task):
     spread: tuple[float, float] | None = None
     coverage: float = 0.8
 
-    decisive: ClassVar[tuple[str, ...]] = ("predictions",)
+    compared_fields: ClassVar[tuple[str, ...]] = ("predictions",)
 
     def __post_init__(self) -> None:
         if bool(self.labels) == (self.spread is not None):

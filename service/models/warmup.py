@@ -60,7 +60,7 @@ def buckets(task: Task, arrays: Arrays) -> Iterator[Arrays]:
     """One sample of each shape that the task makes, from one that it has made: as long as the task's buckets are."""
     one = {name: array[:1] for name, array in arrays.items()}
     yield one
-    for axis, lengths in task.lengths.items():
+    for axis, lengths in task.length_buckets.items():
         for length in lengths:
             yield {spec.name: _stretched(one[spec.name], spec.shape, axis, length) for spec in task.inputs}
 

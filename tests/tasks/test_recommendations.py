@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tasks._items import LENGTHS, LONGEST, NO_RATING, ItemTable, Scale, bucket
+from tasks._items import LENGTH_BUCKETS, LONGEST, NO_RATING, ItemTable, Scale, bucket
 from tasks.contract import InvalidInput, InvalidOutput, Limits, files_of, parameters_of, task_from
 from tasks.recommendations import Recommendations, RecommendationsAnswer
 from tests.model_folders import runner
@@ -305,4 +305,4 @@ def test_a_ratings_level_is_liked_just_where_the_rating_is(levels: int, liked: f
 
 @given(st.integers(0, 2_000))
 def test_the_bucket_is_the_smallest_that_holds_the_history(length: int) -> None:
-    assert bucket(length) == min([each for each in LENGTHS if each >= length], default=LONGEST)
+    assert bucket(length) == min([each for each in LENGTH_BUCKETS if each >= length], default=LONGEST)

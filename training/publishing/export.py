@@ -21,7 +21,7 @@ from training.core.errors import CannotTrain
 from training.publishing.fp16 import store_in_half
 
 OPSET = 20
-TOLERANCE = AGREEMENT["number"]
+TOLERANCE = AGREEMENT["value"]
 """Of the parity gate, for numbers: times the largest magnitude of an output where that is above 1."""
 TORCHSCRIPT = "model.ts"
 _BATCHES = (1, 2, 7)
@@ -177,7 +177,7 @@ def _compared(served: nn.Module, traced: Any, run: Run, task: Task, samples: Arr
                 found = _difference(spec, expected[spec.name], got[spec.name])
                 _refuse(kind, spec, found, size)
                 apart[spec.name] = max(apart[spec.name], found)
-    numbers = [apart[spec.name] for spec in task.outputs if spec.meaning == "number"]
+    numbers = [apart[spec.name] for spec in task.outputs if spec.kind == "value"]
     words = tuple(in_words(spec, apart[spec.name]) for spec in task.outputs)
     return Parity(max(numbers, default=None), words, {}, (), (), count, sizes)
 
@@ -199,10 +199,10 @@ def _halved(path: Path, task: Task, samples: Arrays) -> tuple[str, ...]:
     words = []
     for spec in task.outputs:
         found = _difference(spec, exact[spec.name], rounded[spec.name])
-        if not found <= ROUNDING[spec.meaning]:
+        if not found <= ROUNDING[spec.kind]:
             raise CannotTrain(
                 f"Storing the weights in 16 bits changes {spec.name} by {found:.1e}; at most "
-                f"{ROUNDING[spec.meaning]:g} is accepted. Publish them in 32 bits: --full-precision."
+                f"{ROUNDING[spec.kind]:g} is accepted. Publish them in 32 bits: --full-precision."
             )
         words.append(in_words(spec, found))
     return tuple(words)
@@ -210,7 +210,7 @@ def _halved(path: Path, task: Task, samples: Arrays) -> tuple[str, ...]:
 
 def _refuse(kind: str, spec: TensorSpec, found: float, size: int) -> None:
     """Raises CannotTrain where the difference is too large, or not a number."""
-    most = AGREEMENT[spec.meaning]
+    most = AGREEMENT[spec.kind]
     if not found <= most:
         raise CannotTrain(
             f"{kind} and the network disagree by {found:.1e} in {spec.name} with a batch of {size}; at "

@@ -84,7 +84,7 @@ def bucket_shapes(task: Task) -> list[Shape]:
                 for spec in task.inputs
             }
         )
-        for axis, lengths in task.lengths.items()
+        for axis, lengths in task.length_buckets.items()
         for length in lengths
     ]
 
@@ -93,7 +93,7 @@ def sizes_of(pipeline: Pipeline, shape: Shape) -> list[int]:
     return [size for known, size, _, _ in pipeline.curve.table() if known == shape]
 
 
-@pytest.mark.parametrize("name", [name for name, task in every_task().items() if task.lengths])
+@pytest.mark.parametrize("name", [name for name, task in every_task().items() if task.length_buckets])
 def test_every_bucket_of_a_task_has_been_run_before_it_serves(name: str) -> None:
     task = every_task()[name]
 
@@ -106,7 +106,7 @@ def test_every_bucket_of_a_task_has_been_run_before_it_serves(name: str) -> None
 
 
 def test_some_tasks_have_buckets() -> None:
-    assert any(task.lengths for task in every_task().values())
+    assert any(task.length_buckets for task in every_task().values())
 
 
 @pytest.mark.parametrize("find", [True, False], ids=["size is found", "size is set"])

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks._items import LENGTHS, NO_RATING, UserHistory
+from tasks._items import LENGTH_BUCKETS, NO_RATING, UserHistory
 from tasks.manifest import read_manifest
 from tests.training.conftest import ROOT
 from training.core.errors import CannotTrain
@@ -282,7 +282,7 @@ def test_the_bands_of_ranks_widen():
     assert rank_bands(10).tolist() == [0, 1, 2, 3, 4, 4, 5, 5, 6, 6]
 
 
-@given(st.integers(0, 3), st.sampled_from(LENGTHS[1:]))
+@given(st.integers(0, 3), st.sampled_from(LENGTH_BUCKETS[1:]))
 def test_neither_the_bucket_nor_the_company_changes_an_answer(learner_once, seed, length):
     learner, served = learner_once
     random = np.random.default_rng(seed)

@@ -133,8 +133,8 @@ class Painting(Tabular):
 
     inputs = (TensorSpec("image", "uint8", (16, 16, 3)),)
     outputs = (
-        TensorSpec("mask", "uint8", (16, 16), "index"),
-        TensorSpec("picture", "uint8", (16, 16, 3), "level"),
+        TensorSpec("mask", "uint8", (16, 16), "class"),
+        TensorSpec("picture", "uint8", (16, 16, 3), "pixel"),
     )
 
 
