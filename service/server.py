@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from service.backends.base import Backend, OpenBackend
 from service.backends.onnx import OnnxRuntime, available_cores
-from service.engine.admission import Manners
+from service.engine.admission import ModelLimits
 from service.engine.batcher import BatchPolicy
 from service.engine.context import Place, Surroundings
 from service.engine.latency import BUSY_HOPS, measured_hop
@@ -126,14 +126,14 @@ class Service:
             self.vitals.lose,
         )
         deadline_ms = settings.deadlines.get(name)
-        manners = Manners(
+        limits = ModelLimits(
             timeout_s=settings.timeout_ms / 1000,
             deadline_s=None if deadline_ms is None else deadline_ms / 1000,
             weight=settings.weights.get(name, 1.0),
             most=settings.max_queue,
         )
         policy = BatchPolicy(settings.max_batch or _MOST_BATCH, settings.max_delay_ms / 1000)
-        pipeline = Pipeline(task, backend, around, name=name, policy=policy, manners=manners)
+        pipeline = Pipeline(task, backend, around, name=name, policy=policy, limits=limits)
         # A version that comes while clients are served leaves them the other cores.
         side_by_side = 1 if self.loaded.is_set() else max(1, device.scheduler.at_once // 2)
         try:

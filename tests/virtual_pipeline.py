@@ -141,7 +141,7 @@ class VirtualModel:
         """One request, as the server asks it."""
         now = asyncio.get_running_loop().time()
         message = Message(kind, 1, lambda: fields)
-        terms = self.pipeline.admission.terms(message.wishes, now)
+        terms = self.pipeline.admission.terms(message.options, now)
         if within_s is not None:
             terms = Terms(min(terms.due, now + within_s), now + within_s)
         with self.pipeline.permit(message, terms):

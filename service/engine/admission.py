@@ -15,7 +15,7 @@ from service.engine.scheduler import URGENCY, Priority, Terms, TooLate
 from service.errors import DeadlineExceeded, DeviceHung, InvalidRequest, Overloaded
 from tasks.contract import Problem
 
-WISHES = ("timeout_ms", "priority")
+OPTION_FIELDS = ("timeout_ms", "priority")
 """Fields of any request that say how it is to be answered, and not what."""
 _SLACK = 20
 """Where nothing else is said, a request is due after so many times what a full batch of its model takes."""
@@ -32,28 +32,30 @@ _IF_LATE = 2.0
 
 
 @dataclass(frozen=True)
-class Wishes:
+class RequestOptions:
     """What a client asks for: seconds until the answer, and how urgent it is."""
 
     timeout_s: float | None = None
     priority: Priority | None = None
 
-    def joined(self, other: "Wishes") -> "Wishes":
+    def joined(self, other: "RequestOptions") -> "RequestOptions":
         """Both: the shorter time, and the priority of `other` where it has one."""
         times = [time for time in (self.timeout_s, other.timeout_s) if time is not None]
-        return Wishes(min(times, default=None), other.priority or self.priority)
+        return RequestOptions(min(times, default=None), other.priority or self.priority)
 
     def __bool__(self) -> bool:
-        return self != Wishes()
+        return self != RequestOptions()
 
 
-def wishes_of(fields: Mapping[str, Any], *, names: tuple[str, ...] = WISHES) -> tuple[Mapping[str, Any], Wishes]:
-    """The fields without those that are wishes, and the wishes. Raises InvalidRequest."""
+def parse_options(
+    fields: Mapping[str, Any], *, names: tuple[str, ...] = OPTION_FIELDS
+) -> tuple[Mapping[str, Any], RequestOptions]:
+    """The fields without those that are options, and the options. Raises InvalidRequest."""
     found = {name: fields[name] for name in names if name in fields}
     if not found:
-        return fields, Wishes()
+        return fields, RequestOptions()
     rest = {name: value for name, value in fields.items() if name not in found}
-    return rest, Wishes(_timeout_s(found.get("timeout_ms")), _priority(found.get("priority")))
+    return rest, RequestOptions(_timeout_s(found.get("timeout_ms")), _priority(found.get("priority")))
 
 
 def _timeout_s(value: Any) -> float | None:
@@ -80,7 +82,7 @@ def _invalid(name: str, wanted: str, value: Any) -> InvalidRequest:
 
 
 @dataclass(frozen=True)
-class Manners:
+class ModelLimits:
     """How the requests of one model are treated.
 
     Attributes:
@@ -100,9 +102,9 @@ class Admission:
     """The requests of one model that are under way. All methods belong to one event loop."""
 
     def __init__(
-        self, manners: Manners, *, full_batch_s: Callable[[], float], wait_s: Callable[[float], float]
+        self, limits: ModelLimits, *, full_batch_s: Callable[[], float], wait_s: Callable[[float], float]
     ) -> None:
-        self._manners = manners
+        self._limits = limits
         self._full_batch_s = full_batch_s
         self._wait_s = wait_s
         self._mean, self._spread = 1.0, 0.25
@@ -111,20 +113,20 @@ class Admission:
         self.abandoned = 0
         """Requests that nobody waits for any more, and whose step a thread has not ended yet."""
 
-    def longest_s(self, wishes: Wishes) -> float:
+    def longest_s(self, options: RequestOptions) -> float:
         """How long a request may take, as its client, the model and the server will have it."""
-        times = (wishes.timeout_s, self._manners.deadline_s, self._manners.timeout_s)
+        times = (options.timeout_s, self._limits.deadline_s, self._limits.timeout_s)
         return min(time for time in times if time is not None)
 
-    def terms(self, wishes: Wishes, came: float) -> Terms:
+    def terms(self, options: RequestOptions, came: float) -> Terms:
         """When a request that came then (the loop's time) is due, and when it is too late.
 
         A longer time than the model's own makes nothing less urgent: who only guards against waiting for ever would
         come last.
         """
-        longest = self.longest_s(wishes)
-        usual = self._manners.deadline_s or max(_LEAST_DUE_S, _SLACK * self._full_batch_s())
-        urgency = self._manners.weight * URGENCY[wishes.priority or "normal"]
+        longest = self.longest_s(options)
+        usual = self._limits.deadline_s or max(_LEAST_DUE_S, _SLACK * self._full_batch_s())
+        urgency = self._limits.weight * URGENCY[options.priority or "normal"]
         return Terms(came + min(longest, usual) / urgency, came + longest)
 
     @contextmanager
@@ -160,7 +162,7 @@ class Admission:
         """The seconds until the answer, as they are foreseen; takes no place. Raises Overloaded and DeviceHung."""
         taken, wait = self.in_flight + self.abandoned, self._wait_s(terms.due)
         _check_alive(wait)
-        if taken >= self._manners.most:
+        if taken >= self._limits.most:
             message = f"{taken} requests are under way, as many as are accepted; try again later."
             raise Overloaded(message, retry_after_s=max(1, math.ceil(self._wait_s(math.inf) * self._wrong)))
         if (

@@ -19,7 +19,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from service.backends.base import Backend, BackendError, DeviceLost, OutOfMemory
-from service.engine.admission import WISHES, Admission, Manners, Wishes, wishes_of
+from service.engine.admission import OPTION_FIELDS, Admission, ModelLimits, RequestOptions, parse_options
 from service.engine.batcher import Batcher, BatchPolicy, BatchReport, Ran
 from service.engine.context import Surroundings
 from service.engine.error_mapping import failure, invalid_input, invalid_request
@@ -42,7 +42,7 @@ class Pipeline:
         *,
         name: str,
         policy: BatchPolicy,
-        manners: Manners | None = None,
+        limits: ModelLimits | None = None,
     ) -> None:
         self.task = task
         self.backend = backend
@@ -58,7 +58,7 @@ class Pipeline:
             if field.annotation is bool or get_origin(field.annotation) is Literal
         ]
         # A field of this name that a task has itself is the task's.
-        self._wishes = tuple(name for name in WISHES if name not in task.request_type.model_fields)
+        self._option_names = tuple(name for name in OPTION_FIELDS if name not in task.request_type.model_fields)
         # Whoever sets a delay wants batches: then no request goes past the queue.
         self.waits_for_company = policy.max_delay_s > 0
         metrics = around.metrics
@@ -73,7 +73,7 @@ class Pipeline:
         self._workers = around.workers if of_pictures else around.interpreter
         self._decoding = Line(self._workers.scheduler, on_dropped=dropped)
         self._finishing = Line(self._workers.scheduler)
-        self.admission = Admission(manners or Manners(), full_batch_s=self._full_batch_s, wait_s=self._wait_s)
+        self.admission = Admission(limits or ModelLimits(), full_batch_s=self._full_batch_s, wait_s=self._wait_s)
         self._reading = 0
         self._finishing_s = (
             0.0  # Of late, where a worker did it: whoever is read before others is finished before them.
@@ -163,7 +163,7 @@ class Pipeline:
         began = time.perf_counter()
         progress = progress or Progress()
         progress.came = progress.came or asyncio.get_running_loop().time()
-        terms = terms or self.admission.terms(message.wishes, progress.came)
+        terms = terms or self.admission.terms(message.options, progress.came)
         try:
             run = None if self.is_quick(message) else self._run_in_one_go()
             read = None
@@ -194,8 +194,8 @@ class Pipeline:
         self._reading += 1
         try:
             read = partial(self._step, self._decoding, terms, ("decode", message.kind), message.size)
-            request, samples, wishes = await read(self._read, message)
-            return Read(request, samples, wishes, ended=time.perf_counter())
+            request, samples, options = await read(self._read, message)
+            return Read(request, samples, options, ended=time.perf_counter())
         finally:
             self._reading -= 1
 
@@ -216,15 +216,15 @@ class Pipeline:
         return answered(body, ran, began, read.ended, finished, waited_s=read.waited_s)
 
     def _checked_once_more(self, message: Message, read: Read, terms: Terms, progress: Progress) -> Terms:
-        """The terms, now that all wishes and the number of samples are known. Raises Overloaded."""
+        """The terms, now that all options and the number of samples are known. Raises Overloaded."""
         shape, size = shape_of(read.samples.arrays), len(read.samples)
         limit, device = self._batcher.limit(shape), self._around.device.scheduler
         rounds = math.ceil(math.ceil(size / limit) / device.at_once)
         progress.is_large = rounds > 1
         own, least = (rounds * of(shape, min(size, limit)) for of in (self.curve.seconds, self.curve.least))
-        wishes = message.wishes.joined(read.wishes)
-        if wishes != message.wishes:
-            asked = self.admission.terms(wishes, progress.came)
+        options = message.options.joined(read.options)
+        if options != message.options:
+            asked = self.admission.terms(options, progress.came)
             terms = Terms(asked.due, min(asked.until, terms.until))
             progress.limit_to(terms.until)
             self.admission.check_time(terms, device.wait_s(terms.due, own=(self._batcher,)), own, least)
@@ -239,7 +239,7 @@ class Pipeline:
         """One thread takes the request all the way: for one that is alone, and where batches gain nothing.
 
         Handing it from thread to thread would cost it time, and win nobody else any. If it turns out to be more than
-        one batch, or to have wishes that were not known, it is only read: a device's place is had for one batch.
+        one batch, or to have options that were not known, it is only read: a device's place is had for one batch.
         """
         progress.stage = "queue"
         given_up = threading.Event()
@@ -265,11 +265,11 @@ class Pipeline:
     ) -> Answered | Read:
         started = time.perf_counter()
         progress.stage = "decode"
-        request, samples, wishes = self._cost("decode", message.kind).timed(message.size, self._read, message)
-        read = Read(request, samples, wishes, ended=time.perf_counter(), waited_s=started - began)
+        request, samples, options = self._cost("decode", message.kind).timed(message.size, self._read, message)
+        read = Read(request, samples, options, ended=time.perf_counter(), waited_s=started - began)
         shape = shape_of(samples.arrays)
         scheduler = self._around.device.scheduler
-        if wishes or len(samples) > self.curve.limit(shape, self.batch_limit, scheduler.memory_bytes):
+        if options or len(samples) > self.curve.limit(shape, self.batch_limit, scheduler.memory_bytes):
             return read
         if given_up.is_set():
             self._dropped.inc(len(samples))
@@ -346,11 +346,11 @@ class Pipeline:
     def _ended_for_nobody(self, _: asyncio.Future[Any]) -> None:
         self.admission.abandoned -= 1
 
-    def _read(self, message: Message) -> tuple[Request, Samples, Wishes]:
+    def _read(self, message: Message) -> tuple[Request, Samples, RequestOptions]:
         try:
-            fields, wishes = wishes_of(message.fields(), names=self._wishes)
+            fields, options = parse_options(message.fields(), names=self._option_names)
             request = self.task.parse(fields, self._around.limits)
-            return request, self.task.preprocess(self.task.decode(request, self._around.limits)), wishes
+            return request, self.task.preprocess(self.task.decode(request, self._around.limits)), options
         except ValidationError as error:
             raise invalid_request(error) from None
         except InvalidInput as error:

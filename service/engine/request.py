@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.engine.admission import Wishes
+from service.engine.admission import RequestOptions
 from service.engine.batcher import Ran
 from service.metrics import NO_MODEL
 from tasks.contract import Answer, Request, Samples
@@ -15,7 +15,7 @@ from tasks.contract import Answer, Request, Samples
 class Message:
     """What a client sent, still in bytes: `fields` makes the request's fields of it and may raise ServiceError.
 
-    `render` makes the bytes of the answer that the client wants. `wishes` are those that are known already; there may
+    `render` makes the bytes of the answer that the client wants. `options` are those that are known already; there may
     be more among the fields.
     """
 
@@ -23,7 +23,7 @@ class Message:
     size: int
     fields: Callable[[], Mapping[str, Any]]
     render: Callable[[Answer], bytes] = lambda answer: answer.model_dump_json(exclude_none=True).encode()
-    wishes: Wishes = Wishes()
+    options: RequestOptions = RequestOptions()
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Read:
 
     request: Request
     samples: Samples
-    wishes: Wishes
+    options: RequestOptions
     ended: float
     waited_s: float = 0.0
 

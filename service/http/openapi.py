@@ -123,17 +123,17 @@ def _body_content(model: Model, request: dict[str, str]) -> dict[str, Any]:
 def _option_parameters(model: Model) -> list[dict[str, Any]]:
     """The fields beside the upload may also stand in the address, for bodies that have no place for them."""
     upload = model.task.upload
-    wishes = [
+    options = [
         {"name": name, "in": "query", "required": False, "schema": schema, "description": description}
         for name, (schema, description) in _WISHES.items()
     ]
     if upload is None:
-        return wishes
+        return options
     properties = model.task.request_type.model_json_schema()["properties"]
     for schema in properties.values():
         # Swagger UI would send a default along with a body that says otherwise, which is an error.
         schema.pop("default", None)
-    return wishes + [
+    return options + [
         {
             "name": name,
             "in": "query",

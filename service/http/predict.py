@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.engine.admission import Wishes, wishes_of
+from service.engine.admission import RequestOptions, parse_options
 from service.engine.request import Answered, Progress, Trace
 from service.errors import DeadlineExceeded, InvalidHeader, InvalidRequest, MethodNotAllowed, ServiceError
 from service.http.middleware import error_response, trace_of
@@ -73,11 +73,11 @@ class Predictions:
         trace.model, trace.version = model.manifest.name, model.manifest.version
         representation = choose_representation(model.task.representations, ", ".join(request.headers.getlist("accept")))
         loop = asyncio.get_running_loop()
-        wishes, progress = _wishes_of(request), Progress(came=loop.time())
+        options, progress = _options_from_headers(request), Progress(came=loop.time())
         try:
-            async with asyncio.timeout_at(progress.came + model.pipeline.admission.longest_s(wishes)) as limit:
+            async with asyncio.timeout_at(progress.came + model.pipeline.admission.longest_s(options)) as limit:
                 progress.limit_to = limit.reschedule
-                answered = await self._predict(request, model, representation, trace, wishes, progress)
+                answered = await self._predict(request, model, representation, trace, options, progress)
         except TimeoutError:
             raise DeadlineExceeded(
                 f"There was no answer within {(loop.time() - progress.came) * 1000:.0f} ms."
@@ -93,12 +93,12 @@ class Predictions:
         model: Model,
         representation: Representation,
         trace: Trace,
-        wishes: Wishes,
+        options: RequestOptions,
         progress: Progress,
     ) -> Answered:
         """Receives, and only then takes a place: a client that sends slowly, or nothing, keeps nobody out."""
         pipeline, loop = model.pipeline, asyncio.get_running_loop()
-        terms = pipeline.admission.terms(wishes, progress.came)
+        terms = pipeline.admission.terms(options, progress.came)
         pipeline.check(terms)
         with self.bodies.share() as take:
             fields = model.task.request_type.model_fields
@@ -108,10 +108,10 @@ class Predictions:
                 message,
                 fields=partial(_fields, representation, message.fields),
                 render=partial(rendered, representation, trace.model, trace.version),
-                wishes=wishes.joined(message.wishes),
+                options=options.joined(message.options),
             )
-            if message.wishes != wishes:
-                terms = pipeline.admission.terms(message.wishes, progress.came)
+            if message.options != options:
+                terms = pipeline.admission.terms(message.options, progress.came)
                 progress.limit_to(max(terms.until, loop.time()))
             message = self.shadows.watch(model, message, trace)
             trace.stages["receive"] = time.perf_counter() - trace.began
@@ -135,15 +135,15 @@ def _fields(representation: Representation, fields: Callable[[], Mapping[str, An
     return with_representation(representation, fields())
 
 
-def _wishes_of(request: Request) -> Wishes:
+def _options_from_headers(request: Request) -> RequestOptions:
     """What a client asks for in headers and in the address. Raises InvalidHeader and InvalidRequest."""
     headers = {"timeout_ms": request.headers.get(_TIMEOUT), "priority": request.headers.get(_PRIORITY)}
     try:
-        _, wishes = wishes_of(headers)
+        _, options = parse_options(headers)
     except InvalidRequest as error:
         name = _TIMEOUT if error.details[0].where == "timeout_ms" else _PRIORITY
         raise InvalidHeader(f"{name.title()}{error.message.partition(':')[2]}") from None
-    return wishes
+    return options
 
 
 async def _unless_gone(receive: Callable[[], Awaitable[Any]], work: Awaitable[T]) -> T:

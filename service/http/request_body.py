@@ -11,7 +11,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from service.engine.admission import WISHES, Wishes, wishes_of
+from service.engine.admission import OPTION_FIELDS, RequestOptions, parse_options
 from service.engine.request import Message
 from service.errors import (
     BodyTooLarge,
@@ -72,27 +72,27 @@ async def read_message(
     """
     content_type = request.headers.get("content-type", "")
     media_type = content_type.partition(";")[0].strip().lower()
-    options = _once(request.query_params.multi_items()) if request.scope["query_string"] else {}
+    query = _once(request.query_params.multi_items()) if request.scope["query_string"] else {}
     if media_type == _JSON:
         body = await _read_body(request, max_bytes, take)
-        return Message("json", len(body), partial(_json_fields, body, options), wishes=_wishes(options, task_fields))
+        return Message("json", len(body), partial(_json_fields, body, query), options=_read_options(query, task_fields))
     if upload is not None and media_type == _FORM:
         body = await _read_body(request, max_bytes, take)
-        fields = _with_options(await _form_fields(request, body, upload), options)
-        return Message("form", len(body), lambda: fields, wishes=_wishes(fields, task_fields))
+        fields = _with_query(await _form_fields(request, body, upload), query)
+        return Message("form", len(body), lambda: fields, options=_read_options(fields, task_fields))
     if upload is not None and _is_upload(media_type, upload):
         _check_charset(content_type)
         body = await _read_body(request, max_bytes, take)
-        make = partial(_with_options, {upload.field: body}, options)
-        return Message("upload", len(body), make, wishes=_wishes(options, task_fields))
+        make = partial(_with_query, {upload.field: body}, query)
+        return Message("upload", len(body), make, options=_read_options(query, task_fields))
     accepted = [_JSON] if upload is None else [_JSON, _FORM, *upload.media_types]
     sent = f"'{content_type[:80]}'" if content_type else "missing"
     raise UnsupportedMediaType(f"The Content-Type is {sent}; this model reads {', '.join(accepted)}.")
 
 
-def _wishes(fields: Mapping[str, Any], task_fields: Container[str]) -> Wishes:
+def _read_options(fields: Mapping[str, Any], task_fields: Container[str]) -> RequestOptions:
     """What the address or the form says of how to answer, known before anything is decoded. Raises InvalidRequest."""
-    return wishes_of(fields, names=tuple(name for name in WISHES if name not in task_fields))[1]
+    return parse_options(fields, names=tuple(name for name in OPTION_FIELDS if name not in task_fields))[1]
 
 
 def _is_upload(media_type: str, upload: Upload) -> bool:
@@ -126,14 +126,14 @@ async def _read_body(request: Request, max_bytes: int, take: Callable[[int], Non
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _json_fields(body: bytes, options: Mapping[str, str]) -> Mapping[str, Any]:
+def _json_fields(body: bytes, query: Mapping[str, str]) -> Mapping[str, Any]:
     try:
         fields = from_json(body)  # NaN is let through here, so that the column it stands in can be named.
     except ValueError as error:
         raise MalformedBody(f"The body is not JSON: {error}.") from None
     if not isinstance(fields, dict):
         raise MalformedBody(f"The body is a JSON {_JSON_KINDS[type(fields)]}, and must be an object.")
-    return _with_options(fields, options)
+    return _with_query(fields, query)
 
 
 _JSON_KINDS = {list: "array", str: "string", int: "number", float: "number", bool: "true or false", type(None): "null"}
@@ -148,10 +148,10 @@ def _once(items: Sequence[tuple[str, T]]) -> dict[str, T]:
     return found
 
 
-def _with_options(fields: Mapping[str, Any], options: Mapping[str, str]) -> Mapping[str, Any]:
-    if twice := fields.keys() & options.keys():
+def _with_query(fields: Mapping[str, Any], query: Mapping[str, str]) -> Mapping[str, Any]:
+    if twice := fields.keys() & query.keys():
         raise InvalidRequest(f"{', '.join(sorted(twice))}: given in the body and in the address.")
-    return {**fields, **options}
+    return {**fields, **query}
 
 
 async def _form_fields(request: Request, body: bytes, upload: Upload) -> Mapping[str, Any]:

@@ -18,7 +18,7 @@ from functools import partial
 from typing import Any
 from weakref import ref
 
-from service.engine.admission import WISHES, Wishes
+from service.engine.admission import OPTION_FIELDS, RequestOptions
 from service.engine.request import Message, Progress, Trace
 from service.errors import DeadlineExceeded, DeviceHung, Overloaded, ServiceError
 from service.metrics import Metrics
@@ -205,11 +205,11 @@ class Shadows:
 
     async def _timed(self, model: Model, message: Message, render: _Kept, progress: Progress) -> Timing:
         """Asks with low priority, whatever the client's was, and without taking a client's place."""
-        wishes = Wishes(self._timeout_s, "low")
-        names = [name for name in WISHES if name not in model.task.request_type.model_fields]
+        options = RequestOptions(self._timeout_s, "low")
+        names = [name for name in OPTION_FIELDS if name not in model.task.request_type.model_fields]
         fields = partial(_without, names, message.fields)
-        message = replace(message, render=render, wishes=wishes, fields=fields)
-        terms = model.pipeline.admission.terms(wishes, asyncio.get_running_loop().time())
+        message = replace(message, render=render, options=options, fields=fields)
+        terms = model.pipeline.admission.terms(options, asyncio.get_running_loop().time())
         async with asyncio.timeout(self._timeout_s):
             answered = await model.pipeline.predict(message, terms, progress)
         work_s = sum(answered.stages.get(step, 0.0) for step in _STEPS)

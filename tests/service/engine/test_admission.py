@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.engine.admission import Admission, Manners, Wishes, wishes_of
+from service.engine.admission import Admission, ModelLimits, RequestOptions, parse_options
 from service.engine.scheduler import Scheduler, Terms, TooLate
 from service.errors import DeadlineExceeded, DeviceHung, InvalidRequest, Overloaded
 from tests.fake_device import HANGS, FakeDevice, Model, right
@@ -23,26 +23,26 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def admission_of(wait_s: float = 0.0, manners: Manners | None = None, full_batch_s: float = 1.0) -> Admission:
-    return Admission(manners or Manners(), full_batch_s=lambda: full_batch_s, wait_s=lambda due: wait_s)
+def admission_of(wait_s: float = 0.0, limits: ModelLimits | None = None, full_batch_s: float = 1.0) -> Admission:
+    return Admission(limits or ModelLimits(), full_batch_s=lambda: full_batch_s, wait_s=lambda due: wait_s)
 
 
 @pytest.mark.parametrize(
-    ("fields", "rest", "wishes"),
+    ("fields", "rest", "options"),
     [
-        ({}, {}, Wishes()),
-        ({"a": 1}, {"a": 1}, Wishes()),
-        ({"a": 1, "timeout_ms": 250}, {"a": 1}, Wishes(0.25)),
-        ({"timeout_ms": "250.5"}, {}, Wishes(0.2505)),
-        ({"priority": "low"}, {}, Wishes(None, "low")),
-        ({"timeout_ms": None, "priority": None, "b": None}, {"b": None}, Wishes()),
-        ({"priority": "high", "timeout_ms": 1e9}, {}, Wishes(1e6, "high")),
+        ({}, {}, RequestOptions()),
+        ({"a": 1}, {"a": 1}, RequestOptions()),
+        ({"a": 1, "timeout_ms": 250}, {"a": 1}, RequestOptions(0.25)),
+        ({"timeout_ms": "250.5"}, {}, RequestOptions(0.2505)),
+        ({"priority": "low"}, {}, RequestOptions(None, "low")),
+        ({"timeout_ms": None, "priority": None, "b": None}, {"b": None}, RequestOptions()),
+        ({"priority": "high", "timeout_ms": 1e9}, {}, RequestOptions(1e6, "high")),
     ],
 )
-def test_wishes_are_told_apart_from_what_is_asked(
-    fields: Mapping[str, Any], rest: Mapping[str, Any], wishes: Wishes
+def test_options_are_told_apart_from_what_is_asked(
+    fields: Mapping[str, Any], rest: Mapping[str, Any], options: RequestOptions
 ) -> None:
-    assert wishes_of(fields) == (rest, wishes)
+    assert parse_options(fields) == (rest, options)
 
 
 @pytest.mark.parametrize(
@@ -51,52 +51,57 @@ def test_wishes_are_told_apart_from_what_is_asked(
     + [("timeout_ms", 10**400)]
     + [("priority", value) for value in ("urgent", "HIGH", "", 1, [], {}, True, "x" * 9999)],
 )
-def test_a_wish_that_makes_no_sense_is_refused_by_its_name(name: str, value: Any) -> None:
+def test_an_option_that_makes_no_sense_is_refused_by_its_name(name: str, value: Any) -> None:
     with pytest.raises(InvalidRequest, match=name) as refused:
-        wishes_of({name: value})
+        parse_options({name: value})
 
     assert [problem.where for problem in refused.value.details] == [name]
     assert len(str(refused.value)) < 200
 
 
-def test_a_field_of_the_models_own_is_no_wish() -> None:
-    assert wishes_of({"priority": "whatever"}, names=("timeout_ms",)) == ({"priority": "whatever"}, Wishes())
+def test_a_field_of_the_models_own_is_no_option() -> None:
+    assert parse_options({"priority": "whatever"}, names=("timeout_ms",)) == (
+        {"priority": "whatever"},
+        RequestOptions(),
+    )
 
 
 def test_of_two_times_the_shorter_counts_and_of_two_priorities_the_later() -> None:
-    assert Wishes(2.0, "low").joined(Wishes(1.0, "high")) == Wishes(1.0, "high")
-    assert Wishes(1.0, "low").joined(Wishes(2.0)) == Wishes(1.0, "low")
-    assert Wishes().joined(Wishes()) == Wishes()
-    assert not Wishes()
+    assert RequestOptions(2.0, "low").joined(RequestOptions(1.0, "high")) == RequestOptions(1.0, "high")
+    assert RequestOptions(1.0, "low").joined(RequestOptions(2.0)) == RequestOptions(1.0, "low")
+    assert RequestOptions().joined(RequestOptions()) == RequestOptions()
+    assert not RequestOptions()
 
 
-manners = st.builds(
-    Manners,
+limits = st.builds(
+    ModelLimits,
     timeout_s=st.floats(0.01, 100),
     deadline_s=st.none() | st.floats(0.01, 100),
     weight=st.floats(0.1, 10),
 )
 
 
-@given(manners, st.floats(0, 10), st.floats(0.001, 1000), st.floats(1.0, 100.0))
+@given(limits, st.floats(0, 10), st.floats(0.001, 1000), st.floats(1.0, 100.0))
 def test_a_longer_time_makes_nothing_more_urgent_and_one_beyond_the_models_own_nothing_less(
-    manners: Manners, full_batch_s: float, timeout_s: float, times: float
+    limits: ModelLimits, full_batch_s: float, timeout_s: float, times: float
 ) -> None:
-    admission = admission_of(manners=manners, full_batch_s=full_batch_s)
-    short, long, without = (admission.terms(Wishes(wish), 5.0) for wish in (timeout_s, timeout_s * times, None))
+    admission = admission_of(limits=limits, full_batch_s=full_batch_s)
+    short, long, without = (
+        admission.terms(RequestOptions(option), 5.0) for option in (timeout_s, timeout_s * times, None)
+    )
 
     assert short.due <= long.due <= without.due
     assert short.until <= long.until <= without.until
-    assert without.until <= 5.0 + manners.timeout_s
-    assert without.until <= 5.0 + (manners.deadline_s or math.inf)
+    assert without.until <= 5.0 + limits.timeout_s
+    assert without.until <= 5.0 + (limits.deadline_s or math.inf)
 
 
-@given(manners, st.floats(0, 10), st.none() | st.floats(0.001, 1000))
+@given(limits, st.floats(0, 10), st.none() | st.floats(0.001, 1000))
 def test_the_more_urgent_is_due_earlier_and_too_late_at_the_same_time(
-    manners: Manners, full_batch_s: float, timeout_s: float | None
+    limits: ModelLimits, full_batch_s: float, timeout_s: float | None
 ) -> None:
-    admission = admission_of(manners=manners, full_batch_s=full_batch_s)
-    high, normal, low = (admission.terms(Wishes(timeout_s, p), 0.0) for p in ("high", "normal", "low"))  # type: ignore[arg-type]
+    admission = admission_of(limits=limits, full_batch_s=full_batch_s)
+    high, normal, low = (admission.terms(RequestOptions(timeout_s, p), 0.0) for p in ("high", "normal", "low"))  # type: ignore[arg-type]
 
     assert high.due < normal.due < low.due
     assert high.until == normal.until == low.until
@@ -125,7 +130,7 @@ def test_who_is_refused_and_comes_again_when_told_is_answered_in_time_if_nobody_
     async def main() -> None:
         device, scheduler = FakeDevice(), Scheduler(at_once)
         model = Model(device, scheduler, most=most)
-        admission = Admission(Manners(), full_batch_s=lambda: model.speed.seconds(most), wait_s=scheduler.wait_s)
+        admission = Admission(ModelLimits(), full_batch_s=lambda: model.speed.seconds(most), wait_s=scheduler.wait_s)
         others = [model.asked(float(i)) for i in range(queued)]
         admission.in_flight = queued
         await asyncio.sleep(0.05)
@@ -191,7 +196,7 @@ def test_how_long_those_take_that_fail_or_leave_is_not_learnt_from_but_being_lat
 
 def test_no_more_are_let_in_than_may_be_under_way_and_those_count_whose_thread_has_not_ended() -> None:
     async def main() -> None:
-        admission = admission_of(manners=Manners(most=2))
+        admission = admission_of(limits=ModelLimits(most=2))
         terms = Terms(0, math.inf)
         with admission.permit(terms, 0.0, 0.0):
             admission.abandoned += 1
@@ -208,7 +213,7 @@ def test_where_the_device_hangs_nobody_is_let_in() -> None:
     async def main() -> None:
         device, scheduler = FakeDevice(), Scheduler(1, hang_s=5)
         model = Model(device, scheduler)
-        admission = Admission(Manners(), full_batch_s=lambda: 1.0, wait_s=scheduler.wait_s)
+        admission = Admission(ModelLimits(), full_batch_s=lambda: 1.0, wait_s=scheduler.wait_s)
         hanging = model.asked(HANGS)
         await asyncio.gather(hanging, return_exceptions=True)
         with pytest.raises(DeviceHung):
@@ -227,7 +232,7 @@ def test_under_overload_who_is_let_in_is_answered_in_time_and_the_device_is_kept
     in_time, late = [], []
 
     async def client(admission: Admission, model: Model) -> None:
-        terms = admission.terms(Wishes(), now())
+        terms = admission.terms(RequestOptions(), now())
         try:
             with admission.permit(terms, OWN_S, OWN_S):
                 await model.ask(1.0, due=terms.due, until=terms.until)
@@ -242,7 +247,9 @@ def test_under_overload_who_is_let_in_is_answered_in_time_and_the_device_is_kept
         device, scheduler = FakeDevice(), Scheduler(2)
         model = Model(device, scheduler)
         speed = model.speed.seconds(8)
-        admission = Admission(Manners(timeout_s=10.0, most=10**6), full_batch_s=lambda: speed, wait_s=scheduler.wait_s)
+        admission = Admission(
+            ModelLimits(timeout_s=10.0, most=10**6), full_batch_s=lambda: speed, wait_s=scheduler.wait_s
+        )
         clients = []
         for _ in range(round(2000 * over)):
             clients.append(asyncio.create_task(client(admission, model)))

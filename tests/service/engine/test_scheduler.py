@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.backends.base import OutOfMemory
-from service.engine.admission import Admission, Manners, Wishes
+from service.engine.admission import Admission, ModelLimits, RequestOptions
 from service.engine.scheduler import Job, NoRoom, Offer, Priority, Room, Scheduler, Terms
 from tests.fake_device import FITS_QUITE_ALONE, FakeDevice, Model, Run, Speed, right, sample
 from tests.virtual_clock import run_virtually
@@ -23,8 +23,8 @@ def now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def admission_of(model: Model, manners: Manners, scheduler: Scheduler) -> Admission:
-    return Admission(manners, full_batch_s=lambda: model.speed.seconds(1), wait_s=scheduler.wait_s)
+def admission_of(model: Model, limits: ModelLimits, scheduler: Scheduler) -> Admission:
+    return Admission(limits, full_batch_s=lambda: model.speed.seconds(1), wait_s=scheduler.wait_s)
 
 
 @settings(max_examples=100, deadline=None)
@@ -51,11 +51,14 @@ def test_of_requests_that_came_together_the_more_urgent_runs_first(order: tuple[
     async def main() -> list[Run]:
         device, scheduler = FakeDevice(), Scheduler()
         model = Model(device, scheduler, most=1)
-        terms = admission_of(model, Manners(timeout_s=1000), scheduler).terms
+        terms = admission_of(model, ModelLimits(timeout_s=1000), scheduler).terms
         number = {"high": 1.0, "normal": 2.0, "low": 3.0}
         await asyncio.gather(
             model.ask(0.0, due=-1.0),
-            *(model.ask(number[priority], due=terms(Wishes(priority=priority), now()).due) for priority in order),
+            *(
+                model.ask(number[priority], due=terms(RequestOptions(priority=priority), now()).due)
+                for priority in order
+            ),
         )
         return device.runs
 
@@ -70,8 +73,8 @@ def test_a_model_of_more_weight_goes_before_one_of_less_that_came_a_little_earli
         asked = [light.asked(0.0, due=-1.0)]
         for model in (light, heavy):
             await asyncio.sleep(0.1)
-            terms = admission_of(model, Manners(timeout_s=1000, weight=weights[model]), scheduler).terms
-            asked.append(model.asked(1.0, due=terms(Wishes(), now()).due))
+            terms = admission_of(model, ModelLimits(timeout_s=1000, weight=weights[model]), scheduler).terms
+            asked.append(model.asked(1.0, due=terms(RequestOptions(), now()).due))
         await asyncio.gather(*asked)
         return [run.model for run in device.runs]
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.admission import Admission, Manners, Wishes
+from service.engine.admission import Admission, ModelLimits, RequestOptions
 from service.engine.latency import shape_of
 from service.engine.scheduler import Scheduler, TooLate
 from service.errors import Overloaded
@@ -64,9 +64,9 @@ class Moody(Speed):
         return 0.1 * (self.times if slow else 1.0)
 
 
-def admission_for(model: Model, scheduler: Scheduler, manners: Manners) -> Admission:
+def admission_for(model: Model, scheduler: Scheduler, limits: ModelLimits) -> Admission:
     return Admission(
-        manners,
+        limits,
         full_batch_s=lambda: model.curve.seconds(ONE, 1),
         wait_s=lambda due: scheduler.wait_s(due, own=(model.batcher,)),
     )
@@ -75,13 +75,13 @@ def admission_for(model: Model, scheduler: Scheduler, manners: Manners) -> Admis
 async def kept_busy(model: Model, admission: Admission, until: float) -> None:
     """A client that asks again as soon as it has its answer."""
     while now() < until:
-        terms = admission.terms(Wishes(), now())
+        terms = admission.terms(RequestOptions(), now())
         await model.ask(1.0, due=terms.due, until=terms.until)
 
 
 async def outcome(model: Model, admission: Admission) -> str:
     """What becomes of one request: answered, refused or late."""
-    terms = admission.terms(Wishes(), now())
+    terms = admission.terms(RequestOptions(), now())
     try:
         async with asyncio.timeout_at(terms.until):
             with admission.permit(terms, model.curve.seconds(ONE, 1), model.curve.least(ONE, 1)):
@@ -102,8 +102,8 @@ def test_a_model_with_a_short_deadline_that_was_refused_while_the_device_was_slo
     async def main() -> list[tuple[float, str]]:
         device, scheduler = FakeDevice(), Scheduler(1)
         model, other = (Model(device, scheduler, name, most=1, speed=Moody()) for name in ("model", "other"))
-        admission = admission_for(model, scheduler, Manners(deadline_s=1.0))
-        of_other = admission_for(other, scheduler, Manners())
+        admission = admission_for(model, scheduler, ModelLimits(deadline_s=1.0))
+        of_other = admission_for(other, scheduler, ModelLimits())
         busy = [asyncio.create_task(kept_busy(other, of_other, end)) for _ in range(2)]
         asked: list[tuple[float, asyncio.Task[str]]] = []
         while now() < end - 5:

@@ -58,7 +58,7 @@ def test_a_weight_that_is_none_is_an_error(accept: str) -> None:
         choose_representation(REPRESENTATIONS, accept)
 
 
-def test_a_header_of_ten_thousand_wishes_is_read_as_far_as_anybody_means_it() -> None:
+def test_a_header_of_ten_thousand_options_is_read_as_far_as_anybody_means_it() -> None:
     assert choose_representation(REPRESENTATIONS, ",".join(["image/png"] * 10_000)) == PNG
 
 

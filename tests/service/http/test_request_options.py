@@ -32,27 +32,27 @@ def test_a_header_that_cannot_be_read_is_named(server: Running, headers: dict[st
 
 
 @pytest.mark.parametrize(
-    ("wish", "value"),
+    ("option", "value"),
     [("timeout_ms", 0), ("timeout_ms", True), ("timeout_ms", "soon"), ("timeout_ms", [1]), ("priority", "urgent")],
 )
-def test_a_field_that_cannot_be_read_is_named(server: Running, wish: str, value: object) -> None:
-    answer = server.client.post(URL, json={"rows": [ROW], wish: value})
+def test_a_field_that_cannot_be_read_is_named(server: Running, option: str, value: object) -> None:
+    answer = server.client.post(URL, json={"rows": [ROW], option: value})
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_request")
-    assert answer.json()["error"]["details"][0]["where"] == wish
+    assert answer.json()["error"]["details"][0]["where"] == option
 
 
-def test_wishes_are_read_from_body_address_and_form(server: Running) -> None:
-    wishes = {"timeout_ms": "20000", "priority": "high"}
+def test_options_are_read_from_body_address_and_form(server: Running) -> None:
+    options = {"timeout_ms": "20000", "priority": "high"}
     picture = encoded(Image.new("RGB", (20, 20), "red"))
 
     answers = [
         server.client.post(URL, json={"rows": [ROW], "timeout_ms": 20_000, "priority": "low"}),
-        server.client.post(URL, params=wishes, json={"rows": [ROW]}),
+        server.client.post(URL, params=options, json={"rows": [ROW]}),
         server.client.post(
-            "/v1/models/colours/predict", params=wishes, content=picture, headers={"content-type": "image/png"}
+            "/v1/models/colours/predict", params=options, content=picture, headers={"content-type": "image/png"}
         ),
-        server.client.post("/v1/models/colours/predict", data=wishes, files={"image": picture}),
+        server.client.post("/v1/models/colours/predict", data=options, files={"image": picture}),
     ]
 
     assert [answer.status_code for answer in answers] == [200] * 4

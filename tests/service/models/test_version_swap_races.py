@@ -104,13 +104,13 @@ def test_a_version_decided_on_at_any_moment_while_the_next_is_loaded_leaves_one_
     assert set(served) == may_serve
 
 
-def test_requests_with_wishes_of_their_own_are_mirrored_as_all_others(tmp_path: Path, start: Start) -> None:
+def test_requests_with_options_of_their_own_are_mirrored_as_all_others(tmp_path: Path, start: Start) -> None:
     credit(tmp_path, 1)
     server = start(models=tmp_path, **LENIENT)
     credit(tmp_path, 2)
     server.service.repository.rescan()
-    wishes = {"timeout_ms": 20_000, "priority": "high"}
+    options = {"timeout_ms": 20_000, "priority": "high"}
 
-    ask_until(server, decided(server), json=ROW | wishes, headers={"x-request-priority": "low"})
+    ask_until(server, decided(server), json=ROW | options, headers={"x-request-priority": "low"})
 
     assert (report(server)["verdict"], report(server)["errors"]) == ("promoted", 0)
