@@ -12,7 +12,7 @@ import numpy as np
 from service.backends.base import BackendError, DeviceLost, OutOfMemory
 from service.engine.batcher import Batcher, BatchPolicy, Ran
 from service.engine.latency import Curve, shape_of
-from service.engine.scheduler import Scheduler, Terms
+from service.engine.scheduler import Deadline, Scheduler
 from tasks.contract import Arrays
 
 FAILS, HANGS, NEVER_FITS, FITS_ALONE, FITS_QUITE_ALONE, CORRUPT, SLOW, LOSES = (-float(i) for i in range(1, 9))
@@ -110,7 +110,7 @@ class Model:
 
     async def ask(self, *values: float, due: float | None = None, until: float = float("inf")) -> list[float]:
         now = asyncio.get_running_loop().time()
-        ran: Ran = await self.batcher.submit(sample(*values), Terms(now if due is None else due, until))
+        ran: Ran = await self.batcher.submit(sample(*values), Deadline(now if due is None else due, until))
         return ran.outputs["y"][:, 0].tolist()
 
     def asked(self, *values: float, due: float | None = None, until: float = float("inf")) -> asyncio.Task[list[float]]:

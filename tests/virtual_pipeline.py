@@ -15,8 +15,8 @@ from service.engine.batcher import BatchPolicy
 from service.engine.context import Place, Surroundings
 from service.engine.latency import shape_of
 from service.engine.pipeline import Pipeline
-from service.engine.request import Answered, Message, Progress
-from service.engine.scheduler import Scheduler, Terms
+from service.engine.request import PredictRequest, PredictResult, RequestState
+from service.engine.scheduler import Deadline, Scheduler
 from service.metrics import Metrics
 from tasks.contract import Arrays, Limits, Samples, Task
 from tests.model_folders import runner
@@ -137,12 +137,14 @@ class VirtualModel:
         task = self.pipeline.task
         return task.preprocess(task.decode(task.parse(fields, Limits()), Limits()))
 
-    async def ask(self, fields: Mapping[str, Any], kind: str = "json", *, within_s: float | None = None) -> Answered:
+    async def ask(
+        self, fields: Mapping[str, Any], kind: str = "json", *, within_s: float | None = None
+    ) -> PredictResult:
         """One request, as the server asks it."""
         now = asyncio.get_running_loop().time()
-        message = Message(kind, 1, lambda: fields)
-        terms = self.pipeline.admission.terms(message.options, now)
+        message = PredictRequest(kind, 1, lambda: fields)
+        deadline = self.pipeline.admission.deadline(message.options, now)
         if within_s is not None:
-            terms = Terms(min(terms.due, now + within_s), now + within_s)
-        with self.pipeline.permit(message, terms):
-            return await self.pipeline.predict(message, terms, Progress(came=now))
+            deadline = Deadline(min(deadline.due, now + within_s), now + within_s)
+        with self.pipeline.permit(message, deadline):
+            return await self.pipeline.predict(message, deadline, RequestState(came=now))

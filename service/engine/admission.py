@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from service.engine.scheduler import URGENCY, Priority, Terms, TooLate
+from service.engine.scheduler import URGENCY, Deadline, Priority, TooLate
 from service.errors import DeadlineExceeded, DeviceHung, InvalidRequest, Overloaded
 from tasks.contract import Problem
 
@@ -118,7 +118,7 @@ class Admission:
         times = (options.timeout_s, self._limits.deadline_s, self._limits.timeout_s)
         return min(time for time in times if time is not None)
 
-    def terms(self, options: RequestOptions, came: float) -> Terms:
+    def deadline(self, options: RequestOptions, came: float) -> Deadline:
         """When a request that came then (the loop's time) is due, and when it is too late.
 
         A longer time than the model's own makes nothing less urgent: who only guards against waiting for ever would
@@ -127,18 +127,18 @@ class Admission:
         longest = self.longest_s(options)
         usual = self._limits.deadline_s or max(_LEAST_DUE_S, _SLACK * self._full_batch_s())
         urgency = self._limits.weight * URGENCY[options.priority or "normal"]
-        return Terms(came + min(longest, usual) / urgency, came + longest)
+        return Deadline(came + min(longest, usual) / urgency, came + longest)
 
     @contextmanager
     def permit(
-        self, terms: Terms, own_s: float, least_s: float, *, tells: Callable[[], bool] = lambda: True
+        self, deadline: Deadline, own_s: float, least_s: float, *, tells: Callable[[], bool] = lambda: True
     ) -> Iterator[None]:
         """A place among the requests under way, taken before anything is done for one.
 
         `own_s` is what it will take by itself, `least_s` what it takes at best; `tells` says in the end whether
         something follows for others from how long it took. Raises Overloaded and DeviceHung.
         """
-        foreseen = self.check(terms, own_s, least_s)
+        foreseen = self.check(deadline, own_s, least_s)
         loop = asyncio.get_running_loop()
         came = loop.time()
         self.in_flight += 1
@@ -152,15 +152,15 @@ class Admission:
         finally:
             self.in_flight -= 1
             now = loop.time()
-            late = late or now >= terms.until - _A_TICK_S
+            late = late or now >= deadline.until - _A_TICK_S
             # One that failed, or whose client went, tells nothing of how long they take; one that was late does: at
             # least as long as it had. Taken for just that, half of those that are let in would always be late.
             if tells() and (done or late):
-                self._compare(foreseen, _IF_LATE * (terms.until - came) if late else now - came)
+                self._compare(foreseen, _IF_LATE * (deadline.until - came) if late else now - came)
 
-    def check(self, terms: Terms, own_s: float, least_s: float) -> float:
+    def check(self, deadline: Deadline, own_s: float, least_s: float) -> float:
         """The seconds until the answer, as they are foreseen; takes no place. Raises Overloaded and DeviceHung."""
-        taken, wait = self.in_flight + self.abandoned, self._wait_s(terms.due)
+        taken, wait = self.in_flight + self.abandoned, self._wait_s(deadline.due)
         _check_alive(wait)
         if taken >= self._limits.most:
             message = f"{taken} requests are under way, as many as are accepted; try again later."
@@ -168,13 +168,13 @@ class Admission:
         if (
             not taken
         ):  # Nothing is under way from which could be learnt that it is faster again: this one is to find out.
-            return self.check_time(terms, 0.0, wait + own_s, 2 * (wait + least_s))
-        return self.check_time(terms, wait, own_s, least_s)
+            return self.check_time(deadline, 0.0, wait + own_s, 2 * (wait + least_s))
+        return self.check_time(deadline, wait, own_s, least_s)
 
-    def check_time(self, terms: Terms, wait: float, own_s: float, least_s: float) -> float:
+    def check_time(self, deadline: Deadline, wait: float, own_s: float, least_s: float) -> float:
         """The seconds until the answer of a request that waits so long for its turn. Raises Overloaded, DeviceHung."""
         _check_alive(wait)
-        left = terms.until - asyncio.get_running_loop().time()
+        left = deadline.until - asyncio.get_running_loop().time()
         foreseen = wait + own_s
         needed = foreseen * self._wrong + _SPARE * self._full_batch_s()
         # With nothing to wait for it is worth trying: what was measured lately may have been an exception.

@@ -20,7 +20,7 @@ import numpy as np
 from service.backends.base import DeviceLost, OutOfMemory
 from service.engine.latency import Curve, Shape, shape_of
 from service.engine.queue import DueQueue, Ticket, answer
-from service.engine.scheduler import Hung, Job, NoRoom, Offer, Room, Scheduler, Terms, TooLate
+from service.engine.scheduler import Deadline, Hung, Job, NoRoom, Offer, Room, Scheduler, TooLate
 from tasks.contract import Arrays
 
 RunBatch = Callable[[Sequence[Arrays]], Awaitable[Arrays]]
@@ -87,7 +87,7 @@ class _Retry:
 
     @property
     def due(self) -> float:
-        return min(ticket.terms.due for ticket in self.tickets)
+        return min(ticket.deadline.due for ticket in self.tickets)
 
 
 @dataclass(eq=False)
@@ -139,7 +139,7 @@ class Batcher:
         return max(1, self._curve.limit(shape, self.policy.max_size, self._scheduler.memory_bytes))
 
     async def submit(
-        self, arrays: Arrays, terms: Terms | None = None, on_start: Callable[[], None] = lambda: None
+        self, arrays: Arrays, deadline: Deadline | None = None, on_start: Callable[[], None] = lambda: None
     ) -> Ran:
         """Runs the samples stacked in `arrays`, in company where there is any; `on_start` is told when they begin.
 
@@ -147,23 +147,23 @@ class Batcher:
         time: who comes later waits for those and not for all. Cancelling the call gives up what has not begun.
         Raises whatever `run` raised for these samples alone; TooLate and Hung.
         """
-        terms = terms or Terms(due=asyncio.get_running_loop().time())
+        deadline = deadline or Deadline(due=asyncio.get_running_loop().time())
         shape, total = shape_of(arrays), _size(arrays)
         step = self.limit(shape)
         if total > step:
-            return await self._in_parts(arrays, step, terms, on_start)
+            return await self._in_parts(arrays, step, deadline, on_start)
         try:
-            ran: Ran = await self._enqueue(shape, arrays, total, terms, on_start)
+            ran: Ran = await self._enqueue(shape, arrays, total, deadline, on_start)
         except OutOfMemory:
             if total == 1:
                 raise
-            ran = await self._in_parts(arrays, math.ceil(total / 2), terms, on_start)
+            ran = await self._in_parts(arrays, math.ceil(total / 2), deadline, on_start)
             self._curve.no_room(shape, total)
         return ran
 
-    async def _in_parts(self, arrays: Arrays, step: int, terms: Terms, on_start: Callable[[], None]) -> Ran:
+    async def _in_parts(self, arrays: Arrays, step: int, deadline: Deadline, on_start: Callable[[], None]) -> Ran:
         at_once = self._scheduler.at_once
-        shape, to_come = shape_of(arrays), _ToCome(terms.due)
+        shape, to_come = shape_of(arrays), _ToCome(deadline.due)
         self._to_come.append(to_come)
         parts = [{name: array[i : i + step] for name, array in arrays.items()} for i in range(0, _size(arrays), step)]
         begun: list[asyncio.Task[Ran]] = []
@@ -172,7 +172,7 @@ class Batcher:
                 if number >= at_once:
                     await begun[number - at_once]
                 to_come.seconds = self._seconds_of(shape, _size(arrays) - (number + 1) * step)
-                begun.append(asyncio.create_task(self.submit(part, terms, on_start)))
+                begun.append(asyncio.create_task(self.submit(part, deadline, on_start)))
                 await asyncio.sleep(0)  # It has its place in the queue before the next one.
             return joined(await asyncio.gather(*begun))
         finally:
@@ -182,10 +182,10 @@ class Batcher:
                     task.exception()  # Looked at: the first one's is raised, and none is reported as forgotten.
 
     def _enqueue(
-        self, shape: Shape, arrays: Arrays, size: int, terms: Terms, on_start: Callable[[], None]
+        self, shape: Shape, arrays: Arrays, size: int, deadline: Deadline, on_start: Callable[[], None]
     ) -> asyncio.Future[Ran]:
         loop = asyncio.get_running_loop()
-        ticket = Ticket(arrays, size, loop.time(), terms, loop.create_future(), on_start)
+        ticket = Ticket(arrays, size, loop.time(), deadline, loop.create_future(), on_start)
         self._waiting.setdefault(shape, DueQueue()).add(ticket)
         ticket.future.add_done_callback(partial(self._given_up, shape, ticket))
         self._scheduler.plan()
@@ -206,7 +206,7 @@ class Batcher:
     def offer(self) -> Offer | None:
         """The ready shape that is due first; where none is ready, the one that will be next."""
         offers = [Offer(-math.inf, retry.due) for retry in self._retries]
-        offers += [Offer(self._ready(queue), queue.first.terms.due) for queue in self._waiting.values()]
+        offers += [Offer(self._ready(queue), queue.first.deadline.due) for queue in self._waiting.values()]
         if not offers:
             return None
         now = asyncio.get_running_loop().time()
@@ -222,7 +222,7 @@ class Batcher:
         retry = min(self._retries, key=lambda retry: retry.due, default=None)
         ready = [(queue.first.order, shape) for shape, queue in self._waiting.items() if self._ready(queue) <= now]
         shape = min(ready)[1] if ready else None
-        if retry is not None and (shape is None or retry.due <= self._waiting[shape].first.terms.due):
+        if retry is not None and (shape is None or retry.due <= self._waiting[shape].first.deadline.due):
             return self._take_retry(retry, now, room)
         return None if shape is None else self._take_fresh(shape, now, room)
 
@@ -254,7 +254,7 @@ class Batcher:
                 answer(ticket, TooLate("There was not enough time left to begin."))
                 self._on_dropped(ticket.size)
                 continue
-            until = min(until, ticket.terms.until)
+            until = min(until, ticket.deadline.until)
             if tickets and now + self._curve.seconds(shape, size + ticket.size) > until:
                 break  # A larger batch would keep a member from its deadline.
             queue.discard(ticket)
@@ -272,7 +272,7 @@ class Batcher:
         """
         others = len(self._waiting[shape]) > 1
         needs = self._curve.seconds if others else lambda shape, size: self._curve.least(shape, size) / 2
-        return ticket.terms.until <= now + needs(shape, ticket.size)
+        return ticket.deadline.until <= now + needs(shape, ticket.size)
 
     def _job(self, shape: Shape, tickets: list[Ticket], retry: _Retry | None = None) -> Job | None:
         if not tickets:
@@ -289,7 +289,7 @@ class Batcher:
     def _still_wanted(self, tickets: list[Ticket], now: float = -math.inf) -> list[Ticket]:
         """Those whose client still waits: one may have gone since the batch was made, or while it was tried apart."""
         for ticket in tickets:
-            if ticket.terms.until <= now:
+            if ticket.deadline.until <= now:
                 answer(ticket, TooLate("There was no time left to try it once more."))
         wanted = [ticket for ticket in tickets if not ticket.future.done()]
         if len(wanted) < len(tickets):

@@ -25,8 +25,8 @@ from service.engine.context import Surroundings
 from service.engine.error_mapping import failure, invalid_input, invalid_request
 from service.engine.latency import Cost, Curve, Shape, shape_of
 from service.engine.queue import Line
-from service.engine.request import Answered, Message, Progress, Read, answered
-from service.engine.scheduler import Hung, Terms, TooLate
+from service.engine.request import PredictRequest, PredictResult, PreparedRequest, RequestState, predict_result
+from service.engine.scheduler import Deadline, Hung, TooLate
 from service.errors import InvalidAnswer
 from tasks.contract import Arrays, InvalidInput, InvalidOutput, Request, Run, Samples, Task
 
@@ -140,44 +140,46 @@ class Pipeline:
         of_workers = workers.wait_s(due, own=(self._decoding, self._finishing))
         return of_workers + device.wait_s(due, own=(self._batcher, self._alone)) + coming
 
-    def check(self, terms: Terms) -> None:
+    def check(self, deadline: Deadline) -> None:
         """Refuses a request of which nothing but its head has come, where it would be refused later, too.
 
         Raises Overloaded, DeviceHung.
         """
         if self._usual:
-            self.admission.check(terms, self.curve.seconds(self._usual, 1), self.curve.least(self._usual, 1))
+            self.admission.check(deadline, self.curve.seconds(self._usual, 1), self.curve.least(self._usual, 1))
 
     @contextmanager
-    def permit(self, message: Message, terms: Terms, progress: Progress | None = None) -> Iterator[None]:
+    def permit(self, message: PredictRequest, deadline: Deadline, state: RequestState | None = None) -> Iterator[None]:
         """A place among the requests under way, taken before a request is decoded. Raises Overloaded, DeviceHung."""
         own = least = 0.0
         if self._usual:
             own = self._cost("decode", message.kind).expected(message.size) + self.curve.seconds(self._usual, 1)
             least = self.curve.least(self._usual, 1)
-        with self.admission.permit(terms, own, least, tells=lambda: not (progress and progress.is_large)):
+        with self.admission.permit(deadline, own, least, tells=lambda: not (state and state.is_large)):
             yield
 
-    async def predict(self, message: Message, terms: Terms | None = None, progress: Progress | None = None) -> Answered:
+    async def predict(
+        self, message: PredictRequest, deadline: Deadline | None = None, state: RequestState | None = None
+    ) -> PredictResult:
         """Answers one message. Raises ServiceError. Cancelling it gives up what has not begun."""
         began = time.perf_counter()
-        progress = progress or Progress()
-        progress.came = progress.came or asyncio.get_running_loop().time()
-        terms = terms or self.admission.terms(message.options, progress.came)
+        state = state or RequestState()
+        state.came = state.came or asyncio.get_running_loop().time()
+        deadline = deadline or self.admission.deadline(message.options, state.came)
         try:
             run = None if self.is_quick(message) else self._run_in_one_go()
             read = None
             if run is not None:
                 try:
-                    done = await self._in_one_go(message, began, run, terms, progress)
+                    done = await self._in_one_go(message, began, run, deadline, state)
                 except OutOfMemory:
                     pass  # Others may have had what it needs: step by step it has its turn when they have ended.
                 else:
-                    if isinstance(done, Answered):
+                    if isinstance(done, PredictResult):
                         return done
                     read = done
-            read = read or await self._read_aside(message, terms, progress)
-            return await self._from_samples(message, read, began, terms, progress)
+            read = read or await self._read_aside(message, deadline, state)
+            return await self._from_samples(message, read, began, deadline, state)
         except (BackendError, Hung, TooLate) as error:
             raise failure(error) from error
 
@@ -188,70 +190,72 @@ class Pipeline:
         reads_aside = self._workers is self._around.workers
         return self.backend.run if self.batch_limit == 1 and reads_aside else None
 
-    async def _read_aside(self, message: Message, terms: Terms, progress: Progress) -> Read:
+    async def _read_aside(self, message: PredictRequest, deadline: Deadline, state: RequestState) -> PreparedRequest:
         """The request and its samples, read where that costs least."""
-        progress.stage = "decode"
+        state.stage = "decode"
         self._reading += 1
         try:
-            read = partial(self._step, self._decoding, terms, ("decode", message.kind), message.size)
+            read = partial(self._step, self._decoding, deadline, ("decode", message.kind), message.size)
             request, samples, options = await read(self._read, message)
-            return Read(request, samples, options, ended=time.perf_counter())
+            return PreparedRequest(request, samples, options, ended=time.perf_counter())
         finally:
             self._reading -= 1
 
     async def _from_samples(
-        self, message: Message, read: Read, began: float, terms: Terms, progress: Progress
-    ) -> Answered:
+        self, message: PredictRequest, read: PreparedRequest, began: float, deadline: Deadline, state: RequestState
+    ) -> PredictResult:
         """The graph in company, and then what makes an answer of its outputs."""
         samples, request = read.samples, read.request
-        terms = self._checked_once_more(message, read, terms, progress)
-        progress.stage = "queue"
-        ran = await self._infer(samples, terms, progress)
+        deadline = self._checked_once_more(message, read, deadline, state)
+        state.stage = "queue"
+        ran = await self._infer(samples, deadline, state)
         finished = time.perf_counter()
-        progress.stage = "finish"
+        state.stage = "finish"
         key = self._postprocess_key(request)
         self._finishing_s += (self._cost(*key).expected(samples.work) - self._finishing_s) / 10
-        finish = partial(self._step, self._finishing, terms, key, samples.work)
+        finish = partial(self._step, self._finishing, deadline, key, samples.work)
         body = await finish(self._finish, ran.outputs, samples, request, message.render)
-        return answered(body, ran, began, read.ended, finished, waited_s=read.waited_s)
+        return predict_result(body, ran, began, read.ended, finished, waited_s=read.waited_s)
 
-    def _checked_once_more(self, message: Message, read: Read, terms: Terms, progress: Progress) -> Terms:
+    def _checked_once_more(
+        self, message: PredictRequest, read: PreparedRequest, deadline: Deadline, state: RequestState
+    ) -> Deadline:
         """The terms, now that all options and the number of samples are known. Raises Overloaded."""
         shape, size = shape_of(read.samples.arrays), len(read.samples)
         limit, device = self._batcher.limit(shape), self._around.device.scheduler
         rounds = math.ceil(math.ceil(size / limit) / device.at_once)
-        progress.is_large = rounds > 1
+        state.is_large = rounds > 1
         own, least = (rounds * of(shape, min(size, limit)) for of in (self.curve.seconds, self.curve.least))
         options = message.options.joined(read.options)
         if options != message.options:
-            asked = self.admission.terms(options, progress.came)
-            terms = Terms(asked.due, min(asked.until, terms.until))
-            progress.limit_to(terms.until)
-            self.admission.check_time(terms, device.wait_s(terms.due, own=(self._batcher,)), own, least)
+            asked = self.admission.deadline(options, state.came)
+            deadline = Deadline(asked.due, min(asked.until, deadline.until))
+            state.limit_to(deadline.until)
+            self.admission.check_time(deadline, device.wait_s(deadline.due, own=(self._batcher,)), own, least)
         elif rounds > 1:  # It was let in as one sample.
-            wait = device.wait_s(terms.due, own=(self._batcher, self._alone))
-            self.admission.check_time(terms, wait, own, least)
-        return terms
+            wait = device.wait_s(deadline.due, own=(self._batcher, self._alone))
+            self.admission.check_time(deadline, wait, own, least)
+        return deadline
 
     async def _in_one_go(
-        self, message: Message, began: float, run: Run, terms: Terms, progress: Progress
-    ) -> Answered | Read:
+        self, message: PredictRequest, began: float, run: Run, deadline: Deadline, state: RequestState
+    ) -> PredictResult | PreparedRequest:
         """One thread takes the request all the way: for one that is alone, and where batches gain nothing.
 
         Handing it from thread to thread would cost it time, and win nobody else any. If it turns out to be more than
         one batch, or to have options that were not known, it is only read: a device's place is had for one batch.
         """
-        progress.stage = "queue"
+        state.stage = "queue"
         given_up = threading.Event()
         cost = self._cost("all the way", message.kind)
-        work = partial(self._all_the_way, message, began, run, given_up, progress)
+        work = partial(self._all_the_way, message, began, run, given_up, state)
         needs = self.curve.memory_bytes(self._usual, self.batch_limit) if self._usual else 0
         try:
-            done: Answered | Read = await self._in_thread(
+            done: PredictResult | PreparedRequest = await self._in_thread(
                 self._alone,
                 self._around.device.threads,
                 partial(cost.timed, message.size, work),
-                terms,
+                deadline,
                 cost.expected(message.size),
                 needs,
             )
@@ -261,12 +265,12 @@ class Pipeline:
         return done
 
     def _all_the_way(
-        self, message: Message, began: float, run: Run, given_up: threading.Event, progress: Progress
-    ) -> Answered | Read:
+        self, message: PredictRequest, began: float, run: Run, given_up: threading.Event, state: RequestState
+    ) -> PredictResult | PreparedRequest:
         started = time.perf_counter()
-        progress.stage = "decode"
+        state.stage = "decode"
         request, samples, options = self._cost("decode", message.kind).timed(message.size, self._read, message)
-        read = Read(request, samples, options, ended=time.perf_counter(), waited_s=started - began)
+        read = PreparedRequest(request, samples, options, ended=time.perf_counter(), waited_s=started - began)
         shape = shape_of(samples.arrays)
         scheduler = self._around.device.scheduler
         if options or len(samples) > self.curve.limit(shape, self.batch_limit, scheduler.memory_bytes):
@@ -274,29 +278,29 @@ class Pipeline:
         if given_up.is_set():
             self._dropped.inc(len(samples))
             raise TooLate("Nobody waits for it any more.")
-        progress.stage = "infer"
+        state.stage = "infer"
         ran = self._run_here(samples.arrays, run)
         finished = time.perf_counter()
-        progress.stage = "finish"
+        state.stage = "finish"
         cost = self._cost(*self._postprocess_key(request))
         body = cost.timed(samples.work, self._finish, ran.outputs, samples, request, message.render)
-        return answered(body, ran, began, read.ended, finished, waited_s=read.waited_s)
+        return predict_result(body, ran, began, read.ended, finished, waited_s=read.waited_s)
 
-    def is_quick(self, message: Message) -> bool:
+    def is_quick(self, message: PredictRequest) -> bool:
         """Whether every step is expected to run at once on the event loop: there will be nothing to wait for."""
         may = self._may_decode_here and not self.waits_for_company
         quick = may and self._cost("decode", message.kind).is_cheap(message.size)
         return quick and self.curve.is_cheap(self._around.hop_s)
 
-    async def _infer(self, samples: Samples, terms: Terms, progress: Progress) -> Ran:
+    async def _infer(self, samples: Samples, deadline: Deadline, state: RequestState) -> Ran:
         """Runs the samples: at once where that costs less than to queue, else in a batch."""
         size, shape = len(samples), shape_of(samples.arrays)
         cheap = self.curve.is_cheap(self._around.hop_s, shape, size)
         if cheap and size <= self.batch_limit and not self.waits_for_company:
-            progress.stage = "infer"
+            state.stage = "infer"
             with suppress(OutOfMemory):  # Then it is split, or has its turn when nothing else runs.
                 return self._run_here(samples.arrays, self.backend.run)
-        return await self._batcher.submit(samples.arrays, terms, progress.at("infer"))
+        return await self._batcher.submit(samples.arrays, deadline, state.at("infer"))
 
     def _run_here(self, arrays: Arrays, run: Run) -> Ran:
         """Runs samples in this thread, as a batch of their own."""
@@ -313,17 +317,23 @@ class Pipeline:
         return Ran(outputs, ((began, ended),), size)
 
     async def _step(
-        self, line: Line, terms: Terms, key: tuple[Any, ...], size: int, step: Callable[..., Any], *arguments: Any
+        self, line: Line, deadline: Deadline, key: tuple[Any, ...], size: int, step: Callable[..., Any], *arguments: Any
     ) -> Any:
         """Runs a step where it costs least: here, or in a worker thread."""
         cost = self._cost(*key)
         if cost.is_cheap(size) and (key[0] != "decode" or self._may_decode_here):
             return cost.timed(size, step, *arguments)
         work = partial(cost.timed, size, step, *arguments)
-        return await self._in_thread(line, self._workers.threads, work, terms, cost.expected(size))
+        return await self._in_thread(line, self._workers.threads, work, deadline, cost.expected(size))
 
     async def _in_thread(
-        self, line: Line, threads: Executor, work: Callable[[], Any], terms: Terms, seconds: float, memory: int = 0
+        self,
+        line: Line,
+        threads: Executor,
+        work: Callable[[], Any],
+        deadline: Deadline,
+        seconds: float,
+        memory: int = 0,
     ) -> Any:
         """Does some work in a thread, when it is its turn. Cancelling takes it back, if it has not begun.
 
@@ -337,7 +347,7 @@ class Pipeline:
             return working[0]
 
         try:
-            return await line.run(start, terms, seconds=seconds, memory_bytes=memory)
+            return await line.run(start, deadline, seconds=seconds, memory_bytes=memory)
         finally:
             if working and not working[0].done():
                 self.admission.abandoned += 1
@@ -346,7 +356,7 @@ class Pipeline:
     def _ended_for_nobody(self, _: asyncio.Future[Any]) -> None:
         self.admission.abandoned -= 1
 
-    def _read(self, message: Message) -> tuple[Request, Samples, RequestOptions]:
+    def _read(self, message: PredictRequest) -> tuple[Request, Samples, RequestOptions]:
         try:
             fields, options = parse_options(message.fields(), names=self._option_names)
             request = self.task.parse(fields, self._around.limits)
@@ -391,7 +401,7 @@ class Pipeline:
 
     def finish(self, outputs: Arrays, samples: Samples, request: Request) -> bytes:
         """The answer as JSON. Raises InvalidAnswer."""
-        return self._finish(outputs, samples, request, Message.render)
+        return self._finish(outputs, samples, request, PredictRequest.render)
 
     def _cost(self, *key: Any) -> Cost:
         cost = self._costs.get(key)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
-from service.engine.scheduler import Hung, Job, NoRoom, Offer, Room, Scheduler, Terms, TooLate
+from service.engine.scheduler import Deadline, Hung, Job, NoRoom, Offer, Room, Scheduler, TooLate
 
 
 @dataclass(eq=False)
@@ -21,7 +21,7 @@ class Ticket:
     work: Any
     size: int
     since: float
-    terms: Terms
+    deadline: Deadline
     future: asyncio.Future[Any] = field(repr=False)
     on_start: Callable[[], None] = lambda: None
     number: int = 0
@@ -29,7 +29,7 @@ class Ticket:
     @property
     def order(self) -> tuple[float, int]:
         """What is due first comes first, and of two the one that came first."""
-        return self.terms.due, self.number
+        return self.deadline.due, self.number
 
 
 T = TypeVar("T", bound=Ticket)
@@ -102,7 +102,7 @@ class Line:
     async def run(
         self,
         start: Callable[[], Awaitable[Any]],
-        terms: Terms,
+        deadline: Deadline,
         *,
         seconds: float = 0.0,
         memory_bytes: int = 0,
@@ -115,7 +115,7 @@ class Line:
         """
         loop = asyncio.get_running_loop()
         work = (start, seconds, memory_bytes)
-        ticket = Ticket(work, 1, loop.time(), terms, loop.create_future(), on_start)
+        ticket = Ticket(work, 1, loop.time(), deadline, loop.create_future(), on_start)
         self._waiting.add(ticket)
         self._seconds += seconds
         ticket.future.add_done_callback(lambda _: self._given_up(ticket))
@@ -133,7 +133,7 @@ class Line:
 
     def offer(self) -> Offer | None:
         """What is due first."""
-        return Offer(-math.inf, self._waiting.first.terms.due) if self._waiting else None
+        return Offer(-math.inf, self._waiting.first.deadline.due) if self._waiting else None
 
     def take(self, now: float, room: Room) -> Job | None:
         """The first, unless it is too late for it. Raises NoRoom."""
@@ -143,7 +143,7 @@ class Line:
             raise NoRoom
         self._waiting.discard(ticket)
         self._seconds -= seconds
-        if ticket.terms.until <= now + (seconds if self._waiting else 0.0):
+        if ticket.deadline.until <= now + (seconds if self._waiting else 0.0):
             answer(ticket, TooLate("There was no time left to begin."))
             self._on_dropped(1)
             return None

@@ -12,7 +12,7 @@ from tasks.contract import Answer, Request, Samples
 
 
 @dataclass(frozen=True)
-class Message:
+class PredictRequest:
     """What a client sent, still in bytes: `fields` makes the request's fields of it and may raise ServiceError.
 
     `render` makes the bytes of the answer that the client wants. `options` are those that are known already; there may
@@ -27,7 +27,7 @@ class Message:
 
 
 @dataclass
-class Progress:
+class RequestState:
     """Where a request is, for whoever asks when its client has gone; and how its time limit is changed."""
 
     stage: str = "receive"
@@ -47,7 +47,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Answered:
+class PredictResult:
     """An answer's bytes, and the seconds that each stage took."""
 
     body: bytes
@@ -56,7 +56,7 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class Read:
+class PreparedRequest:
     """What a message was read as, and when that had been done; how long it had waited until then."""
 
     request: Request
@@ -66,7 +66,9 @@ class Read:
     waited_s: float = 0.0
 
 
-def answered(body: bytes, ran: Ran, began: float, read: float, finished: float, *, waited_s: float = 0.0) -> Answered:
+def predict_result(
+    body: bytes, ran: Ran, began: float, read: float, finished: float, *, waited_s: float = 0.0
+) -> PredictResult:
     """The answer with the seconds of each stage; what is none of the others is waiting."""
     stages = {
         "decode": read - began - waited_s,
@@ -74,7 +76,7 @@ def answered(body: bytes, ran: Ran, began: float, read: float, finished: float, 
         "infer": ran.ran_s,
         "postprocess": time.perf_counter() - finished,
     }
-    return Answered(body, stages, ran.batch_size)
+    return PredictResult(body, stages, ran.batch_size)
 
 
 @dataclass

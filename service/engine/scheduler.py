@@ -36,7 +36,7 @@ class TooLate(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
+class Deadline:
     """When a request's work is due, which orders it, and when it is too late, which ends it: the event loop's time."""
 
     due: float = 0.0

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.engine.admission import RequestOptions, parse_options
-from service.engine.request import Answered, Progress, Trace
+from service.engine.request import PredictResult, RequestState, Trace
 from service.errors import DeadlineExceeded, InvalidHeader, InvalidRequest, MethodNotAllowed, ServiceError
 from service.http.middleware import error_response, trace_of
 from service.http.negotiation import choose_representation, content_type, rendered, with_representation
@@ -73,19 +73,17 @@ class Predictions:
         trace.model, trace.version = model.manifest.name, model.manifest.version
         representation = choose_representation(model.task.representations, ", ".join(request.headers.getlist("accept")))
         loop = asyncio.get_running_loop()
-        options, progress = _options_from_headers(request), Progress(came=loop.time())
+        options, state = _options_from_headers(request), RequestState(came=loop.time())
         try:
-            async with asyncio.timeout_at(progress.came + model.pipeline.admission.longest_s(options)) as limit:
-                progress.limit_to = limit.reschedule
-                answered = await self._predict(request, model, representation, trace, options, progress)
+            async with asyncio.timeout_at(state.came + model.pipeline.admission.longest_s(options)) as limit:
+                state.limit_to = limit.reschedule
+                result = await self._predict(request, model, representation, trace, options, state)
         except TimeoutError:
-            raise DeadlineExceeded(
-                f"There was no answer within {(loop.time() - progress.came) * 1000:.0f} ms."
-            ) from None
+            raise DeadlineExceeded(f"There was no answer within {(loop.time() - state.came) * 1000:.0f} ms.") from None
         except (ClientGone, ClientDisconnect):
-            self.metrics.cancelled.labels(trace.model, progress.stage).inc()
+            self.metrics.cancelled.labels(trace.model, state.stage).inc()
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
-        return self._respond(answered, representation, trace, varies=len(model.task.representations) > 1)
+        return self._respond(result, representation, trace, varies=len(model.task.representations) > 1)
 
     async def _predict(
         self,
@@ -94,12 +92,12 @@ class Predictions:
         representation: Representation,
         trace: Trace,
         options: RequestOptions,
-        progress: Progress,
-    ) -> Answered:
+        state: RequestState,
+    ) -> PredictResult:
         """Receives, and only then takes a place: a client that sends slowly, or nothing, keeps nobody out."""
         pipeline, loop = model.pipeline, asyncio.get_running_loop()
-        terms = pipeline.admission.terms(options, progress.came)
-        pipeline.check(terms)
+        deadline = pipeline.admission.deadline(options, state.came)
+        pipeline.check(deadline)
         with self.bodies.share() as take:
             fields = model.task.request_type.model_fields
             upload = model.task.upload
@@ -111,20 +109,22 @@ class Predictions:
                 options=options.joined(message.options),
             )
             if message.options != options:
-                terms = pipeline.admission.terms(message.options, progress.came)
-                progress.limit_to(max(terms.until, loop.time()))
+                deadline = pipeline.admission.deadline(message.options, state.came)
+                state.limit_to(max(deadline.until, loop.time()))
             message = self.shadows.watch(model, message, trace)
             trace.stages["receive"] = time.perf_counter() - trace.began
             if pipeline.is_quick(message):  # There will be nothing to wait for, nor to give up.
-                with pipeline.permit(message, terms, progress):
-                    return await pipeline.predict(message, terms, progress)
-            with pipeline.permit(message, terms, progress):
-                return await _unless_gone(request.receive, pipeline.predict(message, terms, progress))
+                with pipeline.permit(message, deadline, state):
+                    return await pipeline.predict(message, deadline, state)
+            with pipeline.permit(message, deadline, state):
+                return await _unless_gone(request.receive, pipeline.predict(message, deadline, state))
 
-    def _respond(self, answered: Answered, representation: Representation, trace: Trace, *, varies: bool) -> Response:
-        trace.stages.update(answered.stages)
-        trace.batch_size = answered.batch_size
-        response = Response(answered.body, media_type=content_type(representation))
+    def _respond(
+        self, result: PredictResult, representation: Representation, trace: Trace, *, varies: bool
+    ) -> Response:
+        trace.stages.update(result.stages)
+        trace.batch_size = result.batch_size
+        response = Response(result.body, media_type=content_type(representation))
         response.headers["x-model"] = f"{trace.model}/{trace.version}"
         if varies:
             response.headers["vary"] = "accept"

@@ -12,7 +12,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from service.engine.admission import OPTION_FIELDS, RequestOptions, parse_options
-from service.engine.request import Message
+from service.engine.request import PredictRequest
 from service.errors import (
     BodyTooLarge,
     EmptyBody,
@@ -64,7 +64,7 @@ async def read_message(
     *,
     max_bytes: int,
     take: Callable[[int], None],
-) -> Message:
+) -> PredictRequest:
     """Reads the body, as far as it may go, and says how its fields are found. Raises ServiceError, ClientDisconnect.
 
     `task_fields` are the names that the task's own fields have. `take` is told of the bytes as they come, and raises
@@ -75,16 +75,18 @@ async def read_message(
     query = _once(request.query_params.multi_items()) if request.scope["query_string"] else {}
     if media_type == _JSON:
         body = await _read_body(request, max_bytes, take)
-        return Message("json", len(body), partial(_json_fields, body, query), options=_read_options(query, task_fields))
+        return PredictRequest(
+            "json", len(body), partial(_json_fields, body, query), options=_read_options(query, task_fields)
+        )
     if upload is not None and media_type == _FORM:
         body = await _read_body(request, max_bytes, take)
         fields = _with_query(await _form_fields(request, body, upload), query)
-        return Message("form", len(body), lambda: fields, options=_read_options(fields, task_fields))
+        return PredictRequest("form", len(body), lambda: fields, options=_read_options(fields, task_fields))
     if upload is not None and _is_upload(media_type, upload):
         _check_charset(content_type)
         body = await _read_body(request, max_bytes, take)
         make = partial(_with_query, {upload.field: body}, query)
-        return Message("upload", len(body), make, options=_read_options(query, task_fields))
+        return PredictRequest("upload", len(body), make, options=_read_options(query, task_fields))
     accepted = [_JSON] if upload is None else [_JSON, _FORM, *upload.media_types]
     sent = f"'{content_type[:80]}'" if content_type else "missing"
     raise UnsupportedMediaType(f"The Content-Type is {sent}; this model reads {', '.join(accepted)}.")

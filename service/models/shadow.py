@@ -19,7 +19,7 @@ from typing import Any
 from weakref import ref
 
 from service.engine.admission import OPTION_FIELDS, RequestOptions
-from service.engine.request import Message, Progress, Trace
+from service.engine.request import PredictRequest, RequestState, Trace
 from service.errors import DeadlineExceeded, DeviceHung, Overloaded, ServiceError
 from service.metrics import Metrics
 from service.models.evaluation import Compared, Decision, Failed, Rule, Timing, Trial
@@ -54,7 +54,7 @@ class _Kept:
 class _Mirrored:
     """A request that is to be asked again: what, who answered it and how, and whose trial it is."""
 
-    message: Message
+    message: PredictRequest
     served: Model
     given: _Kept
     running: "_Running"
@@ -117,7 +117,7 @@ class Shadows:
         running = self._trials.get((name, version))
         return running.trial if running else None
 
-    def watch(self, model: Model, message: Message, trace: Trace) -> Message:
+    def watch(self, model: Model, message: PredictRequest, trace: Trace) -> PredictRequest:
         """The message to answer, whose answer is kept where the request is to be mirrored."""
         shadow = self._repository.shadow_of(model) if self._shares else None
         if shadow is None or self._chance() >= self.share_of(model.manifest.name):
@@ -176,16 +176,16 @@ class Shadows:
 
     async def _seen(self, shadow: Model, mirrored: _Mirrored, request_id: str) -> Compared | Failed | None:
         """What the version makes of the request; None where it, or the one that is served, had no turn."""
-        theirs, progress = _Kept(mirrored.message.render), Progress()
+        theirs, state = _Kept(mirrored.message.render), RequestState()
         served_first = mirrored.running.trial.requests % 2 == 0
         ours = await self._again(mirrored) if served_first else None
         try:
-            timing = await self._timed(shadow, mirrored.message, theirs, progress)
+            timing = await self._timed(shadow, mirrored.message, theirs, state)
             agreement = await asyncio.get_running_loop().run_in_executor(
                 self._comparing, mirrored.served.task.agreement, mirrored.given.answer, theirs.answer
             )
         except (ServiceError, TimeoutError) as error:
-            if progress.stage not in _BEGUN and isinstance(error, _STARVED):
+            if state.stage not in _BEGUN and isinstance(error, _STARVED):
                 return None
             said = f"{error.code}: {error}" if isinstance(error, ServiceError) else "It gave no answer in time."
             return Failed(request_id, said)
@@ -199,21 +199,21 @@ class Shadows:
     async def _again(self, mirrored: _Mirrored) -> Timing | None:
         """What the request takes the version that is served, under the same conditions; None where it had no turn."""
         try:
-            return await self._timed(mirrored.served, mirrored.message, _Kept(mirrored.message.render), Progress())
+            return await self._timed(mirrored.served, mirrored.message, _Kept(mirrored.message.render), RequestState())
         except (ServiceError, TimeoutError):
             return None
 
-    async def _timed(self, model: Model, message: Message, render: _Kept, progress: Progress) -> Timing:
+    async def _timed(self, model: Model, message: PredictRequest, render: _Kept, state: RequestState) -> Timing:
         """Asks with low priority, whatever the client's was, and without taking a client's place."""
         options = RequestOptions(self._timeout_s, "low")
         names = [name for name in OPTION_FIELDS if name not in model.task.request_type.model_fields]
         fields = partial(_without, names, message.fields)
         message = replace(message, render=render, options=options, fields=fields)
-        terms = model.pipeline.admission.terms(options, asyncio.get_running_loop().time())
+        deadline = model.pipeline.admission.deadline(options, asyncio.get_running_loop().time())
         async with asyncio.timeout(self._timeout_s):
-            answered = await model.pipeline.predict(message, terms, progress)
-        work_s = sum(answered.stages.get(step, 0.0) for step in _STEPS)
-        return Timing(answered.stages.get("infer", 0.0), work_s, sum(answered.stages.values()))
+            result = await model.pipeline.predict(message, deadline, state)
+        work_s = sum(result.stages.get(step, 0.0) for step in _STEPS)
+        return Timing(result.stages.get("infer", 0.0), work_s, sum(result.stages.values()))
 
     def _count(self, running: _Running, seen: Compared | Failed) -> None:
         labels, metrics = (running.name, running.version), self._metrics

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.engine.admission import Admission, ModelLimits, RequestOptions, parse_options
-from service.engine.scheduler import Scheduler, Terms, TooLate
+from service.engine.scheduler import Deadline, Scheduler, TooLate
 from service.errors import DeadlineExceeded, DeviceHung, InvalidRequest, Overloaded
 from tests.fake_device import HANGS, FakeDevice, Model, right
 from tests.virtual_clock import run_virtually
@@ -87,7 +87,7 @@ def test_a_longer_time_makes_nothing_more_urgent_and_one_beyond_the_models_own_n
 ) -> None:
     admission = admission_of(limits=limits, full_batch_s=full_batch_s)
     short, long, without = (
-        admission.terms(RequestOptions(option), 5.0) for option in (timeout_s, timeout_s * times, None)
+        admission.deadline(RequestOptions(option), 5.0) for option in (timeout_s, timeout_s * times, None)
     )
 
     assert short.due <= long.due <= without.due
@@ -101,7 +101,7 @@ def test_the_more_urgent_is_due_earlier_and_too_late_at_the_same_time(
     limits: ModelLimits, full_batch_s: float, timeout_s: float | None
 ) -> None:
     admission = admission_of(limits=limits, full_batch_s=full_batch_s)
-    high, normal, low = (admission.terms(RequestOptions(timeout_s, p), 0.0) for p in ("high", "normal", "low"))  # type: ignore[arg-type]
+    high, normal, low = (admission.deadline(RequestOptions(timeout_s, p), 0.0) for p in ("high", "normal", "low"))  # type: ignore[arg-type]
 
     assert high.due < normal.due < low.due
     assert high.until == normal.until == low.until
@@ -115,9 +115,9 @@ def test_what_an_idle_device_can_do_is_never_refused_however_wrong_it_has_been(
     async def main() -> float:
         admission = admission_of()
         for _ in range(slow_ones):
-            with admission.permit(Terms(0, math.inf), 1.0, 1.0):
+            with admission.permit(Deadline(0, math.inf), 1.0, 1.0):
                 await asyncio.sleep(100)
-        return admission.check(Terms(now(), now() + left), own_s, least_s=0.99 * left)
+        return admission.check(Deadline(now(), now() + left), own_s, least_s=0.99 * left)
 
     assert run_virtually(main()) == own_s
 
@@ -134,15 +134,15 @@ def test_who_is_refused_and_comes_again_when_told_is_answered_in_time_if_nobody_
         others = [model.asked(float(i)) for i in range(queued)]
         admission.in_flight = queued
         await asyncio.sleep(0.05)
-        terms = Terms(now(), now() + patience_s)
+        deadline = Deadline(now(), now() + patience_s)
         try:
-            admission.check(terms, OWN_S, OWN_S)
+            admission.check(deadline, OWN_S, OWN_S)
         except Overloaded as refused:
             await asyncio.sleep(refused.retry_after_s or math.nan)
-            terms = Terms(now(), now() + patience_s)
-            admission.check(terms, OWN_S, OWN_S)
-        assert await model.ask(1.0, due=terms.due, until=terms.until) == right(1.0)
-        assert now() <= terms.until + model.speed.seconds(most)
+            deadline = Deadline(now(), now() + patience_s)
+            admission.check(deadline, OWN_S, OWN_S)
+        assert await model.ask(1.0, due=deadline.due, until=deadline.until) == right(1.0)
+        assert now() <= deadline.until + model.speed.seconds(most)
         await asyncio.gather(*others)
 
     run_virtually(main())
@@ -152,12 +152,12 @@ def test_what_takes_three_times_as_long_as_foreseen_is_soon_foreseen_right() -> 
     async def main() -> None:
         admission = admission_of(wait_s=1.0, full_batch_s=0.0)
         for _ in range(200):
-            with admission.permit(Terms(0, math.inf), 1.0, 1.0):
+            with admission.permit(Deadline(0, math.inf), 1.0, 1.0):
                 await asyncio.sleep(6)
-        with admission.permit(Terms(0, math.inf), 1.0, 1.0):
+        with admission.permit(Deadline(0, math.inf), 1.0, 1.0):
             with pytest.raises(Overloaded, match="about 6"):
-                admission.check(Terms(now(), now() + 5.9), 1.0, 1.0)
-            admission.check(Terms(now(), now() + 6.2), 1.0, 1.0)
+                admission.check(Deadline(now(), now() + 5.9), 1.0, 1.0)
+            admission.check(Deadline(now(), now() + 6.2), 1.0, 1.0)
 
     run_virtually(main())
 
@@ -181,7 +181,7 @@ def test_how_long_those_take_that_fail_or_leave_is_not_learnt_from_but_being_lat
         admission = admission_of(wait_s=1.0)
         before = admission._wrong
         expected = suppress(ValueError, asyncio.CancelledError, TooLate, DeadlineExceeded)
-        with expected, admission.permit(Terms(0, now() + 4.0), 1.0, 1.0):
+        with expected, admission.permit(Deadline(0, now() + 4.0), 1.0, 1.0):
             await asyncio.sleep(after)
             if error is not None:
                 raise error
@@ -197,13 +197,13 @@ def test_how_long_those_take_that_fail_or_leave_is_not_learnt_from_but_being_lat
 def test_no_more_are_let_in_than_may_be_under_way_and_those_count_whose_thread_has_not_ended() -> None:
     async def main() -> None:
         admission = admission_of(limits=ModelLimits(most=2))
-        terms = Terms(0, math.inf)
-        with admission.permit(terms, 0.0, 0.0):
+        deadline = Deadline(0, math.inf)
+        with admission.permit(deadline, 0.0, 0.0):
             admission.abandoned += 1
             with pytest.raises(Overloaded, match="2 requests are under way") as refused:
-                admission.check(terms, 0.0, 0.0)
+                admission.check(deadline, 0.0, 0.0)
             admission.abandoned -= 1
-            admission.check(terms, 0.0, 0.0)
+            admission.check(deadline, 0.0, 0.0)
         assert refused.value.retry_after_s == 1
 
     run_virtually(main())
@@ -217,12 +217,12 @@ def test_where_the_device_hangs_nobody_is_let_in() -> None:
         hanging = model.asked(HANGS)
         await asyncio.gather(hanging, return_exceptions=True)
         with pytest.raises(DeviceHung):
-            admission.check(Terms(now(), math.inf), 0.0, 0.0)
+            admission.check(Deadline(now(), math.inf), 0.0, 0.0)
         with pytest.raises(DeviceHung):
-            admission.check_time(Terms(now(), now() + 1), scheduler.wait_s(now()), 0.0, 0.0)
+            admission.check_time(Deadline(now(), now() + 1), scheduler.wait_s(now()), 0.0, 0.0)
         device.released.set()
         await asyncio.sleep(2)
-        admission.check(Terms(now(), math.inf), 0.0, 0.0)
+        admission.check(Deadline(now(), math.inf), 0.0, 0.0)
 
     run_virtually(main())
 
@@ -232,16 +232,16 @@ def test_under_overload_who_is_let_in_is_answered_in_time_and_the_device_is_kept
     in_time, late = [], []
 
     async def client(admission: Admission, model: Model) -> None:
-        terms = admission.terms(RequestOptions(), now())
+        deadline = admission.deadline(RequestOptions(), now())
         try:
-            with admission.permit(terms, OWN_S, OWN_S):
-                await model.ask(1.0, due=terms.due, until=terms.until)
+            with admission.permit(deadline, OWN_S, OWN_S):
+                await model.ask(1.0, due=deadline.due, until=deadline.until)
         except Overloaded:
             return
         except TooLate:
             late.append(now())
         else:
-            (in_time if now() <= terms.until else late).append(now())
+            (in_time if now() <= deadline.until else late).append(now())
 
     async def main() -> float:
         device, scheduler = FakeDevice(), Scheduler(2)

@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.engine.scheduler import Scheduler, Terms, TooLate
+from service.engine.scheduler import Deadline, Scheduler, TooLate
 from tests.fake_device import (
     CORRUPT,
     FAILS,
@@ -132,7 +132,7 @@ async def ask(model: Model, request: Request) -> object:
     full = model.speed.seconds(MOST[request.model])
     due = now + max(0.05, 20 * full)
     if request.poison == "other dtype":
-        ran = await model.batcher.submit({"x": np.full((1, 1), request.value, np.float32)}, Terms(due))
+        ran = await model.batcher.submit({"x": np.full((1, 1), request.value, np.float32)}, Deadline(due))
         return ran.outputs["y"][:, 0].tolist()
     if request.poison == "too late":
         return await model.ask(request.value, due=due, until=now)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from service.engine.request import Message
+from service.engine.request import PredictRequest
 from service.errors import NoMemory, Overloaded
 from tests.model_folders import CREDIT, credit_graph
 from tests.pictures import encoded
@@ -155,7 +155,7 @@ def test_a_time_limit_in_the_body_counts_from_when_the_request_came_whoever_asks
     async def main() -> None:
         model = rows_on(VirtualDevice(hop_s=1.0))
         await asyncio.sleep(100)
-        message = Message("json", 1, lambda: {"rows": [ROW], "timeout_ms": 5_000})
+        message = PredictRequest("json", 1, lambda: {"rows": [ROW], "timeout_ms": 5_000})
         assert (await model.pipeline.predict(message)).body
 
     run_virtually(main())

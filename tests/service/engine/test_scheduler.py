@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from service.backends.base import OutOfMemory
 from service.engine.admission import Admission, ModelLimits, RequestOptions
-from service.engine.scheduler import Job, NoRoom, Offer, Priority, Room, Scheduler, Terms
+from service.engine.scheduler import Deadline, Job, NoRoom, Offer, Priority, Room, Scheduler
 from tests.fake_device import FITS_QUITE_ALONE, FakeDevice, Model, Run, Speed, right, sample
 from tests.virtual_clock import run_virtually
 
@@ -51,12 +51,12 @@ def test_of_requests_that_came_together_the_more_urgent_runs_first(order: tuple[
     async def main() -> list[Run]:
         device, scheduler = FakeDevice(), Scheduler()
         model = Model(device, scheduler, most=1)
-        terms = admission_of(model, ModelLimits(timeout_s=1000), scheduler).terms
+        deadline = admission_of(model, ModelLimits(timeout_s=1000), scheduler).deadline
         number = {"high": 1.0, "normal": 2.0, "low": 3.0}
         await asyncio.gather(
             model.ask(0.0, due=-1.0),
             *(
-                model.ask(number[priority], due=terms(RequestOptions(priority=priority), now()).due)
+                model.ask(number[priority], due=deadline(RequestOptions(priority=priority), now()).due)
                 for priority in order
             ),
         )
@@ -73,8 +73,8 @@ def test_a_model_of_more_weight_goes_before_one_of_less_that_came_a_little_earli
         asked = [light.asked(0.0, due=-1.0)]
         for model in (light, heavy):
             await asyncio.sleep(0.1)
-            terms = admission_of(model, ModelLimits(timeout_s=1000, weight=weights[model]), scheduler).terms
-            asked.append(model.asked(1.0, due=terms(RequestOptions(), now()).due))
+            deadline = admission_of(model, ModelLimits(timeout_s=1000, weight=weights[model]), scheduler).deadline
+            asked.append(model.asked(1.0, due=deadline(RequestOptions(), now()).due))
         await asyncio.gather(*asked)
         return [run.model for run in device.runs]
 
@@ -196,10 +196,10 @@ def surprises_of(requests: Sequence[Coming], at_once: int, speeds: Sequence[Spee
     surprises: list[float] = []
 
     async def client(scheduler: Scheduler, model: Model) -> None:
-        terms = Terms(now() + 1000)
-        expected = now() + scheduler.wait_s(terms.due, own=[model.batcher])
+        deadline = Deadline(now() + 1000)
+        expected = now() + scheduler.wait_s(deadline.due, own=[model.batcher])
         began: list[float] = []
-        await model.batcher.submit(sample(1.0), terms, on_start=lambda: began.append(now()))
+        await model.batcher.submit(sample(1.0), deadline, on_start=lambda: began.append(now()))
         surprises.append(began[0] - expected)
 
     async def main() -> None:

@@ -75,17 +75,17 @@ def admission_for(model: Model, scheduler: Scheduler, limits: ModelLimits) -> Ad
 async def kept_busy(model: Model, admission: Admission, until: float) -> None:
     """A client that asks again as soon as it has its answer."""
     while now() < until:
-        terms = admission.terms(RequestOptions(), now())
-        await model.ask(1.0, due=terms.due, until=terms.until)
+        deadline = admission.deadline(RequestOptions(), now())
+        await model.ask(1.0, due=deadline.due, until=deadline.until)
 
 
 async def outcome(model: Model, admission: Admission) -> str:
     """What becomes of one request: answered, refused or late."""
-    terms = admission.terms(RequestOptions(), now())
+    deadline = admission.deadline(RequestOptions(), now())
     try:
-        async with asyncio.timeout_at(terms.until):
-            with admission.permit(terms, model.curve.seconds(ONE, 1), model.curve.least(ONE, 1)):
-                await model.ask(2.0, due=terms.due, until=terms.until)
+        async with asyncio.timeout_at(deadline.until):
+            with admission.permit(deadline, model.curve.seconds(ONE, 1), model.curve.least(ONE, 1)):
+                await model.ask(2.0, due=deadline.due, until=deadline.until)
     except Overloaded:
         return "refused"
     except (TooLate, TimeoutError):
