@@ -17,7 +17,7 @@ from service.backends.base import Backend, OpenBackend
 from service.backends.onnx import OnnxRuntime, available_cores
 from service.engine.admission import ModelLimits
 from service.engine.batcher import BatchPolicy
-from service.engine.context import Place, Surroundings
+from service.engine.context import EngineContext, WorkerPool
 from service.engine.latency import BUSY_HOPS, measured_hop
 from service.engine.pipeline import Pipeline
 from service.engine.scheduler import Scheduler
@@ -60,7 +60,7 @@ class Service:
         self._workers = self._place("worker", settings.workers or available_cores())
         # Two are given to its one thread: else it would stand still whenever the event loop has to give it the next.
         self._interpreter = self._place("interpreter", 2, threads=1)
-        self._devices: dict[str, Place] = {}
+        self._devices: dict[str, WorkerPool] = {}
         self._hop_s = BUSY_HOPS * measured_hop(self._workers.threads)
         self._loader = self._threads(1, "loader")
         self.repository = Repository(
@@ -91,7 +91,7 @@ class Service:
         """Batches at a time: on a CPU each has one core, and one more waits for it."""
         return self.settings.batches_at_once or (2 if device == "cuda" else 2 * available_cores())
 
-    def _place(self, name: str, at_once: int, threads: int = 0) -> Place:
+    def _place(self, name: str, at_once: int, threads: int = 0) -> WorkerPool:
         scheduler = Scheduler(
             at_once,
             threads,
@@ -99,7 +99,7 @@ class Service:
             on_hung=partial(self._on_hung, name),
             on_fault=partial(self._on_fault, name),
         )
-        return Place(self._threads(threads or at_once, name), scheduler)
+        return WorkerPool(self._threads(threads or at_once, name), scheduler)
 
     def _on_hung(self, name: str, count: int) -> None:
         self.metrics.hung.labels(name).set(count)
@@ -116,7 +116,7 @@ class Service:
     def _make_pipeline(self, name: str, task: Task, backend: Backend, proven: Sequence[Proven]) -> Pipeline:
         settings = self.settings
         device = self._device_of(backend)
-        around = Surroundings(
+        around = EngineContext(
             device,
             self._workers,
             self._interpreter,
@@ -149,7 +149,7 @@ class Service:
             with suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(step)
 
-    def _device_of(self, backend: Backend) -> Place:
+    def _device_of(self, backend: Backend) -> WorkerPool:
         with self._lock:  # Models are loaded side by side.
             if backend.device not in self._devices:
                 self._devices[backend.device] = self._place(backend.device, self._at_once(backend.device))

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from service.backends.base import BackendError, DeviceLost, OutOfMemory
-from service.engine.batcher import Batcher, BatchPolicy, Ran
-from service.engine.latency import Curve, shape_of
+from service.engine.batcher import Batcher, BatchPolicy, BatchResult
+from service.engine.latency import LatencyProfile, shape_of
 from service.engine.scheduler import Deadline, Scheduler
 from tasks.contract import Arrays
 
@@ -86,7 +86,7 @@ class Model:
         speed: Speed | None = None,
         most: int = 8,
         delay_s: float = 0.0,
-        curve: Curve | None = None,
+        curve: LatencyProfile | None = None,
     ) -> None:
         self.device, self.name, self.speed = device, name, speed or Speed()
         self.curve = curve or self.known_curve(most)
@@ -100,8 +100,8 @@ class Model:
             clock=asyncio.get_running_loop().time,
         )
 
-    def known_curve(self, most: int) -> Curve:
-        curve, shape = Curve(), shape_of(sample(0.0))
+    def known_curve(self, most: int) -> LatencyProfile:
+        curve, shape = LatencyProfile(), shape_of(sample(0.0))
         for size in range(1, most + 1):
             curve.add(shape, size, self.speed.seconds(size))
         if self.speed.each_bytes:
@@ -110,7 +110,7 @@ class Model:
 
     async def ask(self, *values: float, due: float | None = None, until: float = float("inf")) -> list[float]:
         now = asyncio.get_running_loop().time()
-        ran: Ran = await self.batcher.submit(sample(*values), Deadline(now if due is None else due, until))
+        ran: BatchResult = await self.batcher.submit(sample(*values), Deadline(now if due is None else due, until))
         return ran.outputs["y"][:, 0].tolist()
 
     def asked(self, *values: float, due: float | None = None, until: float = float("inf")) -> asyncio.Task[list[float]]:

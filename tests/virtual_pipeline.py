@@ -12,7 +12,7 @@ from typing import Any
 
 from service.backends.base import OutOfMemory
 from service.engine.batcher import BatchPolicy
-from service.engine.context import Place, Surroundings
+from service.engine.context import EngineContext, WorkerPool
 from service.engine.latency import shape_of
 from service.engine.pipeline import Pipeline
 from service.engine.request import PredictRequest, PredictResult, RequestState
@@ -23,7 +23,7 @@ from tests.model_folders import runner
 
 
 @dataclass(frozen=True)
-class Ran:
+class BatchResult:
     """A run of a graph."""
 
     name: str
@@ -63,16 +63,16 @@ class VirtualDevice:
     hang_s: float = 0.0
     hop_s: float = 0.0
     """Of no time: nothing is cheap enough for the event loop."""
-    runs: list[Ran] = field(default_factory=list)
+    runs: list[BatchResult] = field(default_factory=list)
     hung: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.threads = VirtualThreads()
         self.scheduler = Scheduler(self.at_once, hang_s=self.hang_s, on_hung=self.hung.append)
-        self.around = Surroundings(
-            Place(self.threads, self.scheduler),
-            Place(VirtualThreads(), Scheduler(4)),
-            Place(VirtualThreads(), Scheduler(1)),
+        self.around = EngineContext(
+            WorkerPool(self.threads, self.scheduler),
+            WorkerPool(VirtualThreads(), Scheduler(4)),
+            WorkerPool(VirtualThreads(), Scheduler(1)),
             Limits(),
             Metrics(),
             self.hop_s,
@@ -100,7 +100,7 @@ class VirtualBackend:
 
     def run(self, arrays: Arrays) -> Arrays:
         size = len(next(iter(arrays.values())))
-        self.on.runs.append(Ran(self.name, size, *self.on.threads.spend(self.each_s * size)))
+        self.on.runs.append(BatchResult(self.name, size, *self.on.threads.spend(self.each_s * size)))
         if size > self.fits:
             raise OutOfMemory("There is no room.")
         return self._run(arrays)

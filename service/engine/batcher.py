@@ -18,9 +18,9 @@ from functools import partial
 import numpy as np
 
 from service.backends.base import DeviceLost, OutOfMemory
-from service.engine.latency import Curve, Shape, shape_of
-from service.engine.queue import DueQueue, Ticket, answer
-from service.engine.scheduler import Deadline, Hung, Job, NoRoom, Offer, Room, Scheduler, TooLate
+from service.engine.latency import LatencyProfile, Shape, shape_of
+from service.engine.queue import DeadlineQueue, QueueEntry, answer
+from service.engine.scheduler import Capacity, Deadline, Hung, InsufficientMemory, Job, NextWork, Scheduler, TooLate
 from tasks.contract import Arrays
 
 RunBatch = Callable[[Sequence[Arrays]], Awaitable[Arrays]]
@@ -41,7 +41,7 @@ class BatchPolicy:
 
 
 @dataclass(frozen=True)
-class Ran:
+class BatchResult:
     """A request's outputs, and how they came about: when its batches ran, and how large the largest was."""
 
     outputs: Arrays
@@ -80,7 +80,7 @@ class _Retry:
     """Tickets whose batch failed, to be run once more without the others."""
 
     shape: Shape
-    tickets: list[Ticket]
+    tickets: list[QueueEntry]
     quite_alone: bool = False
     """Only while nothing else runs, since memory was short."""
     split: _Split | None = None
@@ -107,7 +107,7 @@ class Batcher:
         policy: BatchPolicy,
         scheduler: Scheduler,
         *,
-        curve: Curve | None = None,
+        curve: LatencyProfile | None = None,
         on_batch: Callable[[BatchReport], None] = lambda report: None,
         on_dropped: Callable[[int], None] = lambda size: None,
         clock: Callable[[], float] = time.perf_counter,
@@ -115,11 +115,11 @@ class Batcher:
         self._run = run
         self.policy = policy
         self._scheduler = scheduler
-        self._curve = curve or Curve()
+        self._curve = curve or LatencyProfile()
         self._on_batch = on_batch
         self._on_dropped = on_dropped
         self._clock = clock  # Of what is reported: a loop's own may tick in whole milliseconds (uvloop's does).
-        self._waiting: dict[Shape, DueQueue[Ticket]] = {}
+        self._waiting: dict[Shape, DeadlineQueue[QueueEntry]] = {}
         self._retries: list[_Retry] = []
         self._to_come: list[_ToCome] = []
         scheduler.attach(self)
@@ -140,7 +140,7 @@ class Batcher:
 
     async def submit(
         self, arrays: Arrays, deadline: Deadline | None = None, on_start: Callable[[], None] = lambda: None
-    ) -> Ran:
+    ) -> BatchResult:
         """Runs the samples stacked in `arrays`, in company where there is any; `on_start` is told when they begin.
 
         More samples than a batch holds become several tickets, of which no more wait than the device is given at a
@@ -153,7 +153,7 @@ class Batcher:
         if total > step:
             return await self._in_parts(arrays, step, deadline, on_start)
         try:
-            ran: Ran = await self._enqueue(shape, arrays, total, deadline, on_start)
+            ran: BatchResult = await self._enqueue(shape, arrays, total, deadline, on_start)
         except OutOfMemory:
             if total == 1:
                 raise
@@ -161,12 +161,14 @@ class Batcher:
             self._curve.no_room(shape, total)
         return ran
 
-    async def _in_parts(self, arrays: Arrays, step: int, deadline: Deadline, on_start: Callable[[], None]) -> Ran:
+    async def _in_parts(
+        self, arrays: Arrays, step: int, deadline: Deadline, on_start: Callable[[], None]
+    ) -> BatchResult:
         at_once = self._scheduler.at_once
         shape, to_come = shape_of(arrays), _ToCome(deadline.due)
         self._to_come.append(to_come)
         parts = [{name: array[i : i + step] for name, array in arrays.items()} for i in range(0, _size(arrays), step)]
-        begun: list[asyncio.Task[Ran]] = []
+        begun: list[asyncio.Task[BatchResult]] = []
         try:
             for number, part in enumerate(parts):
                 if number >= at_once:
@@ -183,41 +185,41 @@ class Batcher:
 
     def _enqueue(
         self, shape: Shape, arrays: Arrays, size: int, deadline: Deadline, on_start: Callable[[], None]
-    ) -> asyncio.Future[Ran]:
+    ) -> asyncio.Future[BatchResult]:
         loop = asyncio.get_running_loop()
-        ticket = Ticket(arrays, size, loop.time(), deadline, loop.create_future(), on_start)
-        self._waiting.setdefault(shape, DueQueue()).add(ticket)
+        ticket = QueueEntry(arrays, size, loop.time(), deadline, loop.create_future(), on_start)
+        self._waiting.setdefault(shape, DeadlineQueue()).add(ticket)
         ticket.future.add_done_callback(partial(self._given_up, shape, ticket))
         self._scheduler.plan()
         return ticket.future
 
-    def _given_up(self, shape: Shape, ticket: Ticket, future: asyncio.Future[Ran]) -> None:
+    def _given_up(self, shape: Shape, ticket: QueueEntry, future: asyncio.Future[BatchResult]) -> None:
         """Forgets a ticket that ended while it waited: its client has gone."""
         if shape in self._waiting and self._remove(shape, ticket):
             self._on_dropped(ticket.size)
 
-    def _remove(self, shape: Shape, ticket: Ticket) -> bool:
+    def _remove(self, shape: Shape, ticket: QueueEntry) -> bool:
         queue = self._waiting[shape]
         was_there = queue.discard(ticket)
         if not queue:
             del self._waiting[shape]
         return was_there
 
-    def offer(self) -> Offer | None:
+    def offer(self) -> NextWork | None:
         """The ready shape that is due first; where none is ready, the one that will be next."""
-        offers = [Offer(-math.inf, retry.due) for retry in self._retries]
-        offers += [Offer(self._ready(queue), queue.first.deadline.due) for queue in self._waiting.values()]
+        offers = [NextWork(-math.inf, retry.due) for retry in self._retries]
+        offers += [NextWork(self._ready(queue), queue.first.deadline.due) for queue in self._waiting.values()]
         if not offers:
             return None
         now = asyncio.get_running_loop().time()
         return min(offers, key=lambda offer: (offer.ready > now, offer.due if offer.ready <= now else offer.ready))
 
-    def _ready(self, queue: DueQueue[Ticket]) -> float:
+    def _ready(self, queue: DeadlineQueue[QueueEntry]) -> float:
         if not self.policy.max_delay_s or queue.size >= self.policy.max_size:
             return -math.inf
         return queue.oldest + self.policy.max_delay_s
 
-    def take(self, now: float, room: Room) -> Job | None:
+    def take(self, now: float, room: Capacity) -> Job | None:
         """The next batch. Raises NoRoom."""
         retry = min(self._retries, key=lambda retry: retry.due, default=None)
         ready = [(queue.first.order, shape) for shape, queue in self._waiting.items() if self._ready(queue) <= now]
@@ -226,26 +228,26 @@ class Batcher:
             return self._take_retry(retry, now, room)
         return None if shape is None else self._take_fresh(shape, now, room)
 
-    def _take_retry(self, retry: _Retry, now: float, room: Room) -> Job | None:
+    def _take_retry(self, retry: _Retry, now: float, room: Capacity) -> Job | None:
         size = sum(ticket.size for ticket in retry.tickets if not ticket.future.done())
         fits = not retry.quite_alone and self._curve.memory_bytes(retry.shape, size) <= room.free_bytes
         if size and not room.idle and not fits:
-            raise NoRoom
+            raise InsufficientMemory
         self._retries.remove(retry)
         return self._job(retry.shape, self._still_wanted(retry.tickets, now), retry)
 
-    def _take_fresh(self, shape: Shape, now: float, room: Room) -> Job | None:
+    def _take_fresh(self, shape: Shape, now: float, room: Capacity) -> Job | None:
         queue = self._waiting[shape]
         most = self._curve.limit(shape, self.policy.max_size, room.free_bytes)
         if most < queue.first.size:
             most_alone = self._curve.limit(shape, self.policy.max_size, self._scheduler.memory_bytes)
             if most_alone >= queue.first.size and not room.idle:
-                raise NoRoom
+                raise InsufficientMemory
             ticket = queue.first
             self._remove(shape, ticket)
             answer(ticket, OutOfMemory("There is no room for it, also while nothing else runs."))
             return None
-        tickets: list[Ticket] = []
+        tickets: list[QueueEntry] = []
         size, until = 0, math.inf
         while queue and size + queue.first.size <= most:
             ticket = queue.first
@@ -264,7 +266,7 @@ class Batcher:
             del self._waiting[shape]
         return self._job(shape, tickets)
 
-    def _too_late(self, shape: Shape, ticket: Ticket, now: float) -> bool:
+    def _too_late(self, shape: Shape, ticket: QueueEntry, now: float) -> bool:
         """Whether its time will be up before it is done.
 
         With others waiting, what a run takes of late decides; for the last one half of the shortest run there ever was,
@@ -274,7 +276,7 @@ class Batcher:
         needs = self._curve.seconds if others else lambda shape, size: self._curve.least(shape, size) / 2
         return ticket.deadline.until <= now + needs(shape, ticket.size)
 
-    def _job(self, shape: Shape, tickets: list[Ticket], retry: _Retry | None = None) -> Job | None:
+    def _job(self, shape: Shape, tickets: list[QueueEntry], retry: _Retry | None = None) -> Job | None:
         if not tickets:
             return None
         size = sum(ticket.size for ticket in tickets)
@@ -286,7 +288,7 @@ class Batcher:
             on_hung=lambda: _refuse(tickets, Hung("The run did not come back in time.")),
         )
 
-    def _still_wanted(self, tickets: list[Ticket], now: float = -math.inf) -> list[Ticket]:
+    def _still_wanted(self, tickets: list[QueueEntry], now: float = -math.inf) -> list[QueueEntry]:
         """Those whose client still waits: one may have gone since the batch was made, or while it was tried apart."""
         for ticket in tickets:
             if ticket.deadline.until <= now:
@@ -296,7 +298,7 @@ class Batcher:
             self._on_dropped(sum(ticket.size for ticket in tickets if ticket.future.done()))
         return wanted
 
-    async def _run_batch(self, shape: Shape, taken: list[Ticket], retry: _Retry | None) -> None:
+    async def _run_batch(self, shape: Shape, taken: list[QueueEntry], retry: _Retry | None) -> None:
         tickets = self._still_wanted(taken)
         if not tickets:
             return
@@ -323,14 +325,14 @@ class Batcher:
             part = {name: array[start : start + ticket.size] for name, array in outputs.items()}
             start += ticket.size
             if not ticket.future.done():
-                ticket.future.set_result(Ran(part, ((began, ended),), size))
+                ticket.future.set_result(BatchResult(part, ((began, ended),), size))
 
     def _fits(self, shape: Shape, split: _Split) -> None:
         split.parts_left -= 1
         if not split.parts_left:
             self._curve.no_room(shape, split.size)
 
-    def _try_apart(self, shape: Shape, tickets: list[Ticket], error: Exception, *, was_alone: bool) -> None:
+    def _try_apart(self, shape: Shape, tickets: list[QueueEntry], error: Exception, *, was_alone: bool) -> None:
         """Queues the parts of a batch that failed; a ticket that fails alone gets the error."""
         size = sum(ticket.size for ticket in tickets)
         short = isinstance(error, OutOfMemory)
@@ -347,7 +349,7 @@ class Batcher:
         else:
             _refuse(tickets, error)
 
-    def _parts_of(self, shape: Shape, tickets: list[Ticket], size: int) -> list[list[Ticket]]:
+    def _parts_of(self, shape: Shape, tickets: list[QueueEntry], size: int) -> list[list[QueueEntry]]:
         """Halves; or tickets one by one, where that takes less than to halve until one culprit is alone."""
         one_by_one = sum(self._curve.seconds(shape, ticket.size) for ticket in tickets)
         halving = 0.0
@@ -388,13 +390,13 @@ def _size(arrays: Arrays) -> int:
     return len(next(iter(arrays.values())))
 
 
-def _refuse(tickets: list[Ticket], error: BaseException) -> None:
+def _refuse(tickets: list[QueueEntry], error: BaseException) -> None:
     for ticket in tickets:
         answer(ticket, error)
 
 
-def joined(parts: Sequence[Ran]) -> Ran:
+def joined(parts: Sequence[BatchResult]) -> BatchResult:
     """The parts of one request as one."""
     outputs = {name: np.concatenate([part.outputs[name] for part in parts]) for name in parts[0].outputs}
     spans = tuple(span for part in parts for span in part.spans)
-    return Ran(outputs, spans, max(part.batch_size for part in parts))
+    return BatchResult(outputs, spans, max(part.batch_size for part in parts))

@@ -11,7 +11,7 @@ from tasks.contract import Limits
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkerPool:
     """Threads, and the order in which they are given work."""
 
     threads: Executor
@@ -19,7 +19,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class EngineContext:
     """What all models of a service share.
 
     Attributes:
@@ -33,9 +33,9 @@ class Surroundings:
         on_lost: is told when the device has failed for good.
     """
 
-    device: Place
-    workers: Place
-    interpreter: Place
+    device: WorkerPool
+    workers: WorkerPool
+    interpreter: WorkerPool
     limits: Limits
     metrics: Metrics
     hop_s: float = CHEAP_S

@@ -33,7 +33,7 @@ Shape = tuple[tuple[str, str, tuple[int, ...]], ...]
 """The inputs of one sample: name, dtype and shape of each, without the batch axis."""
 
 
-class Cost:
+class StepCost:
     """What a step costs, as a running mean, for the size of input it has mostly seen.
 
     `hop_s` is what it costs to have another thread do it.
@@ -106,7 +106,7 @@ class Limit:
             self.size, self.good = self.size + max(1, self.size // 4), 0
 
 
-class Curve:
+class LatencyProfile:
     """What a run takes by the shape of a sample and the size of the batch: seconds, and bytes of memory.
 
     Filled at warm-up and kept current by what is run later. Between two sizes it is a straight line, beyond the largest
@@ -236,7 +236,7 @@ def measured_hop(pool: Executor) -> float:
     return statistics.median(tries)
 
 
-def settled(cost: Cost, size: int, step: Callable[..., Any], *arguments: Any) -> Any:
+def settled(cost: StepCost, size: int, step: Callable[..., Any], *arguments: Any) -> Any:
     """Runs a step until it is known whether it is cheap: three times, or once where it certainly is not."""
     for _ in range(3):
         cost.seconds = None  # Each time is better than the one before: the last counts.

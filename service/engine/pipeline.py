@@ -20,11 +20,11 @@ from pydantic import ValidationError
 
 from service.backends.base import Backend, BackendError, DeviceLost, OutOfMemory
 from service.engine.admission import OPTION_FIELDS, Admission, ModelLimits, RequestOptions, parse_options
-from service.engine.batcher import Batcher, BatchPolicy, BatchReport, Ran
-from service.engine.context import Surroundings
+from service.engine.batcher import Batcher, BatchPolicy, BatchReport, BatchResult
+from service.engine.context import EngineContext
 from service.engine.error_mapping import failure, invalid_input, invalid_request
-from service.engine.latency import Cost, Curve, Shape, shape_of
-from service.engine.queue import Line
+from service.engine.latency import LatencyProfile, Shape, StepCost, shape_of
+from service.engine.queue import StepQueue
 from service.engine.request import PredictRequest, PredictResult, PreparedRequest, RequestState, predict_result
 from service.engine.scheduler import Deadline, Hung, TooLate
 from service.errors import InvalidAnswer
@@ -38,7 +38,7 @@ class Pipeline:
         self,
         task: Task,
         backend: Backend,
-        around: Surroundings,
+        around: EngineContext,
         *,
         name: str,
         policy: BatchPolicy,
@@ -46,9 +46,9 @@ class Pipeline:
     ) -> None:
         self.task = task
         self.backend = backend
-        self.curve = Curve()
-        self._around = around
-        self._costs: dict[tuple[Any, ...], Cost] = {}
+        self.curve = LatencyProfile()
+        self._context = around
+        self._costs: dict[tuple[Any, ...], StepCost] = {}
         # What a picture costs to decode shows in its pixels, not in its bytes: no guess, no risk to the event loop.
         self._may_decode_here = task.upload is None
         # Of a closed set of values each: a client cannot make up new ones.
@@ -68,11 +68,11 @@ class Pipeline:
         self._batcher = Batcher(
             self._run_batch, policy, scheduler, curve=self.curve, on_batch=self._on_batch, on_dropped=dropped
         )
-        self._alone = Line(scheduler, on_dropped=dropped)
+        self._alone = StepQueue(scheduler, on_dropped=dropped)
         of_pictures = task.upload is not None and task.upload.media_types[0].startswith("image/")
         self._workers = around.workers if of_pictures else around.interpreter
-        self._decoding = Line(self._workers.scheduler, on_dropped=dropped)
-        self._finishing = Line(self._workers.scheduler)
+        self._decoding = StepQueue(self._workers.scheduler, on_dropped=dropped)
+        self._finishing = StepQueue(self._workers.scheduler)
         self.admission = Admission(limits or ModelLimits(), full_batch_s=self._full_batch_s, wait_s=self._wait_s)
         self._reading = 0
         self._finishing_s = (
@@ -124,7 +124,7 @@ class Pipeline:
         if report.error is not None:
             self._failures.inc()
             if isinstance(report.error, DeviceLost):
-                self._around.on_lost(str(report.error))
+                self._context.on_lost(str(report.error))
         elif self.counts:
             self._batch_size.observe(report.size)
 
@@ -133,7 +133,7 @@ class Pipeline:
 
     def _wait_s(self, due: float) -> float:
         """How long a request that is due then would wait: for a worker, for the device, for those still being read."""
-        device, workers = self._around.device.scheduler, self._workers.scheduler
+        device, workers = self._context.device.scheduler, self._workers.scheduler
         coming = self._reading * (
             self._full_batch_s() / self.batch_limit / device.at_once + self._finishing_s / workers.at_once
         )
@@ -185,9 +185,9 @@ class Pipeline:
 
     def _run_in_one_go(self) -> Run | None:
         """How a request runs that one thread takes all the way; None where it had better go step by step."""
-        if self.in_flight <= 1 and self._around.device.scheduler.is_free and not self.waits_for_company:
+        if self.in_flight <= 1 and self._context.device.scheduler.is_free and not self.waits_for_company:
             return self.backend.run_alone
-        reads_aside = self._workers is self._around.workers
+        reads_aside = self._workers is self._context.workers
         return self.backend.run if self.batch_limit == 1 and reads_aside else None
 
     async def _read_aside(self, message: PredictRequest, deadline: Deadline, state: RequestState) -> PreparedRequest:
@@ -222,7 +222,7 @@ class Pipeline:
     ) -> Deadline:
         """The terms, now that all options and the number of samples are known. Raises Overloaded."""
         shape, size = shape_of(read.samples.arrays), len(read.samples)
-        limit, device = self._batcher.limit(shape), self._around.device.scheduler
+        limit, device = self._batcher.limit(shape), self._context.device.scheduler
         rounds = math.ceil(math.ceil(size / limit) / device.at_once)
         state.is_large = rounds > 1
         own, least = (rounds * of(shape, min(size, limit)) for of in (self.curve.seconds, self.curve.least))
@@ -253,7 +253,7 @@ class Pipeline:
         try:
             done: PredictResult | PreparedRequest = await self._in_thread(
                 self._alone,
-                self._around.device.threads,
+                self._context.device.threads,
                 partial(cost.timed, message.size, work),
                 deadline,
                 cost.expected(message.size),
@@ -272,7 +272,7 @@ class Pipeline:
         request, samples, options = self._cost("decode", message.kind).timed(message.size, self._read, message)
         read = PreparedRequest(request, samples, options, ended=time.perf_counter(), waited_s=started - began)
         shape = shape_of(samples.arrays)
-        scheduler = self._around.device.scheduler
+        scheduler = self._context.device.scheduler
         if options or len(samples) > self.curve.limit(shape, self.batch_limit, scheduler.memory_bytes):
             return read
         if given_up.is_set():
@@ -290,19 +290,19 @@ class Pipeline:
         """Whether every step is expected to run at once on the event loop: there will be nothing to wait for."""
         may = self._may_decode_here and not self.waits_for_company
         quick = may and self._cost("decode", message.kind).is_cheap(message.size)
-        return quick and self.curve.is_cheap(self._around.hop_s)
+        return quick and self.curve.is_cheap(self._context.hop_s)
 
-    async def _infer(self, samples: Samples, deadline: Deadline, state: RequestState) -> Ran:
+    async def _infer(self, samples: Samples, deadline: Deadline, state: RequestState) -> BatchResult:
         """Runs the samples: at once where that costs less than to queue, else in a batch."""
         size, shape = len(samples), shape_of(samples.arrays)
-        cheap = self.curve.is_cheap(self._around.hop_s, shape, size)
+        cheap = self.curve.is_cheap(self._context.hop_s, shape, size)
         if cheap and size <= self.batch_limit and not self.waits_for_company:
             state.stage = "infer"
             with suppress(OutOfMemory):  # Then it is split, or has its turn when nothing else runs.
                 return self._run_here(samples.arrays, self.backend.run)
         return await self._batcher.submit(samples.arrays, deadline, state.at("infer"))
 
-    def _run_here(self, arrays: Arrays, run: Run) -> Ran:
+    def _run_here(self, arrays: Arrays, run: Run) -> BatchResult:
         """Runs samples in this thread, as a batch of their own."""
         size, shape = len(next(iter(arrays.values()))), shape_of(arrays)
         began = time.perf_counter()
@@ -314,10 +314,16 @@ class Pipeline:
         ended = time.perf_counter()
         self.curve.add(shape, size, ended - began)
         self._on_batch(BatchReport(size, ended - began))
-        return Ran(outputs, ((began, ended),), size)
+        return BatchResult(outputs, ((began, ended),), size)
 
     async def _step(
-        self, line: Line, deadline: Deadline, key: tuple[Any, ...], size: int, step: Callable[..., Any], *arguments: Any
+        self,
+        line: StepQueue,
+        deadline: Deadline,
+        key: tuple[Any, ...],
+        size: int,
+        step: Callable[..., Any],
+        *arguments: Any,
     ) -> Any:
         """Runs a step where it costs least: here, or in a worker thread."""
         cost = self._cost(*key)
@@ -328,7 +334,7 @@ class Pipeline:
 
     async def _in_thread(
         self,
-        line: Line,
+        line: StepQueue,
         threads: Executor,
         work: Callable[[], Any],
         deadline: Deadline,
@@ -359,8 +365,8 @@ class Pipeline:
     def _read(self, message: PredictRequest) -> tuple[Request, Samples, RequestOptions]:
         try:
             fields, options = parse_options(message.fields(), names=self._option_names)
-            request = self.task.parse(fields, self._around.limits)
-            return request, self.task.preprocess(self.task.decode(request, self._around.limits)), options
+            request = self.task.parse(fields, self._context.limits)
+            return request, self.task.preprocess(self.task.decode(request, self._context.limits)), options
         except ValidationError as error:
             raise invalid_request(error) from None
         except InvalidInput as error:
@@ -379,7 +385,7 @@ class Pipeline:
     async def _run_batch(self, parts: Sequence[Arrays]) -> Arrays:
         size = sum(len(next(iter(part.values()))) for part in parts)
         work = partial(self.run, self.backend.run, parts, size)
-        return await asyncio.get_running_loop().run_in_executor(self._around.device.threads, work)
+        return await asyncio.get_running_loop().run_in_executor(self._context.device.threads, work)
 
     def run(self, run: Run, parts: Sequence[Arrays], size: int) -> Arrays:
         """Runs stacks of samples as one batch. Raises BackendError."""
@@ -395,7 +401,7 @@ class Pipeline:
                 raise BackendError(f"The graph's output {name} has {len(array)} rows for {size} samples.")
         return outputs
 
-    def cost_of_finishing(self, request: Request) -> Cost:
+    def cost_of_finishing(self, request: Request) -> StepCost:
         """What post-processing answers to requests like this one takes."""
         return self._cost(*self._postprocess_key(request))
 
@@ -403,8 +409,8 @@ class Pipeline:
         """The answer as JSON. Raises InvalidAnswer."""
         return self._finish(outputs, samples, request, PredictRequest.render)
 
-    def _cost(self, *key: Any) -> Cost:
+    def _cost(self, *key: Any) -> StepCost:
         cost = self._costs.get(key)
         if cost is None:
-            cost = self._costs[key] = Cost(self._around.hop_s)
+            cost = self._costs[key] = StepCost(self._context.hop_s)
         return cost

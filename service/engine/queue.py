@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
-from service.engine.scheduler import Deadline, Hung, Job, NoRoom, Offer, Room, Scheduler, TooLate
+from service.engine.scheduler import Capacity, Deadline, Hung, InsufficientMemory, Job, NextWork, Scheduler, TooLate
 
 
 @dataclass(eq=False)
-class Ticket:
+class QueueEntry:
     """Work of one request that waits: `size` samples, since when, on what terms, and who waits for it."""
 
     work: Any
@@ -32,11 +32,11 @@ class Ticket:
         return self.deadline.due, self.number
 
 
-T = TypeVar("T", bound=Ticket)
+T = TypeVar("T", bound=QueueEntry)
 _order = attrgetter("order")
 
 
-class DueQueue(Generic[T]):
+class DeadlineQueue(Generic[T]):
     """Tickets by when they are due."""
 
     def __init__(self) -> None:
@@ -85,13 +85,13 @@ class DueQueue(Generic[T]):
         return tickets
 
 
-class Line:
+class StepQueue:
     """A source of steps that go one by one, each in a thread of its own kind: decoding, finishing, a whole request."""
 
     def __init__(self, scheduler: Scheduler, *, on_dropped: Callable[[int], None] = lambda size: None) -> None:
         self._scheduler = scheduler
         self._on_dropped = on_dropped
-        self._waiting: DueQueue[Ticket] = DueQueue()
+        self._waiting: DeadlineQueue[QueueEntry] = DeadlineQueue()
         self._seconds = 0.0
         """Of all that wait, by what each was thought to take."""
         scheduler.attach(self)
@@ -115,7 +115,7 @@ class Line:
         """
         loop = asyncio.get_running_loop()
         work = (start, seconds, memory_bytes)
-        ticket = Ticket(work, 1, loop.time(), deadline, loop.create_future(), on_start)
+        ticket = QueueEntry(work, 1, loop.time(), deadline, loop.create_future(), on_start)
         self._waiting.add(ticket)
         self._seconds += seconds
         ticket.future.add_done_callback(lambda _: self._given_up(ticket))
@@ -126,21 +126,21 @@ class Line:
         """Ends the line; nothing may wait in it."""
         self._scheduler.detach(self)
 
-    def _given_up(self, ticket: Ticket) -> None:
+    def _given_up(self, ticket: QueueEntry) -> None:
         if self._waiting.discard(ticket):
             self._seconds -= ticket.work[1]
             self._on_dropped(1)
 
-    def offer(self) -> Offer | None:
+    def offer(self) -> NextWork | None:
         """What is due first."""
-        return Offer(-math.inf, self._waiting.first.deadline.due) if self._waiting else None
+        return NextWork(-math.inf, self._waiting.first.deadline.due) if self._waiting else None
 
-    def take(self, now: float, room: Room) -> Job | None:
+    def take(self, now: float, room: Capacity) -> Job | None:
         """The first, unless it is too late for it. Raises NoRoom."""
         ticket = self._waiting.first
         start, seconds, memory_bytes = ticket.work
         if memory_bytes > room.free_bytes and not room.idle:
-            raise NoRoom
+            raise InsufficientMemory
         self._waiting.discard(ticket)
         self._seconds -= seconds
         if ticket.deadline.until <= now + (seconds if self._waiting else 0.0):
@@ -167,7 +167,7 @@ class Line:
             answer(ticket, error)
 
 
-async def _carry_out(ticket: Ticket, start: Callable[[], Awaitable[Any]]) -> None:
+async def _carry_out(ticket: QueueEntry, start: Callable[[], Awaitable[Any]]) -> None:
     if ticket.future.done():
         return  # Its client went between its turn and now.
     try:
@@ -183,7 +183,7 @@ async def _carry_out(ticket: Ticket, start: Callable[[], Awaitable[Any]]) -> Non
             ticket.future.set_result(result)
 
 
-def answer(ticket: Ticket, error: BaseException) -> None:
+def answer(ticket: QueueEntry, error: BaseException) -> None:
     """Tells who waits of an error, where anybody still does."""
     if not ticket.future.done():
         if isinstance(error, asyncio.CancelledError):

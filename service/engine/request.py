@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from service.engine.admission import RequestOptions
-from service.engine.batcher import Ran
+from service.engine.batcher import BatchResult
 from service.metrics import NO_MODEL
 from tasks.contract import Answer, Request, Samples
 
@@ -67,7 +67,7 @@ class PreparedRequest:
 
 
 def predict_result(
-    body: bytes, ran: Ran, began: float, read: float, finished: float, *, waited_s: float = 0.0
+    body: bytes, ran: BatchResult, began: float, read: float, finished: float, *, waited_s: float = 0.0
 ) -> PredictResult:
     """The answer with the seconds of each stage; what is none of the others is waiting."""
     stages = {

@@ -23,7 +23,7 @@ URGENCY: dict[Priority, float] = {"high": 8.0, "normal": 1.0, "low": 1 / 8}
 """What the time that a request has is divided by: everything is due some day, so nothing waits for ever."""
 
 
-class NoRoom(Exception):
+class InsufficientMemory(Exception):
     """What is due would not fit into memory beside what runs; it will, when that has ended."""
 
 
@@ -44,7 +44,7 @@ class Deadline:
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class NextWork:
     """What a source would have run next: from when on it may be, and when it is due."""
 
     ready: float
@@ -52,7 +52,7 @@ class Offer:
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class Capacity:
     """What there is beside the jobs that run: bytes of memory, and whether any job runs that may still come back."""
 
     free_bytes: float = math.inf
@@ -77,11 +77,11 @@ class Job:
 class Source(Protocol):
     """What has work for a device."""
 
-    def offer(self) -> Offer | None:
+    def offer(self) -> NextWork | None:
         """What it would have run next; None where nothing waits."""
         ...
 
-    def take(self, now: float, room: Room) -> Job | None:
+    def take(self, now: float, room: Capacity) -> Job | None:
         """Gives out what it offered; None where that has gone meanwhile. Raises NoRoom."""
         ...
 
@@ -196,7 +196,7 @@ class Scheduler:
         for source in self._sources:
             source.refuse(Hung("The device does not come back from what it was given."))
 
-    def _offer_of(self, source: Source) -> Offer | None:
+    def _offer_of(self, source: Source) -> NextWork | None:
         try:
             return source.offer()
         except Exception as error:  # A fault of this program: whoever watches it has to know, and others go on.
@@ -221,7 +221,7 @@ class Scheduler:
         source = offers[min(ready)[1]][1]
         try:
             job = source.take(now, self._room())
-        except NoRoom:
+        except InsufficientMemory:
             return False  # It is the next as soon as it fits, and nobody overtakes it.
         except Exception as error:
             broken.add(source)
@@ -240,9 +240,9 @@ class Scheduler:
         task = self._running[job] = loop.create_task(job.run())
         task.add_done_callback(partial(self._ended, job))
 
-    def _room(self) -> Room:
+    def _room(self) -> Capacity:
         taken = sum(job.memory_bytes for job in self._running)
-        return Room(self.memory_bytes - taken, idle=all(job.hung for job in self._running))
+        return Capacity(self.memory_bytes - taken, idle=all(job.hung for job in self._running))
 
     def _give_up(self, job: Job) -> None:
         job.hung = True

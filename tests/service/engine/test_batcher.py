@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.engine.batcher import Batcher, BatchPolicy, BatchReport, Ran, RunBatch
+from service.engine.batcher import Batcher, BatchPolicy, BatchReport, BatchResult, RunBatch
 from service.engine.scheduler import Scheduler
 from tasks.contract import Arrays
 from tests.virtual_clock import run_virtually
@@ -49,12 +49,12 @@ def sample(*values: float, width: int = 1) -> Arrays:
     return {"x": np.repeat(np.array(values, np.float64)[:, None], width, axis=1)}
 
 
-def answer_of(ran: Ran) -> list[float]:
+def answer_of(ran: BatchResult) -> list[float]:
     return ran.outputs["y"][:, 0].tolist()
 
 
 def test_a_lone_sample_leaves_at_once() -> None:
-    async def main() -> Ran:
+    async def main() -> BatchResult:
         return await batcher_of(Device().run, BatchPolicy(max_size=8)).submit(sample(3))
 
     ran = run_virtually(main())
@@ -108,7 +108,7 @@ def test_a_full_batch_does_not_wait_for_the_delay() -> None:
 def test_a_request_larger_than_a_batch_is_answered_in_order() -> None:
     device = Device()
 
-    async def main() -> Ran:
+    async def main() -> BatchResult:
         return await batcher_of(device.run, BatchPolicy(max_size=4)).submit(sample(*range(10)))
 
     ran = run_virtually(main())
@@ -168,7 +168,7 @@ def test_a_large_request_of_which_a_part_fails_gets_the_error_and_leaves_nothing
 def test_a_failed_batch_blames_only_the_culprit() -> None:
     reports: list[BatchReport] = []
 
-    async def main() -> list[Ran | BaseException]:
+    async def main() -> list[BatchResult | BaseException]:
         batcher = batcher_of(Device().run, BatchPolicy(max_size=8), on_batch=reports.append)
         values = [1.0, 2.0, POISON, 4.0]
         return await asyncio.gather(*(batcher.submit(sample(v)) for v in values), return_exceptions=True)
@@ -176,7 +176,7 @@ def test_a_failed_batch_blames_only_the_culprit() -> None:
     answers = run_virtually(main())
 
     assert isinstance(answers[2], ValueError)
-    assert [answer_of(a) for a in answers if isinstance(a, Ran)] == [[2], [4], [8]]
+    assert [answer_of(a) for a in answers if isinstance(a, BatchResult)] == [[2], [4], [8]]
     assert sum(report.error is not None for report in reports) == 3
 
 
@@ -373,7 +373,7 @@ def test_samples_of_unequal_type_never_share_a_batch() -> None:
 
 
 def test_a_ticket_knows_the_size_of_its_batch_and_the_queue_its_depth_in_samples() -> None:
-    async def main() -> tuple[list[Ran], int]:
+    async def main() -> tuple[list[BatchResult], int]:
         batcher = batcher_of(Device().run, BatchPolicy(max_size=8))
         first = asyncio.create_task(batcher.submit(sample(0.0)))
         await asyncio.sleep(0.5)
@@ -405,7 +405,7 @@ def test_where_a_batch_is_cancelled_its_tickets_are_told() -> None:
 def test_the_reported_time_is_that_of_the_clock() -> None:
     ticks = iter([10.0, 10.25])
 
-    async def main() -> Ran:
+    async def main() -> BatchResult:
         return await batcher_of(Device().run, BatchPolicy(), clock=lambda: next(ticks)).submit(sample(1.0))
 
     assert run_virtually(main()).ran_s == 0.25

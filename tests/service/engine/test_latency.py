@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.latency import Curve, Shape
+from service.engine.latency import LatencyProfile, Shape
 
 ONE: Shape = (("x", "<f8", (1,)),)
 
@@ -15,8 +15,8 @@ def shape_of_elements(count: int) -> Shape:
     return (("x", "<f8", (count,)),)
 
 
-def curve_of(seconds: dict[int, float], shape: Shape = ONE) -> Curve:
-    curve = Curve()
+def curve_of(seconds: dict[int, float], shape: Shape = ONE) -> LatencyProfile:
+    curve = LatencyProfile()
     for size, taken in seconds.items():
         curve.add(shape, size, taken)
     return curve
@@ -43,7 +43,7 @@ def test_what_is_foreseen_lies_between_what_the_sizes_beside_it_took(seconds: di
 
 
 def test_where_nothing_was_run_nothing_is_foreseen() -> None:
-    curve = Curve()
+    curve = LatencyProfile()
 
     assert curve.seconds(ONE, 4) == curve.least(ONE, 4) == 0
     assert not curve.knows(ONE)
@@ -107,7 +107,7 @@ byte_counts = st.integers(0, 10**9)
 def test_the_largest_batch_fits_and_one_more_sample_would_not(
     fixed: int, each: int, elements: int, many: int, free: int, most: int
 ) -> None:
-    curve, shape = Curve(), shape_of_elements(elements)
+    curve, shape = LatencyProfile(), shape_of_elements(elements)
     curve.took((elements, fixed + each * elements), (many * elements, fixed + each * elements * many))
 
     limit = curve.limit(shape, most, free)
@@ -129,7 +129,7 @@ def test_the_largest_batch_fits_and_one_more_sample_would_not(
 def test_what_was_measured_of_memory_makes_sense_also_where_it_is_noise(
     small: tuple[int, int], large: tuple[int, int], bytes_of_four: int
 ) -> None:
-    curve = Curve()
+    curve = LatencyProfile()
     curve.took(small, large)
 
     assert curve.memory_bytes(ONE, 4) == bytes_of_four
@@ -138,15 +138,15 @@ def test_what_was_measured_of_memory_makes_sense_also_where_it_is_noise(
 
 
 def test_where_memory_was_never_measured_any_batch_fits() -> None:
-    assert Curve().memory_bytes(ONE, 8) == 0
-    assert Curve().limit(ONE, 8, 0) == 8
+    assert LatencyProfile().memory_bytes(ONE, 8) == 0
+    assert LatencyProfile().limit(ONE, 8, 0) == 8
 
 
 @pytest.mark.parametrize(
     ("failed", "limit"), [([8], 4), ([7], 4), ([2], 1), ([1], 1), ([8, 8], 4), ([8, 4], 2), ([4, 8], 2)]
 )
 def test_after_a_batch_found_no_room_none_is_larger_than_its_half(failed: list[int], limit: int) -> None:
-    curve = Curve()
+    curve = LatencyProfile()
     for size in failed:
         curve.no_room(ONE, size)
 
@@ -155,7 +155,7 @@ def test_after_a_batch_found_no_room_none_is_larger_than_its_half(failed: list[i
 
 
 def test_a_limit_is_raised_by_many_batches_as_large_and_not_by_smaller_ones() -> None:
-    curve = Curve()
+    curve = LatencyProfile()
     curve.no_room(ONE, 8)
 
     for _ in range(1000):

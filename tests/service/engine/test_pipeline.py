@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.engine.latency import Cost, Curve, fastest, settled, shape_of, useful_batch
+from service.engine.latency import LatencyProfile, StepCost, fastest, settled, shape_of, useful_batch
 from service.engine.scheduler import Scheduler
 from tests.fake_device import HANGS, FakeDevice, Model, Speed, sample
 from tests.virtual_clock import run_virtually
@@ -65,12 +65,12 @@ def test_what_is_slow_is_not_tried_twice() -> None:
             pass
 
     assert fastest(slow) >= 0.06
-    assert settled(Cost(), 1, slow) is None
+    assert settled(StepCost(), 1, slow) is None
     assert len(tries) == 2
 
 
 def test_a_step_is_cheap_only_where_it_was_measured_so_for_input_of_that_size() -> None:
-    cost = Cost()
+    cost = StepCost()
     assert not cost.is_cheap(1)
 
     cost.add(0.0001, size=100)
@@ -82,7 +82,7 @@ def test_a_step_is_cheap_only_where_it_was_measured_so_for_input_of_that_size() 
 
 @given(st.floats(1e-5, 10.0), st.floats(0.0, 1e6))
 def test_one_run_counts_as_no_more_than_four_times_the_mean(usual: float, exception: float) -> None:
-    cost, curve = Cost(), Curve()
+    cost, curve = StepCost(), LatencyProfile()
     for seconds in (usual, exception):
         cost.add(seconds, size=1)
         curve.add(ONE, 1, seconds)
@@ -92,7 +92,7 @@ def test_one_run_counts_as_no_more_than_four_times_the_mean(usual: float, except
 
 
 def test_a_run_that_hung_and_came_back_leaves_a_model_as_quick_as_it_was() -> None:
-    async def main() -> Curve:
+    async def main() -> LatencyProfile:
         device, scheduler = FakeDevice(), Scheduler(2, hang_s=5)
         model = Model(device, scheduler, most=1, speed=Speed(0.01, 0.0))
         hung = model.asked(HANGS)
@@ -107,7 +107,7 @@ def test_a_run_that_hung_and_came_back_leaves_a_model_as_quick_as_it_was() -> No
 
 
 def test_what_is_really_slower_by_now_is_known_to_be_after_a_while() -> None:
-    cost, curve = Cost(), Curve()
+    cost, curve = StepCost(), LatencyProfile()
     cost.add(0.01, size=1)
     curve.add(ONE, 1, 0.01)
 
@@ -124,7 +124,7 @@ def test_a_small_model_stays_on_the_event_loop_though_its_runs_take_longer_of_la
     of_late: float, stays: bool
 ) -> None:
     hop_s = 0.001
-    cost, curve = Cost(hop_s), Curve()
+    cost, curve = StepCost(hop_s), LatencyProfile()
     cost.add(0.5 * hop_s, size=10)
     curve.add(ONE, 1, 0.5 * hop_s)
 
@@ -139,7 +139,7 @@ def test_a_small_model_stays_on_the_event_loop_though_its_runs_take_longer_of_la
 
 def test_what_never_was_cheap_does_not_come_onto_the_event_loop() -> None:
     hop_s = 0.001
-    cost, curve = Cost(hop_s), Curve()
+    cost, curve = StepCost(hop_s), LatencyProfile()
 
     for _ in range(200):
         cost.add(1.5 * hop_s, size=10)

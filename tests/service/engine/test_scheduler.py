@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from service.backends.base import OutOfMemory
 from service.engine.admission import Admission, ModelLimits, RequestOptions
-from service.engine.scheduler import Deadline, Job, NoRoom, Offer, Priority, Room, Scheduler
+from service.engine.scheduler import Capacity, Deadline, InsufficientMemory, Job, NextWork, Priority, Scheduler
 from tests.fake_device import FITS_QUITE_ALONE, FakeDevice, Model, Run, Speed, right, sample
 from tests.virtual_clock import run_virtually
 
@@ -350,13 +350,13 @@ class Broken:
     def __init__(self, method: str, times: float = math.inf) -> None:
         self.method, self.times = method, times
 
-    def offer(self) -> Offer | None:
+    def offer(self) -> NextWork | None:
         self._fail("offer")
-        return Offer(-math.inf, -math.inf)
+        return NextWork(-math.inf, -math.inf)
 
-    def take(self, now: float, room: Room) -> Job | None:
+    def take(self, now: float, room: Capacity) -> Job | None:
         self._fail("take")
-        raise NoRoom
+        raise InsufficientMemory
 
     def _fail(self, method: str) -> None:
         if method == self.method and self.times > 0:
