@@ -24,7 +24,7 @@ def plain_app(folder: Path) -> FastAPI:
 
     def answer(request: Any) -> Any:
         samples = task.preprocess(task.decode(request, Limits()))
-        return task.postprocess(backend.run_alone(samples.arrays), samples, request)
+        return task.postprocess(backend.run_exclusive(samples.arrays), samples, request)
 
     if task.upload is None:
 

@@ -122,7 +122,7 @@ def _bare(folder: Path) -> Bare:
     shared, apart = {}, {}
     for size in _BATCHES:
         batch = {name: np.repeat(array, size, axis=0) for name, array in samples.arrays.items()}
-        shared[size] = _time(partial(backend.run_alone, batch)) / size
+        shared[size] = _time(partial(backend.run_exclusive, batch)) / size
         apart[size] = _time_on_every_core(partial(backend.run, batch)) / size
     best = min(*shared.values(), *apart.values())
     decode_s = _time_on_every_core(decode)

@@ -55,7 +55,7 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             self._greeting = asyncio.create_task(self._greet())
-            self._service.vitals.on_lost(partial(self._tell_of_loss, loop))
+            self._service.liveness.on_lost(partial(self._tell_of_loss, loop))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Answers what was accepted; the watchdog sees to it that this ends, also where something never returns."""
@@ -138,7 +138,7 @@ class _Leaving:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def send_and_close(message: Message) -> None:
-            if message["type"] == "http.response.start" and (self.service.draining or self.service.vitals.lost):
+            if message["type"] == "http.response.start" and (self.service.draining or self.service.liveness.lost):
                 MutableHeaders(scope=message)["connection"] = "close"
             await send(message)
 
@@ -175,7 +175,7 @@ def serve(
     server.run([listening])
     if not server.started:
         return 1
-    code = EXIT_BROKEN if service.vitals.lost else 0
+    code = EXIT_BROKEN if service.liveness.lost else 0
     _end_threads(service, code)
     watchdog.stop()
     return code
@@ -197,8 +197,8 @@ def _log_what_nobody_catches() -> None:
 def _end_threads(service: Service, code: int) -> None:
     """Ends the threads of the pools; ends the process where one of them does not return."""
     service.close()
-    service.vitals.wait_for_threads(_MARGIN_S / 2)
-    if left := service.vitals.threads_alive():
+    service.liveness.wait_for_threads(_MARGIN_S / 2)
+    if left := service.liveness.threads_alive():
         _LOG.warning("threads are left behind", extra={"fields": {"threads": left}})
         sys.stdout.flush()
         logging.shutdown()

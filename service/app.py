@@ -14,7 +14,7 @@ from starlette.types import ASGIApp
 
 from service.errors import InternalError, InvalidRequest, MethodNotAllowed, NotFound, ServiceError
 from service.http.health import health_router
-from service.http.middleware import Telemetry, error_response, trace_of
+from service.http.middleware import RequestMiddleware, error_response, trace_of
 from service.http.models import models_router
 from service.http.openapi import describe_interface
 from service.http.predict import Predictions
@@ -30,7 +30,7 @@ def create_app(service: Service) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 -- FastAPI's signature
-        async with watch_over(service.vitals, service.watch(predictions), service.metrics.stray_errors.inc):
+        async with watch_over(service.liveness, service.watch(predictions), service.metrics.stray_errors.inc):
             yield
         service.close()
 
@@ -40,7 +40,7 @@ def create_app(service: Service) -> ASGIApp:
     app.state.service = service
     app.include_router(models_router(service.repository))
     app.include_router(shadow_router(service.shadows))
-    app.include_router(health_router(service.repository, service.metrics, service.vitals, lambda: service.draining))
+    app.include_router(health_router(service.repository, service.metrics, service.liveness, lambda: service.draining))
     _add_error_handlers(app)
     app.add_route("/", lambda request: RedirectResponse("/docs"), include_in_schema=False)
     app.openapi = lambda: describe_interface(app, service.repository)  # type: ignore[method-assign]
@@ -52,7 +52,7 @@ def create_app(service: Service) -> ASGIApp:
         bodies=service.bodies,
         shadows=service.shadows,
     )
-    return Telemetry(predictions, service.metrics)
+    return RequestMiddleware(predictions, service.metrics)
 
 
 def _add_error_handlers(app: FastAPI) -> None:

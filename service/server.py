@@ -22,13 +22,13 @@ from service.engine.latency import BUSY_HOPS, measured_hop
 from service.engine.pipeline import Pipeline
 from service.engine.scheduler import Scheduler
 from service.http.request_body import BodyBudget
-from service.http.warmup import rehearse
+from service.http.warmup import send_warmup_requests
 from service.metrics import LiveGauge, Metrics
-from service.models.evaluation import Rule
+from service.models.evaluation import PromotionPolicy
 from service.models.repository import Repository
 from service.models.shadow import Shadows
-from service.models.warmup import Proven, warm_up
-from service.process.liveness import Vitals
+from service.models.warmup import GoldenRun, warm_up
+from service.process.liveness import Liveness
 from service.settings import Settings
 from tasks.contract import Limits, Task
 
@@ -53,7 +53,7 @@ class Service:
         self.metrics = Metrics()
         self.draining = False
         self._lock = Lock()
-        self.vitals = Vitals()
+        self.liveness = Liveness()
         self.bodies = BodyBudget(settings.max_bodies_bytes)
         self.loaded = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -68,7 +68,7 @@ class Service:
             settings.versions,
             open_backend or _onnx_runtime(settings),
             self._make_pipeline,
-            at_once=min(available_cores(), _MOST_LOADED_AT_ONCE),
+            concurrency=min(available_cores(), _MOST_LOADED_AT_ONCE),
             is_tried=lambda name: self.shadows.share_of(name) > 0,
             on_retired=lambda pipeline: self._on_loop(pipeline.close),
             on_loaded=lambda name, version, seconds: self.metrics.load_seconds.labels(name, version).set(seconds),
@@ -77,7 +77,9 @@ class Service:
             self.repository,
             self.metrics,
             settings.shadow,
-            Rule(settings.shadow_requests, settings.shadow_agreement, settings.shadow_slowdown, settings.shadow_errors),
+            PromotionPolicy(
+                settings.shadow_requests, settings.shadow_agreement, settings.shadow_slowdown, settings.shadow_errors
+            ),
             timeout_s=settings.timeout_ms / 1000,
             busy=lambda: any(not place.scheduler.is_free for place in self._devices.values()),
         )
@@ -85,35 +87,35 @@ class Service:
         self.metrics.watch(self._gauges)
 
     def _threads(self, count: int, name: str) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(count, thread_name_prefix=name, initializer=self.vitals.thread_started(name))
+        return ThreadPoolExecutor(count, thread_name_prefix=name, initializer=self.liveness.thread_started(name))
 
-    def _at_once(self, device: str) -> int:
+    def _concurrency(self, device: str) -> int:
         """Batches at a time: on a CPU each has one core, and one more waits for it."""
         return self.settings.batches_at_once or (2 if device == "cuda" else 2 * available_cores())
 
-    def _place(self, name: str, at_once: int, threads: int = 0) -> WorkerPool:
+    def _place(self, name: str, concurrency: int, threads: int = 0) -> WorkerPool:
         scheduler = Scheduler(
-            at_once,
+            concurrency,
             threads,
             hang_s=self.settings.hang_seconds,
             on_hung=partial(self._on_hung, name),
             on_fault=partial(self._on_fault, name),
         )
-        return WorkerPool(self._threads(threads or at_once, name), scheduler)
+        return WorkerPool(self._threads(threads or concurrency, name), scheduler)
 
     def _on_hung(self, name: str, count: int) -> None:
         self.metrics.hung.labels(name).set(count)
         if count:
-            self.vitals.fail(name, f"{count} runs have not come back within {self.settings.hang_seconds:g} s.")
+            self.liveness.fail(name, f"{count} runs have not come back within {self.settings.hang_seconds:g} s.")
         else:
-            self.vitals.mended(name)
+            self.liveness.resolve(name)
 
     def _on_fault(self, name: str, error: BaseException) -> None:
         self.metrics.stray_errors.inc()
         _LOG.error("fault in the scheduler", exc_info=error)
-        self.vitals.fail("scheduler", f"The scheduler of '{name}' has a fault: {error!r}.")
+        self.liveness.fail("scheduler", f"The scheduler of '{name}' has a fault: {error!r}.")
 
-    def _make_pipeline(self, name: str, task: Task, backend: Backend, proven: Sequence[Proven]) -> Pipeline:
+    def _make_pipeline(self, name: str, task: Task, backend: Backend, proven: Sequence[GoldenRun]) -> Pipeline:
         settings = self.settings
         device = self._device_of(backend)
         around = EngineContext(
@@ -123,7 +125,7 @@ class Service:
             Limits(settings.max_pixels, settings.max_rows, settings.max_answer_pixels, settings.max_characters),
             self.metrics,
             self._hop_s,
-            self.vitals.lose,
+            self.liveness.mark_fatal,
         )
         deadline_ms = settings.deadlines.get(name)
         limits = ModelLimits(
@@ -135,7 +137,7 @@ class Service:
         policy = BatchPolicy(settings.max_batch or _MOST_BATCH, settings.max_delay_ms / 1000)
         pipeline = Pipeline(task, backend, around, name=name, policy=policy, limits=limits)
         # A version that comes while clients are served leaves them the other cores.
-        side_by_side = 1 if self.loaded.is_set() else max(1, device.scheduler.at_once // 2)
+        side_by_side = 1 if self.loaded.is_set() else max(1, device.scheduler.concurrency // 2)
         try:
             warm_up(pipeline, proven, find_batch_size=settings.max_batch == 0, side_by_side=side_by_side)
         except BaseException:
@@ -152,7 +154,7 @@ class Service:
     def _device_of(self, backend: Backend) -> WorkerPool:
         with self._lock:  # Models are loaded side by side.
             if backend.device not in self._devices:
-                self._devices[backend.device] = self._place(backend.device, self._at_once(backend.device))
+                self._devices[backend.device] = self._place(backend.device, self._concurrency(backend.device))
             return self._devices[backend.device]
 
     def _gauges(self) -> Iterable[LiveGauge]:
@@ -173,7 +175,7 @@ class Service:
         """Loads the models, away from the event loop, so that health is answered meanwhile; then asks each of them."""
         self._loop = asyncio.get_running_loop()
         await self._loading(self._load)
-        await rehearse(predictions, list(self.repository.served()))
+        await send_warmup_requests(predictions, list(self.repository.served()))
         settle_memory()
         self.repository.loaded = True
         self.loaded.set()
@@ -202,9 +204,9 @@ class Service:
         loading = asyncio.get_running_loop().run_in_executor(self._loader, load)
         done, _ = await asyncio.wait([loading], timeout=_LONGEST_LOAD_S)
         if not done:
-            self.vitals.fail("loader", f"Models are still being loaded after {_LONGEST_LOAD_S:g} s: one may hang.")
+            self.liveness.fail("loader", f"Models are still being loaded after {_LONGEST_LOAD_S:g} s: one may hang.")
         result = await loading
-        self.vitals.mended("loader")
+        self.liveness.resolve("loader")
         return result
 
     async def watch(self, predictions: ASGIApp) -> None:

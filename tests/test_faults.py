@@ -114,7 +114,7 @@ class Doubling:
     def run(self, arrays: Arrays) -> Arrays:
         return {"y": arrays["x"] * 2}
 
-    run_alone = run
+    run_exclusive = run
 
     def release(self) -> None: ...
 

@@ -59,7 +59,7 @@ class VirtualThreads(Executor):
 class VirtualDevice:
     """What pipelines share, and all that was run on it."""
 
-    at_once: int = 1
+    concurrency: int = 1
     hang_s: float = 0.0
     hop_s: float = 0.0
     """Of no time: nothing is cheap enough for the event loop."""
@@ -68,7 +68,7 @@ class VirtualDevice:
 
     def __post_init__(self) -> None:
         self.threads = VirtualThreads()
-        self.scheduler = Scheduler(self.at_once, hang_s=self.hang_s, on_hung=self.hung.append)
+        self.scheduler = Scheduler(self.concurrency, hang_s=self.hang_s, on_hung=self.hung.append)
         self.around = EngineContext(
             WorkerPool(self.threads, self.scheduler),
             WorkerPool(VirtualThreads(), Scheduler(4)),
@@ -105,7 +105,7 @@ class VirtualBackend:
             raise OutOfMemory("There is no room.")
         return self._run(arrays)
 
-    run_alone = run
+    run_exclusive = run
 
     def release(self) -> None:
         """It keeps nothing."""
@@ -128,7 +128,7 @@ class VirtualModel:
         arrays = self.samples(task.example()).arrays
         one = {key: array[:1] for key, array in arrays.items()}
         self.shape = shape_of(one)
-        self.pipeline.usually(one)
+        self.pipeline.set_typical_shape(one)
         for size in range(1, most + 1):
             self.pipeline.curve.add(self.shape, size, each_s * size)
 

@@ -197,7 +197,7 @@ class Clients:
             asked.append(asyncio.create_task(self.ask(call, planned=began + call.at)))
         return list(await asyncio.gather(*asked))
 
-    async def closed_loop(self, requests: Sequence[bytes], *, at_once: int, seconds: float) -> list[Reply]:
+    async def closed_loop(self, requests: Sequence[bytes], *, concurrency: int, seconds: float) -> list[Reply]:
         """So many clients at once, each of which asks the next of the requests, round and round, until time is up."""
         ends, replies, count = time.monotonic() + seconds, list[Reply](), 0
 
@@ -208,7 +208,7 @@ class Clients:
                 count += 1
                 replies.append(await self.ask(Call(0.0, requests[key], key)))
 
-        await asyncio.gather(*(one() for _ in range(at_once)))
+        await asyncio.gather(*(one() for _ in range(concurrency)))
         return replies
 
     def close(self) -> None:
@@ -250,9 +250,11 @@ def open_loop(port: int, calls: Sequence[Call]) -> list[Reply]:
     return with_clients(port, lambda clients: clients.open_loop(calls))
 
 
-def closed_loop(port: int, requests: Sequence[bytes], at_once: int, seconds: float) -> list[Reply]:
+def closed_loop(port: int, requests: Sequence[bytes], concurrency: int, seconds: float) -> list[Reply]:
     """So many clients for so long, from this process; the bodies of the answers are left out."""
-    replies = with_clients(port, lambda clients: clients.closed_loop(requests, at_once=at_once, seconds=seconds))
+    replies = with_clients(
+        port, lambda clients: clients.closed_loop(requests, concurrency=concurrency, seconds=seconds)
+    )
     return [Reply(r.key, r.status, r.sent, r.ended, r.late_s, r.head) for r in replies]
 
 
@@ -278,9 +280,11 @@ class Apart:
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
 
-    def closed_loop(self, port: int, requests: Sequence[bytes], at_once: int, seconds: float) -> Future[list[Reply]]:
+    def closed_loop(
+        self, port: int, requests: Sequence[bytes], concurrency: int, seconds: float
+    ) -> Future[list[Reply]]:
         """Begins the load; its replies when it has ended."""
-        return self._pool.submit(closed_loop, port, requests, at_once, seconds)
+        return self._pool.submit(closed_loop, port, requests, concurrency, seconds)
 
 
 def steady(requests: Sequence[bytes], *, per_second: float, seconds: float) -> list[Call]:

@@ -112,8 +112,8 @@ class FaultyBackend:
     def run(self, arrays: Arrays) -> Arrays:
         return self._run(self.real.run, arrays)
 
-    def run_alone(self, arrays: Arrays) -> Arrays:
-        return self._run(self.real.run_alone, arrays)
+    def run_exclusive(self, arrays: Arrays) -> Arrays:
+        return self._run(self.real.run_exclusive, arrays)
 
     def release(self) -> None:
         self.real.release()

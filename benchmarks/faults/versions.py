@@ -65,7 +65,7 @@ def publish(root: Path, known: Known, version: str, graph: bytes, *, broken: boo
 
 def _answer(known: Known, graph: bytes, request: dict[str, object]) -> dict[str, object]:
     backend = OnnxRuntime("cpu")(graph, known.task.inputs, known.task.outputs)
-    return known.task.answer(backend.run_alone, request, Limits()).plain()
+    return known.task.answer(backend.run_exclusive, request, Limits()).plain()
 
 
 @dataclass(frozen=True)

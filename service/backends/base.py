@@ -29,7 +29,7 @@ class Backend(Protocol):
         """Named inputs to named outputs, the batch axis first; one of several runs that share the device."""
         ...
 
-    def run_alone(self, arrays: Arrays) -> Arrays:
+    def run_exclusive(self, arrays: Arrays) -> Arrays:
         """The same, for a run that has the device to itself and wants its answer soon."""
         ...
 

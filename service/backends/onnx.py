@@ -88,7 +88,7 @@ class OnnxBackend:
         """Named inputs to named outputs, the batch axis first; on one core where the device is a CPU."""
         return self._run(self.session, arrays)
 
-    def run_alone(self, arrays: Arrays) -> Arrays:
+    def run_exclusive(self, arrays: Arrays) -> Arrays:
         """The same on every core."""
         return self._run(self.session_alone, arrays)
 

@@ -131,11 +131,11 @@ class Admission:
 
     @contextmanager
     def permit(
-        self, deadline: Deadline, own_s: float, least_s: float, *, tells: Callable[[], bool] = lambda: True
+        self, deadline: Deadline, own_s: float, least_s: float, *, is_representative: Callable[[], bool] = lambda: True
     ) -> Iterator[None]:
         """A place among the requests under way, taken before anything is done for one.
 
-        `own_s` is what it will take by itself, `least_s` what it takes at best; `tells` says in the end whether
+        `own_s` is what it will take by itself, `least_s` what it takes at best; `is_representative` says in the end if
         something follows for others from how long it took. Raises Overloaded and DeviceHung.
         """
         foreseen = self.check(deadline, own_s, least_s)
@@ -155,7 +155,7 @@ class Admission:
             late = late or now >= deadline.until - _A_TICK_S
             # One that failed, or whose client went, tells nothing of how long they take; one that was late does: at
             # least as long as it had. Taken for just that, half of those that are let in would always be late.
-            if tells() and (done or late):
+            if is_representative() and (done or late):
                 self._compare(foreseen, _IF_LATE * (deadline.until - came) if late else now - came)
 
     def check(self, deadline: Deadline, own_s: float, least_s: float) -> float:

@@ -80,18 +80,18 @@ class _Retry:
     """Tickets whose batch failed, to be run once more without the others."""
 
     shape: Shape
-    tickets: list[QueueEntry]
-    quite_alone: bool = False
+    entries: list[QueueEntry]
+    exclusive: bool = False
     """Only while nothing else runs, since memory was short."""
     split: _Split | None = None
 
     @property
     def due(self) -> float:
-        return min(ticket.deadline.due for ticket in self.tickets)
+        return min(entry.deadline.due for entry in self.entries)
 
 
 @dataclass(eq=False)
-class _ToCome:
+class _PendingParts:
     """What of a large request is not queued yet, since no more of it waits than the device is given at a time."""
 
     due: float
@@ -121,14 +121,14 @@ class Batcher:
         self._clock = clock  # Of what is reported: a loop's own may tick in whole milliseconds (uvloop's does).
         self._waiting: dict[Shape, DeadlineQueue[QueueEntry]] = {}
         self._retries: list[_Retry] = []
-        self._to_come: list[_ToCome] = []
+        self._to_come: list[_PendingParts] = []
         scheduler.attach(self)
 
     @property
     def depth(self) -> int:
         """Samples that wait for a batch."""
         waiting = sum(queue.size for queue in self._waiting.values())
-        return waiting + sum(ticket.size for retry in self._retries for ticket in retry.tickets)
+        return waiting + sum(entry.size for retry in self._retries for entry in retry.entries)
 
     def close(self) -> None:
         """Leaves the scheduler; nothing may wait any more."""
@@ -164,15 +164,15 @@ class Batcher:
     async def _in_parts(
         self, arrays: Arrays, step: int, deadline: Deadline, on_start: Callable[[], None]
     ) -> BatchResult:
-        at_once = self._scheduler.at_once
-        shape, to_come = shape_of(arrays), _ToCome(deadline.due)
+        concurrency = self._scheduler.concurrency
+        shape, to_come = shape_of(arrays), _PendingParts(deadline.due)
         self._to_come.append(to_come)
         parts = [{name: array[i : i + step] for name, array in arrays.items()} for i in range(0, _size(arrays), step)]
         begun: list[asyncio.Task[BatchResult]] = []
         try:
             for number, part in enumerate(parts):
-                if number >= at_once:
-                    await begun[number - at_once]
+                if number >= concurrency:
+                    await begun[number - concurrency]
                 to_come.seconds = self._seconds_of(shape, _size(arrays) - (number + 1) * step)
                 begun.append(asyncio.create_task(self.submit(part, deadline, on_start)))
                 await asyncio.sleep(0)  # It has its place in the queue before the next one.
@@ -187,20 +187,20 @@ class Batcher:
         self, shape: Shape, arrays: Arrays, size: int, deadline: Deadline, on_start: Callable[[], None]
     ) -> asyncio.Future[BatchResult]:
         loop = asyncio.get_running_loop()
-        ticket = QueueEntry(arrays, size, loop.time(), deadline, loop.create_future(), on_start)
-        self._waiting.setdefault(shape, DeadlineQueue()).add(ticket)
-        ticket.future.add_done_callback(partial(self._given_up, shape, ticket))
+        entry = QueueEntry(arrays, size, loop.time(), deadline, loop.create_future(), on_start)
+        self._waiting.setdefault(shape, DeadlineQueue()).add(entry)
+        entry.future.add_done_callback(partial(self._given_up, shape, entry))
         self._scheduler.plan()
-        return ticket.future
+        return entry.future
 
-    def _given_up(self, shape: Shape, ticket: QueueEntry, future: asyncio.Future[BatchResult]) -> None:
+    def _given_up(self, shape: Shape, entry: QueueEntry, future: asyncio.Future[BatchResult]) -> None:
         """Forgets a ticket that ended while it waited: its client has gone."""
-        if shape in self._waiting and self._remove(shape, ticket):
-            self._on_dropped(ticket.size)
+        if shape in self._waiting and self._remove(shape, entry):
+            self._on_dropped(entry.size)
 
-    def _remove(self, shape: Shape, ticket: QueueEntry) -> bool:
+    def _remove(self, shape: Shape, entry: QueueEntry) -> bool:
         queue = self._waiting[shape]
-        was_there = queue.discard(ticket)
+        was_there = queue.discard(entry)
         if not queue:
             del self._waiting[shape]
         return was_there
@@ -229,12 +229,12 @@ class Batcher:
         return None if shape is None else self._take_fresh(shape, now, room)
 
     def _take_retry(self, retry: _Retry, now: float, room: Capacity) -> Job | None:
-        size = sum(ticket.size for ticket in retry.tickets if not ticket.future.done())
-        fits = not retry.quite_alone and self._curve.memory_bytes(retry.shape, size) <= room.free_bytes
+        size = sum(entry.size for entry in retry.entries if not entry.future.done())
+        fits = not retry.exclusive and self._curve.memory_bytes(retry.shape, size) <= room.free_bytes
         if size and not room.idle and not fits:
             raise InsufficientMemory
         self._retries.remove(retry)
-        return self._job(retry.shape, self._still_wanted(retry.tickets, now), retry)
+        return self._job(retry.shape, self._still_wanted(retry.entries, now), retry)
 
     def _take_fresh(self, shape: Shape, now: float, room: Capacity) -> Job | None:
         queue = self._waiting[shape]
@@ -243,30 +243,30 @@ class Batcher:
             most_alone = self._curve.limit(shape, self.policy.max_size, self._scheduler.memory_bytes)
             if most_alone >= queue.first.size and not room.idle:
                 raise InsufficientMemory
-            ticket = queue.first
-            self._remove(shape, ticket)
-            answer(ticket, OutOfMemory("There is no room for it, also while nothing else runs."))
+            entry = queue.first
+            self._remove(shape, entry)
+            answer(entry, OutOfMemory("There is no room for it, also while nothing else runs."))
             return None
-        tickets: list[QueueEntry] = []
+        entries: list[QueueEntry] = []
         size, until = 0, math.inf
         while queue and size + queue.first.size <= most:
-            ticket = queue.first
-            if self._too_late(shape, ticket, now):
-                queue.discard(ticket)
-                answer(ticket, TooLate("There was not enough time left to begin."))
-                self._on_dropped(ticket.size)
+            entry = queue.first
+            if self._too_late(shape, entry, now):
+                queue.discard(entry)
+                answer(entry, TooLate("There was not enough time left to begin."))
+                self._on_dropped(entry.size)
                 continue
-            until = min(until, ticket.deadline.until)
-            if tickets and now + self._curve.seconds(shape, size + ticket.size) > until:
+            until = min(until, entry.deadline.until)
+            if entries and now + self._curve.seconds(shape, size + entry.size) > until:
                 break  # A larger batch would keep a member from its deadline.
-            queue.discard(ticket)
-            tickets.append(ticket)
-            size += ticket.size
+            queue.discard(entry)
+            entries.append(entry)
+            size += entry.size
         if not queue:
             del self._waiting[shape]
-        return self._job(shape, tickets)
+        return self._job(shape, entries)
 
-    def _too_late(self, shape: Shape, ticket: QueueEntry, now: float) -> bool:
+    def _too_late(self, shape: Shape, entry: QueueEntry, now: float) -> bool:
         """Whether its time will be up before it is done.
 
         With others waiting, what a run takes of late decides; for the last one half of the shortest run there ever was,
@@ -274,46 +274,46 @@ class Batcher:
         """
         others = len(self._waiting[shape]) > 1
         needs = self._curve.seconds if others else lambda shape, size: self._curve.least(shape, size) / 2
-        return ticket.deadline.until <= now + needs(shape, ticket.size)
+        return entry.deadline.until <= now + needs(shape, entry.size)
 
-    def _job(self, shape: Shape, tickets: list[QueueEntry], retry: _Retry | None = None) -> Job | None:
-        if not tickets:
+    def _job(self, shape: Shape, entries: list[QueueEntry], retry: _Retry | None = None) -> Job | None:
+        if not entries:
             return None
-        size = sum(ticket.size for ticket in tickets)
+        size = sum(entry.size for entry in entries)
         return Job(
-            lambda: self._run_batch(shape, tickets, retry),
+            lambda: self._run_batch(shape, entries, retry),
             self._curve.seconds(shape, size),
             self._curve.memory_bytes(shape, size),
-            alone=retry is not None and retry.quite_alone,
-            on_hung=lambda: _refuse(tickets, Hung("The run did not come back in time.")),
+            exclusive=retry is not None and retry.exclusive,
+            on_hung=lambda: _refuse(entries, Hung("The run did not come back in time.")),
         )
 
-    def _still_wanted(self, tickets: list[QueueEntry], now: float = -math.inf) -> list[QueueEntry]:
+    def _still_wanted(self, entries: list[QueueEntry], now: float = -math.inf) -> list[QueueEntry]:
         """Those whose client still waits: one may have gone since the batch was made, or while it was tried apart."""
-        for ticket in tickets:
-            if ticket.deadline.until <= now:
-                answer(ticket, TooLate("There was no time left to try it once more."))
-        wanted = [ticket for ticket in tickets if not ticket.future.done()]
-        if len(wanted) < len(tickets):
-            self._on_dropped(sum(ticket.size for ticket in tickets if ticket.future.done()))
+        for entry in entries:
+            if entry.deadline.until <= now:
+                answer(entry, TooLate("There was no time left to try it once more."))
+        wanted = [entry for entry in entries if not entry.future.done()]
+        if len(wanted) < len(entries):
+            self._on_dropped(sum(entry.size for entry in entries if entry.future.done()))
         return wanted
 
     async def _run_batch(self, shape: Shape, taken: list[QueueEntry], retry: _Retry | None) -> None:
-        tickets = self._still_wanted(taken)
-        if not tickets:
+        entries = self._still_wanted(taken)
+        if not entries:
             return
-        size = sum(ticket.size for ticket in tickets)
-        for ticket in tickets:
-            ticket.on_start()
+        size = sum(entry.size for entry in entries)
+        for entry in entries:
+            entry.on_start()
         began = self._clock()
         try:
-            outputs = await self._run([ticket.work for ticket in tickets])
+            outputs = await self._run([entry.work for entry in entries])
         except asyncio.CancelledError as error:
-            _refuse(tickets, error)
+            _refuse(entries, error)
             raise
         except Exception as error:  # Whatever the device raises belongs to the tickets, and the queue goes on.
             self._on_batch(BatchReport(size, self._clock() - began, error))
-            self._try_apart(shape, tickets, error, was_alone=retry is not None and retry.quite_alone)
+            self._bisect(shape, entries, error, was_alone=retry is not None and retry.exclusive)
             return
         ended = self._clock()
         self._curve.add(shape, size, ended - began)
@@ -321,50 +321,50 @@ class Batcher:
         if retry is not None and retry.split is not None:
             self._fits(shape, retry.split)
         start = 0
-        for ticket in tickets:
-            part = {name: array[start : start + ticket.size] for name, array in outputs.items()}
-            start += ticket.size
-            if not ticket.future.done():
-                ticket.future.set_result(BatchResult(part, ((began, ended),), size))
+        for entry in entries:
+            part = {name: array[start : start + entry.size] for name, array in outputs.items()}
+            start += entry.size
+            if not entry.future.done():
+                entry.future.set_result(BatchResult(part, ((began, ended),), size))
 
     def _fits(self, shape: Shape, split: _Split) -> None:
         split.parts_left -= 1
         if not split.parts_left:
             self._curve.no_room(shape, split.size)
 
-    def _try_apart(self, shape: Shape, tickets: list[QueueEntry], error: Exception, *, was_alone: bool) -> None:
+    def _bisect(self, shape: Shape, entries: list[QueueEntry], error: Exception, *, was_alone: bool) -> None:
         """Queues the parts of a batch that failed; a ticket that fails alone gets the error."""
-        size = sum(ticket.size for ticket in tickets)
+        size = sum(entry.size for entry in entries)
         short = isinstance(error, OutOfMemory)
         if isinstance(error, DeviceLost):
-            _refuse(tickets, error)
-        elif len(tickets) > 1:
-            parts = self._parts_of(shape, tickets, size)
+            _refuse(entries, error)
+        elif len(entries) > 1:
+            parts = self._parts_of(shape, entries, size)
             split = _Split(size, len(parts)) if short else None
             for part in parts:
-                if wanted := [ticket for ticket in part if not ticket.future.done()]:
+                if wanted := [entry for entry in part if not entry.future.done()]:
                     self._retries.append(_Retry(shape, wanted, split=split))
         elif short and size == 1 and not was_alone:
-            self._retries.append(_Retry(shape, tickets, quite_alone=True))
+            self._retries.append(_Retry(shape, entries, exclusive=True))
         else:
-            _refuse(tickets, error)
+            _refuse(entries, error)
 
-    def _parts_of(self, shape: Shape, tickets: list[QueueEntry], size: int) -> list[list[QueueEntry]]:
+    def _parts_of(self, shape: Shape, entries: list[QueueEntry], size: int) -> list[list[QueueEntry]]:
         """Halves; or tickets one by one, where that takes less than to halve until one culprit is alone."""
-        one_by_one = sum(self._curve.seconds(shape, ticket.size) for ticket in tickets)
+        one_by_one = sum(self._curve.seconds(shape, entry.size) for entry in entries)
         halving = 0.0
         while size > 1:
             size = math.ceil(size / 2)
             halving += 2 * self._curve.seconds(shape, size)
-        middle = len(tickets) // 2
-        return [[ticket] for ticket in tickets] if one_by_one < halving else [tickets[:middle], tickets[middle:]]
+        middle = len(entries) // 2
+        return [[entry] for entry in entries] if one_by_one < halving else [entries[:middle], entries[middle:]]
 
     def seconds_ahead(self, due: float) -> float:
         """What the batches take that are due before."""
         total = sum(self._seconds_of(shape, queue.before(due)) for shape, queue in self._waiting.items())
         total += sum(each.seconds for each in self._to_come if each.due <= due)
         return total + sum(
-            self._curve.seconds(retry.shape, sum(ticket.size for ticket in retry.tickets))
+            self._curve.seconds(retry.shape, sum(entry.size for entry in retry.entries))
             for retry in self._retries
             if retry.due <= due
         )
@@ -383,16 +383,16 @@ class Batcher:
         for queue in queues:
             _refuse(queue.pop_all(), error)
         for retry in retries:
-            _refuse(retry.tickets, error)
+            _refuse(retry.entries, error)
 
 
 def _size(arrays: Arrays) -> int:
     return len(next(iter(arrays.values())))
 
 
-def _refuse(tickets: list[QueueEntry], error: BaseException) -> None:
-    for ticket in tickets:
-        answer(ticket, error)
+def _refuse(entries: list[QueueEntry], error: BaseException) -> None:
+    for entry in entries:
+        answer(entry, error)
 
 
 def joined(parts: Sequence[BatchResult]) -> BatchResult:

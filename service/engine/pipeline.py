@@ -60,7 +60,7 @@ class Pipeline:
         # A field of this name that a task has itself is the task's.
         self._option_names = tuple(name for name in OPTION_FIELDS if name not in task.request_type.model_fields)
         # Whoever sets a delay wants batches: then no request goes past the queue.
-        self.waits_for_company = policy.max_delay_s > 0
+        self.has_batch_delay = policy.max_delay_s > 0
         metrics = around.metrics
         self._dropped = metrics.dropped.labels(name)
         self._batch_size, self._failures = metrics.batch_size.labels(name), metrics.batch_failures.labels(name)
@@ -79,7 +79,7 @@ class Pipeline:
             0.0  # Of late, where a worker did it: whoever is read before others is finished before them.
         )
         self.counts = True  # Whether batches are; those of a rehearsal are not.
-        self._usual: Shape = ()
+        self._typical_shape: Shape = ()
 
     @property
     def in_flight(self) -> int:
@@ -110,9 +110,9 @@ class Pipeline:
         """The most samples in a batch: what warm-up found to be of use, and no more than the setting."""
         return self._batcher.policy.max_size
 
-    def usually(self, samples: Arrays) -> None:
+    def set_typical_shape(self, samples: Arrays) -> None:
         """Says what most requests look like."""
-        self._usual = shape_of(samples)
+        self._typical_shape = shape_of(samples)
 
     def close(self) -> None:
         """Leaves the schedulers; to be called when no request is under way any more."""
@@ -129,13 +129,13 @@ class Pipeline:
             self._batch_size.observe(report.size)
 
     def _full_batch_s(self) -> float:
-        return self.curve.seconds(self._usual, self.batch_limit) if self._usual else 0.0
+        return self.curve.seconds(self._typical_shape, self.batch_limit) if self._typical_shape else 0.0
 
     def _wait_s(self, due: float) -> float:
         """How long a request that is due then would wait: for a worker, for the device, for those still being read."""
         device, workers = self._context.device.scheduler, self._workers.scheduler
         coming = self._reading * (
-            self._full_batch_s() / self.batch_limit / device.at_once + self._finishing_s / workers.at_once
+            self._full_batch_s() / self.batch_limit / device.concurrency + self._finishing_s / workers.concurrency
         )
         of_workers = workers.wait_s(due, own=(self._decoding, self._finishing))
         return of_workers + device.wait_s(due, own=(self._batcher, self._alone)) + coming
@@ -145,17 +145,19 @@ class Pipeline:
 
         Raises Overloaded, DeviceHung.
         """
-        if self._usual:
-            self.admission.check(deadline, self.curve.seconds(self._usual, 1), self.curve.least(self._usual, 1))
+        if self._typical_shape:
+            self.admission.check(
+                deadline, self.curve.seconds(self._typical_shape, 1), self.curve.least(self._typical_shape, 1)
+            )
 
     @contextmanager
     def permit(self, message: PredictRequest, deadline: Deadline, state: RequestState | None = None) -> Iterator[None]:
         """A place among the requests under way, taken before a request is decoded. Raises Overloaded, DeviceHung."""
         own = least = 0.0
-        if self._usual:
-            own = self._cost("decode", message.kind).expected(message.size) + self.curve.seconds(self._usual, 1)
-            least = self.curve.least(self._usual, 1)
-        with self.admission.permit(deadline, own, least, tells=lambda: not (state and state.is_large)):
+        if self._typical_shape:
+            own = self._cost("decode", message.kind).expected(message.size) + self.curve.seconds(self._typical_shape, 1)
+            least = self.curve.least(self._typical_shape, 1)
+        with self.admission.permit(deadline, own, least, is_representative=lambda: not (state and state.is_large)):
             yield
 
     async def predict(
@@ -167,11 +169,11 @@ class Pipeline:
         state.came = state.came or asyncio.get_running_loop().time()
         deadline = deadline or self.admission.deadline(message.options, state.came)
         try:
-            run = None if self.is_quick(message) else self._run_in_one_go()
+            run = None if self.runs_inline(message) else self._graph_run()
             read = None
             if run is not None:
                 try:
-                    done = await self._in_one_go(message, began, run, deadline, state)
+                    done = await self._on_one_thread(message, began, run, deadline, state)
                 except OutOfMemory:
                     pass  # Others may have had what it needs: step by step it has its turn when they have ended.
                 else:
@@ -183,10 +185,10 @@ class Pipeline:
         except (BackendError, Hung, TooLate) as error:
             raise failure(error) from error
 
-    def _run_in_one_go(self) -> Run | None:
+    def _graph_run(self) -> Run | None:
         """How a request runs that one thread takes all the way; None where it had better go step by step."""
-        if self.in_flight <= 1 and self._context.device.scheduler.is_free and not self.waits_for_company:
-            return self.backend.run_alone
+        if self.in_flight <= 1 and self._context.device.scheduler.is_free and not self.has_batch_delay:
+            return self.backend.run_exclusive
         reads_aside = self._workers is self._context.workers
         return self.backend.run if self.batch_limit == 1 and reads_aside else None
 
@@ -206,7 +208,7 @@ class Pipeline:
     ) -> PredictResult:
         """The graph in company, and then what makes an answer of its outputs."""
         samples, request = read.samples, read.request
-        deadline = self._checked_once_more(message, read, deadline, state)
+        deadline = self._recheck_admission(message, read, deadline, state)
         state.stage = "queue"
         ran = await self._infer(samples, deadline, state)
         finished = time.perf_counter()
@@ -217,13 +219,13 @@ class Pipeline:
         body = await finish(self._finish, ran.outputs, samples, request, message.render)
         return predict_result(body, ran, began, read.ended, finished, waited_s=read.waited_s)
 
-    def _checked_once_more(
+    def _recheck_admission(
         self, message: PredictRequest, read: PreparedRequest, deadline: Deadline, state: RequestState
     ) -> Deadline:
         """The terms, now that all options and the number of samples are known. Raises Overloaded."""
         shape, size = shape_of(read.samples.arrays), len(read.samples)
         limit, device = self._batcher.limit(shape), self._context.device.scheduler
-        rounds = math.ceil(math.ceil(size / limit) / device.at_once)
+        rounds = math.ceil(math.ceil(size / limit) / device.concurrency)
         state.is_large = rounds > 1
         own, least = (rounds * of(shape, min(size, limit)) for of in (self.curve.seconds, self.curve.least))
         options = message.options.joined(read.options)
@@ -237,7 +239,7 @@ class Pipeline:
             self.admission.check_time(deadline, wait, own, least)
         return deadline
 
-    async def _in_one_go(
+    async def _on_one_thread(
         self, message: PredictRequest, began: float, run: Run, deadline: Deadline, state: RequestState
     ) -> PredictResult | PreparedRequest:
         """One thread takes the request all the way: for one that is alone, and where batches gain nothing.
@@ -248,8 +250,8 @@ class Pipeline:
         state.stage = "queue"
         given_up = threading.Event()
         cost = self._cost("all the way", message.kind)
-        work = partial(self._all_the_way, message, began, run, given_up, state)
-        needs = self.curve.memory_bytes(self._usual, self.batch_limit) if self._usual else 0
+        work = partial(self._run_on_one_thread, message, began, run, given_up, state)
+        needs = self.curve.memory_bytes(self._typical_shape, self.batch_limit) if self._typical_shape else 0
         try:
             done: PredictResult | PreparedRequest = await self._in_thread(
                 self._alone,
@@ -264,7 +266,7 @@ class Pipeline:
             raise
         return done
 
-    def _all_the_way(
+    def _run_on_one_thread(
         self, message: PredictRequest, began: float, run: Run, given_up: threading.Event, state: RequestState
     ) -> PredictResult | PreparedRequest:
         started = time.perf_counter()
@@ -286,9 +288,9 @@ class Pipeline:
         body = cost.timed(samples.work, self._finish, ran.outputs, samples, request, message.render)
         return predict_result(body, ran, began, read.ended, finished, waited_s=read.waited_s)
 
-    def is_quick(self, message: PredictRequest) -> bool:
+    def runs_inline(self, message: PredictRequest) -> bool:
         """Whether every step is expected to run at once on the event loop: there will be nothing to wait for."""
-        may = self._may_decode_here and not self.waits_for_company
+        may = self._may_decode_here and not self.has_batch_delay
         quick = may and self._cost("decode", message.kind).is_cheap(message.size)
         return quick and self.curve.is_cheap(self._context.hop_s)
 
@@ -296,7 +298,7 @@ class Pipeline:
         """Runs the samples: at once where that costs less than to queue, else in a batch."""
         size, shape = len(samples), shape_of(samples.arrays)
         cheap = self.curve.is_cheap(self._context.hop_s, shape, size)
-        if cheap and size <= self.batch_limit and not self.waits_for_company:
+        if cheap and size <= self.batch_limit and not self.has_batch_delay:
             state.stage = "infer"
             with suppress(OutOfMemory):  # Then it is split, or has its turn when nothing else runs.
                 return self._run_here(samples.arrays, self.backend.run)

@@ -40,49 +40,49 @@ class DeadlineQueue(Generic[T]):
     """Tickets by when they are due."""
 
     def __init__(self) -> None:
-        self._tickets: list[T] = []
+        self._entries: list[T] = []
         self._came = 0
         self.size = 0
 
     def __len__(self) -> int:
-        return len(self._tickets)
+        return len(self._entries)
 
     @property
     def first(self) -> T:
         """The one that is due first."""
-        return self._tickets[0]
+        return self._entries[0]
 
     @property
     def oldest(self) -> float:
         """Since when the one that has waited longest does."""
-        return min(ticket.since for ticket in self._tickets)
+        return min(entry.since for entry in self._entries)
 
-    def add(self, ticket: T) -> None:
+    def add(self, entry: T) -> None:
         """Puts it in its place."""
         self._came += 1
-        ticket.number = self._came
-        insort(self._tickets, ticket, key=_order)
-        self.size += ticket.size
+        entry.number = self._came
+        insort(self._entries, entry, key=_order)
+        self.size += entry.size
 
-    def discard(self, ticket: T) -> bool:
+    def discard(self, entry: T) -> bool:
         """Takes it out; whether it was there."""
-        at = bisect_left(self._tickets, ticket.order, key=_order)
-        if at == len(self._tickets) or self._tickets[at] is not ticket:
+        at = bisect_left(self._entries, entry.order, key=_order)
+        if at == len(self._entries) or self._entries[at] is not entry:
             return False
-        del self._tickets[at]
-        self.size -= ticket.size
+        del self._entries[at]
+        self.size -= entry.size
         return True
 
     def before(self, due: float) -> float:
         """About how many samples are due by then."""
-        if not self._tickets:
+        if not self._entries:
             return 0.0
-        return bisect_right(self._tickets, (due, math.inf), key=_order) * self.size / len(self._tickets)
+        return bisect_right(self._entries, (due, math.inf), key=_order) * self.size / len(self._entries)
 
     def pop_all(self) -> list[T]:
         """All of them, first things first; none is left."""
-        tickets, self._tickets, self.size = self._tickets, [], 0
-        return tickets
+        entries, self._entries, self.size = self._entries, [], 0
+        return entries
 
 
 class StepQueue:
@@ -115,20 +115,20 @@ class StepQueue:
         """
         loop = asyncio.get_running_loop()
         work = (start, seconds, memory_bytes)
-        ticket = QueueEntry(work, 1, loop.time(), deadline, loop.create_future(), on_start)
-        self._waiting.add(ticket)
+        entry = QueueEntry(work, 1, loop.time(), deadline, loop.create_future(), on_start)
+        self._waiting.add(entry)
         self._seconds += seconds
-        ticket.future.add_done_callback(lambda _: self._given_up(ticket))
+        entry.future.add_done_callback(lambda _: self._given_up(entry))
         self._scheduler.plan()
-        return await ticket.future
+        return await entry.future
 
     def close(self) -> None:
         """Ends the line; nothing may wait in it."""
         self._scheduler.detach(self)
 
-    def _given_up(self, ticket: QueueEntry) -> None:
-        if self._waiting.discard(ticket):
-            self._seconds -= ticket.work[1]
+    def _given_up(self, entry: QueueEntry) -> None:
+        if self._waiting.discard(entry):
+            self._seconds -= entry.work[1]
             self._on_dropped(1)
 
     def offer(self) -> NextWork | None:
@@ -137,21 +137,21 @@ class StepQueue:
 
     def take(self, now: float, room: Capacity) -> Job | None:
         """The first, unless it is too late for it. Raises NoRoom."""
-        ticket = self._waiting.first
-        start, seconds, memory_bytes = ticket.work
+        entry = self._waiting.first
+        start, seconds, memory_bytes = entry.work
         if memory_bytes > room.free_bytes and not room.idle:
             raise InsufficientMemory
-        self._waiting.discard(ticket)
+        self._waiting.discard(entry)
         self._seconds -= seconds
-        if ticket.deadline.until <= now + (seconds if self._waiting else 0.0):
-            answer(ticket, TooLate("There was no time left to begin."))
+        if entry.deadline.until <= now + (seconds if self._waiting else 0.0):
+            answer(entry, TooLate("There was no time left to begin."))
             self._on_dropped(1)
             return None
         return Job(
-            lambda: _carry_out(ticket, start),
+            lambda: _carry_out(entry, start),
             seconds,
             memory_bytes,
-            on_hung=lambda: answer(ticket, Hung("It was not done in time.")),
+            on_hung=lambda: answer(entry, Hung("It was not done in time.")),
         )
 
     def seconds_ahead(self, due: float) -> float:
@@ -163,30 +163,30 @@ class StepQueue:
     def refuse(self, error: Exception) -> None:
         """Answers all with this error."""
         self._seconds = 0.0
-        for ticket in self._waiting.pop_all():
-            answer(ticket, error)
+        for entry in self._waiting.pop_all():
+            answer(entry, error)
 
 
-async def _carry_out(ticket: QueueEntry, start: Callable[[], Awaitable[Any]]) -> None:
-    if ticket.future.done():
+async def _carry_out(entry: QueueEntry, start: Callable[[], Awaitable[Any]]) -> None:
+    if entry.future.done():
         return  # Its client went between its turn and now.
     try:
-        ticket.on_start()
+        entry.on_start()
         result = await start()
     except asyncio.CancelledError as error:  # The threads are being stopped.
-        answer(ticket, error)
+        answer(entry, error)
         raise
     except Exception as error:  # Whatever it is belongs to who asked for it.
-        answer(ticket, error)
+        answer(entry, error)
     else:
-        if not ticket.future.done():
-            ticket.future.set_result(result)
+        if not entry.future.done():
+            entry.future.set_result(result)
 
 
-def answer(ticket: QueueEntry, error: BaseException) -> None:
+def answer(entry: QueueEntry, error: BaseException) -> None:
     """Tells who waits of an error, where anybody still does."""
-    if not ticket.future.done():
+    if not entry.future.done():
         if isinstance(error, asyncio.CancelledError):
-            ticket.future.cancel()
+            entry.future.cancel()
         else:
-            ticket.future.set_exception(error)
+            entry.future.set_exception(error)

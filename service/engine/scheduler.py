@@ -66,7 +66,7 @@ class Job:
     run: Callable[[], Coroutine[Any, Any, None]]
     seconds: float = 0.0
     memory_bytes: int = 0
-    alone: bool = False
+    exclusive: bool = False
     """Nothing else is begun while it runs."""
     on_hung: Callable[[], None] = lambda: None
     ends: float = field(default=0.0, init=False)
@@ -98,23 +98,23 @@ class Scheduler:
     """The order of work on one device. All methods belong to one event loop.
 
     Attributes:
-        at_once: how many jobs the device is given at a time; 2 hide the hand-over between them, and fill the gaps in
+        concurrency: how many jobs the device is given at a time; 2 hide the hand-over between them and fill gaps in
             which one cannot use all of the device.
-        abreast: how many of them get on at the same time; the others only wait there; 0: all.
+        parallelism: how many of them get on at the same time; the others only wait there; 0: all.
         hang_s: a job that runs longer is given up, though its place is taken until it ends; 0: never.
     """
 
     def __init__(
         self,
-        at_once: int = 1,
-        abreast: int = 0,
+        concurrency: int = 1,
+        parallelism: int = 0,
         *,
         hang_s: float = 0.0,
         on_hung: Callable[[int], None] = lambda count: None,
         on_fault: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
-        self.at_once = at_once
-        self._abreast = abreast or at_once
+        self.concurrency = concurrency
+        self._abreast = parallelism or concurrency
         self.hang_s = hang_s
         self.memory_bytes = math.inf
         """What all jobs together may take."""
@@ -139,7 +139,9 @@ class Scheduler:
 
     @property
     def _has_place(self) -> bool:
-        return len(self._running) < self.at_once and not any(job.alone and not job.hung for job in self._running)
+        return len(self._running) < self.concurrency and not any(
+            job.exclusive and not job.hung for job in self._running
+        )
 
     def attach(self, source: Source) -> None:
         """From now on asks this source, too."""
@@ -161,7 +163,7 @@ class Scheduler:
         if not self._running and not self._planned:
             return 0.0
         hung = self.hung
-        if hung >= self.at_once:
+        if hung >= self.concurrency:
             return math.inf
         now = asyncio.get_running_loop().time()
         longest = self._abreast * max(0.0, due - now) if own else math.inf
@@ -172,7 +174,7 @@ class Scheduler:
         if not ahead and self._has_place:
             return 0.0
         return (ahead + sum(max(0.0, job.ends - now) for job in self._running)) / min(
-            self._abreast, self.at_once - hung
+            self._abreast, self.concurrency - hung
         )
 
     def plan(self) -> None:
@@ -186,7 +188,7 @@ class Scheduler:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self.hung >= self.at_once:
+        if self.hung >= self.concurrency:
             self._refuse_all()
         broken: set[Source] = set()
         while self._has_place and self._start_next(broken):

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from service.metrics import Metrics
 from service.models.repository import Repository
-from service.process.liveness import Vitals
+from service.process.liveness import Liveness
 
 
 class Live(BaseModel):
@@ -29,13 +29,15 @@ class Ready(BaseModel):
     models: dict[str, bool]
 
 
-def health_router(repository: Repository, metrics: Metrics, vitals: Vitals, draining: Callable[[], bool]) -> APIRouter:
+def health_router(
+    repository: Repository, metrics: Metrics, liveness: Liveness, draining: Callable[[], bool]
+) -> APIRouter:
     """The endpoints of operation. Liveness never depends on models: a restart would not mend those."""
     router = APIRouter(tags=["operation"])
 
     @router.get("/health/live", summary="Is the process alive?", responses={503: {"model": Live}})
     async def live(response: Response) -> Live:
-        failures = dict(vitals.failures)
+        failures = dict(liveness.failures)
         response.status_code = 503 if failures else 200
         return Live(live=not failures, failures=failures)
 
@@ -44,7 +46,7 @@ def health_router(repository: Repository, metrics: Metrics, vitals: Vitals, drai
         models: dict[str, bool] = {}
         for entry in repository.entries():
             models[entry.name] = models.get(entry.name, False) or entry.model is not None
-        reason = _reason(repository, vitals.failures, draining(), models)
+        reason = _reason(repository, liveness.failures, draining(), models)
         response.status_code = 503 if reason else 200
         return Ready(ready=reason is None, reason=reason, models=models)
 

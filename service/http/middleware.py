@@ -43,7 +43,7 @@ def error_response(error: ServiceError, trace: Trace) -> Response:
     return Response(content, error.status, headers, media_type="application/json")
 
 
-class Telemetry:
+class RequestMiddleware:
     """Middleware: the outermost layer of the application."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:

@@ -113,7 +113,7 @@ class Predictions:
                 state.limit_to(max(deadline.until, loop.time()))
             message = self.shadows.watch(model, message, trace)
             trace.stages["receive"] = time.perf_counter() - trace.began
-            if pipeline.is_quick(message):  # There will be nothing to wait for, nor to give up.
+            if pipeline.runs_inline(message):  # There will be nothing to wait for, nor to give up.
                 with pipeline.permit(message, deadline, state):
                     return await pipeline.predict(message, deadline, state)
             with pipeline.permit(message, deadline, state):

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel, Field
 
 from service.errors import NotFound
-from service.models.evaluation import Times, Trial, at_share
+from service.models.evaluation import CanaryEvaluation, Times, at_share
 from service.models.shadow import Shadows
 
 
@@ -87,7 +87,7 @@ def shadow_router(shadows: Shadows) -> APIRouter:
     return router
 
 
-def _report(name: str, version: str, trial: Trial) -> ShadowReport:
+def _report(name: str, version: str, trial: CanaryEvaluation) -> ShadowReport:
     decision = trial.decision
     verdict: Literal["promoted", "rolled_back"] = "promoted" if decision and decision.promoted else "rolled_back"
     return ShadowReport(

@@ -22,10 +22,10 @@ _QUICK_S = 0.05
 """Only who is quicker is asked a second time, which finds out what steps take that have been done before."""
 
 
-async def rehearse(predictions: ASGIApp, models: list[Model]) -> None:
+async def send_warmup_requests(predictions: ASGIApp, models: list[Model]) -> None:
     """Asks each model its example, as JSON and as a file where it takes one. What fails is logged, and no more."""
     for model in models:
-        if model.pipeline.waits_for_company:
+        if model.pipeline.has_batch_delay:
             continue  # There is none.
         model.pipeline.counts = False
         for kind, body in _bodies(model):

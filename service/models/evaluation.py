@@ -18,7 +18,7 @@ _MOST_ERRORS = 5
 
 
 @dataclass(frozen=True)
-class Rule:
+class PromotionPolicy:
     """When a version is promoted.
 
     Attributes:
@@ -94,14 +94,14 @@ class Times:
         self.total_s.append(timing.total_s)
 
 
-class Trial:
+class CanaryEvaluation:
     """One version's trial. Once it is decided, nothing changes it any more, so it never holds more than the rule asks.
 
     The decision is made as soon as it cannot come out otherwise: after as many requests as the rule wants, or earlier
     where the version could not pass with the best of answers to all that are still to come.
     """
 
-    def __init__(self, rule: Rule, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, rule: PromotionPolicy, *, clock: Callable[[], float] = time.time) -> None:
         self.rule = rule
         self.decision: Decision | None = None
         self.ours, self.theirs = Times(), Times()

@@ -19,8 +19,8 @@ from weakref import WeakValueDictionary, finalize
 from service.backends.base import Backend, BackendError, OpenBackend
 from service.engine.pipeline import Pipeline
 from service.errors import ModelNotFound, ModelUnavailable
-from service.models.verification import proved
-from service.models.warmup import Proven, measure_memory, refresh
+from service.models.verification import verify
+from service.models.warmup import GoldenRun, measure_memory, refresh
 from tasks.contract import Task, TensorSpec
 from tasks.deviation import BatchDeviation
 from tasks.goldens import Golden, read_goldens
@@ -33,7 +33,7 @@ _Graph = tuple[str, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 _TO_LOAD = "It is not loaded yet."
 _REPLACED = "A newer version is served."
 _TRIED = "It is tried in the shadow of the version that is served."
-MakePipeline = Callable[[str, Task, Backend, Sequence[Proven]], Pipeline]
+MakePipeline = Callable[[str, Task, Backend, Sequence[GoldenRun]], Pipeline]
 """Joins a task to its backend, and warms them up."""
 
 
@@ -83,7 +83,7 @@ class Repository:
         versions: how many of the newest versions of each to serve; 0 for all.
         open_backend: the runtime.
         make_pipeline: joins a task to its backend.
-        at_once: models that are loaded at a time.
+        concurrency: models that are loaded at a time.
         is_tried: whether new versions of a model are tried in the shadow of the one that serves, before they do.
         on_retired: is given the pipeline of a version that is no longer served, once its last request has ended; from
             whichever thread that is.
@@ -93,7 +93,7 @@ class Repository:
     versions: int
     open_backend: OpenBackend
     make_pipeline: MakePipeline
-    at_once: int = 1
+    concurrency: int = 1
     on_loaded: Callable[[str, str, float], None] = lambda name, version, seconds: None
     is_tried: Callable[[str], bool] = lambda name: False
     on_retired: Callable[[Pipeline], None] = Pipeline.close
@@ -175,7 +175,7 @@ class Repository:
         """Loads the newest versions of each model, as many as are wanted; where one fails, the next older one."""
         # The largest first: it would be waited for at the end, with nothing left to do beside it.
         names = sorted(self._entries, key=lambda name: self._size_of(self._entries[name][0]), reverse=True)
-        with ThreadPoolExecutor(self.at_once, thread_name_prefix="loader") as pool:
+        with ThreadPoolExecutor(self.concurrency, thread_name_prefix="loader") as pool:
             for loading in [pool.submit(self._load_newest, name) for name in names]:
                 loading.result()
         for name in names:
@@ -293,7 +293,7 @@ class Repository:
         if not goldens:
             raise BrokenModel("There are no golden requests: nothing proves that this model is what was trained.")
         backend = self._backend_of(folder, manifest, task)
-        proof = proved(manifest, task, backend, goldens)
+        proof = verify(manifest, task, backend, goldens)
         card = (folder / CARD).read_text("utf-8") if CARD in manifest.files else ""
         pipeline = self.make_pipeline(entry.name, task, backend, proof.proven)
         model = Model(manifest, task, pipeline, goldens, card, proof.invariance)

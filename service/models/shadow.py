@@ -22,7 +22,7 @@ from service.engine.admission import OPTION_FIELDS, RequestOptions
 from service.engine.request import PredictRequest, RequestState, Trace
 from service.errors import DeadlineExceeded, DeviceHung, Overloaded, ServiceError
 from service.metrics import Metrics
-from service.models.evaluation import Compared, Decision, Failed, Rule, Timing, Trial
+from service.models.evaluation import CanaryEvaluation, Compared, Decision, Failed, PromotionPolicy, Timing
 from service.models.repository import Model, Repository
 from tasks.contract import Answer
 
@@ -67,7 +67,7 @@ class _Running:
     name: str
     version: str
     model: "ref[Model]"
-    trial: Trial
+    trial: CanaryEvaluation
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -83,7 +83,7 @@ class Shadows:
         repository: Repository,
         metrics: Metrics,
         shares: Mapping[str, float],
-        rule: Rule,
+        rule: PromotionPolicy,
         *,
         timeout_s: float = 30.0,
         busy: Callable[[], bool] = lambda: False,
@@ -109,7 +109,7 @@ class Shadows:
         """Names that have a share and are no model's."""
         return sorted(self._shares.keys() - {entry.name for entry in self._repository.entries()} - {_ALL})
 
-    def trial_of(self, name: str, version: str) -> Trial | None:
+    def trial_of(self, name: str, version: str) -> CanaryEvaluation | None:
         """The trial of a version, also one that is decided; None where there was none, or so many since."""
         for shadow in self._repository.shadows():
             if (shadow.manifest.name, shadow.manifest.version) == (name, version):
@@ -151,7 +151,7 @@ class Shadows:
         running = self._trials.get(key)
         if running is None or running.model() is not shadow:
             self._trials.pop(key, None)
-            running = self._trials[key] = _Running(*key, ref(shadow), Trial(self._rule))
+            running = self._trials[key] = _Running(*key, ref(shadow), CanaryEvaluation(self._rule))
             while len(self._trials) > _MOST_REPORTS:
                 del self._trials[next(iter(self._trials))]
         return running

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from service.backends.base import Backend, OutOfMemory
-from service.models.warmup import Proven
+from service.models.warmup import GoldenRun
 from tasks.contract import Arrays, Limits, Samples, Task
 from tasks.deviation import BatchDeviation, allowed, batch_deviation
 from tasks.goldens import Golden, difference
@@ -25,7 +25,7 @@ _QUICK_S = 0.02
 
 
 @dataclass(frozen=True)
-class Proof:
+class Verification:
     """What was seen of a model.
 
     Attributes:
@@ -34,18 +34,18 @@ class Proof:
             its meaning: relative, a share, or levels.
     """
 
-    proven: tuple[Proven, ...]
+    proven: tuple[GoldenRun, ...]
     invariance: BatchDeviation
 
 
-def proved(manifest: Manifest, task: Task, backend: Backend, goldens: Sequence[Golden]) -> Proof:
+def verify(manifest: Manifest, task: Task, backend: Backend, goldens: Sequence[Golden]) -> Verification:
     """Asks the goldens, each alone and then in a batch. Raises BrokenModel."""
     requests = [task.parse(golden.request, Limits()) for golden in goldens]
     samples = [task.preprocess(task.decode(request, Limits())) for request in requests]
     alone, seconds = [], []
     for one in samples:
         began = time.perf_counter()
-        alone.append(backend.run_alone(one.arrays))
+        alone.append(backend.run_exclusive(one.arrays))
         seconds.append((time.perf_counter() - began) / len(one))
     together = _run_together(backend, samples, _copies(samples, seconds))
     for run, outputs in (("alone", alone), ("in a batch", [copies[0] for copies in together])):
@@ -59,7 +59,7 @@ def proved(manifest: Manifest, task: Task, backend: Backend, goldens: Sequence[G
         task.outputs, ((one, copy) for one, copies in zip(alone, together, strict=True) for copy in copies)
     )
     check_invariance(manifest, task, invariance, backend.device)
-    return Proof(tuple(Proven(*one) for one in zip(requests, samples, alone, strict=True)), invariance)
+    return Verification(tuple(GoldenRun(*one) for one in zip(requests, samples, alone, strict=True)), invariance)
 
 
 def check_invariance(manifest: Manifest, task: Task, invariance: BatchDeviation, device: str) -> None:

@@ -23,7 +23,7 @@ _LONGEST_S = 0.1
 
 
 @dataclass(frozen=True)
-class Proven:
+class GoldenRun:
     """A golden request on its way: what was read of it, and what the graph made of that."""
 
     request: Request
@@ -31,14 +31,14 @@ class Proven:
     outputs: Arrays
 
 
-def warm_up(pipeline: Pipeline, proven: Sequence[Proven], *, find_batch_size: bool, side_by_side: int = 1) -> None:
+def warm_up(pipeline: Pipeline, proven: Sequence[GoldenRun], *, find_batch_size: bool, side_by_side: int = 1) -> None:
     """Runs what clients will ask for, and takes what it costs.
 
     `side_by_side` is how many batches run at once under load: they share caches, so they are measured like that. The
     cost of decoding is learnt from the first requests: it depends on the form they come in.
     """
     first = proven[0].samples.arrays
-    pipeline.usually(first)
+    pipeline.set_typical_shape(first)
     with ThreadPoolExecutor(side_by_side, thread_name_prefix="warm-up") as threads:
         tried = partial(_seconds_of, pipeline, threads, side_by_side, first)
         most = pipeline.batch_limit
@@ -155,4 +155,4 @@ def measure_memory(pipeline: Pipeline, example: Mapping[str, object]) -> None:
 def refresh(pipeline: Pipeline, example: Mapping[str, object]) -> None:
     """Runs a golden request once more: others that were loaded since have given back memory that it had."""
     task = pipeline.task
-    pipeline.backend.run_alone(task.preprocess(task.decode(task.parse(example, Limits()), Limits())).arrays)
+    pipeline.backend.run_exclusive(task.preprocess(task.decode(task.parse(example, Limits()), Limits())).arrays)

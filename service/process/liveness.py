@@ -20,7 +20,7 @@ _SCHEDULING = ("service.engine.scheduler", "service.engine.batcher", "service.pr
 """Modules whose callbacks and tasks keep the state of the queues: one that broke off has left it as it was."""
 
 
-class Vitals:
+class Liveness:
     """What is wrong with the process. All methods may be called from any thread."""
 
     def __init__(self) -> None:
@@ -51,14 +51,14 @@ class Vitals:
         if is_news:
             _LOG.error("%s fails: %s", what, reason)
 
-    def mended(self, what: str) -> None:
+    def resolve(self, what: str) -> None:
         """`what` is well again; nothing happens where it has not failed, or where the process is lost."""
         with self._lock:
             was_failing = what != _LOST and self._failures.pop(what, None) is not None
         if was_failing:
             _LOG.info("%s is well again", what)
 
-    def lose(self, reason: str) -> None:
+    def mark_fatal(self, reason: str) -> None:
         """Nothing can mend this process: liveness fails for good, and whoever asked by `on_lost` is told, once."""
         with self._lock:
             if self._lost is not None:
@@ -114,17 +114,17 @@ class Vitals:
 
 @asynccontextmanager
 async def watch_over(
-    vitals: Vitals, work: Coroutine[Any, Any, None], on_error: Callable[[], None]
+    liveness: Liveness, work: Coroutine[Any, Any, None], on_error: Callable[[], None]
 ) -> AsyncIterator[None]:
     """Does `work` in the event loop, as long as that serves, and takes note of all in the loop that dies meanwhile.
 
     An error that a task or a callback ends with and that nobody awaits would be heard of by nobody: it is logged here
     and counted by `on_error`. Liveness fails where it was `work`, a thread of a pool, or a part of the scheduler.
     """
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: _on_stray(vitals, on_error, context))
-    tasks = [asyncio.create_task(work), asyncio.create_task(_check(vitals))]
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: _on_stray(liveness, on_error, context))
+    tasks = [asyncio.create_task(work), asyncio.create_task(_check(liveness))]
     for task in tasks:
-        task.add_done_callback(lambda task: _on_end(vitals, on_error, task))
+        task.add_done_callback(lambda task: _on_end(liveness, on_error, task))
     try:
         yield
     finally:
@@ -132,22 +132,22 @@ async def watch_over(
             task.cancel()
 
 
-async def _check(vitals: Vitals) -> None:
+async def _check(liveness: Liveness) -> None:
     while True:
-        vitals.check()
+        liveness.check()
         await asyncio.sleep(_CHECK_SECONDS)
 
 
-def _on_end(vitals: Vitals, on_error: Callable[[], None], task: asyncio.Task[None]) -> None:
+def _on_end(liveness: Liveness, on_error: Callable[[], None], task: asyncio.Task[None]) -> None:
     """A task that keeps watch has ended: because it was cancelled, or it had nothing more to do, or it died."""
     error = None if task.cancelled() else task.exception()
     if error is not None:
         on_error()
         _LOG.error("a task that keeps watch has died", exc_info=error)
-        vitals.fail("event loop", f"A task that keeps watch has died: {error!r}.")
+        liveness.fail("event loop", f"A task that keeps watch has died: {error!r}.")
 
 
-def _on_stray(vitals: Vitals, on_error: Callable[[], None], context: dict[str, Any]) -> None:
+def _on_stray(liveness: Liveness, on_error: Callable[[], None], context: dict[str, Any]) -> None:
     """The exception handler of the loop: it hears of what nobody awaits (asyncio, `call_exception_handler`)."""
     error, message = context.get("exception"), context["message"]
     on_error()
@@ -155,7 +155,7 @@ def _on_stray(vitals: Vitals, on_error: Callable[[], None], context: dict[str, A
     # A future that nobody looked at is not a part that died: its client had gone.
     died = "handle" in context or isinstance(context.get("future") or context.get("task"), asyncio.Task)
     if died and error is not None and _origin(error.__traceback__) in _SCHEDULING:
-        vitals.fail("event loop", f"A part of the scheduler has died: {error!r}.")
+        liveness.fail("event loop", f"A part of the scheduler has died: {error!r}.")
 
 
 def _origin(traceback: TracebackType | None) -> str:

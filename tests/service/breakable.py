@@ -40,7 +40,7 @@ class BreakableBackend:
             threading.Event().wait()
         return self.real.run(arrays)
 
-    run_alone = run
+    run_exclusive = run
 
     def release(self) -> None:
         """It keeps nothing."""

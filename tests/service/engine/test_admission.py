@@ -125,10 +125,10 @@ def test_what_an_idle_device_can_do_is_never_refused_however_wrong_it_has_been(
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 3), st.floats(1.2, 60.0), st.integers(1, 4))
 def test_who_is_refused_and_comes_again_when_told_is_answered_in_time_if_nobody_else_came(
-    queued: int, at_once: int, patience_s: float, most: int
+    queued: int, concurrency: int, patience_s: float, most: int
 ) -> None:
     async def main() -> None:
-        device, scheduler = FakeDevice(), Scheduler(at_once)
+        device, scheduler = FakeDevice(), Scheduler(concurrency)
         model = Model(device, scheduler, most=most)
         admission = Admission(ModelLimits(), full_batch_s=lambda: model.speed.seconds(most), wait_s=scheduler.wait_s)
         others = [model.asked(float(i)) for i in range(queued)]

@@ -30,9 +30,9 @@ Fate = Literal["other dtype", "too late", "gone while it waits", "gone while it 
 FATES: tuple[Fate, ...] = ("other dtype", "too late", "gone while it waits", "gone while it runs")
 
 
-async def batch_ends(values: Sequence[float], at_once: int, speed: Speed) -> list[tuple[float, object]]:
+async def batch_ends(values: Sequence[float], concurrency: int, speed: Speed) -> list[tuple[float, object]]:
     """When requests are answered that come together, and how."""
-    model = Model(FakeDevice(), Scheduler(at_once), speed=speed, most=16)
+    model = Model(FakeDevice(), Scheduler(concurrency), speed=speed, most=16)
     ends: dict[int, tuple[float, object]] = {}
 
     async def client(number: int) -> None:
@@ -59,13 +59,13 @@ def good_ones_of(values: Sequence[float]) -> list[float]:
 @settings(max_examples=200, deadline=None)
 @given(batches, st.integers(1, 3))
 def test_whatever_a_batch_has_in_it_its_good_members_wait_for_one_more_batch_at_most(
-    values: list[float], at_once: int
+    values: list[float], concurrency: int
 ) -> None:
     """Where a batch takes as long as its samples one by one."""
     speed = Speed(0.0, 0.1)
 
-    ends = run_virtually(batch_ends(values, at_once, speed))
-    clean = run_virtually(batch_ends(good_ones_of(values), at_once, speed))
+    ends = run_virtually(batch_ends(values, concurrency, speed))
+    clean = run_virtually(batch_ends(good_ones_of(values), concurrency, speed))
 
     for value, (end, result), (clean_end, _) in zip(values, ends, clean, strict=True):
         if value > 0:
@@ -76,7 +76,7 @@ def test_whatever_a_batch_has_in_it_its_good_members_wait_for_one_more_batch_at_
 @settings(max_examples=200, deadline=None)
 @given(batches, st.integers(1, 3), st.floats(0.0, 5.0))
 def test_where_batches_gain_much_good_members_wait_for_as_many_more_as_there_are_halvings(
-    values: list[float], at_once: int, fixed_s: float
+    values: list[float], concurrency: int, fixed_s: float
 ) -> None:
     """The bound where one run costs much and a sample little: all the parts of all levels, one after the other.
 
@@ -88,8 +88,8 @@ def test_where_batches_gain_much_good_members_wait_for_as_many_more_as_there_are
         size, parts = math.ceil(size / 2), 2 * parts
         bound += parts * speed.seconds(size)
 
-    ends = run_virtually(batch_ends(values, at_once, speed))
-    clean = run_virtually(batch_ends(good_ones_of(values), at_once, speed))
+    ends = run_virtually(batch_ends(values, concurrency, speed))
+    clean = run_virtually(batch_ends(good_ones_of(values), concurrency, speed))
 
     for value, (end, result), (clean_end, _) in zip(values, ends, clean, strict=True):
         if value > 0:

@@ -39,10 +39,10 @@ class Device:
         return {"y": stacked * 2}
 
 
-def batcher_of(run: RunBatch, policy: BatchPolicy, *, at_once: int = 1, **others: object) -> Batcher:
+def batcher_of(run: RunBatch, policy: BatchPolicy, *, concurrency: int = 1, **others: object) -> Batcher:
     """A batcher that has a device to itself, and whose clock is that of the loop."""
     others.setdefault("clock", asyncio.get_running_loop().time)
-    return Batcher(run, policy, Scheduler(at_once), **others)  # type: ignore[arg-type]
+    return Batcher(run, policy, Scheduler(concurrency), **others)  # type: ignore[arg-type]
 
 
 def sample(*values: float, width: int = 1) -> Arrays:
@@ -156,7 +156,7 @@ def test_a_large_request_of_which_a_part_fails_gets_the_error_and_leaves_nothing
         return {"y": np.concatenate([part["x"] for part in parts]) * 2}
 
     async def main() -> int:
-        batcher = batcher_of(run, BatchPolicy(max_size=1), at_once=2)
+        batcher = batcher_of(run, BatchPolicy(max_size=1), concurrency=2)
         with pytest.raises(ValueError, match="three"):
             await batcher.submit(sample(*range(10)))
         await asyncio.sleep(0)
@@ -184,7 +184,7 @@ def test_two_batches_are_given_at_once_where_the_policy_says_so() -> None:
     device = Device()
 
     async def main() -> None:
-        batcher = batcher_of(device.run, BatchPolicy(max_size=1), at_once=2)
+        batcher = batcher_of(device.run, BatchPolicy(max_size=1), concurrency=2)
         await asyncio.gather(*(batcher.submit(sample(i)) for i in range(6)))
 
     run_virtually(main())
@@ -223,7 +223,7 @@ policies = st.builds(
 @settings(max_examples=300, deadline=None)
 @given(arrivals, policies, st.integers(1, 2))
 def test_whatever_comes_each_gets_its_own_answer_and_nobody_elses_fate(
-    requests: list[Arrival], policy: BatchPolicy, at_once: int
+    requests: list[Arrival], policy: BatchPolicy, concurrency: int
 ) -> None:
     device, ends, dropped = Device(), {}, []
 
@@ -235,7 +235,7 @@ def test_whatever_comes_each_gets_its_own_answer_and_nobody_elses_fate(
             ends[number] = error
 
     async def main() -> None:
-        batcher = batcher_of(device.run, policy, at_once=at_once, on_dropped=dropped.append)
+        batcher = batcher_of(device.run, policy, concurrency=concurrency, on_dropped=dropped.append)
         clients = []
         for number, request in enumerate(requests):
             await asyncio.sleep(request.after)
@@ -255,7 +255,7 @@ def test_whatever_comes_each_gets_its_own_answer_and_nobody_elses_fate(
         else:
             assert ends[number] == [2 * value for value in request.values]
     assert all(len(batch) <= policy.max_size for batch in device.batches)
-    assert device.most_running <= at_once
+    assert device.most_running <= concurrency
 
 
 @settings(max_examples=100, deadline=None)
@@ -392,12 +392,12 @@ def test_a_ticket_knows_the_size_of_its_batch_and_the_queue_its_depth_in_samples
 def test_where_a_batch_is_cancelled_its_tickets_are_told() -> None:
     async def main() -> bool:
         batcher = batcher_of(Device().run, BatchPolicy())
-        ticket = asyncio.create_task(batcher.submit(sample(1.0)))
+        entry = asyncio.create_task(batcher.submit(sample(1.0)))
         await asyncio.sleep(0.5)
         (batch,) = batcher._scheduler._running.values()
         batch.cancel()
-        await asyncio.wait([ticket])
-        return ticket.cancelled()
+        await asyncio.wait([entry])
+        return entry.cancelled()
 
     assert run_virtually(main())
 

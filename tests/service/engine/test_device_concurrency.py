@@ -46,7 +46,7 @@ def test_a_picture_has_as_many_windows_as_these_tests_believe() -> None:
 @pytest.mark.parametrize("clients", [1, 4])
 def test_who_takes_longer_than_a_run_may_take_is_not_called_hung_while_it_goes_on(most: int, clients: int) -> None:
     async def main() -> VirtualDevice:
-        device = VirtualDevice(at_once=4, hang_s=5 * EACH_S)
+        device = VirtualDevice(concurrency=4, hang_s=5 * EACH_S)
         model = pictures_on(device, most=most)
         await asyncio.gather(*(model.ask(picture(WIDE), "upload") for _ in range(clients)))
         assert asyncio.get_running_loop().time() > device.hang_s
@@ -61,9 +61,9 @@ def test_who_takes_longer_than_a_run_may_take_is_not_called_hung_while_it_goes_o
 
 @pytest.mark.parametrize("at_once", [1, 2])
 @pytest.mark.parametrize("clients", [1, 8])
-def test_a_row_waits_for_one_window_of_a_picture_and_not_for_the_picture(at_once: int, clients: int) -> None:
+def test_a_row_waits_for_one_window_of_a_picture_and_not_for_the_picture(concurrency: int, clients: int) -> None:
     async def main() -> tuple[VirtualDevice, float]:
-        device = VirtualDevice(at_once)
+        device = VirtualDevice(concurrency)
         pictures, rows = pictures_on(device), rows_on(device)
         under_way = [asyncio.create_task(pictures.ask(picture(WIDE), "upload")) for _ in range(clients)]
         await asyncio.sleep(2.5 * EACH_S)
@@ -103,10 +103,10 @@ def test_what_can_be_in_time_with_all_its_windows_is_not_refused() -> None:
 
 @pytest.mark.parametrize(("free_bytes", "at_once"), [(350e6, 3), (250e6, 2), (150e6, 1)])
 def test_of_pictures_that_one_thread_takes_all_the_way_no_more_run_than_memory_has_room_for(
-    free_bytes: float, at_once: int
+    free_bytes: float, concurrency: int
 ) -> None:
     async def main() -> VirtualDevice:
-        device = VirtualDevice(at_once=4)
+        device = VirtualDevice(concurrency=4)
         model = pictures_on(device)
         model.pipeline.curve.took((24 * 32 * 3, 100_000_000), (2 * 24 * 32 * 3, 200_000_000))
         device.scheduler.memory_bytes = free_bytes
@@ -116,7 +116,7 @@ def test_of_pictures_that_one_thread_takes_all_the_way_no_more_run_than_memory_h
     device = run_virtually(main())
 
     assert len(device.runs) == 12
-    assert device.most_at_once("pictures") == at_once
+    assert device.most_at_once("pictures") == concurrency
 
 
 def test_a_picture_that_memory_has_no_room_for_is_refused_also_where_it_is_alone() -> None:

@@ -48,18 +48,18 @@ def test_the_requests_of_a_run_that_hangs_are_answered_and_its_place_stays_taken
         hung = await end_of(model.asked(HANGS))
         others = [model.asked(float(i)) for i in range(3)]
         await asyncio.gather(*others)
-        alone = [run.began for run in device.runs[1:]]
+        exclusive = [run.began for run in device.runs[1:]]
         device.released.set()
         await asyncio.sleep(1.5)
         assert scheduler.hung == 0
         await asyncio.gather(*(model.ask(float(i)) for i in range(2)))
-        return [hung], alone, [run.began for run in device.runs[-2:]]
+        return [hung], exclusive, [run.began for run in device.runs[-2:]]
 
-    ends, alone, together = run_virtually(main())
+    ends, exclusive, together = run_virtually(main())
 
     assert ends[0][0] == 5.25
     assert isinstance(ends[0][1], Hung)
-    assert alone == [5.25, 6.25, 7.25]
+    assert exclusive == [5.25, 6.25, 7.25]
     assert together[0] == together[1]
     assert counts == [1, 0]
 
@@ -197,14 +197,14 @@ def test_a_batch_that_is_too_large_is_split_and_the_next_ones_are_smaller() -> N
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 8), st.integers(0, 7), st.integers(1, 3))
 def test_of_a_batch_with_one_that_never_fits_the_culprit_alone_is_refused_and_batches_stay_as_large(
-    size: int, at: int, at_once: int
+    size: int, at: int, concurrency: int
 ) -> None:
     values = [float(i) for i in range(1, size + 1)]
     values[at % size] = NEVER_FITS
 
     async def main() -> tuple[list[object], int]:
         device = FakeDevice()
-        model = Model(device, Scheduler(at_once))
+        model = Model(device, Scheduler(concurrency))
         return await outcomes(device, model, *values), model.curve.limit(ONE, 8, math.inf)
 
     results, limit = run_virtually(main())
@@ -243,10 +243,10 @@ def test_what_only_others_had_taken_the_memory_of_gets_its_answer(poison: float)
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 20), st.integers(1, 5), st.integers(1, 3))
-def test_a_request_of_more_samples_than_fit_is_run_in_parts(size: int, fits: int, at_once: int) -> None:
+def test_a_request_of_more_samples_than_fit_is_run_in_parts(size: int, fits: int, concurrency: int) -> None:
     async def main() -> tuple[list[float], int]:
         device = FakeDevice()
-        model = Model(device, Scheduler(at_once), speed=Speed(1.0, 0.1, fits=fits))
+        model = Model(device, Scheduler(concurrency), speed=Speed(1.0, 0.1, fits=fits))
         answer = await model.ask(*range(1, size + 1))
         assert model.batcher.depth == 0
         return answer, max(len(run.values) for run in device.runs if run.error is None)

@@ -89,7 +89,7 @@ def test_a_model_of_more_weight_goes_before_one_of_less_that_came_a_little_earli
     st.floats(0.1, 30.0),
 )
 def test_nothing_starves_however_much_urgent_work_of_another_model_comes(
-    at_once: int, every_s: float, arrivals: list[float], allowance_s: float
+    concurrency: int, every_s: float, arrivals: list[float], allowance_s: float
 ) -> None:
     """What waits runs once all the urgent work that is due before it is done, and one job of each that is not."""
     ended: list[tuple[float, float]] = []
@@ -100,7 +100,7 @@ def test_nothing_starves_however_much_urgent_work_of_another_model_comes(
         ended.append((came, now()))
 
     async def main() -> None:
-        device, scheduler = FakeDevice(), Scheduler(at_once)
+        device, scheduler = FakeDevice(), Scheduler(concurrency)
         slow, urgent = Model(device, scheduler, "slow", most=1), Model(device, scheduler, "urgent", most=1)
         clients = [asyncio.create_task(patient(slow, came)) for came in arrivals]
         flood = []
@@ -115,7 +115,7 @@ def test_nothing_starves_however_much_urgent_work_of_another_model_comes(
 
     for came, end in ended:
         jobs = (came + allowance_s) / every_s + 1 + 4 * len(arrivals)
-        assert end <= came + allowance_s + 1.1 * (jobs / at_once + 2)
+        assert end <= came + allowance_s + 1.1 * (jobs / concurrency + 2)
 
 
 @settings(max_examples=60, deadline=None)
@@ -126,14 +126,14 @@ def test_nothing_starves_however_much_urgent_work_of_another_model_comes(
     st.lists(st.floats(0.0, 3.0), min_size=1, max_size=20),
 )
 def test_a_burst_of_slow_batches_keeps_a_cheap_row_waiting_for_one_of_them_at_most(
-    at_once: int, tiles: int, in_one_request: bool, gaps: list[float]
+    concurrency: int, tiles: int, in_one_request: bool, gaps: list[float]
 ) -> None:
     """The tiles are due after 20 times what their batch takes: the burst may be at work for longer than that."""
     waits = []
     tile_s = 0.3
 
     async def main() -> None:
-        device, scheduler = FakeDevice(), Scheduler(at_once)
+        device, scheduler = FakeDevice(), Scheduler(concurrency)
         slow = Model(device, scheduler, "tiles", speed=Speed(0.0, tile_s), most=1)
         quick = Model(device, scheduler, "rows", speed=TINY)
         if in_one_request:
@@ -188,7 +188,7 @@ coming = st.lists(
 )
 
 
-def surprises_of(requests: Sequence[Coming], at_once: int, speeds: Sequence[Speed]) -> list[float]:
+def surprises_of(requests: Sequence[Coming], concurrency: int, speeds: Sequence[Speed]) -> list[float]:
     """By how many seconds each waited longer than was foreseen when it came; nobody overtakes.
 
     Of one sample each: larger ones may leave batches half empty, and then it may take twice as long.
@@ -203,7 +203,7 @@ def surprises_of(requests: Sequence[Coming], at_once: int, speeds: Sequence[Spee
         surprises.append(began[0] - expected)
 
     async def main() -> None:
-        device, scheduler = FakeDevice(), Scheduler(at_once)
+        device, scheduler = FakeDevice(), Scheduler(concurrency)
         models = [Model(device, scheduler, str(i), speed=speed, most=4) for i, speed in enumerate(speeds)]
         clients = []
         for request in requests:
@@ -217,32 +217,32 @@ def surprises_of(requests: Sequence[Coming], at_once: int, speeds: Sequence[Spee
 
 @settings(max_examples=100, deadline=None)
 @given(coming, st.integers(1, 3))
-def test_how_long_a_request_will_wait_is_known_to_within_one_batch(requests: list[Coming], at_once: int) -> None:
+def test_how_long_a_request_will_wait_is_known_to_within_one_batch(requests: list[Coming], concurrency: int) -> None:
     speed = Speed(1.0, 0.1)
 
-    assert max(map(abs, surprises_of(requests, at_once, [speed]))) <= speed.seconds(4) + 1e-9
+    assert max(map(abs, surprises_of(requests, concurrency, [speed]))) <= speed.seconds(4) + 1e-9
 
 
 @settings(max_examples=100, deadline=None)
 @given(coming, st.integers(1, 3))
 def test_beside_another_model_no_request_waits_longer_than_was_foreseen_by_more_than_a_batch_of_each(
-    requests: list[Coming], at_once: int
+    requests: list[Coming], concurrency: int
 ) -> None:
     """It may wait less: it joins a batch of its model that comes before work of the other that was counted."""
     speeds = [Speed(1.0, 0.1), Speed(0.2, 0.4)]
 
-    assert max(surprises_of(requests, at_once, speeds)) <= sum(speed.seconds(4) for speed in speeds) + 1e-9
+    assert max(surprises_of(requests, concurrency, speeds)) <= sum(speed.seconds(4) for speed in speeds) + 1e-9
 
 
 @settings(max_examples=100, deadline=None)
 @given(coming, st.integers(1, 3), st.integers(1, 6))
 def test_the_device_is_given_as_much_as_it_takes_at_once_and_never_idles_while_anything_waits(
-    requests: list[Coming], at_once: int, most: int
+    requests: list[Coming], concurrency: int, most: int
 ) -> None:
     starts: list[tuple[float, float]] = []
 
     async def main() -> FakeDevice:
-        device, scheduler = FakeDevice(), Scheduler(at_once)
+        device, scheduler = FakeDevice(), Scheduler(concurrency)
         models = [Model(device, scheduler, str(i), most=most) for i in range(2)]
 
         async def client(request: Coming) -> None:
@@ -261,17 +261,17 @@ def test_the_device_is_given_as_much_as_it_takes_at_once_and_never_idles_while_a
 
     device = run_virtually(main())
 
-    assert device.most_running <= at_once
+    assert device.most_running <= concurrency
     for came, started in starts:
         for moment in [came, *(run.ended for run in device.runs if came < run.ended < started)]:
             busy = sum(run.began <= moment < run.ended for run in device.runs)
-            assert moment >= started or busy == at_once
+            assert moment >= started or busy == concurrency
 
 
 @settings(max_examples=100, deadline=None)
 @given(coming, st.integers(1, 3), st.integers(1, 9))
 def test_what_runs_together_never_takes_more_memory_than_there_is(
-    requests: list[Coming], at_once: int, budget: int
+    requests: list[Coming], concurrency: int, budget: int
 ) -> None:
     """A sample of the one model takes 1 byte, one of the other 3."""
     refused: list[bool] = []
@@ -283,7 +283,7 @@ def test_what_runs_together_never_takes_more_memory_than_there_is(
             refused.append(model.speed.each_bytes > budget)
 
     async def main() -> FakeDevice:
-        device, scheduler = FakeDevice(), Scheduler(at_once)
+        device, scheduler = FakeDevice(), Scheduler(concurrency)
         scheduler.memory_bytes = budget
         models = [Model(device, scheduler, str(i), speed=Speed(1.0, 0.1, 1 + 2 * i)) for i in range(2)]
         clients = []

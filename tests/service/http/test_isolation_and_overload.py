@@ -37,7 +37,7 @@ class Device:
         yes = np.where(incomes == NOT_A_NUMBER, np.nan, incomes / 100).astype(np.float32)
         return {"probabilities": np.stack([1 - yes, yes], axis=1)}
 
-    run_alone = run
+    run_exclusive = run
 
     def release(self) -> None:
         """It keeps nothing."""

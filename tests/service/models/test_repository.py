@@ -140,7 +140,7 @@ class Unsteady:
         outputs = self._run(arrays)
         return outputs if len(arrays["numbers"]) == 1 else {name: 1 - array for name, array in outputs.items()}
 
-    run_alone = run
+    run_exclusive = run
 
     def release(self) -> None:
         """It keeps nothing."""
@@ -322,7 +322,7 @@ class Leaning:
         self._run = run
         self._lean = lean
 
-    def run_alone(self, arrays: Arrays) -> Arrays:
+    def run_exclusive(self, arrays: Arrays) -> Arrays:
         return self._run(arrays)
 
     def run(self, arrays: Arrays) -> Arrays:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.backends.onnx import OnnxRuntime
-from service.models.evaluation import Compared, Failed, Rule, Timing, Trial, at_share
+from service.models.evaluation import CanaryEvaluation, Compared, Failed, PromotionPolicy, Timing, at_share
 from service.settings import InvalidSetting, read_settings
 from tasks.contract import Arrays, TensorSpec
 from tests.model_folders import COLOURS, CREDIT, colours_graph, credit_graph, publish
@@ -21,7 +21,7 @@ from tests.service.conftest import Running, Start
 from tests.service.models.test_version_swap import another
 
 ROW = {"rows": [{"income": 50, "debt": 5, "job": "baker"}]}
-RULE = Rule(requests=10, agreement=0.9, slowdown=1.5, errors=0.1)
+RULE = PromotionPolicy(requests=10, agreement=0.9, slowdown=1.5, errors=0.1)
 
 
 def timing(seconds: float = 0.01) -> Timing:
@@ -36,8 +36,8 @@ def failed(number: int = 0) -> Failed:
     return Failed(f"r{number}", "backend_failed: no")
 
 
-def tried(*compared: Compared | Failed, rule: Rule = RULE) -> Trial:
-    trial = Trial(rule, clock=iter(range(100)).__next__)
+def tried(*compared: Compared | Failed, rule: PromotionPolicy = RULE) -> CanaryEvaluation:
+    trial = CanaryEvaluation(rule, clock=iter(range(100)).__next__)
     for one in compared:
         trial.add(one)
     return trial
@@ -112,7 +112,7 @@ class TestTheRule:
     def test_an_early_decision_is_the_one_that_the_end_would_have_brought(
         self, agreements: list[float | None], wanted: float, errors: float
     ) -> None:
-        rule = Rule(10, wanted, 1.5, errors)
+        rule = PromotionPolicy(10, wanted, 1.5, errors)
         trial = tried(*(failed() if one is None else answered(agreement=one) for one in agreements), rule=rule)
         known = [one for one in agreements if one is not None]
         share, mean = (10 - len(known)) / 10, sum(known) / len(known) if known else 0.0
@@ -256,7 +256,7 @@ class Second:
 
     def __init__(self, run: Callable[[], None]) -> None:
         self.runtime = OnnxRuntime("cpu", threads=1)
-        self.proved = False
+        self.verify = False
         self._run = run
 
     def __call__(self, graph: bytes, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Any:
@@ -265,7 +265,7 @@ class Second:
 
     def before_run(self) -> None:
         # Never cheap, so that it has a thread of its own.
-        self._run() if self.proved else time.sleep(0.003)
+        self._run() if self.verify else time.sleep(0.003)
 
 
 class _Behaving:
@@ -278,7 +278,7 @@ class _Behaving:
         self._of.before_run()
         return dict(self._backend.run(arrays))
 
-    def run_alone(self, arrays: Arrays) -> Arrays:
+    def run_exclusive(self, arrays: Arrays) -> Arrays:
         return self.run(arrays)
 
     def release(self) -> None:
@@ -298,7 +298,7 @@ def second_version(root: Path, start: Start, run: Callable[[], None], **settings
     server = start(runtime, models=root, **LENIENT | settings)
     credit(root, 2, graph=another(credit_graph()))
     server.service.repository.rescan()
-    runtime.proved = True
+    runtime.verify = True
     return server
 
 

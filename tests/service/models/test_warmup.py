@@ -13,7 +13,7 @@ from service.backends.onnx import OnnxRuntime
 from service.engine.batcher import BatchPolicy
 from service.engine.latency import Shape, shape_of
 from service.engine.pipeline import Pipeline
-from service.models.warmup import Proven, measure_memory, warm_up
+from service.models.warmup import GoldenRun, measure_memory, warm_up
 from tasks.contract import Arrays, Limits, Task, TensorSpec
 from tests.model_folders import CREDIT, credit_graph, publish
 from tests.service.conftest import Start
@@ -40,7 +40,7 @@ class Narrow:
         self.taken = max(self.taken, BYTES_OF_ANY + BYTES_OF_ELEMENT * elements)
         return self.real.run(arrays)
 
-    run_alone = run
+    run_exclusive = run
 
     def release(self) -> None:
         self.taken = 0
@@ -69,10 +69,10 @@ def warmed(task: Task, graph: bytes, *, elements: float = math.inf, most: int = 
     return pipeline
 
 
-def proven(task: Task, backend: Backend, fields: Any) -> Proven:
+def proven(task: Task, backend: Backend, fields: Any) -> GoldenRun:
     request = task.parse(fields, Limits())
     samples = task.preprocess(task.decode(request, Limits()))
-    return Proven(request, samples, backend.run_alone(samples.arrays))
+    return GoldenRun(request, samples, backend.run_exclusive(samples.arrays))
 
 
 def bucket_shapes(task: Task) -> list[Shape]:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.process.liveness import Vitals, watch_over
+from service.process.liveness import Liveness, watch_over
 from service.process.watchdog import EXIT_BROKEN, Watchdog, stacks_of_all
 from tests.model_folders import COLOURS
 from tests.service.conftest import Running, Start
@@ -47,9 +47,9 @@ def test_a_process_that_is_well_is_alive_and_ready(server: Running) -> None:
 def test_what_fails_is_told_with_its_reason_until_it_is_mended(start: Start) -> None:
     server = start()
 
-    server.service.vitals.fail("cpu", "A run has not come back.")
+    server.service.liveness.fail("cpu", "A run has not come back.")
     live, ready = server.client.get("/health/live"), server.client.get("/health/ready")
-    server.service.vitals.mended("cpu")
+    server.service.liveness.resolve("cpu")
 
     assert (live.status_code, live.json()) == (503, {"live": False, "failures": {"cpu": "A run has not come back."}})
     assert (ready.status_code, ready.json()["reason"]) == (503, "cpu: A run has not come back.")
@@ -128,99 +128,99 @@ def test_work_that_is_to_go_on_and_dies_makes_liveness_fail() -> None:
     async def die() -> None:
         raise LookupError("no more")
 
-    async def main() -> tuple[Vitals, int]:
-        vitals, count = Vitals(), [0]
-        async with watch_over(vitals, die(), lambda: count.__setitem__(0, count[0] + 1)):
-            while not vitals.failures:
+    async def main() -> tuple[Liveness, int]:
+        liveness, count = Liveness(), [0]
+        async with watch_over(liveness, die(), lambda: count.__setitem__(0, count[0] + 1)):
+            while not liveness.failures:
                 await asyncio.sleep(0)
-        return vitals, count[0]
+        return liveness, count[0]
 
-    vitals, count = asyncio.run(main())
+    liveness, count = asyncio.run(main())
 
-    assert vitals.failures == {"event loop": "A task that keeps watch has died: LookupError('no more')."}
+    assert liveness.failures == {"event loop": "A task that keeps watch has died: LookupError('no more')."}
     assert count == 1
 
 
 def test_work_that_is_done_or_was_cancelled_has_not_died() -> None:
-    async def main() -> Vitals:
-        vitals = Vitals()
+    async def main() -> Liveness:
+        liveness = Liveness()
         for work in (asyncio.sleep(0), asyncio.sleep(3600)):
-            async with watch_over(vitals, work, lambda: None):
+            async with watch_over(liveness, work, lambda: None):
                 await asyncio.sleep(0.01)
-        return vitals
+        return liveness
 
     assert asyncio.run(main()).failures == {}
 
 
 def test_an_answer_that_nobody_fetched_is_no_sign_of_illness() -> None:
-    async def main() -> tuple[Vitals, list[int]]:
-        vitals, count = Vitals(), list[int]()
-        async with watch_over(vitals, asyncio.sleep(0), lambda: count.append(1)):
+    async def main() -> tuple[Liveness, list[int]]:
+        liveness, count = Liveness(), list[int]()
+        async with watch_over(liveness, asyncio.sleep(0), lambda: count.append(1)):
             asyncio.get_running_loop().create_future().set_exception(LookupError("whose client has gone"))
             await asyncio.sleep(0)
-        return vitals, count
+        return liveness, count
 
-    vitals, count = asyncio.run(main())
+    liveness, count = asyncio.run(main())
 
-    assert vitals.failures == {}
+    assert liveness.failures == {}
     assert count == [1]
 
 
 def test_a_lost_process_stays_lost_and_is_told_once() -> None:
-    vitals, told = Vitals(), list[str]()
-    vitals.on_lost(told.append)
+    liveness, told = Liveness(), list[str]()
+    liveness.on_lost(told.append)
 
-    vitals.lose("The device is gone.")
-    vitals.lose("The device is gone, still.")
-    vitals.mended("process")
-    vitals.fail("process", "Something else.")
+    liveness.mark_fatal("The device is gone.")
+    liveness.mark_fatal("The device is gone, still.")
+    liveness.resolve("process")
+    liveness.fail("process", "Something else.")
 
     assert told == ["The device is gone."]
-    assert vitals.lost == "The device is gone."
-    assert vitals.failures == {"process": "The device is gone."}
+    assert liveness.lost == "The device is gone."
+    assert liveness.failures == {"process": "The device is gone."}
 
 
 def test_who_asks_only_when_the_process_is_lost_is_told_at_once() -> None:
-    vitals, told = Vitals(), list[str]()
-    vitals.lose("The device is gone.")
+    liveness, told = Liveness(), list[str]()
+    liveness.mark_fatal("The device is gone.")
 
-    vitals.on_lost(told.append)
+    liveness.on_lost(told.append)
 
     assert told == ["The device is gone."]
 
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.one_of(st.none(), st.sampled_from("xyz")))))
 def test_what_fails_is_what_failed_last_and_was_not_mended(events: list[tuple[str, str | None]]) -> None:
-    vitals, expected = Vitals(), dict[str, str]()
+    liveness, expected = Liveness(), dict[str, str]()
     for what, reason in events:
         if reason is None:
-            vitals.mended(what)
+            liveness.resolve(what)
             expected.pop(what, None)
         else:
-            vitals.fail(what, reason)
+            liveness.fail(what, reason)
             expected[what] = reason
 
-    assert vitals.failures == expected
+    assert liveness.failures == expected
 
 
 def test_many_threads_may_report_at_once() -> None:
-    vitals, all_there = Vitals(), threading.Barrier(8)
+    liveness, all_there = Liveness(), threading.Barrier(8)
 
     def report(number: int) -> None:
         all_there.wait()
         for _ in range(50):
-            vitals.fail(f"part {number}", "It fails.")
-            vitals.check()
-            vitals.mended(f"part {number}")
+            liveness.fail(f"part {number}", "It fails.")
+            liveness.check()
+            liveness.resolve(f"part {number}")
 
-    with ThreadPoolExecutor(8, initializer=vitals.thread_started("reporters")) as pool:
+    with ThreadPoolExecutor(8, initializer=liveness.thread_started("reporters")) as pool:
         list(pool.map(report, range(8)))
-        assert vitals.failures == {}
-        assert len(vitals.threads_alive()) == 8
+        assert liveness.failures == {}
+        assert len(liveness.threads_alive()) == 8
 
-    vitals.check()
-    assert len(vitals.failures) == 8
-    assert vitals.threads_alive() == []
+    liveness.check()
+    assert len(liveness.failures) == 8
+    assert liveness.threads_alive() == []
 
 
 class Loop:
