@@ -32,7 +32,7 @@ from tasks.manifest import BrokenModel
 
 _LOG = logging.getLogger(__name__)
 _SWITCH_S = 0.0001
-_LONGEST_EXAMPLE = 2_000
+_MAX_EXAMPLE_BYTES = 2_000
 """Characters of a body that still make a line to copy."""
 _LAST_MOMENT_S = 1
 """How long a process that is lost goes on, twice: to be seen, and to answer what is under way."""
@@ -111,9 +111,9 @@ def curl_line(address: str, model: Model) -> str:
     url = f"{address}/v1/models/{model.manifest.name}/predict"
     upload, body = model.task.upload, json.dumps(model.example)
     files = sorted(Path("examples").glob(f"{model.manifest.name}-*"))
-    if upload is not None and (files or len(body) > _LONGEST_EXAMPLE):
+    if upload is not None and (files or len(body) > _MAX_EXAMPLE_BYTES):
         return f"curl -F {upload.field}=@{files[0] if files else 'FILE'} {url}{_as_file(model)}"
-    if len(body) > _LONGEST_EXAMPLE:
+    if len(body) > _MAX_EXAMPLE_BYTES:
         return f"curl {url.removesuffix('/predict')}    # its 'example' is a body for POST {url}"
     return f"curl -H 'Content-Type: application/json' -d {shlex.quote(body)} {url}"
 

@@ -34,9 +34,9 @@ from tasks.contract import Limits, Task
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
-_MOST_BATCH = 256
-_MOST_LOADED_AT_ONCE = 4
-_LONGEST_LOAD_S = 600.0
+_MAX_BATCH_SIZE = 256
+_MAX_PARALLEL_LOADS = 4
+_MAX_LOAD_SECONDS = 600.0
 _OF_FREE_MEMORY = 0.8
 """What all runs together may take of the memory that is free once the models are loaded."""
 
@@ -68,7 +68,7 @@ class Service:
             settings.versions,
             open_backend or _onnx_runtime(settings),
             self._make_pipeline,
-            concurrency=min(available_cores(), _MOST_LOADED_AT_ONCE),
+            concurrency=min(available_cores(), _MAX_PARALLEL_LOADS),
             is_tried=lambda name: self.shadows.share_of(name) > 0,
             on_retired=lambda pipeline: self._on_loop(pipeline.close),
             on_loaded=lambda name, version, seconds: self.metrics.load_seconds.labels(name, version).set(seconds),
@@ -134,7 +134,7 @@ class Service:
             weight=settings.weights.get(name, 1.0),
             most=settings.max_queue,
         )
-        policy = BatchPolicy(settings.max_batch or _MOST_BATCH, settings.max_delay_ms / 1000)
+        policy = BatchPolicy(settings.max_batch or _MAX_BATCH_SIZE, settings.max_delay_ms / 1000)
         pipeline = Pipeline(task, backend, around, name=name, policy=policy, limits=limits)
         # A version that comes while clients are served leaves them the other cores.
         side_by_side = 1 if self.loaded.is_set() else max(1, device.scheduler.concurrency // 2)
@@ -202,9 +202,9 @@ class Service:
     async def _loading(self, load: Callable[[], T]) -> T:
         """Loads in a thread of its own; liveness fails where that does not come to an end, as a model may hang."""
         loading = asyncio.get_running_loop().run_in_executor(self._loader, load)
-        done, _ = await asyncio.wait([loading], timeout=_LONGEST_LOAD_S)
+        done, _ = await asyncio.wait([loading], timeout=_MAX_LOAD_SECONDS)
         if not done:
-            self.liveness.fail("loader", f"Models are still being loaded after {_LONGEST_LOAD_S:g} s: one may hang.")
+            self.liveness.fail("loader", f"Models are still being loaded after {_MAX_LOAD_SECONDS:g} s: one may hang.")
         result = await loading
         self.liveness.resolve("loader")
         return result

@@ -23,9 +23,9 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 PICTURE_UPLOAD = Upload("image", ("image/jpeg", "image/png", "image/webp", "image/bmp"))
 _DESCRIPTION = 0x010E  # The EXIF tag.
 _START_OF_SCAN = b"\xff\xda"
-_MOST_SCANS = 64
+_MAX_SCANS = 64
 """Of a progressive JPEG: encoders make about ten, and each costs a pass over all pixels, however few its bytes are."""
-_LONGEST_SIDE = 65_535
+_MAX_SIDE = 65_535
 """Pixels, as in JPEG's own headers: a thread of millions would cost far more than a picture of as many pixels."""
 _BORDER = (124, 116, 104)  # The mean colour of ImageNet: zero after normalising.
 
@@ -106,11 +106,11 @@ def decode_picture(content: bytes, *, max_pixels: int, enough: int | None = None
     if width * height > max_pixels:
         message = f"The picture has {width}×{height} pixels; at most {max_pixels:,} are accepted."
         raise InvalidInput(message, reason="too_large")
-    if max(width, height) > _LONGEST_SIDE:
-        message = f"The picture is {width}×{height}; no side may have more than {_LONGEST_SIDE:,} pixels."
+    if max(width, height) > _MAX_SIDE:
+        message = f"The picture is {width}×{height}; no side may have more than {_MAX_SIDE:,} pixels."
         raise InvalidInput(message, reason="too_large")
-    if image.format == "JPEG" and content.count(_START_OF_SCAN) > _MOST_SCANS:
-        message = f"The picture is a JPEG of more than {_MOST_SCANS} scans: it would take too long to decode."
+    if image.format == "JPEG" and content.count(_START_OF_SCAN) > _MAX_SCANS:
+        message = f"The picture is a JPEG of more than {_MAX_SCANS} scans: it would take too long to decode."
         raise InvalidInput(message, reason="unreadable")
     try:
         if enough is not None and min(width, height) >= 2 * enough:

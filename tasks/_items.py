@@ -15,7 +15,7 @@ NO_ITEM, NO_RATING = 0, 0
 """What fills a history up to its bucket; the level of an item that was chosen but not rated."""
 LENGTH_BUCKETS = (8, 32, 128, 512)
 """To these lengths histories are filled up, so that those of like length share a batch."""
-LONGEST = LENGTH_BUCKETS[-1]
+MAX_HISTORY = LENGTH_BUCKETS[-1]
 
 
 @dataclass(frozen=True)
@@ -123,12 +123,12 @@ class UserHistory:
     @property
     def latest(self) -> tuple[int, ...]:
         """As much of the history as the graph reads."""
-        return self.history[-LONGEST:]
+        return self.history[-MAX_HISTORY:]
 
 
 def bucket(length: int) -> int:
     """The length to which a history of this length is filled up."""
-    return next((each for each in LENGTH_BUCKETS if length <= each), LONGEST)
+    return next((each for each in LENGTH_BUCKETS if length <= each), MAX_HISTORY)
 
 
 def filled(rows: Sequence[Sequence[int]], length: int) -> NDArray[np.int64]:

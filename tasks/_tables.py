@@ -17,9 +17,9 @@ from pydantic_core import PydanticCustomError
 
 from tasks._dates import moments, part, read_date
 
-_LARGEST = float(np.finfo(np.float32).max)
+_MAX_VALUE = float(np.finfo(np.float32).max)
 
-_FARTHEST = timedelta(days=36_525)
+_MAX_TIME_DISTANCE = timedelta(days=36_525)
 """How far before or after what training saw a date may lie: a hundred years; beyond, it is a slip of the pen."""
 
 Table = Mapping[str, Sequence[Any]]
@@ -50,7 +50,7 @@ class NumberColumn:
     def encode(self, values: Sequence[Any]) -> NDArray[np.float32]:
         """float32 (n,), NaN where a value is missing."""
         numbers = np.array([math.nan if value is None else value for value in values], np.float64)
-        return numbers.clip(-_LARGEST, _LARGEST).astype(np.float32)
+        return numbers.clip(-_MAX_VALUE, _MAX_VALUE).astype(np.float32)
 
     def notice(self, value: Any) -> str | None:
         """What a client should know of how this value was read; None for most."""
@@ -125,7 +125,7 @@ class DateColumn:
         except ValueError as error:
             raise PydanticCustomError("value_error", "{what}", {"what": str(error)}) from None
         first, last = (read_date(bound, clock=False) for bound in (self.first, self.last))
-        if max(first - found, found - last) > _FARTHEST:
+        if max(first - found, found - last) > _MAX_TIME_DISTANCE:
             told = {"date": text.strip(), "first": self.first, "last": self.last}
             message = "{date} is over a hundred years away from what training saw ({first} to {last})"
             raise PydanticCustomError("less_than_equal", message, told)

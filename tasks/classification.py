@@ -25,7 +25,7 @@ from tasks.contract import (
     Upload,
 )
 
-_LONGEST_HEATMAP = 512
+_MAX_HEATMAP_SIDE = 512
 """Pixels. The map has one value per 32×32 pixels of the network's input; a larger picture of it holds no more."""
 
 
@@ -179,7 +179,7 @@ class Classification(Task):
         """The label's evidence, stretched over the picture; what the network did not see is black."""
         evidence = np.maximum(activation_map[label], 0)
         levels = (evidence / max(float(evidence.max()), 1e-9) * 255).astype(np.uint8)
-        ratio = min(1.0, _LONGEST_HEATMAP / max(frame.width, frame.height))
+        ratio = min(1.0, _MAX_HEATMAP_SIDE / max(frame.width, frame.height))
         width, height = max(1, round(frame.width * ratio)), max(1, round(frame.height * ratio))
         square = Image.fromarray(levels).resize((self.size, self.size), Image.Resampling.BICUBIC)
         corners = frame.to_network(np.array([[0.0, 0.0], [frame.width, frame.height]]))

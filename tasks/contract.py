@@ -30,7 +30,7 @@ Arrays = Mapping[str, Array]
 Run = Callable[[Arrays], Arrays]
 """Runs the graph: named inputs to named outputs, each with the batch axis first."""
 
-_MOST_FIELDS = 100
+_MAX_FIELDS = 100
 """Fields of a request: to name each unknown one of half a million would take seconds."""
 
 ElementKind = Literal["value", "class", "pixel"]
@@ -255,8 +255,8 @@ class Task(ABC):
 
         `limits` is the validators' context.
         """
-        if isinstance(body, dict) and len(body) > _MOST_FIELDS:
-            raise InvalidInput(f"The request has {len(body):,} fields; none has more than {_MOST_FIELDS}.")
+        if isinstance(body, dict) and len(body) > _MAX_FIELDS:
+            raise InvalidInput(f"The request has {len(body):,} fields; none has more than {_MAX_FIELDS}.")
         return self.request_type.model_validate(body, context=limits)
 
     def agreement(self, ours: Any, theirs: Any) -> float:

@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from tasks._items import LENGTH_BUCKETS, LONGEST, NO_RATING, ItemTable, Scale, UserHistory, bucket, filled
+from tasks._items import LENGTH_BUCKETS, MAX_HISTORY, NO_RATING, ItemTable, Scale, UserHistory, bucket, filled
 from tasks.comparison import overlap
 from tasks.contract import (
     Answer,
@@ -40,13 +40,13 @@ from tasks.contract import (
     TensorSpec,
 )
 
-MOST = 100
+MAX_ITEMS = 100
 """Recommendations in an answer."""
 NOT_WANTED = -2.0
 """The score that the graph gives to what is not to be recommended; a probability or a cosine is never that low."""
-_MOST_NOTICES = 20
-_LONGEST_ID = 200
-_MOST_FIELDS = 10
+_MAX_NOTICES = 20
+_MAX_ID_LENGTH = 200
+_MAX_FIELDS = 10
 """Of a rating; it has two, so up to eight unknown ones are still named one by one in the error."""
 
 _POPULAR = "Popular with everybody."
@@ -56,17 +56,17 @@ _LIKE_MINDED = "Often liked by people who rated the same items."
 
 def _as_text(value: Any) -> Any:
     value = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    if isinstance(value, str) and not 1 <= len(value) <= _LONGEST_ID:
+    if isinstance(value, str) and not 1 <= len(value) <= _MAX_ID_LENGTH:
         kind: Literal["too_long", "too_short"] = "too_long" if value else "too_short"
         message = "an id has 1 to {limit} characters; this one has {count}"
-        raise PydanticCustomError(kind, message, {"limit": _LONGEST_ID, "count": len(value)})
+        raise PydanticCustomError(kind, message, {"limit": _MAX_ID_LENGTH, "count": len(value)})
     return value
 
 
 Id = Annotated[
     StrictStr,
     BeforeValidator(_as_text),
-    WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": _LONGEST_ID}, {"type": "integer"}]}),
+    WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": _MAX_ID_LENGTH}, {"type": "integer"}]}),
 ]
 """An id, as text or as a whole number."""
 
@@ -104,7 +104,7 @@ class RecommendationsAnswer(Answer):
         Field(description="Set where nothing is known of the user's taste: then the list is the same for everybody."),
     ] = None
     notices: Annotated[
-        list[str], Field(description=f"What was left out of the request and why, the first {_MOST_NOTICES} of it.")
+        list[str], Field(description=f"What was left out of the request and why, the first {_MAX_NOTICES} of it.")
     ] = []
 
 
@@ -115,9 +115,9 @@ def _refuse_too_many(values: Any, info: ValidationInfo) -> Any:
         message = "{count} items were sent; at most {limit} are accepted"
         raise PydanticCustomError("too_many", message, {"count": len(values), "limit": limit})
     for place, value in enumerate(values if isinstance(values, list) else ()):
-        if isinstance(value, dict) and len(value) > _MOST_FIELDS:
+        if isinstance(value, dict) and len(value) > _MAX_FIELDS:
             message = "item {place} has {count} fields; at most {limit} are accepted"
-            raise PydanticCustomError("too_many", message, {"place": place, "count": len(value), "limit": _MOST_FIELDS})
+            raise PydanticCustomError("too_many", message, {"place": place, "count": len(value), "limit": _MAX_FIELDS})
     return values
 
 
@@ -157,7 +157,7 @@ class Recommendations(Task):
     @property
     def most(self) -> int:
         """How many items the graph lists."""
-        return min(MOST, self.known)
+        return min(MAX_ITEMS, self.known)
 
     @cached_property
     def request_type(self) -> type[Request]:
@@ -179,7 +179,7 @@ class Recommendations(Task):
             "similar_to": (Id | None, Field(None, description="Items like this one, instead of those for a user.")),
             "k": (
                 Annotated[int, Strict()],
-                Field(10, ge=1, le=MOST, description="How many items; fewer where no more are left."),
+                Field(10, ge=1, le=MAX_ITEMS, description="How many items; fewer where no more are left."),
             ),
             "exclude": (ids, Field([], description="Items not to recommend.")),
             "include_seen": (bool, Field(False, description="Also recommend what they rated already.")),
@@ -247,8 +247,8 @@ class Recommendations(Task):
         for number, level in self._rated(request.ratings or [], notices, may_be_empty=bool(history)):
             history.pop(number, None)  # Rated again: now it is the latest.
             history[number] = level
-        if len(history) > LONGEST:
-            notices.append(f"Of {len(history)} ratings the latest {LONGEST} were used.")
+        if len(history) > MAX_HISTORY:
+            notices.append(f"Of {len(history)} ratings the latest {MAX_HISTORY} were used.")
         hidden = excluded if request.include_seen else excluded | set(history)
         return UserHistory(tuple(history), tuple(history.values()), hidden, notices=tuple(notices))
 
@@ -300,7 +300,7 @@ class Recommendations(Task):
             found.append((number, self._level_of(rating.rating)))
         if problems and not found and not may_be_empty:
             message = f"None of the items that were rated can be used. {problems[0].message}"
-            raise InvalidInput(message, problems=tuple(problems[:_MOST_NOTICES]))
+            raise InvalidInput(message, problems=tuple(problems[:_MAX_NOTICES]))
         left_out = [f"{problem.where}: {problem.message.partition(';')[0]}; it was left out." for problem in problems]
         notices.extend(left_out)
         return iter(found)
@@ -317,7 +317,7 @@ class Recommendations(Task):
         candidates[0, np.fromiter(raw.hidden, np.int64, len(raw.hidden)) - 1] = 0
         arrays: dict[str, NDArray[Any]] = {
             "history": filled([raw.latest], length),
-            "levels": filled([raw.levels[-LONGEST:]], length),
+            "levels": filled([raw.levels[-MAX_HISTORY:]], length),
             "candidates": candidates,
             "similar": np.full((1, 1), raw.similar, np.uint8),
         }
@@ -339,7 +339,7 @@ class Recommendations(Task):
         if not items:
             notices.append("Nothing is left to recommend: all items are seen, excluded or withdrawn.")
         fallback = None if user.history else "popularity"
-        return RecommendationsAnswer(items=items, fallback=fallback, notices=notices[:_MOST_NOTICES])
+        return RecommendationsAnswer(items=items, fallback=fallback, notices=notices[:_MAX_NOTICES])
 
     def agreement(self, ours: RecommendationsAnswer, theirs: RecommendationsAnswer) -> float:
         """The share of items that both lists have, at whatever rank."""
@@ -360,7 +360,7 @@ class Recommendations(Task):
             return _NOTHING_KNOWN
         if user.similar:
             return f"Similar to {self._title(user.history[0])}."
-        return "" if any(map(self.is_liked, user.levels[-LONGEST:])) else _LIKE_MINDED
+        return "" if any(map(self.is_liked, user.levels[-MAX_HISTORY:])) else _LIKE_MINDED
 
     def _reason(self, user: UserHistory, because: int, contribution: float) -> str:
         if contribution <= 0 or not 0 <= because < len(user.latest):

@@ -37,13 +37,13 @@ from tasks.contract import (
     Upload,
 )
 
-_LONGEST_OVERLAY = 1280
-_SMALLEST_REGION = 4.0
+_MAX_OVERLAY_SIDE = 1280
+_MIN_REGION_PIXELS = 4.0
 """Pixels of the network: what is smaller is no region but the noise of a border."""
 _LONG = 2.0
 """How many times longer than the network's a picture's shape must be to be cut into windows."""
-_MOST_WINDOWS = 24
-_MOST_LABELS = 255
+_MAX_WINDOWS = 24
+_MAX_LABELS = 255
 _OVERLAP = 0.25
 
 
@@ -173,8 +173,8 @@ class Segmentation(Task):
         """Raises ValueError: there is not a colour for each label, or there are more labels than a mask can hold."""
         if self.colours and len(self.colours) != len(self.labels):
             raise ValueError(f"There are {len(self.colours)} colours for {len(self.labels)} labels.")
-        if len(self.labels) > _MOST_LABELS:
-            raise ValueError(f"There are {len(self.labels)} labels; a mask of 8 bits holds {_MOST_LABELS}.")
+        if len(self.labels) > _MAX_LABELS:
+            raise ValueError(f"There are {len(self.labels)} labels; a mask of 8 bits holds {_MAX_LABELS}.")
 
     request_type = SegmentationRequest
     answer_type = SegmentationAnswer
@@ -233,7 +233,7 @@ class Segmentation(Task):
         axis, boxes = self.windows(*raw.image.size)
         seen = [self._fitted(raw, box) for box in boxes]
         arrays = {"image": np.stack([pixels for pixels, _ in seen])}
-        small = thumbnail(raw, _LONGEST_OVERLAY)
+        small = thumbnail(raw, _MAX_OVERLAY_SIDE)
         context = ViewWindows(small, raw.image.size, tuple(frame for _, frame in seen), axis, boxes)
         return Samples(arrays, context, size_of_answer=raw.width * raw.height)
 
@@ -264,7 +264,7 @@ class Segmentation(Task):
         wanted = request.mask
         overlay = None
         if request.overlay:
-            overlay = overlay_jpeg(seen.picture.image, mask, self.palette, longest=_LONGEST_OVERLAY)
+            overlay = overlay_jpeg(seen.picture.image, mask, self.palette, longest=_MAX_OVERLAY_SIDE)
         return SegmentationAnswer(
             width=mask.width,
             height=mask.height,
@@ -313,7 +313,7 @@ class Segmentation(Task):
         ]
 
     def _polygons(self, mask: StretchedMask, seen: ViewWindows) -> list[LabelledRegion]:
-        smallest = _SMALLEST_REGION / (seen.frames[0].scale_x * seen.frames[0].scale_y)
+        smallest = _MIN_REGION_PIXELS / (seen.frames[0].scale_x * seen.frames[0].scale_y)
         found = []
         for region in mask.regions():
             if region.area >= smallest:
@@ -337,8 +337,8 @@ class Segmentation(Task):
 def _spans(length: int, window: float) -> list[tuple[int, int]]:
     """(begin, end) of windows along a length: whole pixels, all of one size, from one end to the other."""
     count = math.ceil((length / window - _OVERLAP) / (1 - _OVERLAP))
-    if count > _MOST_WINDOWS:
-        count = _MOST_WINDOWS
+    if count > _MAX_WINDOWS:
+        count = _MAX_WINDOWS
         window = length / (count * (1 - _OVERLAP) + _OVERLAP)
     size = min(length, math.ceil(window))
     begins = np.linspace(0, length - size, count).round().astype(int).tolist()

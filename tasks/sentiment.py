@@ -28,7 +28,7 @@ from tasks.contract import (
     Upload,
 )
 
-_MOST_PARTS = 50
+_MAX_PARTS = 50
 """What a text of the most characters comes to, twice over, as texts go; one of nothing but emoji comes to far more."""
 _EXAMPLES = (
     "A wonderful film: warm, funny and beautifully acted. I loved every minute of it.",
@@ -179,9 +179,9 @@ class Sentiment(Task):
         text, positions = without_control_characters(raw)
         encoded = encode(self.words_to_tokens, text)
         parts = parts_of(encoded.tokens, self.buckets[-1])
-        if len(parts) > _MOST_PARTS:
+        if len(parts) > _MAX_PARTS:
             message = (
-                f"The text has {len(encoded.tokens):,} tokens; at most {_MOST_PARTS * self.buckets[-1]:,} are accepted."
+                f"The text has {len(encoded.tokens):,} tokens; at most {_MAX_PARTS * self.buckets[-1]:,} are accepted."
             )
             raise InvalidInput(message, reason="too_large")
         longest = max(map(len, parts))

@@ -27,7 +27,7 @@ from tasks.contract import (
     Upload,
 )
 
-_LONGEST: dict[FileKind, int] = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}
+_MAX_FILE_SIDE: dict[FileKind, int] = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}
 """Pixels of a side that a file of this kind can have."""
 _WORST = 25.5
 """Levels of 255: a mean difference of so many is another picture."""
@@ -113,8 +113,10 @@ class SuperResolution(Task):
                 f"{seen:,} pixels; at most {most:,} are accepted. Send it in pieces."
             )
             raise InvalidInput(message, reason="too_large")
-        if self.scale * max(sides) > _LONGEST[request.format]:
-            message = f"A {request.format} file has sides of at most {_LONGEST[request.format]:,} pixels; ask for png."
+        if self.scale * max(sides) > _MAX_FILE_SIDE[request.format]:
+            message = (
+                f"A {request.format} file has sides of at most {_MAX_FILE_SIDE[request.format]:,} pixels; ask for png."
+            )
             raise InvalidInput(message, reason="too_large")
         return picture
 

@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 from tasks._tables import CategoryColumn, Column, Columns, DateColumn, Table
 from tasks.contract import Answer, Arrays, InvalidOutput, Limits, Request, Samples, Task, TensorSpec
 
-_MOST_NOTICES = 20
+_MAX_NOTICES = 20
 _SPARE_FIELDS = 20
 """Unknown fields of a row that are still named one by one in the error."""
 
@@ -40,7 +40,7 @@ class RowNumber(BaseModel):
     high: Annotated[float, Field(description="The interval's upper end.")]
 
 
-Notices = Annotated[list[str], Field(description=f"Values that training never saw, the first {_MOST_NOTICES} of them.")]
+Notices = Annotated[list[str], Field(description=f"Values that training never saw, the first {_MAX_NOTICES} of them.")]
 
 
 class TabularAnswer(Answer):
@@ -145,7 +145,7 @@ class Tabular(Task):
 
     def preprocess(self, raw: Table) -> Samples:
         """One sample a row. The context is the list of what a client should know of its values."""
-        return Samples(self.table.encode(raw), list(islice(self._notices(raw), _MOST_NOTICES)))
+        return Samples(self.table.encode(raw), list(islice(self._notices(raw), _MAX_NOTICES)))
 
     def _notices(self, raw: Table) -> Any:
         for column in self.columns:

@@ -19,7 +19,7 @@ import uvloop
 T = TypeVar("T")
 NO_ANSWER, LEFT = 0, -1
 """In place of a status: the connection ended without an answer; the client hung up itself."""
-_LONGEST_S = 60.0
+_MAX_SECONDS = 60.0
 _PRIORITY = -10
 _END_OF_HEAD = b"\r\n\r\n"
 
@@ -163,7 +163,7 @@ class Clients:
                     status = await self._leave(call.request, call.leaving)
                     return Reply(call.key, status, sent, time.monotonic(), late_s)
                 connection = await self._connection(new=call.apart)
-                head, body = await asyncio.wait_for(connection.ask(call.request), _LONGEST_S)
+                head, body = await asyncio.wait_for(connection.ask(call.request), _MAX_SECONDS)
             except (OSError, TimeoutError):
                 return Reply(call.key, NO_ANSWER, sent, time.monotonic(), late_s)
             ended = time.monotonic()
@@ -180,7 +180,7 @@ class Clients:
         answer = connection.ask(request[: leaving.sent])
         try:
             if leaving.on_answer and connection.began is not None:
-                await asyncio.wait_for(connection.began, _LONGEST_S)
+                await asyncio.wait_for(connection.began, _MAX_SECONDS)
             else:
                 await asyncio.sleep(leaving.after_s)
             return LEFT if leaving.on_answer or not answer.done() else int(answer.result()[0][9:12])

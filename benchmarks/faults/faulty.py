@@ -20,7 +20,7 @@ from tasks.contract import Arrays, TensorSpec
 Action = Literal["raise", "hold", "out_of_memory", "out_of_memory_in_company", "lost", "corrupt", "slow"]
 """What a mark asks for; `hold` until it is released or its seconds have passed, `slow` by its factor."""
 
-_LONGEST_HOLD_S = 60.0
+_MAX_HOLD_SECONDS = 60.0
 _REMEMBERED = 100_000
 
 
@@ -82,7 +82,7 @@ class Faults:
         """Waits until it is released, at most so long."""
         released = self._released
         self.held += 1
-        released.wait(min(seconds, _LONGEST_HOLD_S))
+        released.wait(min(seconds, _MAX_HOLD_SECONDS))
         self.held -= 1
 
     def release(self) -> None:

@@ -25,9 +25,9 @@ _WEIGHTS = {
 _SHARE = 0.1
 _PER_SECOND = 200.0
 _WARM_AT_ONCE = 64
-_SETTLED_MB, _MOST_WARM_UPS = 4.0, 4
+_SETTLED_MB, _MAX_WARM_UPS = 4.0, 4
 """Warm-up ends when another slice of it grows by less, at the latest after so many."""
-_MOST_GROWTH_MB = 20.0
+_MAX_GROWTH_MB = 20.0
 _SPARE = 16
 """Descriptors: those of connections that end, and threads of a pool that had not been needed, just now."""
 
@@ -83,7 +83,7 @@ def measure(run: Run) -> list[Row]:
         count, slices = run.pick((10_600, 4), (600, 2))
         # Warm-up: as many at once as will ever be, so that the pools of memory have the size they will keep.
         closed_loop(host.port, [one.request for one in good], _WARM_AT_ONCE, run.pick(6.0, 2.0))
-        for _ in range(_MOST_WARM_UPS):
+        for _ in range(_MAX_WARM_UPS):
             before = host.status()
             _turn(host, _slice(chance, good, bad, run.pick(1_000, 200)), _nothing_yet())
             if host.status()["resident_mb"] - before["resident_mb"] < _SETTLED_MB:
@@ -183,9 +183,9 @@ def _kept(before: Mapping[str, float], after: Mapping[str, float], count: int) -
     return Row(
         "isolation",
         f"Nothing is kept: {total:,} mixed requests, errors and clients that go among them, after warm-up",
-        f"resident memory grows < {_MOST_GROWTH_MB:.0f} MB; threads and descriptors do not",
+        f"resident memory grows < {_MAX_GROWTH_MB:.0f} MB; threads and descriptors do not",
         f"{grown['resident_mb']:+.1f} MB of {before['resident_mb']:.0f}, {grown['threads']:+.0f} threads, "
         f"{grown['descriptors']:+.0f} descriptors",
-        grown["resident_mb"] < _MOST_GROWTH_MB and grown["threads"] <= 0 and grown["descriptors"] <= _SPARE,
+        grown["resident_mb"] < _MAX_GROWTH_MB and grown["threads"] <= 0 and grown["descriptors"] <= _SPARE,
         figures={"before": before, "after": after},
     )

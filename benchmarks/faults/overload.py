@@ -9,11 +9,11 @@ from benchmarks.faults.report import Row, median, percentile
 from benchmarks.faults.scenario import Run, ms
 
 _DEADLINE_S = 0.5
-_LEAST = 0.9
+_MIN_GOODPUT = 0.9
 _REFUSED_S = 0.02
 _LATE_S = 0.05
 """A generator that sends later than this is itself what is measured."""
-_MOST_GROWTH_MB = 150.0
+_MAX_GROWTH_MB = 150.0
 _RECOVERY_S = 1.0
 
 
@@ -83,9 +83,11 @@ def _goodput_row(what: str, turns: list[_Turn], *, demanded: bool) -> Row:
     return Row(
         "overload",
         f"At 3 × capacity ({peak:.0f}/s), deadline {ms(_DEADLINE_S)}, as many are answered in time: {what}",
-        f"goodput ≥ {_LEAST} × peak" if demanded else "told only: two refusals cost a good part of an answer here",
+        f"goodput ≥ {_MIN_GOODPUT} × peak"
+        if demanded
+        else "told only: two refusals cost a good part of an answer here",
         f"{ratio:.2f} × ({told}){slow}",
-        (ratio >= _LEAST or not demanded) and not statuses[NO_ANSWER],
+        (ratio >= _MIN_GOODPUT or not demanded) and not statuses[NO_ANSWER],
         timed=True,
         figures={
             "peaks": [turn.peak for turn in turns],
@@ -113,9 +115,9 @@ def _after_row(what: str, grown_mb: float, recovered_s: float) -> Row:
     return Row(
         "overload",
         f"Overload leaves nothing behind: {what}",
-        f"memory grows < {_MOST_GROWTH_MB:.0f} MB; latency as before within {_RECOVERY_S:g} s",
+        f"memory grows < {_MAX_GROWTH_MB:.0f} MB; latency as before within {_RECOVERY_S:g} s",
         f"{grown_mb:+.0f} MB at most; as before after {ms(recovered_s)}",
-        grown_mb < _MOST_GROWTH_MB and recovered_s <= _RECOVERY_S,
+        grown_mb < _MAX_GROWTH_MB and recovered_s <= _RECOVERY_S,
         timed=True,
         figures={"grown_mb": grown_mb, "recovered_s": recovered_s},
     )

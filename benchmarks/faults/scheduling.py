@@ -11,7 +11,7 @@ from benchmarks.faults.traffic import Known, Sent
 _TIMES = 1.5
 _RESOLUTION_S = 0.002
 """What the machine itself makes a request of a millisecond longer by, now and then."""
-_LEAST_BUSY = 0.9
+_MIN_BUSY_FRACTION = 0.9
 
 
 def measure_burst(run: Run) -> list[Row]:
@@ -120,10 +120,10 @@ def measure_overlap(run: Run) -> list[Row]:
         Row(
             "overlap",
             "While a batch runs, the next is decoded and the last is finished: clothing, 8 clients",
-            f"a batch runs ≥ {_LEAST_BUSY:.0%} of the time",
+            f"a batch runs ≥ {_MIN_BUSY_FRACTION:.0%} of the time",
             f"{busy:.1%}, though {outside:.0%} of a request's work is outside the graph; "
             f"{len(replies) / seconds:.0f} requests a second, one after the other {serial:.0f}",
-            busy >= _LEAST_BUSY,
+            busy >= _MIN_BUSY_FRACTION,
             timed=True,
             figures={"busy": busy, "per_second": len(replies) / seconds, "serial_per_second": serial},
         )

@@ -17,17 +17,17 @@ from tasks.contract import Problem
 
 OPTION_FIELDS = ("timeout_ms", "priority")
 """Fields of any request that say how it is to be answered, and not what."""
-_SLACK = 20
+DEFAULT_SLACK_FACTOR = 20
 """Where nothing else is said, a request is due after so many times what a full batch of its model takes."""
-_LEAST_DUE_S = 0.05
-_SPARE = 0.5
+_MIN_TARGET_SECONDS = 0.05
+ADMISSION_MARGIN = 0.5
 """Of a full batch: how much earlier than need be those are to be answered that wait. A wait is known no better, and who
 is let in at the very last makes batches small, since they must not be late, and everybody behind them late."""
 _SMOOTHING = 0.05
 _A_TICK_S = 0.002
 """The loop's time may be as old as that."""
 _WORTH_COMPARING_S = 0.005
-_MOST_WRONG = 8.0
+_MAX_CORRECTION = 8.0
 _IF_LATE = 2.0
 
 
@@ -125,7 +125,7 @@ class Admission:
         come last.
         """
         longest = self.longest_s(options)
-        usual = self._limits.deadline_s or max(_LEAST_DUE_S, _SLACK * self._full_batch_s())
+        usual = self._limits.deadline_s or max(_MIN_TARGET_SECONDS, DEFAULT_SLACK_FACTOR * self._full_batch_s())
         urgency = self._limits.weight * URGENCY[options.priority or "normal"]
         return Deadline(came + min(longest, usual) / urgency, came + longest)
 
@@ -176,7 +176,7 @@ class Admission:
         _check_alive(wait)
         left = deadline.until - asyncio.get_running_loop().time()
         foreseen = wait + own_s
-        needed = foreseen * self._wrong + _SPARE * self._full_batch_s()
+        needed = foreseen * self._wrong + ADMISSION_MARGIN * self._full_batch_s()
         # With nothing to wait for it is worth trying: what was measured lately may have been an exception.
         if needed > left if wait else least_s / 2 > left:
             if not wait:
@@ -198,7 +198,7 @@ class Admission:
 
     def _compare(self, foreseen: float, took: float) -> None:
         if foreseen > _WORTH_COMPARING_S:
-            off = min(max(took / foreseen, 1 / _MOST_WRONG), _MOST_WRONG) - self._mean
+            off = min(max(took / foreseen, 1 / _MAX_CORRECTION), _MAX_CORRECTION) - self._mean
             self._mean += _SMOOTHING * off
             self._spread += 2 * _SMOOTHING * (abs(off) - self._spread)
 

@@ -17,8 +17,8 @@ from service.errors import (
 )
 from tasks.contract import InvalidInput, Problem
 
-_MOST_PROBLEMS = 20
-_LONGEST = 200
+_MAX_PROBLEMS = 20
+_MAX_VALUE_LENGTH = 200
 """Characters of a client's own words that are sent back to it."""
 _ONCE_RESTARTED_S = 10
 _ROOM_AGAIN_S = 2
@@ -28,8 +28,10 @@ def invalid_request(error: ValidationError) -> ServiceError:
     """The client's view of what pydantic found: where, and one of a few reasons."""
     found = error.errors(include_url=False, include_context=False, include_input=False)
     problems = tuple(
-        Problem(".".join(map(str, item["loc"]))[:_LONGEST], _REASONS.get(item["type"], "wrong_type"), item["msg"])
-        for item in found[:_MOST_PROBLEMS]
+        Problem(
+            ".".join(map(str, item["loc"]))[:_MAX_VALUE_LENGTH], _REASONS.get(item["type"], "wrong_type"), item["msg"]
+        )
+        for item in found[:_MAX_PROBLEMS]
     )
     first = problems[0]
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""

@@ -21,12 +21,12 @@ _ABOUT = 1.1
 _SLOW_S = 0.05
 """A batch that takes longer is measured well enough by one try, and costs too much to be tried in vain."""
 _SMOOTHING = 0.1
-_MOST_OFF = 4.0
+_MAX_ERROR_FACTOR = 4.0
 """One run counts as no more than so many times the mean: one that hung says nothing of the others."""
 _DISTURBED = 8.0
 """What is run on the event loop may take so many hops there beside others' work, and no more."""
-_MOST_SHAPES = 64
-_MOST_SIZES = 64
+_MAX_SHAPES = 64
+_MAX_SIZES = 64
 _HOPS = 200
 _GOOD_RUNS = 64
 Shape = tuple[tuple[str, str, tuple[int, ...]], ...]
@@ -50,7 +50,7 @@ class StepCost:
         if self.seconds is None:
             self.seconds, self._size = seconds, float(size)
         else:
-            seconds = min(seconds, _MOST_OFF * self.seconds)
+            seconds = min(seconds, _MAX_ERROR_FACTOR * self.seconds)
             self.seconds += _SMOOTHING * (seconds - self.seconds)
             self._size += _SMOOTHING * (size - self._size)
         if seconds < self._least:
@@ -123,15 +123,15 @@ class LatencyProfile:
         """Takes note of a run."""
         sizes = self._points.get(shape)
         if sizes is None:
-            if len(self._points) >= _MOST_SHAPES:
+            if len(self._points) >= _MAX_SHAPES:
                 del self._points[next(reversed(self._points))]  # The first ones are those of warm-up.
             sizes = self._points[shape] = {}
         point = sizes.get(size)
         if point is None:
-            if len(sizes) < _MOST_SIZES:
+            if len(sizes) < _MAX_SIZES:
                 sizes[size] = Point(seconds, seconds)
         else:
-            point.seconds += _SMOOTHING * (min(seconds, _MOST_OFF * point.seconds) - point.seconds)
+            point.seconds += _SMOOTHING * (min(seconds, _MAX_ERROR_FACTOR * point.seconds) - point.seconds)
             point.least = min(point.least, seconds)
         limit = self._limits.get(shape)
         if limit is not None and size >= limit.size:
@@ -203,7 +203,7 @@ class LatencyProfile:
         half = max(1, size - size // 2)
         if shape in self._limits:
             half = min(half, self._limits[shape].size)
-        elif len(self._limits) >= _MOST_SHAPES:
+        elif len(self._limits) >= _MAX_SHAPES:
             del self._limits[next(iter(self._limits))]
         self._limits[shape] = Limit(half)
 

@@ -15,7 +15,7 @@ from functools import partial
 from threading import Lock
 from typing import Any, Literal, Protocol
 
-_TURN = 2
+FAIRNESS_FACTOR = 2
 """A source that was given a job is not due again before so many times what that takes. Work that is overdue, as all of
 a long burst is in the end, would else keep everybody waiting until the last of it is done."""
 Priority = Literal["high", "normal", "low"]
@@ -230,7 +230,7 @@ class Scheduler:
             self._on_fault(error)
             return True
         if job is not None:
-            self._due_again[source] = now + _TURN * job.seconds
+            self._due_again[source] = now + FAIRNESS_FACTOR * job.seconds
             self._start(job, now)
         return True
 

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 from service.errors import InvalidHeader, InvalidRequest, NotAcceptable
 from tasks.contract import Answer, Representation
 
-_MOST_RANGES, _LONGEST = 50, 4096
+_MAX_RANGES, _MAX_HEADER_LENGTH = 50, 4096
 _Range = tuple[str, str, dict[str, str], float]
 """Type, subtype, parameters, and how much it is wanted, 0…1."""
 
@@ -18,7 +18,9 @@ def choose_representation(representations: Sequence[Representation], accept: str
     if not accept or accept == "*/*":
         return representations[0]
     known = {name for representation in representations for name in _parsed(representation.media_type)[1]}
-    ranges = [_read(part, known) for part in accept[:_LONGEST].split(",", _MOST_RANGES)[:_MOST_RANGES] if part.strip()]
+    ranges = [
+        _read(part, known) for part in accept[:_MAX_HEADER_LENGTH].split(",", _MAX_RANGES)[:_MAX_RANGES] if part.strip()
+    ]
     if not ranges:
         return representations[0]
     wanted = [_wanted(representation, ranges) for representation in representations]

@@ -14,7 +14,7 @@ _HAND_OVERS_S = 0.002
 """Added to both sides: what a request loses on a busy machine, handed from thread to thread, says nothing of a version
 that takes less than that."""
 _WORST = 5
-_MOST_ERRORS = 5
+_MAX_ERRORS = 5
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class CanaryEvaluation:
             return None
         if isinstance(seen, Failed):
             self.failed += 1
-            self.errors = [*self.errors, seen][:_MOST_ERRORS]
+            self.errors = [*self.errors, seen][:_MAX_ERRORS]
         else:
             self._add_answer(seen)
         self.decision = self._judged()

@@ -28,10 +28,10 @@ from tasks.contract import Answer
 
 _LOG = logging.getLogger(__name__)
 _ALL = "all"
-_MOST_UNDER_WAY = 4
-_MOST_BYTES = 32_000_000
+_MAX_IN_FLIGHT = 4
+_MAX_BYTES = 32_000_000
 """Of the bodies that are kept to be asked again, all together."""
-_MOST_REPORTS = 20
+_MAX_REPORTS = 20
 _STEPS = ("decode", "infer", "postprocess")
 _STARVED = (Overloaded, DeadlineExceeded, DeviceHung, TimeoutError)
 _BEGUN = ("infer", "finish")
@@ -132,7 +132,7 @@ class Shadows:
         if not isinstance(mirrored, _Mirrored) or trace.status != 200 or mirrored.given.answer is None:
             return
         size = mirrored.message.size
-        room = len(self._under_way) < _MOST_UNDER_WAY and sum(self._under_way.values()) + size <= _MOST_BYTES
+        room = len(self._under_way) < _MAX_IN_FLIGHT and sum(self._under_way.values()) + size <= _MAX_BYTES
         if not room or self._busy():
             self._skip(mirrored.running)
             return
@@ -152,7 +152,7 @@ class Shadows:
         if running is None or running.model() is not shadow:
             self._trials.pop(key, None)
             running = self._trials[key] = _Running(*key, ref(shadow), CanaryEvaluation(self._rule))
-            while len(self._trials) > _MOST_REPORTS:
+            while len(self._trials) > _MAX_REPORTS:
                 del self._trials[next(iter(self._trials))]
         return running
 

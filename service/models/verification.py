@@ -19,7 +19,7 @@ from tasks.deviation import BatchDeviation, allowed, batch_deviation
 from tasks.goldens import Golden, difference
 from tasks.manifest import BrokenModel, Manifest
 
-_COMPANY = 8
+VERIFICATION_BATCH = 8
 """Samples in the batch that goldens are run in, where that is quick; else as many as the goldens of one shape have."""
 _QUICK_S = 0.02
 
@@ -88,9 +88,9 @@ def _copies(samples: Sequence[Samples], seconds: Sequence[float]) -> list[int]:
     copies = [1] * len(samples)
     for members in _shapes(samples).values():
         size = sum(len(samples[i]) for i in members)
-        if max(seconds[i] for i in members) * _COMPANY <= _QUICK_S:
+        if max(seconds[i] for i in members) * VERIFICATION_BATCH <= _QUICK_S:
             for i in members:
-                copies[i] = max(1, math.ceil(_COMPANY / size))
+                copies[i] = max(1, math.ceil(VERIFICATION_BATCH / size))
     return copies
 
 

@@ -18,7 +18,7 @@ from service.engine.latency import elements_of, fastest, settled, shape_of, usef
 from service.engine.pipeline import Pipeline
 from tasks.contract import Array, Arrays, Limits, Request, Samples, Task
 
-_LONGEST_S = 0.1
+_MAX_SECONDS = 0.1
 """A batch of another shape than most that takes longer is not tried at load: its cost is foreseen from the others."""
 
 
@@ -114,7 +114,7 @@ def _try_sizes(pipeline: Pipeline, arrays: Arrays, *, only_quick: bool = False) 
         if taken == math.inf:
             size = most
             continue
-        if only_quick and 2 * taken > _LONGEST_S:
+        if only_quick and 2 * taken > _MAX_SECONDS:
             return
         size, largest = min(4 * size, most), size
 
@@ -130,7 +130,7 @@ def _tried(pipeline: Pipeline, arrays: Arrays, size: int) -> float:
             return _without_room(pipeline, arrays, size)
         taken = time.perf_counter() - began
         pipeline.curve.add(shape_of(arrays), size, taken)
-        if taken > _LONGEST_S / 4:
+        if taken > _MAX_SECONDS / 4:
             break
     return taken
 

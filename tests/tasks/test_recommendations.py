@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tasks._items import LENGTH_BUCKETS, LONGEST, NO_RATING, ItemTable, Scale, bucket
+from tasks._items import LENGTH_BUCKETS, MAX_HISTORY, NO_RATING, ItemTable, Scale, bucket
 from tasks.contract import InvalidInput, InvalidOutput, Limits, files_of, parameters_of, task_from
 from tasks.recommendations import Recommendations, RecommendationsAnswer
 from tests.model_folders import runner
@@ -137,7 +137,7 @@ def test_a_withdrawn_item_is_never_recommended_but_still_tells_of_a_taste() -> N
 
 
 def test_of_a_long_history_the_latest_items_are_read_and_all_are_left_out() -> None:
-    count = LONGEST + 100
+    count = MAX_HISTORY + 100
     names = tuple(f"film {i}" for i in range(count + 1))
     task = Recommendations(
         known=count + 1,
@@ -151,7 +151,7 @@ def test_of_a_long_history_the_latest_items_are_read_and_all_are_left_out() -> N
     samples = task.preprocess(task.decode(request, Limits()))
     assert samples.arrays["history"][0].tolist() == list(range(101, count + 1))
     assert np.flatnonzero(samples.arrays["candidates"][0]).tolist() == [count]
-    assert samples.context.notices == (f"Of {count} ratings the latest {LONGEST} were used.",)
+    assert samples.context.notices == (f"Of {count} ratings the latest {MAX_HISTORY} were used.",)
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
@@ -305,4 +305,4 @@ def test_a_ratings_level_is_liked_just_where_the_rating_is(levels: int, liked: f
 
 @given(st.integers(0, 2_000))
 def test_the_bucket_is_the_smallest_that_holds_the_history(length: int) -> None:
-    assert bucket(length) == min([each for each in LENGTH_BUCKETS if each >= length], default=LONGEST)
+    assert bucket(length) == min([each for each in LENGTH_BUCKETS if each >= length], default=MAX_HISTORY)

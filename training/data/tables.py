@@ -20,7 +20,7 @@ from training.engine.runtime import Batch
 _NO_VALUE = ("", "?", "NA", "N/A", "NaN", "nan", "NULL", "null", "None")
 _DATES = ("%Y-%m-%d",)
 _TIMES = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M")
-_MOST_CLASSES = 100
+_MAX_CLASSES = 100
 _CLASSES_OF_NUMBERS = 20
 """Different numbers in a target, above which it is taken for a number and not for so many classes."""
 _YEAR = 365
@@ -132,9 +132,9 @@ def labels_of(frame: pl.DataFrame, target: str) -> tuple[str, ...]:
     values = column.unique()
     if len(values) < 2:
         raise CannotTrain(f"The target column '{target}' has {len(values)} class; it needs two or more.")
-    if len(values) > _MOST_CLASSES:
+    if len(values) > _MAX_CLASSES:
         raise CannotTrain(
-            f"The target column '{target}' has {len(values)} classes; at most {_MOST_CLASSES} are accepted."
+            f"The target column '{target}' has {len(values)} classes; at most {_MAX_CLASSES} are accepted."
         )
     counts = column.value_counts()
     rare = counts.filter(pl.col("count") < 2)[target]

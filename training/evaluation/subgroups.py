@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from training.core.results import Table
 
 _SMALL = 100
-_MOST_GROUPS = 12
+_MAX_GROUPS = 12
 _BANDS = 5
 _WIDE = 20
 """Bands of numbers that lie further apart than this have whole numbers for edges."""
@@ -51,11 +51,11 @@ def _figures(said: NDArray[np.integer], targets: NDArray[np.integer], classes: i
 
 def grouped(column: pl.Series) -> list[str]:
     """The group of each value: its band for numbers of many values, else itself; the rarest categories together."""
-    if column.dtype.is_numeric() and column.n_unique() > _MOST_GROUPS:
+    if column.dtype.is_numeric() and column.n_unique() > _MAX_GROUPS:
         return _bands(column.cast(pl.Float64))
     values = column.cast(pl.String).fill_null("missing").to_list()
     counts = column.cast(pl.String).value_counts(sort=True)
-    kept = {*counts[column.name].head(_MOST_GROUPS).to_list(), "missing"}
+    kept = {*counts[column.name].head(_MAX_GROUPS).to_list(), "missing"}
     return [value if value in kept else "other" for value in values]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-_LEAST = 1024
+_MIN_ELEMENTS = 1024
 """Elements: what is smaller stays as it is; there is little to save, and norms and statistics are mostly small."""
 _ENDING = "_16bit"
 
@@ -20,7 +20,7 @@ def store_in_half(path: Path) -> None:
     graph = model.graph
     casts = []
     for tensor in list(graph.initializer):
-        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < _LEAST:
+        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < _MIN_ELEMENTS:
             continue
         values = numpy_helper.to_array(tensor)
         if not np.abs(values).max() <= np.finfo(np.float16).max:

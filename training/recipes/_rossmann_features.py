@@ -72,7 +72,7 @@ _FILES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 _KNOWN_AHEAD = ("Promo", "StateHoliday", "SchoolHoliday")
 _WINDOW = 7
 _NO_YEAR = 1900
-_MOST_MONTHS, _MOST_WEEKS = 24, 25
+_MAX_MONTHS, _MAX_WEEKS = 24, 25
 _LONG_AGO = 1990
 """What is said to have begun before is not known to have begun at all."""
 
@@ -197,6 +197,6 @@ def _with_ages(days: pl.DataFrame) -> pl.DataFrame:
         return (known.clip(0) // unit).clip(0, most)
 
     return days.with_columns(
-        CompetitionMonthsOpen=age(opened, "CompetitionOpenSinceYear", 30, _MOST_MONTHS),
-        Promo2Weeks=age(begun, "Promo2SinceYear", 7, _MOST_WEEKS),
+        CompetitionMonthsOpen=age(opened, "CompetitionOpenSinceYear", 30, _MAX_MONTHS),
+        Promo2Weeks=age(begun, "Promo2SinceYear", 7, _MAX_WEEKS),
     )

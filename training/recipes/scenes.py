@@ -15,7 +15,7 @@ from training.recipes.camvid import RECIPE as CAMVID
 
 LABELS = CAMVID.options.labels[:-1]  # Less what is unlabelled.
 _ACROSS, _DOWN = 3, 2
-_LEAST_SHARE = 0.01
+_MIN_FRACTION = 0.01
 
 
 def cut_into_tiles(camvid: Path, folder: Path) -> None:
@@ -55,7 +55,7 @@ def _tiles(frame: Image.Image, mask: np.ndarray) -> list[tuple[Image.Image, list
         for left in range(0, width * _ACROSS, width):
             part = mask[top : top + height, left : left + width]
             shares = np.bincount(part.ravel(), minlength=len(LABELS))[: len(LABELS)] / part.size
-            tags = [label for label, share in zip(LABELS, shares, strict=True) if share >= _LEAST_SHARE]
+            tags = [label for label, share in zip(LABELS, shares, strict=True) if share >= _MIN_FRACTION]
             tiles.append((frame.crop((left, top, left + width, top + height)), tags))
     return tiles
 

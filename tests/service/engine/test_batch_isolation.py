@@ -98,9 +98,9 @@ def test_where_batches_gain_much_good_members_wait_for_as_many_more_as_there_are
 
 
 SPEEDS = {"rows": Speed(0.002, 0.0005), "pictures": Speed(0.0, 0.02), "tiles": Speed(0.0, 0.2)}
-MOST = {"rows": 32, "pictures": 8, "tiles": 2}
+MAX_EXTRA = {"rows": 32, "pictures": 8, "tiles": 2}
 OFTEN = {"rows": 8, "pictures": 4, "tiles": 1}
-LONGEST_S = SPEEDS["tiles"].seconds(MOST["tiles"])
+LONGEST_S = SPEEDS["tiles"].seconds(MAX_EXTRA["tiles"])
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,9 @@ def requests_of(
 ) -> list[Request]:
     """Requests for three models, which arrive at random and keep both places of the device busy for `load` of it."""
     chance, came, requests = random.Random(seed), 0.0, []
-    mean = sum(OFTEN[name] * SPEEDS[name].seconds(MOST[name]) / MOST[name] for name in OFTEN) / sum(OFTEN.values())
+    mean = sum(OFTEN[name] * SPEEDS[name].seconds(MAX_EXTRA[name]) / MAX_EXTRA[name] for name in OFTEN) / sum(
+        OFTEN.values()
+    )
     for number in range(1, count + 1):
         came += chance.expovariate(2 * load / mean)
         (model,) = chance.choices(list(OFTEN), list(OFTEN.values()))
@@ -129,7 +131,7 @@ def requests_of(
 
 async def ask(model: Model, request: Request) -> object:
     now = asyncio.get_running_loop().time()
-    full = model.speed.seconds(MOST[request.model])
+    full = model.speed.seconds(MAX_EXTRA[request.model])
     due = now + max(0.05, 20 * full)
     if request.poison == "other dtype":
         ran = await model.batcher.submit({"x": np.full((1, 1), request.value, np.float32)}, Deadline(due))
@@ -147,7 +149,7 @@ async def ask(model: Model, request: Request) -> object:
 async def play(requests: Sequence[Request]) -> list[tuple[float, object]]:
     """When each is answered, and how."""
     device, scheduler, loop = FakeDevice(), Scheduler(2), asyncio.get_running_loop()
-    models = {name: Model(device, scheduler, name, speed=SPEEDS[name], most=MOST[name]) for name in SPEEDS}
+    models = {name: Model(device, scheduler, name, speed=SPEEDS[name], most=MAX_EXTRA[name]) for name in SPEEDS}
     ends: dict[float, tuple[float, object]] = {}
 
     async def client(request: Request) -> None:

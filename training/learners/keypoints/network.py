@@ -10,7 +10,7 @@ from training.vision.unet import UNet
 
 _MARGIN = 0.1
 """How far beyond each edge of the square coordinates may lie, as a share of its side."""
-_SMALLEST, _LARGEST = 1 / 400, 1 / 4
+_MIN_SPREAD, _MAX_SPREAD = 1 / 400, 1 / 4
 """Bounds of the spread, as shares of the square's side."""
 HEADS = ("heatmaps", "coordinates")
 
@@ -81,7 +81,7 @@ class HeatMaps(nn.Module):
         middle_x, middle_y = (across * x).sum(dim=2), (down * y).sum(dim=2)
         variance = (across * (x - middle_x.unsqueeze(2)) ** 2).sum(dim=2)
         variance = variance + (down * (y - middle_y.unsqueeze(2)) ** 2).sum(dim=2)
-        spread = (variance / 2).clamp(min=(self.size * _SMALLEST) ** 2).sqrt()
+        spread = (variance / 2).clamp(min=(self.size * _MIN_SPREAD) ** 2).sqrt()
         return torch.stack([middle_x, middle_y], dim=2), spread, logarithms
 
 
@@ -109,7 +109,7 @@ class Coordinates(nn.Module):
         raw = _exactly(self.last, self.hidden(self.narrow(features)))
         raw = raw.view(-1, raw.shape[1] // 3, 3)
         points = raw[..., :2].sigmoid() * (1 + 2 * _MARGIN) - _MARGIN
-        spread = raw[..., 2].sigmoid() * (_LARGEST - _SMALLEST) + _SMALLEST
+        spread = raw[..., 2].sigmoid() * (_MAX_SPREAD - _MIN_SPREAD) + _MIN_SPREAD
         return points * self.size, spread * self.size
 
 

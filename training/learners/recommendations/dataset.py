@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tasks._items import LONGEST, NO_RATING, bucket, filled
+from tasks._items import MAX_HISTORY, NO_RATING, bucket, filled
 from training.engine.batches import Key, SampleSet, derived_seed
 from training.engine.runtime import Batch
 from training.learners.recommendations.interactions import Person, Ratings
@@ -20,7 +20,7 @@ def batch_of(
     levels: Sequence[NDArray[np.integer]],
     hidden: Sequence[NDArray[np.integer]],
     items: int,
-    longest: int = LONGEST,
+    longest: int = MAX_HISTORY,
 ) -> Batch:
     """The task's inputs: `histories` and `hidden` are rows of the table (the graph's numbers less one)."""
     length = bucket(min(longest, max(map(len, histories), default=0)))

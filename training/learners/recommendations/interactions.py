@@ -18,9 +18,9 @@ from tasks._items import ItemTable, Scale
 from training.core.errors import CannotTrain
 from training.data.tables import read_table
 
-_MOST_ITEMS = 100_000
-_MOST_LEVELS = 20
-_FEWEST_LIKED = 3
+_MAX_ITEMS = 100_000
+_MAX_LEVELS = 20
+_MIN_LIKED = 3
 """Of a user who is asked about: one to test, one to validate, one to know something of them."""
 _NAMES = {
     "user": ("user", "userid", "customer", "customerid", "member", "memberid", "visitor", "visitorid", "uid"),
@@ -74,7 +74,7 @@ class Person:
     def held_out(self) -> tuple[int, int] | None:
         """The places of the validation item and of the test item; None where too few were liked to hold any out."""
         places = np.flatnonzero(self.liked)
-        if len(places) < _FEWEST_LIKED:
+        if len(places) < _MIN_LIKED:
             return None
         return int(places[-2]), int(places[-1])
 
@@ -126,8 +126,8 @@ def read_ratings(data: Path, names: ColumnNames, *, liked: float, seed: int) -> 
     items = _table(data, "items") if data.is_dir() else None
     ids = frame["item"].unique(maintain_order=True).sort().to_list()
     ids = sorted(ids, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
-    if len(ids) > _MOST_ITEMS:
-        raise CannotTrain(f"{path} rates {len(ids):,} items; at most {_MOST_ITEMS:,} are accepted.")
+    if len(ids) > _MAX_ITEMS:
+        raise CannotTrain(f"{path} rates {len(ids):,} items; at most {_MAX_ITEMS:,} are accepted.")
     people = _people(frame, ids, scale)
     table = _item_table(items, ids, names, notices)
     found = Ratings(table, len(ids), people, scale, ordered, tuple(notices))
@@ -195,7 +195,7 @@ def _scale(frame: pl.DataFrame, path: Path, liked: float) -> Scale | None:
     if low == high:
         return None
     step = float(np.diff(values).min())
-    levels = min(_MOST_LEVELS, round((high - low) / step) + 1)
+    levels = min(_MAX_LEVELS, round((high - low) / step) + 1)
     if liked > high:
         raise CannotTrain(f"--liked {liked:g}: the highest rating in {path} is {high:g}.")
     return Scale(low, high, levels, max(liked, low) if liked else low)
@@ -313,7 +313,7 @@ def _check(found: Ratings, path: Path) -> None:
         raise CannotTrain(f"{path} holds one item; there is nothing to choose from.")
     if not any(person.held_out for person in found.people):
         raise CannotTrain(
-            f"No user of {path} likes {_FEWEST_LIKED} items or more: one to test on, one to validate on, and one to "
+            f"No user of {path} likes {_MIN_LIKED} items or more: one to test on, one to validate on, and one to "
             "know something of them."
         )
 

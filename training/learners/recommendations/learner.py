@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tasks._items import LONGEST
+from tasks._items import MAX_HISTORY
 from tasks.contract import Arrays, Task
 from tasks.recommendations import Recommendations
 from training.core.config import Settings, option
@@ -97,8 +97,8 @@ class RecommendationsLearner(Learner):
         for name, least in (("size", 1), ("window", 1), ("ahead", 1)):
             if getattr(options, name) < least:
                 raise CannotTrain(f"--{name} is to be {least} or more.")
-        if options.window > LONGEST:
-            raise CannotTrain(f"--window is to be {LONGEST} at most, as much as the graph reads.")
+        if options.window > MAX_HISTORY:
+            raise CannotTrain(f"--window is to be {MAX_HISTORY} at most, as much as the graph reads.")
         return cls(data, settings, options)
 
     def _features(self) -> tuple[NDArray[np.float32], tuple[str, ...]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, embedding, softplus
 
-from tasks._items import LONGEST, NO_ITEM, NO_RATING
+from tasks._items import MAX_HISTORY, NO_ITEM, NO_RATING
 from tasks.recommendations import NOT_WANTED
 
 _FAR_BELOW = -1e4
@@ -58,7 +58,7 @@ class TasteNetwork(nn.Module):
         count = len(features)
         self.dropped, self.forgotten, self.ordered, self.liked_from = dropped, forgotten, ordered, liked_from
         self.register_buffer("features", features)
-        self.register_buffer("bands", rank_bands(LONGEST))
+        self.register_buffer("bands", rank_bands(MAX_HISTORY))
         self.given = nn.Embedding(count + 1, size)
         self.wanted = nn.Embedding(count, size)
         self.given_features = nn.Parameter(torch.empty(features.shape[1], size))

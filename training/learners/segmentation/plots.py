@@ -14,7 +14,7 @@ from training.reporting.plots import _png, _sheet
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Sheet
 
-_WIDEST = 320
+_MAX_WIDTH = 320
 Pixels = NDArray[np.uint8]
 
 
@@ -78,5 +78,5 @@ def _legend(sheet: "Sheet", labels: Sequence[str], colours: Sequence[Colour]) ->
 
 def _small(pixels: Pixels) -> Pixels:
     """Small enough for a page that holds many."""
-    step = max(1, pixels.shape[1] // _WIDEST)
+    step = max(1, pixels.shape[1] // _MAX_WIDTH)
     return pixels[::step, ::step]

@@ -24,8 +24,8 @@ Numbers = NDArray[np.floating]
 Targets = NDArray[np.integer]
 
 _LENGTHS = (64, 128, 256, 512, 1024)
-_LEAST_SEEN = 20
-_MOST_WORDS = 20
+_MIN_COUNT = 20
+_MAX_WORDS = 20
 _QUOTED = 160
 """Characters of a text that are shown of it."""
 _BATCH = 32
@@ -158,7 +158,7 @@ class Word:
     count: int
 
 
-def deciding_words(judged: Judged, least: int = _LEAST_SEEN, most: int = _MOST_WORDS) -> dict[str, list[Word]]:
+def deciding_words(judged: Judged, least: int = _MIN_COUNT, most: int = _MAX_WORDS) -> dict[str, list[Word]]:
     """For each label, the words of at least `least` occurrences that on average add most to its score."""
     places: dict[str, int] = {}
     rows = [places.setdefault(word, len(places)) for each in judged.said for word in each.words]
@@ -175,7 +175,7 @@ def deciding_words(judged: Judged, least: int = _LEAST_SEEN, most: int = _MOST_W
     return found
 
 
-def words_table(words: dict[str, list[Word]], least: int = _LEAST_SEEN) -> Table:
+def words_table(words: dict[str, list[Word]], least: int = _MIN_COUNT) -> Table:
     """The words that decide for each label, the strongest first."""
     rows = tuple(
         (label, ", ".join(f"{each.word} {each.weight:+.2f}" for each in found) or "–") for label, found in words.items()

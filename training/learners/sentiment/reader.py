@@ -19,7 +19,7 @@ _TRAIN, _ASIDE = ("train", "training"), ("test", "valid", "validation", "val", "
 _UNLABELLED = ("unsup", "unlabelled", "unlabeled")
 _SPELT_OUT = {"pos": "positive", "neg": "negative"}
 _TABLES = (".csv", ".tsv", ".parquet", ".pq")
-_MOST_LABELS = 200
+_MAX_LABELS = 200
 _NUMBERED = re.compile(r"(\d{1,15})(_\d+)?")
 
 
@@ -141,9 +141,9 @@ def _names(values: Sequence[str], groups: Sequence[str], path: Path) -> list[str
         raise CannotTrain(f"{path} holds no text with a label.")
     if len(counts) == 1:
         raise CannotTrain(f"{path} has texts of one label only, '{next(iter(counts))}': it needs two or more.")
-    if len(counts) > _MOST_LABELS:
+    if len(counts) > _MAX_LABELS:
         raise CannotTrain(
-            f"{path} has {len(counts):,} labels; at most {_MOST_LABELS} can be told apart. Is that the label column?"
+            f"{path} has {len(counts):,} labels; at most {_MAX_LABELS} can be told apart. Is that the label column?"
         )
     different = Counter(value for value, _ in set(zip(values, groups, strict=True)))
     if rare := [name for name in sorted(counts) if different[name] < 2]:

@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw, ImageFont
 _LETTERS = string.ascii_letters + string.digits + string.digits + " .-:/%"
 _PIXELS_A_TEXT = 8_000
 """Of the smaller picture: there is one text, and perhaps one more for each so many pixels."""
-_SMALLEST_TEXT, _LARGEST_TEXT = 8, 28
-_LONGEST_TEXT = 12
+_MIN_TEXT_SIZE, _MAX_TEXT_SIZE = 8, 28
+_MAX_TEXT_LENGTH = 12
 _BLOCK = 8
 """Pixels of a side of a JPEG's blocks."""
 _RESAMPLING = (Image.Resampling.BOX, Image.Resampling.BICUBIC, Image.Resampling.BILINEAR)
@@ -96,10 +96,10 @@ def _with_text(image: Image.Image, random: np.random.Generator) -> tuple[Image.I
 
 def _text_mask(size: tuple[int, int], random: np.random.Generator) -> Image.Image:
     """A text whose middle lies somewhere in the picture: grey, 255 where it covers the picture wholly."""
-    letters = random.choice(list(_LETTERS), int(random.integers(1, _LONGEST_TEXT + 1)))
+    letters = random.choice(list(_LETTERS), int(random.integers(1, _MAX_TEXT_LENGTH + 1)))
     middle = float(random.uniform(0, size[0])), float(random.uniform(0, size[1]))
     mask = Image.new("L", size)
-    font = _font(int(random.integers(_SMALLEST_TEXT, _LARGEST_TEXT + 1)))
+    font = _font(int(random.integers(_MIN_TEXT_SIZE, _MAX_TEXT_SIZE + 1)))
     ImageDraw.Draw(mask).text(middle, "".join(letters), 255, font, anchor="mm")
     return mask
 

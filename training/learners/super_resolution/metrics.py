@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d
 
 Pixels = NDArray[np.uint8]
-_LEAST_ERROR = 1e-2
+_MIN_ERROR = 1e-2
 """Of squared levels: two pictures that are the same have 68 dB, and not infinitely many."""
 _WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = 0.01**2, 0.03**2
@@ -21,7 +21,7 @@ def psnr(got: Pixels, wanted: Pixels, where: NDArray[np.bool_] | None = None) ->
     """The peak signal-to-noise ratio in dB over all pixels and the three colours, or over the pixels `where`."""
     squared = (got.astype(np.float32) - wanted.astype(np.float32)) ** 2
     error = float(squared.mean() if where is None else squared[where].mean())
-    return float(10 * np.log10(255**2 / max(error, _LEAST_ERROR)))
+    return float(10 * np.log10(255**2 / max(error, _MIN_ERROR)))
 
 
 def ssim(got: Pixels, wanted: Pixels) -> float:

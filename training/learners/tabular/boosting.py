@@ -15,7 +15,7 @@ Numbers = NDArray[np.floating]
 
 _GROUPED = 255
 """How many categories of a column scikit-learn's boosting can keep apart as such."""
-_MOST_TO_TUNE = 100_000
+_MAX_TUNING_ROWS = 100_000
 """Rows on which settings are compared; more would take hours and change little."""
 _TRIED: tuple[dict[str, Any], ...] = (
     {"learning_rate": 0.06, "max_leaf_nodes": 31},
@@ -80,7 +80,7 @@ def boosted_numbers(
     """
     inputs, targets = features(train), train.targets.numpy()
     some = np.zeros(len(targets), bool)
-    some[-_MOST_TO_TUNE:] = True
+    some[-_MAX_TUNING_ROWS:] = True
     fitted, kept = ~inner & some, inner & some
     errors = []
     for settings in _TRIED:

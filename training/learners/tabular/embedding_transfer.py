@@ -12,7 +12,7 @@ from training.data.tables import Rows
 
 Numbers = NDArray[np.floating]
 
-_MOST_TRAIN, _MOST_VALID = 20_000, 5_000
+_MAX_TRAIN_ROWS, _MAX_VALID_ROWS = 20_000, 5_000
 _NEIGHBOURS = 10
 
 
@@ -36,7 +36,7 @@ class Reuse:
 
     def table(self, embeddings: Sequence[EmbeddingTable]) -> Table:
         """Two models, each with one-hot columns and with the embeddings."""
-        fitted, kept = _some(len(self.train), _MOST_TRAIN), _some(len(self.valid), _MOST_VALID)
+        fitted, kept = _some(len(self.train), _MAX_TRAIN_ROWS), _some(len(self.valid), _MAX_VALID_ROWS)
         targets = self.train.targets.numpy()[fitted]
         inputs: dict[str, Callable[[Rows, NDArray[np.integer]], Numbers]] = {
             "a column for each category": lambda rows, places: one_hot(rows, places, embeddings),

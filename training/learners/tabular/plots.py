@@ -10,12 +10,12 @@ from training.reporting.plots import _BLUE, _GREY, _ORANGE, _plain, _png, _sheet
 
 Numbers = NDArray[np.floating]
 
-_MOST_POINTS = 5_000
+_MAX_POINTS = 5_000
 
 
 def against_truth(truth: Numbers, value: Numbers, *, log: bool) -> bytes:
     """What was said over what it was; on the line, both are the same."""
-    some = np.linspace(0, len(truth) - 1, min(len(truth), _MOST_POINTS)).astype(int)
+    some = np.linspace(0, len(truth) - 1, min(len(truth), _MAX_POINTS)).astype(int)
     sheet = _sheet(5, 4.6)
     axes = sheet.subplots()
     axes.scatter(truth[some], value[some], s=5, color=_BLUE, alpha=0.3, linewidths=0)

@@ -28,7 +28,7 @@ from training.learners.tabular.residuals import Predicted
 from training.learners.tabular.target_scale import error, measures_for, scale_of, stretch_for
 
 _STRATA = 10
-_FEWEST = 10
+_MIN_ROWS = 10
 """Rows to validate: half of them calibrate the interval, and the others tell how often it holds."""
 
 
@@ -50,8 +50,10 @@ class NumbersLearner(RowsLearner):
 
     def _task(self, columns: tuple[Column, ...], left_out: tuple[str, ...]) -> Tabular:
         target, chosen = self.chosen.target, self.chosen
-        if self.valid_frame.height < _FEWEST:
-            raise CannotTrain(f"The split leaves {self.valid_frame.height} rows to validate; a number needs {_FEWEST}.")
+        if self.valid_frame.height < _MIN_ROWS:
+            raise CannotTrain(
+                f"The split leaves {self.valid_frame.height} rows to validate; a number needs {_MIN_ROWS}."
+            )
         numbers = _values(self.train_frame, target)
         self.scale = scale_of(target, numbers, log=chosen.log_target, bounds=chosen.bounds)
         every = np.concatenate([numbers, _values(self.valid_frame, target)])

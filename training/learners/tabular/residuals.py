@@ -15,7 +15,7 @@ Numbers = NDArray[np.floating]
 
 _FEW = 100
 _WEEKS = 15
-_MOST_PERIODS = 40
+_MAX_PERIODS = 40
 _NOTE = f"Groups of fewer than {_FEW} rows are marked *: their figures are uncertain."
 _MEASURES = {"rmsle": "RMSLE", "rmspe": "RMSPE", "rmse": "RMSE", "mae": "MAE"}
 
@@ -92,7 +92,7 @@ def _periods(times: pl.Series) -> tuple[str, list[str]]:
     length = (days.max() - days.min()).days if len(days) else 0  # type: ignore[operator,union-attr]
     if length <= 7 * _WEEKS:
         return "Over time, by weeks", days.dt.truncate("1w").dt.to_string("week of %Y-%m-%d").to_list()
-    if length <= 31 * _MOST_PERIODS:
+    if length <= 31 * _MAX_PERIODS:
         return "Over time, by months", days.dt.to_string("%Y-%m").to_list()
     return "Over time, by years", days.dt.to_string("%Y").to_list()
 

@@ -10,7 +10,7 @@ from training.learners.tabular.network import Scale
 
 Numbers = NDArray[np.floating]
 
-FEWEST = 50
+MIN_ROWS = 50
 """Rows with a target, below which no number is learnt."""
 _SKEWED = 1.0
 MEASURES = ("rmsle", "rmspe", "rmse", "mae")
@@ -33,8 +33,8 @@ def scale_of(name: str, numbers: Numbers, *, log: str, bounds: Sequence[str]) ->
     Raises CannotTrain.
     """
     least, largest = float(numbers.min()), float(numbers.max())
-    if len(numbers) < FEWEST:
-        raise CannotTrain(f"There are {len(numbers)} rows with a '{name}' to train on; at least {FEWEST} are needed.")
+    if len(numbers) < MIN_ROWS:
+        raise CannotTrain(f"There are {len(numbers)} rows with a '{name}' to train on; at least {MIN_ROWS} are needed.")
     if least == largest:
         raise CannotTrain(f"The target '{name}' is {least:g} in every row to train on: there is nothing to learn.")
     if log == "yes" and least < 0:
