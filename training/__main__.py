@@ -20,11 +20,11 @@ from training.core.errors import CannotTrain
 from training.core.recipe import Recipe, scaled
 from training.data.download import Fetcher
 from training.engine.runtime import started
-from training.registry import learner_names, learner_type, own, recipe, recipe_names
+from training.registry import learner_names, learner_type, recipe, recipe_for, recipe_names
 from training.reporting import run_folder
 from training.reporting.report import reproducing
 from training.reporting.run_folder import Plan
-from training.session import _train, opened
+from training.session import open_session, run
 from training.studies._runner import conduct, study, study_names
 from training.train_all import ALL, train_all
 
@@ -79,7 +79,7 @@ def _run(arguments: list[str]) -> int:
     elif name in recipe_names():
         trained(recipe(name), options)
     elif name in learner_names():
-        trained(own(name, name, Path("data"), "unknown"), options)
+        trained(recipe_for(name, name, Path("data"), "unknown"), options)
     else:
         known = ", ".join((*recipe_names(), *study_names(), *learner_names()))
         raise CannotTrain(f"There is no recipe or task named '{name}'; there are {known}.")
@@ -100,12 +100,12 @@ def trained(found: Recipe, arguments: list[str]) -> Path | None:
     if name in learner_names():
         if not data:
             raise CannotTrain(f"python -m training {name} needs --data, {learner_type(name).data_kind}.")
-        found = own(name, _checked(chosen.name or name), data, chosen.licence)
+        found = recipe_for(name, _checked(chosen.name or name), data, chosen.licence)
     settings, options = overlay(found.settings, chosen), overlay(found.options, chosen)
     plan = Plan(found, settings, options, _reproducing(name, found, settings, options, chosen))
     fetcher = Fetcher(Path(chosen.data_dir), chosen.mirror)
     with started(settings) as runtime:
-        return _train(opened(plan, data, fetcher, runtime), runtime, chosen)
+        return run(open_session(plan, data, fetcher, runtime), runtime, chosen)
 
 
 def _has_gpu(options: list[str]) -> bool:

@@ -41,7 +41,7 @@ def learner_type(task: str) -> type[Learner]:
     return found
 
 
-def own(task: str, name: str, data: Path, licence: str) -> Recipe:
+def recipe_for(task: str, name: str, data: Path, licence: str) -> Recipe:
     """A recipe for data of the user's own, with the learner's defaults."""
     learner = learner_type(task)
     return Recipe(

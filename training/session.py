@@ -12,11 +12,11 @@ import torch
 from tasks.manifest import sha256_of
 from training.core.config import Settings
 from training.core.errors import CannotTrain
-from training.core.results import Outcome, Row, Trained
+from training.core.results import EpochLog, RunResult, Trained
 from training.data.download import Fetcher, content_hash
 from training.engine import checkpoint
 from training.engine.batches import endless
-from training.engine.learner import Learner, Trainee
+from training.engine.learner import Learner, Trainable
 from training.engine.loop import fit
 from training.engine.lr_finder import RateSearch, find_rate
 from training.engine.optim import optimiser
@@ -26,7 +26,7 @@ from training.publishing.export import Artefacts
 from training.publishing.publish import Publication, published
 from training.registry import learner_type
 from training.reporting import plots, run_folder
-from training.reporting.report import Story
+from training.reporting.report import ReportContext
 from training.reporting.run_folder import Plan
 
 
@@ -48,7 +48,7 @@ class Session:
         cores = os.cpu_count() or 1
         return min(8, max(1, cores // (2 * self.runtime.world))) if self.runtime.device.type == "cuda" else 0
 
-    def trained(self, folder: Path) -> Outcome:
+    def trained(self, folder: Path) -> RunResult:
         """Trains once for each seed, printing a row an epoch."""
         networks, histories, before = [], [], []
         settings = self.plan.settings
@@ -57,7 +57,7 @@ class Session:
             inner = folder / phase.name
             inner.mkdir(exist_ok=True)
             network, rows = self._fitted(phase.trainee, phase.settings, inner)
-            if self.runtime.leads:
+            if self.runtime.is_main:
                 phase.keep(network, inner)
             self.runtime.wait()
             before.append(tuple(rows))
@@ -70,18 +70,18 @@ class Session:
             scores = checkpoint.load(inner / checkpoint.BEST)["scores"]
             networks.append(Trained(seed, network, scores))
             histories.append(tuple(rows))
-        return Outcome(tuple(networks), tuple(histories), hardware(self.runtime), tuple(before))
+        return RunResult(tuple(networks), tuple(histories), hardware(self.runtime), tuple(before))
 
-    def _fitted(self, trainee: Trainee, settings: Settings, folder: Path) -> tuple[torch.nn.Module, list[Row]]:
+    def _fitted(self, trainee: Trainable, settings: Settings, folder: Path) -> tuple[torch.nn.Module, list[EpochLog]]:
         torch.manual_seed(settings.seed)
         network = trainee.network()
-        rows: list[Row] = []
+        rows: list[EpochLog] = []
         for row in fit(trainee, network, settings, self.runtime, folder, workers=self.workers):
             if not rows:
                 self._say(_header(row))
             rows.append(row)
             self._say(_line(row))
-            if self.runtime.leads:
+            if self.runtime.is_main:
                 run_folder.write_history(folder, rows)
         return network.cpu(), rows
 
@@ -98,20 +98,20 @@ class Session:
         return find_rate(network, self.learner.loss, optimizer, batches)
 
     def _say(self, text: str) -> None:
-        if self.runtime.leads:
+        if self.runtime.is_main:
             print(text, flush=True)
 
 
-def opened(plan: Plan, data: Path | None, fetcher: Fetcher, runtime: Runtime) -> Session:
+def open_session(plan: Plan, data: Path | None, fetcher: Fetcher, runtime: Runtime) -> Session:
     """The session of a plan: data fetched where the recipe names it, read and checked. Raises CannotTrain."""
     source = plan.recipe.source
     if data is None and source is None:
         raise CannotTrain("There is no data to train on: name it with --data.")
-    if runtime.leads:
+    if runtime.is_main:
         _ready(plan, data, fetcher)
     runtime.wait()
     read = _ready(plan, data, fetcher)
-    learner = learner_type(plan.recipe.task).opened(read, plan.settings, plan.options, fetcher)
+    learner = learner_type(plan.recipe.task).from_data(read, plan.settings, plan.options, fetcher)
     return Session(plan, learner, runtime, fetcher.sha256(source) if data is None and source else _hash(data or read))
 
 
@@ -142,7 +142,7 @@ def _hash(data: Path) -> str:
     return sha256_of(data) if data.is_file() else content_hash([p for p in data.rglob("*") if p.is_file()], data)
 
 
-def _header(row: Row) -> str:
+def _header(row: EpochLog) -> str:
     names = "".join(f"{'val loss' if name == 'loss' else name:>{_width(name)}}" for name in row.scores)
     return f"{'epoch':>5}  {'stage':<8}{'loss':>9}{names}{'rate':>10}{'/s':>8}{'time':>7}"
 
@@ -151,35 +151,36 @@ def _width(name: str) -> int:
     return max(10, len(name) + 2)
 
 
-def _line(row: Row) -> str:
+def _line(row: EpochLog) -> str:
     scores = "".join(f"{value:>{_width(name)}.4f}" for name, value in row.scores.items())
     clock = f"{int(row.seconds) // 60}:{int(row.seconds) % 60:02}"
     pace = f"{row.rate:>10.1e}{row.samples_per_second:>8.0f}{clock:>7}"
     return f"{row.epoch:>5}  {row.stage:<8}{row.loss:>9.4f}{scores}{pace}"
 
 
-def _train(session: Session, runtime: Runtime, chosen: argparse.Namespace) -> Path | None:
+def run(session: Session, runtime: Runtime, chosen: argparse.Namespace) -> Path | None:
+    """Trains, reports and, if asked, publishes; returns the run folder, or None where only the rate was searched."""
     plan, learner = session.plan, session.learner
-    if runtime.leads:
-        print(f"{plan.recipe.name}: {learner.described()}")
+    if runtime.is_main:
+        print(f"{plan.recipe.name}: {learner.data_summary()}")
         print(f"Training on {runtime.device}, {runtime.precision} ({runtime.reason}).", flush=True)
     root = Path(chosen.runs) / plan.recipe.name
     if chosen.find_lr:
         _find_rate(session, root)
         return None
-    found = run_folder.chosen_folder(root, plan.fingerprint(learner, runtime), chosen.resume) if runtime.leads else ""
-    folder = Path(runtime.agreed(str(found)))
-    with run_folder.locked(folder) if runtime.leads else nullcontext():
-        if chosen.resume == "keep" and runtime.agreed(_kept(folder, chosen) if runtime.leads else ""):
+    found = run_folder.chosen_folder(root, plan.fingerprint(learner, runtime), chosen.resume) if runtime.is_main else ""
+    folder = Path(runtime.broadcast(str(found)))
+    with run_folder.locked(folder) if runtime.is_main else nullcontext():
+        if chosen.resume == "keep" and runtime.broadcast(_done_before(folder, chosen) if runtime.is_main else ""):
             return folder
         outcome = session.trained(folder)
-        if runtime.leads:
-            _conclude(session, outcome, folder, chosen)
+        if runtime.is_main:
+            _report_and_publish(session, outcome, folder, chosen)
     runtime.wait()
     return folder
 
 
-def _kept(folder: Path, chosen: argparse.Namespace) -> str:
+def _done_before(folder: Path, chosen: argparse.Namespace) -> str:
     """Says, and returns, what is there already of all that was asked for; empty where something is missing."""
     there = run_folder.published_as(folder, Path(chosen.models)) if chosen.publish else str(folder / "index.html")
     if not run_folder.figures_of(folder) or not there or chosen.export_embeddings:
@@ -196,13 +197,19 @@ def _find_rate(session: Session, root: Path) -> None:
     print(f"Suggested: --rate {search.suggestion:.1e}, where the loss falls fastest. The curve: {plot}")
 
 
-def _conclude(session: Session, outcome: Outcome, folder: Path, chosen: argparse.Namespace) -> None:
+def _report_and_publish(session: Session, outcome: RunResult, folder: Path, chosen: argparse.Namespace) -> None:
     """Report and, if wanted, publication, by the first process."""
     plan, learner = session.plan, session.learner
-    served = learner.served(outcome.trained[0].network)
-    findings = learner.findings(outcome.trained, served)
-    story = Story(
-        plan, outcome, findings, learner.described(), learner.hub_tag, session.runtime, run_folder.trained_with(folder)
+    served = learner.to_inference_module(outcome.trained[0].network)
+    findings = learner.evaluate(outcome.trained, served)
+    story = ReportContext(
+        plan,
+        outcome,
+        findings,
+        learner.data_summary(),
+        learner.hub_tag,
+        session.runtime,
+        run_folder.trained_with(folder),
     )
     (folder / "index.html").write_text(story.report(), encoding="utf-8")
     run_folder.mark_done(folder, {metric.name: metric.value for metric in findings.metrics})

@@ -21,7 +21,7 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Row:
+class RecipeResult:
     """What became of a recipe: its first figure and what was published, or why not."""
 
     recipe: str
@@ -63,11 +63,11 @@ def passed_on(chosen: argparse.Namespace) -> list[str]:
     return words
 
 
-def _made(recipe: Recipe, options: list[str], chosen: argparse.Namespace, train: Train) -> Row:
+def _made(recipe: Recipe, options: list[str], chosen: argparse.Namespace, train: Train) -> RecipeResult:
     began = time.monotonic()
 
-    def row(outcome: Literal["done", "skipped", "failed"], **more: str) -> Row:
-        return Row(recipe.name, outcome, (time.monotonic() - began) / 60, **more)
+    def row(outcome: Literal["done", "skipped", "failed"], **more: str) -> RecipeResult:
+        return RecipeResult(recipe.name, outcome, (time.monotonic() - began) / 60, **more)
 
     if recipe.source is None:
         return row("skipped", reason="its data cannot be fetched: train it by itself, with --data.")
@@ -90,7 +90,7 @@ def _made(recipe: Recipe, options: list[str], chosen: argparse.Namespace, train:
     return row("done", figure=f"{first[0]} {first[1]:.4f}" if first else "", version=version)
 
 
-def table(rows: Sequence[Row]) -> list[str]:
+def table(rows: Sequence[RecipeResult]) -> list[str]:
     """The rows in columns."""
     cells = [("recipe", "first figure", "minutes", "version, or why there is none")]
     cells += [(row.recipe, row.figure or "–", f"{row.minutes:.1f}", row.version or _why(row)) for row in rows]
@@ -98,5 +98,5 @@ def table(rows: Sequence[Row]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, (*widths, 0), strict=True)) for line in cells]
 
 
-def _why(row: Row) -> str:
+def _why(row: RecipeResult) -> str:
     return f"{row.outcome}: {row.reason}" if row.reason else "not published"

@@ -8,7 +8,7 @@ from torch import nn
 from tasks._tables import MISSING, UNKNOWN
 from training.core.errors import CannotTrain
 from training.data.download import Fetcher
-from training.learners.classification.network import Classifier, Mirrored, ServedClassifier
+from training.learners.classification.network import Classifier, FlipTTA, ServedClassifier
 from training.learners.tabular.network import Numbers, TabularNetwork, embedding_size
 from training.vision.backbones import body, weights_file
 
@@ -50,8 +50,8 @@ def test_the_map_is_grad_cam(classifier):
 def test_a_mirrored_picture_gets_the_same_answer_with_its_map_turned(classifier):
     image = pixels()
     with torch.no_grad():
-        logits, evidence = Mirrored(classifier)(image)
-        turned, mirrored = Mirrored(classifier)(image.flip(2))
+        logits, evidence = FlipTTA(classifier)(image)
+        turned, mirrored = FlipTTA(classifier)(image.flip(2))
 
     assert torch.allclose(logits, turned, atol=1e-5)
     assert torch.allclose(evidence, mirrored.flip(3), atol=1e-5)
@@ -90,8 +90,8 @@ def test_weights_are_loaded_from_a_file_whatever_the_head(tmp_path):
 
     loaded = body("shufflenet_v2_x0_5", tmp_path / "own.pth")
 
-    own = {key: value for key, value in whole.state_dict().items() if not key.startswith("fc.")}
-    assert all(torch.equal(a, b) for a, b in zip(own.values(), loaded.state_dict().values(), strict=True))
+    recipe_for = {key: value for key, value in whole.state_dict().items() if not key.startswith("fc.")}
+    assert all(torch.equal(a, b) for a, b in zip(recipe_for.values(), loaded.state_dict().values(), strict=True))
     assert made.channels == loaded.channels
 
 
@@ -174,7 +174,7 @@ def test_a_column_without_any_number_and_a_table_without_numbers_work():
 
 
 def test_training_blanks_a_share_of_the_values_and_serving_none():
-    network = tabular(blanked=0.5)
+    network = tabular(value_dropout=0.5)
     categories, numbers = torch.full((400, 2), 2), torch.ones(400, 2)
 
     changed, holed = network._blank(categories, numbers)

@@ -6,7 +6,7 @@ from torch import nn
 from training.engine.batches import SampleSet
 from training.engine.inference import predicted
 from training.engine.learner import Learner, Stage
-from training.engine.optim import Group
+from training.engine.optim import ParamGroup
 from training.engine.runtime import Runtime
 
 CPU = Runtime(torch.device("cpu"))
@@ -34,10 +34,10 @@ class SmallLearner(Learner):
         self.epochs = epochs
 
     @classmethod
-    def opened(cls, data, settings, options, fetcher):
+    def from_data(cls, data, settings, options, fetcher):
         return cls()
 
-    def described(self):
+    def data_summary(self):
         return "points"
 
     def network(self):
@@ -49,7 +49,7 @@ class SmallLearner(Learner):
     def groups(self, network, stage):
         for parameter in network[0].parameters():
             parameter.requires_grad = not stage.frozen
-        return [Group(tuple(network[2].parameters())), Group(tuple(network[0].parameters()), 0.5)]
+        return [ParamGroup(tuple(network[2].parameters())), ParamGroup(tuple(network[0].parameters()), 0.5)]
 
     def loss(self, network, batch):
         self.steps += 1
@@ -62,10 +62,10 @@ class SmallLearner(Learner):
         logits = predicted(_Tuple(network), ["points"], self.held_out, runtime, batch_size=16)
         return {"score": float((logits.argmax(dim=1) == self.held_out.targets).float().mean())}
 
-    def served(self, network):
+    def to_inference_module(self, network):
         raise NotImplementedError
 
-    def findings(self, trained, served):
+    def evaluate(self, trained, served):
         raise NotImplementedError
 
     def validation(self, count):

@@ -31,7 +31,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Findings:
+class Evaluation:
     """What is known of a trained network: for the manifest, the card and the report.
 
     Attributes:
@@ -61,7 +61,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Row:
+class EpochLog:
     """What an epoch came to. `rate` is the last one of the fastest group; `seconds` include the validation."""
 
     epoch: int
@@ -97,13 +97,13 @@ class EmbeddingTable:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """What training gave: the networks with their histories, those of the phases before them, and what it took."""
 
     trained: tuple[Trained, ...]
-    histories: tuple[tuple[Row, ...], ...]
+    histories: tuple[tuple[EpochLog, ...], ...]
     hardware: str
-    before: tuple[tuple[Row, ...], ...] = ()
+    before: tuple[tuple[EpochLog, ...], ...] = ()
 
     @property
     def minutes(self) -> float:

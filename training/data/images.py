@@ -36,12 +36,12 @@ def readable(files: Sequence[Path], *, unreadable: str, size: int, notices: list
     """
     found = []
     with ThreadPoolExecutor() as pool:
-        tried = pool.map(lambda file: _likeness(file, size), files)
-        for file, (likeness, problem) in tqdm(
+        tried = pool.map(lambda file: _perceptual_hash(file, size), files)
+        for file, (perceptual_hash, problem) in tqdm(
             zip(files, tried, strict=True), "reading pictures", len(files), leave=False, disable=None
         ):
             if not problem:
-                found.append((file, likeness))
+                found.append((file, perceptual_hash))
             elif unreadable == "refuse":
                 raise CannotTrain(f"{file} cannot be read ({problem}) Mend it, or train without it: --unreadable skip.")
             else:
@@ -49,7 +49,7 @@ def readable(files: Sequence[Path], *, unreadable: str, size: int, notices: list
     return found
 
 
-def _likeness(file: Path, size: int) -> tuple[str, str]:
+def _perceptual_hash(file: Path, size: int) -> tuple[str, str]:
     """A hash of what the picture looks like, or why it cannot be read."""
     try:
         picture = decoded(file, size)

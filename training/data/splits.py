@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Sequence
 
 
-def held_out(groups: Sequence[str], labels: Sequence[int], share: float) -> list[bool]:
+def validation_split(groups: Sequence[str], labels: Sequence[int], share: float) -> list[bool]:
     """Which samples are for validation: about `share` of each label, the same ones in every run and on any machine.
 
     A sample's place follows from the hash of its group alone, so samples of one group (the copies of a picture) stay

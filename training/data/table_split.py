@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tasks._dates import read_date
 from training.core.errors import CannotTrain
-from training.data.splits import held_out
+from training.data.splits import validation_split
 from training.data.tables import row_groups
 
 _TRAIN = ("train", "training", "0", "false", "no")
@@ -107,7 +107,7 @@ class Splitter:
 
     def _at_random(self, frame: pl.DataFrame, strata: NDArray[np.integer]) -> Split:
         groups = row_groups(frame)
-        held = np.array(held_out(groups, strata.tolist(), self.share))
+        held = np.array(validation_split(groups, strata.tolist(), self.share))
         return Split(held, _half(groups, held), np.ones(len(held), bool), "by a hash of the row")
 
     def _by_column(self, frame: pl.DataFrame) -> Split:

@@ -27,7 +27,7 @@ class SampleSet(Dataset[Batch]):
         """How many batches an epoch has."""
         return steps_an_epoch(len(self), batch_size)
 
-    def dealt(self, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[list[Key]]:
+    def batch_keys(self, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[list[Key]]:
         """The keys of each batch of an epoch, as far as they are dealt to this process.
 
         They are drawn at random, unless the samples have an order of their own.
@@ -84,7 +84,7 @@ def endless(samples: SampleSet, runtime: Runtime, *, batch_size: int, seed: int,
     """Batches on the device without end, an epoch after the other."""
     epoch = 0
     while True:
-        keys = samples.dealt(batch_size, seed=seed, epoch=epoch, rank=runtime.rank, world=runtime.world)
+        keys = samples.batch_keys(batch_size, seed=seed, epoch=epoch, rank=runtime.rank, world=runtime.world)
         for batch in loader(samples, keys, runtime, workers=workers):
             yield runtime.move(batch)
         epoch += 1

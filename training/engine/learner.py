@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from tasks.contract import Arrays, Task
 from training.core.config import Settings
-from training.core.results import EmbeddingTable, Findings, Trained
+from training.core.results import EmbeddingTable, Evaluation, Trained
 from training.core.sources import SourceFetcher
 from training.engine.batches import SampleSet
-from training.engine.optim import Group
+from training.engine.optim import ParamGroup
 from training.engine.runtime import Batch, Runtime
 
 
@@ -27,7 +27,7 @@ class Stage:
     frozen: bool = False
 
 
-class Trainee(ABC):
+class Trainable(ABC):
     """A network that learns from samples: all that the training loop asks for.
 
     Attributes:
@@ -48,7 +48,7 @@ class Trainee(ABC):
         """The stages of training."""
 
     @abstractmethod
-    def groups(self, network: nn.Module, stage: Stage) -> list[Group]:
+    def groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
         """The parameters that learn in this stage; sets `requires_grad` of all others to False."""
 
     @abstractmethod
@@ -72,12 +72,12 @@ class Phase:
     """
 
     name: str
-    trainee: Trainee
+    trainee: Trainable
     settings: Settings
     keep: Callable[[nn.Module, Path], None]
 
 
-class Learner(Trainee):
+class Learner(Trainable):
     """How one task is trained on one set of data, which is loaded and checked when the learner is made.
 
     Attributes:
@@ -99,14 +99,14 @@ class Learner(Trainee):
 
     @classmethod
     @abstractmethod
-    def opened(cls, data: Path, settings: Settings, options: Any, fetcher: SourceFetcher) -> "Learner":
+    def from_data(cls, data: Path, settings: Settings, options: Any, fetcher: SourceFetcher) -> "Learner":
         """A learner for the data at `data`; pretrained weights come by way of the fetcher.
 
         Raises CannotTrain with one clear sentence where the data cannot be learnt from.
         """
 
     @abstractmethod
-    def described(self) -> str:
+    def data_summary(self) -> str:
         """One or two lines on the data, for the console."""
 
     @abstractmethod
@@ -121,15 +121,15 @@ class Learner(Trainee):
         return iter(())
 
     @abstractmethod
-    def served(self, network: nn.Module) -> nn.Module:
+    def to_inference_module(self, network: nn.Module) -> nn.Module:
         """The module to export: the task's inputs to a tuple of its outputs, calibrated, on the CPU in float32."""
 
-    def settled(self, served: nn.Module) -> Task:
+    def calibrated_task(self, served: nn.Module) -> Task:
         """The task as it is published: with what was chosen by validation samples once training was over."""
         return self.task
 
     @abstractmethod
-    def findings(self, trained: Sequence[Trained], served: nn.Module) -> Findings:
+    def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
         """What is known of the first of the trained networks (`served`), and how much the others differ."""
 
     @abstractmethod

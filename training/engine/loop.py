@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from training.core.config import Settings
 from training.core.errors import CannotTrain
-from training.core.results import Row
+from training.core.results import EpochLog
 from training.engine import checkpoint
 from training.engine.batches import derived_seed, loader
-from training.engine.learner import Stage, Trainee
+from training.engine.learner import Stage, Trainable
 from training.engine.optim import one_cycle, optimiser
 from training.engine.runtime import Batch, Runtime
 
@@ -30,7 +30,7 @@ Loss = Callable[[nn.Module, Batch], Tensor]
 
 
 @dataclass(frozen=True)
-class Place:
+class Progress:
     """Where training stands: `step` steps into `epoch`, with the sum of their losses, and the best score so far.
 
     The score is the first of the learner's, negative where lower is better.
@@ -57,16 +57,16 @@ def train_step(
 
 
 def fit(
-    learner: Trainee, network: nn.Module, settings: Settings, runtime: Runtime, folder: Path, *, workers: int = 0
-) -> Iterator[Row]:
+    learner: Trainable, network: nn.Module, settings: Settings, runtime: Runtime, folder: Path, *, workers: int = 0
+) -> Iterator[EpochLog]:
     """Trains the network in place and yields a row an epoch; at the end it has its best weights.
 
     Checkpoints lie in `folder`. Where one is there already, its rows are yielded and training goes on from it.
     """
     last = folder / checkpoint.LAST
     kept = checkpoint.load(last) if last.exists() else None
-    history = [Row(**row) for row in kept["history"]] if kept else []
-    place = Place(**kept["place"]) if kept else Place()
+    history = [EpochLog(**row) for row in kept["history"]] if kept else []
+    place = Progress(**kept["place"]) if kept else Progress()
     yield from history
     network.to(runtime.device)
     if kept:
@@ -97,7 +97,7 @@ class _Stage:
 
     def __init__(
         self,
-        learner: Trainee,
+        learner: Trainable,
         network: nn.Module,
         stage: Stage,
         settings: Settings,
@@ -113,10 +113,10 @@ class _Stage:
             self.optimizer.load_state_dict(kept["optimizer"])
             self.schedule.load_state_dict(kept["schedule"])
 
-    def epoch(self, place: Place, epochs: int, workers: int) -> Iterator[Place]:
+    def epoch(self, place: Progress, epochs: int, workers: int) -> Iterator[Progress]:
         """Takes the steps of an epoch that remain from `place` on, and yields how far it is now and then."""
         settings, runtime, samples = self.settings, self.runtime, self.learner.samples
-        keys = samples.dealt(
+        keys = samples.batch_keys(
             settings.batch_size,
             seed=settings.seed,
             epoch=place.epoch,
@@ -128,7 +128,7 @@ class _Stage:
         total = torch.tensor(place.loss, dtype=torch.float64, device=runtime.device)
         title = f"epoch {place.epoch + 1}/{epochs} {self.stage.name}"
         # None: shown on a terminal, and not in a log.
-        hidden = None if runtime.leads else True
+        hidden = None if runtime.is_main else True
         with tqdm(batches, title, self.steps, initial=place.step, leave=False, disable=hidden) as bar:
             for step, batch in enumerate(bar, place.step):
                 # Each process draws its own dropout, whatever drew before it.
@@ -154,7 +154,7 @@ class _Stage:
         """The learning rate of the fastest group."""
         return float(max(group["lr"] for group in self.optimizer.param_groups))
 
-    def _check(self, place: Place) -> None:
+    def _check(self, place: Progress) -> None:
         if not math.isfinite(place.loss):
             rate = self.stage.rate
             raise CannotTrain(
@@ -163,16 +163,16 @@ class _Stage:
 
 
 def _close(
-    learner: Trainee, network: nn.Module, run: _Stage, place: Place, started: float, runtime: Runtime, folder: Path
-) -> tuple[Row, Place]:
+    learner: Trainable, network: nn.Module, run: _Stage, place: Progress, started: float, runtime: Runtime, folder: Path
+) -> tuple[EpochLog, Progress]:
     """Validates after an epoch, and keeps the weights where they are the best so far."""
     trained = time.perf_counter() - started
     loss = runtime.total(torch.tensor(place.loss / place.step, device=runtime.device)) / runtime.world
     scores = learner.scores(network, runtime)
     score = next(iter(scores.values())) * (-1 if learner.lower_is_better else 1)
-    if score > place.best and runtime.leads:
+    if score > place.best and runtime.is_main:
         checkpoint.save(folder / checkpoint.BEST, {"network": network.state_dict(), "scores": scores})
-    row = Row(
+    row = EpochLog(
         epoch=place.epoch + 1,
         stage=run.stage.name,
         loss=float(loss),
@@ -181,11 +181,13 @@ def _close(
         samples_per_second=place.step * run.settings.batch_size / trained,
         scores=scores,
     )
-    return row, Place(epoch=place.epoch + 1, best=max(score, place.best))
+    return row, Progress(epoch=place.epoch + 1, best=max(score, place.best))
 
 
-def _save(last: Path, network: nn.Module, run: _Stage, place: Place, history: list[Row], runtime: Runtime) -> None:
-    if runtime.leads:
+def _save(
+    last: Path, network: nn.Module, run: _Stage, place: Progress, history: list[EpochLog], runtime: Runtime
+) -> None:
+    if runtime.is_main:
         state = {
             "place": asdict(place),
             "history": [asdict(row) for row in history],

@@ -9,14 +9,14 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 
 @dataclass(frozen=True)
-class Group:
+class ParamGroup:
     """Parameters that learn `scale` times as fast as the last layers."""
 
     parameters: tuple[nn.Parameter, ...]
     scale: float = 1.0
 
 
-def optimiser(groups: Iterable[Group], rate: float, weight_decay: float) -> AdamW:
+def optimiser(groups: Iterable[ParamGroup], rate: float, weight_decay: float) -> AdamW:
     """AdamW, without weight decay on what has one dimension: norms and biases."""
     parts = []
     for group in groups:

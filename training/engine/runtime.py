@@ -28,7 +28,7 @@ class Runtime:
     world: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the process that prints and writes."""
         return self.rank == 0
 
@@ -59,12 +59,12 @@ class Runtime:
             dist.all_reduce(tensor)
         return tensor
 
-    def agreed(self, text: str) -> str:
+    def broadcast(self, text: str) -> str:
         """The first process's text, on every process."""
         if self.world == 1:
             return text
         encoded = torch.zeros(4096, dtype=torch.uint8, device=self.device)
-        if self.leads:
+        if self.is_main:
             content = text.encode()
             encoded[: len(content)] = torch.tensor(list(content), dtype=torch.uint8)
         dist.broadcast(encoded, src=0)

@@ -26,7 +26,7 @@ from tasks.manifest import (
 from training.core.errors import CannotTrain
 from training.core.provenance import code_version
 from training.core.recipe import Recipe
-from training.core.results import Findings
+from training.core.results import Evaluation
 from training.engine.learner import Learner
 from training.publishing.export import OPSET, Artefacts, Parity, export, runner
 
@@ -39,7 +39,7 @@ class Publication:
     """What is published of a training run, and where."""
 
     recipe: Recipe
-    findings: Findings
+    findings: Evaluation
     data_sha256: str
     models: Path
     artefacts: Artefacts = Artefacts()
@@ -73,7 +73,7 @@ def published(what: Publication, learner: Learner, served: nn.Module, card: Call
         return home / version
 
 
-def _check_limits(recipe: Recipe, findings: Findings) -> None:
+def _check_limits(recipe: Recipe, findings: Evaluation) -> None:
     values = {metric.name: metric.value for metric in findings.metrics}
     for name, least in recipe.limits:
         if values[name] < least:
@@ -96,7 +96,7 @@ def _fill(
     card: Callable[[Manifest, Parity], str],
 ) -> None:
     """Writes everything, the manifest last, and checks it as the service will."""
-    task = learner.settled(served)
+    task = learner.calibrated_task(served)
     requests = task.examples()
     if what.recipe.data.redistributable:
         task, requests = learner.golden_requests(served)

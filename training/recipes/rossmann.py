@@ -26,7 +26,7 @@ _OPTIONS = Options(
     layers=("1000", "500"),
     dropout=0.04,
     bins=8,
-    blanked=0.001,
+    value_dropout=0.001,
 )
 _SETTINGS = replace(TabularLearner.settings, epochs=4, batch_size=1024, rate=2e-3, weight_decay=0.2, threads=0)
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from training.core.results import Row
+from training.core.results import EpochLog
 from training.engine.lr_finder import RateSearch
 
 _BLUE, _ORANGE, _GREY = "#2458a6", "#c8641e", "#888888"
@@ -41,7 +41,7 @@ def _plain(axes: "Axes", title: str, across: str, up: str) -> None:
         axes.spines[side].set_visible(False)
 
 
-def curves(histories: Sequence[Sequence[Row]]) -> bytes:
+def curves(histories: Sequence[Sequence[EpochLog]]) -> bytes:
     """The loss in training and the score on validation data after each epoch; a line for each seed."""
     names = list(histories[0][0].scores)
     sheet = _sheet(10, 3.6)

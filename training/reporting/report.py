@@ -11,7 +11,7 @@ import jinja2
 import torch
 
 from tasks.manifest import Manifest
-from training.core.results import Findings, Outcome
+from training.core.results import Evaluation, RunResult
 from training.engine.runtime import Runtime
 from training.publishing.export import TOLERANCE, Parity
 from training.reporting import plots
@@ -19,13 +19,13 @@ from training.reporting.run_folder import Plan
 
 
 @dataclass(frozen=True)
-class Story:
+class ReportContext:
     """All that a report and a card are written from."""
 
     plan: Plan
-    outcome: Outcome
-    findings: Findings
-    described: str
+    outcome: RunResult
+    findings: Evaluation
+    data_summary: str
     hub_tag: str
     runtime: Runtime
     trained_with: str
@@ -37,7 +37,7 @@ class Story:
             "plan": self.plan,
             "outcome": self.outcome,
             "findings": self.findings,
-            "described": self.described,
+            "described": self.data_summary,
             "runtime": self.runtime,
             "command": self.plan.command,
             "epochs": len(self.outcome.histories[0]),

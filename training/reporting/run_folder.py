@@ -16,7 +16,7 @@ from training.core.config import Settings
 from training.core.errors import CannotTrain
 from training.core.provenance import code_version
 from training.core.recipe import Recipe
-from training.core.results import Row
+from training.core.results import EpochLog
 from training.engine.learner import Learner
 from training.engine.runtime import Runtime
 
@@ -143,7 +143,7 @@ def published_as(folder: Path, models: Path) -> str:
     return f"{model.parent.name}/{model.name}" if there else ""
 
 
-def write_history(folder: Path, rows: Sequence[Row]) -> None:
+def write_history(folder: Path, rows: Sequence[EpochLog]) -> None:
     """history.json and history.csv: a row an epoch."""
     (folder / "history.json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     flat = [{k: v for k, v in asdict(row).items() if k != "scores"} | row.scores for row in rows]

@@ -13,11 +13,11 @@ from torch.nn.functional import cross_entropy
 from training.core.config import Settings, option
 from training.core.errors import CannotTrain
 from training.core.recipe import DataCard
-from training.core.results import Figure, Row, Table
+from training.core.results import EpochLog, Figure, Table
 from training.core.sources import Archive, Source
-from training.engine.learner import Stage, Trainee
+from training.engine.learner import Stage, Trainable
 from training.engine.loop import fit
-from training.engine.optim import Group
+from training.engine.optim import ParamGroup
 from training.engine.runtime import Batch, Runtime
 from training.evaluation.classification import spread
 from training.learners.sentiment.awd_lstm import Dropouts
@@ -99,7 +99,7 @@ def numbers(train: str, valid: str) -> Numbers:
     return Numbers(known, new, len(index) + 1)
 
 
-class NextWords(Trainee):
+class NextWords(Trainable):
     """Learns to tell the next word of one stream, and is judged on another."""
 
     def __init__(self, step: Step, found: Numbers, settings: Settings, window: int) -> None:
@@ -116,9 +116,9 @@ class NextWords(Trainee):
         """One, of all epochs."""
         return (Stage("all", self.settings.epochs, self.settings.rate),)
 
-    def groups(self, network: nn.Module, stage: Stage) -> list[Group]:
+    def groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
         """All parameters alike."""
-        return [Group(tuple(network.parameters()))]
+        return [ParamGroup(tuple(network.parameters()))]
 
     def _told(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Logits (words, vocabulary) and the words themselves."""
@@ -138,7 +138,7 @@ class NextWords(Trainee):
         right, loss, count = 0, 0.0, 0
         rows = self.held_out.rows
         with torch.no_grad():
-            for keys in self.held_out.dealt(rows, seed=0, epoch=0):
+            for keys in self.held_out.batch_keys(rows, seed=0, epoch=0):
                 logits, words = self._told(network, runtime.move(self.held_out.__getitems__(keys)))
                 right += int((logits.argmax(dim=1) == words).sum())
                 loss += float(cross_entropy(logits, words, reduction="sum"))
@@ -182,7 +182,7 @@ def _seeds(settings: Settings) -> str:
     return "one seed" if settings.seeds == 1 else f"mean ± standard deviation of {settings.seeds} seeds"
 
 
-def _trained(step: Step, found: Numbers, bench: Bench) -> list[list[Row]]:
+def _trained(step: Step, found: Numbers, bench: Bench) -> list[list[EpochLog]]:
     several = []
     for seed in range(bench.settings.seed, bench.settings.seed + bench.settings.seeds):
         settings = replace(bench.settings, seed=seed)
@@ -197,7 +197,7 @@ def _trained(step: Step, found: Numbers, bench: Bench) -> list[list[Row]]:
     return several
 
 
-def _row(step: Step, several: list[list[Row]], vocabulary: int) -> tuple[str, ...]:
+def _row(step: Step, several: list[list[EpochLog]], vocabulary: int) -> tuple[str, ...]:
     last = [rows[-1].scores["accuracy"] for rows in several]
     best = [max(row.scores["accuracy"] for row in rows) for rows in several]
     weights = sum(p.numel() for p in step.made(vocabulary).parameters())
@@ -205,7 +205,7 @@ def _row(step: Step, several: list[list[Row]], vocabulary: int) -> tuple[str, ..
     return (step.name, step.words, spread(last), spread(best), course, f"{weights:,}")
 
 
-def _notes(histories: dict[str, list[list[Row]]]) -> tuple[str, ...]:
+def _notes(histories: dict[str, list[list[EpochLog]]]) -> tuple[str, ...]:
     """What can be said of the order, from what was measured."""
     means = {
         name: float(np.mean([rows[-1].scores["accuracy"] for rows in several])) for name, several in histories.items()

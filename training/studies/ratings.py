@@ -19,11 +19,11 @@ from training.core.recipe import DataCard
 from training.core.results import Table
 from training.core.sources import Archive, Source
 from training.data.download import Fetcher
-from training.data.splits import held_out
+from training.data.splits import validation_split
 from training.engine.batches import Key, SampleSet
-from training.engine.learner import Stage, Trainee
+from training.engine.learner import Stage, Trainable
 from training.engine.loop import fit
-from training.engine.optim import Group
+from training.engine.optim import ParamGroup
 from training.engine.runtime import Batch, Runtime
 from training.evaluation.classification import spread
 from training.learners.recommendations import metrics, sar
@@ -107,7 +107,7 @@ KINDS = (
 )
 
 
-class Raters(Trainee):
+class Raters(Trainable):
     """Learns to tell ratings; the best epoch is the one with the least error on a part of the training ratings."""
 
     lower_is_better = True
@@ -128,9 +128,9 @@ class Raters(Trainee):
         """One, of all epochs."""
         return (Stage("all", self.settings.epochs, self.settings.rate),)
 
-    def groups(self, network: nn.Module, stage: Stage) -> list[Group]:
+    def groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
         """All parameters alike."""
-        return [Group(tuple(network.parameters()))]
+        return [ParamGroup(tuple(network.parameters()))]
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """The mean squared error."""
@@ -171,7 +171,7 @@ def split(folder: Path, share: float) -> Split:
     """u1 as GroupLens made it; validation ratings are drawn from u1.base by a hash."""
     base, test = (read(next(folder.rglob(f"u1.{part}"))) for part in ("base", "test"))
     names = [f"{user} {item}" for user, item in zip(base.users.tolist(), base.items.tolist(), strict=True)]
-    held = np.array(held_out(names, [0] * len(names), share))
+    held = np.array(validation_split(names, [0] * len(names), share))
     users, items = (int(torch.cat([a, b]).max()) + 1 for a, b in ((base.users, test.users), (base.items, test.items)))
     return Split(base, base.where(~held), base.where(held), test, users, items)
 
@@ -312,7 +312,7 @@ def _ranked(found: Split, asked: Asked, bench: Bench) -> list[list[float]]:
 
     def train(settings: Settings, folder: Path) -> tuple[float, ...]:
         mine = replace(RecommendationsLearner.settings, seed=settings.seed, epochs=bench.options.ranking_epochs)
-        learner = RecommendationsLearner.opened(table, mine, TasteOptions(liked=float(_LIKED)), Fetcher(folder))
+        learner = RecommendationsLearner.from_data(table, mine, TasteOptions(liked=float(_LIKED)), Fetcher(folder))
         network = cast(TasteNetwork, learner.network())
         for _ in fit(learner, network, mine, bench.runtime, folder):
             pass

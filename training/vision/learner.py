@@ -11,7 +11,7 @@ from training.core.results import Figure
 from training.core.sources import SourceFetcher
 from training.data.images import Pictures
 from training.engine.learner import Learner, Stage
-from training.engine.optim import Group
+from training.engine.optim import ParamGroup
 from training.reporting import plots
 from training.vision.backbones import weights_file
 
@@ -54,7 +54,7 @@ class PictureLearner(Learner):
         self._open(data)
 
     @classmethod
-    def opened(cls, data: Path, settings: Settings, options: Any, fetcher: SourceFetcher) -> "PictureLearner":
+    def from_data(cls, data: Path, settings: Settings, options: Any, fetcher: SourceFetcher) -> "PictureLearner":
         """Reads the data. Raises CannotTrain."""
         return cls(data, settings, options, weights_file(options.backbone, options.weights, fetcher))
 
@@ -74,7 +74,7 @@ class PictureLearner(Learner):
             return (whole,)
         return (Stage("frozen", self.chosen.frozen_epochs, self.chosen.frozen_rate, frozen=True), whole)
 
-    def groups(self, network: nn.Module, stage: Stage) -> list[Group]:
+    def groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
         """Head, upper and lower half of the body.
 
         While the body is frozen its BatchNorm layers go on learning, scale, shift and statistics: they fit the
@@ -86,15 +86,15 @@ class PictureLearner(Learner):
             learns = not stage.frozen or isinstance(part, nn.BatchNorm2d)
             for parameter in part.parameters(recurse=False):
                 parameter.requires_grad = learns
-        head = Group(tuple(parameter for parameter in network.parameters() if id(parameter) not in of_the_body))
+        head = ParamGroup(tuple(parameter for parameter in network.parameters() if id(parameter) not in of_the_body))
         if stage.frozen:
-            return [head, Group(tuple(body.parameters()))]
+            return [head, ParamGroup(tuple(body.parameters()))]
         blocks, slower = body.blocks, self.chosen.discriminative
         half = len(blocks) // 2
         return [
             head,
-            Group(tuple(blocks[half:].parameters()), slower**-0.5),
-            Group(tuple(blocks[:half].parameters()), 1 / slower),
+            ParamGroup(tuple(blocks[half:].parameters()), slower**-0.5),
+            ParamGroup(tuple(blocks[:half].parameters()), 1 / slower),
         ]
 
     def _varied(self, count: int = 12) -> Figure:

@@ -98,9 +98,9 @@ def test_where_batches_gain_much_good_members_wait_for_as_many_more_as_there_are
 
 
 SPEEDS = {"rows": Speed(0.002, 0.0005), "pictures": Speed(0.0, 0.02), "tiles": Speed(0.0, 0.2)}
-MAX_EXTRA = {"rows": 32, "pictures": 8, "tiles": 2}
+MAX_BATCH = {"rows": 32, "pictures": 8, "tiles": 2}
 OFTEN = {"rows": 8, "pictures": 4, "tiles": 1}
-LONGEST_S = SPEEDS["tiles"].seconds(MAX_EXTRA["tiles"])
+MAX_BATCH_SECONDS = SPEEDS["tiles"].seconds(MAX_BATCH["tiles"])
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def requests_of(
 ) -> list[Request]:
     """Requests for three models, which arrive at random and keep both places of the device busy for `load` of it."""
     chance, came, requests = random.Random(seed), 0.0, []
-    mean = sum(OFTEN[name] * SPEEDS[name].seconds(MAX_EXTRA[name]) / MAX_EXTRA[name] for name in OFTEN) / sum(
+    mean = sum(OFTEN[name] * SPEEDS[name].seconds(MAX_BATCH[name]) / MAX_BATCH[name] for name in OFTEN) / sum(
         OFTEN.values()
     )
     for number in range(1, count + 1):
@@ -131,7 +131,7 @@ def requests_of(
 
 async def ask(model: Model, request: Request) -> object:
     now = asyncio.get_running_loop().time()
-    full = model.speed.seconds(MAX_EXTRA[request.model])
+    full = model.speed.seconds(MAX_BATCH[request.model])
     due = now + max(0.05, 20 * full)
     if request.poison == "other dtype":
         ran = await model.batcher.submit({"x": np.full((1, 1), request.value, np.float32)}, Deadline(due))
@@ -149,7 +149,7 @@ async def ask(model: Model, request: Request) -> object:
 async def play(requests: Sequence[Request]) -> list[tuple[float, object]]:
     """When each is answered, and how."""
     device, scheduler, loop = FakeDevice(), Scheduler(2), asyncio.get_running_loop()
-    models = {name: Model(device, scheduler, name, speed=SPEEDS[name], most=MAX_EXTRA[name]) for name in SPEEDS}
+    models = {name: Model(device, scheduler, name, speed=SPEEDS[name], most=MAX_BATCH[name]) for name in SPEEDS}
     ends: dict[float, tuple[float, object]] = {}
 
     async def client(request: Request) -> None:
@@ -194,7 +194,7 @@ def test_of_10_000_mixed_requests_with_1000_poisonous_no_neighbour_fails_or_wait
     """
     extra = extra_waits_of(requests_of(7, 10_000, [FAILS, FAILS, CORRUPT, *FATES], load=0.5))
 
-    assert max(extra) <= LONGEST_S
+    assert max(extra) <= MAX_BATCH_SECONDS
 
 
 def test_with_memory_that_is_short_and_slow_samples_no_neighbour_waits_for_more_than_two_batches() -> None:
@@ -206,8 +206,8 @@ def test_with_memory_that_is_short_and_slow_samples_no_neighbour_waits_for_more_
 
     extra = extra_waits_of(requests_of(1, 10_000, poisons))
 
-    assert max(extra) <= 2 * LONGEST_S
-    assert sum(wait > LONGEST_S for wait in extra) <= 0.01 * len(extra)
+    assert max(extra) <= 2 * MAX_BATCH_SECONDS
+    assert sum(wait > MAX_BATCH_SECONDS for wait in extra) <= 0.01 * len(extra)
 
 
 @settings(max_examples=40, deadline=None)

@@ -60,8 +60,8 @@ def test_copies_of_a_picture_are_never_on_both_sides(photos):
 
     found = read(folder)
 
-    sides = {photo.likeness: 0 for photo in found.train}
-    assert not sides.keys() & {photo.likeness for photo in found.validation}
+    sides = {photo.perceptual_hash: 0 for photo in found.train}
+    assert not sides.keys() & {photo.perceptual_hash for photo in found.validation}
     assert len(sides) < len(found.train)
 
 

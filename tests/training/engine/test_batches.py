@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data.splits import held_out
+from training.data.splits import validation_split
 from training.engine.batches import SampleSet, derived_seed, in_order, loader, shuffled
 from training.engine.inference import predicted
 from training.engine.runtime import Runtime
@@ -62,7 +62,7 @@ def test_validation_visits_every_sample_once(count, size, world):
 def test_a_split_keeps_copies_together_and_every_label_on_both_sides(pairs, share):
     groups, labels = [f"g{group}" for group, _ in pairs], [label for _, label in pairs]
 
-    held = held_out(groups, labels, share)
+    held = validation_split(groups, labels, share)
 
     sides = {}
     for group, side in zip(groups, held, strict=True):
@@ -77,8 +77,8 @@ def test_a_split_keeps_copies_together_and_every_label_on_both_sides(pairs, shar
 def test_a_split_does_not_depend_on_the_order_of_the_samples():
     groups, labels = [f"g{i}" for i in range(50)], [i % 3 for i in range(50)]
 
-    held = held_out(groups, labels, 0.2)
-    turned = held_out(groups[::-1], labels[::-1], 0.2)
+    held = validation_split(groups, labels, 0.2)
+    turned = validation_split(groups[::-1], labels[::-1], 0.2)
 
     assert held == turned[::-1]
     assert 8 <= sum(held) <= 12

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from training.engine.lr_finder import find_rate
-from training.engine.optim import Group, one_cycle, optimiser
+from training.engine.optim import ParamGroup, one_cycle, optimiser
 
 
 def small_network():
@@ -28,7 +28,7 @@ def loss(network, batch):
 
 @given(st.integers(4, 300))
 def test_the_rate_rises_to_its_peak_and_falls_to_nearly_nothing_while_momentum_does_the_opposite(steps):
-    optimizer = optimiser([Group(tuple(small_network().parameters()))], 0.01, 0.1)
+    optimizer = optimiser([ParamGroup(tuple(small_network().parameters()))], 0.01, 0.1)
     schedule = one_cycle(optimizer, steps)
     rates, momenta = [], []
 
@@ -50,7 +50,7 @@ def test_the_rate_rises_to_its_peak_and_falls_to_nearly_nothing_while_momentum_d
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_a_schedule_of_a_few_steps_works(steps):
-    optimizer = optimiser([Group(tuple(small_network().parameters()))], 0.01, 0.1)
+    optimizer = optimiser([ParamGroup(tuple(small_network().parameters()))], 0.01, 0.1)
     schedule = one_cycle(optimizer, steps)
 
     for _ in range(steps):
@@ -61,7 +61,7 @@ def test_a_schedule_of_a_few_steps_works(steps):
 
 def test_slower_groups_stay_slower_by_the_same_factor_all_the_way():
     network = small_network()
-    groups = [Group(tuple(network[3].parameters())), Group(tuple(network[0].parameters()), 0.125)]
+    groups = [ParamGroup(tuple(network[3].parameters())), ParamGroup(tuple(network[0].parameters()), 0.125)]
     optimizer = optimiser(groups, 0.01, 0.1)
     schedule = one_cycle(optimizer, 20)
 
@@ -74,7 +74,7 @@ def test_slower_groups_stay_slower_by_the_same_factor_all_the_way():
 
 def test_norms_and_biases_have_no_weight_decay_and_weights_do():
     network = small_network()
-    optimizer = optimiser([Group(tuple(network.parameters()))], 0.01, 0.1)
+    optimizer = optimiser([ParamGroup(tuple(network.parameters()))], 0.01, 0.1)
 
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
 
@@ -92,14 +92,14 @@ def test_what_is_frozen_is_not_given_to_the_optimiser():
     network = small_network()
     network[0].weight.requires_grad = False
 
-    optimizer = optimiser([Group(tuple(network.parameters()))], 0.01, 0.1)
+    optimizer = optimiser([ParamGroup(tuple(network.parameters()))], 0.01, 0.1)
 
     assert all(p.requires_grad for group in optimizer.param_groups for p in group["params"])
 
 
 def test_the_search_for_a_rate_leaves_network_and_optimiser_as_they_were():
     network = small_network()
-    optimizer = optimiser([Group(tuple(network.parameters()))], 0.01, 0.1)
+    optimizer = optimiser([ParamGroup(tuple(network.parameters()))], 0.01, 0.1)
     loss(network, next(batches())).backward()
     optimizer.step()
     before = copy.deepcopy((network.state_dict(), optimizer.state_dict()))
@@ -117,7 +117,7 @@ def test_the_search_for_a_rate_leaves_network_and_optimiser_as_they_were():
 
 def test_the_suggested_rate_lies_where_the_loss_falls_and_not_where_it_explodes():
     network = small_network()
-    optimizer = optimiser([Group(tuple(network.parameters()))], 0.01, 0.1)
+    optimizer = optimiser([ParamGroup(tuple(network.parameters()))], 0.01, 0.1)
 
     found = find_rate(network, loss, optimizer, batches(), high=100.0, steps=120)
 

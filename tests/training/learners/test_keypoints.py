@@ -21,8 +21,8 @@ from training.data.download import Fetcher
 from training.learners.keypoints import metrics
 from training.learners.keypoints.network import (
     HEADS,
+    FlipTTA,
     HeatMaps,
-    Mirrored,
     Nearness,
     ServedKeypoints,
     keypoint_loss,
@@ -144,7 +144,7 @@ def test_near_is_a_share_of_two_points_distance_or_of_the_box_around_all():
 
 
 def test_a_picture_and_its_mirror_image_have_mirrored_answers():
-    made = Mirrored(network("heatmaps").eval(), (1, 0, 2), SIZE)
+    made = FlipTTA(network("heatmaps").eval(), (1, 0, 2), SIZE)
 
     with torch.no_grad():
         points, spread = made(pixels())
@@ -157,7 +157,7 @@ def test_a_picture_and_its_mirror_image_have_mirrored_answers():
 
 @pytest.mark.parametrize(("head", "between"), [("heatmaps", (0, 2)), ("coordinates", None)])
 def test_the_exported_graph_agrees_with_the_network(head, between, tmp_path):
-    whole = Mirrored(network(head).eval(), (1, 0, 2), SIZE)
+    whole = FlipTTA(network(head).eval(), (1, 0, 2), SIZE)
     served = ServedKeypoints(whole, Nearness(between, 0.05), 1.5, torch.tensor([0.1, -0.2, 0.0])).eval()
 
     task = Keypoints(("a", "b", "c"), SIZE)
@@ -287,7 +287,7 @@ def test_faces_are_split_by_person_and_look_alike_in_a_mirror(tmp_path):
     found = recipe("faces")
     fetcher = Fetcher(tmp_path, str(SHARED), lambda text: None)
 
-    learner = learner_type(found.task).opened(fetcher.fetched(found.source), found.settings, found.options, fetcher)
+    learner = learner_type(found.task).from_data(fetcher.fetched(found.source), found.settings, found.options, fetcher)
 
     person = re.compile(found.options.group_pattern)
     train, validation = (
@@ -395,9 +395,9 @@ def test_data_that_may_be_passed_on_gives_goldens_of_its_own(dotted):
     options = replace(
         learner_class.options, backbone="shufflenet_v2_x0_5", weights="none", size=64, group_column="film"
     )
-    learner = learner_class.opened(dotted, learner_class.settings, options, Fetcher(dotted))
+    learner = learner_class.from_data(dotted, learner_class.settings, options, Fetcher(dotted))
     torch.manual_seed(0)
-    served = learner.served(learner.network())
+    served = learner.to_inference_module(learner.network())
 
     task, bodies = learner.golden_requests(served)
 

@@ -41,7 +41,7 @@ def texts(count: int = 40, seed: int = 0) -> list[np.ndarray]:
 
 
 def batches(stream: Stream, epoch: int, world: int = 1, rank: int = 0) -> list[dict[str, torch.Tensor]]:
-    keys = stream.dealt(stream.rows, seed=0, epoch=epoch, rank=rank, world=world)
+    keys = stream.batch_keys(stream.rows, seed=0, epoch=epoch, rank=rank, world=world)
     return [stream.__getitems__(part) for part in keys]
 
 
@@ -85,12 +85,12 @@ def test_a_stream_of_two_tokens_is_a_stream() -> None:
 def test_texts_of_like_length_share_a_batch_and_each_is_seen_once() -> None:
     samples = Labelled(texts(200), [0] * 200)
 
-    dealt = samples.dealt(10, seed=0, epoch=0)
+    batch_keys = samples.batch_keys(10, seed=0, epoch=0)
 
-    assert sorted(index for batch in dealt for _, index in batch) == list(range(200))
-    spread = [np.ptp(samples.lengths[[index for _, index in batch]]) for batch in dealt]
+    assert sorted(index for batch in batch_keys for _, index in batch) == list(range(200))
+    spread = [np.ptp(samples.lengths[[index for _, index in batch]]) for batch in batch_keys]
     assert max(spread) <= 4
-    assert dealt != samples.dealt(10, seed=0, epoch=1)
+    assert batch_keys != samples.batch_keys(10, seed=0, epoch=1)
 
 
 def test_a_long_text_keeps_its_beginning_and_its_end() -> None:

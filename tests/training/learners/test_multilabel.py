@@ -165,7 +165,9 @@ def test_the_majority_of_each_label_is_what_training_mostly_says():
 def test_the_loss_falls_with_the_right_tags_and_mixed_pictures_have_mixed_ones(tmp_path):
     folder = tagged_folder(tmp_path / "planet", some_rows())
     options = ClassificationLearner.options
-    learner = ClassificationLearner.opened(folder, Settings(), type(options)(weights="none", size=32, mixup=0.4), None)
+    learner = ClassificationLearner.from_data(
+        folder, Settings(), type(options)(weights="none", size=32, mixup=0.4), None
+    )
     batch = learner.samples.__getitems__([(0, i) for i in range(8)])
 
     class Right(torch.nn.Module):

@@ -19,7 +19,7 @@ from training.data.download import Fetcher
 from training.engine.runtime import Runtime
 from training.evaluation.embeddings import write_embeddings
 from training.learners.recommendations import metrics, sar
-from training.learners.recommendations.dataset import NO_TARGET, Prefixes, Questions
+from training.learners.recommendations.dataset import NO_TARGET, EvalQueries, HistorySamples
 from training.learners.recommendations.interactions import ColumnNames, kinds_of, read_ratings
 from training.learners.recommendations.learner import Options, RecommendationsLearner
 from training.learners.recommendations.network import ServedTaste, TasteNetwork, rank_bands
@@ -67,7 +67,7 @@ def ratings(folder):
 @pytest.fixture(scope="module")
 def learner(folder):
     options = Options(liked=4.0, features=("genres",), size=8)
-    return RecommendationsLearner.opened(folder, RecommendationsLearner.settings, options, Fetcher(folder))
+    return RecommendationsLearner.from_data(folder, RecommendationsLearner.settings, options, Fetcher(folder))
 
 
 def served_of(learner, seed=0):
@@ -76,7 +76,7 @@ def served_of(learner, seed=0):
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
-    return learner.served(network)
+    return learner.to_inference_module(network)
 
 
 def answers(served, task, tastes, length=None):
@@ -113,7 +113,7 @@ def test_of_each_user_the_last_two_liked_items_are_held_out_and_nothing_after_th
 
 
 def test_samples_know_nothing_of_what_is_held_out_or_comes_later(ratings):
-    samples = Prefixes(ratings, window=64, ahead=2, unrated=0.0)
+    samples = HistorySamples(ratings, window=64, ahead=2, unrated=0.0)
     likes = np.zeros(ratings.known, int)
     for person in ratings.people:
         trained = person.items[: person.trained_until][person.liked[: person.trained_until]]
@@ -141,7 +141,7 @@ def test_without_times_the_order_follows_from_the_seed_and_a_history_is_all_else
 
     assert not found.ordered
     assert orders[0] == orders[1] != orders[2]
-    samples = Prefixes(found, window=64, ahead=1, unrated=0.0)
+    samples = HistorySamples(found, window=64, ahead=1, unrated=0.0)
     batch = samples.__getitems__([(0, 0)])
     person = samples.people[0]
     trained = set(person.items[: person.trained_until].tolist())
@@ -220,7 +220,7 @@ def test_a_folder_without_ratings_and_features_that_are_not_there_are_named(tmp_
     with pytest.raises(CannotTrain, match=r"--features colour: .* its columns are: genres"):
         RecommendationsLearner(folder, settings, Options(features=("colour",)))
     with pytest.raises(CannotTrain, match="--window is to be 512 at most"):
-        RecommendationsLearner.opened(folder, settings, Options(window=513), Fetcher(folder))
+        RecommendationsLearner.from_data(folder, settings, Options(window=513), Fetcher(folder))
 
 
 def test_kinds_share_an_item():
@@ -369,7 +369,7 @@ def test_scores_of_the_learner_are_those_of_the_metrics(learner):
     assert isinstance(network, TasteNetwork)
     scores = learner.scores(network, Runtime(torch.device("cpu")))
 
-    questions = Questions(learner.ratings, test=False)
+    questions = EvalQueries(learner.ratings, test=False)
     batch = questions.__getitems__([(0, i) for i in range(len(questions))])
     with torch.no_grad():
         logits = network(*(batch[spec.name] for spec in learner.task.inputs))[0].numpy()
@@ -390,7 +390,7 @@ def test_embeddings_are_of_items_and_of_users_as_their_histories_make_them(learn
 
 def test_without_users_the_goldens_name_none(folder):
     options = Options(liked=4.0, size=8, keep_users=False)
-    learner = RecommendationsLearner.opened(folder, RecommendationsLearner.settings, options, Fetcher(folder))
+    learner = RecommendationsLearner.from_data(folder, RecommendationsLearner.settings, options, Fetcher(folder))
     served = served_of(learner)
 
     task, bodies = learner.golden_requests(served)

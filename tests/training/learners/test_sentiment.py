@@ -41,17 +41,17 @@ def reviews(tmp_path: Path) -> Path:
     return path
 
 
-def opened(path: Path, options: Options = SMALL) -> SentimentLearner:
-    return SentimentLearner.opened(path, Settings(epochs=1, batch_size=16), options, Fetcher(path.parent / "data"))
+def learner_of(path: Path, options: Options = SMALL) -> SentimentLearner:
+    return SentimentLearner.from_data(path, Settings(epochs=1, batch_size=16), options, Fetcher(path.parent / "data"))
 
 
 def test_the_language_model_never_reads_the_validation_texts(reviews: Path) -> None:
-    learner = opened(reviews)
+    learner = learner_of(reviews)
 
     train, valid = learner.places
 
     assert set(train).isdisjoint(valid)
-    assert len(learner.own) == len(train)
+    assert len(learner.recipe_for) == len(train)
     assert len(train) + len(valid) == len(learner.read.texts)
 
 
@@ -59,14 +59,14 @@ def test_texts_without_a_label_are_read_by_the_language_model_only(reviews: Path
     with reviews.open("a") as file:
         file.write("a film that nobody has judged yet,\n")
 
-    learner = opened(reviews)
+    learner = learner_of(reviews)
 
-    assert len(learner.own) == len(learner.samples) + 1
-    assert "1 without a label" in learner.described()
+    assert len(learner.recipe_for) == len(learner.samples) + 1
+    assert "1 without a label" in learner.data_summary()
 
 
 def test_the_network_thaws_from_the_top(reviews: Path) -> None:
-    learner = opened(reviews)
+    learner = learner_of(reviews)
     network = learner.network()
 
     learning = []
@@ -83,13 +83,13 @@ def test_the_network_thaws_from_the_top(reviews: Path) -> None:
 
 
 def test_the_classifier_begins_with_the_encoder_of_the_language_model(reviews: Path, tmp_path: Path) -> None:
-    learner = opened(reviews)
+    learner = learner_of(reviews)
     phases = learner.phases()
     phase = next(phases)
     network = phase.trainee.network()
     phase.keep(network, tmp_path / "kept")
 
-    begun, other = learner.network(), opened(reviews, Options(language_model=str(tmp_path / "kept")))
+    begun, other = learner.network(), learner_of(reviews, Options(language_model=str(tmp_path / "kept")))
 
     expected = network.encoder.layers[0].weight_hh_l0
     assert torch.equal(begun.encoder.layers[0].weight_hh_l0, expected)
@@ -100,7 +100,7 @@ def test_the_classifier_begins_with_the_encoder_of_the_language_model(reviews: P
 
 def test_a_corpus_that_is_not_known_is_named(reviews: Path) -> None:
     with pytest.raises(CannotTrain, match="wikitext-2"):
-        opened(reviews, Options(corpus="everything"))
+        learner_of(reviews, Options(corpus="everything"))
 
 
 def test_a_corpus_that_cannot_be_had_is_done_without(reviews: Path) -> None:
@@ -108,14 +108,14 @@ def test_a_corpus_that_cannot_be_had_is_done_without(reviews: Path) -> None:
     fetcher = Fetcher(reviews.parent / "data", "http://127.0.0.1:9", say=said.append, wait_s=0)
     options = Options(vocabulary=400, corpus="wikitext-2")
 
-    learner = SentimentLearner.opened(reviews, Settings(), options, fetcher)
+    learner = SentimentLearner.from_data(reviews, Settings(), options, fetcher)
 
     assert learner.general == []
     assert any("goes without wikitext-2" in line for line in said)
 
 
 def test_validation_texts_come_padded_to_a_bucket(reviews: Path) -> None:
-    learner = opened(reviews)
+    learner = learner_of(reviews)
 
     tokens = learner.validation(5)["tokens"]
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.core.errors import CannotTrain
-from training.data.splits import held_out
-from training.learners.sentiment.reader import TextRules, Texts, likeness, read_texts
+from training.data.splits import validation_split
+from training.learners.sentiment.reader import TextRules, Texts, perceptual_hash, read_texts
 
 RULES = TextRules()
 
@@ -134,10 +134,10 @@ def test_copies_of_a_text_stay_on_one_side_of_the_split(tmp_path: Path) -> None:
 
     found = table(tmp_path, "text,label\n" + "\n".join(rows))
 
-    kept = held_out(found.groups, found.labels, 0.3)
-    sides = {likeness(text): set() for text in found.texts}
+    kept = validation_split(found.groups, found.labels, 0.3)
+    sides = {perceptual_hash(text): set() for text in found.texts}
     for text, side in zip(found.texts, kept, strict=True):
-        sides[likeness(text)].add(side)
+        sides[perceptual_hash(text)].add(side)
     assert all(len(side) == 1 for side in sides.values())
     assert len(sides) == 20
     assert any(kept)
@@ -155,7 +155,7 @@ def test_likeness_does_not_see_capitals_and_blanks(text: str) -> None:
     if any("\ud800" <= character <= "\udfff" for character in text):
         return
 
-    assert likeness(f"  {text}\n ") == likeness(text)
+    assert perceptual_hash(f"  {text}\n ") == perceptual_hash(text)
 
 
 @pytest.mark.parametrize(

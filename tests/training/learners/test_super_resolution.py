@@ -400,7 +400,7 @@ class TestLearner:
 
     def test_a_picture_through_the_tiles_is_the_picture_through_the_network_at_once(self, good):
         learner = self.learner(good(*(f"{n}.png" for n in range(6)), size=(300, 220)))
-        served = learner.served(learner.network())
+        served = learner.to_inference_module(learner.network())
         worse, _ = learner.held_out.pair(0)
 
         restored = learner._restored(served, worse.pixels)
@@ -410,7 +410,7 @@ class TestLearner:
     def test_golden_requests_are_parts_that_differ_in_their_files(self, good):
         learner = self.learner(good(*(f"{n}.png" for n in range(12)), size=(240, 200)), valid_share=0.3)
 
-        task, bodies = learner.golden_requests(learner.served(learner.network()))
+        task, bodies = learner.golden_requests(learner.to_inference_module(learner.network()))
 
         assert task == learner.task
         assert [each.get("format") for each in bodies] == [None, "jpeg", "webp"]

@@ -59,9 +59,9 @@ def train(tmp_path, capsys):
     return run
 
 
-def opened(path, **options):
-    chosen = Options(**{"target": "amount", "layers": ("8",)} | options)
-    return TabularLearner.opened(path, TabularLearner.settings, chosen, Fetcher(path.parent))
+def learner_of(path, **options):
+    options = Options(**{"target": "amount", "layers": ("8",)} | options)
+    return TabularLearner.from_data(path, TabularLearner.settings, options, Fetcher(path.parent))
 
 
 @pytest.mark.slow
@@ -107,8 +107,8 @@ def test_a_table_with_a_number_becomes_a_report_a_model_and_embeddings(train, wr
 
 @pytest.mark.slow
 def test_rows_that_may_be_passed_on_are_the_goldens(written, tmp_path):
-    learner = opened(written(sales(300)))
-    served = learner.served(learner.network())
+    learner = learner_of(written(sales(300)))
+    served = learner.to_inference_module(learner.network())
 
     task, requests = learner.golden_requests(served)
 
@@ -127,9 +127,9 @@ def test_rows_that_may_be_passed_on_are_the_goldens(written, tmp_path):
     ],
 )
 def test_each_kind_of_split_leaves_rows_to_train_validate_and_calibrate(written, options, words):
-    learner = opened(written(sales(400)), **options)
+    learner = learner_of(written(sales(400)), **options)
 
-    assert words in learner.described()
+    assert words in learner.data_summary()
     assert len(learner.samples) + len(learner.held_out) == 400
     assert 0 < learner.split.calibrates.sum() < len(learner.held_out)
     assert "part" not in {column.name for column in learner.task.columns} or "split_column" not in options
@@ -145,16 +145,16 @@ def export_runtime():
 def test_the_logarithm_is_learnt_where_that_is_less_skewed_or_where_it_is_asked_for(written):
     path = written(sales(400))
 
-    assert opened(path).scale.log
-    assert not opened(path, log_target="no").scale.log
-    assert opened(path, bounds=("0", "1e5")).scale.high == 1e5
-    assert opened(path, measure="mae").measures[0] == "mae"
+    assert learner_of(path).scale.log
+    assert not learner_of(path, log_target="no").scale.log
+    assert learner_of(path, bounds=("0", "1e5")).scale.high == 1e5
+    assert learner_of(path, measure="mae").measures[0] == "mae"
 
 
 def test_a_class_can_be_split_by_time_too(written):
     frame = sales(300).with_columns(good=(pl.col("amount") > 100).cast(pl.String))
 
-    learner = opened(written(frame), target="good", ignore=("amount",), split_time="day")
+    learner = learner_of(written(frame), target="good", ignore=("amount",), split_time="day")
 
     assert learner.task.labels == ("false", "true")
     assert learner.valid_frame["day"].min() > learner.train_frame["day"].max()
@@ -163,7 +163,7 @@ def test_a_class_can_be_split_by_time_too(written):
 def test_what_is_unmeasured_is_left_out_and_told(written):
     frame = sales(300).with_columns(amount=pl.when(pl.int_range(300) % 50 == 0).then(None).otherwise(pl.col("amount")))
 
-    learner = opened(written(frame))
+    learner = learner_of(written(frame))
 
     assert "6 rows without a value of 'amount' are left out." in learner.notices
     assert len(learner.samples) + len(learner.held_out) == 294
@@ -193,7 +193,7 @@ def test_what_is_unmeasured_is_left_out_and_told(written):
 )
 def test_what_cannot_be_learnt_gets_one_sentence(written, frame, options, sentence):
     with pytest.raises(CannotTrain, match=sentence) as caught:
-        opened(written(frame), **options)
+        learner_of(written(frame), **options)
 
     assert "\n" not in str(caught.value)
 

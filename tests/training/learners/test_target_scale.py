@@ -101,7 +101,9 @@ def test_the_quantile_loss_is_least_at_the_quantiles(outside):
 
 def network(scaled):
     torch.manual_seed(0)
-    rows = TabularNetwork([3], torch.randn(100, 2), 1, layers=[8], dropout=0.0, bins=4, blanked=0.0, straight=(1,))
+    rows = TabularNetwork(
+        [3], torch.randn(100, 2), 1, layers=[8], dropout=0.0, bins=4, value_dropout=0.0, straight=(1,)
+    )
     targets = scaled.learnt(torch.linspace(scaled.low + 1, scaled.high - 1, 100, dtype=torch.float64))
     return NumberNetwork(rows, scaled, targets)
 

@@ -34,7 +34,7 @@ def test_the_mirror_holds_what_the_recipes_name(fetcher):
 
 def test_clothing_is_ten_classes_with_the_validation_folder_of_its_authors(fetcher):
     found = recipe("clothing")
-    learner = learner_type(found.task).opened(fetcher.fetched(found.source), found.settings, found.options, fetcher)
+    learner = learner_type(found.task).from_data(fetcher.fetched(found.source), found.settings, found.options, fetcher)
 
     assert len(learner.task.labels) == 10
     assert (len(learner.samples), len(learner.held_out)) == (3068, 341)
@@ -50,7 +50,7 @@ def test_the_pretrained_weights_fit_and_know_pictures(fetcher):
 
 def test_adult_reads_neither_race_nor_sex(fetcher):
     found = recipe("adult")
-    learner = learner_type(found.task).opened(fetcher.fetched(found.source), found.settings, found.options, fetcher)
+    learner = learner_type(found.task).from_data(fetcher.fetched(found.source), found.settings, found.options, fetcher)
 
     names = {column.name for column in learner.task.columns}
     assert not names & {"race", "sex", "fnlwgt", "income"}
@@ -62,7 +62,7 @@ def test_adult_reads_neither_race_nor_sex(fetcher):
 def test_bikes_learns_before_september_2012_and_never_from_what_adds_up_to_the_demand(fetcher, tmp_path):
     found = recipe("bikes")
     found.prepare(fetcher.fetched(found.source), tmp_path)
-    learner = learner_type(found.task).opened(tmp_path, found.settings, found.options, fetcher)
+    learner = learner_type(found.task).from_data(tmp_path, found.settings, found.options, fetcher)
 
     names = {column.name for column in learner.task.columns} | set(learner.task.ignored)
     assert not names & {"casual", "registered", "cnt", "instant"}

@@ -185,7 +185,7 @@ def test_a_file_that_is_missing_or_holds_something_else_is_named(official, tmp_p
 def test_the_network_reads_the_courses_22_categories_and_16_numbers(official, tmp_path):
     prepared(official, tmp_path)
     found = recipe("rossmann")
-    learner = learner_type("tabular").opened(tmp_path / "prepared", found.settings, found.options, None)
+    learner = learner_type("tabular").from_data(tmp_path / "prepared", found.settings, found.options, None)
 
     table = learner.task.table
     assert isinstance(learner, Learner)

@@ -20,7 +20,7 @@ from training.core.results import Figure
 from training.data.images import Photos, augmentation
 from training.engine.inference import predicted
 from training.engine.runtime import Batch, Runtime
-from training.learners.classification.network import Classifier, Mirrored
+from training.learners.classification.network import Classifier, FlipTTA
 from training.reporting import plots
 from training.vision.backbones import body
 from training.vision.learner import PictureLearner, PictureOptions
@@ -88,7 +88,7 @@ class ClassesLearner(PictureLearner):
         raise NotImplementedError
 
     def _whole(self, network: nn.Module) -> nn.Module:
-        return Mirrored(network) if self.chosen.tta else network
+        return FlipTTA(network) if self.chosen.tta else network
 
     def _logits(self, network: nn.Module, runtime: Runtime) -> Tensor:
         """Of the validation pictures."""

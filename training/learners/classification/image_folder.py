@@ -6,7 +6,7 @@ from pathlib import Path
 
 from training.core.errors import CannotTrain
 from training.data.images import picture_files, readable
-from training.data.splits import held_out
+from training.data.splits import validation_split
 
 _TRAIN, _VALIDATION = ("train", "training"), ("validation", "valid", "val")
 
@@ -17,7 +17,7 @@ class Photo:
 
     path: Path
     label: int
-    likeness: str = ""
+    perceptual_hash: str = ""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def read_folder(folder: Path, *, unreadable: str, valid_share: float, size: int)
         kept = _read(known, labels, unreadable, size, notices)
         photos = _without_copies(photos, kept, notices)
         return PhotoFolder(labels, photos, kept, f"the folders '{train.name}' and '{validation.name}'", tuple(notices))
-    held = held_out([photo.likeness for photo in photos], [photo.label for photo in photos], valid_share)
+    held = validation_split([photo.perceptual_hash for photo in photos], [photo.label for photo in photos], valid_share)
     split = f"{valid_share:.0%} of each class held out for validation by the hash of the picture"
     return PhotoFolder(
         labels,
@@ -101,7 +101,7 @@ def _read(
     """Every picture that can be decoded."""
     label_of = {file: labels.index(folder.name) for folder in classes for file in picture_files(folder)}
     found = readable(list(label_of), unreadable=unreadable, size=size, notices=notices)
-    photos = tuple(Photo(file, label_of[file], likeness) for file, likeness in found)
+    photos = tuple(Photo(file, label_of[file], perceptual_hash) for file, perceptual_hash in found)
     for label, name in enumerate(labels):
         if not any(photo.label == label for photo in photos) and any(folder.name == name for folder in classes):
             raise CannotTrain(f"No picture of class '{name}' can be read.")
@@ -109,8 +109,8 @@ def _read(
 
 
 def _without_copies(photos: tuple[Photo, ...], validation: tuple[Photo, ...], notices: list[str]) -> tuple[Photo, ...]:
-    seen = {photo.likeness for photo in validation}
-    kept = tuple(photo for photo in photos if photo.likeness not in seen)
+    seen = {photo.perceptual_hash for photo in validation}
+    kept = tuple(photo for photo in photos if photo.perceptual_hash not in seen)
     if len(kept) < len(photos):
         notices.append(f"{len(photos) - len(kept)} training pictures left out: copies of validation pictures.")
     return kept

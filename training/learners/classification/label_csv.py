@@ -11,7 +11,7 @@ from torch import Tensor
 
 from training.core.errors import CannotTrain
 from training.data.images import picture_files, readable
-from training.data.splits import held_out
+from training.data.splits import validation_split
 
 TABLE = "labels.csv"
 _PICTURE, _TAGS, _SPLIT = "image_name", "tags", "split"
@@ -135,7 +135,7 @@ def _part(row: dict[str, str], table: Path, number: int) -> str:
 
 
 def _split(
-    rows: Sequence[Tagged], likeness: dict[Path, str], counts: Counter[str], valid_share: float
+    rows: Sequence[Tagged], perceptual_hash: dict[Path, str], counts: Counter[str], valid_share: float
 ) -> tuple[tuple[Tagged, ...], tuple[Tagged, ...], str]:
     parts = {row.part for row in rows}
     if parts - {""}:
@@ -147,7 +147,7 @@ def _split(
     # A picture stands for its rarest tag, so that rare tags are on both sides.
     order = {tag: i for i, (tag, _) in enumerate(sorted(counts.items(), key=lambda item: (item[1], item[0])))}
     rarest = [min((order[tag] for tag in row.tags), default=len(order)) for row in rows]
-    held = held_out([likeness[row.path] for row in rows], rarest, valid_share)
+    held = validation_split([perceptual_hash[row.path] for row in rows], rarest, valid_share)
     split = f"{valid_share:.0%} of the pictures held out for validation by the hash of what they look like"
     train = tuple(row for row, out in zip(rows, held, strict=True) if not out)
     return train, tuple(row for row, out in zip(rows, held, strict=True) if out), split

@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from tasks._images import decode_picture
 from tasks.contract import Limits, Task
 from training.core.config import Settings
-from training.core.results import Figure, Findings, Table, Trained
+from training.core.results import Evaluation, Figure, Table, Trained
 from training.core.sources import SourceFetcher
 from training.engine.runtime import Runtime
 from training.evaluation import calibration, classification
@@ -38,11 +38,11 @@ class ClassificationLearner(ClassesLearner):
     )
 
     @classmethod
-    def opened(cls, data: Path, settings: Settings, options: Any, fetcher: SourceFetcher) -> PictureLearner:
+    def from_data(cls, data: Path, settings: Settings, options: Any, fetcher: SourceFetcher) -> PictureLearner:
         """Reads the data: folders of classes, or a table of tags. Raises CannotTrain."""
         if table_file(data):
-            return TagsLearner.opened(data, settings, options, fetcher)
-        return super().opened(data, settings, options, fetcher)
+            return TagsLearner.from_data(data, settings, options, fetcher)
+        return super().from_data(data, settings, options, fetcher)
 
     def _open(self, data: Path) -> None:
         options = self.chosen
@@ -52,7 +52,7 @@ class ClassificationLearner(ClassesLearner):
         task = self._new_task(self.folder.labels)
         self._prepare(task, _listed(self.folder.train), _listed(self.folder.validation))
 
-    def described(self) -> str:
+    def data_summary(self) -> str:
         """Counts, and what was found on reading."""
         folder = self.folder
         counts = f"{len(folder.train):,} pictures to train on, {len(folder.validation):,} to validate"
@@ -67,13 +67,13 @@ class ClassificationLearner(ClassesLearner):
         right = (logits.argmax(dim=1) == self.targets).float().mean()
         return {"accuracy": float(right), "loss": float(cross_entropy(logits, self.targets))}
 
-    def served(self, network: nn.Module) -> nn.Module:
+    def to_inference_module(self, network: nn.Module) -> nn.Module:
         """Calibrated on the validation pictures."""
         whole = self._on_cpu(network)
         logits = self._logits(whole, Runtime(torch.device("cpu")))
         return ServedClassifier(whole, calibration.temperature(logits, self.targets)).eval()
 
-    def findings(self, trained: Sequence[Trained], served: nn.Module) -> Findings:
+    def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
         """Accuracy, calibration, confusions, and the worst mistakes with what the network looked at."""
         temperature = float(cast(ServedClassifier, served).temperature)
         labels, targets = self.task.labels, self.targets.numpy()
@@ -86,7 +86,7 @@ class ClassificationLearner(ClassesLearner):
             "as trained": calibration.reliability(before, targets),
             "calibrated": calibration.reliability(probabilities, targets),
         }
-        return Findings(
+        return Evaluation(
             metrics=classification_metrics(probabilities, before, targets, f"{len(targets)} validation pictures"),
             notes=self._notes(trained, targets, temperature, float((probabilities.argmax(axis=1) == targets).mean())),
             tables=(classes, confused),

@@ -14,7 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from tasks.classification import Classification
 from tasks.contract import Task
 from training.core.errors import CannotTrain
-from training.core.results import Figure, Findings, Table, Trained
+from training.core.results import Evaluation, Figure, Table, Trained
 from training.engine.runtime import Runtime
 from training.evaluation import calibration, classification
 from training.learners.classification.base import ClassesLearner
@@ -48,7 +48,7 @@ class TagsLearner(ClassesLearner):
             ([picture.path for picture in kept], self.table.targets(kept)),
         )
 
-    def described(self) -> str:
+    def data_summary(self) -> str:
         """Counts, and what was found on reading."""
         table = self.table
         tags = float(self.samples.targets.sum()) / len(table.train)
@@ -71,21 +71,21 @@ class TagsLearner(ClassesLearner):
         at_half = f_score((logits > 0).numpy(), targets.astype(int))
         return {"average_precision": float(precision), "micro_f1": at_half, "loss": float(loss)}
 
-    def served(self, network: nn.Module) -> nn.Module:
+    def to_inference_module(self, network: nn.Module) -> nn.Module:
         """Calibrated on the validation pictures."""
         whole = self._on_cpu(network)
         logits = self._logits(whole, Runtime(torch.device("cpu")))
         found = calibration.temperature(logits, self.targets, loss=binary_cross_entropy_with_logits)
         return ServedTags(whole, found).eval()
 
-    def settled(self, served: nn.Module) -> Task:
+    def calibrated_task(self, served: nn.Module) -> Task:
         """With the thresholds that validation chose."""
         return self._settled(self._probabilities(served))
 
     def _settled(self, probabilities: Any) -> Classification:
         return replace(self.task, thresholds=best_thresholds(probabilities, self.targets.numpy().astype(int)))
 
-    def findings(self, trained: Sequence[Trained], served: nn.Module) -> Findings:
+    def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
         """F scores, thresholds, calibration, and the worst mistakes with what the network looked at."""
         temperature = float(cast(ServedTags, served).temperature)
         probabilities, targets = self._probabilities(served), self.targets.numpy().astype(int)
@@ -97,7 +97,7 @@ class TagsLearner(ClassesLearner):
             "as trained": calibration.reliability(*two_sided(before, targets)),
             "calibrated": calibration.reliability(*two_sided(probabilities, targets)),
         }
-        return Findings(
+        return Evaluation(
             metrics=tag_metrics(probabilities, before, targets, thresholds, samples),
             notes=self._notes(trained, targets, temperature),
             tables=(labels,),

@@ -53,7 +53,7 @@ class ServedTags(ServedClassifier):
         return logits.sigmoid()
 
 
-class Mirrored(nn.Module):
+class FlipTTA(nn.Module):
     """Test-time augmentation: the mean over a picture and its mirror image; twice the cost."""
 
     def __init__(self, network: nn.Module) -> None:

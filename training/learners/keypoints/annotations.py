@@ -99,12 +99,14 @@ def read_points(data: Path, rules: TableRules) -> PointData:
         names, rows = own, rows + read
     _refuse_twice(rows)
     notices: list[str] = []
-    likeness = dict(readable([row.path for row in rows], unreadable=rules.unreadable, size=rules.size, notices=notices))
-    kept = [row for row in rows if row.path in likeness]
+    perceptual_hash = dict(
+        readable([row.path for row in rows], unreadable=rules.unreadable, size=rules.size, notices=notices)
+    )
+    kept = [row for row in rows if row.path in perceptual_hash]
     marked = _within(kept, rules, notices)
     grouped = bool(rules.group_column or rules.group_pattern)
     if not grouped:
-        marked = [Marked(each.path, each.points, likeness[each.path]) for each in marked]
+        marked = [Marked(each.path, each.points, perceptual_hash[each.path]) for each in marked]
     _check_enough(names or (), marked, data)
     return PointData(names or (), tuple(marked), grouped, tuple(notices))
 

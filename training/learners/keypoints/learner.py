@@ -19,8 +19,8 @@ from tasks.keypoints import Keypoints, placed
 from tasks.manifest import Metric
 from training.core.config import option
 from training.core.errors import CannotTrain
-from training.core.results import Figure, Findings, Table, Trained
-from training.data.splits import held_out
+from training.core.results import Evaluation, Figure, Table, Trained
+from training.data.splits import validation_split
 from training.engine.inference import predicted
 from training.engine.runtime import Batch, Runtime
 from training.evaluation.calibration import BINS
@@ -31,7 +31,7 @@ from training.learners.keypoints.annotations import Marked, PointData, TableRule
 from training.learners.keypoints.dataset import PointedPictures, Turning
 from training.learners.keypoints.network import (
     HEADS,
-    Mirrored,
+    FlipTTA,
     Nearness,
     ServedKeypoints,
     keypoint_loss,
@@ -123,7 +123,7 @@ class KeypointsLearner(PictureLearner):
         self.between = pair_of(names, options.between)
         self.task: Keypoints = Keypoints(names, options.size, "pad", pairs_of(names, options.links, "links"))
         groups = [each.group for each in self.data.marked]
-        held = held_out(groups, [0] * len(groups), options.valid_share)
+        held = validation_split(groups, [0] * len(groups), options.valid_share)
         turning = Turning(
             degrees=options.rotation,
             smallest=options.smallest,
@@ -153,7 +153,7 @@ class KeypointsLearner(PictureLearner):
         if np.isnan(self.sizes).all():
             raise CannotTrain("No validation picture shows the two points of --between: name others, or leave it out.")
 
-    def described(self) -> str:
+    def data_summary(self) -> str:
         """Counts, how it was split, and what was found on reading."""
         word = "groups" if self.data.grouped else "kinds of picture (copies count once)"
         counts = f"{len(self.samples):,} pictures to train on, {len(self.held_out):,} to validate"
@@ -195,11 +195,11 @@ class KeypointsLearner(PictureLearner):
     def _errors(self, points: NDArray[np.floating]) -> NDArray[np.floating]:
         return metrics.relative_errors(points, self.truth, self.sizes)
 
-    def served(self, network: nn.Module) -> nn.Module:
+    def to_inference_module(self, network: nn.Module) -> nn.Module:
         """Calibrated on the validation pictures."""
         whole: nn.Module = copy.deepcopy(network).float().cpu().eval()
         if self.chosen.tta:
-            whole = Mirrored(whole, self.twins, self.task.size)
+            whole = FlipTTA(whole, self.twins, self.task.size)
         nearness = Nearness(self.between, self.chosen.near)
         joined = predicted(_Joined(whole), ["image"], self.held_out, _CPU, batch_size=64)
         errors = self._errors(self._placed(joined[..., :2].numpy()))
@@ -216,7 +216,7 @@ class KeypointsLearner(PictureLearner):
         confidence = (served.slope * near + served.offsets).sigmoid()
         return _Measured(points, self._errors(points), confidence.numpy(), near)
 
-    def findings(self, trained: Sequence[Trained], served: nn.Module) -> Findings:
+    def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
         """Errors by point, part and person, calibration, and pictures with their points, the worst first."""
         found = self._measured(cast(ServedKeypoints, served))
         groups = [each.group for each in self.marked]
@@ -226,7 +226,7 @@ class KeypointsLearner(PictureLearner):
             tables.append(metrics.by_group(found.errors, groups, "group"))
         if self.between:
             tables.append(self._by_turn(found))
-        return Findings(
+        return Evaluation(
             metrics=self._metrics(found, groups),
             notes=self._notes(trained, found, groups),
             tables=tuple(tables),

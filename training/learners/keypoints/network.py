@@ -163,7 +163,7 @@ def _bell(middle: Tensor, count: int, size: int, cell_spread: float) -> Tensor:
     return (-0.5 * away**2).softmax(dim=2)
 
 
-class Mirrored(nn.Module):
+class FlipTTA(nn.Module):
     """Test-time augmentation: the mean over a picture and its mirror image; twice the cost."""
 
     twins: Tensor

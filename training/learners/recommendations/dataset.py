@@ -36,7 +36,7 @@ def batch_of(
     }
 
 
-class Prefixes(SampleSet):
+class HistorySamples(SampleSet):
     """Of each user, runs of `ahead` liked items: the history before a run is the sample, the run its targets.
 
     Where a run begins is shifted from epoch to epoch. Where the data has no order, the history is all else that the
@@ -88,7 +88,7 @@ class Prefixes(SampleSet):
 
 
 @dataclass(frozen=True)
-class Question:
+class EvalQuery:
     """A user at the moment before a held-out item."""
 
     person: Person
@@ -110,12 +110,12 @@ class Question:
         return int(self.person.items[self.until])
 
 
-class Questions(SampleSet):
+class EvalQueries(SampleSet):
     """The held-out items of all users, or of as many as `most`: what the network is asked, and what it should say."""
 
     def __init__(self, ratings: Ratings, *, test: bool, most: int = 5_000) -> None:
         self.items = ratings.known
-        asked = [Question(each, each.held_out[test]) for each in ratings.people if each.held_out]
+        asked = [EvalQuery(each, each.held_out[test]) for each in ratings.people if each.held_out]
         self.asked = asked[:: -(-len(asked) // most)]
 
     def __len__(self) -> int:

@@ -13,10 +13,10 @@ from torch import nn
 
 from tasks.manifest import Metric
 from tasks.recommendations import Recommendations
-from training.core.results import EmbeddingTable, Figure, Findings, Table
+from training.core.results import EmbeddingTable, Evaluation, Figure, Table
 from training.evaluation.embeddings import extremes
 from training.learners.recommendations import metrics, sar
-from training.learners.recommendations.dataset import Question, batch_of
+from training.learners.recommendations.dataset import EvalQuery, batch_of
 from training.learners.recommendations.interactions import Ratings
 from training.learners.recommendations.metrics import Lists
 from training.learners.recommendations.plots import exposed, item_planes
@@ -26,7 +26,7 @@ K = 10
 _BATCH = 32
 _RARE = 10
 _SMALL = 30
-Asked = Sequence[Question]
+Asked = Sequence[EvalQuery]
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,9 @@ def gain(lists: Lists, asked: Asked) -> float:
     return float(gains_of(lists, asked).mean())
 
 
-def found_out(
+def evaluate_recommender(
     judge: Judge, served: Sequence[nn.Module], embeddings: Sequence[EmbeddingTable], grouped: Sequence[str]
-) -> Findings:
+) -> Evaluation:
     """All that is measured of the first of the networks, and how much the others differ."""
     asked, known = judge.testing, judge.ratings.known
     variant, similarity = judge.best_variant()
@@ -120,7 +120,7 @@ def found_out(
     shown = {name: metrics.exposure(each, known) for name, each in lists.items()}
     first = lists["this network"]
     named = [EmbeddingTable(each.field, each.values, each.vectors, each.names) for each in embeddings[:1]]
-    return Findings(
+    return Evaluation(
         metrics=_metrics(judge, first, ours, tuned, untuned, popular, seeds),
         notes=_notes(judge, ours, tuned, variant),
         tables=(

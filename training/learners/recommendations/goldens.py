@@ -27,11 +27,11 @@ def clear_requests(task: Recommendations, served: nn.Module) -> tuple[Recommenda
     similar = _clearest(task, served, _similar(task))
     named = [each["item"] for each in rated["ratings"]]
     user = _clearest(task, served, _users(task)) if task.users else None
-    settled = replace(task, example_user=user["user"] if user else "", example_items=tuple(named))
+    calibrated_task = replace(task, example_user=user["user"] if user else "", example_items=tuple(named))
     without = {**(user or rated), "exclude": [named[0]], "k": 2}
-    popular = _clearest(settled, served, iter([{"ratings": [], "k": 5}]))
-    seen = _clearest(settled, served, iter([{**rated, "include_seen": True}]))
-    return settled, [*([user] if user else []), rated, popular, similar, without, seen]
+    popular = _clearest(calibrated_task, served, iter([{"ratings": [], "k": 5}]))
+    seen = _clearest(calibrated_task, served, iter([{**rated, "include_seen": True}]))
+    return calibrated_task, [*([user] if user else []), rated, popular, similar, without, seen]
 
 
 def _users(task: Recommendations) -> Iterator[dict[str, Any]]:

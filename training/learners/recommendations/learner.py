@@ -15,14 +15,14 @@ from tasks.contract import Arrays, Task
 from tasks.recommendations import Recommendations
 from training.core.config import Settings, option
 from training.core.errors import CannotTrain
-from training.core.results import EmbeddingTable, Findings, Trained
+from training.core.results import EmbeddingTable, Evaluation, Trained
 from training.core.sources import SourceFetcher
 from training.engine.inference import answered
 from training.engine.learner import Learner, Stage
-from training.engine.optim import Group
+from training.engine.optim import ParamGroup
 from training.engine.runtime import Batch, Runtime
-from training.learners.recommendations.dataset import NO_TARGET, Prefixes, Questions, batch_of
-from training.learners.recommendations.evaluate import Judge, found_out
+from training.learners.recommendations.dataset import NO_TARGET, EvalQueries, HistorySamples, batch_of
+from training.learners.recommendations.evaluate import Judge, evaluate_recommender
 from training.learners.recommendations.goldens import clear_requests
 from training.learners.recommendations.interactions import ColumnNames, Person, kinds_of, read_ratings
 from training.learners.recommendations.network import ServedTaste, TasteNetwork
@@ -69,12 +69,12 @@ class RecommendationsLearner(Learner):
         names = ColumnNames(options.user_column, options.item_column, options.rating_column, options.time_column)
         self.ratings = read_ratings(data, names, liked=options.liked, seed=settings.seed)
         self.features, self.feature_names = self._features()
-        self.samples: Prefixes = Prefixes(
+        self.samples: HistorySamples = HistorySamples(
             self.ratings, window=options.window, ahead=options.ahead, unrated=options.unrated
         )
         if not len(self.samples):
             raise CannotTrain(f"{data}: nobody liked two items, so there is nothing to learn from.")
-        self.validating, self.testing = Questions(self.ratings, test=False), Questions(self.ratings, test=True)
+        self.validating, self.testing = EvalQueries(self.ratings, test=False), EvalQueries(self.ratings, test=True)
         self.task: Recommendations = Recommendations(
             known=self.ratings.known,
             scale=self.ratings.scale,
@@ -86,7 +86,7 @@ class RecommendationsLearner(Learner):
         )
 
     @classmethod
-    def opened(
+    def from_data(
         cls,
         data: Path,
         settings: Settings,
@@ -114,7 +114,7 @@ class RecommendationsLearner(Learner):
             names += kinds
         return np.concatenate(parts, axis=1), tuple(names)
 
-    def described(self) -> str:
+    def data_summary(self) -> str:
         """Counts, the split, and what was found on reading."""
         people, liked = self.ratings.people, int(self.ratings.likes.sum())
         total = sum(len(person.items) for person in people)
@@ -156,9 +156,9 @@ class RecommendationsLearner(Learner):
         """One."""
         return (Stage("whole", self.trained_with.epochs, self.trained_with.rate),)
 
-    def groups(self, network: nn.Module, stage: Stage) -> list[Group]:
+    def groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
         """All parameters alike."""
-        return [Group(tuple(parameter for parameter in network.parameters()))]
+        return [ParamGroup(tuple(parameter for parameter in network.parameters()))]
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """Cross entropy of the items that were liked next, among all that were not yet rated."""
@@ -181,18 +181,20 @@ class RecommendationsLearner(Learner):
         ndcg, hits, surprise, count = runtime.total(sums).tolist()
         return {"ndcg_at_10": ndcg / count, "hit_rate_at_10": hits / count, "loss": surprise / count}
 
-    def served(self, network: nn.Module) -> nn.Module:
+    def to_inference_module(self, network: nn.Module) -> nn.Module:
         """With tables of 16 bits."""
         scale = self.ratings.scale
         liked_from = scale.liked_from if scale else 1
         exact = cast(TasteNetwork, network).float().cpu().eval()
         return ServedTaste(exact, self.likes, most=self.task.most, liked_from=liked_from).eval()
 
-    def findings(self, trained: Sequence[Trained], served: nn.Module) -> Findings:
+    def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
         """Figures on the test items, beside co-occurrence and popularity; by groups; who gets shown; examples."""
-        others = [self.served(each.network) for each in trained[1:]]
+        others = [self.to_inference_module(each.network) for each in trained[1:]]
         judge = Judge(self.ratings, self.task, self.validating.asked, self.testing.asked)
-        return found_out(judge, [served, *others], self.embeddings(trained[0].network), self.chosen.features[:1])
+        return evaluate_recommender(
+            judge, [served, *others], self.embeddings(trained[0].network), self.chosen.features[:1]
+        )
 
     def validation(self, count: int) -> Arrays:
         """The last moments of as many users, evenly from the first to the last, by the same bucket."""
@@ -206,7 +208,7 @@ class RecommendationsLearner(Learner):
 
     def embeddings(self, network: nn.Module) -> Sequence[EmbeddingTable]:
         """What each item asks of a taste, and each user's taste; but for a bias, their product orders the items."""
-        served = cast(ServedTaste, self.served(network))
+        served = cast(ServedTaste, self.to_inference_module(network))
         table, people, known = self.ratings.table, self.ratings.people, self.ratings.known
         tastes = []
         with torch.no_grad():

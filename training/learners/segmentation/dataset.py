@@ -15,7 +15,7 @@ from tasks._masks import Colour
 from tasks.segmentation import Segmentation, ViewWindows
 from training.core.errors import CannotTrain
 from training.data.images import Pictures, decoded, picture_files, readable
-from training.data.splits import held_out
+from training.data.splits import validation_split
 from training.engine.batches import Key
 from training.engine.runtime import Batch
 
@@ -51,7 +51,7 @@ class Pair:
     mask: Path
     width: int
     height: int
-    likeness: str
+    perceptual_hash: str
     indices: frozenset[int]
 
 
@@ -95,12 +95,12 @@ def read_masks(
     kept = _paired(*validation, unreadable, size, notices) if validation else ()
     classes = _classes(root, labels, void, (*pairs, *kept))
     if kept:
-        seen = {pair.likeness for pair in kept}
-        alone = tuple(pair for pair in pairs if pair.likeness not in seen)
+        seen = {pair.perceptual_hash for pair in kept}
+        alone = tuple(pair for pair in pairs if pair.perceptual_hash not in seen)
         if len(alone) < len(pairs):
             notices.append(f"{len(pairs) - len(alone)} training pictures left out: copies of validation pictures.")
         return MaskFolder(classes, alone, kept, "the folders of the data, as they are", tuple(notices))
-    held = held_out([pair.likeness for pair in pairs], [0] * len(pairs), valid_share)
+    held = validation_split([pair.perceptual_hash for pair in pairs], [0] * len(pairs), valid_share)
     split = f"{valid_share:.0%} of the pictures held out for validation by their hash"
     train_part, kept = (tuple(p for p, out in zip(pairs, held, strict=True) if out == side) for side in (False, True))
     if not kept:
@@ -169,7 +169,7 @@ def _without_ending(masks: dict[str, Path], pictures: Collection[str]) -> dict[s
     return {name.removesuffix(ending): path for name, path in masks.items()}
 
 
-def _checked(path: Path, mask: Path, likeness: str, size: int) -> Pair:
+def _checked(path: Path, mask: Path, perceptual_hash: str, size: int) -> Pair:
     picture, indices = decoded(path, size), read_mask(mask)
     height, width = indices.shape
     if (picture.width, picture.height) != (width, height):
@@ -177,7 +177,9 @@ def _checked(path: Path, mask: Path, likeness: str, size: int) -> Pair:
             f"{path} has {picture.width}×{picture.height} pixels and its mask {mask} {width}×{height}: "
             "a mask has a pixel for each of its picture's."
         )
-    return Pair(path, mask, width, height, likeness, frozenset(np.flatnonzero(np.bincount(indices.ravel())).tolist()))
+    return Pair(
+        path, mask, width, height, perceptual_hash, frozenset(np.flatnonzero(np.bincount(indices.ravel())).tolist())
+    )
 
 
 def read_mask(path: Path) -> NDArray[np.uint8]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tasks.manifest import Metric
-from training.core.results import Figure, Findings, Table
+from training.core.results import Evaluation, Figure, Table
 from training.engine.runtime import Batch
 from training.evaluation import calibration, classification
 from training.learners.segmentation import plots as segmentation_plots
@@ -107,7 +107,7 @@ class Evidence:
         return found
 
 
-def findings(evidence: Evidence, samples: MaskedPictures, counts: Matrix, notes: Sequence[str]) -> Findings:
+def findings(evidence: Evidence, samples: MaskedPictures, counts: Matrix, notes: Sequence[str]) -> Evaluation:
     """Figures, tables and failures; `counts` are the labels' pixels in the training pictures."""
     labels, matrix, palette = evidence.labels, evidence.matrix, evidence.held_out.task.palette
     before, after = evidence.probabilities(1.0), evidence.probabilities(evidence.temperature)
@@ -116,7 +116,7 @@ def findings(evidence: Evidence, samples: MaskedPictures, counts: Matrix, notes:
         "calibrated": calibration.reliability(after, evidence.targets),
     }
     confused = classification.most_confused(matrix, labels)
-    return Findings(
+    return Evaluation(
         metrics=_metrics(evidence, matrix, before, after),
         notes=(*notes, _certainty(evidence)),
         tables=(_per_class(matrix, counts, labels), confused),

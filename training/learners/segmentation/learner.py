@@ -20,7 +20,7 @@ from tasks.contract import Arrays, Limits, Task
 from tasks.segmentation import Segmentation
 from training.core.config import Settings, option
 from training.core.errors import CannotTrain
-from training.core.results import Findings, Trained
+from training.core.results import Evaluation, Trained
 from training.engine.inference import answered
 from training.engine.runtime import Batch, Runtime
 from training.evaluation import calibration, classification
@@ -98,7 +98,7 @@ class SegmentationLearner(PictureLearner):
         self.counts = self.samples.pixels_of_each()
         self.weights_of_classes = _weights(self.counts, options.balance)
 
-    def described(self) -> str:
+    def data_summary(self) -> str:
         """Counts, and what was found on reading."""
         folder = self.folder
         counts = f"{len(folder.train):,} pictures with masks to train on, {len(folder.validation):,} to validate"
@@ -157,7 +157,7 @@ class SegmentationLearner(PictureLearner):
         for batch, (logits,) in answered(network, ["image"], self.held_out, _CPU, batch_size=_AT_ONCE):
             yield batch, logits
 
-    def served(self, network: nn.Module) -> nn.Module:
+    def to_inference_module(self, network: nn.Module) -> nn.Module:
         """Calibrated on validation pixels; the task gets the example whose answer is clearest."""
         whole = copy.deepcopy(network).float().cpu().eval()
         logits, targets = zip(*(some_pixels(batch, found) for batch, found in self._answers(whole)), strict=True)
@@ -186,7 +186,7 @@ class SegmentationLearner(PictureLearner):
         rows, columns = (samples.context.places(axis, size) for axis, size in enumerate(logits.shape[1:]))
         return float((first - second)[rows][:, columns].min())
 
-    def findings(self, trained: Sequence[Trained], served: nn.Module) -> Findings:
+    def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
         """IoU of each class, calibration, confusions, and the worst masks beside their pictures."""
         segmenter = cast(ServedSegmenter, served)
         evidence = Evidence.gathered(self._answers(segmenter.network), self.held_out, float(segmenter.temperature))

@@ -37,7 +37,7 @@ class Stream(SampleSet):
         """As many as windows fit into a row."""
         return max(1, (self._length - 1) // self.window)
 
-    def dealt(self, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[list[Key]]:
+    def batch_keys(self, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[list[Key]]:
         """The rows of each step, in the order of the text."""
         return [
             [(epoch, step * self.rows + row) for row in range(rank, self.rows, world)]
@@ -88,7 +88,7 @@ class Labelled(SampleSet):
     def __len__(self) -> int:
         return len(self.texts)
 
-    def dealt(self, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[list[Key]]:
+    def batch_keys(self, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[list[Key]]:
         """Random batches of like length: pools of fifty batches are sorted by length, and dealt in random order."""
         random = np.random.default_rng(derived_seed(seed, epoch))
         steps = self.steps(batch_size)

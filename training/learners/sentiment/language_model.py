@@ -15,8 +15,8 @@ from training.core.config import Settings
 from training.core.errors import CannotTrain
 from training.engine import checkpoint
 from training.engine.inference import answered
-from training.engine.learner import Stage, Trainee
-from training.engine.optim import Group
+from training.engine.learner import Stage, Trainable
+from training.engine.optim import ParamGroup
 from training.engine.runtime import Batch, Runtime
 from training.learners.sentiment.awd_lstm import Dropouts, Encoder, LanguageModel, Sizes
 from training.learners.sentiment.dataset import Stream, Tokens, counts
@@ -59,7 +59,7 @@ def read(folder: Path) -> Stored:
     return Stored(tokenizer, sizes, state["frequent"], tuple(state["order"]), state["weights"])
 
 
-class LanguageModelling(Trainee):
+class LanguageModelling(Trainable):
     """Trains a language model on texts, from nothing or from a stored one."""
 
     lower_is_better = True
@@ -97,9 +97,9 @@ class LanguageModelling(Trainee):
         """One: everything learns at one rate."""
         return (Stage("language model", self.settings.epochs, self.settings.rate),)
 
-    def groups(self, network: nn.Module, stage: Stage) -> list[Group]:
+    def groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
         """All parameters."""
-        return [Group(tuple(network.parameters()))]
+        return [ParamGroup(tuple(network.parameters()))]
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy, with the penalties on the last layer's outputs."""

@@ -18,16 +18,17 @@ from tasks.manifest import Metric
 from tasks.sentiment import Sentiment
 from training.core.config import Settings, option
 from training.core.errors import CannotTrain
-from training.core.results import Findings, Table, Trained
+from training.core.results import Evaluation, Table, Trained
 from training.core.sources import SourceFetcher
-from training.data.splits import held_out
+from training.data.splits import validation_split
 from training.engine.inference import predicted
 from training.engine.learner import Learner, Phase, Stage
-from training.engine.optim import Group
+from training.engine.optim import ParamGroup
 from training.engine.runtime import Batch, Runtime
 from training.evaluation import calibration, classification
 from training.evaluation.classification import classification_metrics
-from training.learners.sentiment import evaluate, language_model, nbsvm
+from training.learners.sentiment import evaluate as evaluation
+from training.learners.sentiment import language_model, nbsvm
 from training.learners.sentiment.awd_lstm import Dropouts, Encoder, Explained, Sizes, TextClassifier
 from training.learners.sentiment.corpora import corpus, corpus_names
 from training.learners.sentiment.dataset import Labelled, Tokens
@@ -88,7 +89,7 @@ class SentimentLearner(Learner):
 
     def __init__(self, texts: Texts, general: Sequence[str], settings: Settings, options: Options) -> None:
         self.chosen, self.trained_with, self.read = options, settings, texts
-        kept = held_out(texts.groups, texts.labels, options.valid_share)
+        kept = validation_split(texts.groups, texts.labels, options.valid_share)
         self.places = ([i for i, k in enumerate(kept) if not k], [i for i, k in enumerate(kept) if k])
         # Texts of like length share a batch where they are asked for in this order.
         self.places[1].sort(key=lambda i: len(texts.texts[i]))
@@ -109,7 +110,7 @@ class SentimentLearner(Learner):
         self.scored: dict[str, dict[str, float]] = {}
 
     @classmethod
-    def opened(cls, data: Path, settings: Settings, options: Any, fetcher: SourceFetcher) -> "SentimentLearner":
+    def from_data(cls, data: Path, settings: Settings, options: Any, fetcher: SourceFetcher) -> "SentimentLearner":
         """Reads and splits the texts. Raises CannotTrain."""
         rules = TextRules(options.text_column, options.label_column, options.group_column, options.neighbours)
         texts = read_texts(data, rules)
@@ -123,7 +124,7 @@ class SentimentLearner(Learner):
     def _sizes(self, vocabulary: int) -> Sizes:
         return Sizes(vocabulary, self.chosen.embedding, self.chosen.hidden, self.chosen.layers)
 
-    def described(self) -> str:
+    def data_summary(self) -> str:
         """Counts, and what was found on reading."""
         train, valid = self.places
         words = f"{len(self.task.labels)} labels, {len(train):,} texts to train on, {len(valid):,} to validate"
@@ -186,7 +187,7 @@ class SentimentLearner(Learner):
             Stage("all", settings.epochs, settings.rate / 2),
         )
 
-    def groups(self, network: nn.Module, stage: Stage) -> list[Group]:
+    def groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
         """From the head downwards, as far as the stage goes; each layer slower than the one above."""
         classifier = cast(TextClassifier, network)
         parts: list[list[nn.Module]] = [[classifier.norm, classifier.head]]
@@ -199,7 +200,7 @@ class SentimentLearner(Learner):
             parameters = tuple(p for module in modules for p in module.parameters())
             for parameter in parameters:
                 parameter.requires_grad_(True)
-            groups.append(Group(parameters, _SLOWER**-depth))
+            groups.append(ParamGroup(parameters, _SLOWER**-depth))
         return groups
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
@@ -216,7 +217,7 @@ class SentimentLearner(Learner):
         right = (logits.argmax(dim=1) == self.held_out.targets).float().mean()
         return {"accuracy": float(right), "loss": float(cross_entropy(logits, self.held_out.targets))}
 
-    def served(self, network: nn.Module) -> nn.Module:
+    def to_inference_module(self, network: nn.Module) -> nn.Module:
         """With n-grams beside it, weighed against each other by the validation texts; says what each token adds."""
         trained = cast(TextClassifier, copy.deepcopy(network).float().cpu().eval())
         n_grams = self._n_grams() if self.chosen.n_grams else None
@@ -234,31 +235,31 @@ class SentimentLearner(Learner):
         parts = [self._logits(trained, runtime)]
         return parts if n_grams is None else [*parts, self._logits(Summed(n_grams), runtime)]
 
-    def findings(self, trained: Sequence[Trained], served: nn.Module) -> Findings:
+    def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
         """Accuracy, calibration, the words that decide, mistakes, tf-idf beside; and the language model's figures."""
-        task, explained, run = self.task, cast(Explained, served), evaluate.runs(served)
+        task, explained, run = self.task, cast(Explained, served), evaluation.runs(served)
         texts, targets = [self.read.texts[i] for i in self.places[1]], self.held_out.targets.numpy()
-        judged = evaluate.Judged(task.labels, texts, targets, evaluate.said_of(task, run, texts))
+        judged = evaluation.Judged(task.labels, texts, targets, evaluation.said_of(task, run, texts))
         parts = self._parts(trained[0].network, cast(NGrams | None, explained.n_grams))
         before = parts[0].softmax(1).double().numpy()
-        beside, verdict = evaluate.against_baseline(judged, self._baseline(texts))
-        named, naming = evaluate.identity_table(task, run, len(task.labels) - 1)
-        words = evaluate.deciding_words(judged)
+        beside, verdict = evaluation.against_baseline(judged, self._baseline(texts))
+        named, naming = evaluation.identity_table(task, run, len(task.labels) - 1)
+        words = evaluation.deciding_words(judged)
         bins = {
             "the network as trained": calibration.reliability(before, targets),
             "as served": calibration.reliability(judged.probabilities, targets),
         }
-        tables = [beside, evaluate.length_table(judged), evaluate.words_table(words), *self._of_phases()]
-        quoted = evaluate.wrong_table(judged, quoted=False)
-        return Findings(
+        tables = [beside, evaluation.length_table(judged), evaluation.words_table(words), *self._of_phases()]
+        quoted = evaluation.wrong_table(judged, quoted=False)
+        return Evaluation(
             metrics=(
                 *classification_metrics(judged.probabilities, before, targets, f"{len(targets)} validation texts"),
                 *self._accuracies(parts),
             ),
             notes=(verdict, self._of_parts(parts, explained.shares), *self._notes(trained, judged)),
             tables=(*tables, quoted, named),
-            figures=evaluate.views(judged, words, bins, ""),
-            failures=(*evaluate.failures(judged), naming),
+            figures=evaluation.views(judged, words, bins, ""),
+            failures=(*evaluation.failures(judged), naming),
         )
 
     def _accuracies(self, parts: Sequence[Tensor]) -> tuple[Metric, ...]:
@@ -267,7 +268,7 @@ class SentimentLearner(Learner):
             return ()
         targets, count = self.held_out.targets, f"{len(self.held_out)} validation texts"
         groups = [self.read.groups[i] for i in self.places[1]]
-        half = torch.tensor(held_out(groups, targets.tolist(), 0.5))
+        half = torch.tensor(validation_split(groups, targets.tolist(), 0.5))
         right = torch.zeros(len(targets), dtype=torch.bool)
         for chosen in (half, ~half):
             shares = calibration.shares([part[chosen] for part in parts], targets[chosen])
@@ -302,7 +303,7 @@ class SentimentLearner(Learner):
         texts, labels = [read.texts[i] for i in train], [read.labels[i] for i in train]
         return tf_idf(texts, labels, [read.groups[i] for i in train], valid, len(read.names))
 
-    def _notes(self, trained: Sequence[Trained], judged: evaluate.Judged) -> list[str]:
+    def _notes(self, trained: Sequence[Trained], judged: evaluation.Judged) -> list[str]:
         longest = self.task.buckets[-1]
         notes = [
             f"Split: {self.chosen.valid_share:.0%} of the groups of texts are held out ({self._grouping()}). The best "
@@ -359,7 +360,7 @@ class SentimentLearner(Learner):
         """Short validation texts of each label that it is sure of, and one of the longest."""
         texts = [self.read.texts[i] for i in self.places[1]]
         short = [i for i, text in enumerate(texts) if 40 <= len(text) <= 1000][:300] or list(range(len(texts)))[:300]
-        said = evaluate.said_of(self.task, evaluate.runs(served), [texts[i] for i in short])
+        said = evaluation.said_of(self.task, evaluation.runs(served), [texts[i] for i in short])
         found = []
         for label in reversed(range(len(self.task.labels))):
             sure = [(float(each.probabilities[label]), i) for each, i in zip(said, short, strict=True)]

@@ -90,7 +90,7 @@ def read_texts(path: Path, rules: TextRules) -> Texts:
     places = _without_known(_without_copies(places, found), found)
     labelled = [i for i in places if found.labels[i] is not None]
     values = [str(found.labels[i]) for i in labelled]
-    groups = [found.groups[i] or likeness(found.texts[i]) for i in labelled]
+    groups = [found.groups[i] or perceptual_hash(found.texts[i]) for i in labelled]
     names = _names(values, groups, path)
     _note_contradictions([found.texts[i] for i in labelled], values, found.notices)
     index = {name: i for i, name in enumerate(names)}
@@ -104,7 +104,7 @@ def read_texts(path: Path, rules: TextRules) -> Texts:
     )
 
 
-def likeness(text: str) -> str:
+def perceptual_hash(text: str) -> str:
     """A hash that texts share which differ in no more than capitals, blanks and how their letters are encoded."""
     plain = " ".join(unicodedata.normalize("NFKC", text).lower().split())
     return hashlib.sha256(plain.encode()).hexdigest()
@@ -116,7 +116,7 @@ def _without_copies(places: Sequence[int], found: _Found) -> list[int]:
     kept = []
     for i in places:
         group = found.groups[i]
-        if group is None or first.setdefault(likeness(found.texts[i]), group) == group:
+        if group is None or first.setdefault(perceptual_hash(found.texts[i]), group) == group:
             kept.append(i)
     if len(kept) < len(places):
         found.notices.append(f"{len(places) - len(kept):,} texts were left out: copies of texts in another group.")
@@ -125,8 +125,8 @@ def _without_copies(places: Sequence[int], found: _Found) -> list[int]:
 
 def _without_known(places: Sequence[int], found: _Found) -> list[int]:
     """Without unlabelled texts that stand there with a label too: one of those may be for validation."""
-    known = {likeness(found.texts[i]) for i in places if found.labels[i] is not None}
-    kept = [i for i in places if found.labels[i] is not None or likeness(found.texts[i]) not in known]
+    known = {perceptual_hash(found.texts[i]) for i in places if found.labels[i] is not None}
+    kept = [i for i in places if found.labels[i] is not None or perceptual_hash(found.texts[i]) not in known]
     if len(kept) < len(places):
         found.notices.append(
             f"{len(places) - len(kept):,} unlabelled texts were left out: they have a label elsewhere."
@@ -157,7 +157,7 @@ def _names(values: Sequence[str], groups: Sequence[str], path: Path) -> list[str
 def _note_contradictions(texts: Sequence[str], values: Sequence[str], notices: list[str]) -> None:
     labels: dict[str, set[str]] = {}
     for text, value in zip(texts, values, strict=True):
-        labels.setdefault(likeness(text), set()).add(value)
+        labels.setdefault(perceptual_hash(text), set()).add(value)
     if several := sum(len(found) > 1 for found in labels.values()):
         notices.append(f"{several:,} texts stand there with more than one label.")
 

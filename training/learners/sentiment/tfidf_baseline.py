@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.splits import held_out
+from training.data.splits import validation_split
 
 _STRENGTHS = (1.0, 3.0, 10.0, 30.0)
 _INNER_SHARE = 0.15
@@ -30,7 +30,7 @@ def tf_idf(
     least = 2 if len(texts) > 1000 else 1
     vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=least, strip_accents="unicode")
     features = vectors.fit_transform(texts)
-    targets, inner = np.array(labels), np.array(held_out(groups, labels, _INNER_SHARE))
+    targets, inner = np.array(labels), np.array(validation_split(groups, labels, _INNER_SHARE))
     strength = _STRENGTHS[2]
     if inner.any() and len(set(targets[~inner].tolist())) > 1:
         known, new = features[~inner], features[inner]

@@ -13,7 +13,7 @@ from PIL import Image
 from tasks._images import Picture
 from training.core.errors import CannotTrain
 from training.data.images import Pictures, picture_files, readable
-from training.data.splits import held_out
+from training.data.splits import validation_split
 from training.engine.batches import Key
 from training.engine.runtime import Batch
 from training.learners.super_resolution.degradation import Crops, Damage, Degraded, clean, degraded, whole_multiple
@@ -56,11 +56,13 @@ def read_sharp(folder: Path, *, unreadable: str, valid_share: float, smallest: i
     notices: list[str] = []
     likenesses = dict(readable(_large(files, smallest, notices), unreadable=unreadable, size=smallest, notices=notices))
     judged = [file for each in tests.values() for file in each]
-    kept_apart = {likeness for _, likeness in readable(judged, unreadable="refuse", size=smallest, notices=notices)}
-    own = [file for file, likeness in likenesses.items() if likeness not in kept_apart]
+    kept_apart = {
+        perceptual_hash for _, perceptual_hash in readable(judged, unreadable="refuse", size=smallest, notices=notices)
+    }
+    own = [file for file, perceptual_hash in likenesses.items() if perceptual_hash not in kept_apart]
     if len(own) < len(likenesses):
         notices.append(f"{len(likenesses) - len(own)} pictures left out: copies of test pictures.")
-    out = held_out([likenesses[file] for file in own], [0] * len(own), valid_share)
+    out = validation_split([likenesses[file] for file in own], [0] * len(own), valid_share)
     train = tuple(file for file, held in zip(own, out, strict=True) if not held)
     validation = tuple(file for file, held in zip(own, out, strict=True) if held)
     if not train or not validation:

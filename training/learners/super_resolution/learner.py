@@ -20,7 +20,7 @@ from tasks.contract import Arrays, Task
 from tasks.super_resolution import SuperResolution
 from training.core.config import option
 from training.core.errors import CannotTrain
-from training.core.results import Figure, Findings, Trained
+from training.core.results import Evaluation, Figure, Trained
 from training.engine.runtime import Batch, Runtime
 from training.learners.super_resolution.dataset import DamagedCrops, DamagedPictures, read_sharp
 from training.learners.super_resolution.degradation import Crops, Damage, Degraded
@@ -98,7 +98,7 @@ class SuperResolutionLearner(PictureLearner):
         options = self.chosen
         return DamagedPictures(files, options.scale, damage, longest=options.longest, cache_bytes=self.room // 4)
 
-    def described(self) -> str:
+    def data_summary(self) -> str:
         """Counts, and what was found on reading."""
         folder = self.folder
         counts = f"{len(folder.train):,} pictures to train on, {len(folder.validation):,} to validate"
@@ -158,18 +158,18 @@ class SuperResolutionLearner(PictureLearner):
     def _larger(self, covered: NDArray[np.bool_]) -> NDArray[np.bool_]:
         return covered.repeat(self.task.scale, 0).repeat(self.task.scale, 1)
 
-    def served(self, network: nn.Module) -> nn.Module:
+    def to_inference_module(self, network: nn.Module) -> nn.Module:
         """Pixels in, pixels out."""
         return ServedGenerator(copy.deepcopy(network).float().cpu()).eval()
 
-    def findings(self, trained: Sequence[Trained], served: nn.Module) -> Findings:
+    def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
         """Figures on validation and test pictures against bicubic resizing, as they are served: tile by tile."""
         self.perception.cpu()
         sets = {"validation": self.held_out, **self.tests}
         damaged = {name: self._judged(served, pictures, clean=False) for name, pictures in sets.items()}
         clean = {name: self._judged(served, pictures, clean=True) for name, pictures in sets.items()}
         largest = max(damaged, key=lambda name: len(damaged[name]))
-        return Findings(
+        return Evaluation(
             metrics=metrics(damaged, clean),
             notes=self._notes(trained),
             tables=(by_set(damaged, clean), by_quality(damaged[largest], largest)),

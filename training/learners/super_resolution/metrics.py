@@ -41,8 +41,8 @@ def ssim(got: Pixels, wanted: Pixels) -> float:
     mean_a, mean_b = local(a), local(b)
     variances = local(a * a) - mean_a**2 + local(b * b) - mean_b**2
     covariance = local(a * b) - mean_a * mean_b
-    likeness = (2 * mean_a * mean_b + _C1) * (2 * covariance + _C2)
-    return float((likeness / ((mean_a**2 + mean_b**2 + _C1) * (variances + _C2))).mean())
+    perceptual_hash = (2 * mean_a * mean_b + _C1) * (2 * covariance + _C2)
+    return float((perceptual_hash / ((mean_a**2 + mean_b**2 + _C1) * (variances + _C2))).mean())
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from training.core.sources import SourceFetcher
 from training.data.table_split import Split, Splitter
 from training.data.tables import Kinds, Rows, columns_of, plain, read_table
 from training.engine.learner import Learner, Stage
-from training.engine.optim import Group
+from training.engine.optim import ParamGroup
 from training.evaluation.embeddings import extremes
 from training.learners.tabular.embedding_transfer import Reuse
 from training.learners.tabular.network import NumberNetwork, TabularNetwork
@@ -62,7 +62,7 @@ class Options:
     layers: tuple[str, ...] = option(("256", "128"), "sizes of the hidden layers")
     dropout: float = option(0.2, "share of the features that are dropped in training")
     bins: int = option(48, "into how many bins a number is spread")
-    blanked: float = option(0.01, "share of the values that training replaces by unknown or missing ones")
+    value_dropout: float = option(0.01, "share of the values that training replaces by unknown or missing ones")
 
 
 class RowsLearner(Learner):
@@ -95,7 +95,7 @@ class RowsLearner(Learner):
         self.held_out = self._rows(self.valid_frame)
 
     @classmethod
-    def opened(cls, data: Path, settings: Settings, options: Options, fetcher: SourceFetcher) -> "RowsLearner":  # noqa: ARG003
+    def from_data(cls, data: Path, settings: Settings, options: Options, fetcher: SourceFetcher) -> "RowsLearner":  # noqa: ARG003
         """Reads the table. Raises CannotTrain."""
         return cls(*table_at(data, options), settings, options)
 
@@ -152,7 +152,7 @@ class RowsLearner(Learner):
         arrays = self.task.preprocess(plain(frame, self.task.columns)).arrays
         return Rows({name: arrays[name] for name in INPUTS}, self._targets(frame))
 
-    def described(self) -> str:
+    def data_summary(self) -> str:
         """Counts, kinds of columns, and what was found on reading."""
         table = self.task.table
         counts = f"{len(self.samples):,} rows to train on, {len(self.held_out):,} to validate, {self.split.words}"
@@ -173,7 +173,7 @@ class RowsLearner(Learner):
             layers=[int(size) for size in options.layers],
             dropout=options.dropout,
             bins=options.bins,
-            blanked=options.blanked,
+            value_dropout=options.value_dropout,
             straight=[i for i, column in enumerate(table.numbers) if column.name in self._elapsed()],
         )
 
@@ -185,9 +185,9 @@ class RowsLearner(Learner):
         """One."""
         return (Stage("whole", self.trained_with.epochs, self.trained_with.rate),)
 
-    def groups(self, network: nn.Module, stage: Stage) -> list[Group]:
+    def groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
         """All parameters alike."""
-        return [Group(tuple(network.parameters()))]
+        return [ParamGroup(tuple(network.parameters()))]
 
     def validation(self, count: int) -> Arrays:
         """Validation rows, evenly from the first to the last."""
@@ -225,9 +225,9 @@ class RowsLearner(Learner):
         names = [column.name for column in table.categories], [column.name for column in table.numbers]
         for kind, columns in zip(INPUTS, names, strict=True):
             for place, column in enumerate(columns):
-                dealt = {name: tensor.clone() for name, tensor in inputs.items()}
-                dealt[kind][:, place] = dealt[kind][order, place]
-                losses[column] = loss(_outputs(served, dealt), count) - full
+                batch_keys = {name: tensor.clone() for name, tensor in inputs.items()}
+                batch_keys[kind][:, place] = batch_keys[kind][order, place]
+                losses[column] = loss(_outputs(served, batch_keys), count) - full
         shown = sorted(losses, key=lambda name: -losses[name])[:25]
         png = plots.bars(shown, [losses[name] for name in shown], "Importance of the columns", what)
         note = f"{what.capitalize()} when a column's values are shuffled among the rows."

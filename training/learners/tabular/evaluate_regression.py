@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.manifest import Metric
-from training.core.results import Figure, Findings, Table, Trained
+from training.core.results import Evaluation, Figure, Table, Trained
 from training.data.tables import as_text
 from training.evaluation.classification import spread
 from training.learners.tabular import plots
@@ -41,7 +41,7 @@ class NumberFindings:
     said: Predicted
     stretch: float
 
-    def written(self, tables: tuple[Table, ...], more: tuple[Figure, ...]) -> Findings:
+    def written(self, tables: tuple[Table, ...], more: tuple[Figure, ...]) -> Evaluation:
         """All of it, with the tables and figures that the learner adds."""
         learner, said, first = self.learner, self.said, self.learner.measures[0]
         boosted = self._boosted()
@@ -49,7 +49,7 @@ class NumberFindings:
         over_time = by_time(times, said, first) if times is not None else ()
         groups = tuple(by_column(learner.valid_frame[name], said, first) for name in learner.chosen.audit)
         baseline, verdict = self._against(boosted)
-        return Findings(
+        return Evaluation(
             metrics=(*self._metrics(), *self._over_seeds(boosted)),
             notes=(self._protocol(), verdict, self._on_the_interval()),
             tables=(baseline, *over_time, *groups, self._worst(), *tables),

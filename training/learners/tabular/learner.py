@@ -20,7 +20,7 @@ from tasks.contract import Task
 from tasks.manifest import Metric
 from tasks.tabular import Tabular, with_examples
 from training.core.config import Settings
-from training.core.results import Figure, Findings, Table, Trained
+from training.core.results import Evaluation, Figure, Table, Trained
 from training.core.sources import SourceFetcher
 from training.data.tables import is_number, labels_of, plain
 from training.engine.inference import predicted
@@ -44,7 +44,7 @@ class TabularLearner(RowsLearner):
     hub_tag: ClassVar[str] = "tabular-classification"
 
     @classmethod
-    def opened(cls, data: Path, settings: Settings, options: Options, fetcher: SourceFetcher) -> RowsLearner:  # noqa: ARG003
+    def from_data(cls, data: Path, settings: Settings, options: Options, fetcher: SourceFetcher) -> RowsLearner:  # noqa: ARG003
         """Reads the table, and gives it to whoever learns such a target. Raises CannotTrain."""
         path, frame = table_at(data, options)
         number = is_number(frame, options.target, options.kind, path)
@@ -94,13 +94,13 @@ class TabularLearner(RowsLearner):
         first = {"roc_auc": _auc(probabilities, self.targets)} if len(self.task.labels) == 2 else {}
         return {**first, "accuracy": accuracy, "loss": loss}
 
-    def served(self, network: nn.Module) -> nn.Module:
+    def to_inference_module(self, network: nn.Module) -> nn.Module:
         """Calibrated on the validation rows."""
         exact = copy.deepcopy(network).float().cpu()
         logits = predicted(exact, INPUTS, self.held_out, Runtime(torch.device("cpu")), batch_size=4096)
         return ServedTabular(exact, calibration.temperature(logits, torch.from_numpy(self.targets))).eval()
 
-    def findings(self, trained: Sequence[Trained], served: nn.Module) -> Findings:
+    def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
         """Figures with their spread over the seeds, against gradient boosting, by class and by audit group."""
         temperature = float(cast(ServedTabular, served).temperature)
         targets, labels = self.targets, self.task.labels
@@ -127,7 +127,7 @@ class TabularLearner(RowsLearner):
             judged=lambda said, rows: float((said == targets[rows]).mean()),
         )
         tables, planes = self.embedding_views(trained[0].network, reuse)
-        return Findings(
+        return Evaluation(
             metrics=(*classification.classification_metrics(probabilities, before, targets, samples), *seeds),
             notes=(
                 f"Validated on {self._validated()}. "

@@ -75,8 +75,8 @@ def _edges(known: Tensor, bins: int) -> Tensor:
 class TabularNetwork(nn.Module):
     """Embedded categories beside encoded numbers, through a perceptron.
 
-    In training a share `blanked` of the categories is replaced by UNKNOWN and as many by MISSING, and of the numbers
-    by NaN: so their meaning is learnt even where the training data is complete.
+    In training, `value_dropout` of the categories become UNKNOWN and as many become MISSING, and as many of the numbers
+    become NaN: so their meaning is learnt even where the training data is complete.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class TabularNetwork(nn.Module):
         layers: Sequence[int],
         dropout: float,
         bins: int,
-        blanked: float,
+        value_dropout: float,
         straight: Sequence[int] = (),
     ) -> None:
         """`categories` are the numbers of values of each column; `numbers` those of the training data.
@@ -96,7 +96,7 @@ class TabularNetwork(nn.Module):
         `straight` are the places of numbers that are not spread into bins: such as go on beyond what training saw.
         """
         super().__init__()
-        self.blanked = blanked
+        self.value_dropout = value_dropout
         sizes = [FIRST_KNOWN + n for n in categories]
         self.embeddings = nn.ModuleList(nn.Embedding(size, embedding_size(size)) for size in sizes)
         for table in self.embeddings:
@@ -114,13 +114,13 @@ class TabularNetwork(nn.Module):
 
     def forward(self, categories: Tensor, numbers: Tensor) -> tuple[Tensor]:
         """int64 (n, columns) and float32 (n, columns) to logits (n, classes)."""
-        if self.training and self.blanked:
+        if self.training and self.value_dropout:
             categories, numbers = self._blank(categories, numbers)
         return (self.layers(self._features(categories, numbers)),)
 
     def hidden(self, categories: Tensor, numbers: Tensor) -> Tensor:
         """As `forward`, to what the last layer reads, (n, its width)."""
-        if self.training and self.blanked:
+        if self.training and self.value_dropout:
             categories, numbers = self._blank(categories, numbers)
         return cast(Tensor, self.layers[:-1](self._features(categories, numbers)))
 
@@ -131,9 +131,9 @@ class TabularNetwork(nn.Module):
 
     def _blank(self, categories: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         chance = torch.rand(categories.shape, device=categories.device)
-        categories = categories.masked_fill(chance < self.blanked, UNKNOWN)
-        categories = categories.masked_fill(chance > 1 - self.blanked, MISSING)
-        return categories, numbers.masked_fill(torch.rand_like(numbers) < self.blanked, torch.nan)
+        categories = categories.masked_fill(chance < self.value_dropout, UNKNOWN)
+        categories = categories.masked_fill(chance > 1 - self.value_dropout, MISSING)
+        return categories, numbers.masked_fill(torch.rand_like(numbers) < self.value_dropout, torch.nan)
 
 
 class ServedTabular(nn.Module):

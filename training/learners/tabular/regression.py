@@ -16,7 +16,7 @@ from tasks._tables import Column
 from tasks.contract import Task
 from tasks.tabular import Tabular, with_examples
 from training.core.errors import CannotTrain
-from training.core.results import Findings, Trained
+from training.core.results import Evaluation, Trained
 from training.data.tables import plain
 from training.engine.inference import answered
 from training.engine.runtime import Batch, Runtime
@@ -40,7 +40,7 @@ class NumbersLearner(RowsLearner):
     lower_is_better = True
 
     def _read_target(self, path: Path, frame: pl.DataFrame) -> None:
-        measures_for(_values(frame, self.chosen.target), log=False, chosen=self.chosen.measure)
+        measures_for(_values(frame, self.chosen.target), log=False, options=self.chosen.measure)
 
     def _strata(self, frame: pl.DataFrame) -> NDArray[np.integer]:
         """Tenths of the target, so that both sides of a random split have as many large numbers."""
@@ -49,15 +49,15 @@ class NumbersLearner(RowsLearner):
         return np.searchsorted(edges, values)
 
     def _task(self, columns: tuple[Column, ...], left_out: tuple[str, ...]) -> Tabular:
-        target, chosen = self.chosen.target, self.chosen
+        target, options = self.chosen.target, self.chosen
         if self.valid_frame.height < _MIN_ROWS:
             raise CannotTrain(
                 f"The split leaves {self.valid_frame.height} rows to validate; a number needs {_MIN_ROWS}."
             )
         numbers = _values(self.train_frame, target)
-        self.scale = scale_of(target, numbers, log=chosen.log_target, bounds=chosen.bounds)
+        self.scale = scale_of(target, numbers, log=options.log_target, bounds=options.bounds)
         every = np.concatenate([numbers, _values(self.valid_frame, target)])
-        self.measures = measures_for(every, log=self.scale.log, chosen=chosen.measure)
+        self.measures = measures_for(every, log=self.scale.log, options=options.measure)
         return Tabular(target, (), columns, left_out, spread=(float(numbers.min()), float(numbers.max())))
 
     def _targets(self, frame: pl.DataFrame) -> NDArray[np.generic]:
@@ -119,7 +119,7 @@ class NumbersLearner(RowsLearner):
         value = self.in_its_unit(self._said(network, runtime)[0])
         return {measure: error(measure, value, self.truth) for measure in self.measures}
 
-    def served(self, network: nn.Module) -> nn.Module:
+    def to_inference_module(self, network: nn.Module) -> nn.Module:
         """With the interval stretched so that it holds on half of the validation rows."""
         exact = cast(NumberNetwork, copy.deepcopy(network).float().cpu())
         number, distances = self._said(exact, Runtime(torch.device("cpu")))
@@ -138,7 +138,7 @@ class NumbersLearner(RowsLearner):
         value, low, high = torch.cat(found).double().numpy().T
         return Predicted(self.truth, value, low, high, ~self.split.calibrates)
 
-    def findings(self, trained: Sequence[Trained], served: nn.Module) -> Findings:
+    def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
         """Figures with their spread over the seeds, against gradient boosting, over time and by audit group."""
         said = self.predicted(served)
         first = self.measures[0]

@@ -76,7 +76,7 @@ def _bounds(name: str, least: float, largest: float, given: Sequence[str]) -> tu
     return low, high
 
 
-def measures_for(numbers: Numbers, *, log: bool, chosen: str) -> tuple[str, ...]:
+def measures_for(numbers: Numbers, *, log: bool, options: str) -> tuple[str, ...]:
     """The names of the errors that can be measured for a target with these values, the one that decides first.
 
     Raises CannotTrain where the chosen one cannot.
@@ -86,10 +86,10 @@ def measures_for(numbers: Numbers, *, log: bool, chosen: str) -> tuple[str, ...]
         possible.insert(0, "rmspe")
     if (numbers >= 0).all():
         possible.insert(0, "rmsle")
-    if chosen not in ("auto", *possible):
-        needed = "above zero" if chosen == "rmspe" else "zero or above"
-        raise CannotTrain(f"--measure {chosen} needs a target whose numbers are all {needed}.")
-    first = chosen if chosen != "auto" else "rmsle" if log and "rmsle" in possible else "rmse"
+    if options not in ("auto", *possible):
+        needed = "above zero" if options == "rmspe" else "zero or above"
+        raise CannotTrain(f"--measure {options} needs a target whose numbers are all {needed}.")
+    first = options if options != "auto" else "rmsle" if log and "rmsle" in possible else "rmse"
     return (first, *(name for name in possible if name != first))
 
 
