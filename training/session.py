@@ -59,7 +59,7 @@ class Session:
             network, rows = self._fitted(phase.trainee, phase.settings, inner)
             if self.runtime.is_main:
                 phase.keep(network, inner)
-            self.runtime.wait()
+            self.runtime.barrier()
             before.append(tuple(rows))
         for seed in range(settings.seed, settings.seed + settings.seeds):
             inner = folder / f"seed-{seed}"
@@ -109,7 +109,7 @@ def open_session(plan: Plan, data: Path | None, fetcher: Fetcher, runtime: Runti
         raise CannotTrain("There is no data to train on: name it with --data.")
     if runtime.is_main:
         _ready(plan, data, fetcher)
-    runtime.wait()
+    runtime.barrier()
     read = _ready(plan, data, fetcher)
     learner = learner_type(plan.recipe.task).from_data(read, plan.settings, plan.options, fetcher)
     return Session(plan, learner, runtime, fetcher.sha256(source) if data is None and source else _hash(data or read))
@@ -176,7 +176,7 @@ def run(session: Session, runtime: Runtime, chosen: argparse.Namespace) -> Path 
         outcome = session.trained(folder)
         if runtime.is_main:
             _report_and_publish(session, outcome, folder, chosen)
-    runtime.wait()
+    runtime.barrier()
     return folder
 
 

@@ -124,7 +124,7 @@ def test_a_file_of_weights_that_would_run_code_is_not_loaded(tmp_path):
 def tabular(categories=(3, 5), columns=2, **more):
     torch.manual_seed(0)
     numbers = torch.randn(200, columns) * 50
-    settings = {"layers": [16], "dropout": 0.0, "bins": 8, "blanked": 0.0} | more
+    settings = {"layers": [16], "dropout": 0.0, "bins": 8, "value_dropout": 0.0} | more
     return TabularNetwork(categories, numbers, 3, **settings)
 
 

@@ -38,4 +38,4 @@ def predicted(
         found[batch["index"]] = output
     if found is None:
         raise ValueError("There are more processes than samples to predict.")
-    return runtime.total(found).cpu()
+    return runtime.all_reduce_sum(found).cpu()

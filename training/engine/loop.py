@@ -88,7 +88,7 @@ def fit(
                 _save(last, network, run, place, history, runtime)
                 yield row
         first = end
-    runtime.wait()  # Until the first process has written the best weights.
+    runtime.barrier()  # Until the first process has written the best weights.
     network.load_state_dict(checkpoint.load(folder / checkpoint.BEST)["network"])
 
 
@@ -167,7 +167,7 @@ def _close(
 ) -> tuple[EpochLog, Progress]:
     """Validates after an epoch, and keeps the weights where they are the best so far."""
     trained = time.perf_counter() - started
-    loss = runtime.total(torch.tensor(place.loss / place.step, device=runtime.device)) / runtime.world
+    loss = runtime.all_reduce_sum(torch.tensor(place.loss / place.step, device=runtime.device)) / runtime.world
     scores = learner.scores(network, runtime)
     score = next(iter(scores.values())) * (-1 if learner.lower_is_better else 1)
     if score > place.best and runtime.is_main:

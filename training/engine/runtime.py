@@ -53,7 +53,7 @@ class Runtime:
             return DistributedDataParallel(network, device_ids=[self.device.index])
         return DistributedDataParallel(network)
 
-    def total(self, tensor: Tensor) -> Tensor:
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
         """The sum over all processes, in place."""
         if self.world > 1:
             dist.all_reduce(tensor)
@@ -70,7 +70,7 @@ class Runtime:
         dist.broadcast(encoded, src=0)
         return bytes(encoded.tolist()).rstrip(b"\0").decode()
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Returns when all processes have come here."""
         if self.world > 1:
             dist.barrier()

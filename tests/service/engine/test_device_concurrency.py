@@ -59,7 +59,7 @@ def test_who_takes_longer_than_a_run_may_take_is_not_called_hung_while_it_goes_o
     assert max(run.size for run in device.runs) <= most
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
+@pytest.mark.parametrize("concurrency", [1, 2])
 @pytest.mark.parametrize("clients", [1, 8])
 def test_a_row_waits_for_one_window_of_a_picture_and_not_for_the_picture(concurrency: int, clients: int) -> None:
     async def main() -> tuple[VirtualDevice, float]:
@@ -101,7 +101,7 @@ def test_what_can_be_in_time_with_all_its_windows_is_not_refused() -> None:
     assert len(run_virtually(main()).runs) == WINDOWS
 
 
-@pytest.mark.parametrize(("free_bytes", "at_once"), [(350e6, 3), (250e6, 2), (150e6, 1)])
+@pytest.mark.parametrize(("free_bytes", "concurrency"), [(350e6, 3), (250e6, 2), (150e6, 1)])
 def test_of_pictures_that_one_thread_takes_all_the_way_no_more_run_than_memory_has_room_for(
     free_bytes: float, concurrency: int
 ) -> None:

@@ -26,7 +26,7 @@ with started(SETTINGS) as runtime:
     learner = SmallLearner()
     rows = list(fit(learner, learner.network(), SETTINGS, runtime, Path(sys.argv[1])))
     assert runtime.world == 2
-    assert runtime.agreed(f"process {runtime.rank}") == "process 0"
+    assert runtime.broadcast(f"process {runtime.rank}") == "process 0"
     print(f"rank {runtime.rank} score {rows[-1].scores['score']:.6f}", flush=True)
 """
 

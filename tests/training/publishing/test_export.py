@@ -21,7 +21,7 @@ def served(columns) -> ServedTabular:
     torch.manual_seed(0)
     numbers = torch.randn(50, sum(column is AGE for column in columns)) * 20 + 40
     cities = [2 for column in columns if column is CITY]
-    settings = {"layers": [8], "dropout": 0.1, "bins": 8, "blanked": 0.01}
+    settings = {"layers": [8], "dropout": 0.1, "bins": 8, "value_dropout": 0.01}
     return ServedTabular(TabularNetwork(cities, numbers, 3, **settings), 1.3)
 
 

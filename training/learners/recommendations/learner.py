@@ -178,7 +178,7 @@ class RecommendationsLearner(Learner):
             gain = torch.where(rank < 10, 1 / torch.log2(rank + 2.0), 0.0)
             surprise = -logits.log_softmax(dim=1).gather(1, target)
             sums += torch.stack([gain.sum(), (rank < 10).sum(), surprise.sum(), torch.tensor(len(rank))])
-        ndcg, hits, surprise, count = runtime.total(sums).tolist()
+        ndcg, hits, surprise, count = runtime.all_reduce_sum(sums).tolist()
         return {"ndcg_at_10": ndcg / count, "hit_rate_at_10": hits / count, "loss": surprise / count}
 
     def to_inference_module(self, network: nn.Module) -> nn.Module:

@@ -143,8 +143,8 @@ class SegmentationLearner(PictureLearner):
             matrix += confusions(logits.argmax(dim=1), target, classes)
             loss[0] += cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
             loss[1] += (target != IGNORED).sum()
-        runtime.total(matrix)
-        runtime.total(loss)
+        runtime.all_reduce_sum(matrix)
+        runtime.all_reduce_sum(loss)
         accuracy = matrix.diagonal().sum() / matrix.sum().clamp(min=1)
         return {
             "mean_iou": class_mean_iou(matrix.cpu().numpy()),

@@ -119,7 +119,7 @@ class LanguageModelling(Trainable):
             sums += torch.stack([losses.double().sum(), right.double().sum(), torch.ones_like(right).double().sum()])
         for name, value in zip(network.names, trained, strict=True):  # type: ignore[arg-type]
             getattr(network, name).copy_(value)
-        loss, right, count = runtime.total(sums).tolist()
+        loss, right, count = runtime.all_reduce_sum(sums).tolist()
         return {"perplexity": float(np.exp(loss / count)), "next_token_accuracy": right / count}
 
     def stored(self, network: nn.Module) -> Stored:

@@ -146,7 +146,7 @@ class SuperResolutionLearner(PictureLearner):
                 ],
                 device=runtime.device,
             )
-        *means, count = runtime.total(sums).tolist()
+        *means, count = runtime.all_reduce_sum(sums).tolist()
         names = ("distance", "gain", "text", "clean")
         return {name: value / count for name, value in zip(names, means, strict=True)}
 

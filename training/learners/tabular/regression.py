@@ -103,7 +103,7 @@ class NumbersLearner(RowsLearner):
         found = torch.zeros(count, 3, device=runtime.device)
         for batch, (number, distances) in answered(network, INPUTS, self.held_out, runtime, batch_size=4096):
             found[batch["index"]] = torch.cat([number[:, None], distances], dim=1).float()
-        both = runtime.total(found).cpu().numpy()
+        both = runtime.all_reduce_sum(found).cpu().numpy()
         return both[:, 0], both[:, 1:]
 
     def in_its_unit(self, learnt: NDArray[np.floating]) -> NDArray[np.floating]:
