@@ -34,7 +34,7 @@ _FACE: tuple[tuple[str, tuple[float, ...], tuple[int, int, int]], ...] = (
 _EXAMPLE_SIZE = (96, 72)
 
 
-def synthetic_picture(width: int = 192, height: int = 256) -> bytes:
+def synthetic_image(width: int = 192, height: int = 256) -> bytes:
     """A JPEG of colours that change over the picture: an example that belongs to nobody."""
     x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
     waves = np.stack([np.sin(6 * x + 3 * y), np.cos(9 * y), np.sin(12 * x * y)], axis=-1)

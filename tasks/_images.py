@@ -20,7 +20,7 @@ Fit = Literal["squash", "pad", "crop"]
 """How a picture becomes a square: stretched; whole, with a border; its middle."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-PICTURE_UPLOAD = Upload("image", ("image/jpeg", "image/png", "image/webp", "image/bmp"))
+IMAGE_UPLOAD = Upload("image", ("image/jpeg", "image/png", "image/webp", "image/bmp"))
 _DESCRIPTION = 0x010E  # The EXIF tag.
 _START_OF_SCAN = b"\xff\xda"
 _MAX_SCANS = 64
@@ -40,7 +40,7 @@ def _from_base64(value: Any) -> Any:
         raise ValueError("not valid base64") from None
 
 
-PictureBytes = Annotated[
+ImageBytes = Annotated[
     bytes,
     BeforeValidator(_from_base64),
     WithJsonSchema({"type": "string", "contentEncoding": "base64", "description": "A JPEG, PNG, WebP or BMP file."}),
@@ -49,7 +49,7 @@ PictureBytes = Annotated[
 
 
 @dataclass(frozen=True)
-class Picture:
+class DecodedImage:
     """A decoded picture: 8-bit RGB, upright.
 
     `width` and `height` are those of the picture that was sent, in pixels. `image` may be smaller: a JPEG that is much
@@ -80,12 +80,12 @@ class Frame:
         """Points (…, 2) of the picture as points of the tensor."""
         return points * (self.scale_x, self.scale_y) + (self.offset_x, self.offset_y)
 
-    def to_picture(self, points: NDArray[np.floating]) -> NDArray[np.floating]:
+    def to_image(self, points: NDArray[np.floating]) -> NDArray[np.floating]:
         """Points (…, 2) of the tensor as points of the picture."""
         return (points - (self.offset_x, self.offset_y)) / (self.scale_x, self.scale_y)
 
 
-def decode_picture(content: bytes, *, max_pixels: int, enough: int | None = None) -> Picture:
+def decode_image(content: bytes, *, max_pixels: int, enough: int | None = None) -> DecodedImage:
     """Reads a picture's file.
 
     Grey, palette, CMYK and 16-bit pictures become 8-bit RGB, transparency lies on white, the orientation in the EXIF
@@ -121,7 +121,7 @@ def decode_picture(content: bytes, *, max_pixels: int, enough: int | None = None
         raise InvalidInput(f"The picture cannot be decoded: {error}.", reason="unreadable") from None
     if _lies_on_its_side(image):
         width, height = height, width
-    return Picture(upright, width, height)
+    return DecodedImage(upright, width, height)
 
 
 def _lies_on_its_side(image: Image.Image) -> bool:
@@ -132,7 +132,7 @@ def _lies_on_its_side(image: Image.Image) -> bool:
         return False
 
 
-def thumbnail(picture: Picture, longest: int) -> Picture:
+def thumbnail(picture: DecodedImage, longest: int) -> DecodedImage:
     """The same picture with an image no longer than `longest` pixels: what is kept of it while a request waits."""
     ratio = longest / max(picture.image.size)
     if ratio >= 1:
@@ -157,7 +157,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def fit_picture(picture: Picture, width: int, height: int, fit: Fit) -> tuple[NDArray[np.uint8], Frame]:
+def fit_image(picture: DecodedImage, width: int, height: int, fit: Fit) -> tuple[NDArray[np.uint8], Frame]:
     """The picture's pixels, uint8 (height, width, 3), and where the picture lies in them."""
     if fit == "squash":
         scale_x, scale_y = width / picture.width, height / picture.height
@@ -165,7 +165,7 @@ def fit_picture(picture: Picture, width: int, height: int, fit: Fit) -> tuple[ND
     return _cropped(picture, width, height) if fit == "crop" else _padded(picture, width, height)
 
 
-def _padded(picture: Picture, width: int, height: int) -> tuple[NDArray[np.uint8], Frame]:
+def _padded(picture: DecodedImage, width: int, height: int) -> tuple[NDArray[np.uint8], Frame]:
     ratio = min(width / picture.width, height / picture.height)
     inner_width, inner_height = max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio))
     left, top = (width - inner_width) // 2, (height - inner_height) // 2
@@ -175,7 +175,7 @@ def _padded(picture: Picture, width: int, height: int) -> tuple[NDArray[np.uint8
     return pixels, Frame(picture.width, picture.height, scale_x, scale_y, left, top)
 
 
-def _cropped(picture: Picture, width: int, height: int) -> tuple[NDArray[np.uint8], Frame]:
+def _cropped(picture: DecodedImage, width: int, height: int) -> tuple[NDArray[np.uint8], Frame]:
     image = picture.image
     ratio = min(image.width / width, image.height / height)
     # Rounding may make a product a hair larger than the side it was divided from.
@@ -220,12 +220,12 @@ _FILE_BEGINNINGS = ("iVBORw0KGgo", "/9j/", "UklGR")  # PNG, JPEG and WebP, in ba
 _FEW = 0.01
 
 
-def is_picture_file(text: str) -> bool:
+def is_image_file(text: str) -> bool:
     """Whether this is a picture's file in base64."""
     return text.startswith(_FILE_BEGINNINGS)
 
 
-def same_picture(expected: str, got: str) -> bool:
+def same_image(expected: str, got: str) -> bool:
     """Whether two pictures' files in base64 show the same, but for rounding.
 
     Colours and greys: on the whole by less than 2 levels of 255. A palette's entries are classes, and no class is near

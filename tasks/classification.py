@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, Field
 
-from tasks._examples import synthetic_picture
-from tasks._images import PICTURE_UPLOAD, Fit, Frame, Picture, PictureBytes, decode_picture, encoded, fit_picture
+from tasks._examples import synthetic_image
+from tasks._images import IMAGE_UPLOAD, DecodedImage, Fit, Frame, ImageBytes, decode_image, encoded, fit_image
 from tasks.comparison import overlap
 from tasks.contract import (
     Answer,
@@ -32,7 +32,7 @@ _MAX_HEATMAP_SIDE = 512
 class ClassificationRequest(Request):
     """A picture, and how much to say about it."""
 
-    image: PictureBytes
+    image: ImageBytes
     top_k: Annotated[int, Field(ge=1, le=1000, description="How many labels to return, the likeliest first.")] = 5
     heatmap: Annotated[bool, Field(description="Also return where in the picture the first label was seen.")] = False
 
@@ -40,7 +40,7 @@ class ClassificationRequest(Request):
 class TagsRequest(Request):
     """A picture, and how much to say about it, to a model of several labels."""
 
-    image: PictureBytes
+    image: ImageBytes
     all_labels: Annotated[bool, Field(description="Also return the labels below their thresholds.")] = False
     heatmap: Annotated[bool, Field(description="Also return where the likeliest label was seen.")] = False
 
@@ -101,7 +101,7 @@ class Classification(Task):
     fit: Fit = "squash"
     thresholds: tuple[float, ...] = ()
 
-    upload: ClassVar[Upload | None] = PICTURE_UPLOAD
+    upload: ClassVar[Upload | None] = IMAGE_UPLOAD
 
     def __post_init__(self) -> None:
         """Raises ValueError: there are thresholds, and not one for each label."""
@@ -139,13 +139,13 @@ class Classification(Task):
             TensorSpec("activation_map", "float32", (classes, "map_height", "map_width")),
         )
 
-    def decode(self, request: Any, limits: Limits) -> Picture:
+    def decode(self, request: Any, limits: Limits) -> DecodedImage:
         """The picture, 8-bit RGB and upright."""
-        return decode_picture(request.image, max_pixels=limits.pixels, enough=self.size)
+        return decode_image(request.image, max_pixels=limits.pixels, enough=self.size)
 
-    def preprocess(self, raw: Picture) -> Samples:
+    def preprocess(self, raw: DecodedImage) -> Samples:
         """One sample: the picture fitted to the network's square. The context is its Frame."""
-        pixels, frame = fit_picture(raw, self.size, self.size, self.fit)
+        pixels, frame = fit_image(raw, self.size, self.size, self.fit)
         return Samples({"image": pixels[np.newaxis]}, frame)
 
     def postprocess(self, outputs: Arrays, samples: Samples, request: Any) -> ClassificationAnswer | TagsAnswer:
@@ -192,7 +192,7 @@ class Classification(Task):
 
     def example(self) -> dict[str, Any]:
         """A synthetic picture."""
-        image = base64.b64encode(synthetic_picture()).decode("ascii")
+        image = base64.b64encode(synthetic_image()).decode("ascii")
         return {"image": image, "all_labels": True} if self.is_multi_label else {"image": image, "top_k": 3}
 
     def agreement(self, ours: Any, theirs: Any) -> float:

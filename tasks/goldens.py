@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tasks._images import is_picture_file, same_picture
+from tasks._images import is_image_file, same_image
 from tasks.manifest import GOLDENS, BrokenModel, _Part
 
 
@@ -37,8 +37,8 @@ def difference(expected: Any, got: Any, tolerance: float, where: str = "answer")
 
     A picture's file in base64 (a heat map, a mask) is compared by its pixels, which rounding changes by a level or two.
     """
-    if isinstance(expected, str) and isinstance(got, str) and is_picture_file(expected):
-        return None if expected == got or same_picture(expected, got) else f"{where} is another picture"
+    if isinstance(expected, str) and isinstance(got, str) and is_image_file(expected):
+        return None if expected == got or same_image(expected, got) else f"{where} is another picture"
     if isinstance(expected, bool) or not isinstance(expected, int | float | list | dict):
         return None if expected == got else f"{where} is {got!r:.80}, not {expected!r:.80}"
     if isinstance(expected, int | float):

@@ -12,15 +12,15 @@ from pydantic import BaseModel, Field
 from tasks._drawing import Points, _coloured, with_points
 from tasks._examples import synthetic_face
 from tasks._images import (
-    PICTURE_UPLOAD,
+    IMAGE_UPLOAD,
+    DecodedImage,
     FileKind,
     Fit,
     Frame,
-    Picture,
-    PictureBytes,
-    decode_picture,
+    ImageBytes,
+    decode_image,
     encoded,
-    fit_picture,
+    fit_image,
     thumbnail,
 )
 from tasks.contract import (
@@ -47,7 +47,7 @@ OverlayKind = Annotated[FileKind, Field(description="The kind of file that the o
 class KeypointsRequest(Request):
     """A picture, and whether to draw the points on it."""
 
-    image: PictureBytes
+    image: ImageBytes
     overlay: Annotated[bool, Field(description="Also return the picture with the points drawn on it.")] = False
     overlay_kind: OverlayKind = "jpeg"
 
@@ -99,7 +99,7 @@ class Keypoints(Task):
 
     request_type = KeypointsRequest
     answer_type = KeypointsAnswer
-    upload: ClassVar[Upload | None] = PICTURE_UPLOAD
+    upload: ClassVar[Upload | None] = IMAGE_UPLOAD
     representations: ClassVar[tuple[Representation, ...]] = (
         Representation("application/json"),
         Representation("image/jpeg", {"overlay": True, "overlay_kind": "jpeg"}, file="overlay.file"),
@@ -118,13 +118,13 @@ class Keypoints(Task):
         count = len(self.names)
         return (TensorSpec("points", "float32", (count, 2)), TensorSpec("confidence", "float32", (count,)))
 
-    def decode(self, request: KeypointsRequest, limits: Limits) -> Picture:
+    def decode(self, request: KeypointsRequest, limits: Limits) -> DecodedImage:
         """The picture, 8-bit RGB and upright; large enough for an overlay, whether one is asked for or not."""
-        return decode_picture(request.image, max_pixels=limits.pixels, enough=max(self.size, _OVERLAY_SIDES[0]))
+        return decode_image(request.image, max_pixels=limits.pixels, enough=max(self.size, _OVERLAY_SIDES[0]))
 
-    def preprocess(self, raw: Picture) -> Samples:
+    def preprocess(self, raw: DecodedImage) -> Samples:
         """One sample: the picture fitted to the network's square. The context is its Frame, and the picture."""
-        pixels, frame = fit_picture(raw, self.size, self.size, self.fit)
+        pixels, frame = fit_image(raw, self.size, self.size, self.fit)
         return Samples({"image": pixels[np.newaxis]}, (frame, thumbnail(raw, _OVERLAY_SIDES[1])))
 
     def postprocess(self, outputs: Arrays, samples: Samples, request: KeypointsRequest) -> KeypointsAnswer:
@@ -153,7 +153,7 @@ class Keypoints(Task):
         ]
         return sum(found) / max(len(found), len(places), 1)
 
-    def _overlay(self, picture: Picture, points: Points, confidence: Points, kind: FileKind) -> Overlay:
+    def _overlay(self, picture: DecodedImage, points: Points, confidence: Points, kind: FileKind) -> Overlay:
         longer = max(picture.width, picture.height)
         ratio = min(max(longer, _OVERLAY_SIDES[0]), _OVERLAY_SIDES[1]) / longer
         width, height = max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio))
@@ -173,4 +173,4 @@ class Keypoints(Task):
 
 def placed(points: Points, frame: Frame) -> Points:
     """Points (k, 2) of the network's square as points of the picture, moved to its nearest edge where outside."""
-    return frame.to_picture(points.astype(np.float64)).clip(0, (frame.width, frame.height))
+    return frame.to_image(points.astype(np.float64)).clip(0, (frame.width, frame.height))

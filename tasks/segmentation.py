@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from tasks._examples import synthetic_scene
-from tasks._images import PICTURE_UPLOAD, Frame, Picture, PictureBytes, decode_picture, fit_picture, thumbnail
+from tasks._images import IMAGE_UPLOAD, DecodedImage, Frame, ImageBytes, decode_image, fit_image, thumbnail
 from tasks._masks import (
     Colour,
     StretchedMask,
@@ -50,7 +50,7 @@ _OVERLAP = 0.25
 class SegmentationRequest(Request):
     """A picture, and the form in which its mask is wanted."""
 
-    image: PictureBytes
+    image: ImageBytes
     mask: Annotated[
         Literal["png", "rle", "polygons", "none"],
         Field(description="The form of the mask: a palette PNG, COCO's run lengths, polygons, or only the shares."),
@@ -122,7 +122,7 @@ class ViewWindows:
         boxes: each window's (left, top, right, bottom) in the decoded picture's pixels.
     """
 
-    picture: Picture
+    picture: DecodedImage
     decoded: tuple[int, int]
     frames: tuple[Frame, ...]
     axis: int
@@ -178,7 +178,7 @@ class Segmentation(Task):
 
     request_type = SegmentationRequest
     answer_type = SegmentationAnswer
-    upload: ClassVar[Upload | None] = PICTURE_UPLOAD
+    upload: ClassVar[Upload | None] = IMAGE_UPLOAD
     golden_tolerance: ClassVar[float] = (
         1e-2  # Confidences are means over a class's pixels, of which a few may turn over.
     )
@@ -209,9 +209,9 @@ class Segmentation(Task):
         """A colour for each label."""
         return self.colours or distinct_colours(len(self.labels))
 
-    def decode(self, request: SegmentationRequest, limits: Limits) -> Picture:
+    def decode(self, request: SegmentationRequest, limits: Limits) -> DecodedImage:
         """The picture, 8-bit RGB and upright."""
-        return decode_picture(request.image, max_pixels=limits.pixels, enough=max(self.width, self.height))
+        return decode_image(request.image, max_pixels=limits.pixels, enough=max(self.width, self.height))
 
     def windows(self, width: int, height: int) -> tuple[int, tuple[tuple[int, int, int, int], ...]]:
         """The boxes (left, top, right, bottom) of a picture that the network sees one by one, and their axis.
@@ -228,7 +228,7 @@ class Segmentation(Task):
         spans = _spans(height, width * self.height / self.width)
         return 0, tuple((0, begin, width, end) for begin, end in spans)
 
-    def preprocess(self, raw: Picture) -> Samples:
+    def preprocess(self, raw: DecodedImage) -> Samples:
         """The picture fitted to the network's size, or its windows, a sample each. The context is its ViewWindows."""
         axis, boxes = self.windows(*raw.image.size)
         seen = [self._fitted(raw, box) for box in boxes]
@@ -237,13 +237,13 @@ class Segmentation(Task):
         context = ViewWindows(small, raw.image.size, tuple(frame for _, frame in seen), axis, boxes)
         return Samples(arrays, context, size_of_answer=raw.width * raw.height)
 
-    def _fitted(self, picture: Picture, box: tuple[int, int, int, int]) -> tuple[NDArray[np.uint8], Frame]:
+    def _fitted(self, picture: DecodedImage, box: tuple[int, int, int, int]) -> tuple[NDArray[np.uint8], Frame]:
         """A window's pixels, and where the whole picture lies in them."""
         image = picture.image
         if box == (0, 0, *image.size):
-            return fit_picture(picture, self.width, self.height, self.fit)
+            return fit_image(picture, self.width, self.height, self.fit)
         part = image.crop(box)
-        pixels, frame = fit_picture(Picture(part, *part.size), self.width, self.height, self.fit)
+        pixels, frame = fit_image(DecodedImage(part, *part.size), self.width, self.height, self.fit)
         return pixels, Frame(
             picture.width,
             picture.height,

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field
 
-from tasks._images import PICTURE_UPLOAD, FileKind, Picture, PictureBytes, decode_picture, encoded
+from tasks._images import IMAGE_UPLOAD, DecodedImage, FileKind, ImageBytes, decode_image, encoded
 from tasks._tiles import Tiling
 from tasks.comparison import near_pixels, pixels_of
 from tasks.contract import (
@@ -37,7 +37,7 @@ _NOTE = "Made larger by a neural network: the detail in this picture is invented
 class SuperResolutionRequest(Request):
     """A picture, and what file the larger one shall be."""
 
-    image: PictureBytes
+    image: ImageBytes
     format: Annotated[FileKind, Field(description="Of the answer's file.")] = "png"
     quality: Annotated[int, Field(ge=1, le=100, description="Of a JPEG or WebP file.")] = 90
 
@@ -73,7 +73,7 @@ class SuperResolution(Task):
 
     request_type = SuperResolutionRequest
     answer_type = SuperResolutionAnswer
-    upload: ClassVar[Upload | None] = PICTURE_UPLOAD
+    upload: ClassVar[Upload | None] = IMAGE_UPLOAD
     representations: ClassVar[tuple[Representation, ...]] = (
         Representation("application/json"),
         Representation("image/png", {"format": "png"}, file="image"),
@@ -97,11 +97,11 @@ class SuperResolution(Task):
         side = self.scale * self.tile
         return (TensorSpec("restored", "uint8", (side, side, 3), "pixel"),)
 
-    def decode(self, request: SuperResolutionRequest, limits: Limits) -> Picture:
+    def decode(self, request: SuperResolutionRequest, limits: Limits) -> DecodedImage:
         """The picture, 8-bit RGB and upright. Raises InvalidInput, also where the answer would be too large."""
         most = limits.answer_pixels // self.scale**2
         try:
-            picture = decode_picture(request.image, max_pixels=min(limits.pixels, most))
+            picture = decode_image(request.image, max_pixels=min(limits.pixels, most))
         except InvalidInput as error:
             raise self._explained(error, most, limits) from None
         sides = picture.width, picture.height
@@ -127,7 +127,7 @@ class SuperResolution(Task):
         message = f"{error} The answer is {self.scale} times as wide and as high: send a smaller picture, or pieces."
         return InvalidInput(message, reason="too_large")
 
-    def preprocess(self, raw: Picture) -> Samples:
+    def preprocess(self, raw: DecodedImage) -> Samples:
         """One sample a tile. The context is the picture's (width, height)."""
         pixels = np.asarray(raw.image)
         height, width = pixels.shape[:2]

@@ -14,11 +14,11 @@ from PIL import Image
 
 from tasks._drawing import with_points
 from tasks._examples import synthetic_face
-from tasks._images import Frame, Picture, same_picture
+from tasks._images import DecodedImage, Frame, same_image
 from tasks.contract import Arrays, InvalidInput, InvalidOutput, Limits
 from tasks.keypoints import Keypoints, KeypointsAnswer, placed
+from tests.images import encoded, red, rotated_by_exif
 from tests.model_folders import runner
-from tests.pictures import encoded, red, rotated_by_exif
 from tests.tiny.keypoints import TASK, graph
 
 SQUARE = Keypoints(names=("a", "b"), size=64, links=((0, 1),))
@@ -50,7 +50,7 @@ def test_a_point_found_in_the_square_is_answered_within_half_a_pixel_of_where_it
 ) -> None:
     if max(width, height) > 64 * min(width, height):
         height = width
-    picture = Picture(Image.new("RGB", (width, height)), width, height)
+    picture = DecodedImage(Image.new("RGB", (width, height)), width, height)
     samples = SQUARE.preprocess(picture)
     frame: Frame = samples.context[0]
     wanted = np.array([[x * width, y * height], [0.0, 0.0]])
@@ -189,7 +189,7 @@ def test_an_overlay_that_is_rounded_otherwise_is_still_the_golden_one() -> None:
         for by in (0.0, 1e-3)
     )
 
-    assert same_picture(one["overlay"]["file"], other["overlay"]["file"])
+    assert same_image(one["overlay"]["file"], other["overlay"]["file"])
 
 
 def test_the_drawn_face_is_small_and_the_examples_use_each_switch() -> None:

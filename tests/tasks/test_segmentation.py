@@ -14,11 +14,11 @@ from PIL import Image
 from pydantic import ValidationError
 
 from tasks._examples import synthetic_scene
-from tasks._images import Picture, is_picture_file, same_picture
+from tasks._images import DecodedImage, is_image_file, same_image
 from tasks.contract import Arrays, InvalidInput, InvalidOutput, Limits
 from tasks.segmentation import Segmentation, SegmentationAnswer
+from tests.images import encoded, red
 from tests.model_folders import runner
-from tests.pictures import encoded, red
 from tests.tiny.segmentation import TASK, graph
 
 RUN = runner(graph())
@@ -26,8 +26,8 @@ sides = st.one_of(st.integers(1, 60), st.integers(1, 2500))
 fits = st.sampled_from(["pad", "squash"])
 
 
-def blank(width: int, height: int, content: str = "black") -> Picture:
-    return Picture(Image.new("RGB", (width, height), content), width, height)
+def blank(width: int, height: int, content: str = "black") -> DecodedImage:
+    return DecodedImage(Image.new("RGB", (width, height), content), width, height)
 
 
 def png(pixels: NDArray[np.uint8] | Image.Image) -> bytes:
@@ -63,7 +63,7 @@ def test_a_point_goes_to_a_window_that_sees_it_and_comes_back_within_half_a_pixe
 
     there = [frame.to_network(point) for frame in seen.frames]
 
-    assert all(np.abs(frame.to_picture(t) - point).max() < 0.5 for frame, t in zip(seen.frames, there, strict=True))
+    assert all(np.abs(frame.to_image(t) - point).max() < 0.5 for frame, t in zip(seen.frames, there, strict=True))
     inside = [((t >= -1e-6) & (t <= np.array([task.width, task.height]) + 1e-6)).all() for t in there]
     assert any(inside)
 
@@ -122,7 +122,7 @@ def test_a_panorama_is_cut_into_windows_and_its_details_are_seen() -> None:
     pixels = np.zeros((100, 2000, 3), np.uint8)
     stripes = np.arange(2000) // 50 % 2 == 1
     pixels[:, stripes] = 250
-    samples = TASK.preprocess(Picture(Image.fromarray(pixels), 2000, 100))
+    samples = TASK.preprocess(DecodedImage(Image.fromarray(pixels), 2000, 100))
 
     mask = mask_of(asked(png(pixels)))
 
@@ -291,5 +291,5 @@ def test_two_masks_that_differ_in_a_pixel_or_two_are_the_same_golden_picture() -
 
     one, other = (base64.b64encode(png(Image.fromarray(each).convert("P"))).decode() for each in (pixels, changed))
 
-    assert is_picture_file(one)
-    assert same_picture(one, other)
+    assert is_image_file(one)
+    assert same_image(one, other)

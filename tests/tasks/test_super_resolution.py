@@ -10,8 +10,8 @@ from pydantic import ValidationError
 
 from tasks.contract import InvalidInput, Limits
 from tasks.super_resolution import SuperResolution
+from tests.images import encoded, red, rotated_by_exif
 from tests.model_folders import runner
-from tests.pictures import encoded, red, rotated_by_exif
 from tests.tiny import super_resolution as tiny
 
 settings.register_profile("super-resolution", deadline=None)

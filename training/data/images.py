@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from tasks._images import Picture, decode_picture
+from tasks._images import DecodedImage, decode_image
 from tasks.classification import Classification
 from tasks.contract import InvalidInput, Limits
 from training.core.errors import CannotTrain
@@ -23,7 +23,7 @@ _ENDINGS = {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp"}
 Augment = Callable[[Image.Image], Image.Image]
 
 
-def picture_files(folder: Path) -> list[Path]:
+def image_files(folder: Path) -> list[Path]:
     """The files under a folder that are pictures by their names, hidden ones aside, sorted."""
     found = (path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS and path.is_file())
     return sorted(path for path in found if not path.name.startswith("."))
@@ -60,9 +60,9 @@ def _perceptual_hash(file: Path, size: int) -> tuple[str, str]:
     return hashlib.sha256(np.packbits(np.diff(grey, axis=1) > 2).tobytes()).hexdigest(), ""
 
 
-def decoded(file: Path, size: int) -> Picture:
+def decoded(file: Path, size: int) -> DecodedImage:
     """The picture as the service decodes it. Raises InvalidInput, OSError."""
-    return decode_picture(file.read_bytes(), max_pixels=Limits().pixels, enough=size)
+    return decode_image(file.read_bytes(), max_pixels=Limits().pixels, enough=size)
 
 
 def augmentation(size: int, smallest_crop: float) -> Augment:
@@ -85,7 +85,7 @@ def augmentation(size: int, smallest_crop: float) -> Augment:
     return augment
 
 
-class Pictures(SampleSet):
+class ImageSamples(SampleSet):
     """Pictures as samples: decoded once, changed and pre-processed each time; what a sample is, a subclass says.
 
     The decoded pictures are kept in memory up to `cache_bytes`; the others are decoded again each time.
@@ -93,7 +93,7 @@ class Pictures(SampleSet):
 
     def __init__(self, paths: Sequence[Path], *, enough: int, seed: int = 0, cache_bytes: int = 4 << 30) -> None:
         self.paths, self.enough, self.seed = tuple(paths), enough, seed
-        self._cache: list[Picture | None] = [None] * len(paths)
+        self._cache: list[DecodedImage | None] = [None] * len(paths)
         self._room = cache_bytes
 
     def fill(self) -> None:
@@ -108,7 +108,7 @@ class Pictures(SampleSet):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def picture(self, index: int) -> Picture:
+    def picture(self, index: int) -> DecodedImage:
         """The decoded picture, as it is."""
         return self._cache[index] or decoded(self.paths[index], self.enough)
 
@@ -128,7 +128,7 @@ class Pictures(SampleSet):
         return stacked | {"index": torch.tensor([index for _, index in keys])}
 
 
-class Photos(Pictures):
+class LabelledImages(ImageSamples):
     """Pictures with a target each: augmented (or not), then `task.preprocess`.
 
     `targets` has a row for each picture: the index of its class, or a 0 or 1 for each tag.
@@ -155,6 +155,6 @@ class Photos(Pictures):
         if self.augment:
             self.draw_for(key)
             image = self.augment(picture.image)
-            picture = Picture(image, *image.size)
+            picture = DecodedImage(image, *image.size)
         pixels = self._sized.preprocess(picture).arrays["image"][0]
         return {"image": torch.from_numpy(pixels.copy()), "target": self.targets[key[1]]}

@@ -10,7 +10,7 @@ from training.core.config import Settings
 from training.core.errors import CannotTrain
 from training.core.recipe import DataCard, Recipe, Scale
 from training.core.sources import Archive, Source
-from training.data.images import picture_files
+from training.data.images import image_files
 from training.learners.classification.base import Options
 
 _ADDRESS = (
@@ -26,7 +26,7 @@ def tags_of_boxes(found: Path, folder: Path) -> None:
     """
     tags = _tagged(found)
     (folder / "train").mkdir()
-    for picture in picture_files(found):
+    for picture in image_files(found):
         if picture.stem in tags:
             shutil.copyfile(picture, folder / "train" / picture.name)
     with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:

@@ -9,7 +9,7 @@ from torch import nn
 from training.core.config import Settings, option
 from training.core.results import Figure
 from training.core.sources import SourceFetcher
-from training.data.images import Pictures
+from training.data.images import ImageSamples
 from training.engine.learner import Learner, Stage
 from training.engine.optim import ParamGroup
 from training.reporting import plots
@@ -17,7 +17,7 @@ from training.vision.backbones import weights_file
 
 
 @dataclass(frozen=True)
-class PictureOptions:
+class ImageOptions:
     """What can be chosen for pictures, whatever is learnt of them."""
 
     backbone: str = option("mobilenet_v2", "any convolutional network of torchvision, by its name")
@@ -31,7 +31,7 @@ class PictureOptions:
     cache_mb: int = option(4096, "memory for decoded pictures, in MB")
 
 
-class PictureLearner(Learner):
+class ImageLearner(Learner):
     """A learner whose network has a `body` (training/vision/backbones.py); all else of it is its head.
 
     Attributes:
@@ -43,10 +43,10 @@ class PictureLearner(Learner):
     """
 
     chosen: Any
-    samples: Pictures
-    held_out: Pictures
+    samples: ImageSamples
+    held_out: ImageSamples
     settings: ClassVar[Settings] = Settings()
-    options: ClassVar[Any] = PictureOptions()
+    options: ClassVar[Any] = ImageOptions()
     body_name: ClassVar[str] = "body"
 
     def __init__(self, data: Path, settings: Settings, options: Any, weights: Path | None) -> None:
@@ -54,7 +54,7 @@ class PictureLearner(Learner):
         self._open(data)
 
     @classmethod
-    def from_data(cls, data: Path, settings: Settings, options: Any, fetcher: SourceFetcher) -> "PictureLearner":
+    def from_data(cls, data: Path, settings: Settings, options: Any, fetcher: SourceFetcher) -> "ImageLearner":
         """Reads the data. Raises CannotTrain."""
         return cls(data, settings, options, weights_file(options.backbone, options.weights, fetcher))
 

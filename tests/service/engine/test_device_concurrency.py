@@ -9,8 +9,8 @@ from PIL import Image
 
 from service.engine.request import PredictRequest
 from service.errors import NoMemory, Overloaded
+from tests.images import encoded
 from tests.model_folders import CREDIT, credit_graph
-from tests.pictures import encoded
 from tests.tiny.models import tiny
 from tests.virtual_clock import run_virtually
 from tests.virtual_pipeline import VirtualDevice, VirtualModel

@@ -11,8 +11,8 @@ from PIL import Image
 
 from service.settings import Settings
 from tasks.contract import Limits
+from tests.images import encoded
 from tests.model_folders import runner
-from tests.pictures import encoded
 from tests.service.conftest import Running, running
 from tests.tiny.models import TAGS, every_task, graph_of, publish_every_task
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from PIL import Image
 
-from tests.pictures import encoded, red, rotated_by_exif, sixteen_bit
+from tests.images import encoded, red, rotated_by_exif, sixteen_bit
 from tests.service.conftest import Running, Start
 
 URL = "/v1/models/colours/predict"

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from tests.pictures import encoded
+from tests.images import encoded
 from tests.service.conftest import Running, Start
 from tests.service.http.test_isolation_and_overload import URL, Held, held, hold_the_device
 

@@ -8,7 +8,7 @@ from PIL import Image
 from tasks.classification import Classification
 from tasks.contract import Limits
 from training.core.errors import CannotTrain
-from training.data.images import Photos, augmentation
+from training.data.images import LabelledImages, augmentation
 from training.engine.batches import loader
 from training.engine.runtime import Runtime
 from training.learners.classification.image_folder import read_folder
@@ -111,10 +111,10 @@ def test_wrong_folders_are_each_told_apart(photos, tmp_path):
             read(tmp_path / folder)
 
 
-def samples(photos, **more) -> Photos:
+def samples(photos, **more) -> LabelledImages:
     found = read(photos())
     task = Classification(found.labels, size=32)
-    return Photos(*listed(found.train), task, **more)
+    return LabelledImages(*listed(found.train), task, **more)
 
 
 def listed(photos):
@@ -149,7 +149,7 @@ def test_augmentation_follows_from_seed_epoch_and_picture_and_not_from_who_prepa
 
 def test_pictures_beyond_the_memory_set_aside_are_decoded_again_and_are_the_same(photos):
     kept = samples(photos)
-    poor = Photos(kept.paths, kept.targets, kept.task, cache_bytes=48 * 40 * 3 * 2)
+    poor = LabelledImages(kept.paths, kept.targets, kept.task, cache_bytes=48 * 40 * 3 * 2)
     kept.fill()
     poor.fill()
     keys = [(0, index) for index in range(len(kept))]

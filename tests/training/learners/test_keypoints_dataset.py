@@ -17,7 +17,7 @@ from training.core.errors import CannotTrain
 from training.engine.batches import loader
 from training.engine.runtime import Runtime
 from training.learners.keypoints.annotations import TableRules, read_points
-from training.learners.keypoints.dataset import PointedPictures, Turning, turned
+from training.learners.keypoints.dataset import KeypointImages, Turning, turned
 
 TASK = Keypoints(names=("left", "right"), size=32)
 HEADER = ("file", "left_x", "left_y", "right_x", "right_y")
@@ -263,7 +263,7 @@ def test_points_that_fit_stay_inside_and_the_picture_has_its_size(seed, width, h
 
 def samples(folder, **more):
     data = read_points(folder, TableRules(size=32))
-    return PointedPictures([each.path for each in data.marked], [each.points for each in data.marked], TASK, **more)
+    return KeypointImages([each.path for each in data.marked], [each.points for each in data.marked], TASK, **more)
 
 
 def test_without_changes_a_sample_is_what_the_service_makes_of_the_file(tmp_path):
@@ -274,7 +274,7 @@ def test_without_changes_a_sample_is_what_the_service_makes_of_the_file(tmp_path
     request = TASK.parse({"image": made.paths[1].read_bytes()}, Limits())
     served = TASK.preprocess(TASK.decode(request, Limits()))
     assert torch.equal(batch["image"], torch.from_numpy(served.arrays["image"].copy()))
-    back = served.context[0].to_picture(batch["target"][0].numpy())
+    back = served.context[0].to_image(batch["target"][0].numpy())
     assert np.abs(back - made.points[1]).max() < 1e-4
 
 
@@ -284,7 +284,7 @@ def test_points_of_a_large_photo_that_is_decoded_smaller_keep_their_place(tmp_pa
     still = Turning(degrees=0, smallest=1, largest=1, shift=0, light=0, hidden=0)
 
     kept, changed = (
-        PointedPictures([tmp_path / "a.jpg"], [points], TASK, turning=how).sample((0, 0))["target"].numpy()
+        KeypointImages([tmp_path / "a.jpg"], [points], TASK, turning=how).sample((0, 0))["target"].numpy()
         for how in (None, still)
     )
 

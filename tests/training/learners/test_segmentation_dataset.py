@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tasks._images import Frame, Picture
+from tasks._images import DecodedImage, Frame
 from tasks.contract import Limits
 from tasks.segmentation import Segmentation
 from tests.training.street_scenes import PALETTE, write_streets
 from training.core.errors import CannotTrain
-from training.learners.segmentation.dataset import IGNORED, MaskedPictures, read_masks, view_windows_of
+from training.learners.segmentation.dataset import IGNORED, MaskedImages, read_masks, view_windows_of
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_nothing_to_read_is_said_so(streets, tmp_path):
 def pictures(folder, **more):
     found = read(folder)
     task = Segmentation(found.classes.labels, 48, 36)
-    return MaskedPictures(found.train, found.classes, task, **more)
+    return MaskedImages(found.train, found.classes, task, **more)
 
 
 def test_a_validation_sample_is_what_the_service_makes_of_the_file_with_its_mask(streets):
@@ -230,7 +230,7 @@ def test_changes_follow_from_seed_epoch_and_picture_alone(streets):
 def test_a_mask_of_any_size_is_seen_where_its_picture_lies(width, height):
     task = Segmentation(("a", "b"), 32, 24)
     mask = np.zeros((height, width), np.uint8)
-    samples = task.preprocess(Picture(Image.new("RGB", (width, height)), width, height))
+    samples = task.preprocess(DecodedImage(Image.new("RGB", (width, height)), width, height))
 
     seen = view_windows_of(mask, samples.context.frames[0], 32, 24)
 

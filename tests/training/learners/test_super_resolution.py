@@ -15,7 +15,7 @@ from tasks.manifest import read_manifest
 from tests.training.conftest import picture
 from training.core.config import Settings
 from training.core.errors import CannotTrain
-from training.learners.super_resolution.dataset import DamagedCrops, DamagedPictures, read_sharp
+from training.learners.super_resolution.dataset import DamagedCrops, DegradedImages, read_sharp
 from training.learners.super_resolution.degradation import Crops, Damage, clean, degraded, whole_multiple
 from training.learners.super_resolution.evaluate import by_quality, by_set, failures, metrics
 from training.learners.super_resolution.learner import Options, SuperResolutionLearner
@@ -226,8 +226,7 @@ class TestSamples:
     def test_a_picture_to_judge_by_is_made_worse_in_the_same_way_in_any_set(self, good):
         folder = good("a.png", "b.png")
         both, alone = (
-            DamagedPictures(paths, 2, Damage(), longest=1000)
-            for paths in (sorted(folder.glob("*")), [folder / "b.png"])
+            DegradedImages(paths, 2, Damage(), longest=1000) for paths in (sorted(folder.glob("*")), [folder / "b.png"])
         )
 
         assert np.array_equal(both.pair(1)[0].pixels, alone.pair(0)[0].pixels)

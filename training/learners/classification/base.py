@@ -17,20 +17,20 @@ from tasks.classification import Classification
 from tasks.contract import Arrays
 from training.core.config import option
 from training.core.results import Figure
-from training.data.images import Photos, augmentation
+from training.data.images import LabelledImages, augmentation
 from training.engine.inference import predicted
 from training.engine.runtime import Batch, Runtime
 from training.learners.classification.network import Classifier, FlipTTA
 from training.reporting import plots
 from training.vision.backbones import body
-from training.vision.learner import PictureLearner, PictureOptions
+from training.vision.learner import ImageLearner, ImageOptions
 
 Listed = tuple[Sequence[Path], Tensor]
 """Pictures with a row of targets each."""
 
 
 @dataclass(frozen=True)
-class Options(PictureOptions):
+class Options(ImageOptions):
     """What can be chosen for labels of pictures."""
 
     mixup: float = option(0.0, "alpha of mixup (Zhang et al. 2018); 0: none")
@@ -42,14 +42,14 @@ class Options(PictureOptions):
     tta: bool = option(False, "average over the picture and its mirror image, also in service: twice the cost")
 
 
-class ClassesLearner(PictureLearner):
+class ClassesLearner(ImageLearner):
     """Learns labels of pictures, with a map of where each was seen."""
 
     hub_tag: ClassVar[str] = "image-classification"
     options: ClassVar[Options] = Options()
     task: Classification
-    samples: Photos
-    held_out: Photos
+    samples: LabelledImages
+    held_out: LabelledImages
 
     def _prepare(self, task: Classification, train: Listed, kept: Listed) -> None:
         """Sets the task and the samples: paths and targets to train on, and to validate with."""
@@ -57,10 +57,10 @@ class ClassesLearner(PictureLearner):
         self.task = task
         size = options.train_size or options.size
         augment = augmentation(size, options.smallest_crop) if options.augment else None
-        self.samples = Photos(
+        self.samples = LabelledImages(
             *train, task, seed=self.trained_with.seed, augment=augment, size=size, cache_bytes=self.room
         )
-        self.held_out = Photos(*kept, task, cache_bytes=self.room // 4)
+        self.held_out = LabelledImages(*kept, task, cache_bytes=self.room // 4)
         self.samples.fill()
         self.held_out.fill()
         self.targets = self.held_out.targets

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.core.errors import CannotTrain
-from training.data.images import picture_files, readable
+from training.data.images import image_files, readable
 from training.data.splits import validation_split
 
 _TRAIN, _VALIDATION = ("train", "training"), ("validation", "valid", "val")
 
 
 @dataclass(frozen=True)
-class Photo:
+class LabelledImage:
     """A picture's file, its class as an index, and what its content looks like."""
 
     path: Path
@@ -21,17 +21,17 @@ class Photo:
 
 
 @dataclass(frozen=True)
-class PhotoFolder:
+class ImageFolder:
     """What lies in a folder of pictures, and how it is split; `split` says how in words."""
 
     labels: tuple[str, ...]
-    train: tuple[Photo, ...]
-    validation: tuple[Photo, ...]
+    train: tuple[LabelledImage, ...]
+    validation: tuple[LabelledImage, ...]
     split: str
     notices: tuple[str, ...] = ()
 
 
-def read_folder(folder: Path, *, unreadable: str, valid_share: float, size: int) -> PhotoFolder:
+def read_folder(folder: Path, *, unreadable: str, valid_share: float, size: int) -> ImageFolder:
     """Reads a folder of classes, or one of `train` and `validation` (or `valid`, `val`) folders of classes.
 
     Without a validation folder, `valid_share` of each class is kept for it, copies of a picture on one side. Files
@@ -57,10 +57,10 @@ def read_folder(folder: Path, *, unreadable: str, valid_share: float, size: int)
                 raise CannotTrain(f"'{path.name}' is a class of {validation} and not of {train}.")
         kept = _read(known, labels, unreadable, size, notices)
         photos = _without_copies(photos, kept, notices)
-        return PhotoFolder(labels, photos, kept, f"the folders '{train.name}' and '{validation.name}'", tuple(notices))
+        return ImageFolder(labels, photos, kept, f"the folders '{train.name}' and '{validation.name}'", tuple(notices))
     held = validation_split([photo.perceptual_hash for photo in photos], [photo.label for photo in photos], valid_share)
     split = f"{valid_share:.0%} of each class held out for validation by the hash of the picture"
-    return PhotoFolder(
+    return ImageFolder(
         labels,
         tuple(photo for photo, out in zip(photos, held, strict=True) if not out),
         tuple(photo for photo, out in zip(photos, held, strict=True) if out),
@@ -85,7 +85,7 @@ def _part(root: Path, names: Sequence[str]) -> Path | None:
 
 def _classes(root: Path) -> list[Path]:
     """The folders that hold pictures."""
-    found = [path for path in _folders(root) if picture_files(path)]
+    found = [path for path in _folders(root) if image_files(path)]
     if not found:
         raise CannotTrain(
             f"No pictures (JPEG, PNG, WebP or BMP) in folders of {root}: it needs a folder for each class."
@@ -97,18 +97,20 @@ def _classes(root: Path) -> list[Path]:
 
 def _read(
     classes: Sequence[Path], labels: Sequence[str], unreadable: str, size: int, notices: list[str]
-) -> tuple[Photo, ...]:
+) -> tuple[LabelledImage, ...]:
     """Every picture that can be decoded."""
-    label_of = {file: labels.index(folder.name) for folder in classes for file in picture_files(folder)}
+    label_of = {file: labels.index(folder.name) for folder in classes for file in image_files(folder)}
     found = readable(list(label_of), unreadable=unreadable, size=size, notices=notices)
-    photos = tuple(Photo(file, label_of[file], perceptual_hash) for file, perceptual_hash in found)
+    photos = tuple(LabelledImage(file, label_of[file], perceptual_hash) for file, perceptual_hash in found)
     for label, name in enumerate(labels):
         if not any(photo.label == label for photo in photos) and any(folder.name == name for folder in classes):
             raise CannotTrain(f"No picture of class '{name}' can be read.")
     return photos
 
 
-def _without_copies(photos: tuple[Photo, ...], validation: tuple[Photo, ...], notices: list[str]) -> tuple[Photo, ...]:
+def _without_copies(
+    photos: tuple[LabelledImage, ...], validation: tuple[LabelledImage, ...], notices: list[str]
+) -> tuple[LabelledImage, ...]:
     seen = {photo.perceptual_hash for photo in validation}
     kept = tuple(photo for photo in photos if photo.perceptual_hash not in seen)
     if len(kept) < len(photos):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from training.core.errors import CannotTrain
-from training.data.images import picture_files, readable
+from training.data.images import image_files, readable
 from training.data.splits import validation_split
 
 TABLE = "labels.csv"
@@ -121,7 +121,7 @@ def _rows(table: Path) -> list[Tagged]:
 def _by_name(folder: Path) -> dict[str, Path | None]:
     """Pictures by file name, and by what stands before its ending; None where a name fits several."""
     found: dict[str, Path | None] = {}
-    for path in picture_files(folder):
+    for path in image_files(folder):
         for name in {path.name, path.stem, path.relative_to(folder).as_posix()}:
             found[name] = None if name in found else path
     return found

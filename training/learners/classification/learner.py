@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tasks._images import decode_picture
+from tasks._images import decode_image
 from tasks.contract import Limits, Task
 from training.core.config import Settings
 from training.core.results import Evaluation, Figure, Table, Trained
@@ -20,12 +20,12 @@ from training.engine.runtime import Runtime
 from training.evaluation import calibration, classification
 from training.evaluation.classification import classification_metrics
 from training.learners.classification.base import ClassesLearner
-from training.learners.classification.image_folder import Photo, read_folder
+from training.learners.classification.image_folder import LabelledImage, read_folder
 from training.learners.classification.label_csv import table_file
 from training.learners.classification.multilabel import TagsLearner
 from training.learners.classification.network import ServedClassifier
 from training.reporting import plots
-from training.vision.learner import PictureLearner
+from training.vision.learner import ImageLearner
 
 
 class ClassificationLearner(ClassesLearner):
@@ -38,7 +38,7 @@ class ClassificationLearner(ClassesLearner):
     )
 
     @classmethod
-    def from_data(cls, data: Path, settings: Settings, options: Any, fetcher: SourceFetcher) -> PictureLearner:
+    def from_data(cls, data: Path, settings: Settings, options: Any, fetcher: SourceFetcher) -> ImageLearner:
         """Reads the data: folders of classes, or a table of tags. Raises CannotTrain."""
         if table_file(data):
             return TagsLearner.from_data(data, settings, options, fetcher)
@@ -148,7 +148,7 @@ class ClassificationLearner(ClassesLearner):
 
     def _is_clear(self, served: nn.Module, image: bytes, label: int) -> bool:
         """Whether the answer has a margin that rounding on another machine cannot use up."""
-        picture = decode_picture(image, max_pixels=Limits().pixels, enough=self.task.size)
+        picture = decode_image(image, max_pixels=Limits().pixels, enough=self.task.size)
         pixels = self.task.preprocess(picture).arrays["image"]
         with torch.no_grad():
             probabilities = served(torch.from_numpy(pixels.copy()))[0][0]
@@ -168,5 +168,5 @@ def _failures(classes: Table, confused: Table) -> tuple[str, ...]:
     )
 
 
-def _listed(photos: Sequence[Photo]) -> tuple[list[Path], Tensor]:
+def _listed(photos: Sequence[LabelledImage]) -> tuple[list[Path], Tensor]:
     return [photo.path for photo in photos], torch.tensor([photo.label for photo in photos])

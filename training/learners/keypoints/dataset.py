@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 
-from tasks._images import Picture
+from tasks._images import DecodedImage
 from tasks.keypoints import Keypoints
-from training.data.images import Pictures
+from training.data.images import ImageSamples
 from training.engine.batches import Key
 from training.engine.runtime import Batch
 
@@ -125,7 +125,7 @@ def _hidden(image: Image.Image, share: float) -> Image.Image:
     return image
 
 
-class PointedPictures(Pictures):
+class KeypointImages(ImageSamples):
     """Pictures with points: changed (or not), then `task.preprocess`; the points follow through the Frame."""
 
     def __init__(
@@ -149,7 +149,7 @@ class PointedPictures(Pictures):
             # A large JPEG is decoded smaller than the picture that the points are those of.
             drawn = points * (picture.image.width / picture.width, picture.image.height / picture.height)
             image, points = turned(picture.image, drawn, self.task.size, self.turning)
-            picture = Picture(image, *image.size)
+            picture = DecodedImage(image, *image.size)
         made = self.task.preprocess(picture)
         frame, _ = made.context
         pixels = np.ascontiguousarray(made.arrays["image"][0])

@@ -28,7 +28,7 @@ from training.evaluation.classification import spread
 from training.learners.keypoints import metrics
 from training.learners.keypoints import plots as keypoint_plots
 from training.learners.keypoints.annotations import Marked, PointData, TableRules, read_points
-from training.learners.keypoints.dataset import PointedPictures, Turning
+from training.learners.keypoints.dataset import KeypointImages, Turning
 from training.learners.keypoints.network import (
     HEADS,
     FlipTTA,
@@ -42,13 +42,13 @@ from training.learners.keypoints.plots import Shown
 from training.learners.keypoints.skeleton import pair_of, pairs_of, twins_of
 from training.reporting import plots
 from training.vision.backbones import body
-from training.vision.learner import PictureLearner, PictureOptions
+from training.vision.learner import ImageLearner, ImageOptions
 
 _CPU = Runtime(torch.device("cpu"))
 
 
 @dataclass(frozen=True)
-class Options(PictureOptions):
+class Options(ImageOptions):
     """What can be chosen for points in pictures."""
 
     head: str = option("heatmaps", "how points are said: by heat maps, or by coordinates (faster)", choices=HEADS)
@@ -100,7 +100,7 @@ class _Joined(nn.Module):
         return (torch.cat([found[0].float(), found[1].float().unsqueeze(2)], dim=2),)
 
 
-class KeypointsLearner(PictureLearner):
+class KeypointsLearner(ImageLearner):
     """Learns named points from pictures and a CSV file."""
 
     summary: ClassVar[str] = "where are the points? from pictures and a table of coordinates"
@@ -109,8 +109,8 @@ class KeypointsLearner(PictureLearner):
     lower_is_better: bool = True
     options: ClassVar[Options] = Options()
     body_name: ClassVar[str] = "features.body"
-    samples: PointedPictures
-    held_out: PointedPictures
+    samples: KeypointImages
+    held_out: KeypointImages
 
     def _open(self, data: Path) -> None:
         options: Options = self.chosen
@@ -137,9 +137,9 @@ class KeypointsLearner(PictureLearner):
         self.held_out = self._pictures(self.marked, cache_bytes=self.room // 4)
         self._measure_truth()
 
-    def _pictures(self, marked: Sequence[Marked], **more: Any) -> PointedPictures:
+    def _pictures(self, marked: Sequence[Marked], **more: Any) -> KeypointImages:
         paths, points = [each.path for each in marked], [each.points for each in marked]
-        made = PointedPictures(paths, points, self.task, **{"cache_bytes": self.room} | more)
+        made = KeypointImages(paths, points, self.task, **{"cache_bytes": self.room} | more)
         made.fill()
         return made
 

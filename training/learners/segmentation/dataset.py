@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from tasks._images import Frame, Picture
+from tasks._images import DecodedImage, Frame
 from tasks._masks import Colour
 from tasks.segmentation import Segmentation, ViewWindows
 from training.core.errors import CannotTrain
-from training.data.images import Pictures, decoded, picture_files, readable
+from training.data.images import ImageSamples, decoded, image_files, readable
 from training.data.splits import validation_split
 from training.engine.batches import Key
 from training.engine.runtime import Batch
@@ -137,9 +137,9 @@ def _part(root: Path, names: Sequence[str]) -> tuple[Path, Path] | None:
 
 def _paired(pictures: Path, masks: Path, unreadable: str, size: int, notices: list[str]) -> tuple[Pair, ...]:
     """Every picture that can be decoded, with its mask."""
-    by_name = {path.relative_to(pictures).with_suffix("").as_posix(): path for path in picture_files(pictures)}
+    by_name = {path.relative_to(pictures).with_suffix("").as_posix(): path for path in image_files(pictures)}
     masks_by_name = _without_ending(
-        {path.relative_to(masks).with_suffix("").as_posix(): path for path in picture_files(masks)}, by_name
+        {path.relative_to(masks).with_suffix("").as_posix(): path for path in image_files(masks)}, by_name
     )
     for names, others, sentence in (
         (by_name, masks_by_name, f"has no mask of the same name in {masks}"),
@@ -269,7 +269,7 @@ def _palette(mask: Path, kept: Sequence[int]) -> tuple[Colour, ...]:
     return tuple(colours) if len(set(colours)) == len(kept) else ()  # type: ignore[arg-type]
 
 
-class MaskedPictures(Pictures):
+class MaskedImages(ImageSamples):
     """Pictures with their masks; each sample is what the network sees of one.
 
     To validate, the whole of it as the service sees it (a very long picture is several samples, its windows); to
@@ -332,8 +332,8 @@ class MaskedPictures(Pictures):
         return {"image": torch.from_numpy(pixels.copy()), "target": torch.from_numpy(target)}
 
     def _part(
-        self, picture: Picture, mask: NDArray[np.uint8], crop: tuple[int, int]
-    ) -> tuple[Picture, NDArray[np.uint8]]:
+        self, picture: DecodedImage, mask: NDArray[np.uint8], crop: tuple[int, int]
+    ) -> tuple[DecodedImage, NDArray[np.uint8]]:
         """A random part of the picture and of its mask; where the picture ends, a border that is void."""
         left, top, right, bottom = self.task.windows(picture.width, picture.height)[1][0]
         width, height = right - left, bottom - top
@@ -351,7 +351,7 @@ class MaskedPictures(Pictures):
             image = _lighter_or_darker(image)
             if mirrored < 0.5:
                 image, target = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), target[:, ::-1].copy()
-        return Picture(image, *crop), target
+        return DecodedImage(image, *crop), target
 
 
 def view_windows_of(mask: NDArray[np.uint8], frame: Frame, width: int, height: int) -> NDArray[np.uint8]:
@@ -364,12 +364,12 @@ def view_windows_of(mask: NDArray[np.uint8], frame: Frame, width: int, height: i
     return found
 
 
-def _pixels_of(picture: Picture, frame: Frame, width: int, height: int) -> Image.Image:
+def _pixels_of(picture: DecodedImage, frame: Frame, width: int, height: int) -> Image.Image:
     """The picture as it lies in a tensor of this size through the frame, with a border where it ends."""
     corners = np.array([[0.0, 0.0], [picture.width, picture.height]])
     (left, top), (right, bottom) = np.clip(np.rint(frame.to_network(corners)), 0, (width, height)).astype(int).tolist()
     right, bottom = max(right, left + 1), max(bottom, top + 1)
-    wanted = frame.to_picture(np.array([[left, top], [right, bottom]], float))
+    wanted = frame.to_image(np.array([[left, top], [right, bottom]], float))
     ratio = np.array(picture.image.size) / (picture.width, picture.height)
     (x0, y0), (x1, y1) = np.clip(wanted * ratio, 0, picture.image.size).tolist()
     part = picture.image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=(x0, y0, x1, y1))

@@ -13,7 +13,7 @@ from training.core.results import Evaluation, Figure, Table
 from training.engine.runtime import Batch
 from training.evaluation import calibration, classification
 from training.learners.segmentation import plots as segmentation_plots
-from training.learners.segmentation.dataset import IGNORED, MaskedPictures
+from training.learners.segmentation.dataset import IGNORED, MaskedImages
 from training.learners.segmentation.network import labelled
 from training.reporting import plots
 
@@ -66,7 +66,7 @@ class Evidence:
         worst: (IoU, sample, what was said) of the samples with the lowest class-mean IoU, the worst first.
     """
 
-    held_out: MaskedPictures
+    held_out: MaskedImages
     temperature: float
     matrices: Matrix
     logits: Floats
@@ -75,7 +75,7 @@ class Evidence:
 
     @classmethod
     def gathered(
-        cls, answers: Iterable[tuple[Batch, Tensor]], held_out: MaskedPictures, temperature: float
+        cls, answers: Iterable[tuple[Batch, Tensor]], held_out: MaskedImages, temperature: float
     ) -> "Evidence":
         """From each batch of the validation samples with its logits; only what is said here is kept of them."""
         matrices, pixels, worst = [], [], []
@@ -107,7 +107,7 @@ class Evidence:
         return found
 
 
-def findings(evidence: Evidence, samples: MaskedPictures, counts: Matrix, notes: Sequence[str]) -> Evaluation:
+def findings(evidence: Evidence, samples: MaskedImages, counts: Matrix, notes: Sequence[str]) -> Evaluation:
     """Figures, tables and failures; `counts` are the labels' pixels in the training pictures."""
     labels, matrix, palette = evidence.labels, evidence.matrix, evidence.held_out.task.palette
     before, after = evidence.probabilities(1.0), evidence.probabilities(evidence.temperature)
@@ -230,7 +230,7 @@ def _worst(evidence: Evidence) -> tuple[Figure, ...]:
     return (Figure("Worst masks", strips, "The lowest mean IoU over the classes in the picture first."),)
 
 
-def _variations(samples: MaskedPictures, palette: Sequence[tuple[int, int, int]]) -> list[NDArray[np.uint8]]:
+def _variations(samples: MaskedImages, palette: Sequence[tuple[int, int, int]]) -> list[NDArray[np.uint8]]:
     batches = [samples.__getitems__([(epoch, 0)]) for epoch in range(8)]
     return [
         segmentation_plots.overlaid(batch["image"][0].numpy(), batch["target"][0].numpy(), palette) for batch in batches

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tasks._examples import synthetic_scene
-from tasks._images import decode_picture
+from tasks._images import decode_image
 from tasks._masks import Colour
 from tasks.contract import Arrays, Limits, Task
 from tasks.segmentation import Segmentation
@@ -24,11 +24,11 @@ from training.core.results import Evaluation, Trained
 from training.engine.inference import answered
 from training.engine.runtime import Batch, Runtime
 from training.evaluation import calibration, classification
-from training.learners.segmentation.dataset import IGNORED, Classes, MaskedPictures, read_masks
+from training.learners.segmentation.dataset import IGNORED, Classes, MaskedImages, read_masks
 from training.learners.segmentation.evaluate import Evidence, class_mean_iou, confusions, findings, some_pixels
 from training.learners.segmentation.network import Segmenter, ServedSegmenter
 from training.vision.backbones import body
-from training.vision.learner import PictureLearner, PictureOptions
+from training.vision.learner import ImageLearner, ImageOptions
 
 _CPU = Runtime(torch.device("cpu"))
 _AT_ONCE = 4
@@ -36,7 +36,7 @@ _SCENES = 40
 
 
 @dataclass(frozen=True)
-class Options(PictureOptions):
+class Options(ImageOptions):
     """What can be chosen for masks."""
 
     width: int = option(480, "of the network's input, in pixels")
@@ -53,7 +53,7 @@ class Options(PictureOptions):
     dropout: float = option(0.1, "share of the channels that are dropped before the last layer")
 
 
-class SegmentationLearner(PictureLearner):
+class SegmentationLearner(ImageLearner):
     """Learns the label of each pixel from pictures with masks."""
 
     summary: ClassVar[str] = "which pixels belong to what? a mask for each picture"
@@ -64,8 +64,8 @@ class SegmentationLearner(PictureLearner):
     settings: ClassVar[Settings] = Settings(epochs=20, batch_size=8, rate=2e-3, label_smoothing=0.0)
     options: ClassVar[Options] = Options()
     body_name: ClassVar[str] = "unet.body"
-    samples: MaskedPictures
-    held_out: MaskedPictures
+    samples: MaskedImages
+    held_out: MaskedImages
 
     def _open(self, data: Path) -> None:
         options = self.chosen
@@ -83,7 +83,7 @@ class SegmentationLearner(PictureLearner):
             classes.labels, options.width, options.height, fit, _colours(options.colours, classes)
         )
         crop = (options.crop_width or options.width, options.crop_height or options.height)
-        self.samples = MaskedPictures(
+        self.samples = MaskedImages(
             self.folder.train,
             classes,
             self.task,
@@ -92,7 +92,7 @@ class SegmentationLearner(PictureLearner):
             change=options.augment,
             cache_bytes=self.room,
         )
-        self.held_out = MaskedPictures(self.folder.validation, classes, self.task, cache_bytes=self.room // 4)
+        self.held_out = MaskedImages(self.folder.validation, classes, self.task, cache_bytes=self.room // 4)
         self.samples.fill()
         self.held_out.fill()
         self.counts = self.samples.pixels_of_each()
@@ -178,7 +178,7 @@ class SegmentationLearner(PictureLearner):
 
     def _margin(self, served: ServedSegmenter, scene: int) -> float:
         """How much likelier the first class is than the second, at the scene's most doubtful pixel."""
-        picture = decode_picture(synthetic_scene(scene), max_pixels=Limits().pixels)
+        picture = decode_image(synthetic_scene(scene), max_pixels=Limits().pixels)
         samples = self.task.preprocess(picture)
         with torch.no_grad():
             logits = served.network(torch.from_numpy(samples.arrays["image"].copy()))[0][0]

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from tasks._images import Picture
+from tasks._images import DecodedImage
 from training.core.errors import CannotTrain
-from training.data.images import Pictures, picture_files, readable
+from training.data.images import ImageSamples, image_files, readable
 from training.data.splits import validation_split
 from training.engine.batches import Key
 from training.engine.runtime import Batch
@@ -79,13 +79,13 @@ def _found(folder: Path) -> tuple[list[Path], dict[str, tuple[Path, ...]]]:
     for root in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
         for parts, tests in _BENCHMARKS:
             if (root / parts[0]).is_dir():
-                files = [file for part in parts if (root / part).is_dir() for file in picture_files(root / part)]
+                files = [file for part in parts if (root / part).is_dir() for file in image_files(root / part)]
                 return files, {name: _good(root / path) for name, path in tests.items() if (root / path).is_dir()}
-    return picture_files(folder), {}
+    return image_files(folder), {}
 
 
 def _good(folder: Path) -> tuple[Path, ...]:
-    files = picture_files(folder)
+    files = image_files(folder)
     pairs = [file for file in files if file.stem.endswith(_GOOD_ONE)]
     return tuple(pairs or files)
 
@@ -107,24 +107,24 @@ def _shorter_side(file: Path, otherwise: int) -> int:
         return otherwise
 
 
-class SharpPictures(Pictures):
+class SharpImages(ImageSamples):
     """Good pictures, none with a side longer than `longest` pixels: photos straight from a camera are soft."""
 
     def __init__(self, paths: Sequence[Path], *, longest: int, seed: int = 0, cache_bytes: int = 4 << 30) -> None:
         super().__init__(paths, enough=longest, seed=seed, cache_bytes=cache_bytes)
         self.longest = longest
 
-    def picture(self, index: int) -> Picture:
+    def picture(self, index: int) -> DecodedImage:
         """The picture, made smaller where it is too large."""
         found = super().picture(index)
         image, longest = found.image, max(found.image.size)
         if longest > self.longest:
             width, height = (max(1, round(side * self.longest / longest)) for side in image.size)
             image = image.resize((width, height), Image.Resampling.LANCZOS)
-        return Picture(image, *image.size)
+        return DecodedImage(image, *image.size)
 
 
-class DamagedCrops(SharpPictures):
+class DamagedCrops(SharpImages):
     """Pairs to train on: `crops` random parts of each picture an epoch, made worse, other ones in each epoch.
 
     In the first `pixel_epochs` a pair asks for pixels alone, in the others for what they look like too.
@@ -152,7 +152,7 @@ class DamagedCrops(SharpPictures):
         }
 
 
-class DamagedPictures(SharpPictures):
+class DegradedImages(SharpImages):
     """Whole pictures to judge by, each made worse in its own way, which follows from its file's name alone.
 
     They differ in size: fetch them one at a time.

@@ -15,14 +15,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import l1_loss
 
-from tasks._images import Picture
+from tasks._images import DecodedImage
 from tasks.contract import Arrays, Task
 from tasks.super_resolution import SuperResolution
 from training.core.config import option
 from training.core.errors import CannotTrain
 from training.core.results import Evaluation, Figure, Trained
 from training.engine.runtime import Batch, Runtime
-from training.learners.super_resolution.dataset import DamagedCrops, DamagedPictures, read_sharp
+from training.learners.super_resolution.dataset import DamagedCrops, DegradedImages, read_sharp
 from training.learners.super_resolution.degradation import Crops, Damage, Degraded
 from training.learners.super_resolution.evaluate import by_quality, by_set, failures, metrics
 from training.learners.super_resolution.metrics import Judged, Pixels, Quality, psnr, ssim
@@ -30,13 +30,13 @@ from training.learners.super_resolution.network import Generator, ServedGenerato
 from training.learners.super_resolution.perceptual import Perception
 from training.learners.super_resolution.plots import Strip, middle_of, strips
 from training.vision.backbones import body
-from training.vision.learner import PictureLearner, PictureOptions
+from training.vision.learner import ImageLearner, ImageOptions
 
 _TILES_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
-class Options(PictureOptions):
+class Options(ImageOptions):
     """What can be chosen for super-resolution."""
 
     frozen_epochs: int = option(0, "epochs before the others, in which a pretrained body stays frozen")
@@ -58,7 +58,7 @@ class Options(PictureOptions):
     clean: float = option(0.25, "share of the crops that are only made smaller")
 
 
-class SuperResolutionLearner(PictureLearner):
+class SuperResolutionLearner(ImageLearner):
     """Learns to undo what was done to good pictures."""
 
     summary: ClassVar[str] = "the same picture, larger and cleaner: from good pictures that are made worse on the way"
@@ -69,7 +69,7 @@ class SuperResolutionLearner(PictureLearner):
     lower_is_better: bool = True
     task: SuperResolution
     samples: DamagedCrops
-    held_out: DamagedPictures
+    held_out: DegradedImages
 
     def _open(self, data: Path) -> None:
         options, self.task = self.chosen, _task(self.chosen)
@@ -94,9 +94,9 @@ class SuperResolutionLearner(PictureLearner):
         self.held_out.fill()
         self.perception = Perception(body(options.backbone, self.weights))
 
-    def _damaged(self, files: Sequence[Path], damage: Damage) -> DamagedPictures:
+    def _damaged(self, files: Sequence[Path], damage: Damage) -> DegradedImages:
         options = self.chosen
-        return DamagedPictures(files, options.scale, damage, longest=options.longest, cache_bytes=self.room // 4)
+        return DegradedImages(files, options.scale, damage, longest=options.longest, cache_bytes=self.room // 4)
 
     def data_summary(self) -> str:
         """Counts, and what was found on reading."""
@@ -178,7 +178,7 @@ class SuperResolutionLearner(PictureLearner):
             caveats=("The detail that it adds is invented: it is likely, and nobody saw it.",),
         )
 
-    def _judged(self, served: nn.Module, pictures: DamagedPictures, *, clean: bool) -> list[Judged]:
+    def _judged(self, served: nn.Module, pictures: DegradedImages, *, clean: bool) -> list[Judged]:
         found = []
         for index, path in enumerate(pictures.paths):
             worse, wanted = pictures.clean_pair(index) if clean else pictures.pair(index)
@@ -201,7 +201,7 @@ class SuperResolutionLearner(PictureLearner):
 
     def _restored(self, served: nn.Module, pixels: Pixels) -> Pixels:
         """The picture as a client gets it, before it becomes a file."""
-        samples = self.task.preprocess(Picture(Image.fromarray(pixels), pixels.shape[1], pixels.shape[0]))
+        samples = self.task.preprocess(DecodedImage(Image.fromarray(pixels), pixels.shape[1], pixels.shape[0]))
         with torch.no_grad():
             image = torch.from_numpy(samples.arrays["image"])
             parts = [image[i : i + _TILES_AT_ONCE] for i in range(0, len(image), _TILES_AT_ONCE)]
