@@ -18,8 +18,8 @@ help: ## list what there is
 serve: $(VENV)/.serve$(GPU) ## install what serving needs, and serve the models in models/ on port 8000
 	@$(BIN)/python -m service $(ARGS)
 
-test: $(VENV)/.dev ## install what everything needs, and run the tests
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.dev ## install what everything needs, and run the tests on all cores [ARGS="-n0 -k batcher"]
+	@$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 check: $(VENV)/.dev ## lint, format and types
 	@$(BIN)/ruff check .
