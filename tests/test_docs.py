@@ -122,13 +122,17 @@ def test_the_readmes_files_are_pictures(address: str, command: str, tmp_path: Pa
         assert min(picture.size) > 100
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md")))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_what_a_document_points_to_is_there(document: str) -> None:
     text = (ROOT / document).read_text("utf-8")
 
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
-    paths = re.findall(r"`((?:tasks|training|service|benchmarks|tests|docs|models)/[\w./-]*)`", text)
-    assert {path for path in links + paths if not (ROOT / path).exists()} == set()
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
+    paths = re.findall(r"(?<![\w/])((?:tasks|training|service|benchmarks|tests|docs)/[\w/-]+\.(?:py|md|json))", text)
+    missing = {link for link in links if not ((ROOT / document).parent / link).exists()}
+    assert missing | {path for path in paths if not (ROOT / path).exists()} == set()
 
 
 @pytest.mark.parametrize("folder", MODELS, ids=lambda folder: f"{folder.parent.name}/{folder.name}")
