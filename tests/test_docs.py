@@ -122,7 +122,11 @@ def test_the_readmes_files_are_pictures(address: str, command: str, tmp_path: Pa
         assert min(picture.size) > 100
 
 
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md")))]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *(str(path.relative_to(ROOT)) for path in sorted((ROOT / "docs").rglob("*.md"))),
+]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
