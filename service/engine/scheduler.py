@@ -42,7 +42,7 @@ class Deadline:
 
     Attributes:
         target: orders the work: what has the earliest target runs first.
-        limit: ends the work: after this time nobody can use the answer.
+        limit: ends the work: after this time the answer is of no use.
     """
 
     target: float = 0.0
