@@ -18,7 +18,7 @@ from service.backends.onnx import OnnxRuntime, available_cores
 from service.engine.admission import ModelLimits
 from service.engine.batcher import BatchPolicy
 from service.engine.context import EngineContext, WorkerPool
-from service.engine.latency import BUSY_HOPS, measured_hop
+from service.engine.latency import BUSY_HOP_FACTOR, measure_hop
 from service.engine.pipeline import Pipeline
 from service.engine.scheduler import Scheduler
 from service.http.request_body import BodyBudget
@@ -61,7 +61,7 @@ class Service:
         # Two are given to its one thread: else it would stand still whenever the event loop has to give it the next.
         self._interpreter = self._place("interpreter", 2, threads=1)
         self._devices: dict[str, WorkerPool] = {}
-        self._hop_s = BUSY_HOPS * measured_hop(self._workers.threads)
+        self._hop_s = BUSY_HOP_FACTOR * measure_hop(self._workers.threads)
         self._loader = self._threads(1, "loader")
         self.repository = Repository(
             settings.models,
@@ -97,7 +97,7 @@ class Service:
         scheduler = Scheduler(
             concurrency,
             threads,
-            hang_s=self.settings.hang_seconds,
+            hang_timeout_s=self.settings.hang_seconds,
             on_hung=partial(self._on_hung, name),
             on_fault=partial(self._on_fault, name),
         )
@@ -132,7 +132,7 @@ class Service:
             timeout_s=settings.timeout_ms / 1000,
             deadline_s=None if deadline_ms is None else deadline_ms / 1000,
             weight=settings.weights.get(name, 1.0),
-            most=settings.max_queue,
+            max_in_flight=settings.max_queue,
         )
         policy = BatchPolicy(settings.max_batch or _MAX_BATCH_SIZE, settings.max_delay_ms / 1000)
         pipeline = Pipeline(task, backend, around, name=name, policy=policy, limits=limits)

@@ -102,6 +102,7 @@ class Classification(Task):
     thresholds: tuple[float, ...] = ()
 
     upload: ClassVar[Upload | None] = IMAGE_UPLOAD
+    decoding_releases_gil: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Raises ValueError: there are thresholds, and not one for each label."""

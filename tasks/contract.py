@@ -199,6 +199,9 @@ class Task(ABC):
     """
     compared_fields: ClassVar[tuple[str, ...]] = ()
     """The fields of an answer that two versions of a model are compared by; none: all of them."""
+    decoding_releases_gil: ClassVar[bool] = False
+    """Whether `decode` and `preprocess` spend their time in C code that releases the interpreter's lock, so that
+    threads decode in parallel."""
     golden_tolerance: ClassVar[float] = 2e-3
     """How far a number of an answer may lie from the golden one: other processors round otherwise, no more."""
 

@@ -179,6 +179,7 @@ class Segmentation(Task):
     request_type = SegmentationRequest
     answer_type = SegmentationAnswer
     upload: ClassVar[Upload | None] = IMAGE_UPLOAD
+    decoding_releases_gil: ClassVar[bool] = True
     golden_tolerance: ClassVar[float] = (
         1e-2  # Confidences are means over a class's pixels, of which a few may turn over.
     )

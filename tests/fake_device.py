@@ -1,6 +1,6 @@
-"""A device on a virtual clock that several models share, with samples that break it in every way we know.
+"""A fake device on the virtual clock, shared by several models, that can fail in every way a real one does.
 
-What a sample does is said by its first number: one of the poisons below, or nothing out of the ordinary.
+The value of a sample decides what happens: one of the poisons below, or a normal run for any other value.
 """
 
 import asyncio
@@ -14,68 +14,85 @@ from service.engine.batcher import Batcher, BatchPolicy, BatchResult
 from service.engine.latency import LatencyProfile, shape_of
 from service.engine.scheduler import Deadline, Scheduler
 from tasks.contract import Arrays
+from tests.virtual_clock import now
 
-FAILS, HANGS, NEVER_FITS, FITS_ALONE, FITS_QUITE_ALONE, CORRUPT, SLOW, LOSES = (-float(i) for i in range(1, 9))
-"""The graph raises; it never comes back; no memory, ever; none with others in its batch; none while any other job runs;
-the answer is NaN; it takes twice as long; the device is lost."""
+FAILS = -1.0
+"""The graph raises an error."""
+HANGS = -2.0
+"""The run does not end until the device is released."""
+NEVER_FITS = -3.0
+"""Out of memory, always."""
+FITS_UNBATCHED = -4.0
+"""Out of memory unless it is the only sample of its batch."""
+FITS_EXCLUSIVELY = -5.0
+"""Out of memory unless it is the only sample of its batch and no other batch runs."""
+CORRUPT = -6.0
+"""The output is NaN."""
+SLOW = -7.0
+"""The batch takes twice as long."""
+LOSES_DEVICE = -8.0
+"""The device fails for good."""
 
 
 @dataclass(eq=False)
 class Run:
-    """What the device was given."""
+    """A batch that the device was given."""
 
     model: str
     values: list[float]
-    began: float
-    bytes: int
-    had_company: bool
-    ended: float = float("inf")
+    started_at: float
+    memory_bytes: int
+    overlapped: bool
+    """Whether another batch ran at the same time."""
+    ended_at: float = float("inf")
     error: Exception | None = None
 
 
 @dataclass
 class FakeDevice:
-    """Keeps a list of all it is given, and how much of it ran side by side."""
+    """Records every run, and how many ran at the same time."""
 
     runs: list[Run] = field(default_factory=list)
     running: set[Run] = field(default_factory=set)
-    most_running: int = 0
-    most_bytes: int = 0
+    max_running: int = 0
+    max_bytes: int = 0
     released: asyncio.Event = field(default_factory=asyncio.Event)
-    """What hangs comes back."""
+    """Ends the runs that hang."""
 
-    def begin(self, model: str, values: list[float], size_bytes: int) -> Run:
-        now = asyncio.get_running_loop().time()
-        for other in self.running:
-            other.had_company = True
-        run = Run(model, values, now, size_bytes, had_company=bool(self.running))
+    def start(self, model: str, values: list[float], memory_bytes: int) -> Run:
+        for running in self.running:
+            running.overlapped = True
+        run = Run(model, values, now(), memory_bytes, overlapped=bool(self.running))
         self.runs.append(run)
         self.running.add(run)
-        self.most_running = max(self.most_running, len(self.running))
-        self.most_bytes = max(self.most_bytes, sum(one.bytes for one in self.running))
+        self.max_running = max(self.max_running, len(self.running))
+        self.max_bytes = max(self.max_bytes, sum(running.memory_bytes for running in self.running))
         return run
 
     def end(self, run: Run, error: Exception | None) -> None:
-        run.ended, run.error = asyncio.get_running_loop().time(), error
+        run.ended_at, run.error = now(), error
         self.running.remove(run)
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What a batch takes: seconds and bytes of any, and for each of its samples."""
+    """What a batch costs: fixed seconds, and seconds and bytes per sample."""
 
     fixed_s: float = 1.0
-    each_s: float = 0.1
-    each_bytes: int = 0
-    fits: float = float("inf")
-    """Samples in a batch, at most, that the device has room for, whatever was said of bytes."""
+    per_sample_s: float = 0.1
+    bytes_per_sample: int = 0
+    max_size: float = float("inf")
+    """Larger batches run out of memory, whatever was measured."""
 
     def seconds(self, size: int) -> float:
-        return self.fixed_s + self.each_s * size
+        return self.fixed_s + self.per_sample_s * size
 
 
-class Model:
-    """A model on the device: each sample's answer is ten times its number, and one."""
+class FakeModel:
+    """A model on the device: its output for a sample is ten times the value, plus one.
+
+    Its latency profile knows from the start what batches cost.
+    """
 
     def __init__(
         self,
@@ -84,47 +101,52 @@ class Model:
         name: str = "model",
         *,
         speed: Speed | None = None,
-        most: int = 8,
-        delay_s: float = 0.0,
-        curve: LatencyProfile | None = None,
+        max_size: int = 8,
     ) -> None:
         self.device, self.name, self.speed = device, name, speed or Speed()
-        self.curve = curve or self.known_curve(most)
+        self.profile = self._measured_profile(max_size)
         self.dropped: list[int] = []
         self.batcher = Batcher(
             self._run,
-            BatchPolicy(most, delay_s),
+            BatchPolicy(max_size),
             scheduler,
-            curve=self.curve,
+            latency_profile=self.profile,
             on_dropped=self.dropped.append,
             clock=asyncio.get_running_loop().time,
         )
 
-    def known_curve(self, most: int) -> LatencyProfile:
-        curve, shape = LatencyProfile(), shape_of(sample(0.0))
-        for size in range(1, most + 1):
-            curve.add(shape, size, self.speed.seconds(size))
-        if self.speed.each_bytes:
-            curve.took((1, self.speed.each_bytes), (2, 2 * self.speed.each_bytes))
-        return curve
+    def _measured_profile(self, max_size: int) -> LatencyProfile:
+        profile, shape = LatencyProfile(), shape_of(sample(0.0))
+        for size in range(1, max_size + 1):
+            profile.record(shape, size, self.speed.seconds(size))
+        if self.speed.bytes_per_sample:
+            profile.fit_memory((1, self.speed.bytes_per_sample), (2, 2 * self.speed.bytes_per_sample))
+        return profile
 
-    async def ask(self, *values: float, due: float | None = None, until: float = float("inf")) -> list[float]:
-        now = asyncio.get_running_loop().time()
-        ran: BatchResult = await self.batcher.submit(sample(*values), Deadline(now if due is None else due, until))
-        return ran.outputs["y"][:, 0].tolist()
+    async def predict(self, *values: float, target: float | None = None, limit: float = float("inf")) -> list[float]:
+        """Send a request of these samples; by default it is due now."""
+        deadline = Deadline(now() if target is None else target, limit)
+        result: BatchResult = await self.batcher.submit(sample(*values), deadline)
+        return result.outputs["y"][:, 0].tolist()
 
-    def asked(self, *values: float, due: float | None = None, until: float = float("inf")) -> asyncio.Task[list[float]]:
-        return asyncio.create_task(self.ask(*values, due=due, until=until))
+    def start_predict(
+        self, *values: float, target: float | None = None, limit: float = float("inf")
+    ) -> asyncio.Task[list[float]]:
+        """Send a request in the background."""
+        return asyncio.create_task(self.predict(*values, target=target, limit=limit))
 
     async def _run(self, parts: Sequence[Arrays]) -> Arrays:
         values = np.concatenate([part["x"] for part in parts])[:, 0]
-        run = self.device.begin(self.name, values.tolist(), self.speed.each_bytes * len(values))
+        run = self.device.start(self.name, values.tolist(), self.speed.bytes_per_sample * len(values))
         error: Exception | None = None
         try:
             if HANGS in values:
                 await self.device.released.wait()
             await asyncio.sleep(self.speed.seconds(len(values)) * (2 if SLOW in values else 1))
-            error = OutOfMemory("Too many.") if len(values) > self.speed.fits else _error_of(values.tolist(), run)
+            if len(values) > self.speed.max_size:
+                error = OutOfMemory("The batch is too large.")
+            else:
+                error = _error_for(values.tolist(), run)
             if error is not None:
                 raise error
         finally:
@@ -132,22 +154,29 @@ class Model:
         return {"y": np.where(values == CORRUPT, np.nan, 10 * values + 1)[:, None]}
 
 
-def _error_of(values: list[float], run: Run) -> Exception | None:
-    if LOSES in values:
+def _error_for(values: list[float], run: Run) -> Exception | None:
+    if LOSES_DEVICE in values:
         return DeviceLost("The device is lost.")
     if (
         NEVER_FITS in values
-        or (FITS_ALONE in values and len(values) > 1)
-        or (FITS_QUITE_ALONE in values and (len(values) > 1 or run.had_company))
+        or (FITS_UNBATCHED in values and len(values) > 1)
+        or (FITS_EXCLUSIVELY in values and (len(values) > 1 or run.overlapped))
     ):
-        return OutOfMemory("There is no room.")
+        return OutOfMemory("The sample does not fit.")
     return BackendError("The graph raised.") if FAILS in values else None
 
 
 def sample(*values: float) -> Arrays:
+    """Return samples with these values, stacked."""
     return {"x": np.array(values, np.float64)[:, None]}
 
 
-def right(*values: float) -> list[float]:
-    """The answer to samples that nothing is wrong with."""
+def expected(*values: float) -> list[float]:
+    """Return the outputs for samples with these values."""
     return [10 * value + 1 for value in values]
+
+
+async def end_of(task: asyncio.Task[list[float]]) -> tuple[float, object]:
+    """Wait for a request; return when it ended, and its outputs or its error."""
+    (outcome,) = await asyncio.gather(task, return_exceptions=True)
+    return now(), outcome

@@ -1,4 +1,4 @@
-"""An event loop whose time jumps to the next timer as soon as there is nothing to do: waiting costs nothing."""
+"""An event loop with a virtual clock: time jumps to the next timer when nothing is ready, so tests never wait."""
 
 import asyncio
 import heapq
@@ -10,11 +10,11 @@ T = TypeVar("T")
 
 
 class Deadlock(AssertionError):
-    """Something waits for what will never come."""
+    """A coroutine waits although nothing is ready and no timer is set."""
 
 
 class VirtualClockLoop(asyncio.SelectorEventLoop):
-    """Timers only: there is nothing to read from and no thread to wait for."""
+    """Supports timers only: it waits neither for sockets nor for threads."""
 
     _ready: deque[asyncio.Handle]
     _scheduled: list[Any]
@@ -25,11 +25,11 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
         self._now = 0.0
 
     def time(self) -> float:
-        """Virtual seconds since the loop was made."""
+        """Return the virtual seconds since the loop was created."""
         return self._now
 
     def _run_once(self) -> None:
-        # asyncio has no seam here: `_ready` and `_scheduled` have been its queue and its heap since Python 3.4.
+        # asyncio offers no hook here; `_ready` and `_scheduled` have been its queue and its heap since Python 3.4.
         while self._scheduled and self._scheduled[0].cancelled():
             heapq.heappop(self._scheduled)._scheduled = False
             self._timer_cancelled_count -= 1
@@ -41,6 +41,11 @@ class VirtualClockLoop(asyncio.SelectorEventLoop):
 
 
 def run_virtually(main: Coroutine[Any, Any, T]) -> T:
-    """`asyncio.run`, in no time."""
+    """Run a coroutine as `asyncio.run` does, on the virtual clock."""
     with asyncio.Runner(loop_factory=VirtualClockLoop) as runner:
         return runner.run(main)
+
+
+def now() -> float:
+    """Return the time of the running event loop."""
+    return asyncio.get_running_loop().time()

@@ -1,6 +1,7 @@
-"""Real pipelines on the virtual clock: their threads do all work at once, and say so when a device would be done.
+"""Real pipelines on the virtual clock.
 
-The graphs are real, too, but for the time they take, which is said, and for the samples that there is room for.
+Tasks and graphs are real. Threads do their work immediately and report it done after the virtual seconds spent in it;
+the backend decides how long a graph takes and how many samples fit into memory.
 """
 
 import asyncio
@@ -20,79 +21,86 @@ from service.engine.scheduler import Deadline, Scheduler
 from service.metrics import Metrics
 from tasks.contract import Arrays, Limits, Samples, Task
 from tests.model_folders import runner
+from tests.virtual_clock import now
 
 
 @dataclass(frozen=True)
-class BatchResult:
-    """A run of a graph."""
+class GraphRun:
+    """A run of a model's graph."""
 
-    name: str
+    model: str
     size: int
-    began: float
-    ended: float
+    started_at: float
+    ended_at: float
 
 
 class VirtualThreads(Executor):
-    """As many as are asked for: each is done after the seconds that were spent in it."""
+    """An unlimited number of threads: work is done after the virtual seconds that were spent in it."""
 
     def __init__(self) -> None:
-        self._spent = 0.0
+        self.submitted = 0
+        self._spent_s = 0.0
 
-    def submit(self, step: Callable[..., Any], /, *arguments: Any, **named: Any) -> "Future[Any]":
-        self._spent = 0.0
+    def submit(self, step: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> "Future[Any]":
+        self.submitted += 1
+        self._spent_s = 0.0
         future: Future[Any] = Future()
         try:
-            finish = partial(future.set_result, step(*arguments, **named))
+            finish = partial(future.set_result, step(*arguments, **keywords))
         except Exception as error:
             finish = partial(future.set_exception, error)
-        asyncio.get_running_loop().call_later(self._spent, finish)
+        asyncio.get_running_loop().call_later(self._spent_s, finish)
         return future
 
     def spend(self, seconds: float) -> tuple[float, float]:
-        """From when to when the thread is busy with this."""
-        began = asyncio.get_running_loop().time() + self._spent
-        self._spent += seconds
-        return began, began + seconds
+        """Keep the current thread busy for this long; return from when to when."""
+        started_at = now() + self._spent_s
+        self._spent_s += seconds
+        return started_at, started_at + seconds
 
 
 @dataclass
 class VirtualDevice:
-    """What pipelines share, and all that was run on it."""
+    """The device and the context that pipelines share; records all runs."""
 
     concurrency: int = 1
-    hang_s: float = 0.0
+    hang_timeout_s: float = 0.0
     hop_s: float = 0.0
-    """Of no time: nothing is cheap enough for the event loop."""
-    runs: list[BatchResult] = field(default_factory=list)
-    hung: list[int] = field(default_factory=list)
+    """At 0, no step is cheap enough for the event loop."""
+    runs: list[GraphRun] = field(default_factory=list)
+    hung_counts: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.threads = VirtualThreads()
-        self.scheduler = Scheduler(self.concurrency, hang_s=self.hang_s, on_hung=self.hung.append)
-        self.around = EngineContext(
+        self.threads, self.workers, self.interpreter = VirtualThreads(), VirtualThreads(), VirtualThreads()
+        self.scheduler = Scheduler(
+            self.concurrency, hang_timeout_s=self.hang_timeout_s, on_hung=self.hung_counts.append
+        )
+        self.context = EngineContext(
             WorkerPool(self.threads, self.scheduler),
-            WorkerPool(VirtualThreads(), Scheduler(4)),
-            WorkerPool(VirtualThreads(), Scheduler(1)),
+            WorkerPool(self.workers, Scheduler(4)),
+            WorkerPool(self.interpreter, Scheduler(1)),
             Limits(),
             Metrics(),
             self.hop_s,
         )
 
-    def most_at_once(self, name: str) -> int:
-        """The most samples of a model that were run at the same time."""
-        mine = [run for run in self.runs if run.name == name]
-        return max(sum(other.size for other in mine if other.began <= run.began < other.ended) for run in mine)
+    def max_concurrent_samples(self, model: str) -> int:
+        """Return the largest number of samples of one model that ran at the same time."""
+        runs = [run for run in self.runs if run.model == model]
+        return max(
+            sum(other.size for other in runs if other.started_at <= run.started_at < other.ended_at) for run in runs
+        )
 
 
 @dataclass(eq=False)
 class VirtualBackend:
-    """A graph whose every sample takes as long, and that finds room for so many of them."""
+    """A real graph with a fixed duration per sample that runs out of memory for batches above `max_size`."""
 
-    on: VirtualDevice
-    name: str
+    virtual_device: VirtualDevice
+    model: str
     graph: bytes
-    each_s: float
-    fits: float = float("inf")
+    per_sample_s: float
+    max_size: float = float("inf")
     device: str = "fake"
 
     def __post_init__(self) -> None:
@@ -100,51 +108,58 @@ class VirtualBackend:
 
     def run(self, arrays: Arrays) -> Arrays:
         size = len(next(iter(arrays.values())))
-        self.on.runs.append(BatchResult(self.name, size, *self.on.threads.spend(self.each_s * size)))
-        if size > self.fits:
-            raise OutOfMemory("There is no room.")
+        span = self.virtual_device.threads.spend(self.per_sample_s * size)
+        self.virtual_device.runs.append(GraphRun(self.model, size, *span))
+        if size > self.max_size:
+            raise OutOfMemory("The batch is too large.")
         return self._run(arrays)
 
     run_exclusive = run
 
     def release(self) -> None:
-        """It keeps nothing."""
+        """Do nothing: it keeps no memory."""
 
     def memory_in_use(self) -> int | None:
-        """It does not know."""
+        """Return None: unknown."""
         return None
 
     memory_free = memory_in_use
 
 
 class VirtualModel:
-    """A pipeline that knows from warm-up what a sample takes."""
+    """A pipeline that has been warmed up: its latency profile knows what samples cost."""
 
     def __init__(
-        self, on: VirtualDevice, name: str, task: Task, graph: bytes, *, each_s: float = 0.1, most: int = 1
+        self,
+        device: VirtualDevice,
+        name: str,
+        task: Task,
+        graph: bytes,
+        *,
+        per_sample_s: float = 0.1,
+        max_size: int = 1,
     ) -> None:
-        self.backend = VirtualBackend(on, name, graph, each_s)
-        self.pipeline = Pipeline(task, self.backend, on.around, name=name, policy=BatchPolicy(most))
+        self.backend = VirtualBackend(device, name, graph, per_sample_s)
+        self.pipeline = Pipeline(task, self.backend, device.context, name=name, policy=BatchPolicy(max_size))
         arrays = self.samples(task.example()).arrays
-        one = {key: array[:1] for key, array in arrays.items()}
-        self.shape = shape_of(one)
-        self.pipeline.set_typical_shape(one)
-        for size in range(1, most + 1):
-            self.pipeline.curve.add(self.shape, size, each_s * size)
+        one_sample = {input_name: array[:1] for input_name, array in arrays.items()}
+        self.pipeline.set_typical_shape(one_sample)
+        for size in range(1, max_size + 1):
+            self.pipeline.latency_profile.record(shape_of(one_sample), size, per_sample_s * size)
 
     def samples(self, fields: Mapping[str, Any]) -> Samples:
-        """What the task makes of a request."""
+        """Return the samples that the task makes of a request."""
         task = self.pipeline.task
         return task.preprocess(task.decode(task.parse(fields, Limits()), Limits()))
 
-    async def ask(
-        self, fields: Mapping[str, Any], kind: str = "json", *, within_s: float | None = None
+    async def predict(
+        self, fields: Mapping[str, Any], body_format: str = "json", *, timeout_s: float | None = None
     ) -> PredictResult:
-        """One request, as the server asks it."""
-        now = asyncio.get_running_loop().time()
-        message = PredictRequest(kind, 1, lambda: fields)
-        deadline = self.pipeline.admission.deadline(message.options, now)
-        if within_s is not None:
-            deadline = Deadline(min(deadline.due, now + within_s), now + within_s)
-        with self.pipeline.permit(message, deadline):
-            return await self.pipeline.predict(message, deadline, RequestState(came=now))
+        """Send one request the way the server does."""
+        arrived_at = now()
+        predict_request = PredictRequest(body_format, 1, lambda: fields)
+        deadline = self.pipeline.admission.make_deadline(predict_request.options, arrived_at)
+        if timeout_s is not None:
+            deadline = Deadline(min(deadline.target, arrived_at + timeout_s), arrived_at + timeout_s)
+        with self.pipeline.permit(predict_request, deadline):
+            return await self.pipeline.predict(predict_request, deadline, RequestState(arrived_at=arrived_at))

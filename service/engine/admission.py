@@ -1,7 +1,11 @@
-"""Who may come in, on what terms, and when those should come again who may not.
+"""Admission control: accept a request with a deadline, or reject it with Retry-After.
 
-A request that cannot be answered within its time is refused before anything is done for it: what waits for the device
-and the workers is known, and so is what it takes.
+A request that cannot be answered before its deadline is rejected before any work is done for it. The decision compares
+the time that is left with a prediction: the wait for workers and device, plus the request's own service time, corrected
+by how far earlier predictions were off.
+
+`parse_options` reads the options with which a client influences its deadline. This module knows nothing about the
+pipeline or the batcher; it is given functions that predict.
 """
 
 import asyncio
@@ -11,37 +15,39 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from service.engine.scheduler import URGENCY, Deadline, Priority, TooLate
-from service.errors import DeadlineExceeded, DeviceHung, InvalidRequest, Overloaded
+from service.engine.error_mapping import device_hung
+from service.engine.scheduler import URGENCY, Deadline, MissedDeadline, Priority
+from service.errors import DeadlineExceeded, InvalidRequest, Overloaded
 from tasks.contract import Problem
 
 OPTION_FIELDS = ("timeout_ms", "priority")
-"""Fields of any request that say how it is to be answered, and not what."""
+"""Fields of any request that set its options and are not part of the input."""
 DEFAULT_SLACK_FACTOR = 20
-"""Where nothing else is said, a request is due after so many times what a full batch of its model takes."""
-_MIN_TARGET_SECONDS = 0.05
+"""A request without a timeout is due after this many times the duration of a full batch of its model."""
+_MIN_SLACK_S = 0.05
 ADMISSION_MARGIN = 0.5
-"""Of a full batch: how much earlier than need be those are to be answered that wait. A wait is known no better, and who
-is let in at the very last makes batches small, since they must not be late, and everybody behind them late."""
+"""Safety margin of the prediction, as a fraction of a full batch's duration. Waits are not known more exactly, and a
+request that is admitted at the last moment forces small batches, since it must not be late, which delays all others."""
 _SMOOTHING = 0.05
-_A_TICK_S = 0.002
-"""The loop's time may be as old as that."""
-_WORTH_COMPARING_S = 0.005
+_CLOCK_RESOLUTION_S = 0.002
+"""How far the event loop's time may lag behind."""
+_MIN_COMPARED_S = 0.005
+"""Shorter predictions are not compared with what a request really took."""
 _MAX_CORRECTION = 8.0
-_IF_LATE = 2.0
+_LATE_FACTOR = 2.0
 
 
 @dataclass(frozen=True)
 class RequestOptions:
-    """What a client asks for: seconds until the answer, and how urgent it is."""
+    """What a client asks for: seconds until the answer, and a priority."""
 
     timeout_s: float | None = None
     priority: Priority | None = None
 
-    def joined(self, other: "RequestOptions") -> "RequestOptions":
-        """Both: the shorter time, and the priority of `other` where it has one."""
-        times = [time for time in (self.timeout_s, other.timeout_s) if time is not None]
-        return RequestOptions(min(times, default=None), other.priority or self.priority)
+    def merge(self, other: "RequestOptions") -> "RequestOptions":
+        """Combine two sets of options: the shorter timeout, and the priority of `other` if it has one."""
+        timeouts = [timeout_s for timeout_s in (self.timeout_s, other.timeout_s) if timeout_s is not None]
+        return RequestOptions(min(timeouts, default=None), other.priority or self.priority)
 
     def __bool__(self) -> bool:
         return self != RequestOptions()
@@ -50,15 +56,15 @@ class RequestOptions:
 def parse_options(
     fields: Mapping[str, Any], *, names: tuple[str, ...] = OPTION_FIELDS
 ) -> tuple[Mapping[str, Any], RequestOptions]:
-    """The fields without those that are options, and the options. Raises InvalidRequest."""
-    found = {name: fields[name] for name in names if name in fields}
-    if not found:
+    """Split a request's fields into the input and the options called `names`. Raises InvalidRequest."""
+    values = {name: fields[name] for name in names if name in fields}
+    if not values:
         return fields, RequestOptions()
-    rest = {name: value for name, value in fields.items() if name not in found}
-    return rest, RequestOptions(_timeout_s(found.get("timeout_ms")), _priority(found.get("priority")))
+    rest = {name: value for name, value in fields.items() if name not in values}
+    return rest, RequestOptions(_parse_timeout_s(values.get("timeout_ms")), _parse_priority(values.get("priority")))
 
 
-def _timeout_s(value: Any) -> float | None:
+def _parse_timeout_s(value: Any) -> float | None:
     if value is None:
         return None
     try:
@@ -66,143 +72,165 @@ def _timeout_s(value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not 0 < seconds < math.inf:
-        raise _invalid("timeout_ms", "a positive number of milliseconds", value)
+        raise _invalid_option("timeout_ms", "a positive number of milliseconds", value)
     return seconds
 
 
-def _priority(value: Any) -> Priority | None:
+def _parse_priority(value: Any) -> Priority | None:
     if value is None or value in get_args(Priority):
         return value  # type: ignore[no-any-return]
-    raise _invalid("priority", f"one of {', '.join(get_args(Priority))}", value)
+    raise _invalid_option("priority", f"one of {', '.join(get_args(Priority))}", value)
 
 
-def _invalid(name: str, wanted: str, value: Any) -> InvalidRequest:
-    message = f"{name}: is {wanted}, not {str(value)[:32]!r}."
+def _invalid_option(name: str, expected: str, value: Any) -> InvalidRequest:
+    message = f"{name}: must be {expected}, not {str(value)[:32]!r}."
     return InvalidRequest(message, details=(Problem(name, "out_of_range", message),))
 
 
 @dataclass(frozen=True)
 class ModelLimits:
-    """How the requests of one model are treated.
+    """Limits on the requests of one model.
 
     Attributes:
-        timeout_s: the longest that any may take.
-        deadline_s: the model's own limit, or None.
-        weight: how much sooner than others they are due: 2 halves the time they are given.
-        most: requests under way at a time.
+        timeout_s: the server's limit on the duration of any request.
+        deadline_s: the model's own, shorter limit; None for none.
+        weight: divides the time until a request's target: with 2 the model's requests are due in half the time.
+        max_in_flight: concurrent requests.
     """
 
     timeout_s: float = 30.0
     deadline_s: float | None = None
     weight: float = 1.0
-    most: int = 256
+    max_in_flight: int = 256
 
 
 class Admission:
-    """The requests of one model that are under way. All methods belong to one event loop."""
+    """Decides which requests of one model are accepted. All methods belong to one event loop.
+
+    `full_batch_s` returns the duration of a full batch, `predict_wait_s` the wait of a request with the given target.
+    """
 
     def __init__(
-        self, limits: ModelLimits, *, full_batch_s: Callable[[], float], wait_s: Callable[[float], float]
+        self, limits: ModelLimits, *, full_batch_s: Callable[[], float], predict_wait_s: Callable[[float], float]
     ) -> None:
         self._limits = limits
         self._full_batch_s = full_batch_s
-        self._wait_s = wait_s
-        self._mean, self._spread = 1.0, 0.25
-        """How many times longer than was foreseen requests take, and by how much that differs from one to the next."""
+        self._predict_wait_s = predict_wait_s
+        self._mean_ratio, self._ratio_deviation = 1.0, 0.25
+        """Actual ÷ predicted duration of recent requests: mean, and mean absolute deviation from it."""
         self.in_flight = 0
         self.abandoned = 0
-        """Requests that nobody waits for any more, and whose step a thread has not ended yet."""
+        """Requests whose client has gone but whose current step still occupies a thread."""
 
-    def longest_s(self, options: RequestOptions) -> float:
-        """How long a request may take, as its client, the model and the server will have it."""
-        times = (options.timeout_s, self._limits.deadline_s, self._limits.timeout_s)
-        return min(time for time in times if time is not None)
+    def timeout_s(self, options: RequestOptions) -> float:
+        """Return the seconds that a request may take: the shortest limit of its client, the model and the server."""
+        limits = (options.timeout_s, self._limits.deadline_s, self._limits.timeout_s)
+        return min(limit for limit in limits if limit is not None)
 
-    def deadline(self, options: RequestOptions, came: float) -> Deadline:
-        """When a request that came then (the loop's time) is due, and when it is too late.
+    def make_deadline(self, options: RequestOptions, arrived_at: float) -> Deadline:
+        """Return the deadline of a request that arrived at this time of the event loop.
 
-        A longer time than the model's own makes nothing less urgent: who only guards against waiting for ever would
-        come last.
+        A timeout longer than the model's usual time does not make the target later: a client that only guards against
+        waiting forever would be served last.
         """
-        longest = self.longest_s(options)
-        usual = self._limits.deadline_s or max(_MIN_TARGET_SECONDS, DEFAULT_SLACK_FACTOR * self._full_batch_s())
+        timeout_s = self.timeout_s(options)
+        usual_s = self._limits.deadline_s or max(_MIN_SLACK_S, DEFAULT_SLACK_FACTOR * self._full_batch_s())
         urgency = self._limits.weight * URGENCY[options.priority or "normal"]
-        return Deadline(came + min(longest, usual) / urgency, came + longest)
+        return Deadline(arrived_at + min(timeout_s, usual_s) / urgency, arrived_at + timeout_s)
 
     @contextmanager
     def permit(
-        self, deadline: Deadline, own_s: float, least_s: float, *, is_representative: Callable[[], bool] = lambda: True
+        self,
+        deadline: Deadline,
+        service_s: float,
+        min_service_s: float,
+        *,
+        is_representative: Callable[[], bool] = lambda: True,
     ) -> Iterator[None]:
-        """A place among the requests under way, taken before anything is done for one.
+        """Admit a request for the duration of the `with` block, before any work is done for it.
 
-        `own_s` is what it will take by itself, `least_s` what it takes at best; `is_representative` says in the end if
-        something follows for others from how long it took. Raises Overloaded and DeviceHung.
+        Args:
+            deadline: of the request.
+            service_s: predicted seconds that the request takes without waiting.
+            min_service_s: the same at best.
+            is_representative: returns, at the end, whether the request's duration says something about others.
+
+        Raises:
+            Overloaded: The request cannot be answered in time, or too many are in flight.
+            DeviceHung: The device does not respond.
         """
-        foreseen = self.check(deadline, own_s, least_s)
+        predicted_s = self.check(deadline, service_s, min_service_s)
         loop = asyncio.get_running_loop()
-        came = loop.time()
+        admitted_at = loop.time()
         self.in_flight += 1
-        late = done = False
+        is_late = is_done = False
         try:
             yield
-            done = True
-        except (TooLate, DeadlineExceeded):
-            late = True  # It was given up before, since it would not have been done by then.
+            is_done = True
+        except (MissedDeadline, DeadlineExceeded):
+            is_late = True  # It was given up before its deadline, which it would have missed.
             raise
         finally:
             self.in_flight -= 1
             now = loop.time()
-            late = late or now >= deadline.until - _A_TICK_S
-            # One that failed, or whose client went, tells nothing of how long they take; one that was late does: at
-            # least as long as it had. Taken for just that, half of those that are let in would always be late.
-            if is_representative() and (done or late):
-                self._compare(foreseen, _IF_LATE * (deadline.until - came) if late else now - came)
+            is_late = is_late or now >= deadline.limit - _CLOCK_RESOLUTION_S
+            # The duration of a failed or cancelled request says nothing about others. A late request would have taken
+            # at least the time it had. Counting just that would leave half of the admitted requests late.
+            if is_representative() and (is_done or is_late):
+                elapsed_s = _LATE_FACTOR * (deadline.limit - admitted_at) if is_late else now - admitted_at
+                self._update_correction(predicted_s, elapsed_s)
 
-    def check(self, deadline: Deadline, own_s: float, least_s: float) -> float:
-        """The seconds until the answer, as they are foreseen; takes no place. Raises Overloaded and DeviceHung."""
-        taken, wait = self.in_flight + self.abandoned, self._wait_s(deadline.due)
-        _check_alive(wait)
-        if taken >= self._limits.most:
-            message = f"{taken} requests are under way, as many as are accepted; try again later."
-            raise Overloaded(message, retry_after_s=max(1, math.ceil(self._wait_s(math.inf) * self._wrong)))
-        if (
-            not taken
-        ):  # Nothing is under way from which could be learnt that it is faster again: this one is to find out.
-            return self.check_time(deadline, 0.0, wait + own_s, 2 * (wait + least_s))
-        return self.check_time(deadline, wait, own_s, least_s)
+    def check(self, deadline: Deadline, service_s: float, min_service_s: float) -> float:
+        """Check that a request could be admitted now; return the predicted seconds until its answer.
 
-    def check_time(self, deadline: Deadline, wait: float, own_s: float, least_s: float) -> float:
-        """The seconds until the answer of a request that waits so long for its turn. Raises Overloaded, DeviceHung."""
-        _check_alive(wait)
-        left = deadline.until - asyncio.get_running_loop().time()
-        foreseen = wait + own_s
-        needed = foreseen * self._wrong + ADMISSION_MARGIN * self._full_batch_s()
-        # With nothing to wait for it is worth trying: what was measured lately may have been an exception.
-        if needed > left if wait else least_s / 2 > left:
-            if not wait:
-                message = (
-                    f"It takes about {own_s * 1000:.0f} ms by itself, and {max(0.0, left) * 1000:.0f} ms are left."
-                )
-                raise Overloaded(message, retry_after_s=1)
-            message = (
-                f"The answer would come after about {needed * 1000:.0f} ms, "
-                f"and {max(0.0, left) * 1000:.0f} ms are left; try again later."
-            )
-            raise Overloaded(message, retry_after_s=max(1, math.ceil(needed - left)))
-        return foreseen
+        Arguments and errors are those of `permit`.
+        """
+        in_flight, wait_s = self.in_flight + self.abandoned, self._predict_wait_s(deadline.target)
+        _check_device(wait_s)
+        if in_flight >= self._limits.max_in_flight:
+            message = f"Too many concurrent requests for this model (limit {self._limits.max_in_flight}). Retry later."
+            drained_s = self._predict_wait_s(math.inf) * self._correction
+            raise Overloaded(message, retry_after_s=max(1, math.ceil(drained_s)))
+        if not in_flight:
+            # No running request could reveal that the device is fast again, so admit this one to find out.
+            return self.check_deadline(deadline, 0.0, wait_s + service_s, 2 * (wait_s + min_service_s))
+        return self.check_deadline(deadline, wait_s, service_s, min_service_s)
+
+    def check_deadline(self, deadline: Deadline, wait_s: float, service_s: float, min_service_s: float) -> float:
+        """Check that a request with this predicted wait meets its deadline; return the seconds until its answer.
+
+        Arguments and errors are those of `permit`.
+        """
+        _check_device(wait_s)
+        left_s = deadline.limit - asyncio.get_running_loop().time()
+        predicted_s = wait_s + service_s
+        needed_s = predicted_s * self._correction + ADMISSION_MARGIN * self._full_batch_s()
+        if wait_s and needed_s > left_s:
+            message = f"The request would take about {needed_s * 1000:.0f} ms, {_but_remaining(left_s)} Retry later."
+            raise Overloaded(message, retry_after_s=max(1, math.ceil(needed_s - left_s)))
+        # Without a wait the request is worth trying: the last measurements may have been exceptions.
+        if not wait_s and min_service_s / 2 > left_s:
+            message = f"The request takes about {service_s * 1000:.0f} ms without any wait, {_but_remaining(left_s)}"
+            raise Overloaded(message, retry_after_s=1)
+        return predicted_s
 
     @property
-    def _wrong(self) -> float:
-        """What is foreseen is to be taken times this; as TCP judges when an answer is overdue (RFC 6298)."""
-        return self._mean + 2 * self._spread
+    def _correction(self) -> float:
+        """The factor for predictions: mean plus deviations, as TCP computes its retransmission timeout (RFC 6298)."""
+        return self._mean_ratio + 2 * self._ratio_deviation
 
-    def _compare(self, foreseen: float, took: float) -> None:
-        if foreseen > _WORTH_COMPARING_S:
-            off = min(max(took / foreseen, 1 / _MAX_CORRECTION), _MAX_CORRECTION) - self._mean
-            self._mean += _SMOOTHING * off
-            self._spread += 2 * _SMOOTHING * (abs(off) - self._spread)
+    def _update_correction(self, predicted_s: float, elapsed_s: float) -> None:
+        if predicted_s > _MIN_COMPARED_S:
+            ratio = min(max(elapsed_s / predicted_s, 1 / _MAX_CORRECTION), _MAX_CORRECTION)
+            deviation = ratio - self._mean_ratio
+            self._mean_ratio += _SMOOTHING * deviation
+            self._ratio_deviation += 2 * _SMOOTHING * (abs(deviation) - self._ratio_deviation)
 
 
-def _check_alive(wait: float) -> None:
-    if math.isinf(wait):
-        raise DeviceHung("The device does not come back from a run; try again later.", retry_after_s=10)
+def _check_device(wait_s: float) -> None:
+    if math.isinf(wait_s):
+        raise device_hung()
+
+
+def _but_remaining(left_s: float) -> str:
+    return f"but only {max(0.0, left_s) * 1000:.0f} ms remain before its deadline."

@@ -1,10 +1,13 @@
-"""What all models of a service share."""
+"""What the pipelines of all models share: thread pools, request limits and metrics.
+
+Knows nothing about any single model; `service/server.py` creates it.
+"""
 
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
-from service.engine.latency import CHEAP_S
+from service.engine.latency import DEFAULT_HOP_S
 from service.engine.scheduler import Scheduler
 from service.metrics import Metrics
 from tasks.contract import Limits
@@ -12,7 +15,7 @@ from tasks.contract import Limits
 
 @dataclass(frozen=True)
 class WorkerPool:
-    """Threads, and the order in which they are given work."""
+    """Threads, and the scheduler that orders the work they are given."""
 
     threads: Executor
     scheduler: Scheduler
@@ -20,17 +23,17 @@ class WorkerPool:
 
 @dataclass(frozen=True)
 class EngineContext:
-    """What all models of a service share.
+    """What the pipelines of all models share.
 
     Attributes:
-        device: where graphs run.
-        workers: where pictures are decoded and encoded, side by side.
-        interpreter: where all other requests are read and answers finished, one after the other: Python does that, one
-            thread at a time, and more of them would only wait for each other and keep the event loop waiting.
-        limits: of what a request may ask for.
-        metrics: where all is counted.
-        hop_s: what it costs to have another thread do something; less is done on the event loop.
-        on_lost: is told when the device has failed for good.
+        device: runs graphs.
+        workers: decode and post-process requests of tasks whose `decoding_releases_gil`, in parallel.
+        interpreter: does the same for all other tasks, on a single thread: they hold the interpreter's lock, so further
+            threads would only wait for each other and delay the event loop.
+        limits: sizes that a request may have.
+        metrics: counters and histograms of the service.
+        hop_s: seconds that it costs to hand work to another thread; cheaper steps run on the event loop.
+        on_device_lost: called with the reason when the device has failed for good.
     """
 
     device: WorkerPool
@@ -38,5 +41,5 @@ class EngineContext:
     interpreter: WorkerPool
     limits: Limits
     metrics: Metrics
-    hop_s: float = CHEAP_S
-    on_lost: Callable[[str], None] = lambda reason: None
+    hop_s: float = DEFAULT_HOP_S
+    on_device_lost: Callable[[str], None] = lambda reason: None

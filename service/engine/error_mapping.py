@@ -1,9 +1,12 @@
-"""What a client is told of what went wrong inside: every exception that is not a ServiceError, as one."""
+"""Translates exceptions of the engine, the backend and the task into the errors that a client receives.
+
+Every exception that is not a ServiceError becomes one here, with a message that is safe to show. Knows no pipeline.
+"""
 
 from pydantic import ValidationError
 
 from service.backends.base import BackendError, DeviceLost, OutOfMemory
-from service.engine.scheduler import Hung, TooLate
+from service.engine.scheduler import HungRun, MissedDeadline
 from service.errors import (
     BackendFailed,
     DeadlineExceeded,
@@ -18,23 +21,25 @@ from service.errors import (
 from tasks.contract import InvalidInput, Problem
 
 _MAX_PROBLEMS = 20
-_MAX_VALUE_LENGTH = 200
-"""Characters of a client's own words that are sent back to it."""
-_ONCE_RESTARTED_S = 10
-_ROOM_AGAIN_S = 2
+_MAX_LOCATION_LENGTH = 200
+"""Characters of a problem's location, which contains the client's own field names."""
+_DEVICE_RETRY_AFTER_S = 10
+_MEMORY_RETRY_AFTER_S = 2
 
 
-def invalid_request(error: ValidationError) -> ServiceError:
-    """The client's view of what pydantic found: where, and one of a few reasons."""
-    found = error.errors(include_url=False, include_context=False, include_input=False)
+def map_validation_error(error: ValidationError) -> ServiceError:
+    """Return InvalidRequest, or TooLarge, with the location and the reason of each of pydantic's errors."""
+    errors = error.errors(include_url=False, include_context=False, include_input=False)
     problems = tuple(
         Problem(
-            ".".join(map(str, item["loc"]))[:_MAX_VALUE_LENGTH], _REASONS.get(item["type"], "wrong_type"), item["msg"]
+            ".".join(map(str, item["loc"]))[:_MAX_LOCATION_LENGTH],
+            _REASONS.get(item["type"], "wrong_type"),
+            item["msg"],
         )
-        for item in found[:_MAX_PROBLEMS]
+        for item in errors[:_MAX_PROBLEMS]
     )
     first = problems[0]
-    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     message = f"{first.where or 'The body'}: {first.message}{more}."
     if first.reason == "too_many":
         return TooLarge(message, details=problems)
@@ -56,24 +61,32 @@ _REASONS = {
     "less_than": "out_of_range",
     "value_error": "malformed",
 }
+"""Pydantic's error types, and the reason that a client is given for each."""
 
 
-def invalid_input(error: InvalidInput) -> ServiceError:
-    """The client's view of what the task could not read."""
-    kind = {"too_large": TooLarge, "invalid": InvalidRequest}.get(error.reason, Unreadable)
-    return kind(str(error), details=error.problems)
+def map_input_error(error: InvalidInput) -> ServiceError:
+    """Return the error for an input that the task could not read."""
+    error_type = {"too_large": TooLarge, "invalid": InvalidRequest}.get(error.reason, Unreadable)
+    return error_type(str(error), details=error.problems)
 
 
-def failure(error: BackendError | Hung | TooLate) -> ServiceError:
-    """The client's view of what happened to its samples on the device, or before they came there."""
+def map_run_error(error: BackendError | HungRun | MissedDeadline) -> ServiceError:
+    """Return the error for samples that failed on the device, or while they waited for it."""
     if isinstance(error, OutOfMemory):
-        message = "The device has no memory for this input, also alone; send a smaller one, or try again later."
-        return NoMemory(message, retry_after_s=_ROOM_AGAIN_S)
+        message = (
+            "This input does not fit into the device's memory, even on its own. Send a smaller input, or retry later."
+        )
+        return NoMemory(message, retry_after_s=_MEMORY_RETRY_AFTER_S)
     if isinstance(error, DeviceLost):
-        message = "The device has failed and the server starts anew; try again then."
-        return DeviceUnavailable(message, retry_after_s=_ONCE_RESTARTED_S)
-    if isinstance(error, Hung):
-        return DeviceHung("The device does not come back from a run; try again later.", retry_after_s=_ONCE_RESTARTED_S)
-    if isinstance(error, TooLate):
-        return DeadlineExceeded("There was no time left to compute the answer.")
+        message = "The device failed; the server is restarting. Retry later."
+        return DeviceUnavailable(message, retry_after_s=_DEVICE_RETRY_AFTER_S)
+    if isinstance(error, HungRun):
+        return device_hung()
+    if isinstance(error, MissedDeadline):
+        return DeadlineExceeded("The answer could not be computed before the request's deadline.")
     return BackendFailed("The model failed on this input.")
+
+
+def device_hung() -> DeviceHung:
+    """Return the error for a request that meets a device whose runs do not end."""
+    return DeviceHung("The device is not responding. Retry later.", retry_after_s=_DEVICE_RETRY_AFTER_S)

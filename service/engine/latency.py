@@ -1,4 +1,11 @@
-"""What steps cost, as it is measured, and what follows from it: where they run, how large a batch is, who waits."""
+"""Measured durations and memory use, and what follows from them: where a step runs and how large a batch may be.
+
+`StepCost` measures one kind of step (decoding a JSON body, say), `LatencyProfile` the runs of one model's graph by
+sample shape and batch size. Both are filled at warm-up and updated by every later run. The functions below measure
+thread hops, steps and batch sizes at start.
+
+Knows nothing about queues, requests or backends; it is given seconds and bytes.
+"""
 
 import math
 import statistics
@@ -10,267 +17,291 @@ from typing import Any
 
 from tasks.contract import Arrays
 
-BUSY_HOPS = 8.0
-"""What a hop to another thread costs where all threads are busy, in hops between idle ones: 0.5 ms for 0.06 ms here."""
-CHEAP_S = 0.0005
-"""A step that takes less runs on the event loop, until the cost of a hop has been measured."""
-_FAR_FROM_CHEAP_S = 0.005
-_HAND_OVER_S = 0.0002
-"""What a batch costs beside its run: two hand-overs between the event loop and the device's thread."""
-_ABOUT = 1.1
-_SLOW_S = 0.05
-"""A batch that takes longer is measured well enough by one try, and costs too much to be tried in vain."""
+BUSY_HOP_FACTOR = 8.0
+"""How much more a hop to another thread costs if all threads are busy than if they are idle: 0.5 ms, not 0.06 ms."""
+DEFAULT_HOP_S = 0.0005
+"""Assumed cost of a hop to another thread, until it has been measured."""
+_CLEARLY_EXPENSIVE_S = 0.005
+"""A step that takes longer is not cheap, however often it is measured."""
+_BATCH_OVERHEAD_S = 0.0002
+"""Cost of a batch besides its run: two hand-overs between the event loop and the device's thread."""
+_SIMILAR_FACTOR = 1.1
+"""Costs per sample that differ by less than this factor count as equal."""
+_SLOW_BATCH_S = 0.05
+"""A slower batch is measured only once: noise matters less, and each measurement costs too much."""
 _SMOOTHING = 0.1
-_MAX_ERROR_FACTOR = 4.0
-"""One run counts as no more than so many times the mean: one that hung says nothing of the others."""
-_DISTURBED = 8.0
-"""What is run on the event loop may take so many hops there beside others' work, and no more."""
+_OUTLIER_FACTOR = 4.0
+"""Outliers are clipped to this multiple of the mean: a run that hung says nothing about other runs."""
+_MAX_LOADED_HOPS = 8.0
+"""Under load, work on the event loop may take this many times the cost of a hop, and no longer."""
 _MAX_SHAPES = 64
 _MAX_SIZES = 64
-_HOPS = 200
-_GOOD_RUNS = 64
+_HOP_SAMPLES = 200
+_RUNS_BEFORE_GROWTH = 64
 Shape = tuple[tuple[str, str, tuple[int, ...]], ...]
 """The inputs of one sample: name, dtype and shape of each, without the batch axis."""
 
 
 class StepCost:
-    """What a step costs, as a running mean, for the size of input it has mostly seen.
+    """The measured duration of one kind of step: a running mean, and the mean size of the inputs it was measured on.
 
-    `hop_s` is what it costs to have another thread do it.
+    `hop_s` is the cost of handing work to another thread.
     """
 
-    def __init__(self, hop_s: float = CHEAP_S) -> None:
-        self.seconds: float | None = None
+    def __init__(self, hop_s: float = DEFAULT_HOP_S) -> None:
+        self.mean_s: float | None = None
+        """None if the step has not been measured."""
+        self._mean_size = 1.0
+        self._min_s, self._size_of_min = math.inf, 1.0
         self._hop_s = hop_s
-        self._size = 1.0
-        self._least, self._size_of_least = math.inf, 1.0
 
-    def add(self, seconds: float, size: int) -> None:
-        """Takes note of one run of the step."""
-        if self.seconds is None:
-            self.seconds, self._size = seconds, float(size)
+    def record(self, seconds: float, size: int) -> None:
+        """Record a run of the step on an input of this size."""
+        if self.mean_s is None:
+            self.mean_s, self._mean_size = seconds, float(size)
         else:
-            seconds = min(seconds, _MAX_ERROR_FACTOR * self.seconds)
-            self.seconds += _SMOOTHING * (seconds - self.seconds)
-            self._size += _SMOOTHING * (size - self._size)
-        if seconds < self._least:
-            self._least, self._size_of_least = seconds, max(size, 1.0)
+            seconds = min(seconds, _OUTLIER_FACTOR * self.mean_s)
+            self.mean_s += _SMOOTHING * (seconds - self.mean_s)
+            self._mean_size += _SMOOTHING * (size - self._mean_size)
+        if seconds < self._min_s:
+            self._min_s, self._size_of_min = seconds, max(size, 1.0)
 
     def is_cheap(self, size: int) -> bool:
-        """Whether an input of this size costs less than a thread hop, undisturbed; never before it was measured.
+        """Return whether the step should run on the event loop, for an input of this size; False if never measured.
 
-        Beside others' work each step takes longer, and a hop still more: to leave the event loop then would cost most.
+        The shortest run decides whether it costs less than a hop to a thread. Under load both take longer, the hop even
+        more so, so the mean only has to stay below `_MAX_LOADED_HOPS` hops.
         """
-        if self.seconds is None:
+        if self.mean_s is None:
             return False
-        undisturbed = self._least * max(1.0, size / self._size_of_least)
-        of_late = self.seconds * size / max(self._size, 1.0)
-        return undisturbed < self._hop_s and of_late < _DISTURBED * self._hop_s
+        unloaded_s = self._min_s * max(1.0, size / self._size_of_min)
+        recent_s = self.mean_s * size / max(self._mean_size, 1.0)
+        return unloaded_s < self._hop_s and recent_s < _MAX_LOADED_HOPS * self._hop_s
 
-    def expected(self, size: int) -> float:
-        """What it will take for an input of this size, larger ones in proportion; 0 where it was never measured."""
-        return (self.seconds or 0.0) * max(1.0, size / max(self._size, 1.0))
+    def predict_s(self, size: int) -> float:
+        """Predict the seconds for an input of this size, in proportion if it is larger than the mean; 0 if unknown."""
+        return (self.mean_s or 0.0) * max(1.0, size / max(self._mean_size, 1.0))
 
-    def timed(self, size: int, step: Callable[..., Any], *arguments: Any) -> Any:
-        """Runs the step and takes note of what it cost."""
-        began = time.perf_counter()
+    def measure(self, size: int, step: Callable[..., Any], *arguments: Any) -> Any:
+        """Run the step, record its duration and return its result."""
+        started_at = time.perf_counter()
         result = step(*arguments)
-        self.add(time.perf_counter() - began, size)
+        self.record(time.perf_counter() - started_at, size)
         return result
 
 
 @dataclass
 class Point:
-    """What a batch of one size and shape takes.
+    """The measured duration of a batch of one shape and size.
 
     Attributes:
-        seconds: a running mean.
-        least: the shortest run there was; what it would take with the device to itself, about.
+        mean_s: running mean.
+        min_s: shortest run, which approximates the duration with the device otherwise idle.
     """
 
-    seconds: float
-    least: float
+    mean_s: float
+    min_s: float
 
 
 @dataclass
-class Limit:
-    """The most samples in a batch since one failed for want of memory, and how many such batches have fitted since."""
+class BatchLimit:
+    """The largest batch of one shape since one ran out of memory, and how many batches of that size have fitted."""
 
     size: int
-    good: int = 0
+    fitting_runs: int = 0
 
-    def fitted(self) -> None:
-        """A batch as large as the limit was run: after many it may be larger, what was short may be there again."""
-        self.good += 1
-        if self.good >= _GOOD_RUNS:
-            self.size, self.good = self.size + max(1, self.size // 4), 0
+    def record_fit(self) -> None:
+        """Count a batch of the limit's size; after many of them raise the limit, since memory may be free again."""
+        self.fitting_runs += 1
+        if self.fitting_runs >= _RUNS_BEFORE_GROWTH:
+            self.size, self.fitting_runs = self.size + max(1, self.size // 4), 0
 
 
 class LatencyProfile:
-    """What a run takes by the shape of a sample and the size of the batch: seconds, and bytes of memory.
+    """Seconds and memory that a run takes, by the shape of a sample and the size of the batch.
 
-    Filled at warm-up and kept current by what is run later. Between two sizes it is a straight line, beyond the largest
-    it goes on through the origin; a shape that was never run is judged by its elements from the one that is nearest.
+    Durations are interpolated linearly between two measured sizes and extrapolated through the origin beyond the
+    largest. A shape that was never run is predicted from the one with the nearest number of elements, in proportion.
     """
 
     def __init__(self) -> None:
         self._points: dict[Shape, dict[int, Point]] = {}
-        self._limits: dict[Shape, Limit] = {}
+        self._limits: dict[Shape, BatchLimit] = {}
         self._memory: tuple[float, float] | None = None
-        """Bytes of any run, and for each element of its input."""
+        """Bytes that any run needs, and bytes for each element of its input."""
 
-    def add(self, shape: Shape, size: int, seconds: float) -> None:
-        """Takes note of a run."""
+    def record(self, shape: Shape, size: int, seconds: float) -> None:
+        """Record a run of a batch of this size."""
         sizes = self._points.get(shape)
         if sizes is None:
             if len(self._points) >= _MAX_SHAPES:
-                del self._points[next(reversed(self._points))]  # The first ones are those of warm-up.
+                del self._points[next(reversed(self._points))]  # The first ones come from warm-up and are kept.
             sizes = self._points[shape] = {}
         point = sizes.get(size)
         if point is None:
             if len(sizes) < _MAX_SIZES:
                 sizes[size] = Point(seconds, seconds)
         else:
-            point.seconds += _SMOOTHING * (min(seconds, _MAX_ERROR_FACTOR * point.seconds) - point.seconds)
-            point.least = min(point.least, seconds)
+            point.mean_s += _SMOOTHING * (min(seconds, _OUTLIER_FACTOR * point.mean_s) - point.mean_s)
+            point.min_s = min(point.min_s, seconds)
         limit = self._limits.get(shape)
         if limit is not None and size >= limit.size:
-            limit.fitted()
+            limit.record_fit()
 
-    def seconds(self, shape: Shape, size: int) -> float:
-        """What a batch is expected to take; 0 where nothing was ever run."""
-        return self._at(shape, size, lambda point: point.seconds)
+    def predict_s(self, shape: Shape, size: int) -> float:
+        """Predict the seconds that a batch takes; 0 if nothing has been run."""
+        return self._interpolate(shape, size, lambda point: point.mean_s)
 
-    def least(self, shape: Shape, size: int) -> float:
-        """What it takes where nothing else is to be done."""
-        return self._at(shape, size, lambda point: point.least)
+    def min_s(self, shape: Shape, size: int) -> float:
+        """Return the seconds that a batch takes at best, with the device otherwise idle; 0 if nothing has been run."""
+        return self._interpolate(shape, size, lambda point: point.min_s)
 
     def is_cheap(self, hop_s: float, shape: Shape | None = None, size: int = 1) -> bool:
-        """Whether a batch costs less than a hop to a thread, undisturbed; without a shape, whether any does."""
+        """Return whether a batch should run on the event loop, as `StepCost.is_cheap` decides it.
+
+        Without a shape: whether any measured batch should.
+        """
         if shape is None:
             points = [point for sizes in list(self._points.values()) for point in list(sizes.values())]
-            return any(point.least < hop_s and point.seconds < _DISTURBED * hop_s for point in points)
-        known = shape in self._points and self.least(shape, size) < hop_s
-        return known and self.seconds(shape, size) < _DISTURBED * hop_s
+            return any(point.min_s < hop_s and point.mean_s < _MAX_LOADED_HOPS * hop_s for point in points)
+        is_short = shape in self._points and self.min_s(shape, size) < hop_s
+        return is_short and self.predict_s(shape, size) < _MAX_LOADED_HOPS * hop_s
 
-    def knows(self, shape: Shape) -> bool:
-        """Whether samples of this shape have been run."""
+    def has_shape(self, shape: Shape) -> bool:
+        """Return whether samples of this shape have been run."""
         return shape in self._points
 
-    def _at(self, shape: Shape, size: int, of: Callable[[Point], float]) -> float:
+    def _interpolate(self, shape: Shape, size: int, statistic: Callable[[Point], float]) -> float:
         sizes = self._points.get(shape)
         if sizes is None:
             if not self._points:
                 return 0.0
-            wanted = elements_of(shape)
-            nearest = min(list(self._points), key=lambda other: abs(math.log(wanted / elements_of(other))))
-            return self._at(nearest, size, of) * wanted / elements_of(nearest)
+            elements = count_elements(shape)
+            nearest = min(list(self._points), key=lambda measured: abs(math.log(elements / count_elements(measured))))
+            return self._interpolate(nearest, size, statistic) * elements / count_elements(nearest)
         if size in sizes:
-            return of(sizes[size])
-        known = list(sizes)  # Another thread may add one meanwhile.
-        below = max((other for other in known if other < size), default=None)
-        above = min((other for other in known if other > size), default=None)
+            return statistic(sizes[size])
+        measured_sizes = list(sizes)  # A copy: another thread may add a size meanwhile.
+        below = max((measured for measured in measured_sizes if measured < size), default=None)
+        above = min((measured for measured in measured_sizes if measured > size), default=None)
         if below is None:
-            return of(sizes[above]) if above is not None else 0.0
+            return statistic(sizes[above]) if above is not None else 0.0
         if above is None:
-            return of(sizes[below]) * size / below
-        share = (size - below) / (above - below)
-        return (1 - share) * of(sizes[below]) + share * of(sizes[above])
+            return statistic(sizes[below]) * size / below
+        weight = (size - below) / (above - below)
+        return (1 - weight) * statistic(sizes[below]) + weight * statistic(sizes[above])
 
-    def took(self, small: tuple[int, int], large: tuple[int, int]) -> None:
-        """Learns what memory a run needs from two: the elements of the input of each, and the bytes it took."""
-        (few, bytes_few), (many, bytes_many) = small, large
-        each = max(0.0, (bytes_many - bytes_few) / (many - few)) if many > few else bytes_many / many
-        self._memory = (max(0.0, bytes_few - each * few), each)
+    def fit_memory(self, small: tuple[int, int], large: tuple[int, int]) -> None:
+        """Fit the memory model to a small and a large run: the number of input elements and the bytes of each."""
+        (small_elements, small_bytes), (large_elements, large_bytes) = small, large
+        if large_elements > small_elements:
+            bytes_per_element = max(0.0, (large_bytes - small_bytes) / (large_elements - small_elements))
+        else:
+            bytes_per_element = large_bytes / large_elements
+        self._memory = (max(0.0, small_bytes - bytes_per_element * small_elements), bytes_per_element)
 
     def memory_bytes(self, shape: Shape, size: int) -> int:
-        """What a batch is expected to need beside the model itself; 0 where that was never measured."""
+        """Predict the memory that a batch needs besides the model itself; 0 if memory has not been measured."""
         if self._memory is None:
             return 0
-        fixed, each = self._memory
-        return round(fixed + each * elements_of(shape) * size)
+        fixed_bytes, bytes_per_element = self._memory
+        return round(fixed_bytes + bytes_per_element * count_elements(shape) * size)
 
-    def limit(self, shape: Shape, most: int, free_bytes: float) -> int:
-        """The largest batch, up to `most`, that fits into so many bytes and has not failed for want of memory; or 0."""
-        most = min(most, self._limits[shape].size) if shape in self._limits else most
-        if self._memory is None or self.memory_bytes(shape, most) <= free_bytes:
-            return most
-        fixed, each = self._memory
-        return max(0, min(most, math.floor((free_bytes - fixed) / (each * elements_of(shape))))) if each else 0
+    def max_batch_size(self, shape: Shape, max_size: int, free_bytes: float) -> int:
+        """Return the largest batch, up to `max_size`, that fits into memory; 0 if none does.
 
-    def no_room(self, shape: Shape, size: int) -> None:
-        """A batch of this size failed for want of memory: none is larger than its half until many such have fitted."""
+        It fits if it is predicted to need no more than `free_bytes`, and if no such batch has run out of memory.
+        """
+        max_size = min(max_size, self._limits[shape].size) if shape in self._limits else max_size
+        if self._memory is None or self.memory_bytes(shape, max_size) <= free_bytes:
+            return max_size
+        fixed_bytes, bytes_per_element = self._memory
+        if not bytes_per_element:
+            return 0
+        return max(
+            0, min(max_size, math.floor((free_bytes - fixed_bytes) / (bytes_per_element * count_elements(shape))))
+        )
+
+    def record_out_of_memory(self, shape: Shape, size: int) -> None:
+        """Record that a batch of this size ran out of memory: limit batches to half of it until many have fitted."""
         half = max(1, size - size // 2)
         if shape in self._limits:
             half = min(half, self._limits[shape].size)
         elif len(self._limits) >= _MAX_SHAPES:
             del self._limits[next(iter(self._limits))]
-        self._limits[shape] = Limit(half)
+        self._limits[shape] = BatchLimit(half)
 
     def table(self) -> list[tuple[Shape, int, float, int]]:
-        """All that is known: shape, size, seconds, bytes."""
+        """Return all measurements as rows of shape, size, mean seconds and predicted bytes."""
         return [
-            (shape, size, point.seconds, self.memory_bytes(shape, size))
+            (shape, size, point.mean_s, self.memory_bytes(shape, size))
             for shape, sizes in list(self._points.items())
             for size, point in sorted(sizes.items())
         ]
 
 
 def shape_of(arrays: Arrays) -> Shape:
-    """The shape of one sample: what may share a batch."""
+    """Return the shape of one sample. Only samples of equal shape share a batch."""
     return tuple((name, array.dtype.str, array.shape[1:]) for name, array in sorted(arrays.items()))
 
 
-def elements_of(shape: Shape) -> int:
-    """What the cost of a run grows with, beside the samples: how large each is."""
+def count_elements(shape: Shape) -> int:
+    """Return the number of input elements of one sample, at least 1; the cost of a run grows with it."""
     return max(1, sum(math.prod(dimensions) for _, _, dimensions in shape))
 
 
-def measured_hop(pool: Executor) -> float:
-    """Seconds that it costs to have another thread do something, and to hear that it is done."""
-    tries = []
-    for _ in range(_HOPS):
-        began = time.perf_counter()
+def measure_hop(pool: Executor) -> float:
+    """Return the median seconds that it takes to have an idle thread do nothing and to learn that it is done."""
+    durations = []
+    for _ in range(_HOP_SAMPLES):
+        started_at = time.perf_counter()
         pool.submit(int).result()
-        tries.append(time.perf_counter() - began)
-    return statistics.median(tries)
+        durations.append(time.perf_counter() - started_at)
+    return statistics.median(durations)
 
 
-def settled(cost: StepCost, size: int, step: Callable[..., Any], *arguments: Any) -> Any:
-    """Runs a step until it is known whether it is cheap: three times, or once where it certainly is not."""
+def measure_step(cost: StepCost, size: int, step: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a step three times, or once if it is clearly expensive, record the last run and return its result."""
     for _ in range(3):
-        cost.seconds = None  # Each time is better than the one before: the last counts.
-        result = cost.timed(size, step, *arguments)
-        if (cost.seconds or 0.0) > _FAR_FROM_CHEAP_S:
+        cost.mean_s = None  # Each run is faster than the one before, so only the last one counts.
+        result = cost.measure(size, step, *arguments)
+        if (cost.mean_s or 0.0) > _CLEARLY_EXPENSIVE_S:
             break
     return result
 
 
-def fastest(run: Callable[[], None]) -> float:
-    """Seconds that `run` takes, the better of two tries: what disturbs one only makes it slower."""
-    tries: list[float] = []
-    while len(tries) < 2 and sum(tries) < _SLOW_S:
-        began = time.perf_counter()
+def measure_fastest(run: Callable[[], None]) -> float:
+    """Return the seconds of the faster of two calls, since disturbances only slow a call down; a slow one runs once."""
+    durations: list[float] = []
+    while len(durations) < 2 and sum(durations) < _SLOW_BATCH_S:
+        started_at = time.perf_counter()
         run()
-        tries.append(time.perf_counter() - began)
-    return min(tries)
+        durations.append(time.perf_counter() - started_at)
+    return min(durations)
 
 
-def useful_batch(seconds_of: Callable[[int], float], most: int) -> int:
-    """The smallest batch size, up to `most`, that runs a sample about as cheaply as any other.
+def choose_batch_size(measure_s: Callable[[int], float], max_size: int) -> int:
+    """Return the smallest batch size, up to `max_size`, whose cost per sample is within 10 % of the lowest.
 
-    `seconds_of` runs a batch of the size it is given. A larger batch gains nothing and makes its first sample wait for
-    its last: on a GPU the cost of a sample falls far with the size, on a CPU it soon rises again, when a batch no
-    longer fits the caches. Sizes are doubled for as long as that helps, so that what is slow is not tried at its
-    slowest.
+    A larger batch gains nothing and makes its first sample wait for its last. On a GPU the cost per sample falls
+    steeply with the size; on a CPU it soon rises again, when a batch no longer fits the caches. Sizes are doubled while
+    that helps, so that slow models are not measured at their slowest.
+
+    Args:
+        measure_s: runs a batch of the given size and returns its seconds.
+        max_size: the largest size to try.
     """
-    costs: dict[int, float] = {}
+    cost_per_sample: dict[int, float] = {}
     size = 1
-    while size <= most:
-        seconds = seconds_of(size)
-        costs[size] = (_HAND_OVER_S + seconds) / size
-        before = 1 if seconds > _SLOW_S else 2
-        if len(costs) > before and costs[size] * _ABOUT > list(costs.values())[-1 - before]:
-            break  # Four times the size has gained nothing to speak of; twice will do where a batch is slow.
-        size = size * 2 if size == most else min(size * 2, most)
-    return next(size for size, cost in costs.items() if cost <= _ABOUT * min(costs.values()))
+    while size <= max_size:
+        seconds = measure_s(size)
+        cost_per_sample[size] = (_BATCH_OVERHEAD_S + seconds) / size
+        steps_back = 1 if seconds > _SLOW_BATCH_S else 2
+        if (
+            len(cost_per_sample) > steps_back
+            and cost_per_sample[size] * _SIMILAR_FACTOR > list(cost_per_sample.values())[-1 - steps_back]
+        ):
+            break  # Four times the size (twice, where a batch is slow) has gained nothing.
+        size = size * 2 if size == max_size else min(size * 2, max_size)
+    lowest = min(cost_per_sample.values())
+    return next(size for size, cost in cost_per_sample.items() if cost <= _SIMILAR_FACTOR * lowest)

@@ -1,6 +1,9 @@
-"""Work that waits for a device or a thread: tickets by when they are due, and a line of single steps.
+"""Queues of waiting work: entries ordered by deadline, and a scheduler source for single steps.
 
-Knows a scheduler, and nothing of tasks, of HTTP and of devices.
+`DeadlineQueue` orders entries; the batcher keeps one per sample shape. `StepQueue` is a source for a `Scheduler` whose
+entries run one by one, each in a thread: decoding, post-processing, or a whole request.
+
+Knows the scheduler, and nothing about tasks, HTTP or devices.
 """
 
 import asyncio
@@ -11,89 +14,108 @@ from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
-from service.engine.scheduler import Capacity, Deadline, Hung, InsufficientMemory, Job, NextWork, Scheduler, TooLate
+from service.engine.scheduler import (
+    Capacity,
+    Deadline,
+    HungRun,
+    InsufficientMemory,
+    Job,
+    MissedDeadline,
+    NextWork,
+    Scheduler,
+)
 
 
 @dataclass(eq=False)
 class QueueEntry:
-    """Work of one request that waits: `size` samples, since when, on what terms, and who waits for it."""
+    """Waiting work of one request.
+
+    Attributes:
+        work: whatever the owner of the queue needs to run it.
+        size: number of samples.
+        queued_at: the event loop's time.
+        future: receives the result.
+        on_start: called when the work starts.
+        number: position in the order of arrival, set by the queue.
+    """
 
     work: Any
     size: int
-    since: float
+    queued_at: float
     deadline: Deadline
     future: asyncio.Future[Any] = field(repr=False)
     on_start: Callable[[], None] = lambda: None
     number: int = 0
 
     @property
-    def order(self) -> tuple[float, int]:
-        """What is due first comes first, and of two the one that came first."""
-        return self.deadline.due, self.number
+    def sort_key(self) -> tuple[float, int]:
+        """Earliest target first; equal targets in order of arrival."""
+        return self.deadline.target, self.number
 
 
 T = TypeVar("T", bound=QueueEntry)
-_order = attrgetter("order")
+_sort_key = attrgetter("sort_key")
 
 
 class DeadlineQueue(Generic[T]):
-    """Tickets by when they are due."""
+    """Entries ordered by their target time."""
 
     def __init__(self) -> None:
         self._entries: list[T] = []
-        self._came = 0
+        self._added = 0
         self.size = 0
+        """Samples of all entries."""
 
     def __len__(self) -> int:
         return len(self._entries)
 
     @property
     def first(self) -> T:
-        """The one that is due first."""
+        """The entry with the earliest target."""
         return self._entries[0]
 
     @property
-    def oldest(self) -> float:
-        """Since when the one that has waited longest does."""
-        return min(entry.since for entry in self._entries)
+    def oldest_queued_at(self) -> float:
+        """When the entry that has waited longest was queued."""
+        return min(entry.queued_at for entry in self._entries)
 
     def add(self, entry: T) -> None:
-        """Puts it in its place."""
-        self._came += 1
-        entry.number = self._came
-        insort(self._entries, entry, key=_order)
+        """Insert an entry at its place in the order."""
+        self._added += 1
+        entry.number = self._added
+        insort(self._entries, entry, key=_sort_key)
         self.size += entry.size
 
     def discard(self, entry: T) -> bool:
-        """Takes it out; whether it was there."""
-        at = bisect_left(self._entries, entry.order, key=_order)
-        if at == len(self._entries) or self._entries[at] is not entry:
+        """Remove an entry; return whether it was in the queue."""
+        index = bisect_left(self._entries, entry.sort_key, key=_sort_key)
+        if index == len(self._entries) or self._entries[index] is not entry:
             return False
-        del self._entries[at]
+        del self._entries[index]
         self.size -= entry.size
         return True
 
-    def before(self, due: float) -> float:
-        """About how many samples are due by then."""
+    def estimate_size_before(self, target: float) -> float:
+        """Estimate the number of samples with a target up to this one: the count of entries × their mean size."""
         if not self._entries:
             return 0.0
-        return bisect_right(self._entries, (due, math.inf), key=_order) * self.size / len(self._entries)
+        return bisect_right(self._entries, (target, math.inf), key=_sort_key) * self.size / len(self._entries)
 
     def pop_all(self) -> list[T]:
-        """All of them, first things first; none is left."""
+        """Remove and return all entries, in order."""
         entries, self._entries, self.size = self._entries, [], 0
         return entries
 
 
 class StepQueue:
-    """A source of steps that go one by one, each in a thread of its own kind: decoding, finishing, a whole request."""
+    """A scheduler source for steps that run one by one, each in a thread: decoding, post-processing, whole requests."""
 
     def __init__(self, scheduler: Scheduler, *, on_dropped: Callable[[int], None] = lambda size: None) -> None:
         self._scheduler = scheduler
         self._on_dropped = on_dropped
         self._waiting: DeadlineQueue[QueueEntry] = DeadlineQueue()
-        self._seconds = 0.0
-        """Of all that wait, by what each was thought to take."""
+        self._waiting_s = 0.0
+        """The sum of the predicted durations of all waiting steps."""
         scheduler.attach(self)
 
     def __len__(self) -> int:
@@ -104,87 +126,87 @@ class StepQueue:
         start: Callable[[], Awaitable[Any]],
         deadline: Deadline,
         *,
-        seconds: float = 0.0,
+        predicted_s: float = 0.0,
         memory_bytes: int = 0,
         on_start: Callable[[], None] = lambda: None,
     ) -> Any:
-        """The result of what `start` starts, which it does when it is its turn.
+        """Queue a step and return the result of the awaitable that `start` returns once the step may run.
 
-        Cancelling the call gives up what has not begun, and leaves alone what has: its place is taken until it ends.
-        Raises what `start` raised, TooLate and Hung.
+        Cancelling the call drops a step that has not started. A started step is not interrupted and occupies its slot
+        until it ends. Raises what the step raised, MissedDeadline and HungRun.
         """
         loop = asyncio.get_running_loop()
-        work = (start, seconds, memory_bytes)
+        work = (start, predicted_s, memory_bytes)
         entry = QueueEntry(work, 1, loop.time(), deadline, loop.create_future(), on_start)
         self._waiting.add(entry)
-        self._seconds += seconds
-        entry.future.add_done_callback(lambda _: self._given_up(entry))
-        self._scheduler.plan()
+        self._waiting_s += predicted_s
+        entry.future.add_done_callback(lambda _: self._drop_if_waiting(entry))
+        self._scheduler.schedule_dispatch()
         return await entry.future
 
     def close(self) -> None:
-        """Ends the line; nothing may wait in it."""
+        """Leave the scheduler; no step may be waiting."""
         self._scheduler.detach(self)
 
-    def _given_up(self, entry: QueueEntry) -> None:
+    def _drop_if_waiting(self, entry: QueueEntry) -> None:
         if self._waiting.discard(entry):
-            self._seconds -= entry.work[1]
+            self._waiting_s -= entry.work[1]
             self._on_dropped(1)
 
-    def offer(self) -> NextWork | None:
-        """What is due first."""
-        return NextWork(-math.inf, self._waiting.first.deadline.due) if self._waiting else None
+    def next_work(self) -> NextWork | None:
+        """Describe the step with the earliest target; None if nothing waits."""
+        return NextWork(-math.inf, self._waiting.first.deadline.target) if self._waiting else None
 
-    def take(self, now: float, room: Capacity) -> Job | None:
-        """The first, unless it is too late for it. Raises NoRoom."""
+    def take(self, now: float, capacity: Capacity) -> Job | None:
+        """Return the first step as a job; None if it would miss its deadline. Raises InsufficientMemory."""
         entry = self._waiting.first
-        start, seconds, memory_bytes = entry.work
-        if memory_bytes > room.free_bytes and not room.idle:
+        start, predicted_s, memory_bytes = entry.work
+        if memory_bytes > capacity.free_bytes and not capacity.idle:
             raise InsufficientMemory
         self._waiting.discard(entry)
-        self._seconds -= seconds
-        if entry.deadline.until <= now + (seconds if self._waiting else 0.0):
-            answer(entry, TooLate("There was no time left to begin."))
+        self._waiting_s -= predicted_s
+        if entry.deadline.limit <= now + (predicted_s if self._waiting else 0.0):
+            fail_entry(entry, MissedDeadline("The step could not have been finished before its deadline."))
             self._on_dropped(1)
             return None
         return Job(
-            lambda: _carry_out(entry, start),
-            seconds,
+            lambda: _run_step(entry, start),
+            predicted_s,
             memory_bytes,
-            on_hung=lambda: answer(entry, Hung("It was not done in time.")),
+            abandon=lambda: fail_entry(entry, HungRun("The step did not end within the hang timeout.")),
         )
 
-    def seconds_ahead(self, due: float) -> float:
-        """What those take that come before."""
+    def queued_seconds(self, target: float) -> float:
+        """Predict how long the steps with an earlier target take: their number × the mean duration."""
         if not self._waiting:
             return 0.0
-        return self._seconds * self._waiting.before(due) / len(self._waiting)
+        return self._waiting_s * self._waiting.estimate_size_before(target) / len(self._waiting)
 
-    def refuse(self, error: Exception) -> None:
-        """Answers all with this error."""
-        self._seconds = 0.0
+    def reject_all(self, error: Exception) -> None:
+        """Fail all waiting steps with this error."""
+        self._waiting_s = 0.0
         for entry in self._waiting.pop_all():
-            answer(entry, error)
+            fail_entry(entry, error)
 
 
-async def _carry_out(entry: QueueEntry, start: Callable[[], Awaitable[Any]]) -> None:
+async def _run_step(entry: QueueEntry, start: Callable[[], Awaitable[Any]]) -> None:
     if entry.future.done():
-        return  # Its client went between its turn and now.
+        return  # The client disconnected after the step was taken from the queue.
     try:
         entry.on_start()
         result = await start()
     except asyncio.CancelledError as error:  # The threads are being stopped.
-        answer(entry, error)
+        fail_entry(entry, error)
         raise
-    except Exception as error:  # Whatever it is belongs to who asked for it.
-        answer(entry, error)
+    except Exception as error:  # Any error of the step belongs to its caller.
+        fail_entry(entry, error)
     else:
         if not entry.future.done():
             entry.future.set_result(result)
 
 
-def answer(entry: QueueEntry, error: BaseException) -> None:
-    """Tells who waits of an error, where anybody still does."""
+def fail_entry(entry: QueueEntry, error: BaseException) -> None:
+    """Raise this error in the caller that waits for the entry, if it still waits."""
     if not entry.future.done():
         if isinstance(error, asyncio.CancelledError):
             entry.future.cancel()

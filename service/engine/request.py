@@ -1,4 +1,10 @@
-"""What goes through a pipeline: what a client sent, where its request is, and what comes back."""
+"""What a pipeline receives, keeps track of and returns for one request.
+
+    PredictRequest → PreparedRequest → PredictResult
+
+`RequestState` and `Trace` accompany the request: the state tells the caller how far it has come, the trace collects
+what is logged and measured. Nothing here knows HTTP.
+"""
 
 import time
 from collections.abc import Callable, Mapping
@@ -13,78 +19,98 @@ from tasks.contract import Answer, Request, Samples
 
 @dataclass(frozen=True)
 class PredictRequest:
-    """What a client sent, still in bytes: `fields` makes the request's fields of it and may raise ServiceError.
+    """A request as the client sent it, not parsed yet.
 
-    `render` makes the bytes of the answer that the client wants. `options` are those that are known already; there may
-    be more among the fields.
+    Attributes:
+        body_format: json, form or upload. The cost of decoding is measured for each format.
+        size: bytes of the body.
+        parse_fields: returns the request's fields; may raise ServiceError.
+        render: returns the bytes of an answer, in the representation that the client wants.
+        options: the options known so far; `parse_fields` may return more of them.
     """
 
-    kind: str
+    body_format: str
     size: int
-    fields: Callable[[], Mapping[str, Any]]
+    parse_fields: Callable[[], Mapping[str, Any]]
     render: Callable[[Answer], bytes] = lambda answer: answer.model_dump_json(exclude_none=True).encode()
     options: RequestOptions = RequestOptions()
 
 
 @dataclass
 class RequestState:
-    """Where a request is, for whoever asks when its client has gone; and how its time limit is changed."""
+    """How far a request has come; updated by the pipeline, read by the caller.
+
+    Attributes:
+        stage: receive, decode, queue, infer or finish; reported if the client disconnects.
+        arrived_at: the event loop's time.
+        takes_several_rounds: whether it has more samples than the device runs at a time, so that its duration says
+            nothing about other requests.
+        set_time_limit: changes the caller's timeout to this time of the event loop.
+    """
 
     stage: str = "receive"
-    came: float = 0.0
-    """When it came: the event loop's time."""
-    is_large: bool = False
-    """Whether it is more than one batch: how long it takes says nothing of others."""
-    limit_to: Callable[[float], None] = lambda until: None
+    arrived_at: float = 0.0
+    takes_several_rounds: bool = False
+    set_time_limit: Callable[[float], None] = lambda limit: None
 
-    def at(self, stage: str) -> Callable[[], None]:
-        """A function that says that it has come there."""
+    def stage_setter(self, stage: str) -> Callable[[], None]:
+        """Return a callback that sets the stage."""
 
-        def arrive() -> None:
+        def set_stage() -> None:
             self.stage = stage
 
-        return arrive
+        return set_stage
+
+
+@dataclass(frozen=True)
+class PreparedRequest:
+    """A request that has been decoded and pre-processed.
+
+    Attributes:
+        options: the options found among the fields.
+        prepared_at: when pre-processing ended, by `time.perf_counter`.
+        queued_s: seconds that the request had waited for a thread before it was decoded.
+    """
+
+    request: Request
+    samples: Samples
+    options: RequestOptions
+    prepared_at: float
+    queued_s: float = 0.0
 
 
 @dataclass(frozen=True)
 class PredictResult:
-    """An answer's bytes, and the seconds that each stage took."""
+    """The bytes of an answer, the seconds that each stage took, and the size of the largest batch."""
 
     body: bytes
     stages: Mapping[str, float]
     batch_size: int
 
 
-@dataclass(frozen=True)
-class PreparedRequest:
-    """What a message was read as, and when that had been done; how long it had waited until then."""
-
-    request: Request
-    samples: Samples
-    options: RequestOptions
-    ended: float
-    waited_s: float = 0.0
-
-
-def predict_result(
-    body: bytes, ran: BatchResult, began: float, read: float, finished: float, *, waited_s: float = 0.0
+def make_result(
+    body: bytes, result: BatchResult, prepared: PreparedRequest, *, started_at: float, inferred_at: float
 ) -> PredictResult:
-    """The answer with the seconds of each stage; what is none of the others is waiting."""
+    """Return the result with the seconds of each stage; time that belongs to no other stage counts as queueing.
+
+    `started_at` is when the pipeline received the request, `inferred_at` when it had the outputs of all samples; both
+    by `time.perf_counter`. Post-processing ends now.
+    """
     stages = {
-        "decode": read - began - waited_s,
-        "queue": waited_s + max(0.0, finished - read - ran.ran_s),
-        "infer": ran.ran_s,
-        "postprocess": time.perf_counter() - finished,
+        "decode": prepared.prepared_at - started_at - prepared.queued_s,
+        "queue": prepared.queued_s + max(0.0, inferred_at - prepared.prepared_at - result.run_s),
+        "infer": result.run_s,
+        "postprocess": time.perf_counter() - inferred_at,
     }
-    return PredictResult(body, stages, ran.batch_size)
+    return PredictResult(body, stages, result.batch_size)
 
 
 @dataclass
 class Trace:
-    """What is known of a request while it is answered."""
+    """What is known about a request while it is answered, for the log, the metrics and the response headers."""
 
     request_id: str
-    began: float
+    started_at: float
     model: str = NO_MODEL
     version: str = ""
     stages: dict[str, float] = field(default_factory=dict)
@@ -92,4 +118,4 @@ class Trace:
     code: str = ""
     status: int = 0
     mirror: Any = None
-    """What is to be done once the client has its answer (`service/models/shadow.py`)."""
+    """What `service/models/shadow.py` does with the request once the client has its answer."""

@@ -1,10 +1,11 @@
-"""What a device does next: of all that waits for it, of all models, what is due first.
+"""The order of work on one device: the waiting job with the earliest target time, of all models, runs next.
 
-Sources (a model's batcher, a line of single steps) hold what waits; a scheduler asks them what they have, and starts as
-much as the device is given at a time. One for each device, and one for the threads that decode and finish.
+Sources (a model's batcher, a queue of single steps) hold the waiting work. The scheduler asks them for their next work
+and starts up to `concurrency` jobs at a time. The service has one scheduler per device and one per pool of worker
+threads.
 
-Knows nothing of tasks, of HTTP and of devices. There is no task or thread of its own that could die: everything happens
-when work comes, when a job ends, or when a timer fires. What should never happen is told to `on_fault`.
+It knows nothing about tasks, HTTP or devices. It has no task or thread of its own that could die: it acts when work
+arrives, when a job ends, or when a timer fires. Errors that only a bug can cause are reported to `on_fault`.
 """
 
 import asyncio
@@ -16,44 +17,54 @@ from threading import Lock
 from typing import Any, Literal, Protocol
 
 FAIRNESS_FACTOR = 2
-"""A source that was given a job is not due again before so many times what that takes. Work that is overdue, as all of
-a long burst is in the end, would else keep everybody waiting until the last of it is done."""
+"""After a source runs a job, its next job is due no earlier than FAIRNESS_FACTOR × that job's duration. Otherwise a
+long burst, all of which ends up overdue, would block every other model until its last job is done."""
 Priority = Literal["high", "normal", "low"]
 URGENCY: dict[Priority, float] = {"high": 8.0, "normal": 1.0, "low": 1 / 8}
-"""What the time that a request has is divided by: everything is due some day, so nothing waits for ever."""
+"""The time until a request's target is divided by this. Every request has a target time, so none starves."""
 
 
 class InsufficientMemory(Exception):
-    """What is due would not fit into memory beside what runs; it will, when that has ended."""
+    """The next job does not fit into memory beside the running ones; it will when they have ended."""
 
 
-class Hung(RuntimeError):
-    """A run has not come back in the time that was thought to be enough for any."""
+class HungRun(RuntimeError):
+    """A run did not end within the hang timeout."""
 
 
-class TooLate(RuntimeError):
-    """The time in which an answer was wanted cannot be kept any more; nothing was run."""
+class MissedDeadline(RuntimeError):
+    """The work could not have been finished before its deadline, so it was not run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """When a request's work is due, which orders it, and when it is too late, which ends it: the event loop's time."""
+    """When a request's work should be done, and when it is too late; both in the event loop's time.
 
-    due: float = 0.0
-    until: float = math.inf
+    Attributes:
+        target: orders the work: what has the earliest target runs first.
+        limit: ends the work: after this time the answer is of no use.
+    """
+
+    target: float = 0.0
+    limit: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
 class NextWork:
-    """What a source would have run next: from when on it may be, and when it is due."""
+    """What a source would run next: when it may start, and its target time."""
 
-    ready: float
-    due: float
+    ready_at: float
+    target: float
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What there is beside the jobs that run: bytes of memory, and whether any job runs that may still come back."""
+    """What the running jobs leave for another one.
+
+    Attributes:
+        free_bytes: memory that no running job has reserved.
+        idle: whether nothing runs except hung jobs, so that waiting will free no more memory.
+    """
 
     free_bytes: float = math.inf
     idle: bool = True
@@ -61,47 +72,58 @@ class Capacity:
 
 @dataclass(eq=False)
 class Job:
-    """A run. `run` ends when the device is free again, raises nothing, and is not cancelled."""
+    """A unit of work for the device.
+
+    Attributes:
+        run: does the work; it ends when the device is free again, raises nothing, and is not cancelled.
+        predicted_s: how long it is expected to take.
+        memory_bytes: memory that it reserves.
+        exclusive: whether no other job may start while it runs.
+        abandon: fails the job's requests; called if the job hangs, or raises after all.
+    """
 
     run: Callable[[], Coroutine[Any, Any, None]]
-    seconds: float = 0.0
+    predicted_s: float = 0.0
     memory_bytes: int = 0
     exclusive: bool = False
-    """Nothing else is begun while it runs."""
-    on_hung: Callable[[], None] = lambda: None
-    ends: float = field(default=0.0, init=False)
+    abandon: Callable[[], None] = lambda: None
+    predicted_end: float = field(default=0.0, init=False)
     hung: bool = field(default=False, init=False)
-    watch: asyncio.TimerHandle | None = field(default=None, init=False)
+    hang_timer: asyncio.TimerHandle | None = field(default=None, init=False)
 
 
 class Source(Protocol):
-    """What has work for a device."""
+    """Holds work that waits for the device."""
 
-    def offer(self) -> NextWork | None:
-        """What it would have run next; None where nothing waits."""
+    def next_work(self) -> NextWork | None:
+        """Describe the work that would run next; None if nothing waits."""
         ...
 
-    def take(self, now: float, room: Capacity) -> Job | None:
-        """Gives out what it offered; None where that has gone meanwhile. Raises NoRoom."""
+    def take(self, now: float, capacity: Capacity) -> Job | None:
+        """Return the next job; None if its work has gone in the meantime. Raises InsufficientMemory."""
         ...
 
-    def seconds_ahead(self, due: float) -> float:
-        """What the work that waits and comes before `due` will take, one job after the other."""
+    def queued_seconds(self, target: float) -> float:
+        """Predict how long the waiting work with an earlier target takes, one job after the other."""
         ...
 
-    def refuse(self, error: Exception) -> None:
-        """Gives all that waits this answer."""
+    def reject_all(self, error: Exception) -> None:
+        """Fail all waiting work with this error."""
         ...
 
 
 class Scheduler:
-    """The order of work on one device. All methods belong to one event loop.
+    """Orders the work on one device. All methods belong to one event loop, except `attach` and `detach`.
 
     Attributes:
-        concurrency: how many jobs the device is given at a time; 2 hide the hand-over between them and fill gaps in
-            which one cannot use all of the device.
-        parallelism: how many of them get on at the same time; the others only wait there; 0: all.
-        hang_s: a job that runs longer is given up, though its place is taken until it ends; 0: never.
+        concurrency: jobs that the device is given at a time. Two hide the hand-over between jobs and use what a single
+            job leaves idle.
+        hang_timeout_s: a job that runs longer counts as hung and its requests fail, but it occupies its slot until it
+            ends; 0 for never.
+        memory_bytes: memory that all running jobs together may reserve.
+
+    `parallelism` is how many of the running jobs progress at the same time while the others wait on the device; 0 for
+    all of them.
     """
 
     def __init__(
@@ -109,156 +131,155 @@ class Scheduler:
         concurrency: int = 1,
         parallelism: int = 0,
         *,
-        hang_s: float = 0.0,
+        hang_timeout_s: float = 0.0,
         on_hung: Callable[[int], None] = lambda count: None,
         on_fault: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
         self.concurrency = concurrency
-        self._abreast = parallelism or concurrency
-        self.hang_s = hang_s
+        self.hang_timeout_s = hang_timeout_s
         self.memory_bytes = math.inf
-        """What all jobs together may take."""
+        self._parallelism = parallelism or concurrency
         self._on_hung = on_hung
         self._on_fault = on_fault
         self._sources: list[Source] = []
-        self._due_again: dict[Source, float] = {}
-        self._attaching = Lock()
+        self._sources_lock = Lock()  # Models are loaded in several threads at a time.
+        self._next_turn: dict[Source, float] = {}
+        """The earliest time at which a source's overdue work counts as due, by FAIRNESS_FACTOR."""
         self._running: dict[Job, asyncio.Task[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._planned = False
+        self._dispatch_scheduled = False
 
     @property
-    def hung(self) -> int:
-        """Jobs that have not come back in time."""
+    def hung_count(self) -> int:
+        """Running jobs that have exceeded the hang timeout."""
         return sum(job.hung for job in self._running)
 
     @property
     def is_free(self) -> bool:
-        """Whether a job that came now would begin at once, with nothing waiting beside it."""
-        return self._has_place and all(self._offer_of(source) is None for source in self._sources)
+        """Whether a job would start immediately, with no other work waiting."""
+        return self._has_free_slot and all(self._ask_next_work(source) is None for source in self._sources)
 
     @property
-    def _has_place(self) -> bool:
+    def _has_free_slot(self) -> bool:
         return len(self._running) < self.concurrency and not any(
             job.exclusive and not job.hung for job in self._running
         )
 
     def attach(self, source: Source) -> None:
-        """From now on asks this source, too."""
-        with self._attaching:  # Models are loaded in threads of their own, several at a time.
+        """Add a source. May be called from any thread."""
+        with self._sources_lock:
             self._sources = [*self._sources, source]
 
     def detach(self, source: Source) -> None:
-        """Asks it no more; nothing may wait in it."""
-        with self._attaching:
-            self._sources = [other for other in self._sources if other is not source]
-            self._due_again.pop(source, None)
+        """Remove a source, in which no work may be waiting. May be called from any thread."""
+        with self._sources_lock:
+            self._sources = [attached for attached in self._sources if attached is not source]
+            self._next_turn.pop(source, None)
 
-    def wait_s(self, due: float, own: Collection[Source] = ()) -> float:
-        """How long work that is due then would wait for its turn, by what is known of what comes before it.
+    def predict_wait_s(self, target: float, own_sources: Collection[Source] = ()) -> float:
+        """Predict the seconds until work with this target time starts; infinite if every slot holds a hung job.
 
-        `own` are the sources it may be in: until it is due, others than those may go before it, and no longer. Infinite
-        where no job comes back.
+        `own_sources` are the sources that the work could be queued in. Work of other sources can only go first until
+        `target` is reached, so no more of it is counted; without `own_sources` all of it is.
         """
-        if not self._running and not self._planned:
+        if not self._running and not self._dispatch_scheduled:
             return 0.0
-        hung = self.hung
-        if hung >= self.concurrency:
+        hung_count = self.hung_count
+        if hung_count >= self.concurrency:
             return math.inf
         now = asyncio.get_running_loop().time()
-        longest = self._abreast * max(0.0, due - now) if own else math.inf
-        ahead = sum(
-            source.seconds_ahead(due) if source in own else min(source.seconds_ahead(due), longest)
+        max_others_s = self._parallelism * max(0.0, target - now) if own_sources else math.inf
+        queued_s = sum(
+            source.queued_seconds(target) if source in own_sources else min(source.queued_seconds(target), max_others_s)
             for source in self._sources
         )
-        if not ahead and self._has_place:
+        if not queued_s and self._has_free_slot:
             return 0.0
-        return (ahead + sum(max(0.0, job.ends - now) for job in self._running)) / min(
-            self._abreast, self.concurrency - hung
-        )
+        running_s = sum(max(0.0, job.predicted_end - now) for job in self._running)
+        return (queued_s + running_s) / min(self._parallelism, self.concurrency - hung_count)
 
-    def plan(self) -> None:
-        """Looks for work once all that is ready in this turn of the loop has come, so that a burst shares a batch."""
-        if not self._planned:
-            self._planned = True
-            asyncio.get_running_loop().call_soon(self._pump)
+    def schedule_dispatch(self) -> None:
+        """Look for work at the end of this turn of the event loop, so that requests of one burst share a batch."""
+        if not self._dispatch_scheduled:
+            self._dispatch_scheduled = True
+            asyncio.get_running_loop().call_soon(self._dispatch)
 
-    def _pump(self) -> None:
-        self._planned = False
+    def _dispatch(self) -> None:
+        self._dispatch_scheduled = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self.hung >= self.concurrency:
-            self._refuse_all()
-        broken: set[Source] = set()
-        while self._has_place and self._start_next(broken):
+        if self.hung_count >= self.concurrency:
+            self._reject_waiting()
+        faulty: set[Source] = set()
+        while self._has_free_slot and self._start_next(faulty):
             pass
 
-    def _refuse_all(self) -> None:
+    def _reject_waiting(self) -> None:
         for source in self._sources:
-            source.refuse(Hung("The device does not come back from what it was given."))
+            source.reject_all(HungRun("The device is not responding."))
 
-    def _offer_of(self, source: Source) -> NextWork | None:
+    def _ask_next_work(self, source: Source) -> NextWork | None:
         try:
-            return source.offer()
-        except Exception as error:  # A fault of this program: whoever watches it has to know, and others go on.
+            return source.next_work()
+        except Exception as error:  # A bug in one source is reported and must not stop the others.
             self._on_fault(error)
             return None
 
-    def _start_next(self, broken: set[Source]) -> bool:
-        """Starts what is due first; False where nothing is to be started now. Asks none of the broken sources."""
+    def _start_next(self, faulty: set[Source]) -> bool:
+        """Start the most urgent job; False if none can start now. Skips `faulty` sources and adds those that raise."""
         loop = asyncio.get_running_loop()
         now = loop.time()
-        asked = [source for source in self._sources if source not in broken]
-        offers = [(offer, source) for source in asked if (offer := self._offer_of(source)) is not None]
+        healthy = [source for source in self._sources if source not in faulty]
+        candidates = [(work, source) for source in healthy if (work := self._ask_next_work(source)) is not None]
         ready = [
-            (offer.due if offer.due > now else max(offer.due, self._due_again.get(source, -math.inf)), i)
-            for i, (offer, source) in enumerate(offers)
-            if offer.ready <= now
+            (work.target if work.target > now else max(work.target, self._next_turn.get(source, -math.inf)), i)
+            for i, (work, source) in enumerate(candidates)
+            if work.ready_at <= now
         ]
         if not ready:
-            if offers:
-                self._timer = loop.call_at(min(offer.ready for offer, _ in offers), self._pump)
+            if candidates:
+                self._timer = loop.call_at(min(work.ready_at for work, _ in candidates), self._dispatch)
             return False
-        source = offers[min(ready)[1]][1]
+        source = candidates[min(ready)[1]][1]
         try:
-            job = source.take(now, self._room())
+            job = source.take(now, self._free_capacity())
         except InsufficientMemory:
-            return False  # It is the next as soon as it fits, and nobody overtakes it.
+            return False  # It stays next until it fits: nothing overtakes it.
         except Exception as error:
-            broken.add(source)
+            faulty.add(source)
             self._on_fault(error)
             return True
         if job is not None:
-            self._due_again[source] = now + FAIRNESS_FACTOR * job.seconds
+            self._next_turn[source] = now + FAIRNESS_FACTOR * job.predicted_s
             self._start(job, now)
         return True
 
+    def _free_capacity(self) -> Capacity:
+        reserved_bytes = sum(job.memory_bytes for job in self._running)
+        return Capacity(self.memory_bytes - reserved_bytes, idle=all(job.hung for job in self._running))
+
     def _start(self, job: Job, now: float) -> None:
         loop = asyncio.get_running_loop()
-        job.ends = now + job.seconds
-        if self.hang_s:
-            job.watch = loop.call_later(self.hang_s, self._give_up, job)
+        job.predicted_end = now + job.predicted_s
+        if self.hang_timeout_s:
+            job.hang_timer = loop.call_later(self.hang_timeout_s, self._on_hang_timeout, job)
         task = self._running[job] = loop.create_task(job.run())
-        task.add_done_callback(partial(self._ended, job))
+        task.add_done_callback(partial(self._on_job_end, job))
 
-    def _room(self) -> Capacity:
-        taken = sum(job.memory_bytes for job in self._running)
-        return Capacity(self.memory_bytes - taken, idle=all(job.hung for job in self._running))
-
-    def _give_up(self, job: Job) -> None:
+    def _on_hang_timeout(self, job: Job) -> None:
         job.hung = True
-        self._on_hung(self.hung)
-        job.on_hung()
-        self._pump()  # Nobody waits for it any more, also where others do not fit beside it.
+        self._on_hung(self.hung_count)
+        job.abandon()
+        self._dispatch()  # Work that waited for this job's memory, or for an exclusive job, no longer waits for it.
 
-    def _ended(self, job: Job, task: asyncio.Task[None]) -> None:
+    def _on_job_end(self, job: Job, task: asyncio.Task[None]) -> None:
         del self._running[job]
-        if job.watch is not None:
-            job.watch.cancel()
+        if job.hang_timer is not None:
+            job.hang_timer.cancel()
         if job.hung:
-            self._on_hung(self.hung)
+            self._on_hung(self.hung_count)
         if not task.cancelled() and (error := task.exception()) is not None:
-            job.on_hung()
+            job.abandon()
             self._on_fault(error)
-        self._pump()
+        self._dispatch()

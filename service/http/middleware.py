@@ -93,7 +93,7 @@ class RequestMiddleware:
             headers["server-timing"] = _server_timing(trace.stages, trace)
 
     def _record(self, scope: Scope, trace: Trace) -> None:
-        seconds = time.perf_counter() - trace.began
+        seconds = time.perf_counter() - trace.started_at
         metrics, status = self._metrics, trace.status
         self._request_counter(trace.model, str(status)).inc()
         if trace.code and status != HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -116,7 +116,7 @@ def _header(scope: Scope, name: bytes) -> str | None:
 
 def _server_timing(stages: Mapping[str, float], trace: Trace) -> str:
     entries = [f"{stage};dur={spent * 1000:.2f}" for stage, spent in stages.items()]
-    entries.append(f"total;dur={(time.perf_counter() - trace.began) * 1000:.2f}")
+    entries.append(f"total;dur={(time.perf_counter() - trace.started_at) * 1000:.2f}")
     if trace.batch_size:
         entries.append(f'batch;desc="{trace.batch_size}"')
     return ", ".join(entries)

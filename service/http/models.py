@@ -149,7 +149,7 @@ def _details(model: Model, repository: Repository) -> ModelDetails:
             CurvePoint(
                 shape={name: list(axes) for name, _, axes in shape}, size=size, seconds=seconds, bytes=memory_bytes
             )
-            for shape, size, seconds, memory_bytes in model.pipeline.curve.table()
+            for shape, size, seconds, memory_bytes in model.pipeline.latency_profile.table()
         ],
         card=model.card,
         example=dict(model.example),

@@ -73,13 +73,15 @@ class Predictions:
         trace.model, trace.version = model.manifest.name, model.manifest.version
         representation = choose_representation(model.task.representations, ", ".join(request.headers.getlist("accept")))
         loop = asyncio.get_running_loop()
-        options, state = _options_from_headers(request), RequestState(came=loop.time())
+        options, state = _options_from_headers(request), RequestState(arrived_at=loop.time())
         try:
-            async with asyncio.timeout_at(state.came + model.pipeline.admission.longest_s(options)) as limit:
-                state.limit_to = limit.reschedule
+            async with asyncio.timeout_at(state.arrived_at + model.pipeline.admission.timeout_s(options)) as limit:
+                state.set_time_limit = limit.reschedule
                 result = await self._predict(request, model, representation, trace, options, state)
         except TimeoutError:
-            raise DeadlineExceeded(f"There was no answer within {(loop.time() - state.came) * 1000:.0f} ms.") from None
+            raise DeadlineExceeded(
+                f"There was no answer within {(loop.time() - state.arrived_at) * 1000:.0f} ms."
+            ) from None
         except (ClientGone, ClientDisconnect):
             self.metrics.cancelled.labels(trace.model, state.stage).inc()
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
@@ -96,7 +98,7 @@ class Predictions:
     ) -> PredictResult:
         """Receives, and only then takes a place: a client that sends slowly, or nothing, keeps nobody out."""
         pipeline, loop = model.pipeline, asyncio.get_running_loop()
-        deadline = pipeline.admission.deadline(options, state.came)
+        deadline = pipeline.admission.make_deadline(options, state.arrived_at)
         pipeline.check(deadline)
         with self.bodies.share() as take:
             fields = model.task.request_type.model_fields
@@ -104,15 +106,15 @@ class Predictions:
             message = await read_message(request, upload, fields, max_bytes=self.max_body_bytes, take=take)
             message = replace(
                 message,
-                fields=partial(_fields, representation, message.fields),
+                parse_fields=partial(_fields, representation, message.parse_fields),
                 render=partial(rendered, representation, trace.model, trace.version),
-                options=options.joined(message.options),
+                options=options.merge(message.options),
             )
             if message.options != options:
-                deadline = pipeline.admission.deadline(message.options, state.came)
-                state.limit_to(max(deadline.until, loop.time()))
+                deadline = pipeline.admission.make_deadline(message.options, state.arrived_at)
+                state.set_time_limit(max(deadline.limit, loop.time()))
             message = self.shadows.watch(model, message, trace)
-            trace.stages["receive"] = time.perf_counter() - trace.began
+            trace.stages["receive"] = time.perf_counter() - trace.started_at
             if pipeline.runs_inline(message):  # There will be nothing to wait for, nor to give up.
                 with pipeline.permit(message, deadline, state):
                     return await pipeline.predict(message, deadline, state)

@@ -27,13 +27,13 @@ async def send_warmup_requests(predictions: ASGIApp, models: list[Model]) -> Non
     for model in models:
         if model.pipeline.has_batch_delay:
             continue  # There is none.
-        model.pipeline.counts = False
+        model.pipeline.records_batch_sizes = False
         for kind, body in _bodies(model):
             began = time.perf_counter()
             await _try(predictions, model, kind, body)
             if time.perf_counter() - began < _QUICK_S:
                 await _try(predictions, model, kind, body)
-        model.pipeline.counts = True
+        model.pipeline.records_batch_sizes = True
 
 
 async def _try(predictions: ASGIApp, model: Model, kind: str, body: bytes) -> None:

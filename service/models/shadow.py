@@ -207,9 +207,9 @@ class Shadows:
         """Asks with low priority, whatever the client's was, and without taking a client's place."""
         options = RequestOptions(self._timeout_s, "low")
         names = [name for name in OPTION_FIELDS if name not in model.task.request_type.model_fields]
-        fields = partial(_without, names, message.fields)
-        message = replace(message, render=render, options=options, fields=fields)
-        deadline = model.pipeline.admission.deadline(options, asyncio.get_running_loop().time())
+        fields = partial(_without, names, message.parse_fields)
+        message = replace(message, render=render, options=options, parse_fields=fields)
+        deadline = model.pipeline.admission.make_deadline(options, asyncio.get_running_loop().time())
         async with asyncio.timeout(self._timeout_s):
             result = await model.pipeline.predict(message, deadline, state)
         work_s = sum(result.stages.get(step, 0.0) for step in _STEPS)

@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 
 from service.backends.base import OutOfMemory
-from service.engine.latency import elements_of, fastest, settled, shape_of, useful_batch
+from service.engine.latency import choose_batch_size, count_elements, measure_fastest, measure_step, shape_of
 from service.engine.pipeline import Pipeline
 from tasks.contract import Array, Arrays, Limits, Request, Samples, Task
 
@@ -43,17 +43,17 @@ def warm_up(pipeline: Pipeline, proven: Sequence[GoldenRun], *, find_batch_size:
         tried = partial(_seconds_of, pipeline, threads, side_by_side, first)
         most = pipeline.batch_limit
         if find_batch_size:
-            pipeline.policy = replace(pipeline.policy, max_size=useful_batch(tried, most))
+            pipeline.policy = replace(pipeline.policy, max_size=choose_batch_size(tried, most))
         else:
             tried(most)
     pipeline.backend.release()
     _try_sizes(pipeline, first)
     for one in proven:
         for arrays in buckets(pipeline.task, one.samples.arrays):
-            if not pipeline.curve.knows(shape_of(arrays)):
+            if not pipeline.latency_profile.has_shape(shape_of(arrays)):
                 _try_sizes(pipeline, arrays, only_quick=True)
-        cost = pipeline.cost_of_finishing(one.request)
-        settled(cost, one.samples.work, pipeline.finish, one.outputs, one.samples, one.request)
+        cost = pipeline.postprocess_cost(one.request)
+        measure_step(cost, one.samples.work, pipeline.postprocess, one.outputs, one.samples, one.request)
 
 
 def buckets(task: Task, arrays: Arrays) -> Iterator[Arrays]:
@@ -82,15 +82,15 @@ def _seconds_of(pipeline: Pipeline, threads: ThreadPoolExecutor, count: int, arr
     batch = _repeated(arrays, size)
 
     def together() -> None:
-        runs = [threads.submit(pipeline.run, pipeline.backend.run, [batch], size) for _ in range(count)]
+        runs = [threads.submit(pipeline.run_batch, pipeline.backend.run, [batch], size) for _ in range(count)]
         for run in runs:
             run.result()
 
     try:
-        seconds = fastest(together)
+        seconds = measure_fastest(together)
     except OutOfMemory:
         return _without_room(pipeline, arrays, size)
-    pipeline.curve.add(shape_of(arrays), size, seconds)
+    pipeline.latency_profile.record(shape_of(arrays), size, seconds)
     return seconds
 
 
@@ -98,7 +98,7 @@ def _without_room(pipeline: Pipeline, arrays: Arrays, size: int) -> float:
     """Takes note that there is no room for such a batch: it would take for ever. Raises OutOfMemory for one sample."""
     if size == 1:
         raise OutOfMemory("The device has no room for a single sample.")
-    pipeline.curve.no_room(shape_of(arrays), size)
+    pipeline.latency_profile.record_out_of_memory(shape_of(arrays), size)
     return math.inf
 
 
@@ -110,7 +110,7 @@ def _try_sizes(pipeline: Pipeline, arrays: Arrays, *, only_quick: bool = False) 
     shape, size, largest = shape_of(arrays), 1, 0
     while size > largest:
         taken = _tried(pipeline, arrays, size)
-        most = pipeline.curve.limit(shape, pipeline.batch_limit, math.inf)
+        most = pipeline.latency_profile.max_batch_size(shape, pipeline.batch_limit, math.inf)
         if taken == math.inf:
             size = most
             continue
@@ -125,11 +125,11 @@ def _tried(pipeline: Pipeline, arrays: Arrays, size: int) -> float:
     for _ in range(2):  # The second time counts as well: the first may have had something to set up.
         began = time.perf_counter()
         try:
-            pipeline.run(pipeline.backend.run, [batch], size)
+            pipeline.run_batch(pipeline.backend.run, [batch], size)
         except OutOfMemory:
             return _without_room(pipeline, arrays, size)
         taken = time.perf_counter() - began
-        pipeline.curve.add(shape_of(arrays), size, taken)
+        pipeline.latency_profile.record(shape_of(arrays), size, taken)
         if taken > _MAX_SECONDS / 4:
             break
     return taken
@@ -146,10 +146,10 @@ def measure_memory(pipeline: Pipeline, example: Mapping[str, object]) -> None:
     if before is None:
         return
     taken = []
-    for size in (1, pipeline.curve.limit(shape, pipeline.batch_limit, math.inf)):
-        pipeline.run(backend.run, [_repeated(one, size)], size)
-        taken.append((size * elements_of(shape), max(0, (backend.memory_in_use() or before) - before)))
-    pipeline.curve.took(*taken)
+    for size in (1, pipeline.latency_profile.max_batch_size(shape, pipeline.batch_limit, math.inf)):
+        pipeline.run_batch(backend.run, [_repeated(one, size)], size)
+        taken.append((size * count_elements(shape), max(0, (backend.memory_in_use() or before) - before)))
+    pipeline.latency_profile.fit_memory(*taken)
 
 
 def refresh(pipeline: Pipeline, example: Mapping[str, object]) -> None:

@@ -64,7 +64,7 @@ class BreakableRuntime:
 class BrokenSource:
     """Something that waits for a device, and is broken."""
 
-    def offer(self) -> None:
+    def next_work(self) -> None:
         raise LookupError("broken source")
 
 
@@ -85,7 +85,7 @@ def raise_in_scheduler() -> None:
 
     scheduler = Scheduler(on_fault=give_up)
     scheduler.attach(BrokenSource())  # type: ignore[arg-type]
-    scheduler.plan()
+    scheduler.schedule_dispatch()
 
 
 BREAKS: dict[str, Callable[[], object]] = {

@@ -1,76 +1,24 @@
-"""Who may come in, and when to come again who may not: on a clock that does not wait."""
+"""Deadlines of requests, and which requests are admitted; on the virtual clock."""
 
 import asyncio
 import math
-from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.engine.admission import Admission, ModelLimits, RequestOptions, parse_options
-from service.engine.scheduler import Deadline, Scheduler, TooLate
-from service.errors import DeadlineExceeded, DeviceHung, InvalidRequest, Overloaded
-from tests.fake_device import HANGS, FakeDevice, Model, right
-from tests.virtual_clock import run_virtually
+from service.engine.admission import Admission, ModelLimits, RequestOptions
+from service.engine.scheduler import Deadline, MissedDeadline, Scheduler
+from service.errors import DeadlineExceeded, DeviceHung, Overloaded
+from tests.fake_device import HANGS, FakeDevice, FakeModel, expected
+from tests.virtual_clock import now, run_virtually
 
-OWN_S = 1.1
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
+SERVICE_S = 1.1
 
 
-def admission_of(wait_s: float = 0.0, limits: ModelLimits | None = None, full_batch_s: float = 1.0) -> Admission:
-    return Admission(limits or ModelLimits(), full_batch_s=lambda: full_batch_s, wait_s=lambda due: wait_s)
-
-
-@pytest.mark.parametrize(
-    ("fields", "rest", "options"),
-    [
-        ({}, {}, RequestOptions()),
-        ({"a": 1}, {"a": 1}, RequestOptions()),
-        ({"a": 1, "timeout_ms": 250}, {"a": 1}, RequestOptions(0.25)),
-        ({"timeout_ms": "250.5"}, {}, RequestOptions(0.2505)),
-        ({"priority": "low"}, {}, RequestOptions(None, "low")),
-        ({"timeout_ms": None, "priority": None, "b": None}, {"b": None}, RequestOptions()),
-        ({"priority": "high", "timeout_ms": 1e9}, {}, RequestOptions(1e6, "high")),
-    ],
-)
-def test_options_are_told_apart_from_what_is_asked(
-    fields: Mapping[str, Any], rest: Mapping[str, Any], options: RequestOptions
-) -> None:
-    assert parse_options(fields) == (rest, options)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("timeout_ms", value) for value in (0, -1, "soon", "", "nan", "inf", math.nan, math.inf, True, [], {}, "1" * 999)]
-    + [("timeout_ms", 10**400)]
-    + [("priority", value) for value in ("urgent", "HIGH", "", 1, [], {}, True, "x" * 9999)],
-)
-def test_an_option_that_makes_no_sense_is_refused_by_its_name(name: str, value: Any) -> None:
-    with pytest.raises(InvalidRequest, match=name) as refused:
-        parse_options({name: value})
-
-    assert [problem.where for problem in refused.value.details] == [name]
-    assert len(str(refused.value)) < 200
-
-
-def test_a_field_of_the_models_own_is_no_option() -> None:
-    assert parse_options({"priority": "whatever"}, names=("timeout_ms",)) == (
-        {"priority": "whatever"},
-        RequestOptions(),
-    )
-
-
-def test_of_two_times_the_shorter_counts_and_of_two_priorities_the_later() -> None:
-    assert RequestOptions(2.0, "low").joined(RequestOptions(1.0, "high")) == RequestOptions(1.0, "high")
-    assert RequestOptions(1.0, "low").joined(RequestOptions(2.0)) == RequestOptions(1.0, "low")
-    assert RequestOptions().joined(RequestOptions()) == RequestOptions()
-    assert not RequestOptions()
+def make_admission(wait_s: float = 0.0, limits: ModelLimits | None = None, full_batch_s: float = 1.0) -> Admission:
+    return Admission(limits or ModelLimits(), full_batch_s=lambda: full_batch_s, predict_wait_s=lambda target: wait_s)
 
 
 limits = st.builds(
@@ -82,75 +30,79 @@ limits = st.builds(
 
 
 @given(limits, st.floats(0, 10), st.floats(0.001, 1000), st.floats(1.0, 100.0))
-def test_a_longer_time_makes_nothing_more_urgent_and_one_beyond_the_models_own_nothing_less(
-    limits: ModelLimits, full_batch_s: float, timeout_s: float, times: float
+def test_longer_timeout_never_brings_the_deadline_forward_and_no_timeout_gives_the_latest(
+    limits: ModelLimits, full_batch_s: float, timeout_s: float, factor: float
 ) -> None:
-    admission = admission_of(limits=limits, full_batch_s=full_batch_s)
-    short, long, without = (
-        admission.deadline(RequestOptions(option), 5.0) for option in (timeout_s, timeout_s * times, None)
+    admission = make_admission(limits=limits, full_batch_s=full_batch_s)
+    short, long, default = (
+        admission.make_deadline(RequestOptions(timeout), 5.0) for timeout in (timeout_s, timeout_s * factor, None)
     )
 
-    assert short.due <= long.due <= without.due
-    assert short.until <= long.until <= without.until
-    assert without.until <= 5.0 + limits.timeout_s
-    assert without.until <= 5.0 + (limits.deadline_s or math.inf)
+    assert short.target <= long.target <= default.target
+    assert short.limit <= long.limit <= default.limit
+    assert default.limit <= 5.0 + limits.timeout_s
+    assert default.limit <= 5.0 + (limits.deadline_s or math.inf)
 
 
 @given(limits, st.floats(0, 10), st.none() | st.floats(0.001, 1000))
-def test_the_more_urgent_is_due_earlier_and_too_late_at_the_same_time(
+def test_priority_changes_the_target_and_not_the_limit(
     limits: ModelLimits, full_batch_s: float, timeout_s: float | None
 ) -> None:
-    admission = admission_of(limits=limits, full_batch_s=full_batch_s)
-    high, normal, low = (admission.deadline(RequestOptions(timeout_s, p), 0.0) for p in ("high", "normal", "low"))  # type: ignore[arg-type]
+    admission = make_admission(limits=limits, full_batch_s=full_batch_s)
+    high, normal, low = (
+        admission.make_deadline(RequestOptions(timeout_s, priority), 0.0)  # type: ignore[arg-type]
+        for priority in ("high", "normal", "low")
+    )
 
-    assert high.due < normal.due < low.due
-    assert high.until == normal.until == low.until
-    assert normal.due == pytest.approx(8 * high.due) == pytest.approx(low.due / 8)
+    assert high.target < normal.target < low.target
+    assert high.limit == normal.limit == low.limit
+    assert normal.target == pytest.approx(8 * high.target) == pytest.approx(low.target / 8)
 
 
 @given(st.floats(0, 10), st.floats(0.001, 10), st.integers(0, 200))
-def test_what_an_idle_device_can_do_is_never_refused_however_wrong_it_has_been(
-    own_s: float, left: float, slow_ones: int
+def test_idle_device_never_rejects_a_possible_request_however_wrong_predictions_were(
+    service_s: float, left_s: float, slow_requests: int
 ) -> None:
     async def main() -> float:
-        admission = admission_of()
-        for _ in range(slow_ones):
+        admission = make_admission()
+        for _ in range(slow_requests):
             with admission.permit(Deadline(0, math.inf), 1.0, 1.0):
                 await asyncio.sleep(100)
-        return admission.check(Deadline(now(), now() + left), own_s, least_s=0.99 * left)
+        return admission.check(Deadline(now(), now() + left_s), service_s, min_service_s=0.99 * left_s)
 
-    assert run_virtually(main()) == own_s
+    assert run_virtually(main()) == service_s
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 60), st.integers(1, 3), st.floats(1.2, 60.0), st.integers(1, 4))
-def test_who_is_refused_and_comes_again_when_told_is_answered_in_time_if_nobody_else_came(
-    queued: int, concurrency: int, patience_s: float, most: int
+def test_rejected_request_that_retries_after_the_given_time_is_answered_in_time_if_no_other_arrived(
+    queued: int, concurrency: int, timeout_s: float, max_size: int
 ) -> None:
     async def main() -> None:
         device, scheduler = FakeDevice(), Scheduler(concurrency)
-        model = Model(device, scheduler, most=most)
-        admission = Admission(ModelLimits(), full_batch_s=lambda: model.speed.seconds(most), wait_s=scheduler.wait_s)
-        others = [model.asked(float(i)) for i in range(queued)]
+        model = FakeModel(device, scheduler, max_size=max_size)
+        full_batch_s = model.speed.seconds(max_size)
+        admission = Admission(ModelLimits(), full_batch_s=lambda: full_batch_s, predict_wait_s=scheduler.predict_wait_s)
+        others = [model.start_predict(float(i)) for i in range(queued)]
         admission.in_flight = queued
         await asyncio.sleep(0.05)
-        deadline = Deadline(now(), now() + patience_s)
+        deadline = Deadline(now(), now() + timeout_s)
         try:
-            admission.check(deadline, OWN_S, OWN_S)
-        except Overloaded as refused:
-            await asyncio.sleep(refused.retry_after_s or math.nan)
-            deadline = Deadline(now(), now() + patience_s)
-            admission.check(deadline, OWN_S, OWN_S)
-        assert await model.ask(1.0, due=deadline.due, until=deadline.until) == right(1.0)
-        assert now() <= deadline.until + model.speed.seconds(most)
+            admission.check(deadline, SERVICE_S, SERVICE_S)
+        except Overloaded as rejected:
+            await asyncio.sleep(rejected.retry_after_s or math.nan)
+            deadline = Deadline(now(), now() + timeout_s)
+            admission.check(deadline, SERVICE_S, SERVICE_S)
+        assert await model.predict(1.0, target=deadline.target, limit=deadline.limit) == expected(1.0)
+        assert now() <= deadline.limit + full_batch_s
         await asyncio.gather(*others)
 
     run_virtually(main())
 
 
-def test_what_takes_three_times_as_long_as_foreseen_is_soon_foreseen_right() -> None:
+def test_prediction_learns_that_requests_take_three_times_as_long() -> None:
     async def main() -> None:
-        admission = admission_of(wait_s=1.0, full_batch_s=0.0)
+        admission = make_admission(wait_s=1.0, full_batch_s=0.0)
         for _ in range(200):
             with admission.permit(Deadline(0, math.inf), 1.0, 1.0):
                 await asyncio.sleep(6)
@@ -163,101 +115,65 @@ def test_what_takes_three_times_as_long_as_foreseen_is_soon_foreseen_right() -> 
 
 
 @pytest.mark.parametrize(
-    ("error", "after", "learns"),
+    ("error", "after_s", "is_compared"),
     [
         (None, 0.0, True),
         (ValueError(), 0.0, False),
         (asyncio.CancelledError(), 0.0, False),
         (asyncio.CancelledError(), 5.0, True),
-        (TooLate(), 0.0, True),
+        (MissedDeadline(), 0.0, True),
         (DeadlineExceeded("late"), 0.0, True),
         (DeadlineExceeded("late"), 5.0, True),
     ],
 )
-def test_how_long_those_take_that_fail_or_leave_is_not_learnt_from_but_being_late_is(
-    error: BaseException | None, after: float, learns: bool
+def test_prediction_learns_from_answered_and_late_requests_but_not_from_failed_or_cancelled_ones(
+    error: BaseException | None, after_s: float, is_compared: bool
 ) -> None:
     async def main() -> tuple[float, float]:
-        admission = admission_of(wait_s=1.0)
-        before = admission._wrong
-        expected = suppress(ValueError, asyncio.CancelledError, TooLate, DeadlineExceeded)
-        with expected, admission.permit(Deadline(0, now() + 4.0), 1.0, 1.0):
-            await asyncio.sleep(after)
+        admission = make_admission(wait_s=1.0)
+        before = admission._correction
+        suppressed = suppress(ValueError, asyncio.CancelledError, MissedDeadline, DeadlineExceeded)
+        with suppressed, admission.permit(Deadline(0, now() + 4.0), 1.0, 1.0):
+            await asyncio.sleep(after_s)
             if error is not None:
                 raise error
         assert admission.in_flight == 0
-        return before, admission._wrong
+        return before, admission._correction
 
-    before, wrong = run_virtually(main())
+    before, after = run_virtually(main())
 
-    assert (wrong != before) is learns
-    assert wrong >= before or error is None
+    assert (after != before) is is_compared
+    assert after >= before or error is None
 
 
-def test_no_more_are_let_in_than_may_be_under_way_and_those_count_whose_thread_has_not_ended() -> None:
+def test_full_model_rejects_and_abandoned_requests_count_until_their_thread_ends() -> None:
     async def main() -> None:
-        admission = admission_of(limits=ModelLimits(most=2))
+        admission = make_admission(limits=ModelLimits(max_in_flight=2))
         deadline = Deadline(0, math.inf)
         with admission.permit(deadline, 0.0, 0.0):
             admission.abandoned += 1
-            with pytest.raises(Overloaded, match="2 requests are under way") as refused:
+            with pytest.raises(Overloaded, match=r"Too many concurrent requests .*limit 2") as rejected:
                 admission.check(deadline, 0.0, 0.0)
             admission.abandoned -= 1
             admission.check(deadline, 0.0, 0.0)
-        assert refused.value.retry_after_s == 1
+        assert rejected.value.retry_after_s == 1
 
     run_virtually(main())
 
 
-def test_where_the_device_hangs_nobody_is_let_in() -> None:
+def test_hung_device_rejects_every_request_until_it_responds() -> None:
     async def main() -> None:
-        device, scheduler = FakeDevice(), Scheduler(1, hang_s=5)
-        model = Model(device, scheduler)
-        admission = Admission(ModelLimits(), full_batch_s=lambda: 1.0, wait_s=scheduler.wait_s)
-        hanging = model.asked(HANGS)
-        await asyncio.gather(hanging, return_exceptions=True)
+        device, scheduler = FakeDevice(), Scheduler(1, hang_timeout_s=5)
+        model = FakeModel(device, scheduler)
+        admission = Admission(ModelLimits(), full_batch_s=lambda: 1.0, predict_wait_s=scheduler.predict_wait_s)
+        hung = model.start_predict(HANGS)
+        await asyncio.gather(hung, return_exceptions=True)
         with pytest.raises(DeviceHung):
             admission.check(Deadline(now(), math.inf), 0.0, 0.0)
         with pytest.raises(DeviceHung):
-            admission.check_time(Deadline(now(), now() + 1), scheduler.wait_s(now()), 0.0, 0.0)
+            admission.check_deadline(Deadline(now(), now() + 1), scheduler.predict_wait_s(now()), 0.0, 0.0)
         device.released.set()
         await asyncio.sleep(2)
         admission.check(Deadline(now(), math.inf), 0.0, 0.0)
 
     run_virtually(main())
-
-
-@pytest.mark.parametrize("over", [1.5, 3.0, 10.0])
-def test_under_overload_who_is_let_in_is_answered_in_time_and_the_device_is_kept_busy(over: float) -> None:
-    in_time, late = [], []
-
-    async def client(admission: Admission, model: Model) -> None:
-        deadline = admission.deadline(RequestOptions(), now())
-        try:
-            with admission.permit(deadline, OWN_S, OWN_S):
-                await model.ask(1.0, due=deadline.due, until=deadline.until)
-        except Overloaded:
-            return
-        except TooLate:
-            late.append(now())
-        else:
-            (in_time if now() <= deadline.until else late).append(now())
-
-    async def main() -> float:
-        device, scheduler = FakeDevice(), Scheduler(2)
-        model = Model(device, scheduler)
-        speed = model.speed.seconds(8)
-        admission = Admission(
-            ModelLimits(timeout_s=10.0, most=10**6), full_batch_s=lambda: speed, wait_s=scheduler.wait_s
-        )
-        clients = []
-        for _ in range(round(2000 * over)):
-            clients.append(asyncio.create_task(client(admission, model)))
-            await asyncio.sleep(speed / 16 / over)
-        await asyncio.gather(*clients)
-        return now() * 16 / speed
-
-    capacity = run_virtually(main())
-
-    assert len(late) <= 0.02 * len(in_time)
-    assert len(in_time) >= 0.9 * capacity

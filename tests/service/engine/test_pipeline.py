@@ -1,149 +1,184 @@
-"""What is decided from what was measured."""
+"""Requests of whole pipelines that share a device: large images, memory, deadlines and pools; on the virtual clock."""
 
 import asyncio
-import time
+from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from PIL import Image
 
-from service.engine.latency import LatencyProfile, StepCost, fastest, settled, shape_of, useful_batch
-from service.engine.scheduler import Scheduler
-from tests.fake_device import HANGS, FakeDevice, Model, Speed, sample
-from tests.virtual_clock import run_virtually
+from service.engine.request import PredictRequest
+from service.errors import NoMemory, Overloaded
+from tests.images import encoded
+from tests.model_folders import CREDIT, credit_graph
+from tests.tiny.models import tiny
+from tests.virtual_clock import now, run_virtually
+from tests.virtual_pipeline import VirtualDevice, VirtualModel
 
-ONE = shape_of({"x": np.zeros((1, 3))})
-
-
-@pytest.mark.parametrize(
-    ("seconds_of", "most", "size"),
-    [
-        (lambda size: 0.010 + 0.0001 * size, 32, 32),
-        (lambda size: 0.010 + 0.0001 * size, 24, 24),
-        (lambda size: 0.010 + 0.0001 * size, 1, 1),
-        (lambda size: 0.030 * size, 32, 1),
-        (lambda size: 0.001 * size * (1 if size <= 4 else 1.2), 32, 2),
-        (lambda size: 0.010 * max(1, size / 8), 32, 8),
-    ],
-    ids=["a GPU", "up to the setting", "no batches wanted", "no gain", "a cache of four", "eight side by side"],
-)
-def test_a_batch_is_as_large_as_makes_a_sample_cheaper(seconds_of: object, most: int, size: int) -> None:
-    assert useful_batch(seconds_of, most) == size  # type: ignore[arg-type]
+ROW = {"income": 50, "debt": 5, "job": "baker"}
+PER_SAMPLE_S = 0.1
+WINDOWS = 24
+WIDE, NARROW = 800, 32
+"""Widths of images that are cut into WINDOWS windows, and into one."""
+WINDOW_ELEMENTS = 24 * 32 * 3
+WINDOW_BYTES = 100_000_000
 
 
-def test_what_grows_dearer_is_not_tried_at_its_dearest() -> None:
-    tried = []
-
-    def seconds_of(size: int) -> float:
-        tried.append(size)
-        return 0.1 * size**1.5
-
-    useful_batch(seconds_of, 1024)
-
-    assert max(tried) <= 8
+def image(width: int) -> Mapping[str, Any]:
+    return {"image": encoded(Image.new("RGB", (width, 24), (90, 90, 90)))}
 
 
-def test_a_slow_batch_that_gains_nothing_is_the_last_one_tried() -> None:
-    tried = []
-
-    def seconds_of(size: int) -> float:
-        tried.append(size)
-        return 0.1 * size
-
-    assert useful_batch(seconds_of, 1024) == 1
-    assert tried == [1, 2]
+def image_model(device: VirtualDevice, *, max_size: int = 1) -> VirtualModel:
+    return VirtualModel(device, "images", *tiny("segmentation"), per_sample_s=PER_SAMPLE_S, max_size=max_size)
 
 
-def test_what_is_slow_is_not_tried_twice() -> None:
-    tries = []
-
-    def slow() -> None:
-        tries.append(0)
-        until = time.perf_counter() + 0.06
-        while time.perf_counter() < until:
-            pass
-
-    assert fastest(slow) >= 0.06
-    assert settled(StepCost(), 1, slow) is None
-    assert len(tries) == 2
+def row_model(device: VirtualDevice) -> VirtualModel:
+    return VirtualModel(device, "rows", CREDIT, credit_graph(), per_sample_s=0.005, max_size=8)
 
 
-def test_a_step_is_cheap_only_where_it_was_measured_so_for_input_of_that_size() -> None:
-    cost = StepCost()
-    assert not cost.is_cheap(1)
-
-    cost.add(0.0001, size=100)
-
-    assert cost.is_cheap(50)
-    assert cost.is_cheap(400)
-    assert not cost.is_cheap(1000)
+def set_window_memory(model: VirtualModel) -> None:
+    """Tell the latency profile that a window needs WINDOW_BYTES."""
+    model.pipeline.latency_profile.fit_memory((WINDOW_ELEMENTS, WINDOW_BYTES), (2 * WINDOW_ELEMENTS, 2 * WINDOW_BYTES))
 
 
-@given(st.floats(1e-5, 10.0), st.floats(0.0, 1e6))
-def test_one_run_counts_as_no_more_than_four_times_the_mean(usual: float, exception: float) -> None:
-    cost, curve = StepCost(), LatencyProfile()
-    for seconds in (usual, exception):
-        cost.add(seconds, size=1)
-        curve.add(ONE, 1, seconds)
+def test_images_have_the_number_of_windows_that_these_tests_assume() -> None:
+    async def main() -> tuple[int, int]:
+        model = image_model(VirtualDevice())
+        return len(model.samples(image(WIDE))), len(model.samples(image(NARROW)))
 
-    assert cost.expected(1) <= 1.3 * usual * (1 + 1e-9)
-    assert curve.seconds(ONE, 1) <= 1.3 * usual * (1 + 1e-9)
+    assert run_virtually(main()) == (WINDOWS, 1)
 
 
-def test_a_run_that_hung_and_came_back_leaves_a_model_as_quick_as_it_was() -> None:
-    async def main() -> LatencyProfile:
-        device, scheduler = FakeDevice(), Scheduler(2, hang_s=5)
-        model = Model(device, scheduler, most=1, speed=Speed(0.01, 0.0))
-        hung = model.asked(HANGS)
-        await asyncio.sleep(100)
-        device.released.set()
-        await asyncio.sleep(1)
-        await asyncio.gather(hung, return_exceptions=True)
-        assert device.runs[0].ended > 100
-        return model.curve
-
-    assert run_virtually(main()).seconds(shape_of(sample(0.0)), 1) <= 4 * 0.01
-
-
-def test_what_is_really_slower_by_now_is_known_to_be_after_a_while() -> None:
-    cost, curve = StepCost(), LatencyProfile()
-    cost.add(0.01, size=1)
-    curve.add(ONE, 1, 0.01)
-
-    for _ in range(100):
-        cost.add(1.0, size=1)
-        curve.add(ONE, 1, 1.0)
-
-    assert cost.expected(1) > 0.9
-    assert curve.seconds(ONE, 1) > 0.9
-
-
-@pytest.mark.parametrize(("of_late", "stays"), [(0.9, True), (1.5, True), (6.0, True), (10.0, False), (100.0, False)])
-def test_a_small_model_stays_on_the_event_loop_though_its_runs_take_longer_of_late_up_to_a_bound(
-    of_late: float, stays: bool
+@pytest.mark.parametrize("max_size", [1, 4], ids=["no batches", "batches"])
+@pytest.mark.parametrize("clients", [1, 4])
+def test_request_that_takes_longer_than_the_hang_timeout_is_not_hung_while_its_runs_are_short(
+    max_size: int, clients: int
 ) -> None:
-    hop_s = 0.001
-    cost, curve = StepCost(hop_s), LatencyProfile()
-    cost.add(0.5 * hop_s, size=10)
-    curve.add(ONE, 1, 0.5 * hop_s)
+    async def main() -> VirtualDevice:
+        device = VirtualDevice(concurrency=4, hang_timeout_s=5 * PER_SAMPLE_S)
+        model = image_model(device, max_size=max_size)
+        await asyncio.gather(*(model.predict(image(WIDE), "upload") for _ in range(clients)))
+        assert now() > device.hang_timeout_s
+        return device
 
-    for _ in range(200):
-        cost.add(of_late * hop_s, size=10)
-        curve.add(ONE, 1, of_late * hop_s)
+    device = run_virtually(main())
 
-    assert cost.is_cheap(10) is stays
-    assert curve.is_cheap(hop_s, ONE, 1) is stays
-    assert curve.is_cheap(hop_s) is stays
+    assert device.hung_counts == []
+    assert sum(run.size for run in device.runs) == clients * WINDOWS
+    assert max(run.size for run in device.runs) <= max_size
 
 
-def test_what_never_was_cheap_does_not_come_onto_the_event_loop() -> None:
-    hop_s = 0.001
-    cost, curve = StepCost(hop_s), LatencyProfile()
+@pytest.mark.parametrize("concurrency", [1, 2])
+@pytest.mark.parametrize("clients", [1, 8])
+def test_row_waits_for_one_window_of_an_image_and_not_for_the_whole_image(concurrency: int, clients: int) -> None:
+    async def main() -> tuple[VirtualDevice, float]:
+        device = VirtualDevice(concurrency)
+        images, rows = image_model(device), row_model(device)
+        running = [asyncio.create_task(images.predict(image(WIDE), "upload")) for _ in range(clients)]
+        await asyncio.sleep(2.5 * PER_SAMPLE_S)
+        arrived_at = now()
+        await rows.predict({"rows": [ROW]})
+        await asyncio.gather(*running)
+        return device, arrived_at
 
-    for _ in range(200):
-        cost.add(1.5 * hop_s, size=10)
-        curve.add(ONE, 1, 1.5 * hop_s)
+    device, arrived_at = run_virtually(main())
 
-    assert not cost.is_cheap(10)
-    assert not curve.is_cheap(hop_s, ONE, 1)
+    (row_run,) = [run for run in device.runs if run.model == "rows"]
+    assert row_run.started_at - arrived_at <= PER_SAMPLE_S
+    assert device.runs[-1].model == "images"
+
+
+def test_image_with_too_many_windows_for_its_deadline_is_rejected_and_none_of_them_is_run() -> None:
+    async def main() -> VirtualDevice:
+        device = VirtualDevice()
+        model = image_model(device)
+        with pytest.raises(Overloaded) as rejected:
+            await model.predict(image(WIDE), "upload", timeout_s=WINDOWS * PER_SAMPLE_S / 3)
+        assert (rejected.value.retry_after_s or 0) >= 1
+        assert now() == 0.0
+        return device
+
+    assert run_virtually(main()).runs == []
+
+
+def test_image_whose_windows_fit_its_deadline_is_answered() -> None:
+    async def main() -> VirtualDevice:
+        device = VirtualDevice()
+        await image_model(device).predict(image(WIDE), "upload", timeout_s=WINDOWS * PER_SAMPLE_S * 1.1)
+        return device
+
+    assert len(run_virtually(main()).runs) == WINDOWS
+
+
+@pytest.mark.parametrize(("free_bytes", "concurrency"), [(350e6, 3), (250e6, 2), (150e6, 1)])
+def test_one_thread_requests_run_concurrently_only_as_memory_allows(free_bytes: float, concurrency: int) -> None:
+    async def main() -> VirtualDevice:
+        device = VirtualDevice(concurrency=4)
+        model = image_model(device)
+        set_window_memory(model)
+        device.scheduler.memory_bytes = free_bytes
+        await asyncio.gather(*(model.predict(image(NARROW), "upload") for _ in range(12)))
+        return device
+
+    device = run_virtually(main())
+
+    assert len(device.runs) == 12
+    assert device.max_concurrent_samples("images") == concurrency
+
+
+def test_image_that_does_not_fit_into_memory_is_rejected_even_on_an_idle_device() -> None:
+    async def main() -> VirtualDevice:
+        device = VirtualDevice()
+        model = image_model(device)
+        set_window_memory(model)
+        device.scheduler.memory_bytes = WINDOW_BYTES / 2
+        with pytest.raises(NoMemory):
+            await model.predict(image(NARROW), "upload")
+        return device
+
+    assert run_virtually(main()).runs == []
+
+
+@pytest.mark.parametrize("hop_s", [0.0, 1.0], ids=["in threads", "on the event loop"])
+def test_rows_that_do_not_fit_into_memory_together_are_split_wherever_they_run(hop_s: float) -> None:
+    async def main() -> tuple[VirtualDevice, int, int]:
+        device = VirtualDevice(hop_s=hop_s)
+        model = row_model(device)
+        for _ in range(3):
+            await model.predict({"rows": [ROW] * 2})
+        runs_before = len(device.runs)
+        model.backend.max_size = 1
+        result = await model.predict({"rows": [ROW] * 2})
+        return device, runs_before, result.body.count(b'"label"')
+
+    device, runs_before, predictions = run_virtually(main())
+
+    assert predictions == 2
+    assert [run.size for run in device.runs[:runs_before]] == [2, 2, 2]
+    assert [run.size for run in device.runs[-2:]] == [1, 1]
+
+
+def test_timeout_in_the_body_counts_from_the_arrival_of_the_request() -> None:
+    async def main() -> None:
+        model = row_model(VirtualDevice(hop_s=1.0))
+        await asyncio.sleep(100)
+        predict_request = PredictRequest("json", 1, lambda: {"rows": [ROW], "timeout_ms": 5_000})
+        assert (await model.pipeline.predict(predict_request)).body
+
+    run_virtually(main())
+
+
+@pytest.mark.parametrize("releases_gil", [True, False], ids=["images", "rows"])
+def test_only_tasks_whose_decoding_releases_the_gil_use_the_parallel_workers(releases_gil: bool) -> None:
+    fields = image(NARROW) if releases_gil else {"rows": [ROW]}
+
+    async def main() -> tuple[int, int]:
+        device = VirtualDevice()
+        model = image_model(device, max_size=4) if releases_gil else row_model(device)
+        await asyncio.gather(*(model.predict(fields) for _ in range(4)))
+        return device.workers.submitted, device.interpreter.submitted
+
+    in_workers, in_interpreter = run_virtually(main())
+
+    assert (in_workers > 0) is releases_gil
+    assert (in_interpreter > 0) is not releases_gil

@@ -28,7 +28,7 @@ def test_a_header_that_cannot_be_read_is_named(server: Running, headers: dict[st
     answer = server.client.post(URL, json={"rows": [ROW]}, headers=headers)
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_header")
-    assert answer.json()["error"]["message"].startswith(f"{named} is ")
+    assert answer.json()["error"]["message"].startswith(f"{named} must be ")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_what_cannot_be_answered_in_time_is_refused_before_its_body_is_read(star
     first.join()
     error = refused.json()["error"]
     assert (refused.status_code, error["code"]) == (503, "overloaded")
-    assert "100 ms are left" in error["message"] or "99 ms are left" in error["message"]
+    assert "only 100 ms remain" in error["message"] or "only 99 ms remain" in error["message"]
     assert int(refused.headers["retry-after"]) >= 1
     assert [other.result().status_code for other in others] == [200] * 60
     assert [3.0] not in server.device.seen
@@ -133,9 +133,9 @@ def test_what_cannot_be_answered_in_time_is_refused_at_once_wherever_its_deadlin
     start: Start, tmp_path: object, where: str
 ) -> None:
     server = held(start, tmp_path, max_batch=1)
-    curve = server.pipeline.curve
-    for shape, size, _, _ in curve.table() * 100:  # It learns what a run takes: a tenth of a second.
-        curve.add(shape, size, 0.1)
+    profile = server.pipeline.latency_profile
+    for shape, size, _, _ in profile.table() * 100:  # It learns what a run takes: a tenth of a second.
+        profile.record(shape, size, 0.1)
     first = hold_the_device(server)
     others = [server.pool.submit(server.ask, 2.0, **{"x-request-priority": "high"}) for _ in range(40)]
     waits_for(server, 40)

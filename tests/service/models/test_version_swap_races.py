@@ -62,7 +62,7 @@ class AtLine:
 
 
 def make_pipeline(name: str, task: Task, backend: Backend, proven: object) -> Pipeline:
-    return Pipeline(task, backend, VirtualDevice().around, name=name, policy=BatchPolicy(8))
+    return Pipeline(task, backend, VirtualDevice().context, name=name, policy=BatchPolicy(8))
 
 
 def with_a_version_in_the_shadow(root: Path) -> tuple[Repository, Model]:

@@ -64,7 +64,7 @@ class NarrowRuntime:
 
 def warmed(task: Task, graph: bytes, *, elements: float = math.inf, most: int = 256, find: bool = True) -> Pipeline:
     backend = NarrowRuntime(elements)(graph, task.inputs, task.outputs)
-    pipeline = Pipeline(task, backend, VirtualDevice().around, name="model", policy=BatchPolicy(most))
+    pipeline = Pipeline(task, backend, VirtualDevice().context, name="model", policy=BatchPolicy(most))
     warm_up(pipeline, [proven(task, backend.real, fields) for fields in task.examples()], find_batch_size=find)
     return pipeline
 
@@ -90,7 +90,7 @@ def bucket_shapes(task: Task) -> list[Shape]:
 
 
 def sizes_of(pipeline: Pipeline, shape: Shape) -> list[int]:
-    return [size for known, size, _, _ in pipeline.curve.table() if known == shape]
+    return [size for known, size, _, _ in pipeline.latency_profile.table() if known == shape]
 
 
 @pytest.mark.parametrize("name", [name for name, task in every_task().items() if task.length_buckets])
@@ -102,7 +102,7 @@ def test_every_bucket_of_a_task_has_been_run_before_it_serves(name: str) -> None
     assert len(bucket_shapes(task)) > 1
     for shape in bucket_shapes(task):
         assert sizes_of(pipeline, shape)[0] == 1
-        assert all(seconds > 0 for known, _, seconds, _ in pipeline.curve.table() if known == shape)
+        assert all(seconds > 0 for known, _, seconds, _ in pipeline.latency_profile.table() if known == shape)
 
 
 def test_some_tasks_have_buckets() -> None:
@@ -113,10 +113,10 @@ def test_some_tasks_have_buckets() -> None:
 @pytest.mark.parametrize("fits", [1, 3, 16, 100])
 def test_where_memory_ends_batches_end_and_no_size_that_found_no_room_is_tried_again(fits: int, find: bool) -> None:
     pipeline = warmed(CREDIT, credit_graph(), elements=3 * fits, find=find)
-    (shape,) = {shape for shape, _, _, _ in pipeline.curve.table()}
+    (shape,) = {shape for shape, _, _, _ in pipeline.latency_profile.table()}
 
     assert max(sizes_of(pipeline, shape)) <= fits
-    assert 1 <= pipeline.curve.limit(shape, pipeline.batch_limit, math.inf) <= fits
+    assert 1 <= pipeline.latency_profile.max_batch_size(shape, pipeline.batch_limit, math.inf) <= fits
 
 
 def test_a_bucket_that_finds_room_for_fewer_samples_than_others_ends_earlier() -> None:
@@ -127,7 +127,7 @@ def test_a_bucket_that_finds_room_for_fewer_samples_than_others_ends_earlier() -
 
     *_, longest = bucket_shapes(task)
     assert max(sizes_of(pipeline, longest)) <= room // 32
-    assert pipeline.curve.limit(longest, pipeline.batch_limit, math.inf) <= room // 32
+    assert pipeline.latency_profile.max_batch_size(longest, pipeline.batch_limit, math.inf) <= room // 32
 
 
 @pytest.mark.parametrize("find", [True, False], ids=["size is found", "no batches wanted"])
@@ -140,14 +140,14 @@ def test_a_device_without_room_for_a_single_sample_is_an_error(find: bool) -> No
 @pytest.mark.parametrize("find", [True, False], ids=["size is found", "size is set"])
 def test_what_a_run_needs_of_memory_is_learnt_also_where_not_every_batch_has_room(fits: int, find: bool) -> None:
     pipeline = warmed(CREDIT, credit_graph(), elements=3 * fits, most=64, find=find)
-    (shape,) = {shape for shape, _, _, _ in pipeline.curve.table()}
+    (shape,) = {shape for shape, _, _, _ in pipeline.latency_profile.table()}
 
     measure_memory(pipeline, CREDIT.example())
 
     each = 3 * BYTES_OF_ELEMENT
-    most = pipeline.curve.limit(shape, pipeline.batch_limit, math.inf)
-    assert pipeline.curve.memory_bytes(shape, most) == pytest.approx(BYTES_OF_ANY + each * most)
-    assert pipeline.curve.memory_bytes(shape, 1) == pytest.approx(BYTES_OF_ANY + each)
+    most = pipeline.latency_profile.max_batch_size(shape, pipeline.batch_limit, math.inf)
+    assert pipeline.latency_profile.memory_bytes(shape, most) == pytest.approx(BYTES_OF_ANY + each * most)
+    assert pipeline.latency_profile.memory_bytes(shape, 1) == pytest.approx(BYTES_OF_ANY + each)
 
 
 @pytest.mark.parametrize("max_batch", [0, 64], ids=["size is found", "size is set"])
