@@ -1,6 +1,6 @@
-"""What a client is told when it gets no answer.
+"""Errors that the API returns.
 
-The line of a request, and where each error is raised:
+The stages of a request, and the errors that each of them raises:
 
     head → body → permit → request → samples → outputs → answer
     │      │      │        │         │         └ InvalidAnswer 500, InternalError 500
@@ -12,7 +12,7 @@ The line of a request, and where each error is raised:
 
     anywhere: DeadlineExceeded 504, Stopped 503
 
-Every one of them is sent as {"error": {"code", "message", "details", "request_id"}}; the codes below are all there are.
+Every error is sent as {"error": {"code", "message", "details", "request_id"}}. The codes below are the complete list.
 """
 
 from http import HTTPStatus
@@ -22,7 +22,7 @@ from tasks.contract import Problem
 
 
 class ServiceError(Exception):
-    """An error with a status and a code of its own; its message is safe to show and says what to do."""
+    """Base class: an HTTP status, an error code, and a message that is safe to show and says what to do."""
 
     status: ClassVar[HTTPStatus] = HTTPStatus.INTERNAL_SERVER_ERROR
     code: ClassVar[str] = "internal_error"
@@ -35,133 +35,133 @@ class ServiceError(Exception):
 
 
 class InternalError(ServiceError):
-    """Something is wrong with the service, not with the request; the log has the details under the request's id."""
+    """A fault of the service, not of the request; the log has the details under the request's id."""
 
 
 class InvalidAnswer(ServiceError):
-    """The network gave no usable answer for this input (a NaN, say)."""
+    """The network's output for this input is unusable (NaN, for example)."""
 
     code = "invalid_answer"
 
 
 class BackendFailed(ServiceError):
-    """The graph could not be run on this input, also alone."""
+    """The graph failed on this input, even in a batch of its own."""
 
     code = "backend_failed"
 
 
 class NoMemory(ServiceError):
-    """The device has no room for this input, not even alone."""
+    """The device has too little memory for this input, even in a batch of its own."""
 
     status, code = HTTPStatus.SERVICE_UNAVAILABLE, "out_of_memory"
 
 
 class DeviceUnavailable(ServiceError):
-    """The device has failed for good; the process ends, and its supervisor starts another."""
+    """The device has failed permanently; the process exits and its supervisor starts a new one."""
 
     status, code = HTTPStatus.SERVICE_UNAVAILABLE, "device_lost"
 
 
 class DeviceHung(ServiceError):
-    """What the device was given does not come back."""
+    """The device is not responding."""
 
     status, code = HTTPStatus.SERVICE_UNAVAILABLE, "device_hung"
 
 
 class NotFound(ServiceError):
-    """There is nothing at this path."""
+    """No resource has this path."""
 
     status, code = HTTPStatus.NOT_FOUND, "not_found"
 
 
 class ModelNotFound(ServiceError):
-    """No model, or no version of it, has this name."""
+    """There is no such model, or no such version of it."""
 
     status, code = HTTPStatus.NOT_FOUND, "model_not_found"
 
 
 class MethodNotAllowed(ServiceError):
-    """The path is right and the verb is not."""
+    """The path exists but does not support the request's method."""
 
     status, code = HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed"
 
 
 class NotAcceptable(ServiceError):
-    """The answer has none of the forms that are wanted."""
+    """The model has none of the representations that `Accept` lists."""
 
     status, code = HTTPStatus.NOT_ACCEPTABLE, "not_acceptable"
 
 
 class ModelUnavailable(ServiceError):
-    """The model is there and cannot be served, or is not loaded yet."""
+    """The model exists but cannot be served, or is not loaded yet."""
 
     status, code = HTTPStatus.SERVICE_UNAVAILABLE, "model_unavailable"
 
 
 class InvalidHeader(ServiceError):
-    """A header that this service reads has a value it cannot read."""
+    """A header that this service reads has an invalid value."""
 
     status, code = HTTPStatus.BAD_REQUEST, "invalid_header"
 
 
 class Overloaded(ServiceError):
-    """As many requests as the model may have are under way, or too many for this one to be answered in its time.
+    """The model has its maximum of concurrent requests, or cannot answer this one before its deadline.
 
-    `retry_after_s` says when to come again.
+    `retry_after_s` is the time after which the client should retry.
     """
 
     status, code = HTTPStatus.SERVICE_UNAVAILABLE, "overloaded"
 
 
 class Stopped(ServiceError):
-    """The server was told to stop and its grace time ran out before there was an answer."""
+    """The server is shutting down and its grace period ended before the answer was ready."""
 
     status, code = HTTPStatus.SERVICE_UNAVAILABLE, "stopped"
 
 
 class BodyTooLarge(ServiceError):
-    """The body has more bytes than are accepted."""
+    """The body exceeds the size limit."""
 
     status, code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "body_too_large"
 
 
 class EmptyBody(ServiceError):
-    """There is no body."""
+    """The body is empty."""
 
     status, code = HTTPStatus.BAD_REQUEST, "empty_body"
 
 
 class MalformedBody(ServiceError):
-    """The body is not the JSON or the multipart form that its content type says."""
+    """The body is not valid JSON or not a valid multipart form, contrary to its content type."""
 
     status, code = HTTPStatus.BAD_REQUEST, "malformed_body"
 
 
 class UnsupportedMediaType(ServiceError):
-    """The content type is none of those that the model reads."""
+    """The model does not accept this content type."""
 
     status, code = HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type"
 
 
 class InvalidRequest(ServiceError):
-    """Fields are missing, unknown or of the wrong kind: `details` has one entry for each."""
+    """Fields are missing, unknown or of the wrong type; `details` has one entry for each."""
 
     status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "invalid_request"
 
 
 class Unreadable(ServiceError):
-    """The request is well formed, but the picture (or text) in it cannot be read."""
+    """The request is well formed, but the image or text in it cannot be decoded."""
 
     status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "unreadable_input"
 
 
 class TooLarge(ServiceError):
-    """The input is larger than the model accepts: pixels, rows."""
+    """The input exceeds a limit of the model (pixels, rows, characters)."""
 
     status, code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "input_too_large"
 
 
 class DeadlineExceeded(ServiceError):
-    """The request's time ran out before it was answered."""
+    """The request's deadline passed before the answer was ready."""
 
     status, code = HTTPStatus.GATEWAY_TIMEOUT, "deadline_exceeded"

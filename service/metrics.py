@@ -1,7 +1,7 @@
-"""What Prometheus sees: every metric of the service, in one place.
+"""All Prometheus metrics of the service.
 
-A registry of its own for each application, so that two of them in one process do not mix. Models that do not exist
-share one label, so that nobody can make series up.
+Each application has its own registry, so that two applications in one process do not share counters. Requests for
+models that do not exist share one label value, so that clients cannot create new series.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,17 +10,17 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-# Seconds: from a tiny model's row to a request that ran into its deadline.
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 0.75, 1, 2.5, 5, 10, 30)
-_SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
-# Samples: powers of two, up to the largest batch anybody sets.
-_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+# From a row through a tiny model to a request that reached its deadline.
+_SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 0.75, 1, 2.5, 5, 10, 30)
+_FRACTION_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+# Samples: powers of two, up to the largest batch size in use.
+_SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 LiveGauge = tuple[str, str, list[str], Iterable[tuple[list[str], float]]]
-"""A gauge as it is now: name, help, label names, and (labels, value) for each series."""
+"""The current state of a gauge: name, help text, label names, and (label values, value) of each series."""
 
 NO_MODEL = "none"
-"""The label of requests that name no model there is."""
+"""The model label of requests that do not name an existing model."""
 
 
 class Metrics:
@@ -28,94 +28,102 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._of_requests(self.registry)
-        self._of_engine(self.registry)
-        self._of_shadow(self.registry)
+        self._add_request_metrics(self.registry)
+        self._add_engine_metrics(self.registry)
+        self._add_shadow_metrics(self.registry)
 
-    def _of_requests(self, registry: CollectorRegistry) -> None:
+    def _add_request_metrics(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(
             "sevenfold_requests", "Requests answered, by status.", ["model", "status"], registry=registry
         )
         self.rejected = Counter(
-            "sevenfold_rejected", "Requests refused, by error code.", ["model", "reason"], registry=registry
+            "sevenfold_rejected",
+            "Requests that got an error other than 500, by error code.",
+            ["model", "reason"],
+            registry=registry,
         )
         self.cancelled = Counter(
             "sevenfold_cancelled",
-            "Requests whose client went away, by how far they had come: receive, decode, queue, infer, finish.",
+            "Requests whose client disconnected, by the stage reached: receive, decode, queue, infer, finish.",
             ["model", "stage"],
             registry=registry,
         )
         self.duration = Histogram(
             "sevenfold_request_duration_seconds",
-            "From the head of a request to its answer.",
+            "Time from receiving the request's headers to its response.",
             ["model"],
-            buckets=_SECONDS,
+            buckets=_SECONDS_BUCKETS,
             registry=registry,
         )
         self.stage = Histogram(
             "sevenfold_stage_duration_seconds",
-            "Time of an answered request in each stage: receive, decode, queue, infer, postprocess.",
+            "Time that an answered request spent in each stage: receive, decode, queue, infer, postprocess.",
             ["model", "stage"],
-            buckets=_SECONDS,
+            buckets=_SECONDS_BUCKETS,
             registry=registry,
         )
 
-    def _of_engine(self, registry: CollectorRegistry) -> None:
+    def _add_engine_metrics(self, registry: CollectorRegistry) -> None:
         self.dropped = Counter(
             "sevenfold_dropped_samples",
-            "Samples given up before they were run: client gone or too late.",
+            "Samples dropped before they were run: client disconnected or deadline passed.",
             ["model"],
             registry=registry,
         )
         self.batch_size = Histogram(
-            "sevenfold_batch_size", "Samples in a batch.", ["model"], buckets=_SIZES, registry=registry
+            "sevenfold_batch_size", "Samples per batch.", ["model"], buckets=_SIZE_BUCKETS, registry=registry
         )
         self.batch_failures = Counter(
-            "sevenfold_batch_failures", "Batches that the device failed.", ["model"], registry=registry
+            "sevenfold_batch_failures", "Batches that failed on the device.", ["model"], registry=registry
         )
-        self.hung = Gauge("sevenfold_hung_runs", "Runs that have not come back in time.", ["place"], registry=registry)
+        self.hung = Gauge(
+            "sevenfold_hung_runs",
+            "Runs that exceeded the hang limit and have not returned.",
+            ["place"],
+            registry=registry,
+        )
         self.stray_errors = Counter(
-            "sevenfold_stray_errors", "Errors in the event loop that belong to no request.", registry=registry
+            "sevenfold_stray_errors", "Unhandled errors in the event loop that belong to no request.", registry=registry
         )
         self.load_seconds = Gauge(
-            "sevenfold_model_load_seconds", "Time to load and prove.", ["model", "version"], registry=registry
+            "sevenfold_model_load_seconds", "Time to load and verify a model.", ["model", "version"], registry=registry
         )
 
-    def _of_shadow(self, registry: CollectorRegistry) -> None:
+    def _add_shadow_metrics(self, registry: CollectorRegistry) -> None:
         versions = ["model", "version"]
         self.shadow_requests = Counter(
             "sevenfold_shadow_requests",
-            "Requests mirrored to a version in the shadow, by outcome: compared, failed, skipped.",
+            "Requests mirrored to a shadow version, by outcome: compared, failed, skipped.",
             [*versions, "outcome"],
             registry=registry,
         )
         self.shadow_agreement = Histogram(
             "sevenfold_shadow_agreement",
-            "How far its answer agrees with the one that was given, 0 to 1.",
+            "Agreement of the shadow version's answer with the answer that the client got, 0 to 1.",
             versions,
-            buckets=_SHARES,
+            buckets=_FRACTION_BUCKETS,
             registry=registry,
         )
         self.shadow_seconds = Histogram(
             "sevenfold_shadow_seconds",
-            "Time of a mirrored request without waiting, by who answered: served, shadow.",
+            "Processing time of a mirrored request without queueing, by version: served, shadow.",
             [*versions, "of"],
-            buckets=_SECONDS,
+            buckets=_SECONDS_BUCKETS,
             registry=registry,
         )
         self.shadow_decisions = Counter(
             "sevenfold_shadow_decisions",
-            "Versions in the shadow that were decided on: promoted, rolled_back.",
+            "Decisions about shadow versions: promoted, rolled_back.",
             [*versions, "decision"],
             registry=registry,
         )
 
     def watch(self, read: Callable[[], Iterable[LiveGauge]]) -> None:
-        """Adds gauges that are read at each scrape."""
+        """Add gauges whose values `read` returns at each scrape."""
         self.registry.register(_Gauges(read))
 
     def exposition(self) -> bytes:
-        """The text that Prometheus scrapes."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
