@@ -1,4 +1,4 @@
-"""`python -m service`: reads the settings, serves until it is told to stop, and stops without losing anything."""
+"""`python -m service`: read the settings, serve until told to stop, and finish accepted requests before exiting."""
 
 import asyncio
 import json
@@ -11,18 +11,16 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import uvicorn
-from starlette.datastructures import MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from service.app import create_app
 from service.backends.base import BackendError, OpenBackend
+from service.http.middleware import CloseConnectionMiddleware
 from service.models.repository import Model
 from service.process.logging import set_up_logging
 from service.process.watchdog import EXIT_BROKEN, Watchdog
@@ -31,22 +29,22 @@ from service.settings import InvalidSetting, Settings, flag_parser, read_setting
 from tasks.manifest import BrokenModel
 
 _LOG = logging.getLogger(__name__)
-_SWITCH_S = 0.0001
-_MAX_EXAMPLE_BYTES = 2_000
-"""Characters of a body that still make a line to copy."""
-_LAST_MOMENT_S = 1
-"""How long a process that is lost goes on, twice: to be seen, and to answer what is under way."""
-_MARGIN_S = 4.0
-"""What ending may take beyond the grace time, before the process is ended from outside its event loop."""
+_GIL_SWITCH_INTERVAL_S = 0.0001
+_MAX_EXAMPLE_LENGTH = 2_000
+"""Longest JSON body, in characters, that is printed as part of a command to copy."""
+_FATAL_GRACE_S = 1
+"""After a fatal failure: how long health checks are still answered, and then how long accepted requests have."""
+_SHUTDOWN_MARGIN_S = 4.0
+"""How long shutdown may take beyond the grace period before the watchdog kills the process."""
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, but readiness falls first, and the address is printed once the models are ready."""
+    """A uvicorn server that fails readiness before it closes, and prints its address once the models are loaded."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, listening: socket.socket, watchdog: Watchdog) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, listener: socket.socket, watchdog: Watchdog) -> None:
         super().__init__(config)
         self._service = service
-        self._socket = listening
+        self._listener = listener
         self._watchdog = watchdog
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -54,52 +52,56 @@ class _Server(uvicorn.Server):
         self._watchdog.watch(loop)
         await super().startup(sockets)
         if self.started:
-            self._greeting = asyncio.create_task(self._greet())
-            self._service.liveness.on_lost(partial(self._tell_of_loss, loop))
+            self._greeting = asyncio.create_task(self._print_greeting())  # The event loop keeps only weak references.
+
+            def on_lost(_: str) -> None:  # May be called in any thread.
+                with suppress(RuntimeError):  # The loop is closed: the process is exiting anyway.
+                    loop.call_soon_threadsafe(self._exit_after_fatal_failure)
+
+            self._service.liveness.on_lost(on_lost)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answers what was accepted; the watchdog sees to it that this ends, also where something never returns."""
+        """Finish accepted requests; the watchdog kills the process if this takes longer than the grace period."""
         grace_s = self.config.timeout_graceful_shutdown or 0
-        self._watchdog.end_within(grace_s + _MARGIN_S, EXIT_BROKEN)
+        self._watchdog.end_within(grace_s + _SHUTDOWN_MARGIN_S, EXIT_BROKEN)
         await super().shutdown(sockets)
 
-    def _tell_of_loss(self, loop: asyncio.AbstractEventLoop, reason: str) -> None:
-        """In whichever thread it was noticed."""
-        with suppress(RuntimeError):  # The loop is closed: the process ends in any case.
-            loop.call_soon_threadsafe(self._leave)
+    def _exit_after_fatal_failure(self) -> None:
+        """Exit soon: for a moment, health checks still report the reason, then accepted requests may finish."""
+        self._watchdog.end_within(2 * _FATAL_GRACE_S + _SHUTDOWN_MARGIN_S, EXIT_BROKEN)
+        self.config.timeout_graceful_shutdown = min(self.config.timeout_graceful_shutdown or 0, _FATAL_GRACE_S)
+        asyncio.get_running_loop().call_later(_FATAL_GRACE_S, setattr, self, "should_exit", True)
 
-    def _leave(self) -> None:
-        """Ends a process that is lost: it still answers, and for a moment it can be asked what is wrong."""
-        self._watchdog.end_within(2 * _LAST_MOMENT_S + _MARGIN_S, EXIT_BROKEN)
-        self.config.timeout_graceful_shutdown = min(self.config.timeout_graceful_shutdown or 0, _LAST_MOMENT_S)
-        asyncio.get_running_loop().call_later(_LAST_MOMENT_S, setattr, self, "should_exit", True)
-
-    async def _greet(self) -> None:
+    async def _print_greeting(self) -> None:
         await self._service.loaded.wait()
-        host, port = self._socket.getsockname()[:2]
+        host, port = self._listener.getsockname()[:2]
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         print(greeting(address, list(self._service.repository.served())), flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """First signal: not ready; after `drain_seconds`, no new connections. Second signal: at once."""
-        seconds = self._service.settings.drain_seconds
-        again, self._service.draining = self._service.draining, True
-        if again:
+        """Handle a signal to stop.
+
+        The first one fails readiness and, after `drain_seconds` for SIGTERM, closes the server. The second one closes
+        it immediately, without waiting for accepted requests.
+        """
+        drain_s = self._service.settings.drain_seconds
+        is_second, self._service.draining = self._service.draining, True
+        if is_second:
             self.force_exit = True
-        if again or sig != signal.SIGTERM or not seconds:
+        if is_second or sig != signal.SIGTERM or not drain_s:
             self._stop(sig, frame)
         else:
-            _LOG.info("draining", extra={"fields": {"seconds": seconds}})
-            asyncio.get_running_loop().call_later(seconds, self._stop, sig, frame)
+            _LOG.info("draining", extra={"fields": {"seconds": drain_s}})
+            asyncio.get_running_loop().call_later(drain_s, self._stop, sig, frame)
 
     def _stop(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
-        # uvicorn would raise the signal anew once it has stopped; to be told to stop and to stop well is exit code 0.
+        # uvicorn would raise the captured signal again after shutdown; a clean stop should exit with 0 instead.
         self._captured_signals.clear()
 
 
 def greeting(address: str, models: Sequence[Model]) -> str:
-    """What stands on the terminal once the models are ready: the address, and a line to try for each model."""
+    """Return the text that is printed once the models are loaded: the address, and an example command per model."""
     lines = [f"Sevenfold serves {len(models)} models at {address}    (docs: {address}/docs)", ""]
     for model in models:
         lines += [f"  # {model.manifest.title}", f"  {curl_line(address, model)}", ""]
@@ -107,42 +109,24 @@ def greeting(address: str, models: Sequence[Model]) -> str:
 
 
 def curl_line(address: str, model: Model) -> str:
-    """A command that asks this model, to be typed in the folder the server was started in."""
+    """Return a curl command that requests a prediction; it works in the folder that the server was started in."""
     url = f"{address}/v1/models/{model.manifest.name}/predict"
     upload, body = model.task.upload, json.dumps(model.example)
     files = sorted(Path("examples").glob(f"{model.manifest.name}-*"))
-    if upload is not None and (files or len(body) > _MAX_EXAMPLE_BYTES):
-        return f"curl -F {upload.field}=@{files[0] if files else 'FILE'} {url}{_as_file(model)}"
-    if len(body) > _MAX_EXAMPLE_BYTES:
-        return f"curl {url.removesuffix('/predict')}    # its 'example' is a body for POST {url}"
+    if upload is not None and (files or len(body) > _MAX_EXAMPLE_LENGTH):
+        return f"curl -F {upload.field}=@{files[0] if files else 'FILE'} {url}{_output_options(model)}"
+    if len(body) > _MAX_EXAMPLE_LENGTH:
+        return f"curl {url.removesuffix('/predict')}    # 'example' in the response is a body for POST {url}"
     return f"curl -H 'Content-Type: application/json' -d {shlex.quote(body)} {url}"
 
 
-def _as_file(model: Model) -> str:
-    """What makes a picture of the answer, where it can be one: in JSON it would fill the terminal with base64."""
-    representation = next(
-        (representation for representation in model.task.representations if representation.file), None
-    )
+def _output_options(model: Model) -> str:
+    """Return the curl options that save the answer as an image, if it can be one: as base64 it floods the terminal."""
+    representation = next((candidate for candidate in model.task.representations if candidate.file), None)
     if representation is None:
         return ""
-    kind = representation.media_type.partition("/")[2].partition(";")[0]
-    return f" -H 'Accept: {representation.media_type}' -o {model.manifest.name}.{kind}"
-
-
-@dataclass(frozen=True)
-class _Leaving:
-    """Middleware: asks clients to open another connection next time, while this process is about to end."""
-
-    app: ASGIApp
-    service: Service
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_and_close(message: Message) -> None:
-            if message["type"] == "http.response.start" and (self.service.draining or self.service.liveness.lost):
-                MutableHeaders(scope=message)["connection"] = "close"
-            await send(message)
-
-        await self.app(scope, receive, send_and_close)
+    extension = representation.media_type.partition("/")[2].partition(";")[0]
+    return f" -H 'Accept: {representation.media_type}' -o {model.manifest.name}.{extension}"
 
 
 def serve(
@@ -150,72 +134,81 @@ def serve(
     open_backend: OpenBackend | None = None,
     wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app,
 ) -> int:
-    """Serves until it is told to stop; the exit status: 0 where it stopped well, 70 where the process was lost.
+    """Serve until told to stop, and return the exit status.
 
-    `open_backend` is the runtime, by default ONNX Runtime; `wrap` may put something around the application. Does not
-    return where a thread never returns to its pool: Python would wait for that, so the process is ended from here.
-    Raises InvalidSetting, BackendError and BrokenModel where it cannot begin.
+    Does not return if a thread never finishes: Python would wait for it at exit, so the process is ended here.
+
+    Args:
+        settings: the settings.
+        open_backend: the runtime; by default ONNX Runtime.
+        wrap: adds middleware around the application.
+
+    Returns:
+        0 after a clean stop, 1 if the server could not start, 70 after a fatal failure.
+
+    Raises InvalidSetting, BackendError and BrokenModel if the service cannot be created.
     """
-    # Workers that decode in Python hold the interpreter for this long at a time, and the event loop waits as often as
-    # it receives or sends: with Python's 5 ms a refusal took 80 ms under overload.
-    sys.setswitchinterval(_SWITCH_S)
-    _log_what_nobody_catches()
-    listening = _listen(settings.host, settings.port)
+    # Worker threads that decode in Python hold the GIL for this long at a time, and the event loop waits as long for
+    # each send and receive: with Python's default of 5 ms, rejecting a request took 80 ms under overload.
+    sys.setswitchinterval(_GIL_SWITCH_INTERVAL_S)
+    _log_uncaught_errors()
+    listener = _listen(settings.host, settings.port)
     service = Service(settings, open_backend)
+    app = wrap(create_app(service))
     config = uvicorn.Config(
-        _Leaving(wrap(create_app(service)), service),
+        CloseConnectionMiddleware(app, lambda: service.draining or service.liveness.lost is not None),
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=round(settings.grace_seconds),
         server_header=False,
     )
     watchdog = Watchdog(settings.hang_seconds)
-    server = _Server(config, service, listening, watchdog)
+    server = _Server(config, service, listener, watchdog)
     watchdog.start()
-    server.run([listening])
+    server.run([listener])
     if not server.started:
         return 1
     code = EXIT_BROKEN if service.liveness.lost else 0
-    _end_threads(service, code)
+    _stop_threads(service, code)
     watchdog.stop()
     return code
 
 
-def _log_what_nobody_catches() -> None:
-    """Errors that end a thread, or that Python can raise to nobody, are lines of the log as all others are."""
+def _log_uncaught_errors() -> None:
+    """Log errors that end a thread and errors that Python cannot raise, in the same format as all other messages."""
 
-    def on_thread(died: threading.ExceptHookArgs) -> None:
-        _LOG.critical("a thread has died", exc_info=died.exc_value)
+    def on_thread_error(error: threading.ExceptHookArgs) -> None:
+        _LOG.critical("uncaught error in a thread", exc_info=error.exc_value)
 
-    def on_unraisable(ignored: Any) -> None:
-        _LOG.error("an error that could be raised to nobody: %s", ignored.err_msg, exc_info=ignored.exc_value)
+    def on_unraisable(error: Any) -> None:
+        _LOG.error("unraisable error: %s", error.err_msg, exc_info=error.exc_value)
 
-    threading.excepthook = on_thread
+    threading.excepthook = on_thread_error
     sys.unraisablehook = on_unraisable
 
 
-def _end_threads(service: Service, code: int) -> None:
-    """Ends the threads of the pools; ends the process where one of them does not return."""
+def _stop_threads(service: Service, code: int) -> None:
+    """Stop the threads of the pools; exit the process if one of them does not finish."""
     service.close()
-    service.liveness.wait_for_threads(_MARGIN_S / 2)
-    if left := service.liveness.threads_alive():
-        _LOG.warning("threads are left behind", extra={"fields": {"threads": left}})
+    service.liveness.wait_for_threads(_SHUTDOWN_MARGIN_S / 2)
+    if alive := service.liveness.threads_alive():
+        _LOG.warning("exiting with threads still running", extra={"fields": {"threads": alive}})
         sys.stdout.flush()
         logging.shutdown()
         os._exit(code)
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """The socket to serve on, before anything is loaded: that a port is taken is known at once."""
+    """Open the socket to serve on. This comes before loading, so that a port in use is reported immediately."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise InvalidSetting(f"{host}:{port} cannot be listened on: {error.strerror}.") from None
+        raise InvalidSetting(f"Cannot listen on {host}:{port}: {error.strerror}.") from None
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the server; the exit status."""
+    """Run the server and return the exit status."""
     if {"-h", "--help"} & set(arguments):
         flag_parser().print_help()
         return 0

@@ -1,4 +1,4 @@
-"""The application: the one place that knows every part and joins them."""
+"""Create the ASGI application of a service: routes, middleware, error handlers, and loading models at startup."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -16,21 +16,22 @@ from service.errors import InternalError, InvalidRequest, MethodNotAllowed, NotF
 from service.http.health import health_router
 from service.http.middleware import RequestMiddleware, error_response, trace_of
 from service.http.models import models_router
-from service.http.openapi import describe_interface
-from service.http.predict import Predictions
+from service.http.openapi import build_openapi
+from service.http.predict import PredictMiddleware
 from service.http.shadow import shadow_router
 from service.process.liveness import watch_over
 from service.server import Service
 
-_DESCRIPTION = "Answers predictions of the models in its folder. Each model has an endpoint of its own, below."
+_DESCRIPTION = "Predictions from the models in the server's folder. Each model has its own endpoint, listed below."
 
 
 def create_app(service: Service) -> ASGIApp:
-    """The HTTP application of a service. It loads the models when it starts and ends its threads when it stops."""
+    """Return the application. It loads the models at startup and closes the service at shutdown."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 -- FastAPI's signature
-        async with watch_over(service.liveness, service.watch(predictions), service.metrics.stray_errors.inc):
+        work = service.load_and_rescan(predict_app)
+        async with watch_over(service.liveness, work, service.metrics.stray_errors.inc):
             yield
         service.close()
 
@@ -43,16 +44,16 @@ def create_app(service: Service) -> ASGIApp:
     app.include_router(health_router(service.repository, service.metrics, service.liveness, lambda: service.draining))
     _add_error_handlers(app)
     app.add_route("/", lambda request: RedirectResponse("/docs"), include_in_schema=False)
-    app.openapi = lambda: describe_interface(app, service.repository)  # type: ignore[method-assign]
-    predictions = Predictions(
+    app.openapi = lambda: build_openapi(app, service.repository)  # type: ignore[method-assign]
+    predict_app = PredictMiddleware(
         app,
         service.repository,
         service.metrics,
         max_body_bytes=service.settings.max_body_bytes,
-        bodies=service.bodies,
+        body_budget=service.body_budget,
         shadows=service.shadows,
     )
-    return RequestMiddleware(predictions, service.metrics)
+    return RequestMiddleware(predict_app, service.metrics)
 
 
 def _add_error_handlers(app: FastAPI) -> None:
@@ -62,21 +63,21 @@ def _add_error_handlers(app: FastAPI) -> None:
     async def on_validation_error(request: Request, error: Any) -> Response:
         return error_response(InvalidRequest(str(error.errors()[0]["msg"])), trace_of(request.scope))
 
-    async def on_http_error(request: Request, error: Any) -> Response:
-        response = error_response(_of_http(error, request), trace_of(request.scope))
+    async def on_http_exception(request: Request, error: Any) -> Response:
+        response = error_response(_service_error(error, request), trace_of(request.scope))
         response.headers.update(error.headers or {})
         return response
 
     app.add_exception_handler(ServiceError, on_service_error)
-    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(RequestValidationError, on_validation_error)
 
 
-def _of_http(error: HTTPException, request: Request) -> ServiceError:
+def _service_error(error: HTTPException, request: Request) -> ServiceError:
     if error.status_code == HTTPStatus.NOT_FOUND:
-        return NotFound(f"There is nothing at {request.url.path[:200]}; /docs lists what there is.")
+        return NotFound(f"Nothing found at {request.url.path[:200]}; see /docs for the available paths.")
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        return MethodNotAllowed(f"{request.method[:16]} is not what {request.url.path[:200]} answers to.")
+        return MethodNotAllowed(f"{request.method[:16]} is not allowed for {request.url.path[:200]}.")
     if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
         return InvalidRequest(str(error.detail))
     return InternalError(str(error.detail))

@@ -1,4 +1,4 @@
-"""The parts of a running server: created, joined, started and stopped in one place."""
+"""Service: creates the parts of the server, connects them, and starts and stops them."""
 
 import asyncio
 import gc
@@ -37,32 +37,35 @@ T = TypeVar("T")
 _MAX_BATCH_SIZE = 256
 _MAX_PARALLEL_LOADS = 4
 _MAX_LOAD_SECONDS = 600.0
-_OF_FREE_MEMORY = 0.8
-"""What all runs together may take of the memory that is free once the models are loaded."""
+_FREE_MEMORY_FRACTION = 0.8
+"""Default limit for all concurrent runs on a device, as a fraction of the memory that is free after loading."""
 
 
 class Service:
-    """The parts of a running service, and the way they are joined.
+    """The parts of a running server.
 
-    `open_backend` is the runtime: by default ONNX Runtime on the device of the settings. Raises BackendError where
-    that device is not there, and BrokenModel where there is no folder of models.
+    Args:
+        settings: the settings.
+        open_backend: the runtime; by default ONNX Runtime on the device of the settings.
+
+    Raises BackendError if that device is unavailable, and BrokenModel if the model folder does not exist.
     """
 
     def __init__(self, settings: Settings, open_backend: OpenBackend | None = None) -> None:
         self.settings = settings
         self.metrics = Metrics()
         self.draining = False
-        self._lock = Lock()
         self.liveness = Liveness()
-        self.bodies = BodyBudget(settings.max_bodies_bytes)
+        self.body_budget = BodyBudget(settings.max_bodies_bytes)
         self.loaded = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._workers = self._place("worker", settings.workers or available_cores())
-        # Two are given to its one thread: else it would stand still whenever the event loop has to give it the next.
-        self._interpreter = self._place("interpreter", 2, threads=1)
-        self._devices: dict[str, WorkerPool] = {}
+        self._workers = self._worker_pool("worker", settings.workers or available_cores())
+        # Its one thread is given two jobs at a time, or it would idle until the event loop hands it the next.
+        self._interpreter = self._worker_pool("interpreter", 2, threads=1)
+        self._device_pools: dict[str, WorkerPool] = {}
+        self._device_pools_lock = Lock()
         self._hop_s = BUSY_HOP_FACTOR * measure_hop(self._workers.threads)
-        self._loader = self._threads(1, "loader")
+        self._loader = self._thread_pool("loader", 1)
         self.repository = Repository(
             settings.models,
             settings.versions,
@@ -70,7 +73,7 @@ class Service:
             self._make_pipeline,
             concurrency=min(available_cores(), _MAX_PARALLEL_LOADS),
             is_tried=lambda name: self.shadows.share_of(name) > 0,
-            on_retired=lambda pipeline: self._on_loop(pipeline.close),
+            on_retired=lambda pipeline: self._call_on_loop(pipeline.close),
             on_loaded=lambda name, version, seconds: self.metrics.load_seconds.labels(name, version).set(seconds),
         )
         self.shadows = Shadows(
@@ -81,19 +84,15 @@ class Service:
                 settings.shadow_requests, settings.shadow_agreement, settings.shadow_slowdown, settings.shadow_errors
             ),
             timeout_s=settings.timeout_ms / 1000,
-            busy=lambda: any(not place.scheduler.is_free for place in self._devices.values()),
+            busy=lambda: any(not pool.scheduler.is_free for pool in self._device_pools.values()),
         )
         self.repository.scan()
-        self.metrics.watch(self._gauges)
+        self.metrics.watch(self._live_gauges)
 
-    def _threads(self, count: int, name: str) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(count, thread_name_prefix=name, initializer=self.liveness.thread_started(name))
+    def _thread_pool(self, name: str, threads: int) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=self.liveness.thread_started(name))
 
-    def _concurrency(self, device: str) -> int:
-        """Batches at a time: on a CPU each has one core, and one more waits for it."""
-        return self.settings.batches_at_once or (2 if device == "cuda" else 2 * available_cores())
-
-    def _place(self, name: str, concurrency: int, threads: int = 0) -> WorkerPool:
+    def _worker_pool(self, name: str, concurrency: int, threads: int = 0) -> WorkerPool:
         scheduler = Scheduler(
             concurrency,
             threads,
@@ -101,25 +100,33 @@ class Service:
             on_hung=partial(self._on_hung, name),
             on_fault=partial(self._on_fault, name),
         )
-        return WorkerPool(self._threads(threads or concurrency, name), scheduler)
+        return WorkerPool(self._thread_pool(name, threads or concurrency), scheduler)
 
-    def _on_hung(self, name: str, count: int) -> None:
-        self.metrics.hung.labels(name).set(count)
+    def _device_pool(self, device: str) -> WorkerPool:
+        with self._device_pools_lock:  # Models are loaded in parallel.
+            if device not in self._device_pools:
+                # On a CPU, each core runs one batch while another one waits for it.
+                default = 2 if device == "cuda" else 2 * available_cores()
+                self._device_pools[device] = self._worker_pool(device, self.settings.batches_at_once or default)
+            return self._device_pools[device]
+
+    def _on_hung(self, pool: str, count: int) -> None:
+        self.metrics.hung.labels(pool).set(count)
         if count:
-            self.liveness.fail(name, f"{count} runs have not come back within {self.settings.hang_seconds:g} s.")
+            self.liveness.fail(pool, f"{count} run(s) not finished within {self.settings.hang_seconds:g} s.")
         else:
-            self.liveness.resolve(name)
+            self.liveness.resolve(pool)
 
-    def _on_fault(self, name: str, error: BaseException) -> None:
+    def _on_fault(self, pool: str, error: BaseException) -> None:
         self.metrics.stray_errors.inc()
-        _LOG.error("fault in the scheduler", exc_info=error)
-        self.liveness.fail("scheduler", f"The scheduler of '{name}' has a fault: {error!r}.")
+        _LOG.error("internal error in the scheduler", exc_info=error)
+        self.liveness.fail("scheduler", f"Internal error in the scheduler of '{pool}': {error!r}.")
 
-    def _make_pipeline(self, name: str, task: Task, backend: Backend, proven: Sequence[GoldenRun]) -> Pipeline:
+    def _make_pipeline(self, name: str, task: Task, backend: Backend, golden_runs: Sequence[GoldenRun]) -> Pipeline:
         settings = self.settings
-        device = self._device_of(backend)
-        around = EngineContext(
-            device,
+        device_pool = self._device_pool(backend.device)
+        context = EngineContext(
+            device_pool,
             self._workers,
             self._interpreter,
             Limits(settings.max_pixels, settings.max_rows, settings.max_answer_pixels, settings.max_characters),
@@ -135,109 +142,108 @@ class Service:
             max_in_flight=settings.max_queue,
         )
         policy = BatchPolicy(settings.max_batch or _MAX_BATCH_SIZE, settings.max_delay_ms / 1000)
-        pipeline = Pipeline(task, backend, around, name=name, policy=policy, limits=limits)
-        # A version that comes while clients are served leaves them the other cores.
-        side_by_side = 1 if self.loaded.is_set() else max(1, device.scheduler.concurrency // 2)
+        pipeline = Pipeline(task, backend, context, name=name, policy=policy, limits=limits)
+        # Once clients are being served, a new version warms up on one core and leaves them the others.
+        side_by_side = 1 if self.loaded.is_set() else max(1, device_pool.scheduler.concurrency // 2)
         try:
-            warm_up(pipeline, proven, find_batch_size=settings.max_batch == 0, side_by_side=side_by_side)
+            warm_up(pipeline, golden_runs, find_batch_size=settings.max_batch == 0, side_by_side=side_by_side)
         except BaseException:
-            self._on_loop(pipeline.close)
+            self._call_on_loop(pipeline.close)
             raise
         return pipeline
 
-    def _on_loop(self, step: Callable[[], None]) -> None:
-        """Has it done on the event loop, from whichever thread; not at all where the loop has ended."""
+    def _call_on_loop(self, callback: Callable[[], None]) -> None:
+        """Call it on the event loop, from any thread; do nothing if the loop is closed or has not started."""
         if self._loop is not None:
             with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(step)
+                self._loop.call_soon_threadsafe(callback)
 
-    def _device_of(self, backend: Backend) -> WorkerPool:
-        with self._lock:  # Models are loaded side by side.
-            if backend.device not in self._devices:
-                self._devices[backend.device] = self._place(backend.device, self._concurrency(backend.device))
-            return self._devices[backend.device]
-
-    def _gauges(self) -> Iterable[LiveGauge]:
+    def _live_gauges(self) -> Iterable[LiveGauge]:
         served = list(self.repository.served())
         depth = [([m.manifest.name], float(m.pipeline.queue_depth)) for m in served]
         in_flight = [([m.manifest.name], float(m.pipeline.in_flight)) for m in served]
         ready = [([e.name, e.version], float(e.model is not None)) for e in self.repository.entries()]
-        info = [([m.manifest.name, m.manifest.version, m.manifest.task, m.pipeline.device], 1.0) for m in served]
-        yield "sevenfold_body_bytes", "Bytes of all bodies under way.", [], [([], float(self.bodies.taken))]
-        yield "sevenfold_queue_depth", "Samples that wait for a batch.", ["model"], depth
-        yield "sevenfold_requests_in_flight", "Requests accepted and not yet answered.", ["model"], in_flight
-        yield "sevenfold_model_ready", "1 where a version is served.", ["model", "version"], ready
         limit = [([m.manifest.name], float(m.pipeline.batch_limit)) for m in served]
-        yield "sevenfold_batch_limit", "The most samples in a batch, as found at warm-up.", ["model"], limit
-        yield "sevenfold_model_info", "What is served, and where.", ["model", "version", "task", "device"], info
+        info = [([m.manifest.name, m.manifest.version, m.manifest.task, m.pipeline.device], 1.0) for m in served]
+        body_bytes: list[tuple[list[str], float]] = [([], float(self.body_budget.used_bytes))]
+        yield "sevenfold_body_bytes", "Total size of the request bodies in memory.", [], body_bytes
+        yield "sevenfold_queue_depth", "Samples waiting for a batch.", ["model"], depth
+        yield "sevenfold_requests_in_flight", "Requests accepted and not yet answered.", ["model"], in_flight
+        yield "sevenfold_model_ready", "1 if the version is being served, else 0.", ["model", "version"], ready
+        yield "sevenfold_batch_limit", "Maximum batch size, as found by warm-up.", ["model"], limit
+        yield "sevenfold_model_info", "Served versions and their devices.", ["model", "version", "task", "device"], info
 
-    async def load(self, predictions: ASGIApp) -> None:
-        """Loads the models, away from the event loop, so that health is answered meanwhile; then asks each of them."""
+    async def load_and_rescan(self, predict_app: ASGIApp) -> None:
+        """Load the models, then look for new versions at intervals until cancelled.
+
+        Args:
+            predict_app: gets a warm-up request for each model before the models count as loaded.
+        """
         self._loop = asyncio.get_running_loop()
-        await self._loading(self._load)
-        await send_warmup_requests(predictions, list(self.repository.served()))
-        settle_memory()
+        await self._run_in_loader(self._load)
+        await send_warmup_requests(predict_app, list(self.repository.served()))
+        freeze_objects()
         self.repository.loaded = True
         self.loaded.set()
+        while self.settings.rescan_seconds:
+            await asyncio.sleep(self.settings.rescan_seconds)
+            try:
+                if await self._run_in_loader(self.repository.rescan):
+                    self._set_memory_limits()
+                    freeze_objects()
+            except Exception:  # Whatever the error (a folder may be away for a moment), the next rescan tries again.
+                _LOG.exception("rescanning the model folder failed")
 
     def _load(self) -> None:
         self.repository.load_all()
-        there = {entry.name for entry in self.repository.entries()}
-        unknown = {"shadow": self.shadows.unknown()}
-        unknown |= {name: sorted(getattr(self.settings, name).keys() - there) for name in ("deadlines", "weights")}
+        known = {entry.name for entry in self.repository.entries()}
+        unknown = {
+            "shadow": self.shadows.unknown(),
+            "deadlines": sorted(self.settings.deadlines.keys() - known),
+            "weights": sorted(self.settings.weights.keys() - known),
+        }
         for setting, names in unknown.items():
             if names:
-                _LOG.warning("no such model", extra={"fields": {"setting": setting, "names": ", ".join(names)}})
-        self._bound_memory()
+                fields = {"setting": setting, "names": ", ".join(names)}
+                _LOG.warning("a setting names unknown models", extra={"fields": fields})
+        self._set_memory_limits()
 
-    def _bound_memory(self) -> None:
-        """Says of each device that is new what its runs may take together: of what is free once models are loaded."""
+    def _set_memory_limits(self) -> None:
+        """Limit the memory of all concurrent runs on each new device, by what is free once its models are loaded."""
         for model in self.repository.served():
-            scheduler = self._devices[model.pipeline.device].scheduler
-            free = model.pipeline.backend.memory_free()
+            scheduler = self._device_pools[model.pipeline.device].scheduler
+            free_bytes = model.pipeline.backend.memory_free()
             if math.isinf(scheduler.memory_bytes):
-                limit = self.settings.memory_mb * 1e6 or (math.inf if free is None else _OF_FREE_MEMORY * free)
-                scheduler.memory_bytes = limit
+                default = math.inf if free_bytes is None else _FREE_MEMORY_FRACTION * free_bytes
+                scheduler.memory_bytes = self.settings.memory_mb * 1e6 or default
 
-    async def _loading(self, load: Callable[[], T]) -> T:
-        """Loads in a thread of its own; liveness fails where that does not come to an end, as a model may hang."""
+    async def _run_in_loader(self, load: Callable[[], T]) -> T:
+        """Run it in the loader thread, so that health checks are answered; liveness fails if it takes too long."""
         loading = asyncio.get_running_loop().run_in_executor(self._loader, load)
         done, _ = await asyncio.wait([loading], timeout=_MAX_LOAD_SECONDS)
         if not done:
-            self.liveness.fail("loader", f"Models are still being loaded after {_MAX_LOAD_SECONDS:g} s: one may hang.")
+            self.liveness.fail("loader", f"Models are still loading after {_MAX_LOAD_SECONDS:g} s; one may hang.")
         result = await loading
         self.liveness.resolve("loader")
         return result
 
-    async def watch(self, predictions: ASGIApp) -> None:
-        """Loads the models, and takes up the versions that come later; ends only when it is cancelled."""
-        await self.load(predictions)
-        while self.settings.rescan_seconds:
-            await asyncio.sleep(self.settings.rescan_seconds)
-            try:
-                if await self._loading(self.repository.rescan):
-                    self._bound_memory()
-                    settle_memory()
-            except Exception:  # Whatever it was (a folder that is away for a moment), it is looked at again.
-                _LOG.exception("folder of models could not be read again")
-
     def close(self) -> None:
-        """Ends the threads; what has not begun is given up, and what does not return is not waited for."""
+        """Stop the threads: cancel work that has not begun, and do not wait for work that is running."""
         self.shadows.close()
         self.repository.close()
-        for pool in (
+        for threads in (
             self._loader,
             self._workers.threads,
             self._interpreter.threads,
-            *(place.threads for place in self._devices.values()),
+            *(pool.threads for pool in self._device_pools.values()),
         ):
-            pool.shutdown(wait=False, cancel_futures=True)
+            threads.shutdown(wait=False, cancel_futures=True)
 
 
-def settle_memory() -> None:
-    """Lets the garbage collector forget all there is: models stay, and to look through them took 75 ms each time.
+def freeze_objects() -> None:
+    """Exclude all current objects from garbage collection, after collecting the garbage among them.
 
-    Everything waits meanwhile, refusals too. What was let go since the last time is collected first.
+    Models are kept, and traversing them took 75 ms in each full collection, during which no request is handled.
     """
     gc.unfreeze()
     gc.collect()

@@ -1,4 +1,4 @@
-"""For whoever keeps the service running: is it alive, is it ready, and what does it measure."""
+"""Endpoints for operators: liveness, readiness and metrics."""
 
 from collections.abc import Callable, Mapping
 
@@ -11,10 +11,10 @@ from service.process.liveness import Liveness
 
 
 class Live(BaseModel):
-    """The process runs, its event loop turns, and nothing fails that only a new start would mend.
+    """Whether the process works; if not, it should be restarted.
 
     Attributes:
-        failures: what fails, and why.
+        failures: what has failed, with the reason.
     """
 
     live: bool
@@ -22,7 +22,7 @@ class Live(BaseModel):
 
 
 class Ready(BaseModel):
-    """Whether requests should be sent here, and which models answer them."""
+    """Whether requests should be sent here, and which models are being served."""
 
     ready: bool
     reason: str | None = None
@@ -32,7 +32,7 @@ class Ready(BaseModel):
 def health_router(
     repository: Repository, metrics: Metrics, liveness: Liveness, draining: Callable[[], bool]
 ) -> APIRouter:
-    """The endpoints of operation. Liveness never depends on models: a restart would not mend those."""
+    """Return the endpoints. Liveness never depends on models: a restart would not repair a broken model."""
     router = APIRouter(tags=["operation"])
 
     @router.get("/health/live", summary="Is the process alive?", responses={503: {"model": Live}})
@@ -46,7 +46,7 @@ def health_router(
         models: dict[str, bool] = {}
         for entry in repository.entries():
             models[entry.name] = models.get(entry.name, False) or entry.model is not None
-        reason = _reason(repository, liveness.failures, draining(), models)
+        reason = _unready_reason(repository, liveness.failures, draining(), models)
         response.status_code = 503 if reason else 200
         return Ready(ready=reason is None, reason=reason, models=models)
 
@@ -57,11 +57,13 @@ def health_router(
     return router
 
 
-def _reason(repository: Repository, failures: Mapping[str, str], draining: bool, models: dict[str, bool]) -> str | None:
+def _unready_reason(
+    repository: Repository, failures: Mapping[str, str], draining: bool, models: dict[str, bool]
+) -> str | None:
     if failures:
-        return " ".join(f"{what}: {reason}" for what, reason in failures.items())
+        return " ".join(f"{part}: {reason}" for part, reason in failures.items())
     if draining:
-        return "The server is stopping."
+        return "The server is shutting down."
     if not repository.loaded:
-        return "The models are being loaded."
-    return None if any(models.values()) else "No model is served."
+        return "Models are still loading."
+    return None if any(models.values()) else "No model is being served."

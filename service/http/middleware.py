@@ -1,10 +1,11 @@
-"""Around every request: its id, its trace, its line in the log, its count, and the one shape that errors have."""
+"""Middleware for every request: request id, trace, log line, metrics, error responses, closing connections."""
 
 import asyncio
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
 from typing import Any
@@ -19,18 +20,18 @@ from service.metrics import NO_MODEL, Metrics
 from service.process.logging import REQUEST_ID, request_id_from
 
 _LOG = logging.getLogger("service.request")
-_QUIET = ("/health/", "/metrics")
-"""Paths that are asked every few seconds: logged only where they fail."""
+_PROBE_PATHS = ("/health/", "/metrics")
+"""Paths that are polled every few seconds; their requests are logged at INFO only if they fail."""
 
 
 def trace_of(scope: Scope) -> Trace:
-    """The trace of the request that this scope is of."""
+    """Return the trace of the request with this scope."""
     trace: Trace = scope["sevenfold.trace"]
     return trace
 
 
 def error_response(error: ServiceError, trace: Trace) -> Response:
-    """The one shape of every error."""
+    """Return the response for an error; all errors have the same format."""
     trace.code = error.code
     if error.status == HTTPStatus.INTERNAL_SERVER_ERROR and error.__cause__ is not None:
         _LOG.error("%s", error.message, exc_info=error.__cause__)
@@ -44,18 +45,18 @@ def error_response(error: ServiceError, trace: Trace) -> Response:
 
 
 class RequestMiddleware:
-    """Middleware: the outermost layer of the application."""
+    """The outermost layer of the application: sets the request id, logs, counts and catches unexpected errors."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
-        # The metrics of each model, found once: to look one up costs as much as to count with it.
+        # Looking up a labelled metric takes as long as incrementing it.
         self._request_counter = cache(metrics.requests.labels)
         self._durations = cache(metrics.duration.labels)
         self._stages = cache(metrics.stage.labels)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes the request on, and takes note of how it ended."""
+        """Handle the request, then log and count how it ended."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -70,16 +71,16 @@ class RequestMiddleware:
 
         try:
             await self._app(scope, receive, send_with_headers)
-        except Exception:  # The last resort: whatever was not foreseen is a 500 in the shape of all errors.
+        except Exception:  # The last resort: unexpected errors become a 500 in the common error format.
             _LOG.exception("unexpected error")
             if trace.status:
                 raise
-            error = InternalError("Something went wrong in the server; its log has the details under this request_id.")
+            error = InternalError("Internal error. The server's log has the details under this request_id.")
             await error_response(error, trace)(scope, receive, send_with_headers)
         except asyncio.CancelledError:
-            # uvicorn cancels what the grace time was too short for, and nothing else cancels a whole request.
+            # Only uvicorn cancels whole requests: those that have not ended within the grace period.
             if not trace.status:
-                stopped = Stopped("The server was stopped before there was an answer; ask again.", retry_after_s=1)
+                stopped = Stopped("The server shut down before the answer was ready. Retry.", retry_after_s=1)
                 await error_response(stopped, trace)(scope, receive, send_with_headers)
         finally:
             self._record(scope, trace)
@@ -101,13 +102,31 @@ class RequestMiddleware:
         if trace.model != NO_MODEL:
             self._durations(trace.model).observe(seconds)
         if trace.batch_size:
-            for stage, spent in trace.stages.items():
-                self._stages(trace.model, stage).observe(spent)
+            for stage, stage_s in trace.stages.items():
+                self._stages(trace.model, stage).observe(stage_s)
         level = logging.ERROR if status >= 500 and trace.code == "internal_error" else logging.INFO
-        if scope["path"].startswith(_QUIET) and status < 400:
+        if scope["path"].startswith(_PROBE_PATHS) and status < 400:
             level = logging.DEBUG
         if _LOG.isEnabledFor(level):
             _LOG.log(level, "%s %s", scope["method"], scope["path"], extra={"fields": _log_fields(trace, seconds)})
+
+
+@dataclass(frozen=True)
+class CloseConnectionMiddleware:
+    """Closes connections after their response while `is_closing()`, so that clients reconnect to another server."""
+
+    app: ASGIApp
+    is_closing: Callable[[], bool]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle the request, with `Connection: close` in the response if the server is about to exit."""
+
+        async def send_and_close(message: Message) -> None:
+            if message["type"] == "http.response.start" and self.is_closing():
+                MutableHeaders(scope=message)["connection"] = "close"
+            await send(message)
+
+        await self.app(scope, receive, send_and_close)
 
 
 def _header(scope: Scope, name: bytes) -> str | None:
@@ -115,7 +134,7 @@ def _header(scope: Scope, name: bytes) -> str | None:
 
 
 def _server_timing(stages: Mapping[str, float], trace: Trace) -> str:
-    entries = [f"{stage};dur={spent * 1000:.2f}" for stage, spent in stages.items()]
+    entries = [f"{stage};dur={stage_s * 1000:.2f}" for stage, stage_s in stages.items()]
     entries.append(f"total;dur={(time.perf_counter() - trace.started_at) * 1000:.2f}")
     if trace.batch_size:
         entries.append(f'batch;desc="{trace.batch_size}"')

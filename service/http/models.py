@@ -1,4 +1,4 @@
-"""What models there are, and all that is known of each."""
+"""Endpoints that list and describe the models."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -13,14 +13,14 @@ _Name = Annotated[str, Path(description="The model's name.")]
 
 
 class VersionState(BaseModel):
-    """A version of a model, and whether it is served."""
+    """A version of a model, and whether it is being served."""
 
     version: str
     state: Annotated[
         Literal["ready", "shadow", "unavailable"],
-        Field(description="Served, tried in the shadow of the version that is served, or neither."),
+        Field(description="ready: served; shadow: evaluated on mirrored requests; unavailable: neither."),
     ]
-    reason: Annotated[str | None, Field(description="Why it is not served.")] = None
+    reason: Annotated[str | None, Field(description="Why it is not being served.")] = None
 
 
 class ModelSummary(BaseModel):
@@ -28,7 +28,7 @@ class ModelSummary(BaseModel):
 
     name: str
     state: Literal["ready", "unavailable"]
-    version: Annotated[str | None, Field(description="The version that answers by default.")]
+    version: Annotated[str | None, Field(description="The version that answers if a request does not name one.")]
     task: str | None
     title: str | None
     versions: list[VersionState]
@@ -41,36 +41,38 @@ class ModelList(BaseModel):
 
 
 class Tensor(BaseModel):
-    """A tensor of the graph, without the batch axis."""
+    """An input or output of the graph, without the batch axis."""
 
     name: str
     dtype: str
     shape: list[int | str]
 
 
-class Invariance(BaseModel):
-    """How far the batch that a sample is in changes an output.
+class BatchInvariance(BaseModel):
+    """How much an output of a sample depends on the other samples in its batch.
 
-    Numbers: relative to the output's magnitude where that is above 1. Classes: the share that differs. Pixels: levels
-    of 255.
+    For numbers: the difference, relative to the output's magnitude if that is above 1. For classes: the fraction that
+    differs. For pixels: the difference in levels of 255.
     """
 
     output: str
-    published: Annotated[float | None, Field(description="As the trainer measured it, on a CPU.")]
-    measured: Annotated[float, Field(description="On this server's device at load, on the golden requests.")]
+    published: Annotated[float | None, Field(description="Measured when the model was published, on a CPU.")]
+    measured: Annotated[
+        float, Field(description="Measured on this server when the model was loaded, on its golden requests.")
+    ]
 
 
-class CurvePoint(BaseModel):
-    """What a batch of one size and shape takes, as it is measured: at warm-up first, then with every batch."""
+class LatencyPoint(BaseModel):
+    """Measured cost of a batch of one size and shape; initialised by warm-up and updated by every batch."""
 
-    shape: Annotated[dict[str, list[int]], Field(description="Of each input, without the batch axis.")]
+    shape: Annotated[dict[str, list[int]], Field(description="Shape of each input, without the batch axis.")]
     size: Annotated[int, Field(description="Samples in the batch.")]
     seconds: float
-    bytes: Annotated[int, Field(description="Memory that it is expected to need beside the model; 0: not measured.")]
+    bytes: Annotated[int, Field(description="Expected memory use in addition to the model; 0 if not measured.")]
 
 
 class ModelDetails(BaseModel):
-    """A model that is served: its card, its figures, and a request to try."""
+    """A model that is being served: its card, metrics and an example request."""
 
     name: str
     version: str
@@ -81,8 +83,8 @@ class ModelDetails(BaseModel):
     parameters: dict[str, Any]
     inputs: list[Tensor]
     outputs: list[Tensor]
-    batch_invariance: list[Invariance]
-    curve: list[CurvePoint]
+    batch_invariance: list[BatchInvariance]
+    curve: list[LatencyPoint]
     metrics: list[Metric]
     data: DataSource
     licence: str
@@ -94,7 +96,7 @@ class ModelDetails(BaseModel):
 
 
 def models_router(repository: Repository) -> APIRouter:
-    """The endpoints that tell of models."""
+    """Return the endpoints."""
     router = APIRouter(prefix="/v1/models", tags=["models"])
 
     @router.get("", summary="List the models")
@@ -142,11 +144,11 @@ def _details(model: Model, repository: Repository) -> ModelDetails:
         inputs=[Tensor(name=spec.name, dtype=spec.dtype, shape=list(spec.shape)) for spec in task.inputs],
         outputs=[Tensor(name=spec.name, dtype=spec.dtype, shape=list(spec.shape)) for spec in task.outputs],
         batch_invariance=[
-            Invariance(output=name, published=(manifest.batch_invariance or {}).get(name), measured=measured)
+            BatchInvariance(output=name, published=(manifest.batch_invariance or {}).get(name), measured=measured)
             for name, measured in model.invariance.items()
         ],
         curve=[
-            CurvePoint(
+            LatencyPoint(
                 shape={name: list(axes) for name, _, axes in shape}, size=size, seconds=seconds, bytes=memory_bytes
             )
             for shape, size, seconds, memory_bytes in model.pipeline.latency_profile.table()

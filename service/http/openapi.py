@@ -1,4 +1,4 @@
-"""The description of the interface, with each model's endpoint typed by its task and an example that works."""
+"""The OpenAPI document: each model's endpoint has the types of its task and a working example."""
 
 from typing import Any
 
@@ -10,35 +10,31 @@ from service.models.repository import Model, Repository
 
 _ERRORS = {
     "400": "The body is empty or malformed",
-    "404": "There is no such model",
-    "406": "The answer has none of the representations that the Accept header names",
-    "413": "The body, the picture or the table is too large",
-    "415": "The content type is none that the model reads",
-    "422": "The request is well formed, and cannot be answered",
+    "404": "Unknown model",
+    "406": "The model has none of the representations that the Accept header lists",
+    "413": "The body or the input (image, text, table) exceeds a limit",
+    "415": "The model does not accept this content type",
+    "422": "The request is well formed but invalid",
     "500": "The model or the server failed on this input",
-    "503": "The answer would come too late, or as many requests as are accepted are under way, with Retry-After; the "
-    "device has no memory for this one, or hangs, or has failed; or the model is not served",
-    "504": "The request's time ran out",
+    "503": "Overloaded: the deadline cannot be met, or too many requests are in progress (with Retry-After); or the "
+    "device is out of memory, not responding or failed; or the model is not being served",
+    "504": "The request's deadline passed",
 }
-
-
 _BINARY = {"type": "string", "format": "binary"}
-
-
-_WISHES: dict[str, tuple[dict[str, Any], str]] = {
+_REQUEST_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "timeout_ms": (
         {"type": "number", "exclusiveMinimum": 0},
-        "How long the answer is of use, in milliseconds. A request that cannot be answered in time is refused at once.",
+        "Deadline for the answer, in milliseconds. A request that cannot meet it is rejected immediately.",
     ),
     "priority": (
         {"type": "string", "enum": ["high", "normal", "low"]},
-        "High ones are due in an eighth of the usual time, low ones in eight times as much.",
+        "The target response time is divided by 8 for high and multiplied by 8 for low priority.",
     ),
 }
 
 
 class ErrorDetail(BaseModel):
-    """One thing wrong with a request."""
+    """One problem with a request."""
 
     where: str
     reason: str
@@ -46,7 +42,7 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorBody(BaseModel):
-    """What went wrong, as a code from a closed set and as a sentence."""
+    """An error: a code from a closed set, and a message that says what went wrong."""
 
     code: str
     message: str
@@ -55,17 +51,17 @@ class ErrorBody(BaseModel):
 
 
 class ErrorResponse(BaseModel):
-    """The one shape of every error."""
+    """The format of all errors."""
 
     error: ErrorBody
 
 
-def describe_interface(app: FastAPI, repository: Repository) -> dict[str, Any]:
-    """The OpenAPI document; made anew each time, since models come and go."""
+def build_openapi(app: FastAPI, repository: Repository) -> dict[str, Any]:
+    """Return the OpenAPI document. It is rebuilt for each request, since the served models may change."""
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     schemas: dict[str, Any] = document.setdefault("components", {}).setdefault("schemas", {})
     _add_schema(schemas, ErrorResponse, "", mode="serialization")
-    _correct_errors(document, schemas)
+    _replace_fastapi_errors(document, schemas)
     for model in repository.served():
         name = model.manifest.name
         document["paths"].setdefault(f"/v1/models/{name}/predict", {"post": _operation(model, schemas)})
@@ -76,8 +72,8 @@ def describe_interface(app: FastAPI, repository: Repository) -> dict[str, Any]:
     return document
 
 
-def _correct_errors(document: dict[str, Any], schemas: dict[str, Any]) -> None:
-    """FastAPI documents errors of its own shape, which this service never sends."""
+def _replace_fastapi_errors(document: dict[str, Any], schemas: dict[str, Any]) -> None:
+    """Remove FastAPI's own error format, which this service never sends."""
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     for path, item in document["paths"].items():
@@ -85,14 +81,14 @@ def _correct_errors(document: dict[str, Any], schemas: dict[str, Any]) -> None:
             if operation["responses"].pop("422", None):
                 operation["responses"]["404"] = _error_response(_ERRORS["404"])
             if path.startswith("/v1/models/{"):
-                operation["responses"]["503"] = _error_response("The model is not served")
+                operation["responses"]["503"] = _error_response("The model is not being served")
 
 
 def _operation(model: Model, schemas: dict[str, Any]) -> dict[str, Any]:
     manifest, task = model.manifest, model.task
     request = _add_schema(schemas, task.request_type, f"{manifest.name}_", mode="validation")
     fields = schemas[f"{manifest.name}_{task.request_type.__name__}"].setdefault("properties", {})
-    for name, (schema, description) in _WISHES.items():
+    for name, (schema, description) in _REQUEST_OPTIONS.items():
         fields.setdefault(name, schema | {"description": description})
     answer = _add_schema(schemas, task.answer_type, f"{manifest.name}_", mode="serialization")
     errors = {status: _error_response(text) for status, text in _ERRORS.items()}
@@ -109,11 +105,12 @@ def _operation(model: Model, schemas: dict[str, Any]) -> dict[str, Any]:
 def _body_content(model: Model, request: dict[str, str]) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": request, "example": dict(model.example)}}
     if upload := model.task.upload:
+        options = {name: schema for name, (schema, _) in _REQUEST_OPTIONS.items()}
         content["multipart/form-data"] = {
             "schema": {
                 "type": "object",
                 "required": [upload.field],
-                "properties": {upload.field: _BINARY} | {name: schema for name, (schema, _) in _WISHES.items()},
+                "properties": {upload.field: _BINARY} | options,
             }
         }
         content |= {media_type: {"schema": _BINARY} for media_type in upload.media_types}
@@ -121,17 +118,17 @@ def _body_content(model: Model, request: dict[str, str]) -> dict[str, Any]:
 
 
 def _option_parameters(model: Model) -> list[dict[str, Any]]:
-    """The fields beside the upload may also stand in the address, for bodies that have no place for them."""
+    """Document the fields other than the upload as query parameters, for bodies that are only a file."""
     upload = model.task.upload
     options = [
         {"name": name, "in": "query", "required": False, "schema": schema, "description": description}
-        for name, (schema, description) in _WISHES.items()
+        for name, (schema, description) in _REQUEST_OPTIONS.items()
     ]
     if upload is None:
         return options
     properties = model.task.request_type.model_json_schema()["properties"]
     for schema in properties.values():
-        # Swagger UI would send a default along with a body that says otherwise, which is an error.
+        # Swagger UI would send the default even if the body sets the field, which is an error.
         schema.pop("default", None)
     return options + [
         {
@@ -139,7 +136,7 @@ def _option_parameters(model: Model) -> list[dict[str, Any]]:
             "in": "query",
             "required": False,
             "schema": schema,
-            "description": "Not with a JSON body that has it.",
+            "description": "Must not also be set in the body.",
         }
         for name, schema in properties.items()
         if name != upload.field
@@ -147,11 +144,11 @@ def _option_parameters(model: Model) -> list[dict[str, Any]]:
 
 
 def _header_parameters() -> list[dict[str, Any]]:
-    """What may also stand in the body or the address; in a header it is known before anything else is read."""
+    """Document the headers that set request options; headers are known before the body is read."""
     return [
         {"name": header, "in": "header", "required": False, "schema": schema, "description": description}
         for header, (schema, description) in zip(
-            ("X-Request-Timeout-Ms", "X-Request-Priority"), _WISHES.values(), strict=True
+            ("X-Request-Timeout-Ms", "X-Request-Priority"), _REQUEST_OPTIONS.values(), strict=True
         )
     ]
 
@@ -164,7 +161,10 @@ def _answer_response(model: Model, answer: dict[str, str]) -> dict[str, Any]:
     return {
         "description": "The answer",
         "headers": {
-            "Server-Timing": {"schema": {"type": "string"}, "description": "Where the time went, in milliseconds."},
+            "Server-Timing": {
+                "schema": {"type": "string"},
+                "description": "Time spent in each stage, in ms.",
+            },
             "X-Model": {"schema": {"type": "string"}, "description": "Name and version of the model that answered."},
         },
         "content": content,
@@ -177,7 +177,7 @@ def _error_response(description: str) -> dict[str, Any]:
 
 
 def _add_schema(schemas: dict[str, Any], kind: type[BaseModel], prefix: str, *, mode: Any) -> dict[str, str]:
-    """Adds a type and those it is made of, under names of their own; two models' rows are not the same."""
+    """Add a type and the types it contains, with a prefix: types of the same name differ between models."""
     template = "#/components/schemas/" + prefix + "{model}"
     schema = kind.model_json_schema(ref_template=template, mode=mode)
     for name, part in schema.pop("$defs", {}).items():

@@ -1,7 +1,8 @@
-"""The one endpoint that matters: a request to a model, and its answer.
+"""The prediction endpoint.
 
-Not a FastAPI path operation, since the types of body and answer depend on the model in the path; `routes/openapi.py`
-describes them, model by model. It stands before the router, whose layers would cost more than a small model.
+This is middleware and not a FastAPI path operation, since the types of its request and answer depend on the model in
+the path; `service/http/openapi.py` documents them for each model. It runs before FastAPI's router, whose layers take
+longer than a small model.
 """
 
 import asyncio
@@ -20,8 +21,8 @@ from service.engine.admission import RequestOptions, parse_options
 from service.engine.request import PredictResult, RequestState, Trace
 from service.errors import DeadlineExceeded, InvalidHeader, InvalidRequest, MethodNotAllowed, ServiceError
 from service.http.middleware import error_response, trace_of
-from service.http.negotiation import choose_representation, content_type, rendered, with_representation
-from service.http.request_body import BodyBudget, read_message
+from service.http.negotiation import apply_representation, choose_representation, content_type, render
+from service.http.request_body import BodyBudget, read_predict_request
 from service.metrics import Metrics
 from service.models.repository import Model, Repository
 from service.models.shadow import Shadows
@@ -29,39 +30,37 @@ from tasks.contract import Representation
 
 T = TypeVar("T")
 _CLIENT_CLOSED_REQUEST = 499
-"""nginx's status for a client that has gone; nobody receives it, the log and the metrics have it."""
-
-
-class ClientGone(Exception):
-    """The connection was closed before there was an answer."""
-
-
+"""nginx's status for a disconnected client. Nobody receives it; it is for the log and the metrics."""
 _TIMEOUT, _PRIORITY = "x-request-timeout-ms", "x-request-priority"
 _PATH = re.compile(r"/v1/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?/predict")
 
 
+class ClientGone(Exception):
+    """The client closed the connection before it got an answer."""
+
+
 @dataclass(frozen=True)
-class Predictions:
-    """Middleware: POST /v1/models/{name}/predict and /v1/models/{name}/versions/{version}/predict."""
+class PredictMiddleware:
+    """Handles POST /v1/models/{name}/predict and /v1/models/{name}/versions/{version}/predict."""
 
     app: ASGIApp
     repository: Repository
     metrics: Metrics
     max_body_bytes: int
-    bodies: BodyBudget
+    body_budget: BodyBudget
     shadows: Shadows
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers what is asked of a model, and passes everything else on."""
-        asked = _PATH.fullmatch(scope["path"]) if scope["type"] == "http" else None
-        if asked is None:
+        """Answer prediction requests; pass all other requests on."""
+        match = _PATH.fullmatch(scope["path"]) if scope["type"] == "http" else None
+        if match is None:
             await self.app(scope, receive, send)
             return
         request = Request(scope, receive)
         try:
             if request.method != "POST":
-                raise MethodNotAllowed("A prediction is asked for with POST.")
-            response = await self._answer(request, asked["name"], asked["version"])
+                raise MethodNotAllowed("Predictions are made with POST.")
+            response = await self._answer(request, match["name"], match["version"])
         except ServiceError as error:
             response = error_response(error, trace_of(scope))
         await response(scope, receive, send)
@@ -75,13 +74,12 @@ class Predictions:
         loop = asyncio.get_running_loop()
         options, state = _options_from_headers(request), RequestState(arrived_at=loop.time())
         try:
-            async with asyncio.timeout_at(state.arrived_at + model.pipeline.admission.timeout_s(options)) as limit:
-                state.set_time_limit = limit.reschedule
+            async with asyncio.timeout_at(state.arrived_at + model.pipeline.admission.timeout_s(options)) as timeout:
+                state.set_time_limit = timeout.reschedule
                 result = await self._predict(request, model, representation, trace, options, state)
         except TimeoutError:
-            raise DeadlineExceeded(
-                f"There was no answer within {(loop.time() - state.arrived_at) * 1000:.0f} ms."
-            ) from None
+            elapsed_ms = (loop.time() - state.arrived_at) * 1000
+            raise DeadlineExceeded(f"The request's deadline passed after {elapsed_ms:.0f} ms.") from None
         except (ClientGone, ClientDisconnect):
             self.metrics.cancelled.labels(trace.model, state.stage).inc()
             return Response(status_code=_CLIENT_CLOSED_REQUEST)
@@ -96,18 +94,20 @@ class Predictions:
         options: RequestOptions,
         state: RequestState,
     ) -> PredictResult:
-        """Receives, and only then takes a place: a client that sends slowly, or nothing, keeps nobody out."""
+        """Read the body, then enter the pipeline: clients that send slowly or nothing do not count as in flight."""
         pipeline, loop = model.pipeline, asyncio.get_running_loop()
         deadline = pipeline.admission.make_deadline(options, state.arrived_at)
         pipeline.check(deadline)
-        with self.bodies.share() as take:
+        with self.body_budget.reservation() as reserve:
             fields = model.task.request_type.model_fields
             upload = model.task.upload
-            message = await read_message(request, upload, fields, max_bytes=self.max_body_bytes, take=take)
+            message = await read_predict_request(
+                request, upload, fields, max_bytes=self.max_body_bytes, reserve=reserve
+            )
             message = replace(
                 message,
-                parse_fields=partial(_fields, representation, message.parse_fields),
-                render=partial(rendered, representation, trace.model, trace.version),
+                parse_fields=partial(_fields_for, representation, message.parse_fields),
+                render=partial(render, representation, trace.model, trace.version),
                 options=options.merge(message.options),
             )
             if message.options != options:
@@ -115,11 +115,11 @@ class Predictions:
                 state.set_time_limit(max(deadline.limit, loop.time()))
             message = self.shadows.watch(model, message, trace)
             trace.stages["receive"] = time.perf_counter() - trace.started_at
-            if pipeline.runs_inline(message):  # There will be nothing to wait for, nor to give up.
-                with pipeline.permit(message, deadline, state):
-                    return await pipeline.predict(message, deadline, state)
             with pipeline.permit(message, deadline, state):
-                return await _unless_gone(request.receive, pipeline.predict(message, deadline, state))
+                prediction = pipeline.predict(message, deadline, state)
+                if pipeline.runs_inline(message):  # It never waits, so there is nothing to cancel.
+                    return await prediction
+                return await _cancel_on_disconnect(request.receive, prediction)
 
     def _respond(
         self, result: PredictResult, representation: Representation, trace: Trace, *, varies: bool
@@ -133,12 +133,12 @@ class Predictions:
         return response
 
 
-def _fields(representation: Representation, fields: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
-    return with_representation(representation, fields())
+def _fields_for(representation: Representation, parse: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+    return apply_representation(representation, parse())
 
 
 def _options_from_headers(request: Request) -> RequestOptions:
-    """What a client asks for in headers and in the address. Raises InvalidHeader and InvalidRequest."""
+    """Return the request options that the headers set. Raises InvalidHeader."""
     headers = {"timeout_ms": request.headers.get(_TIMEOUT), "priority": request.headers.get(_PRIORITY)}
     try:
         _, options = parse_options(headers)
@@ -148,26 +148,26 @@ def _options_from_headers(request: Request) -> RequestOptions:
     return options
 
 
-async def _unless_gone(receive: Callable[[], Awaitable[Any]], work: Awaitable[T]) -> T:
-    """The result of `work`, which is cancelled as soon as the client hangs up. Raises ClientGone."""
+async def _cancel_on_disconnect(receive: Callable[[], Awaitable[Any]], work: Awaitable[T]) -> T:
+    """Return the result of `work`, or cancel it as soon as the client disconnects. Raises ClientGone."""
     task = asyncio.current_task()
-    watching, hung_up = True, False
+    is_watching, has_disconnected = True, False
 
-    def hang_up(_: asyncio.Future[Any]) -> None:
-        nonlocal hung_up
-        if watching and task is not None:
-            hung_up = True
+    def on_disconnect(_: asyncio.Future[Any]) -> None:
+        nonlocal has_disconnected
+        if is_watching and task is not None:
+            has_disconnected = True
             task.cancel()
 
-    gone = asyncio.ensure_future(receive())  # The body has been read: the next message is the end of the connection.
-    gone.add_done_callback(hang_up)
+    disconnect = asyncio.ensure_future(receive())  # The body has been read, so the next message is the disconnect.
+    disconnect.add_done_callback(on_disconnect)
     try:
         return await work
     except asyncio.CancelledError:
-        # Somebody else may have cancelled at the same time (the deadline, the end of the server): theirs comes first.
-        if hung_up and task is not None and task.uncancel() == 0:
+        # The deadline or the shutdown may have cancelled the task at the same time; those take precedence.
+        if has_disconnected and task is not None and task.uncancel() == 0:
             raise ClientGone from None
         raise
     finally:
-        watching = False
-        gone.cancel()
+        is_watching = False
+        disconnect.cancel()

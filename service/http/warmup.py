@@ -1,7 +1,7 @@
-"""A request of each kind to each model before any client's, so that what a first one sets up is there by then.
+"""Send each model a request of each kind before clients do, so that no client waits for first-time initialisation.
 
-It goes the whole way but the socket: what is found out on it, such as what decoding costs, decides where the steps of
-the next ones run. No metric counts it.
+The requests take the whole path except the socket. What they measure, such as the cost of decoding, decides in which
+thread the steps of later requests run. They are not counted in metrics.
 """
 
 import asyncio
@@ -18,29 +18,22 @@ from service.engine.request import Trace
 from service.models.repository import Model
 
 _LOG = logging.getLogger(__name__)
-_QUICK_S = 0.05
-"""Only who is quicker is asked a second time, which finds out what steps take that have been done before."""
+_REPEAT_BELOW_S = 0.05
+"""Requests faster than this are sent twice: the second one measures the steps without first-time costs."""
 
 
-async def send_warmup_requests(predictions: ASGIApp, models: list[Model]) -> None:
-    """Asks each model its example, as JSON and as a file where it takes one. What fails is logged, and no more."""
+async def send_warmup_requests(predict_app: ASGIApp, models: list[Model]) -> None:
+    """Send each model its example, as JSON and, if it accepts uploads, as a file. Failures are only logged."""
     for model in models:
         if model.pipeline.has_batch_delay:
-            continue  # There is none.
+            continue  # A single request would wait for the whole delay.
         model.pipeline.records_batch_sizes = False
-        for kind, body in _bodies(model):
+        for content_type, body in _bodies(model):
             began = time.perf_counter()
-            await _try(predictions, model, kind, body)
-            if time.perf_counter() - began < _QUICK_S:
-                await _try(predictions, model, kind, body)
+            await _send(predict_app, model, content_type, body)
+            if time.perf_counter() - began < _REPEAT_BELOW_S:
+                await _send(predict_app, model, content_type, body)
         model.pipeline.records_batch_sizes = True
-
-
-async def _try(predictions: ASGIApp, model: Model, kind: str, body: bytes) -> None:
-    try:
-        await _ask(predictions, model, kind, body)
-    except Exception:  # A client would be told; the model may well answer other requests.
-        _LOG.exception("rehearsal failed", extra={"fields": {"model": model.manifest.name}})
 
 
 def _bodies(model: Model) -> Iterator[tuple[str, bytes]]:
@@ -48,18 +41,29 @@ def _bodies(model: Model) -> Iterator[tuple[str, bytes]]:
     yield "application/json", json.dumps(example).encode()
     content = example.get(upload.field) if upload else None
     if upload and isinstance(content, str):
-        kind = upload.media_types[0]
-        yield kind, content.encode() if kind.startswith("text/") else base64.b64decode(content)
+        media_type = upload.media_types[0]
+        yield media_type, content.encode() if media_type.startswith("text/") else base64.b64decode(content)
 
 
-async def _ask(predictions: ASGIApp, model: Model, kind: str, body: bytes) -> None:
+async def _send(predict_app: ASGIApp, model: Model, content_type: str, body: bytes) -> None:
+    fields: dict[str, Any] = {"model": model.manifest.name}
+    try:
+        status = await _post(predict_app, _scope(model, content_type, body), body)
+    except Exception:  # A client would get an error response; the model may still answer other requests.
+        _LOG.exception("warm-up request failed", extra={"fields": fields})
+    else:
+        if status != 200:
+            _LOG.error("warm-up request was rejected", extra={"fields": fields | {"status": status}})
+
+
+async def _post(predict_app: ASGIApp, scope: Scope, body: bytes) -> int:
     received = False
     status = 0
 
     async def receive() -> Message:
         nonlocal received
         if received:
-            await asyncio.Event().wait()  # This client does not hang up.
+            await asyncio.Event().wait()  # This client never disconnects.
         received = True
         return {"type": "http.request", "body": body, "more_body": False}
 
@@ -67,13 +71,11 @@ async def _ask(predictions: ASGIApp, model: Model, kind: str, body: bytes) -> No
         nonlocal status
         status = message.get("status", status)
 
-    await predictions(_scope(model, kind, body), receive, send)
-    if status != 200:
-        fields: dict[str, Any] = {"model": model.manifest.name, "status": status}
-        _LOG.error("the example was not answered", extra={"fields": fields})
+    await predict_app(scope, receive, send)
+    return status
 
 
-def _scope(model: Model, kind: str, body: bytes) -> Scope:
+def _scope(model: Model, content_type: str, body: bytes) -> Scope:
     manifest = model.manifest
     path = f"/v1/models/{manifest.name}/versions/{manifest.version}/predict"
     return {
@@ -85,8 +87,8 @@ def _scope(model: Model, kind: str, body: bytes) -> Scope:
         "raw_path": path.encode(),
         "query_string": b"",
         "root_path": "",
-        "headers": [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())],
+        "headers": [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode())],
         "client": None,
         "server": None,
-        "sevenfold.trace": Trace("rehearsal", time.perf_counter()),
+        "sevenfold.trace": Trace("warm-up", time.perf_counter()),
     }

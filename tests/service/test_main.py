@@ -109,7 +109,7 @@ def test_readiness_falls_before_the_door_closes(tiny_models: Path) -> None:
         answer = httpx.post(f"{address}/v1/models/credit/predict", json=ROW)
 
         assert answer.status_code == 200
-        assert ready.json()["reason"] == "The server is stopping."
+        assert ready.json()["reason"] == "The server is shutting down."
         assert live.status_code == 200
         assert process.wait(30) == 0
 
@@ -219,7 +219,7 @@ def test_a_model_that_never_ends_loading_keeps_the_program_from_nothing(tmp_path
             ready = httpx.get(f"http://127.0.0.1:{port}/health/ready")
             process.send_signal(signal.SIGTERM)
 
-            assert ready.json()["reason"] == "The models are being loaded."
+            assert ready.json()["reason"] == "Models are still loading."
             assert process.wait(30) == 0
         finally:
             process.kill()
@@ -298,7 +298,7 @@ def test_each_request_is_a_line_of_json_with_its_id(tiny_models: Path) -> None:
     [
         (["--models", "nowhere"], "There is no folder of models at nowhere."),
         (["--max-bach", "3"], "Did you mean --max-batch?"),
-        (["--host", "192.0.2.1"], "192.0.2.1:8000 cannot be listened on"),
+        (["--host", "192.0.2.1"], "Cannot listen on 192.0.2.1:8000"),
         pytest.param(
             ["--device", "cuda"],
             "CUDA was asked for",

@@ -192,7 +192,7 @@ def test_who_announces_much_and_sends_nothing_keeps_nobody_out(start: Start, tmp
     sockets = [socket.create_connection(("127.0.0.1", server.running.port)) for _ in range(5)]
     for connection in sockets:
         connection.sendall(request_bytes(10.0)[:-10])
-    server.wait_until(lambda: server.running.service.bodies.taken > 0)
+    server.wait_until(lambda: server.running.service.body_budget.used_bytes > 0)
 
     assert server.ask(20.0).status_code == 200
 
@@ -218,12 +218,12 @@ def test_bodies_that_are_too_many_bytes_together_are_refused(start: Start, tmp_p
     with socket.create_connection(("127.0.0.1", server.running.port)) as connection:
         head = request_bytes(10.0).replace(b"Content-Length: 5", b"Content-Length: 9005")
         connection.sendall(head + b" " * 900)
-        server.wait_until(lambda: server.running.service.bodies.taken > 900)
+        server.wait_until(lambda: server.running.service.body_budget.used_bytes > 900)
         refused = server.ask(20.0)
 
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "overloaded")
     assert refused.headers["retry-after"] == "1"
-    server.wait_until(lambda: server.running.service.bodies.taken == 0)
+    server.wait_until(lambda: server.running.service.body_budget.used_bytes == 0)
     server.device.open.set()
     assert server.ask(20.0).status_code == 200
 
@@ -233,8 +233,8 @@ def test_a_client_that_hangs_up_in_the_middle_of_its_body_frees_its_place(start:
 
     with socket.create_connection(("127.0.0.1", server.running.port)) as connection:
         connection.sendall(request_bytes(10.0)[:-10])
-        server.wait_until(lambda: server.running.service.bodies.taken > 0)
-    server.wait_until(lambda: server.running.service.bodies.taken == 0)
+        server.wait_until(lambda: server.running.service.body_budget.used_bytes > 0)
+    server.wait_until(lambda: server.running.service.body_budget.used_bytes == 0)
 
     server.device.open.set()
     assert server.ask(20.0).status_code == 200

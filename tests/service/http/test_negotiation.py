@@ -3,7 +3,7 @@
 import pytest
 
 from service.errors import InvalidHeader, InvalidRequest, NotAcceptable
-from service.http.negotiation import choose_representation, with_representation
+from service.http.negotiation import choose_representation, apply_representation
 from tasks.contract import Representation
 
 JSON, RLE = Representation("application/json"), Representation("application/json;mask=rle", {"mask": "rle"})
@@ -63,9 +63,9 @@ def test_a_header_of_ten_thousand_options_is_read_as_far_as_anybody_means_it() -
 
 
 def test_a_form_sets_what_it_stands_for_and_refuses_what_contradicts_it() -> None:
-    assert with_representation(PNG, {"image": b"x"}) == {"image": b"x", "mask": "png"}
-    assert [with_representation(JPEG, {"overlay": said}) for said in ("true", "1", "yes", True)] == [
+    assert apply_representation(PNG, {"image": b"x"}) == {"image": b"x", "mask": "png"}
+    assert [apply_representation(JPEG, {"overlay": said}) for said in ("true", "1", "yes", True)] == [
         {"overlay": True}
     ] * 4
-    with pytest.raises(InvalidRequest, match=r"mask: the request says 'rle', and its Accept \(image/png\) 'png'"):
-        with_representation(PNG, {"mask": "rle"})
+    with pytest.raises(InvalidRequest, match=r"mask: the request has 'rle', but its Accept \(image/png\) implies 'png'"):
+        apply_representation(PNG, {"mask": "rle"})

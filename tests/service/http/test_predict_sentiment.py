@@ -48,7 +48,7 @@ def test_a_text_that_says_it_is_in_another_code_is_refused(texts: Running) -> No
     answer = texts.client.post(URL, content=latin, headers={"content-type": 'text/plain; charset="ISO-8859-1"'})
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
-    assert answer.json()["error"]["message"] == "The charset is ISO-8859-1; send the text in UTF-8."
+    assert answer.json()["error"]["message"] == "Unsupported charset ISO-8859-1; send the text in UTF-8."
 
 
 def test_options_go_with_a_file(texts: Running) -> None:

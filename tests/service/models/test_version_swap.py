@@ -139,7 +139,7 @@ def test_a_request_that_began_with_a_version_ends_with_it_though_that_was_retire
 
     def slowly() -> Any:
         yield body[:10]
-        while server.service.bodies.taken < 10:
+        while server.service.body_budget.used_bytes < 10:
             pass
         while repository.find("credit").manifest.version == "1":
             publish(tmp_path, "credit", replace(CREDIT, labels=_LABELS["2"]), credit_graph(), version=2)
