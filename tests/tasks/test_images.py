@@ -11,7 +11,7 @@ from PIL import Image
 
 from tasks._images import DecodedImage, decode_image, fit_image, thumbnail
 from tasks.contract import InvalidInput
-from tests.images import encoded, red, rotated_by_exif, sixteen_bit
+from tests.images import encode_image, exif_rotated_jpeg, red_image, sixteen_bit_png
 
 sides = st.integers(1, 3000)
 fits = st.sampled_from(["squash", "pad", "crop"])
@@ -57,7 +57,7 @@ def test_a_spot_of_the_picture_lies_where_the_frame_says(width: int, height: int
 
 
 def test_a_large_jpeg_is_decoded_smaller_and_keeps_its_geometry() -> None:
-    content = encoded(red(4000, 3000), "JPEG")
+    content = encode_image(red_image(4000, 3000), "JPEG")
 
     picture = decode_image(content, max_pixels=20_000_000, enough=224)
 
@@ -67,7 +67,7 @@ def test_a_large_jpeg_is_decoded_smaller_and_keeps_its_geometry() -> None:
 
 
 def test_a_picture_on_its_side_is_set_upright() -> None:
-    upright = decode_image(rotated_by_exif(red()), max_pixels=10_000)
+    upright = decode_image(exif_rotated_jpeg(red_image()), max_pixels=10_000)
 
     assert (upright.width, upright.height) == (60, 40)
     assert upright.image.getpixel((5, 20))[0] < 120  # type: ignore[index]
@@ -75,20 +75,20 @@ def test_a_picture_on_its_side_is_set_upright() -> None:
 
 
 def test_sixteen_bits_become_eight_without_saturating() -> None:
-    picture = decode_image(sixteen_bit(level=128 * 256), max_pixels=10_000)
+    picture = decode_image(sixteen_bit_png(level=128 * 256), max_pixels=10_000)
 
     assert picture.image.getpixel((0, 0)) == (128, 128, 128)
 
 
 def test_transparency_lies_on_white() -> None:
-    picture = decode_image(encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 0))), max_pixels=100)
+    picture = decode_image(encode_image(Image.new("RGBA", (4, 4), (0, 0, 0, 0))), max_pixels=100)
 
     assert picture.image.getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_of_an_animation_the_first_frame_is_taken() -> None:
     file = io.BytesIO()
-    red().save(file, "PNG", save_all=True, append_images=[Image.new("RGB", (60, 40), "blue")])
+    red_image().save(file, "PNG", save_all=True, append_images=[Image.new("RGB", (60, 40), "blue")])
 
     picture = decode_image(file.getvalue(), max_pixels=10_000)
 
@@ -96,7 +96,7 @@ def test_of_an_animation_the_first_frame_is_taken() -> None:
 
 
 def test_the_pixel_limit_is_checked_before_decoding() -> None:
-    header = encoded(Image.new("1", (9000, 9000)))[:60]
+    header = encode_image(Image.new("1", (9000, 9000)))[:60]
 
     with pytest.raises(InvalidInput, match="9000×9000") as caught:
         decode_image(header, max_pixels=25_000_000)
@@ -107,7 +107,7 @@ def test_the_pixel_limit_is_checked_before_decoding() -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200), st.sampled_from(["JPEG", "PNG", "WEBP", "BMP"]), st.integers(0, 400))
 def test_damaged_files_are_refused_and_nothing_else(junk: bytes, kind: str, at: int) -> None:
-    whole = encoded(red(), kind)
+    whole = encode_image(red_image(), kind)
     damaged = whole[:at] + junk + whole[at + len(junk) :]
 
     with suppress(InvalidInput):
@@ -118,7 +118,7 @@ def test_damaged_files_are_refused_and_nothing_else(junk: bytes, kind: str, at: 
 def test_a_picture_on_its_side_has_its_upright_sides_however_small_it_is_decoded(width: int, height: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    content = encoded(Image.new("RGB", (width, height)), "JPEG", exif=exif)
+    content = encode_image(Image.new("RGB", (width, height)), "JPEG", exif=exif)
 
     picture = decode_image(content, max_pixels=25_000_000, enough=480)
 
@@ -126,7 +126,7 @@ def test_a_picture_on_its_side_has_its_upright_sides_however_small_it_is_decoded
 
 
 def test_a_thread_of_pixels_is_refused_before_it_is_decoded() -> None:
-    content = encoded(Image.new("1", (1_000_000, 1)))
+    content = encode_image(Image.new("1", (1_000_000, 1)))
 
     with pytest.raises(InvalidInput, match="no side may have more than 65,535 pixels") as error:
         decode_image(content, max_pixels=25_000_000)

@@ -17,7 +17,7 @@ from tasks._examples import synthetic_face
 from tasks._images import DecodedImage, Frame, same_image
 from tasks.contract import Arrays, InvalidInput, InvalidOutput, Limits
 from tasks.keypoints import Keypoints, KeypointsAnswer, placed
-from tests.images import encoded, red, rotated_by_exif
+from tests.images import encode_image, exif_rotated_jpeg, red_image
 from tests.model_folders import runner
 from tests.tiny.keypoints import TASK, graph
 
@@ -71,7 +71,7 @@ def test_a_real_graph_finds_the_middle_of_each_colour() -> None:
     for colour, left in (("red", 40), ("lime", 140), ("blue", 240)):
         image.paste(colour, (left, 40, left + 40, 80))
 
-    answer = answered(TASK, runner(graph()), encoded(image))
+    answer = answered(TASK, runner(graph()), encode_image(image))
 
     middles = [(point.name, point.x, point.y) for point in answer.points]
     assert [name for name, _, _ in middles] == ["red", "green", "blue"]
@@ -82,7 +82,7 @@ def test_a_real_graph_finds_the_middle_of_each_colour() -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.tuples(*[st.floats(-1e4, 1e4)] * 4))
 def test_points_beyond_the_picture_are_answered_at_its_edge(where: tuple[float, float, float, float]) -> None:
-    answer = answered(SQUARE, says(where[:2], where[2:]), encoded(red(120, 60)))
+    answer = answered(SQUARE, says(where[:2], where[2:]), encode_image(red_image(120, 60)))
 
     assert all(0 <= point.x <= 120 and 0 <= point.y <= 60 for point in answer.points)
 
@@ -90,19 +90,19 @@ def test_points_beyond_the_picture_are_answered_at_its_edge(where: tuple[float, 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_network_that_finds_no_number_gives_no_answer(value: float) -> None:
     with pytest.raises(InvalidOutput, match="no finite points"):
-        answered(SQUARE, says((value, 1.0), (2.0, 3.0)), encoded(red()))
+        answered(SQUARE, says((value, 1.0), (2.0, 3.0)), encode_image(red_image()))
 
 
 def test_a_confidence_that_is_no_number_gives_no_answer_either() -> None:
     with pytest.raises(InvalidOutput):
-        answered(SQUARE, says((1.0, 1.0), (2.0, 3.0), confidence=np.nan), encoded(red()))
+        answered(SQUARE, says((1.0, 1.0), (2.0, 3.0), confidence=np.nan), encode_image(red_image()))
 
 
 @pytest.mark.parametrize(
     ("width", "height"), [(1, 1), (1, 300), (3000, 150), (4000, 3000)], ids=["one pixel", "a line", "panorama", "12 MP"]
 )
 def test_pictures_of_any_shape_are_answered_with_an_overlay_of_bounded_size(width: int, height: int) -> None:
-    content = encoded(Image.new("RGB", (width, height), "grey"), "JPEG")
+    content = encode_image(Image.new("RGB", (width, height), "grey"), "JPEG")
 
     answer = answered(SQUARE, says((32.0, 32.0), (40.0, 32.0)), content, overlay=True)
 
@@ -114,11 +114,11 @@ def test_pictures_of_any_shape_are_answered_with_an_overlay_of_bounded_size(widt
 
 
 def test_animations_palettes_and_pictures_on_their_side_are_answered() -> None:
-    palette = red().convert("P")
+    palette = red_image().convert("P")
     palette.info["transparency"] = 0
     file = io.BytesIO()
-    red().save(file, "PNG", save_all=True, append_images=[Image.new("RGB", (60, 40), "blue")])
-    contents = [encoded(palette), file.getvalue(), rotated_by_exif(red())]
+    red_image().save(file, "PNG", save_all=True, append_images=[Image.new("RGB", (60, 40), "blue")])
+    contents = [encode_image(palette), file.getvalue(), exif_rotated_jpeg(red_image())]
 
     sizes = [(a.width, a.height) for a in (answered(SQUARE, says((1, 1), (2, 2)), content) for content in contents)]
 
@@ -126,7 +126,7 @@ def test_animations_palettes_and_pictures_on_their_side_are_answered() -> None:
 
 
 def test_what_is_no_picture_is_refused() -> None:
-    gif = encoded(red(), "GIF")
+    gif = encode_image(red_image(), "GIF")
 
     for content in (b"", b"no picture", gif):
         with pytest.raises(InvalidInput):
@@ -135,7 +135,7 @@ def test_what_is_no_picture_is_refused() -> None:
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
 def test_an_overlay_shows_its_points_where_they_are(kind: str) -> None:
-    content = encoded(Image.new("RGB", (640, 640), "black"))
+    content = encode_image(Image.new("RGB", (640, 640), "black"))
 
     answer = answered(
         SQUARE, says((16.0, 16.0), (48.0, 16.0), confidence=1.0), content, overlay=True, overlay_kind=kind

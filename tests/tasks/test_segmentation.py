@@ -17,7 +17,7 @@ from tasks._examples import synthetic_scene
 from tasks._images import DecodedImage, is_image_file, same_image
 from tasks.contract import Arrays, InvalidInput, InvalidOutput, Limits
 from tasks.segmentation import Segmentation, SegmentationAnswer
-from tests.images import encoded, red
+from tests.images import encode_image, red_image
 from tests.model_folders import runner
 from tests.tiny.segmentation import TASK, graph
 
@@ -31,7 +31,7 @@ def blank(width: int, height: int, content: str = "black") -> DecodedImage:
 
 
 def png(pixels: NDArray[np.uint8] | Image.Image) -> bytes:
-    return encoded(pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels), "PNG")
+    return encode_image(pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels), "PNG")
 
 
 def asked(image: bytes, task: Segmentation = TASK, **more: Any) -> SegmentationAnswer:
@@ -143,7 +143,7 @@ def test_only_what_is_far_longer_than_the_network_is_cut_and_never_into_very_man
 def test_a_jpeg_decoded_smaller_than_it_is_gives_a_mask_of_its_own_size() -> None:
     image = Image.fromarray(halves(1600, 1200))
 
-    answer = asked(encoded(image, "JPEG"))
+    answer = asked(encode_image(image, "JPEG"))
 
     mask = mask_of(answer)
     assert mask.shape == (1200, 1600)
@@ -243,25 +243,25 @@ def test_a_label_that_does_not_exist_is_no_answer() -> None:
 
 def test_a_picture_of_more_pixels_than_allowed_is_refused() -> None:
     with pytest.raises(InvalidInput, match="at most 10,000") as refused:
-        TASK.answer(RUN, {"image": encoded(red(200, 100), "PNG")}, Limits(pixels=10_000))
+        TASK.answer(RUN, {"image": encode_image(red_image(200, 100), "PNG")}, Limits(pixels=10_000))
 
     assert refused.value.reason == "too_large"
 
 
 def test_an_animation_is_answered_for_its_first_frame_and_a_gif_is_refused() -> None:
     frames = [Image.fromarray(halves(64, 48)), Image.new("RGB", (64, 48))]
-    animated = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
+    animated = encode_image(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
 
     assert np.array_equal(mask_of(asked(animated)), mask_of(asked(png(halves(64, 48)))))
     with pytest.raises(InvalidInput, match="not a picture in JPEG, PNG, WebP or BMP"):
-        asked(encoded(frames[0], "GIF"))
+        asked(encode_image(frames[0], "GIF"))
 
 
 def test_what_is_transparent_in_a_palette_png_lies_on_white() -> None:
     image = Image.fromarray(halves(64, 48)).quantize(4)
     dark = image.getpixel((0, 0))
 
-    mask = mask_of(asked(encoded(image, "PNG", transparency=dark)))
+    mask = mask_of(asked(encode_image(image, "PNG", transparency=dark)))
 
     assert (mask == 2).all()
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from tasks.contract import InvalidInput, Limits
 from tasks.super_resolution import SuperResolution
-from tests.images import encoded, red, rotated_by_exif
+from tests.images import encode_image, exif_rotated_jpeg, red_image
 from tests.model_folders import runner
 from tests.tiny import super_resolution as tiny
 
@@ -29,7 +29,7 @@ def noise(width, height):
 
 
 def answered(run, image, **fields):
-    content = image if isinstance(image, bytes) else encoded(image)
+    content = image if isinstance(image, bytes) else encode_image(image)
     return tiny.TASK.answer(run, {"image": content, **fields})
 
 
@@ -63,12 +63,12 @@ def test_any_size_does(width, height):
 
 
 def body(image):
-    return {"image": encoded(image)}
+    return {"image": encode_image(image)}
 
 
 @pytest.mark.parametrize(("kind", "name"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
 def test_the_answer_is_a_file_of_the_kind_that_was_asked_for_and_says_that_it_is_generated(run, kind, name):
-    answer = answered(run, red(), format=kind)
+    answer = answered(run, red_image(), format=kind)
 
     assert (answer.media_type, answer.scale, answer.generated) == (f"image/{kind}", 2, True)
     assert (shown(answer).format, shown(answer).size) == (name, (120, 80))
@@ -80,7 +80,7 @@ def test_a_form_of_the_answer_for_each_kind_of_file_names_the_field_that_holds_i
 
     for kind in ("png", "jpeg", "webp"):
         representation = representations[f"image/{kind}"]
-        answer = answered(run, red(), **representation.fields)
+        answer = answered(run, red_image(), **representation.fields)
         assert getattr(answer, representation.file)
         assert answer.media_type == representation.media_type
     assert representations["application/json"].file is None
@@ -93,7 +93,7 @@ def test_a_lower_quality_is_a_smaller_file(run):
 
 
 def test_options_may_be_text_and_are_checked():
-    content = encoded(red())
+    content = encode_image(red_image())
     request = tiny.TASK.parse({"image": content, "format": "jpeg", "quality": "75"}, Limits())
 
     assert request.quality == 75
@@ -104,7 +104,7 @@ def test_options_may_be_text_and_are_checked():
 
 def header_of(width, height):
     """The first bytes of a PNG of that size: there is nothing after them to decode."""
-    whole = encoded(Image.new("1", (8, 8)))
+    whole = encode_image(Image.new("1", (8, 8)))
     start = whole.index(b"IHDR") + 4
     changed = whole[:start] + width.to_bytes(4, "big") + height.to_bytes(4, "big") + whole[start + 8 :]
     crc = zlib.crc32(changed[start - 4 : start + 13]).to_bytes(4, "big")
@@ -112,7 +112,7 @@ def header_of(width, height):
 
 
 def refused(image, limits=None, **fields):
-    content = image if isinstance(image, bytes) else encoded(image)
+    content = image if isinstance(image, bytes) else encode_image(image)
     request = tiny.TASK.parse({"image": content, **fields}, Limits())
     with pytest.raises(InvalidInput) as caught:
         tiny.TASK.decode(request, limits or Limits())
@@ -131,8 +131,8 @@ def test_a_picture_whose_answer_would_be_too_large_is_refused_from_its_header():
 def test_the_largest_picture_that_is_accepted_gives_the_largest_answer():
     limits = Limits(answer_pixels=4 * 60 * 50)
 
-    assert tiny.TASK.decode(tiny.TASK.parse(body(red(60, 50)), limits), limits).width == 60
-    assert refused(red(60, 51), limits).reason == "too_large"
+    assert tiny.TASK.decode(tiny.TASK.parse(body(red_image(60, 50)), limits), limits).width == 60
+    assert refused(red_image(60, 51), limits).reason == "too_large"
 
 
 def test_a_thread_of_a_picture_is_refused_for_the_tiles_that_it_would_take():
@@ -146,7 +146,7 @@ def test_a_thread_of_a_picture_is_refused_for_the_tiles_that_it_would_take():
 def test_a_picture_smaller_than_a_tile_is_accepted_however_low_the_limit():
     limits = Limits(answer_pixels=4 * 60)
 
-    assert tiny.TASK.decode(tiny.TASK.parse(body(red(8, 7)), limits), limits).height == 7
+    assert tiny.TASK.decode(tiny.TASK.parse(body(red_image(8, 7)), limits), limits).height == 7
 
 
 def test_a_file_that_cannot_have_such_sides_is_refused_and_another_kind_is_named():
@@ -163,8 +163,8 @@ def test_a_file_that_cannot_have_such_sides_is_refused_and_another_kind_is_named
     [
         (b"", "empty"),
         (b"no picture", "unreadable"),
-        (encoded(red())[:100], "unreadable"),
-        (encoded(red(), "GIF", save_all=True, append_images=[red(60, 40).rotate(180)]), "unreadable"),
+        (encode_image(red_image())[:100], "unreadable"),
+        (encode_image(red_image(), "GIF", save_all=True, append_images=[red_image(60, 40).rotate(180)]), "unreadable"),
     ],
     ids=["empty", "text", "cut", "animated GIF"],
 )
@@ -173,17 +173,17 @@ def test_what_is_no_picture_of_a_kind_that_is_read_is_refused(content, reason):
 
 
 def test_a_palette_with_transparency_lies_on_white(run):
-    image = red().convert("P", palette=Image.Palette.ADAPTIVE)
+    image = red_image().convert("P", palette=Image.Palette.ADAPTIVE)
     clear = image.getpixel((30, 20))
 
-    answer = shown(answered(run, encoded(image, transparency=clear)))
+    answer = shown(answered(run, encode_image(image, transparency=clear)))
 
     assert answer.mode == "RGB"
     assert answer.getpixel((60, 40)) == (255, 255, 255)
 
 
 def test_a_picture_on_its_side_is_answered_upright(run):
-    answer = answered(run, rotated_by_exif(red(60, 40)))
+    answer = answered(run, exif_rotated_jpeg(red_image(60, 40)))
 
     assert (answer.width, answer.height) == (120, 80)
 

@@ -1,9 +1,9 @@
-"""Which form of an answer a client gets, by what it says it accepts."""
+"""The representation of an answer is chosen by the Accept header."""
 
 import pytest
 
 from service.errors import InvalidHeader, InvalidRequest, NotAcceptable
-from service.http.negotiation import choose_representation, apply_representation
+from service.http.negotiation import apply_representation, choose_representation
 from tasks.contract import Representation
 
 JSON, RLE = Representation("application/json"), Representation("application/json;mask=rle", {"mask": "rle"})
@@ -40,32 +40,36 @@ REPRESENTATIONS = (JSON, PNG, RLE, JPEG)
         ("image/png, application/json", JSON),
     ],
 )
-def test_the_form_that_is_wanted_most_is_chosen(accept: str | None, representation: Representation) -> None:
+def test_the_representation_with_the_highest_quality_is_chosen(
+    accept: str | None, representation: Representation
+) -> None:
     assert choose_representation(REPRESENTATIONS, accept) == representation
 
 
 @pytest.mark.parametrize(
     "accept", ["text/html", "image/webp", "application/json;mask=other", "image/png;q=0", "nonsense"]
 )
-def test_what_no_form_is_cannot_be_had_and_the_error_lists_what_can(accept: str) -> None:
+def test_an_accept_header_without_a_match_is_rejected_with_the_available_types(accept: str) -> None:
     with pytest.raises(NotAcceptable, match="application/json, image/png, application/json;mask=rle, image/jpeg"):
         choose_representation(REPRESENTATIONS, accept)
 
 
 @pytest.mark.parametrize("accept", ["image/png;q=2", "image/png;q=much", "image/png;q=nan"])
-def test_a_weight_that_is_none_is_an_error(accept: str) -> None:
+def test_an_invalid_quality_is_rejected(accept: str) -> None:
     with pytest.raises(InvalidHeader, match="q that is not between 0 and 1"):
         choose_representation(REPRESENTATIONS, accept)
 
 
-def test_a_header_of_ten_thousand_options_is_read_as_far_as_anybody_means_it() -> None:
+def test_only_the_beginning_of_a_very_long_header_is_read() -> None:
     assert choose_representation(REPRESENTATIONS, ",".join(["image/png"] * 10_000)) == PNG
 
 
-def test_a_form_sets_what_it_stands_for_and_refuses_what_contradicts_it() -> None:
+def test_a_representation_sets_the_fields_it_implies_and_rejects_contradicting_ones() -> None:
     assert apply_representation(PNG, {"image": b"x"}) == {"image": b"x", "mask": "png"}
-    assert [apply_representation(JPEG, {"overlay": said}) for said in ("true", "1", "yes", True)] == [
+    assert [apply_representation(JPEG, {"overlay": text}) for text in ("true", "1", "yes", True)] == [
         {"overlay": True}
     ] * 4
-    with pytest.raises(InvalidRequest, match=r"mask: the request has 'rle', but its Accept \(image/png\) implies 'png'"):
+    with pytest.raises(
+        InvalidRequest, match=r"mask: the request has 'rle', but its Accept \(image/png\) implies 'png'"
+    ):
         apply_representation(PNG, {"mask": "rle"})

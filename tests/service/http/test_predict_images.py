@@ -7,7 +7,7 @@ import json
 import pytest
 from PIL import Image
 
-from tests.images import encoded, red, rotated_by_exif, sixteen_bit
+from tests.images import encode_image, exif_rotated_jpeg, red_image, sixteen_bit_png
 from tests.service.conftest import Running, Start
 
 URL = "/v1/models/colours/predict"
@@ -17,7 +17,7 @@ FORM = {"content-type": "multipart/form-data; boundary=x"}
 
 
 def test_a_picture_is_answered_the_same_by_every_door(server: Running) -> None:
-    picture = encoded(red(), "JPEG")
+    picture = encode_image(red_image(), "JPEG")
     encoded64 = base64.b64encode(picture).decode()
     answers = [
         server.client.post(URL, content=picture, headers=JPEG),
@@ -34,7 +34,7 @@ def test_a_picture_is_answered_the_same_by_every_door(server: Running) -> None:
 
 
 def test_an_answer_says_which_model_gave_it_and_where_its_time_went(server: Running) -> None:
-    answer = server.client.post(URL, content=encoded(red()), headers=JPEG | {"x-request-id": "mine-1"})
+    answer = server.client.post(URL, content=encode_image(red_image()), headers=JPEG | {"x-request-id": "mine-1"})
 
     assert answer.json()["model"] == "colours"
     assert answer.json()["version"] == "1"
@@ -47,8 +47,8 @@ def test_an_answer_says_which_model_gave_it_and_where_its_time_went(server: Runn
 @pytest.mark.parametrize(
     "options",
     [
-        {"params": {"top_k": 2}, "content": encoded(red()), "headers": JPEG},
-        {"data": {"top_k": "2"}, "files": {"image": encoded(red())}},
+        {"params": {"top_k": 2}, "content": encode_image(red_image()), "headers": JPEG},
+        {"data": {"top_k": "2"}, "files": {"image": encode_image(red_image())}},
     ],
     ids=["in the address of a raw body", "in a form"],
 )
@@ -62,7 +62,7 @@ def test_a_heat_map_has_the_proportions_of_the_picture_and_shows_the_place(serve
     picture = Image.new("RGB", (300, 100), "black")
     picture.paste("red", (200, 0, 300, 100))
 
-    answer = server.client.post(URL, content=encoded(picture), headers=JPEG, params={"heatmap": True})
+    answer = server.client.post(URL, content=encode_image(picture), headers=JPEG, params={"heatmap": True})
 
     heatmap = Image.open(io.BytesIO(base64.b64decode(answer.json()["heatmap"]["png"])))
     assert heatmap.size == (300, 100)
@@ -73,16 +73,16 @@ def test_a_heat_map_has_the_proportions_of_the_picture_and_shows_the_place(serve
 @pytest.mark.parametrize(
     "picture",
     [
-        encoded(red(), "WEBP"),
-        encoded(red(), "BMP"),
-        encoded(red().convert("P")),
-        encoded(red().convert("CMYK"), "JPEG"),
-        encoded(red().convert("RGBA")),
-        encoded(red(), "JPEG", progressive=True),
-        rotated_by_exif(red()),
-        encoded(red(1, 1)),
-        encoded(red(2000, 10)),
-        encoded(red(3000, 2000), "JPEG"),
+        encode_image(red_image(), "WEBP"),
+        encode_image(red_image(), "BMP"),
+        encode_image(red_image().convert("P")),
+        encode_image(red_image().convert("CMYK"), "JPEG"),
+        encode_image(red_image().convert("RGBA")),
+        encode_image(red_image(), "JPEG", progressive=True),
+        exif_rotated_jpeg(red_image()),
+        encode_image(red_image(1, 1)),
+        encode_image(red_image(2000, 10)),
+        encode_image(red_image(3000, 2000), "JPEG"),
     ],
     ids=["WebP", "BMP", "palette", "CMYK", "alpha", "progressive", "EXIF-rotated", "1×1", "panorama", "6 megapixels"],
 )
@@ -93,7 +93,7 @@ def test_unusual_pictures_are_right_input(server: Running, picture: bytes) -> No
     assert answer.json()["label"] == "red"
 
 
-@pytest.mark.parametrize("picture", [encoded(red().convert("L")), sixteen_bit()], ids=["grey", "16-bit"])
+@pytest.mark.parametrize("picture", [encode_image(red_image().convert("L")), sixteen_bit_png()], ids=["grey", "16-bit"])
 def test_pictures_without_colour_are_right_input(server: Running, picture: bytes) -> None:
     answer = server.client.post(URL, content=picture, headers=JPEG)
 
@@ -102,12 +102,12 @@ def test_pictures_without_colour_are_right_input(server: Running, picture: bytes
 
 
 def with_exif_that_cannot_be_read() -> bytes:
-    return encoded(red(), "PNG", exif=b"Exif\0\0no TIFF at all")
+    return encode_image(red_image(), "PNG", exif=b"Exif\0\0no TIFF at all")
 
 
 def transparent_by_colour() -> bytes:
     """An RGB PNG in which one colour is transparent."""
-    return encoded(Image.new("RGB", (8, 8), (0, 0, 0)), "PNG", transparency=(0, 0, 0))
+    return encode_image(Image.new("RGB", (8, 8), (0, 0, 0)), "PNG", transparency=(0, 0, 0))
 
 
 def test_exif_that_cannot_be_read_costs_nothing(server: Running) -> None:
@@ -124,19 +124,19 @@ def test_a_colour_that_is_transparent_counts_as_white(server: Running) -> None:
 
 def with_many_scans(count: int) -> bytes:
     """A small JPEG whose last scan stands there again and again: each costs a pass over all pixels."""
-    whole = encoded(red(2000, 2000), "JPEG", progressive=True)
+    whole = encode_image(red_image(2000, 2000), "JPEG", progressive=True)
     last = whole.rindex(b"\xff\xda")
     return whole[:-2] + whole[last:-2] * count + whole[-2:]
 
 
 def palette_without_colours() -> bytes:
-    whole = encoded(red().convert("P"))
+    whole = encode_image(red_image().convert("P"))
     start = whole.index(b"PLTE") - 4
     length = int.from_bytes(whole[start : start + 4], "big")
     return whole[:start] + whole[start + 12 + length :]
 
 
-WHOLE = encoded(red(600, 400), "JPEG")
+WHOLE = encode_image(red_image(600, 400), "JPEG")
 
 
 @pytest.mark.parametrize(
@@ -150,8 +150,8 @@ WHOLE = encoded(red(600, 400), "JPEG")
         (b"--x\r\nContent-Disposition: form-data; name=image; filename=a\r\n\r\nabc", FORM, 400, "malformed_body"),
         (b"This is no picture at all.", JPEG, 422, "unreadable_input"),
         (WHOLE[: len(WHOLE) // 2], JPEG, 422, "unreadable_input"),
-        (encoded(red(), "GIF"), JPEG, 422, "unreadable_input"),
-        (encoded(Image.new("L", (6000, 5000))), JPEG, 413, "input_too_large"),
+        (encode_image(red_image(), "GIF"), JPEG, 422, "unreadable_input"),
+        (encode_image(Image.new("L", (6000, 5000))), JPEG, 413, "input_too_large"),
         (b"x" * 2_000_001, JPEG, 413, "body_too_large"),
         (WHOLE, {"content-type": "text/plain"}, 415, "unsupported_media_type"),
         (WHOLE, {"content-type": ""}, 415, "unsupported_media_type"),
@@ -199,7 +199,7 @@ def test_an_option_that_is_misspelt_or_out_of_range_is_refused(server: Running, 
 def test_the_pixel_limit_is_a_setting(start: Start) -> None:
     server = start(max_pixels=100)
 
-    answer = server.client.post(URL, content=encoded(red(11, 10)), headers=JPEG)
+    answer = server.client.post(URL, content=encode_image(red_image(11, 10)), headers=JPEG)
 
     assert answer.status_code == 413
     assert "11×10" in answer.json()["error"]["message"]

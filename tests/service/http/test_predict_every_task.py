@@ -11,7 +11,7 @@ from PIL import Image
 
 from service.settings import Settings
 from tasks.contract import Limits
-from tests.images import encoded
+from tests.images import encode_image
 from tests.model_folders import runner
 from tests.service.conftest import Running, running
 from tests.tiny.models import TAGS, every_task, graph_of, publish_every_task
@@ -82,12 +82,12 @@ def test_its_documentation_shows_its_forms_and_an_example_that_works(every_model
 
 
 PICTURES = {
-    "one pixel": encoded(Image.new("RGB", (1, 1), "red")),
-    "a panorama": encoded(Image.new("RGB", (640, 32), "green")),
-    "a tower": encoded(Image.new("RGB", (20, 400), "blue")),
-    "a palette with transparency": encoded(Image.new("RGBA", (50, 40), (0, 200, 0, 90)).quantize(16)),
-    "grey": encoded(Image.new("L", (33, 47), 90)),
-    "on its side": encoded(Image.new("CMYK", (31, 57)), "JPEG"),
+    "one pixel": encode_image(Image.new("RGB", (1, 1), "red")),
+    "a panorama": encode_image(Image.new("RGB", (640, 32), "green")),
+    "a tower": encode_image(Image.new("RGB", (20, 400), "blue")),
+    "a palette with transparency": encode_image(Image.new("RGBA", (50, 40), (0, 200, 0, 90)).quantize(16)),
+    "grey": encode_image(Image.new("L", (33, 47), 90)),
+    "on its side": encode_image(Image.new("CMYK", (31, 57)), "JPEG"),
 }
 
 
@@ -112,13 +112,13 @@ def test_odd_pictures_get_an_answer_of_their_own_size(every_model: Running, name
 
 NO_PICTURES = {
     "an animated GIF": (
-        encoded(Image.new("P", (30, 30)), "GIF", save_all=True, append_images=[Image.new("P", (30, 30))]),
+        encode_image(Image.new("P", (30, 30)), "GIF", save_all=True, append_images=[Image.new("P", (30, 30))]),
         422,
     ),
-    "half a file": (encoded(Image.effect_noise((200, 200), 90), "JPEG")[:2000], 422),
+    "half a file": (encode_image(Image.effect_noise((200, 200), 90), "JPEG")[:2000], 422),
     "text": (b"no picture", 422),
     "nothing": (b"", 400),
-    "far too many pixels": (encoded(Image.new("1", (6000, 6000))), 413),
+    "far too many pixels": (encode_image(Image.new("1", (6000, 6000))), 413),
 }
 
 
@@ -137,7 +137,7 @@ def test_what_is_no_picture_gets_a_clear_error(every_model: Running, name: str, 
 
 @pytest.mark.parametrize("name", OF_PICTURES)
 def test_twelve_megapixels_are_answered_or_refused_with_a_reason(every_model: Running, name: str) -> None:
-    large = encoded(Image.new("RGB", (4000, 3000), "red"), "JPEG")
+    large = encode_image(Image.new("RGB", (4000, 3000), "red"), "JPEG")
 
     answer = every_model.client.post(
         f"/v1/models/{name}/predict", content=large, headers={"content-type": "image/jpeg"}
@@ -150,7 +150,7 @@ def test_twelve_megapixels_are_answered_or_refused_with_a_reason(every_model: Ru
 
 def test_several_labels_are_those_above_their_thresholds(every_model: Running) -> None:
     picture = Image.new("RGB", (32, 32), (120, 118, 0))
-    body = {"image": base64.b64encode(encoded(picture)).decode(), "all_labels": True, "heatmap": True}
+    body = {"image": base64.b64encode(encode_image(picture)).decode(), "all_labels": True, "heatmap": True}
 
     answer = every_model.client.post("/v1/models/tags/predict", json=body).json()
 
