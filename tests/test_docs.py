@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tasks.manifest import read_manifest, verify_files
-from tests.service.test_main import program
+from tests.service.program import program
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")

@@ -1,9 +1,9 @@
-"""A real server on loopback, in a thread of this process, with tiny models or with a fake runtime."""
+"""A real server on the loopback interface, in a thread of this process, with tiny models or a fake runtime."""
 
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from tests.model_folders import COLOURS, CREDIT, colours_graph, credit_graph, pu
 
 @dataclass
 class Running:
-    """A server that answers."""
+    """A server that has loaded its models."""
 
     client: httpx.Client
     service: Service
@@ -32,7 +32,8 @@ Start = Callable[..., Running]
 
 @contextmanager
 def running(settings: Settings, open_backend: OpenBackend | None = None) -> Iterator[Running]:
-    started, failure, parts = threading.Event(), [], []
+    """Run a server in a thread; it is stopped at the end."""
+    ready, errors, parts = threading.Event(), [], []
 
     async def main() -> None:
         service = Service(settings, open_backend)
@@ -42,25 +43,25 @@ def running(settings: Settings, open_backend: OpenBackend | None = None) -> Iter
         while not server.started:
             await asyncio.sleep(0)
         parts.extend([service, server, server.servers[0].sockets[0].getsockname()[1]])
-        started.set()
+        ready.set()
         await serving
 
     def run() -> None:
         try:
             asyncio.run(main())
         except BaseException as error:
-            failure.append(error)
+            errors.append(error)
         finally:
-            started.set()
+            ready.set()
 
     thread = threading.Thread(target=run, name="server")
     thread.start()
-    assert started.wait(60)
-    if failure:
-        raise failure[0]
+    assert ready.wait(60)
+    if errors:
+        raise errors[0]
     service, server, port = parts
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             yield Running(client, service, port)
     finally:
         server.should_exit = True
@@ -78,16 +79,14 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(tiny_models: Path) -> Iterator[Running]:
-    """A server with default settings, for tests that leave it as it is."""
-    with running(Settings(models=tiny_models, max_body_bytes=2_000_000)) as started:
-        yield started
+    """A server with default settings, shared by tests that do not change it."""
+    with running(Settings(models=tiny_models, max_body_bytes=2_000_000)) as server:
+        yield server
 
 
 @pytest.fixture
 def start(tiny_models: Path) -> Iterator[Start]:
-    """Starts servers of a test's own."""
-    from contextlib import ExitStack
-
+    """Starts servers with a test's own settings; they are stopped at the end."""
     with ExitStack() as stack:
 
         def start_one(open_backend: OpenBackend | None = None, **changes: object) -> Running:

@@ -1,4 +1,4 @@
-"""What holds for every task over HTTP; a new one is asked the same without being named here."""
+"""Statements about predictions that hold for every task; new tasks are included without being named here."""
 
 import base64
 import io
@@ -17,7 +17,7 @@ from tests.service.conftest import Running, running
 from tests.tiny.models import TAGS, every_task, graph_of, publish_every_task
 
 TASKS = every_task()
-OF_PICTURES = [name for name, task in TASKS.items() if task.upload and task.upload.field == "image"]
+IMAGE_TASKS = [name for name, task in TASKS.items() if task.upload and task.upload.field == "image"]
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +29,19 @@ def every_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_it_is_served_and_answers_its_examples_as_the_task_does(every_model: Running, name: str) -> None:
+def test_the_server_answers_as_the_task_alone_does(every_model: Running, name: str) -> None:
     task, run = TASKS[name], runner(graph_of(name))
 
     for body in task.examples():
         answer = every_model.client.post(f"/v1/models/{name}/predict", json=body)
 
         assert answer.status_code == 200, answer.text
-        got = {key: value for key, value in answer.json().items() if key not in ("model", "version")}
-        assert got == task.answer(run, body).plain()
+        fields = {key: value for key, value in answer.json().items() if key not in ("model", "version")}
+        assert fields == task.answer(run, body).plain()
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_each_form_is_had_by_its_media_type(every_model: Running, name: str) -> None:
+def test_each_representation_is_selected_by_its_media_type(every_model: Running, name: str) -> None:
     task = TASKS[name]
     body = {key: value for key, value in task.example().items() if key in ("image", "rows", "text", "user")}
 
@@ -60,7 +60,7 @@ def test_each_form_is_had_by_its_media_type(every_model: Running, name: str) -> 
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_a_form_that_it_has_not_is_refused_with_those_it_has(every_model: Running, name: str) -> None:
+def test_a_representation_that_the_task_lacks_is_rejected(every_model: Running, name: str) -> None:
     answer = every_model.client.post(
         f"/v1/models/{name}/predict", json=TASKS[name].example(), headers={"accept": "text/csv"}
     )
@@ -71,7 +71,7 @@ def test_a_form_that_it_has_not_is_refused_with_those_it_has(every_model: Runnin
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_its_documentation_shows_its_forms_and_an_example_that_works(every_model: Running, name: str) -> None:
+def test_the_openapi_document_has_its_representations_and_a_working_example(every_model: Running, name: str) -> None:
     operation = every_model.client.get("/openapi.json").json()["paths"][f"/v1/models/{name}/predict"]["post"]
 
     example = operation["requestBody"]["content"]["application/json"]["example"]
@@ -81,51 +81,51 @@ def test_its_documentation_shows_its_forms_and_an_example_that_works(every_model
     assert answer.json() == content["application/json"]["example"]
 
 
-PICTURES = {
+IMAGES = {
     "one pixel": encode_image(Image.new("RGB", (1, 1), "red")),
-    "a panorama": encode_image(Image.new("RGB", (640, 32), "green")),
-    "a tower": encode_image(Image.new("RGB", (20, 400), "blue")),
-    "a palette with transparency": encode_image(Image.new("RGBA", (50, 40), (0, 200, 0, 90)).quantize(16)),
+    "panorama": encode_image(Image.new("RGB", (640, 32), "green")),
+    "tall image": encode_image(Image.new("RGB", (20, 400), "blue")),
+    "palette with transparency": encode_image(Image.new("RGBA", (50, 40), (0, 200, 0, 90)).quantize(16)),
     "grey": encode_image(Image.new("L", (33, 47), 90)),
-    "on its side": encode_image(Image.new("CMYK", (31, 57)), "JPEG"),
+    "CMYK JPEG": encode_image(Image.new("CMYK", (31, 57)), "JPEG"),
 }
 
 
-@pytest.mark.parametrize("kind", PICTURES)
-@pytest.mark.parametrize("name", OF_PICTURES)
-def test_odd_pictures_get_an_answer_of_their_own_size(every_model: Running, name: str, kind: str) -> None:
+@pytest.mark.parametrize("kind", IMAGES)
+@pytest.mark.parametrize("name", IMAGE_TASKS)
+def test_unusual_images_get_an_answer_of_their_own_size(every_model: Running, name: str, kind: str) -> None:
     task = TASKS[name]
-    width, height = Image.open(io.BytesIO(PICTURES[kind])).size
+    width, height = Image.open(io.BytesIO(IMAGES[kind])).size
 
     for representation in task.representations:
         answer = every_model.client.post(
             f"/v1/models/{name}/predict",
-            content=PICTURES[kind],
+            content=IMAGES[kind],
             headers={"content-type": "image/png", "accept": representation.media_type},
         )
 
         assert answer.status_code == 200, answer.text
         if not representation.file and "width" in answer.json():
-            times = getattr(task, "scale", 1)
-            assert (answer.json()["width"], answer.json()["height"]) == (width * times, height * times)
+            scale = getattr(task, "scale", 1)
+            assert (answer.json()["width"], answer.json()["height"]) == (width * scale, height * scale)
 
 
-NO_PICTURES = {
-    "an animated GIF": (
+INVALID_IMAGES = {
+    "animated GIF": (
         encode_image(Image.new("P", (30, 30)), "GIF", save_all=True, append_images=[Image.new("P", (30, 30))]),
         422,
     ),
-    "half a file": (encode_image(Image.effect_noise((200, 200), 90), "JPEG")[:2000], 422),
-    "text": (b"no picture", 422),
-    "nothing": (b"", 400),
-    "far too many pixels": (encode_image(Image.new("1", (6000, 6000))), 413),
+    "truncated file": (encode_image(Image.effect_noise((200, 200), 90), "JPEG")[:2000], 422),
+    "text": (b"no image", 422),
+    "empty body": (b"", 400),
+    "too many pixels": (encode_image(Image.new("1", (6000, 6000))), 413),
 }
 
 
-@pytest.mark.parametrize("kind", NO_PICTURES)
-@pytest.mark.parametrize("name", OF_PICTURES)
-def test_what_is_no_picture_gets_a_clear_error(every_model: Running, name: str, kind: str) -> None:
-    content, status = NO_PICTURES[kind]
+@pytest.mark.parametrize("kind", INVALID_IMAGES)
+@pytest.mark.parametrize("name", IMAGE_TASKS)
+def test_an_invalid_image_is_rejected_with_a_message(every_model: Running, name: str, kind: str) -> None:
+    content, status = INVALID_IMAGES[kind]
 
     answer = every_model.client.post(
         f"/v1/models/{name}/predict", content=content, headers={"content-type": "image/png"}
@@ -135,8 +135,8 @@ def test_what_is_no_picture_gets_a_clear_error(every_model: Running, name: str, 
     assert answer.json()["error"]["message"].endswith(".")
 
 
-@pytest.mark.parametrize("name", OF_PICTURES)
-def test_twelve_megapixels_are_answered_or_refused_with_a_reason(every_model: Running, name: str) -> None:
+@pytest.mark.parametrize("name", IMAGE_TASKS)
+def test_twelve_megapixels_are_answered_or_rejected_with_a_reason(every_model: Running, name: str) -> None:
     large = encode_image(Image.new("RGB", (4000, 3000), "red"), "JPEG")
 
     answer = every_model.client.post(
@@ -148,9 +148,9 @@ def test_twelve_megapixels_are_answered_or_refused_with_a_reason(every_model: Ru
         assert answer.json()["error"]["code"] == "input_too_large"
 
 
-def test_several_labels_are_those_above_their_thresholds(every_model: Running) -> None:
-    picture = Image.new("RGB", (32, 32), (120, 118, 0))
-    body = {"image": base64.b64encode(encode_image(picture)).decode(), "all_labels": True, "heatmap": True}
+def test_multilabel_answers_have_the_labels_above_their_thresholds(every_model: Running) -> None:
+    image = Image.new("RGB", (32, 32), (120, 118, 0))
+    body = {"image": base64.b64encode(encode_image(image)).decode(), "all_labels": True, "heatmap": True}
 
     answer = every_model.client.post("/v1/models/tags/predict", json=body).json()
 
@@ -160,7 +160,7 @@ def test_several_labels_are_those_above_their_thresholds(every_model: Running) -
     assert answer["heatmap"]["label"] == "red"
 
 
-def test_a_picture_may_have_no_label_at_all(every_model: Running) -> None:
+def test_a_multilabel_answer_may_have_no_labels(every_model: Running) -> None:
     task = TAGS
     assert all(threshold > 0 for threshold in task.thresholds)
 

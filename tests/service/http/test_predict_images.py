@@ -1,4 +1,4 @@
-"""A picture goes in by any door; whatever is wrong with it is said clearly and costs nobody else anything."""
+"""Predictions for images: ways to send them, unusual images, and errors for invalid ones."""
 
 import base64
 import io
@@ -16,16 +16,16 @@ JSON = {"content-type": "application/json"}
 FORM = {"content-type": "multipart/form-data; boundary=x"}
 
 
-def test_a_picture_is_answered_the_same_by_every_door(server: Running) -> None:
-    picture = encode_image(red_image(), "JPEG")
-    encoded64 = base64.b64encode(picture).decode()
+def test_all_ways_to_send_an_image_get_the_same_answer(server: Running) -> None:
+    image = encode_image(red_image(), "JPEG")
+    encoded64 = base64.b64encode(image).decode()
     answers = [
-        server.client.post(URL, content=picture, headers=JPEG),
-        server.client.post(URL, content=picture, headers={"content-type": "application/octet-stream"}),
-        server.client.post(URL, files={"image": ("red.jpg", picture, "image/jpeg")}),
+        server.client.post(URL, content=image, headers=JPEG),
+        server.client.post(URL, content=image, headers={"content-type": "application/octet-stream"}),
+        server.client.post(URL, files={"image": ("red.jpg", image, "image/jpeg")}),
         server.client.post(URL, json={"image": encoded64}),
         server.client.post(URL, json={"image": "data:image/jpeg;base64," + encoded64}),
-        server.client.post("/v1/models/colours/versions/1/predict", content=picture, headers=JPEG),
+        server.client.post("/v1/models/colours/versions/1/predict", content=image, headers=JPEG),
     ]
 
     assert [answer.status_code for answer in answers] == [200] * 6
@@ -33,7 +33,7 @@ def test_a_picture_is_answered_the_same_by_every_door(server: Running) -> None:
     assert answers[0].json()["label"] == "red"
 
 
-def test_an_answer_says_which_model_gave_it_and_where_its_time_went(server: Running) -> None:
+def test_an_answer_names_its_model_and_the_time_of_each_stage(server: Running) -> None:
     answer = server.client.post(URL, content=encode_image(red_image()), headers=JPEG | {"x-request-id": "mine-1"})
 
     assert answer.json()["model"] == "colours"
@@ -50,19 +50,19 @@ def test_an_answer_says_which_model_gave_it_and_where_its_time_went(server: Runn
         {"params": {"top_k": 2}, "content": encode_image(red_image()), "headers": JPEG},
         {"data": {"top_k": "2"}, "files": {"image": encode_image(red_image())}},
     ],
-    ids=["in the address of a raw body", "in a form"],
+    ids=["query", "form"],
 )
-def test_options_go_with_a_file(server: Running, options: dict[str, object]) -> None:
+def test_options_can_be_sent_with_a_file(server: Running, options: dict[str, object]) -> None:
     answer = server.client.post(URL, **options)  # type: ignore[arg-type]
 
     assert len(answer.json()["labels"]) == 2
 
 
-def test_a_heat_map_has_the_proportions_of_the_picture_and_shows_the_place(server: Running) -> None:
-    picture = Image.new("RGB", (300, 100), "black")
-    picture.paste("red", (200, 0, 300, 100))
+def test_a_heat_map_has_the_size_of_the_image_and_marks_the_object(server: Running) -> None:
+    image = Image.new("RGB", (300, 100), "black")
+    image.paste("red", (200, 0, 300, 100))
 
-    answer = server.client.post(URL, content=encode_image(picture), headers=JPEG, params={"heatmap": True})
+    answer = server.client.post(URL, content=encode_image(image), headers=JPEG, params={"heatmap": True})
 
     heatmap = Image.open(io.BytesIO(base64.b64decode(answer.json()["heatmap"]["png"])))
     assert heatmap.size == (300, 100)
@@ -71,7 +71,7 @@ def test_a_heat_map_has_the_proportions_of_the_picture_and_shows_the_place(serve
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "image",
     [
         encode_image(red_image(), "WEBP"),
         encode_image(red_image(), "BMP"),
@@ -86,76 +86,76 @@ def test_a_heat_map_has_the_proportions_of_the_picture_and_shows_the_place(serve
     ],
     ids=["WebP", "BMP", "palette", "CMYK", "alpha", "progressive", "EXIF-rotated", "1×1", "panorama", "6 megapixels"],
 )
-def test_unusual_pictures_are_right_input(server: Running, picture: bytes) -> None:
-    answer = server.client.post(URL, content=picture, headers=JPEG)
+def test_unusual_images_are_accepted(server: Running, image: bytes) -> None:
+    answer = server.client.post(URL, content=image, headers=JPEG)
 
     assert answer.status_code == 200, answer.text
     assert answer.json()["label"] == "red"
 
 
 @pytest.mark.parametrize("picture", [encode_image(red_image().convert("L")), sixteen_bit_png()], ids=["grey", "16-bit"])
-def test_pictures_without_colour_are_right_input(server: Running, picture: bytes) -> None:
-    answer = server.client.post(URL, content=picture, headers=JPEG)
+def test_images_without_colour_are_accepted(server: Running, image: bytes) -> None:
+    answer = server.client.post(URL, content=image, headers=JPEG)
 
     assert answer.status_code == 200
     assert answer.json()["probability"] == pytest.approx(1 / 3, abs=1e-3)
 
 
-def with_exif_that_cannot_be_read() -> bytes:
+def png_with_invalid_exif() -> bytes:
     return encode_image(red_image(), "PNG", exif=b"Exif\0\0no TIFF at all")
 
 
-def transparent_by_colour() -> bytes:
-    """An RGB PNG in which one colour is transparent."""
+def png_with_transparent_colour() -> bytes:
+    """An RGB PNG that declares one colour transparent."""
     return encode_image(Image.new("RGB", (8, 8), (0, 0, 0)), "PNG", transparency=(0, 0, 0))
 
 
-def test_exif_that_cannot_be_read_costs_nothing(server: Running) -> None:
-    answer = server.client.post(URL, content=with_exif_that_cannot_be_read(), headers=JPEG)
+def test_invalid_exif_is_ignored(server: Running) -> None:
+    answer = server.client.post(URL, content=png_with_invalid_exif(), headers=JPEG)
 
     assert answer.json()["label"] == "red"
 
 
-def test_a_colour_that_is_transparent_counts_as_white(server: Running) -> None:
-    answer = server.client.post(URL, content=transparent_by_colour(), headers=JPEG)
+def test_a_transparent_colour_becomes_white(server: Running) -> None:
+    answer = server.client.post(URL, content=png_with_transparent_colour(), headers=JPEG)
 
     assert answer.json()["probability"] == pytest.approx(1 / 3, abs=1e-3)
 
 
-def with_many_scans(count: int) -> bytes:
-    """A small JPEG whose last scan stands there again and again: each costs a pass over all pixels."""
-    whole = encode_image(red_image(2000, 2000), "JPEG", progressive=True)
-    last = whole.rindex(b"\xff\xda")
-    return whole[:-2] + whole[last:-2] * count + whole[-2:]
+def jpeg_with_many_scans(count: int) -> bytes:
+    """A small JPEG that repeats its last scan; decoding each scan is a pass over all pixels."""
+    content = encode_image(red_image(2000, 2000), "JPEG", progressive=True)
+    last = content.rindex(b"\xff\xda")
+    return content[:-2] + content[last:-2] * count + content[-2:]
 
 
-def palette_without_colours() -> bytes:
-    whole = encode_image(red_image().convert("P"))
-    start = whole.index(b"PLTE") - 4
-    length = int.from_bytes(whole[start : start + 4], "big")
-    return whole[:start] + whole[start + 12 + length :]
+def png_without_palette() -> bytes:
+    content = encode_image(red_image().convert("P"))
+    start = content.index(b"PLTE") - 4
+    length = int.from_bytes(content[start : start + 4], "big")
+    return content[:start] + content[start + 12 + length :]
 
 
-WHOLE = encode_image(red_image(600, 400), "JPEG")
+VALID_JPEG = encode_image(red_image(600, 400), "JPEG")
 
 
 @pytest.mark.parametrize(
     ("content", "headers", "status", "code"),
     [
         (b"", JPEG, 400, "empty_body"),
-        (with_many_scans(100), JPEG, 422, "unreadable_input"),
-        (palette_without_colours(), JPEG, 422, "unreadable_input"),
+        (jpeg_with_many_scans(100), JPEG, 422, "unreadable_input"),
+        (png_without_palette(), JPEG, 422, "unreadable_input"),
         (json.dumps(dict.fromkeys(map(str, range(50_000)))).encode(), JSON, 422, "invalid_request"),
         (b'{"' + b"k" * 100_000 + b'": 1}', JSON, 422, "invalid_request"),
         (b"--x\r\nContent-Disposition: form-data; name=image; filename=a\r\n\r\nabc", FORM, 400, "malformed_body"),
-        (b"This is no picture at all.", JPEG, 422, "unreadable_input"),
-        (WHOLE[: len(WHOLE) // 2], JPEG, 422, "unreadable_input"),
+        (b"This is not an image.", JPEG, 422, "unreadable_input"),
+        (VALID_JPEG[: len(VALID_JPEG) // 2], JPEG, 422, "unreadable_input"),
         (encode_image(red_image(), "GIF"), JPEG, 422, "unreadable_input"),
         (encode_image(Image.new("L", (6000, 5000))), JPEG, 413, "input_too_large"),
         (b"x" * 2_000_001, JPEG, 413, "body_too_large"),
-        (WHOLE, {"content-type": "text/plain"}, 415, "unsupported_media_type"),
-        (WHOLE, {"content-type": ""}, 415, "unsupported_media_type"),
-        (WHOLE, {"content-type": "application/json"}, 400, "malformed_body"),
+        (VALID_JPEG, {"content-type": "text/plain"}, 415, "unsupported_media_type"),
+        (VALID_JPEG, {"content-type": ""}, 415, "unsupported_media_type"),
+        (VALID_JPEG, {"content-type": "application/json"}, 400, "malformed_body"),
         (b"[1]", {"content-type": "application/json"}, 400, "malformed_body"),
         (b'{"image": "not base64!"}', {"content-type": "application/json"}, 422, "invalid_request"),
         (b'{"image": ""}', {"content-type": "application/json"}, 422, "unreadable_input"),
@@ -164,17 +164,17 @@ WHOLE = encode_image(red_image(600, 400), "JPEG")
         (b"[" * 200_000, {"content-type": "application/json"}, 400, "malformed_body"),
         (b"no form", {"content-type": "multipart/form-data"}, 400, "malformed_body"),
         (b"no form", {"content-type": "multipart/form-data; boundary=x"}, 400, "malformed_body"),
-        (WHOLE, JPEG | {"x-request-timeout-ms": "soon"}, 400, "invalid_header"),
+        (VALID_JPEG, JPEG | {"x-request-timeout-ms": "soon"}, 400, "invalid_header"),
     ],
     ids=[
-        "nothing", "a JPEG of many scans", "a palette without colours", "fifty thousand fields",
-        "a long name", "half a form", "text", "half a JPEG", "GIF", "30 megapixels in a small file",
+        "empty body", "JPEG with many scans", "PNG without palette", "50,000 fields",
+        "long field name", "truncated form", "text", "truncated JPEG", "GIF", "30 megapixels in a small file",
         "too many bytes", "wrong type",
-        "no type", "a JPEG called JSON", "a JSON list", "bad base64", "empty base64", "unknown field", "no field",
-        "deep nesting", "a form without boundary", "a form that is none", "a time-out that is no number",
+        "no type", "JPEG sent as JSON", "JSON array", "invalid base64", "empty base64", "unknown field", "no field",
+        "deep nesting", "form without boundary", "not a form", "invalid timeout",
     ],
 )  # fmt: skip
-def test_wrong_input_is_told_apart(
+def test_invalid_requests_get_distinct_errors(
     server: Running, content: bytes, headers: dict[str, str], status: int, code: str
 ) -> None:
     answer = server.client.post(URL, content=content, headers=headers)
@@ -183,20 +183,20 @@ def test_wrong_input_is_told_apart(
     assert (answer.status_code, error["code"]) == (status, code), error
     assert 0 < len(error["message"]) < 500
     assert error["request_id"] == answer.headers["x-request-id"]
-    assert server.client.post(URL, content=WHOLE, headers=JPEG).status_code == 200
+    assert server.client.post(URL, content=VALID_JPEG, headers=JPEG).status_code == 200
 
 
 @pytest.mark.parametrize(
     "params", [{"top_k": "0"}, {"top_k": "many"}, {"top_k": ["1", "2"]}, {"topk": "3"}, {"heatmap": "perhaps"}]
 )
-def test_an_option_that_is_misspelt_or_out_of_range_is_refused(server: Running, params: dict[str, str]) -> None:
-    answer = server.client.post(URL, content=WHOLE, headers=JPEG, params=params)
+def test_a_misspelt_or_invalid_option_is_rejected(server: Running, params: dict[str, str]) -> None:
+    answer = server.client.post(URL, content=VALID_JPEG, headers=JPEG, params=params)
 
     assert answer.status_code == 422
     assert next(iter(params)) in answer.json()["error"]["message"]
 
 
-def test_the_pixel_limit_is_a_setting(start: Start) -> None:
+def test_the_pixel_limit_can_be_set(start: Start) -> None:
     server = start(max_pixels=100)
 
     answer = server.client.post(URL, content=encode_image(red_image(11, 10)), headers=JPEG)

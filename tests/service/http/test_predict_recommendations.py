@@ -1,4 +1,4 @@
-"""Recommendations over HTTP: who is asked about, what is wrong with a request, and answers that keep to themselves."""
+"""Recommendations: known users, ratings in the request, similar items, and errors for invalid requests."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,14 +31,14 @@ def titles(answer: Any) -> list[str]:
     return [item["title"] for item in answer.json()["items"]]
 
 
-def test_a_user_gets_what_they_have_not_seen_with_reasons(films: Running) -> None:
+def test_a_user_gets_unseen_items_with_reasons(films: Running) -> None:
     answer = films.client.post("/v1/models/films/versions/1/predict", json={"user": "ann", "k": 2})
 
     assert titles(answer) == ["Ronin (1998)", "Toy Story (1995)"]
     assert answer.json()["items"][0]["reason"] == "Because you liked Heat (1995)."
 
 
-def test_a_new_table_of_items_mends_titles_and_withdraws(films: Running) -> None:
+def test_a_new_item_table_corrects_titles_and_withdraws_items(films: Running) -> None:
     answer = films.client.post(URL, json={"user": "ann", "k": 100})
 
     assert answer.json()["version"] == "2"
@@ -47,13 +47,13 @@ def test_a_new_table_of_items_mends_titles_and_withdraws(films: Running) -> None
     assert similar["items"][0]["reason"] == "Similar to Heat."
 
 
-def test_nothing_known_and_nothing_left_are_answers(films: Running) -> None:
-    nothing_known = films.client.post(URL, json={"ratings": []})
-    nothing_left = films.client.post(URL, json={"user": "bob"})
+def test_no_ratings_and_no_unseen_items_are_answered(films: Running) -> None:
+    no_ratings = films.client.post(URL, json={"ratings": []})
+    all_seen = films.client.post(URL, json={"user": "bob"})
 
-    assert nothing_known.json()["fallback"] == "popularity"
-    assert nothing_known.json()["items"][0]["reason"].endswith("nothing is known of your taste yet.")
-    assert (titles(nothing_left), len(nothing_left.json()["notices"])) == ([], 1)
+    assert no_ratings.json()["fallback"] == "popularity"
+    assert no_ratings.json()["items"][0]["reason"].endswith("nothing is known of your taste yet.")
+    assert (titles(all_seen), len(all_seen.json()["notices"])) == ([], 1)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_nothing_known_and_nothing_left_are_answers(films: Running) -> None:
         ({"user": "ann", "exclud": []}, 422, "exclud", "unknown_field"),
     ],
 )
-def test_a_wrong_request_is_told_where_and_why(
+def test_an_invalid_request_is_rejected_with_place_and_reason(
     films: Running, body: dict[str, Any], status: int, where: str, reason: str
 ) -> None:
     answer = films.client.post(URL, json=body)
@@ -78,12 +78,12 @@ def test_a_wrong_request_is_told_where_and_why(
     assert (answer.status_code, detail["where"], detail["reason"]) == (status, where, reason)
 
 
-def test_histories_of_all_lengths_at_once_get_the_answers_they_get_alone(films: Running) -> None:
+def test_concurrent_histories_of_all_lengths_get_the_same_answers_as_alone(films: Running) -> None:
     bodies = [{"ratings": [{"item": str(1 + (i + j) % 6), "rating": 5} for j in range(i % 7)]} for i in range(28)]
     bodies += [{"ratings": [{"item": "3", "rating": 4}] * 40}]
     alone = [films.client.post(URL, json=body).json() for body in bodies]
 
     with ThreadPoolExecutor(16) as threads:
-        together = list(threads.map(lambda body: films.client.post(URL, json=body).json(), bodies))
+        concurrent = list(threads.map(lambda body: films.client.post(URL, json=body).json(), bodies))
 
-    assert together == alone
+    assert concurrent == alone

@@ -1,4 +1,4 @@
-"""A text goes in by any door, of any length; whatever is wrong with it is said clearly."""
+"""Predictions for texts: ways to send them, long and unusual texts, and errors for invalid ones."""
 
 import json
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from tests.tiny.sentiment import TASK, graph
 URL = "/v1/models/films/predict"
 PLAIN = {"content-type": "text/plain"}
 JSON = {"content-type": "application/json"}
-GLAD, SAD = "The film is great: lovely story!", "An awful, boring film."
+POSITIVE, NEGATIVE = "The film is great: lovely story!", "An awful, boring film."
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +26,14 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         yield started
 
 
-def test_a_text_is_answered_the_same_by_every_door(texts: Running) -> None:
+def test_all_ways_to_send_a_text_get_the_same_answer(texts: Running) -> None:
     answers = [
-        texts.client.post(URL, json={"text": GLAD}),
-        texts.client.post(URL, content=GLAD, headers=PLAIN),
-        texts.client.post(URL, content=GLAD, headers={"content-type": "text/plain; charset=utf-8"}),
-        texts.client.post(URL, content=GLAD, headers={"content-type": "application/octet-stream"}),
-        texts.client.post(URL, content=b"\xef\xbb\xbf" + GLAD.encode(), headers=PLAIN),
-        texts.client.post(URL, files={"text": ("review.txt", GLAD, "text/plain")}),
+        texts.client.post(URL, json={"text": POSITIVE}),
+        texts.client.post(URL, content=POSITIVE, headers=PLAIN),
+        texts.client.post(URL, content=POSITIVE, headers={"content-type": "text/plain; charset=utf-8"}),
+        texts.client.post(URL, content=POSITIVE, headers={"content-type": "application/octet-stream"}),
+        texts.client.post(URL, content=b"\xef\xbb\xbf" + POSITIVE.encode(), headers=PLAIN),
+        texts.client.post(URL, files={"text": ("review.txt", POSITIVE, "text/plain")}),
     ]
 
     assert [answer.status_code for answer in answers] == [200] * 6
@@ -42,7 +42,7 @@ def test_a_text_is_answered_the_same_by_every_door(texts: Running) -> None:
     assert [word["word"] for word in answers[0].json()["words"]] == ["great", "lovely"]
 
 
-def test_a_text_that_says_it_is_in_another_code_is_refused(texts: Running) -> None:
+def test_a_text_in_another_encoding_is_rejected(texts: Running) -> None:
     latin = "Ein schöner Film, great".encode("latin-1")
 
     answer = texts.client.post(URL, content=latin, headers={"content-type": 'text/plain; charset="ISO-8859-1"'})
@@ -51,29 +51,29 @@ def test_a_text_that_says_it_is_in_another_code_is_refused(texts: Running) -> No
     assert answer.json()["error"]["message"] == "Unsupported charset ISO-8859-1; send the text in UTF-8."
 
 
-def test_options_go_with_a_file(texts: Running) -> None:
-    answer = texts.client.post(URL, content=GLAD, headers=PLAIN, params={"words": 1})
+def test_options_can_be_sent_with_a_file(texts: Running) -> None:
+    answer = texts.client.post(URL, content=POSITIVE, headers=PLAIN, params={"words": 1})
 
     assert len(answer.json()["words"]) == 1
 
 
-def test_texts_of_all_lengths_at_once_are_answered_as_if_each_were_alone(texts: Running) -> None:
+def test_concurrent_texts_of_all_lengths_get_the_same_answers_as_alone(texts: Running) -> None:
     run = runner(graph())
-    bodies = [{"text": (GLAD + " " + SAD) * (i % 13) + (GLAD, SAD)[i % 2]} for i in range(60)]
+    bodies = [{"text": (POSITIVE + " " + NEGATIVE) * (i % 13) + (POSITIVE, NEGATIVE)[i % 2]} for i in range(60)]
 
     with ThreadPoolExecutor(16) as pool:
         answers = list(pool.map(lambda body: texts.client.post(URL, json=body).json(), bodies))
 
     expected = [TASK.answer(run, body).plain() for body in bodies]
-    assert [answer["label"] for answer in answers] == [each["label"] for each in expected]
-    assert [answer["parts"] for answer in answers] == [each["parts"] for each in expected]
+    assert [answer["label"] for answer in answers] == [item["label"] for item in expected]
+    assert [answer["parts"] for answer in answers] == [item["parts"] for item in expected]
     assert [answer["probability"] for answer in answers] == pytest.approx(
-        [each["probability"] for each in expected], abs=1e-5
+        [item["probability"] for item in expected], abs=1e-5
     )
 
 
-def test_a_long_text_is_read_to_its_end_and_the_answer_says_how(texts: Running) -> None:
-    text = "the film is so so. " * 20 + SAD
+def test_a_long_text_is_read_in_parts_to_its_end(texts: Running) -> None:
+    text = "the film is so so. " * 20 + NEGATIVE
 
     answer = texts.client.post(URL, json={"text": text}).json()
 
@@ -92,8 +92,8 @@ def test_a_long_text_is_read_to_its_end_and_the_answer_says_how(texts: Running) 
         (json.dumps({"text": ""}).encode(), JSON, 422, "unreadable_input"),
         (b"{}", JSON, 422, "invalid_request"),
         (json.dumps({"text": 3}).encode(), JSON, 422, "invalid_request"),
-        (json.dumps({"text": GLAD, "words": -1}).encode(), JSON, 422, "invalid_request"),
-        (json.dumps({"text": GLAD, "word": 1}).encode(), JSON, 422, "invalid_request"),
+        (json.dumps({"text": POSITIVE, "words": -1}).encode(), JSON, 422, "invalid_request"),
+        (json.dumps({"text": POSITIVE, "word": 1}).encode(), JSON, 422, "invalid_request"),
         (b'{"text": "\\ud800"}', JSON, 400, "malformed_body"),
         (b'{"text": "\xff"}', JSON, 400, "malformed_body"),
         ("café".encode("latin-1"), PLAIN, 422, "invalid_request"),
@@ -105,7 +105,7 @@ def test_a_long_text_is_read_to_its_end_and_the_answer_says_how(texts: Running) 
         (b"<p>good</p>", {"content-type": "image/png"}, 415, "unsupported_media_type"),
     ],
 )
-def test_what_cannot_be_answered_is_a_clear_error(
+def test_an_invalid_text_is_rejected_with_a_message(
     texts: Running, content: bytes, headers: dict[str, str], status: int, code: str
 ) -> None:
     answer = texts.client.post(URL, content=content, headers=headers)
@@ -116,7 +116,7 @@ def test_what_cannot_be_answered_is_a_clear_error(
 
 
 @pytest.mark.parametrize("text", ["😀👍🏽 good", "סרט good נהדר", "g\0ood", "\x1b[31m good", "e\u0301 good", "good 😀"])
-def test_texts_of_all_scripts_and_with_control_characters_are_answered(texts: Running, text: str) -> None:
+def test_any_script_and_control_characters_are_accepted(texts: Running, text: str) -> None:
     answer = texts.client.post(URL, json={"text": text}).json()
 
     (word,) = answer["words"]

@@ -1,4 +1,4 @@
-"""Rows go in; what is wrong with a value is told by row and column, what is merely new is answered and noted."""
+"""Predictions for table rows: errors name row and column; values that training never saw are answered with a notice."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ BAD = {"income": 5, "debt": 40.0, "job": "clerk"}
 JSON = {"content-type": "application/json"}
 
 
-def test_each_row_gets_its_class_in_order(server: Running) -> None:
+def test_rows_are_answered_in_order(server: Running) -> None:
     answer = server.client.post(URL, json={"rows": [GOOD, BAD, GOOD]})
 
     assert [row["label"] for row in answer.json()["predictions"]] == ["yes", "no", "yes"]
@@ -24,16 +24,16 @@ def test_each_row_gets_its_class_in_order(server: Running) -> None:
     assert answer.json()["notices"] == []
 
 
-def test_more_rows_than_a_batch_are_answered_as_if_each_were_alone(server: Running) -> None:
+def test_more_rows_than_a_batch_get_the_same_answers_as_alone(server: Running) -> None:
     rows = [{"income": i, "debt": 5, "job": "baker"} for i in range(100)]
 
-    together = server.client.post(URL, json={"rows": rows}).json()["predictions"]
+    joint = server.client.post(URL, json={"rows": rows}).json()["predictions"]
 
     alone = [server.client.post(URL, json={"rows": [row]}).json()["predictions"][0] for row in rows[::25]]
-    assert together[::25] == alone
+    assert joint[::25] == alone
 
 
-def test_what_training_never_saw_is_answered_and_noted(server: Running) -> None:
+def test_values_that_training_never_saw_are_answered_with_a_notice(server: Running) -> None:
     row = {"income": 500, "debt": None, "job": "astronaut", "sex": "Female"}
 
     answer = server.client.post(URL, json={"rows": [GOOD, row]})
@@ -58,7 +58,7 @@ def test_what_training_never_saw_is_answered_and_noted(server: Running) -> None:
         ("7", "rows.0", "wrong_type"),
     ],
 )
-def test_a_wrong_value_is_named_by_row_and_column(server: Running, row: str, where: str, reason: str) -> None:
+def test_an_invalid_value_is_named_by_row_and_column(server: Running, row: str, where: str, reason: str) -> None:
     answer = server.client.post(URL, content='{"rows": [' + row + "]}", headers=JSON)
 
     detail = answer.json()["error"]["details"][0]
@@ -66,27 +66,27 @@ def test_a_wrong_value_is_named_by_row_and_column(server: Running, row: str, whe
     assert (detail["where"], detail["reason"]) == (where, reason)
 
 
-def test_no_rows_and_too_many_rows_are_told_apart(server: Running, start: Start) -> None:
-    generous = start(max_body_bytes=200_000_000)
+def test_no_rows_and_too_many_rows_get_distinct_errors(server: Running, start: Start) -> None:
+    large_limit = start(max_body_bytes=200_000_000)
 
-    none = server.client.post(URL, json={"rows": []})
-    many = server.client.post(URL, json={"rows": [GOOD] * 1001})
-    a_million = generous.client.post(URL, json={"rows": [GOOD] * 1_000_000})
+    no_rows = server.client.post(URL, json={"rows": []})
+    too_many = server.client.post(URL, json={"rows": [GOOD] * 1001})
+    a_million = large_limit.client.post(URL, json={"rows": [GOOD] * 1_000_000})
 
-    assert (none.status_code, none.json()["error"]["details"][0]["reason"]) == (422, "empty")
-    assert (many.status_code, many.json()["error"]["code"]) == (413, "input_too_large")
-    assert "1000 are accepted" in many.json()["error"]["message"]
+    assert (no_rows.status_code, no_rows.json()["error"]["details"][0]["reason"]) == (422, "empty")
+    assert (too_many.status_code, too_many.json()["error"]["code"]) == (413, "input_too_large")
+    assert "1000 are accepted" in too_many.json()["error"]["message"]
     assert (a_million.status_code, a_million.json()["error"]["code"]) == (413, "input_too_large")
 
 
-def test_a_table_is_no_file(server: Running) -> None:
+def test_a_table_cannot_be_uploaded_as_a_file(server: Running) -> None:
     answer = server.client.post(URL, content=b"income,debt", headers={"content-type": "text/csv"})
 
     assert answer.status_code == 415
     assert "application/json" in answer.json()["error"]["message"]
 
 
-def test_a_row_of_half_a_million_fields_is_refused_before_they_are_looked_at(start: Start) -> None:
+def test_a_row_of_half_a_million_fields_is_rejected_before_validation(start: Start) -> None:
     server = start()
     row = "{" + ",".join(f'"{i}":1' for i in range(500_000)) + "}"
 
@@ -96,7 +96,7 @@ def test_a_row_of_half_a_million_fields_is_refused_before_they_are_looked_at(sta
     assert "row 0 has 500000 fields" in answer.json()["error"]["message"]
 
 
-def test_a_number_beyond_single_precision_is_a_large_number(server: Running) -> None:
+def test_a_number_beyond_single_precision_is_accepted(server: Running) -> None:
     answer = server.client.post(URL, json={"rows": [GOOD | {"income": 1e300}]})
 
     assert answer.status_code == 200
@@ -109,14 +109,14 @@ HOUR = {"when": "2012-06-01T08:00", "temp": 20, "weather": "clear"}
 
 @pytest.fixture(scope="module")
 def hires(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A server whose model answers with a number."""
+    """A server with a regression model."""
     root = tmp_path_factory.mktemp("hires")
     publish(root, "hires", HIRES, hires_graph())
     with running(Settings(models=root)) as started:
         yield started
 
 
-def test_a_row_gets_a_number_with_its_interval(hires: Running) -> None:
+def test_a_regression_answer_has_an_interval(hires: Running) -> None:
     answer = hires.client.post(HIRES_URL, json={"rows": [HOUR, {**HOUR, "temp": None}]})
 
     assert answer.status_code == 200, answer.text
@@ -126,7 +126,7 @@ def test_a_row_gets_a_number_with_its_interval(hires: Running) -> None:
     assert (answer.json()["coverage"], answer.json()["notices"]) == (0.8, [])
 
 
-def test_dates_before_and_after_training_are_answered_and_noted(hires: Running) -> None:
+def test_dates_outside_the_training_period_are_answered_with_a_notice(hires: Running) -> None:
     rows = [{**HOUR, "when": "2010-12-31T23:00"}, HOUR, {**HOUR, "when": "2013-01-01T00:00", "weather": "hail"}]
 
     answer = hires.client.post(HIRES_URL, json={"rows": rows})
@@ -153,9 +153,7 @@ def test_dates_before_and_after_training_are_answered_and_noted(hires: Running) 
         ({"rain": True}, "rows.0.rain", "unknown_field"),
     ],
 )
-def test_what_cannot_be_read_is_named_and_what_to_do_is_said(
-    hires: Running, change: dict[str, object], where: str, reason: str
-) -> None:
+def test_an_invalid_date_or_value_is_named(hires: Running, change: dict[str, object], where: str, reason: str) -> None:
     answer = hires.client.post(HIRES_URL, json={"rows": [HOUR | change]})
 
     detail = answer.json()["error"]["details"][0]
@@ -163,7 +161,7 @@ def test_what_cannot_be_read_is_named_and_what_to_do_is_said(
     assert answer.json()["error"]["message"].endswith(".")
 
 
-def test_a_missing_date_is_answered_and_a_missing_column_is_not(hires: Running) -> None:
+def test_a_null_date_is_accepted_and_a_missing_column_is_not(hires: Running) -> None:
     without = hires.client.post(HIRES_URL, json={"rows": [{"temp": 20, "weather": "clear"}]})
     missing = hires.client.post(HIRES_URL, json={"rows": [{**HOUR, "when": None}]})
 

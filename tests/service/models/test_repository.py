@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from service.backends.onnx import OnnxBackend, OnnxRuntime
 from tasks.contract import Arrays, Run, TensorSpec, parameters_of
 from tests.model_folders import COLOURS, CREDIT, colours_graph, credit_graph, publish, runner
 from tests.service.conftest import Running, Start
+from tests.waiting import wait_until
 
 CREDIT_ROW = {"rows": [{"income": 50, "debt": 5, "job": "baker"}]}
 
@@ -258,9 +258,7 @@ def test_the_folder_is_looked_at_again_and_again(tmp_path: Path, start: Start) -
     publish(tmp_path / "elsewhere", "other", CREDIT, credit_graph())
     (tmp_path / "elsewhere" / "other").rename(root / "other")
 
-    deadline = time.monotonic() + 60
-    while server.client.post("/v1/models/other/predict", json=CREDIT_ROW).status_code != 200:
-        assert time.monotonic() < deadline
+    wait_until(lambda: server.client.post("/v1/models/other/predict", json=CREDIT_ROW).status_code == 200)
 
 
 def test_a_version_that_was_seen_half_copied_is_taken_up_when_it_is_whole(tmp_path: Path, start: Start) -> None:

@@ -14,6 +14,7 @@ import pytest
 from tasks.contract import Task
 from tests.model_folders import COLOURS, CREDIT, colours_graph, credit_graph, publish
 from tests.service.conftest import Running, Start
+from tests.waiting import wait_until
 
 _A_SECOND = 50
 _LABELS = {"1": ("no", "yes"), "2": ("refuses", "pays")}
@@ -139,8 +140,7 @@ def test_a_request_that_began_with_a_version_ends_with_it_though_that_was_retire
 
     def slowly() -> Any:
         yield body[:10]
-        while server.service.body_budget.used_bytes < 10:
-            pass
+        wait_until(lambda: server.service.body_budget.used_bytes >= 10)
         while repository.find("credit").manifest.version == "1":
             publish(tmp_path, "credit", replace(CREDIT, labels=_LABELS["2"]), credit_graph(), version=2)
             repository.rescan()

@@ -4,7 +4,6 @@ import asyncio
 import ctypes
 import json
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,17 +17,10 @@ from service.process.liveness import Liveness, watch_over
 from service.process.watchdog import EXIT_BROKEN, Watchdog, stacks_of_all
 from tests.model_folders import COLOURS
 from tests.service.conftest import Running, Start
-from tests.service.test_main import program
+from tests.service.program import program
+from tests.waiting import wait_until
 
 TICKS_A_SECOND = 4
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    for _ in range(2_000):
-        if condition():
-            return
-        time.sleep(0.005)
-    raise AssertionError("It never came to that.")
 
 
 def kill(thread: threading.Thread) -> None:
