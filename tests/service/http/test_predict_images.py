@@ -93,7 +93,7 @@ def test_unusual_images_are_accepted(server: Running, image: bytes) -> None:
     assert answer.json()["label"] == "red"
 
 
-@pytest.mark.parametrize("picture", [encode_image(red_image().convert("L")), sixteen_bit_png()], ids=["grey", "16-bit"])
+@pytest.mark.parametrize("image", [encode_image(red_image().convert("L")), sixteen_bit_png()], ids=["grey", "16-bit"])
 def test_images_without_colour_are_accepted(server: Running, image: bytes) -> None:
     answer = server.client.post(URL, content=image, headers=JPEG)
 
