@@ -9,7 +9,7 @@ from PIL import Image
 
 from service.engine.request import PredictRequest
 from service.errors import NoMemory, Overloaded
-from tests.images import encoded
+from tests.images import encode_image
 from tests.model_folders import CREDIT, credit_graph
 from tests.tiny.models import tiny
 from tests.virtual_clock import now, run_virtually
@@ -25,7 +25,7 @@ WINDOW_BYTES = 100_000_000
 
 
 def image(width: int) -> Mapping[str, Any]:
-    return {"image": encoded(Image.new("RGB", (width, 24), (90, 90, 90)))}
+    return {"image": encode_image(Image.new("RGB", (width, 24), (90, 90, 90)))}
 
 
 def image_model(device: VirtualDevice, *, max_size: int = 1) -> VirtualModel:
