@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 from service.app import create_app
 from service.backends.base import BackendError, OpenBackend
 from service.http.middleware import CloseConnectionMiddleware
-from service.models.repository import Model
+from service.models.model import Model
 from service.process.logging import set_up_logging
 from service.process.watchdog import EXIT_BROKEN, Watchdog
 from service.server import Service
@@ -54,21 +54,21 @@ class _Server(uvicorn.Server):
         if self.started:
             self._greeting = asyncio.create_task(self._print_greeting())  # The event loop keeps only weak references.
 
-            def on_lost(_: str) -> None:  # May be called in any thread.
+            def on_fatal(_: str) -> None:  # May be called in any thread.
                 with suppress(RuntimeError):  # The loop is closed: the process is exiting anyway.
                     loop.call_soon_threadsafe(self._exit_after_fatal_failure)
 
-            self._service.liveness.on_lost(on_lost)
+            self._service.liveness.on_fatal(on_fatal)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Finish accepted requests; the watchdog kills the process if this takes longer than the grace period."""
         grace_s = self.config.timeout_graceful_shutdown or 0
-        self._watchdog.end_within(grace_s + _SHUTDOWN_MARGIN_S, EXIT_BROKEN)
+        self._watchdog.kill_after(grace_s + _SHUTDOWN_MARGIN_S, EXIT_BROKEN)
         await super().shutdown(sockets)
 
     def _exit_after_fatal_failure(self) -> None:
         """Exit soon: for a moment, health checks still report the reason, then accepted requests may finish."""
-        self._watchdog.end_within(2 * _FATAL_GRACE_S + _SHUTDOWN_MARGIN_S, EXIT_BROKEN)
+        self._watchdog.kill_after(2 * _FATAL_GRACE_S + _SHUTDOWN_MARGIN_S, EXIT_BROKEN)
         self.config.timeout_graceful_shutdown = min(self.config.timeout_graceful_shutdown or 0, _FATAL_GRACE_S)
         asyncio.get_running_loop().call_later(_FATAL_GRACE_S, setattr, self, "should_exit", True)
 
@@ -76,7 +76,7 @@ class _Server(uvicorn.Server):
         await self._service.loaded.wait()
         host, port = self._listener.getsockname()[:2]
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        print(greeting(address, list(self._service.repository.served())), flush=True)
+        print(greeting(address, list(self._service.repository.served_models())), flush=True)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle a signal to stop.
@@ -156,7 +156,7 @@ def serve(
     service = Service(settings, open_backend)
     app = wrap(create_app(service))
     config = uvicorn.Config(
-        CloseConnectionMiddleware(app, lambda: service.draining or service.liveness.lost is not None),
+        CloseConnectionMiddleware(app, lambda: service.draining or service.liveness.is_fatal),
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=round(settings.grace_seconds),
@@ -168,7 +168,7 @@ def serve(
     server.run([listener])
     if not server.started:
         return 1
-    code = EXIT_BROKEN if service.liveness.lost else 0
+    code = EXIT_BROKEN if service.liveness.is_fatal else 0
     _stop_threads(service, code)
     watchdog.stop()
     return code
@@ -191,7 +191,7 @@ def _stop_threads(service: Service, code: int) -> None:
     """Stop the threads of the pools; exit the process if one of them does not finish."""
     service.close()
     service.liveness.wait_for_threads(_SHUTDOWN_MARGIN_S / 2)
-    if alive := service.liveness.threads_alive():
+    if alive := service.liveness.live_threads():
         _LOG.warning("exiting with threads still running", extra={"fields": {"threads": alive}})
         sys.stdout.flush()
         logging.shutdown()

@@ -19,7 +19,7 @@ from service.http.models import models_router
 from service.http.openapi import build_openapi
 from service.http.predict import PredictMiddleware
 from service.http.shadow import shadow_router
-from service.process.liveness import watch_over
+from service.process.liveness import supervise
 from service.server import Service
 
 _DESCRIPTION = "Predictions from the models in the server's folder. Each model has its own endpoint, listed below."
@@ -31,7 +31,7 @@ def create_app(service: Service) -> ASGIApp:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 -- FastAPI's signature
         work = service.load_and_rescan(predict_app)
-        async with watch_over(service.liveness, work, service.metrics.stray_errors.inc):
+        async with supervise(service.liveness, work, service.metrics.stray_errors.inc):
             yield
         service.close()
 

@@ -26,8 +26,9 @@ from service.http.warmup import send_warmup_requests
 from service.metrics import LiveGauge, Metrics
 from service.models.evaluation import PromotionPolicy
 from service.models.repository import Repository
-from service.models.shadow import Shadows
-from service.models.warmup import GoldenRun, warm_up
+from service.models.shadow import ShadowTraffic
+from service.models.verification import GoldenRun
+from service.models.warmup import warm_up
 from service.process.liveness import Liveness
 from service.settings import Settings
 from tasks.contract import Limits, Task
@@ -72,11 +73,11 @@ class Service:
             open_backend or _onnx_runtime(settings),
             self._make_pipeline,
             concurrency=min(available_cores(), _MAX_PARALLEL_LOADS),
-            is_tried=lambda name: self.shadows.share_of(name) > 0,
+            needs_evaluation=lambda name: self.shadows.fraction_for(name) > 0,
             on_retired=lambda pipeline: self._call_on_loop(pipeline.close),
             on_loaded=lambda name, version, seconds: self.metrics.load_seconds.labels(name, version).set(seconds),
         )
-        self.shadows = Shadows(
+        self.shadows = ShadowTraffic(
             self.repository,
             self.metrics,
             settings.shadow,
@@ -84,13 +85,13 @@ class Service:
                 settings.shadow_requests, settings.shadow_agreement, settings.shadow_slowdown, settings.shadow_errors
             ),
             timeout_s=settings.timeout_ms / 1000,
-            busy=lambda: any(not pool.scheduler.is_free for pool in self._device_pools.values()),
+            is_busy=lambda: any(not pool.scheduler.is_free for pool in self._device_pools.values()),
         )
         self.repository.scan()
         self.metrics.watch(self._live_gauges)
 
     def _thread_pool(self, name: str, threads: int) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=self.liveness.thread_started(name))
+        return ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=self.liveness.thread_initializer(name))
 
     def _worker_pool(self, name: str, concurrency: int, threads: int = 0) -> WorkerPool:
         scheduler = Scheduler(
@@ -146,7 +147,7 @@ class Service:
         # Once clients are being served, a new version warms up on one core and leaves them the others.
         side_by_side = 1 if self.loaded.is_set() else max(1, device_pool.scheduler.concurrency // 2)
         try:
-            warm_up(pipeline, golden_runs, find_batch_size=settings.max_batch == 0, side_by_side=side_by_side)
+            warm_up(pipeline, golden_runs, find_batch_size=settings.max_batch == 0, concurrency=side_by_side)
         except BaseException:
             self._call_on_loop(pipeline.close)
             raise
@@ -159,7 +160,7 @@ class Service:
                 self._loop.call_soon_threadsafe(callback)
 
     def _live_gauges(self) -> Iterable[LiveGauge]:
-        served = list(self.repository.served())
+        served = list(self.repository.served_models())
         depth = [([m.manifest.name], float(m.pipeline.queue_depth)) for m in served]
         in_flight = [([m.manifest.name], float(m.pipeline.in_flight)) for m in served]
         ready = [([e.name, e.version], float(e.model is not None)) for e in self.repository.entries()]
@@ -181,7 +182,7 @@ class Service:
         """
         self._loop = asyncio.get_running_loop()
         await self._run_in_loader(self._load)
-        await send_warmup_requests(predict_app, list(self.repository.served()))
+        await send_warmup_requests(predict_app, list(self.repository.served_models()))
         freeze_objects()
         self.repository.loaded = True
         self.loaded.set()
@@ -198,7 +199,7 @@ class Service:
         self.repository.load_all()
         known = {entry.name for entry in self.repository.entries()}
         unknown = {
-            "shadow": self.shadows.unknown(),
+            "shadow": self.shadows.unknown_models(),
             "deadlines": sorted(self.settings.deadlines.keys() - known),
             "weights": sorted(self.settings.weights.keys() - known),
         }
@@ -210,7 +211,7 @@ class Service:
 
     def _set_memory_limits(self) -> None:
         """Limit the memory of all concurrent runs on each new device, by what is free once its models are loaded."""
-        for model in self.repository.served():
+        for model in self.repository.served_models():
             scheduler = self._device_pools[model.pipeline.device].scheduler
             free_bytes = model.pipeline.backend.memory_free()
             if math.isinf(scheduler.memory_bytes):

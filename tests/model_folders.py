@@ -1,5 +1,6 @@
-"""Tiny real models, made with onnx alone in milliseconds: folders that the service loads as it does any other."""
+"""Tiny real models, made with onnx in milliseconds: published folders that the service loads like any other."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from tasks.manifest import DataSource, Manifest, entries_of, write_manifest, wri
 from tasks.tabular import Tabular
 
 COLOURS = Classification(labels=("red", "green", "blue"), size=32)
-"""Which colour does a picture have most of?"""
+"""Predicts the most frequent colour of an image."""
 
 CREDIT = Tabular(
     target="paid",
@@ -29,11 +30,11 @@ CREDIT = Tabular(
     ),
     ignored=("sex",),
 )
-"""Does somebody pay back?"""
+"""Predicts whether a loan is paid back."""
 
 
 def colours_graph() -> bytes:
-    """The mean of each colour, as class maps (batch, 3, 32, 32) and soft-maxed; no batch axis is fixed."""
+    """Make a graph of the mean of each colour: activation maps (batch, 3, 32, 32) and the softmax of their means."""
     nodes = [
         helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
         helper.make_node("Transpose", ["pixels"], ["planes"], perm=[0, 3, 1, 2]),
@@ -54,7 +55,7 @@ def colours_graph() -> bytes:
 
 
 def credit_graph() -> bytes:
-    """A straight line through income and debt; a missing number (NaN) counts as zero; the job changes nothing."""
+    """Make a graph that is linear in income and debt. A missing number (NaN) counts as zero; the job is ignored."""
     weight = np.array([[-0.05, 0.05], [0.1, -0.1]], np.float32)
     nodes = [
         helper.make_node("IsNaN", ["numbers"], ["missing"]),
@@ -71,21 +72,21 @@ def credit_graph() -> bytes:
 
 
 def _graph(nodes: Sequence[Any], constants: Sequence[Any], inputs: dict[str, Any], outputs: dict[str, Any]) -> bytes:
-    def values(specs: dict[str, Any]) -> list[Any]:
-        kinds = {"uint8": TensorProto.UINT8, "int64": TensorProto.INT64, "float32": TensorProto.FLOAT}
+    def value_infos(specs: dict[str, Any]) -> list[Any]:
+        dtypes = {"uint8": TensorProto.UINT8, "int64": TensorProto.INT64, "float32": TensorProto.FLOAT}
         return [
-            helper.make_tensor_value_info(name, kinds[dtype], ["batch", *shape])
+            helper.make_tensor_value_info(name, dtypes[dtype], ["batch", *shape])
             for name, (dtype, shape) in specs.items()
         ]
 
-    graph = helper.make_graph(nodes, "tiny", values(inputs), values(outputs), constants)
+    graph = helper.make_graph(nodes, "tiny", value_infos(inputs), value_infos(outputs), constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
 
 
 def runner(graph: bytes) -> Run:
-    """Runs a graph on bare ONNX Runtime."""
+    """Return a function that runs a graph on plain ONNX Runtime."""
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 
@@ -95,8 +96,8 @@ def runner(graph: bytes) -> Run:
     return run
 
 
-def fussy_credit_graph() -> bytes:
-    """As above, but a known job is an index out of range: ONNX Runtime itself fails."""
+def failing_credit_graph() -> bytes:
+    """Make a credit graph that fails in ONNX Runtime, with an index out of range, if the job is known."""
     model = onnx.load_model_from_string(credit_graph())
     table = numpy_helper.from_array(np.zeros((2, 1), np.float32), "table")
     model.graph.initializer.append(table)
@@ -104,18 +105,25 @@ def fussy_credit_graph() -> bytes:
     gather = helper.make_node("Gather", ["table", "categories"], ["looked_up"], axis=0)
     squeeze = helper.make_node("Squeeze", ["looked_up", "last"], ["jobs"])
     model.graph.initializer.append(numpy_helper.from_array(np.array([2], np.int64), "last"))
-    at = list(model.graph.node).index(jobs)
+    index = list(model.graph.node).index(jobs)
     model.graph.node.remove(jobs)
-    model.graph.node.insert(at, squeeze)
-    model.graph.node.insert(at, gather)
+    model.graph.node.insert(index, squeeze)
+    model.graph.node.insert(index, gather)
     onnx.checker.check_model(model)
+    return bytes(model.SerializeToString())
+
+
+def with_other_checksum(graph: bytes) -> bytes:
+    """Return the same graph with another checksum, so that the service does not share it."""
+    model = onnx.load_model_from_string(graph)
+    model.doc_string = "other"
     return bytes(model.SerializeToString())
 
 
 def publish(
     root: Path, name: str, task: Task, graph: bytes, *, version: int = 1, request: dict[str, Any] | None = None
 ) -> Path:
-    """Writes a model folder whose goldens are the task's examples, or twice the request that is given."""
+    """Write a model folder whose goldens are the task's examples, or the given request twice."""
     requests = [request, request] if request else [*task.examples(), task.example()]
     folder = root / name / str(version)
     folder.mkdir(parents=True)
@@ -142,3 +150,14 @@ def publish(
     )
     write_manifest(folder, manifest)
     return folder
+
+
+def edit_manifest(folder: Path, **values: object) -> None:
+    """Replace values in the manifest of a model folder."""
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def update_checksums(folder: Path) -> None:
+    """Write the current checksums of the files into the manifest, as a publisher would who skips the verification."""
+    edit_manifest(folder, files={name: entry.model_dump() for name, entry in entries_of(folder).items()})

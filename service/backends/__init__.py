@@ -1,7 +1,7 @@
-"""Runtimes for graphs, none of which reports to anybody what is served here."""
+"""Runtimes that execute graphs."""
 
 import os
 
-# ONNX Runtime's own builds have sent what they are used for to their maker since 1.29 (its Privacy.md), and write files
-# for that. Whether they do is settled when it is imported. Whoever wants it sets the variable to 0.
+# ONNX Runtime's official builds send usage data to their maker since 1.29 (its Privacy.md), and write files for that.
+# The variable is read at import. Set it to 0 to enable telemetry.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -1,4 +1,4 @@
-"""One graph, loaded on one device."""
+"""The interface of a backend: one graph, loaded on one device."""
 
 from typing import Protocol
 
@@ -6,49 +6,49 @@ from tasks.contract import Arrays, TensorSpec
 
 
 class BackendError(RuntimeError):
-    """The graph cannot be loaded, or not on the device that was asked for; or it failed on its inputs."""
+    """The graph or the requested device cannot be loaded, or the graph failed on its inputs."""
 
 
 class OutOfMemory(BackendError):
-    """The device had no room for this run; a smaller one may still fit."""
+    """The device had too little memory for this run; a smaller batch may fit."""
 
 
 class DeviceLost(BackendError):
-    """Nothing will run on this device again until the process starts anew."""
+    """The device will not work again until the process restarts."""
 
 
 class Backend(Protocol):
-    """Runs a graph; from several threads at once, if need be."""
+    """Runs a graph. All methods may be called from several threads at a time."""
 
     @property
     def device(self) -> str:
-        """Where it runs: 'cpu' or 'cuda'."""
+        """The device the graph runs on: 'cpu' or 'cuda'."""
         ...
 
     def run(self, arrays: Arrays) -> Arrays:
-        """Named inputs to named outputs, the batch axis first; one of several runs that share the device."""
+        """Compute the outputs of a batch, by name, batch axis first. Other runs may share the device."""
         ...
 
     def run_exclusive(self, arrays: Arrays) -> Arrays:
-        """The same, for a run that has the device to itself and wants its answer soon."""
+        """Compute the outputs of a batch with minimum latency; no other run should share the device."""
         ...
 
     def release(self) -> None:
-        """Gives back memory that was needed for larger runs than are to be expected from now on."""
+        """Free memory that was reserved for runs larger than those expected from now on."""
         ...
 
     def memory_in_use(self) -> int | None:
-        """Bytes that are held on the device: by this process on a CPU, by all on a GPU; None where it is not known."""
+        """Return the bytes in use: by this process on a CPU, by all processes on a GPU; None if unknown."""
         ...
 
     def memory_free(self) -> int | None:
-        """Bytes that could still be had on the device; None where it is not known."""
+        """Return the bytes that are still available on the device; None if unknown."""
         ...
 
 
 class OpenBackend(Protocol):
-    """Loads the graph of a model; how the application is told which runtime there is."""
+    """Loads a graph: the runtime that the application is given."""
 
     def __call__(self, graph: bytes, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Backend:
-        """Raises BackendError where the graph cannot be read or has another signature than the task promises."""
+        """Load a graph. Raises BackendError if it cannot be read or has other inputs or outputs than the task."""
         ...

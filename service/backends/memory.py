@@ -1,4 +1,4 @@
-"""How much memory a device has left, how much is taken, and whether it still works."""
+"""The memory of a device, free and in use, and whether the device still works."""
 
 import ctypes
 import os
@@ -13,98 +13,101 @@ _CGROUP_FILES = {
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     2: ("memory.max", "memory.current", "inactive_file"),
 }
-"""For each version of control groups: the files of the limit and of what is used, and what of that is only a cache."""
+"""Per version of control groups: the files with limit and usage, and the entry of memory.stat for droppable cache."""
 
 
-class Memory(Protocol):
-    """The memory of a device, in bytes, and its state; None for what cannot be found out."""
+class DeviceMemory(Protocol):
+    """The memory of a device, in bytes, and whether the device works; None for what is unknown."""
 
     def in_use(self) -> int | None:
-        """What is taken: by this process on a CPU, by all on a GPU."""
+        """Return the bytes in use: by this process on a CPU, by all processes on a GPU."""
         ...
 
     def free(self) -> int | None:
-        """What could still be had."""
+        """Return the bytes that are still available."""
         ...
 
     def is_lost(self) -> bool | None:
-        """Whether nothing will run on the device again in this process; None where it cannot be asked."""
+        """Return whether the device has failed for the rest of this process; None if it cannot be queried."""
         ...
 
 
 @dataclass(frozen=True)
-class MainMemory:
-    """The memory of the computer, of which the control group of the process may leave it only a part.
+class HostMemory:
+    """The memory of the machine, limited by the control groups of this process.
 
     Attributes:
-        root: the folder that /proc and /sys lie in.
+        root: the folder that contains /proc and /sys.
     """
 
     root: Path = Path("/")
 
     def in_use(self) -> int | None:
-        """The resident set of this process (proc(5), statm: its second number, in pages)."""
-        words = _read(self.root / "proc/self/statm").split()
+        """Return the resident set size of this process (proc(5): the second field of statm, in pages)."""
+        words = _read_text(self.root / "proc/self/statm").split()
         return int(words[1]) * os.sysconf("SC_PAGE_SIZE") if len(words) > 1 else None
 
     def free(self) -> int | None:
-        """What the kernel takes to be available without swapping, or less where a control group leaves less.
+        """Return the memory available without swapping, or less if a control group is nearer to its limit.
 
-        A limit holds for all groups below it, so that each one from the group of the process up is looked at. Files
-        that have been read and can be forgotten again count as free, as the kubelet counts them.
+        A limit applies to all groups below it, so every group from that of the process upwards is checked. Page cache
+        that can be dropped counts as free, as in the kubelet.
         """
-        figures = [*self._available(), *self._left_by_groups()]
-        return max(0, min(figures)) if figures else None
+        candidates = [*self._available_on_machine(), *self._available_in_groups()]
+        return max(0, min(candidates)) if candidates else None
 
     def is_lost(self) -> bool:
-        """Never: a process that has lost its processor does not ask."""
+        """Return False: without a working CPU this process would not run."""
         return False
 
-    def _available(self) -> Iterator[int]:
-        kilobytes = _named(_read(self.root / "proc/meminfo").replace(":", ""), "MemAvailable")
+    def _available_on_machine(self) -> Iterator[int]:
+        kilobytes = _find_number(_read_text(self.root / "proc/meminfo").replace(":", ""), "MemAvailable")
         if kilobytes is not None:
             yield kilobytes * 1024
 
-    def _left_by_groups(self) -> Iterator[int]:
-        for line in _read(self.root / "proc/self/cgroup").splitlines():
+    def _available_in_groups(self) -> Iterator[int]:
+        for line in _read_text(self.root / "proc/self/cgroup").splitlines():
             _, controllers, group = line.split(":", 2)
             if not controllers:
-                yield from self._left_along(2, self.root / "sys/fs/cgroup", group)
+                yield from self._available_along_path(2, self.root / "sys/fs/cgroup", group)
             elif "memory" in controllers.split(","):
-                yield from self._left_along(1, self.root / "sys/fs/cgroup/memory", group)
+                yield from self._available_along_path(1, self.root / "sys/fs/cgroup/memory", group)
 
-    def _left_along(self, version: int, mounted: Path, group: str) -> Iterator[int]:
-        """Also at the mount itself: a container sees its own group there, under a name that only its host knows."""
+    def _available_along_path(self, version: int, mount: Path, group: str) -> Iterator[int]:
+        """Yield what is left in the group and its parents.
+
+        Includes the mount point: inside a container, it is the container's own group, whose path is the host's.
+        """
         limit_file, used_file, cached_name = _CGROUP_FILES[version]
         path = PurePosixPath(group.lstrip("/"))
-        for folder in (mounted / path, *(mounted / parent for parent in path.parents)):
-            limit, used = _read(folder / limit_file).strip(), _read(folder / used_file).strip()
+        for folder in (mount / path, *(mount / parent for parent in path.parents)):
+            limit, used = _read_text(folder / limit_file).strip(), _read_text(folder / used_file).strip()
             if limit.isdecimal() and used.isdecimal():
-                yield int(limit) - int(used) + (_named(_read(folder / "memory.stat"), cached_name) or 0)
+                yield int(limit) - int(used) + (_find_number(_read_text(folder / "memory.stat"), cached_name) or 0)
 
 
 @dataclass(frozen=True)
 class CudaMemory:
-    """The memory of the CUDA device that is current, by the runtime library that this process has loaded already.
+    """The memory of the current CUDA device, read with the CUDA runtime library that this process has already loaded.
 
     Attributes:
-        libraries: the names that the library may have, one for each version of CUDA.
+        libraries: file names of the library, one per version of CUDA.
     """
 
     libraries: tuple[str, ...] = _CUDA_RUNTIMES
 
     def in_use(self) -> int | None:
-        """All that is taken on the device: also by other processes, and by CUDA itself."""
-        figures = self._figures()
-        return figures[1] - figures[0] if figures else None
+        """Return the bytes in use on the device, including other processes and CUDA itself."""
+        info = self._memory_info()
+        return info[1] - info[0] if info else None
 
     def free(self) -> int | None:
-        """What the device has left."""
-        figures = self._figures()
-        return figures[0] if figures else None
+        """Return the free bytes of the device."""
+        info = self._memory_info()
+        return info[0] if info else None
 
-    def _figures(self) -> tuple[int, int] | None:
-        """Free and total (CUDA Runtime API, cudaMemGetInfo)."""
+    def _memory_info(self) -> tuple[int, int] | None:
+        """Return free and total bytes (CUDA Runtime API, cudaMemGetInfo)."""
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         runtime = _cuda_runtime(self.libraries)
         if runtime is None or runtime.cudaMemGetInfo(ctypes.byref(free), ctypes.byref(total)) != 0:
@@ -112,33 +115,33 @@ class CudaMemory:
         return free.value, total.value
 
     def is_lost(self) -> bool | None:
-        """Whether CUDA does nothing more in this process; None where it cannot be asked.
+        """Return whether CUDA has failed for the rest of this process; None if it cannot be queried.
 
-        Waits for what the device is doing (CUDA Runtime API, cudaDeviceSynchronize): an error that CUDA cannot get over
-        is returned by that, as by every other call.
+        Waits for the device to finish its work (CUDA Runtime API, cudaDeviceSynchronize). After an unrecoverable error,
+        this call returns the error like every other call.
         """
         runtime = _cuda_runtime(self.libraries)
         return None if runtime is None else runtime.cudaDeviceSynchronize() != 0
 
 
 def _cuda_runtime(names: Sequence[str]) -> ctypes.CDLL | None:
-    """The runtime library that is loaded already; none is loaded for this."""
+    """Return the runtime library if it is already loaded, without loading one."""
     for name in names:
-        with suppress(OSError):  # Another version is loaded, or none.
+        with suppress(OSError):  # This version is not loaded.
             return ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
     return None
 
 
-def _read(path: Path) -> str:
-    """The text of a file; empty where there is none, or none that may be read."""
+def _read_text(path: Path) -> str:
+    """Return the text of a file; empty if it cannot be read."""
     try:
         return path.read_text("utf-8")
     except OSError:
         return ""
 
 
-def _named(text: str, name: str) -> int | None:
-    """The number that follows a name at the beginning of a line."""
+def _find_number(text: str, name: str) -> int | None:
+    """Return the number after `name` in the line that starts with it."""
     for line in text.splitlines():
         words = line.split()
         if len(words) > 1 and words[0] == name:

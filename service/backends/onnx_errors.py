@@ -1,8 +1,8 @@
-"""What an error of ONNX Runtime means: only this run failed, there was no room for it, or the device is lost.
+"""Classification of ONNX Runtime's errors: this run failed, it ran out of memory, or the device is lost.
 
-The runtime's exceptions say it in words only. Its CUDA provider writes "CUDA failure 700: an illegal memory access was
-encountered ; GPU=0 ; …", "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; …" or "CUDNN failure 5003: …" (its file
-cuda_call.cc), and its arena "Failed to allocate memory for requested buffer of size …" (bfc_arena.cc).
+The runtime's exceptions differ in their messages only. Its CUDA provider writes "CUDA failure 700: an illegal memory
+access was encountered ; GPU=0 ; …", "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; …" or "CUDNN failure 5003: …"
+(cuda_call.cc), and its arena writes "Failed to allocate memory for requested buffer of size …" (bfc_arena.cc).
 """
 
 import re
@@ -10,14 +10,14 @@ from collections.abc import Callable
 
 from service.backends.base import BackendError, DeviceLost, OutOfMemory
 
-_CUDA_NUMBER = re.compile(r"CUDA (?:failure|error) (\d+)")
-_NO_ROOM = re.compile(
+_CUDA_ERROR_CODE = re.compile(r"CUDA (?:failure|error) (\d+)")
+_OUT_OF_MEMORY = re.compile(
     r"Failed to allocate memory|Available memory of \d+ is smaller|std::bad_alloc|bad allocation|bad_array_new_length"
     r"|CUDA (?:failure|error) 2:|cudaErrorMemoryAllocation|CUDA out of memory"
     r"|CU(?:BLAS|DNN|FFT|RAND|SPARSE)_STATUS_(?:ALLOC_FAILED|ALLOCATION_FAILED)|CUFFT_ALLOC_FAILED"
     r"|CUDNN_STATUS_INTERNAL_ERROR_(?:HOST|DEVICE)_ALLOCATION_FAILED"
 )
-_STICKY = {
+_STICKY_ERRORS = {
     214: "uncorrectable ECC error",
     220: "uncorrectable NVLink error",
     700: "an illegal memory access was encountered",
@@ -32,51 +32,51 @@ _STICKY = {
     721: "tensor memory not completely freed",
     911: "an async error has occurred in external entity outside of CUDA",
 }
-"""Errors after which CUDA does nothing more in a process, by number and as CUDA words them.
+"""Errors after which CUDA no longer works in a process: code and message.
 
-Of those from 700 on, the reference of the CUDA Runtime API (enum cudaError) says that the process is left in an
-inconsistent state, that any further work returns the same error, and that the process must be terminated and launched
-anew. Of 214 and 220 it says only that memory or a link has lost data, uncorrectably: what lies on the device may be
+For those from 700 on, the reference of the CUDA Runtime API (enum cudaError) says that the process is left in an
+inconsistent state, that any further work returns the same error, and that the process must be terminated and
+relaunched. For 214 and 220 it says only that memory or a link has lost data, uncorrectably: data on the device may be
 wrong from then on, and only a new process loads it again.
 """
-_GONE = {
+_DEVICE_GONE_ERRORS = {
     46: "all CUDA-capable devices are busy or unavailable",
     100: "no CUDA-capable device is detected",
     101: "invalid device ordinal",
     999: "unknown error",
 }
-"""The device was there when the graph was loaded: a run that does not find it any more, or cannot say what has
-happened, finds nothing that a process could mend (enum cudaError; the last is an unknown error inside the driver)."""
-_LOST_NUMBERS = frozenset(_STICKY) | frozenset(_GONE)
-_LOST_WORDS = tuple(_STICKY.values())
-_UNCLEAR = re.compile(r"CU(?:BLAS|DNN)_STATUS_EXECUTION_FAILED")
-"""A kernel could not be launched, for any of many reasons (cuBLAS and cuDNN, their lists of status codes)."""
+"""Errors of a run that no longer finds the device its graph was loaded on, or that fails inside the driver for an
+unknown reason (enum cudaError). The process cannot recover from them."""
+_LOST_CODES = frozenset(_STICKY_ERRORS) | frozenset(_DEVICE_GONE_ERRORS)
+_LOST_MESSAGES = tuple(_STICKY_ERRORS.values())
+_AMBIGUOUS = re.compile(r"CU(?:BLAS|DNN)_STATUS_EXECUTION_FAILED")
+"""A kernel could not be launched, for one of many reasons (status codes of cuBLAS and cuDNN)."""
 
 
-def failure_of(error: BaseException, device_is_lost: Callable[[], bool | None] = lambda: False) -> BackendError:
-    """The error of a backend that an error of the runtime is.
+def classify_error(error: BaseException, is_device_lost: Callable[[], bool | None] = lambda: False) -> BackendError:
+    """Return the BackendError, OutOfMemory or DeviceLost that an exception of the runtime means.
 
-    `device_is_lost` asks the device itself, None where it cannot be asked. It has the last word on what the text leaves
-    open: an error that CUDA cannot get over is returned by each call that follows, as its reference says. Where it
-    cannot be asked, a kernel that could not be launched counts as a loss, since a process that does nothing but fail
-    is worse than one that is started anew; an "internal error" does not, since most are about one graph.
+    `is_device_lost` queries the device itself, and returns None if that is impossible. It decides when the message is
+    ambiguous: after an unrecoverable error, every further call returns that error, as CUDA's reference says. If the
+    device cannot be queried, a kernel that could not be launched counts as a loss, because a process that keeps failing
+    is worse than a restart; an "internal error" does not, because most concern a single graph.
     """
     text = str(error)
     message = f"The graph failed: {text.strip()}"
     if isinstance(error, MemoryError):
-        return OutOfMemory(f"There was no memory for this run: {text.strip() or 'MemoryError'}")
-    if _says_lost(text):
+        return OutOfMemory(f"Out of memory: {text.strip() or 'MemoryError'}")
+    if _reports_device_loss(text):
         return DeviceLost(message)
-    if _NO_ROOM.search(text):
+    if _OUT_OF_MEMORY.search(text):
         return OutOfMemory(message)
-    lost = device_is_lost()
-    if lost or (lost is None and _UNCLEAR.search(text)):
+    is_lost = is_device_lost()
+    if is_lost or (is_lost is None and _AMBIGUOUS.search(text)):
         return DeviceLost(message)
     return BackendError(message)
 
 
-def _says_lost(text: str) -> bool:
-    number = _CUDA_NUMBER.search(text)
-    if number:
-        return int(number[1]) in _LOST_NUMBERS
-    return "CUDA" in text and any(words in text for words in _LOST_WORDS)
+def _reports_device_loss(text: str) -> bool:
+    code = _CUDA_ERROR_CODE.search(text)
+    if code:
+        return int(code[1]) in _LOST_CODES
+    return "CUDA" in text and any(message in text for message in _LOST_MESSAGES)

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.engine.request import Trace
 from service.errors import InternalError, ServiceError, Stopped
 from service.metrics import NO_MODEL, Metrics
-from service.process.logging import REQUEST_ID, request_id_from
+from service.process.logging import REQUEST_ID, request_id_from_header
 
 _LOG = logging.getLogger("service.request")
 _PROBE_PATHS = ("/health/", "/metrics")
@@ -60,7 +60,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = request_id_from(_header(scope, b"x-request-id"))
+        request_id = request_id_from_header(_header(scope, b"x-request-id"))
         trace = scope["sevenfold.trace"] = Trace(request_id, time.perf_counter())
         token = REQUEST_ID.set(request_id)
 

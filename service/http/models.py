@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, Field
 
-from service.models.repository import Entry, Model, Repository
+from service.models.model import Entry, Model
+from service.models.repository import Repository
 from tasks.manifest import DataSource, Metric
 
 _Name = Annotated[str, Path(description="The model's name.")]
@@ -145,7 +146,7 @@ def _details(model: Model, repository: Repository) -> ModelDetails:
         outputs=[Tensor(name=spec.name, dtype=spec.dtype, shape=list(spec.shape)) for spec in task.outputs],
         batch_invariance=[
             BatchInvariance(output=name, published=(manifest.batch_invariance or {}).get(name), measured=measured)
-            for name, measured in model.invariance.items()
+            for name, measured in model.deviation.items()
         ],
         curve=[
             LatencyPoint(

@@ -6,7 +6,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from service.models.repository import Model, Repository
+from service.models.model import Model
+from service.models.repository import Repository
 
 _ERRORS = {
     "400": "The body is empty or malformed",
@@ -62,7 +63,7 @@ def build_openapi(app: FastAPI, repository: Repository) -> dict[str, Any]:
     schemas: dict[str, Any] = document.setdefault("components", {}).setdefault("schemas", {})
     _add_schema(schemas, ErrorResponse, "", mode="serialization")
     _replace_fastapi_errors(document, schemas)
-    for model in repository.served():
+    for model in repository.served_models():
         name = model.manifest.name
         document["paths"].setdefault(f"/v1/models/{name}/predict", {"post": _operation(model, schemas)})
         by_version = _operation(model, schemas) | {"deprecated": False}

@@ -24,8 +24,9 @@ from service.http.middleware import error_response, trace_of
 from service.http.negotiation import apply_representation, choose_representation, content_type, render
 from service.http.request_body import BodyBudget, read_predict_request
 from service.metrics import Metrics
-from service.models.repository import Model, Repository
-from service.models.shadow import Shadows
+from service.models.model import Model
+from service.models.repository import Repository
+from service.models.shadow import ShadowTraffic
 from tasks.contract import Representation
 
 T = TypeVar("T")
@@ -48,7 +49,7 @@ class PredictMiddleware:
     metrics: Metrics
     max_body_bytes: int
     body_budget: BodyBudget
-    shadows: Shadows
+    shadows: ShadowTraffic
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer prediction requests; pass all other requests on."""
@@ -64,7 +65,7 @@ class PredictMiddleware:
         except ServiceError as error:
             response = error_response(error, trace_of(scope))
         await response(scope, receive, send)
-        self.shadows.follow(trace_of(scope))
+        self.shadows.mirror(trace_of(scope))
 
     async def _answer(self, request: Request, name: str, version: str | None) -> Response:
         trace = trace_of(request.scope)
@@ -113,7 +114,7 @@ class PredictMiddleware:
             if message.options != options:
                 deadline = pipeline.admission.make_deadline(message.options, state.arrived_at)
                 state.set_time_limit(max(deadline.limit, loop.time()))
-            message = self.shadows.watch(model, message, trace)
+            message = self.shadows.capture(model, message, trace)
             trace.stages["receive"] = time.perf_counter() - trace.started_at
             with pipeline.permit(message, deadline, state):
                 prediction = pipeline.predict(message, deadline, state)

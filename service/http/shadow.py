@@ -8,8 +8,8 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel, Field
 
 from service.errors import NotFound
-from service.models.evaluation import CanaryEvaluation, Times, at_share
-from service.models.shadow import Shadows
+from service.models.evaluation import CanaryEvaluation, TimingSeries, percentile
+from service.models.shadow import ShadowTraffic
 
 
 class Percentiles(BaseModel):
@@ -76,13 +76,13 @@ class ShadowReport(BaseModel):
     shadow: Annotated[Latency, Field(description="The new version.")]
 
 
-def shadow_router(shadows: Shadows) -> APIRouter:
+def shadow_router(shadows: ShadowTraffic) -> APIRouter:
     """Return the endpoint."""
     router = APIRouter(prefix="/v1/models", tags=["models"])
 
     @router.get("/{name}/versions/{version}/shadow", summary="Report on a version's shadow evaluation")
     async def report(name: Annotated[str, Path(description="The model's name.")], version: str) -> ShadowReport:
-        evaluation = shadows.trial_of(name, version)
+        evaluation = shadows.evaluation_of(name, version)
         if evaluation is None:
             raise NotFound(f"{name[:64]}/{version[:16]} has not been evaluated as a shadow version.")
         return _report(name, version, evaluation)
@@ -98,18 +98,23 @@ def _report(name: str, version: str, evaluation: CanaryEvaluation) -> ShadowRepo
         version=version,
         verdict=verdict if decision else "running",
         reason=decision.reason if decision else None,
-        began=_timestamp(evaluation.began),
-        decided=None if evaluation.decided is None else _timestamp(evaluation.decided),
-        rule=ShadowRule(**vars(evaluation.rule)),
+        began=_timestamp(evaluation.started_at),
+        decided=None if evaluation.decided_at is None else _timestamp(evaluation.decided_at),
+        rule=ShadowRule(
+            requests=evaluation.policy.requests,
+            agreement=evaluation.policy.min_agreement,
+            slowdown=evaluation.policy.max_slowdown,
+            errors=evaluation.policy.max_failures,
+        ),
         requests=evaluation.requests,
         skipped=evaluation.skipped,
         errors=evaluation.failed,
-        failed=[FailedRequest(**vars(failed)) for failed in evaluation.errors],
+        failed=[FailedRequest(**vars(failed)) for failed in evaluation.first_failures],
         agreement=evaluation.agreement,
         slowdown=evaluation.slowdown,
         worst=[WorstAnswer(request_id=request_id, agreement=agreement) for request_id, agreement in evaluation.worst],
-        served=_latency(evaluation.ours),
-        shadow=_latency(evaluation.theirs),
+        served=_latency(evaluation.served),
+        shadow=_latency(evaluation.shadow),
     )
 
 
@@ -117,14 +122,14 @@ def _timestamp(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
 
 
-def _latency(times: Times) -> Latency:
+def _latency(times: TimingSeries) -> Latency:
     return Latency(
         device=_percentiles(times.device_s), work=_percentiles(times.work_s), total=_percentiles(times.total_s)
     )
 
 
 def _percentiles(seconds: list[float]) -> Percentiles | None:
-    p95 = at_share(seconds, 0.95)
+    p95 = percentile(seconds, 0.95)
     return None if p95 is None else Percentiles(median=_ms(median(seconds)), p95=_ms(p95))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Scope
 
 from service.engine.request import Trace
-from service.models.repository import Model
+from service.models.model import Model
 
 _LOG = logging.getLogger(__name__)
 _REPEAT_BELOW_S = 0.05

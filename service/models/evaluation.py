@@ -1,6 +1,6 @@
-"""The trial of a new version: what it answered, beside what was answered, and the rule that judges it.
+"""Canary evaluation: compare a new version's answers and timings with the served version's, and decide by a policy.
 
-Knows nothing of how requests are mirrored, of models and of time but its clock's.
+Independent of models and of how requests are mirrored.
 """
 
 import math
@@ -10,38 +10,39 @@ from dataclasses import dataclass, field
 from heapq import heappush, heappushpop
 from statistics import median
 
-_HAND_OVERS_S = 0.002
-"""Added to both sides: what a request loses on a busy machine, handed from thread to thread, says nothing of a version
-that takes less than that."""
-_WORST = 5
-_MAX_ERRORS = 5
+_THREAD_OVERHEAD_S = 0.002
+"""Added to the timings of both versions. Handing a request between threads of a busy machine costs up to this much,
+which would otherwise dominate the ratio of two fast versions."""
+_MAX_WORST = 5
+_MAX_FAILURES = 5
 
 
 @dataclass(frozen=True)
 class PromotionPolicy:
-    """When a version is promoted.
+    """The conditions under which a version is promoted.
 
     Attributes:
-        requests: how many are compared before it is judged.
-        agreement: the least mean agreement of its answers with those that were given, 0…1.
-        slowdown: how many times as long its median request may take.
-        errors: the share of requests that it may fail.
+        requests: number of requests to evaluate.
+        min_agreement: minimum mean agreement of its answers with those of the served version, 0 to 1.
+        max_slowdown: maximum ratio of its duration to that of the served version, for the median request.
+        max_failures: maximum fraction of requests that it may fail.
     """
 
     requests: int = 200
-    agreement: float = 0.9
-    slowdown: float = 1.5
-    errors: float = 0.0
+    min_agreement: float = 0.9
+    max_slowdown: float = 1.5
+    max_failures: float = 0.0
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one request.
+    """Durations of one request, in seconds.
 
     Attributes:
-        device_s: of the batch that it was in.
-        work_s: of all steps together, without waiting: what is mirrored has to wait for everybody, by design.
-        total_s: with waiting.
+        device_s: the run of the batch that the request was in.
+        work_s: all steps without waiting. Mirrored requests have the lowest priority, so that their waiting times say
+            nothing about the version.
+        total_s: all steps, with waiting.
     """
 
     device_s: float
@@ -50,22 +51,22 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A request that both versions answered, with what it took the one that is served and the one that is tried.
+class Comparison:
+    """A request that both versions answered.
 
-    `served_first` says which was asked first; who is second finds caches warm, or meets the next client.
+    `served_first` says which version was timed first: the second one may find warm caches.
     """
 
     request_id: str
-    ours: Timing
-    theirs: Timing
+    served: Timing
+    shadow: Timing
     agreement: float
     served_first: bool = True
 
 
 @dataclass(frozen=True)
-class Failed:
-    """A request that the version failed, and how."""
+class Failure:
+    """A request that the evaluated version failed to answer."""
 
     request_id: str
     reason: str
@@ -73,150 +74,150 @@ class Failed:
 
 @dataclass(frozen=True)
 class Decision:
-    """What became of a version, and why."""
+    """The outcome of an evaluation, and the reason for it."""
 
     promoted: bool
     reason: str
 
 
 @dataclass
-class Times:
-    """The timings of one side."""
+class TimingSeries:
+    """The timings of one version, in seconds."""
 
     device_s: list[float] = field(default_factory=list)
     work_s: list[float] = field(default_factory=list)
     total_s: list[float] = field(default_factory=list)
 
     def add(self, timing: Timing) -> None:
-        """Takes note of a request."""
+        """Append the timing of a request."""
         self.device_s.append(timing.device_s)
         self.work_s.append(timing.work_s)
         self.total_s.append(timing.total_s)
 
 
 class CanaryEvaluation:
-    """One version's trial. Once it is decided, nothing changes it any more, so it never holds more than the rule asks.
+    """The evaluation of one version.
 
-    The decision is made as soon as it cannot come out otherwise: after as many requests as the rule wants, or earlier
-    where the version could not pass with the best of answers to all that are still to come.
+    The decision is made after as many requests as the policy requires, or earlier if even perfect answers to all
+    remaining requests could not change it. Results after the decision are ignored, which bounds the memory used.
     """
 
-    def __init__(self, rule: PromotionPolicy, *, clock: Callable[[], float] = time.time) -> None:
-        self.rule = rule
+    def __init__(self, policy: PromotionPolicy, *, clock: Callable[[], float] = time.time) -> None:
+        self.policy = policy
         self.decision: Decision | None = None
-        self.ours, self.theirs = Times(), Times()
+        self.served, self.shadow = TimingSeries(), TimingSeries()
         self.skipped = 0
         self.failed = 0
-        self.errors: list[Failed] = []
-        """The first few."""
-        self.began = clock()
-        self.decided: float | None = None
+        self.first_failures: list[Failure] = []
+        self.started_at = clock()
+        self.decided_at: float | None = None
         self._clock = clock
-        self._agreements = 0.0
+        self._agreement_sum = 0.0
         self._ratios: tuple[list[float], list[float]] = ([], [])
-        self._least: list[tuple[float, str]] = []
+        """Slowdown per request: those timed with the shadow first, then those with the served version first."""
+        self._worst: list[tuple[float, str]] = []
+        """A heap of negated agreements with their request ids."""
 
     @property
-    def answered(self) -> int:
-        """Requests that both versions answered."""
-        return len(self.theirs.work_s)
+    def compared(self) -> int:
+        """Number of requests that both versions answered."""
+        return len(self.shadow.work_s)
 
     @property
     def requests(self) -> int:
-        """Requests that count: answered or failed."""
-        return self.answered + self.failed
+        """Number of requests that count: compared or failed."""
+        return self.compared + self.failed
 
     @property
     def agreement(self) -> float | None:
-        """The mean; None before there is an answer."""
-        return self._agreements / self.answered if self.answered else None
+        """Mean agreement; None before the first comparison."""
+        return self._agreement_sum / self.compared if self.compared else None
 
     @property
     def slowdown(self) -> float | None:
-        """How many times as long the version takes as the served one, without waiting: the median of all requests.
+        """Ratio of the version's duration, without waiting, to that of the served version: the median over requests.
 
-        The mean (geometric) of the medians of those requests that one was asked first and those that the other was.
+        To cancel the advantage of running second, it is the geometric mean of two medians: one for each order.
         """
         medians = [median(ratios) for ratios in self._ratios if ratios]
         return math.prod(medians) ** (1 / len(medians)) if medians else None
 
     @property
     def worst(self) -> list[tuple[str, float]]:
-        """The requests whose answers agree least, with their agreement; the worst first."""
-        return [(request_id, -negated) for negated, request_id in sorted(self._least, reverse=True)]
+        """Ids and agreements of the requests whose answers agree least, worst first."""
+        return [(request_id, -negated) for negated, request_id in sorted(self._worst, reverse=True)]
 
     def skip(self) -> None:
-        """A request was not mirrored: there was no room for it beside what clients ask."""
+        """Count a request that was not mirrored because clients needed the device."""
         self.skipped += self.decision is None
 
-    def add(self, seen: Compared | Failed) -> Decision | None:
-        """Takes note of a request; the decision, if this one made it."""
+    def add(self, result: Comparison | Failure) -> Decision | None:
+        """Record a result; return the decision if this result brought it about."""
         if self.decision is not None:
             return None
-        if isinstance(seen, Failed):
+        if isinstance(result, Failure):
             self.failed += 1
-            self.errors = [*self.errors, seen][:_MAX_ERRORS]
+            self.first_failures = [*self.first_failures, result][:_MAX_FAILURES]
         else:
-            self._add_answer(seen)
-        self.decision = self._judged()
+            self._add_comparison(result)
+        self.decision = self._decide()
         if self.decision is not None:
-            self.decided = self._clock()
+            self.decided_at = self._clock()
         return self.decision
 
-    def _add_answer(self, compared: Compared) -> None:
-        self.ours.add(compared.ours)
-        self.theirs.add(compared.theirs)
-        self._agreements += compared.agreement
-        ratio = (compared.theirs.work_s + _HAND_OVERS_S) / (compared.ours.work_s + _HAND_OVERS_S)
-        self._ratios[compared.served_first].append(ratio)
-        if len(self._least) < _WORST:
-            heappush(self._least, (-compared.agreement, compared.request_id))
+    def _add_comparison(self, comparison: Comparison) -> None:
+        self.served.add(comparison.served)
+        self.shadow.add(comparison.shadow)
+        self._agreement_sum += comparison.agreement
+        ratio = (comparison.shadow.work_s + _THREAD_OVERHEAD_S) / (comparison.served.work_s + _THREAD_OVERHEAD_S)
+        self._ratios[comparison.served_first].append(ratio)
+        if len(self._worst) < _MAX_WORST:
+            heappush(self._worst, (-comparison.agreement, comparison.request_id))
         else:
-            heappushpop(self._least, (-compared.agreement, compared.request_id))
+            heappushpop(self._worst, (-comparison.agreement, comparison.request_id))
 
-    def _judged(self) -> Decision | None:
-        rule, left = self.rule, self.rule.requests - self.requests
-        if self.failed > rule.errors * rule.requests:
-            first = f"; the first: {self.errors[0].reason}" if self.errors else ""
+    def _decide(self) -> Decision | None:
+        policy, remaining = self.policy, self.policy.requests - self.requests
+        if self.failed > policy.max_failures * policy.requests:
+            first = f" First failure: {self.first_failures[0].reason}" if self.first_failures else ""
             return Decision(
                 False,
-                f"It failed {self.failed} of {self.requests} requests, and may fail {rule.errors:.2%} of "
-                f"{rule.requests}{first}",
+                f"It failed {self.failed} of {self.requests} requests; at most {policy.max_failures:.2%} of "
+                f"{policy.requests} may fail.{first}",
             )
-        # What is still to come may agree entirely, but no more than that.
-        best = (self._agreements + left) / max(1, self.answered + left)
-        if best < rule.agreement - 1e-9:
-            mean = f"{self.agreement or 0:.3f}"
+        best_agreement = (self._agreement_sum + remaining) / max(1, self.compared + remaining)
+        if best_agreement < policy.min_agreement - 1e-9:
             return Decision(
                 False,
-                f"Its answers agree with those that were given by {mean} on average of {self.answered} requests, and "
-                f"{rule.agreement:g} is wanted.",
+                f"Its mean agreement with the served version is {self.agreement or 0:.3f} over {self.compared} "
+                f"requests; at least {policy.min_agreement:g} is required.",
             )
-        if left > 0:
+        if remaining > 0:
             return None
         slowdown = self.slowdown
-        if slowdown is not None and slowdown > rule.slowdown:
+        if slowdown is not None and slowdown > policy.max_slowdown:
             return Decision(
                 False,
-                f"It takes {slowdown:.2f} times as long (median; {_ms(self.theirs.work_s)} for "
-                f"{_ms(self.ours.work_s)}), and {rule.slowdown:g} times is allowed.",
+                f"Its median request takes {slowdown:.2f} times as long as the served version's "
+                f"({_format_median(self.shadow.work_s)} and {_format_median(self.served.work_s)}); at most "
+                f"{policy.max_slowdown:g} times is allowed.",
             )
-        return Decision(True, self._passed())
+        return Decision(True, self._summarise())
 
-    def _passed(self) -> str:
+    def _summarise(self) -> str:
         agreement, slowdown = self.agreement, self.slowdown
         if agreement is None or slowdown is None:
-            return f"It failed all of {self.requests} requests, which the rule allows."
+            return f"It failed all {self.requests} requests, which the policy allows."
         return (
-            f"Of {self.requests} requests it failed {self.failed}; its answers agree by {agreement:.3f}, and it takes "
-            f"{slowdown:.2f} times as long (median)."
+            f"It failed {self.failed} of {self.requests} requests; mean agreement is {agreement:.3f}, and the median "
+            f"request takes {slowdown:.2f} times as long as the served version's."
         )
 
 
-def _ms(seconds: Sequence[float]) -> str:
+def _format_median(seconds: Sequence[float]) -> str:
     return f"{median(seconds) * 1000:.3g} ms"
 
 
-def at_share(values: Sequence[float], share: float) -> float | None:
-    """The value that this share of all does not exceed (0.95: the 95th percentile, nearest rank); None of no values."""
-    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)] if values else None
+def percentile(values: Sequence[float], fraction: float) -> float | None:
+    """Return the percentile by the nearest-rank method (0.95 for the 95th); None if there are no values."""
+    return sorted(values)[max(0, math.ceil(fraction * len(values)) - 1)] if values else None

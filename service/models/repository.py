@@ -1,9 +1,9 @@
-"""The models there are: found in a folder, proved, and then served.
+"""The model repository: finds model versions in a folder, loads and verifies them, and keeps those that are served.
 
     <root>/<name>/<version>/manifest.json
 
-A model that cannot be read, is not what was published, or does not give the answers its goldens promise is kept with
-the reason and never becomes ready; the rest are served. Where the newest version fails, the one before it serves.
+A version that cannot be read, differs from what was published, or does not reproduce its golden answers is listed with
+the reason and is never served; all others are. If the newest version fails, the one before it is served.
 """
 
 import logging
@@ -19,59 +19,19 @@ from weakref import WeakValueDictionary, finalize
 from service.backends.base import Backend, BackendError, OpenBackend
 from service.engine.pipeline import Pipeline
 from service.errors import ModelNotFound, ModelUnavailable
-from service.models.verification import verify
-from service.models.warmup import GoldenRun, measure_memory, refresh
+from service.models.model import Entry, Fingerprint, LoadState, Model
+from service.models.verification import GoldenRun, verify
+from service.models.warmup import measure_memory, rerun_example
 from tasks.contract import Task, TensorSpec
-from tasks.deviation import BatchDeviation
-from tasks.goldens import Golden, read_goldens
+from tasks.goldens import read_goldens
 from tasks.manifest import CARD, MANIFEST, MODEL, BrokenModel, Manifest, read_manifest, verify_files
 
 _LOG = logging.getLogger(__name__)
 
-_Graph = tuple[str, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
-"""A graph's SHA-256, and as what it is read."""
-_TO_LOAD = "It is not loaded yet."
-_REPLACED = "A newer version is served."
-_TRIED = "It is tried in the shadow of the version that is served."
+_GraphKey = tuple[str, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
+"""The SHA-256 of a graph's file, and the inputs and outputs it is opened with."""
 MakePipeline = Callable[[str, Task, Backend, Sequence[GoldenRun]], Pipeline]
-"""Joins a task to its backend, and warms them up."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """A version of a model that is being served."""
-
-    manifest: Manifest
-    task: Task
-    pipeline: Pipeline
-    goldens: tuple[Golden, ...]
-    card: str
-    invariance: BatchDeviation
-    """How far the batch changes each output on this device, as the goldens show it."""
-
-    @property
-    def example(self) -> Mapping[str, Any]:
-        """A request body with a real answer: the first golden."""
-        return self.goldens[0].request
-
-    @property
-    def example_answer(self) -> dict[str, Any]:
-        """The answer to the example."""
-        return {"model": self.manifest.name, "version": self.manifest.version} | self.goldens[0].answer
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A version of a model in the folder: served, tried in the shadow of one that is, or not, and why."""
-
-    name: str
-    version: str
-    model: Model | None = None
-    reason: str | None = _TO_LOAD
-    content: frozenset[tuple[str, int, int]] = frozenset()
-    """Name, size and time of each file when it was read: a version that failed is tried again when they change."""
-    shadow: Model | None = None
-    """Proved, and served to nobody yet: it is asked what another one answers."""
+"""Makes the pipeline of a task and a backend, and warms it up."""
 
 
 @dataclass
@@ -79,14 +39,16 @@ class Repository:
     """Finds models and holds those that are served.
 
     Attributes:
-        root: the folder of the models.
-        versions: how many of the newest versions of each to serve; 0 for all.
+        root: the folder of models.
+        versions: number of newest versions to serve per model; 0 for all.
         open_backend: the runtime.
-        make_pipeline: joins a task to its backend.
-        concurrency: models that are loaded at a time.
-        is_tried: whether new versions of a model are tried in the shadow of the one that serves, before they do.
-        on_retired: is given the pipeline of a version that is no longer served, once its last request has ended; from
-            whichever thread that is.
+        make_pipeline: makes the pipeline of a task and a backend.
+        concurrency: number of models loaded at a time.
+        on_loaded: called with name, version and seconds when a version has been loaded.
+        needs_evaluation: whether new versions of the named model are evaluated on shadow traffic before they serve.
+        on_retired: called with the pipeline of a version that is no longer served after its last request has ended, in
+            any thread.
+        loaded: whether all models have been loaded or have failed; set by the caller of `load_all`.
     """
 
     root: Path
@@ -95,100 +57,97 @@ class Repository:
     make_pipeline: MakePipeline
     concurrency: int = 1
     on_loaded: Callable[[str, str, float], None] = lambda name, version, seconds: None
-    is_tried: Callable[[str], bool] = lambda name: False
+    needs_evaluation: Callable[[str], bool] = lambda name: False
     on_retired: Callable[[Pipeline], None] = Pipeline.close
-    _entries: dict[str, tuple[Entry, ...]] = field(default_factory=dict, init=False)
-    """Of each model, the newest version first. What stands here is never changed, but replaced as a whole: whoever
-    looks sees the versions as they were before a change, or after it."""
-    _changing: RLock = field(default_factory=RLock, init=False)
-    _locks: dict[_Graph, Lock] = field(default_factory=dict, init=False)
-    _backends: WeakValueDictionary[_Graph, Backend] = field(default_factory=WeakValueDictionary, init=False)
-    """As long as a model is served with them."""
     loaded: bool = field(default=False, init=False)
-    """Whether all have been tried; said by whoever loads them."""
+    _entries: dict[str, tuple[Entry, ...]] = field(default_factory=dict, init=False)
+    """The versions of each model, newest first. Each tuple is replaced as a whole, so that readers, which take no lock,
+    see the state before or after a change."""
+    _lock: RLock = field(default_factory=RLock, init=False)
+    """Held while entries are changed."""
+    _graph_locks: dict[_GraphKey, Lock] = field(default_factory=dict, init=False)
+    _backends: WeakValueDictionary[_GraphKey, Backend] = field(default_factory=WeakValueDictionary, init=False)
+    """Open graphs, for as long as a model uses them."""
 
     def scan(self) -> None:
-        """Lists what lies in the folder, newest version first. Raises BrokenModel where there is no such folder."""
+        """List the versions in the folder without loading them. Raises BrokenModel if the folder does not exist."""
         if not self.root.is_dir():
-            raise BrokenModel(f"There is no folder of models at {self.root}.")
-        for name, versions in self._there():
-            self._list(name, versions)
+            raise BrokenModel(f"The folder of models does not exist: {self.root}.")
+        for name, versions in self._find_versions():
+            self._update_entries(name, versions)
 
-    def _there(self) -> Iterator[tuple[str, list[str]]]:
-        """Each model in the folder with its versions, the newest first."""
+    def _find_versions(self) -> Iterator[tuple[str, list[str]]]:
+        """Yield each model in the folder with its versions, newest first."""
         for folder in sorted(path for path in self.root.iterdir() if path.is_dir() and not path.name.startswith(".")):
             try:
-                found = [
+                versions = [
                     path.name for path in folder.iterdir() if (path / MANIFEST).is_file() and path.name.isdecimal()
                 ]
             except OSError as error:
                 _LOG.error("folder unreadable", extra={"fields": {"folder": str(folder), "reason": error.strerror}})
                 continue
-            if found:
-                yield folder.name, sorted(found, key=int, reverse=True)
+            if versions:
+                yield folder.name, sorted(versions, key=int, reverse=True)
 
     def rescan(self) -> bool:
-        """Takes up the versions that have come since, each as soon as it is proved; until then the old one serves.
+        """Load versions that have been added since the last scan; return whether any of them can be used.
 
-        A version that breaks never serves, and requests under way end with the version they began with. What was
-        taken out of the folder is served until a newer version is, or the server starts again. Tells whether any came.
+        Each one replaces its predecessor as soon as it is verified. Requests in progress finish with the version they
+        started with. A version whose folder was removed is served until a newer one replaces it or the server restarts.
         """
-        any_came = False
-        for name, versions in self._there():
-            before = list(self._models_of(name))
-            self._list(name, versions)
-            if any(entry.reason == _TO_LOAD for entry in self._entries[name]):
+        has_new_models = False
+        for name, versions in self._find_versions():
+            models_before = list(self._models_in_memory(name))
+            self._update_entries(name, versions)
+            if any(entry.state is LoadState.PENDING for entry in self._entries[name]):
                 self._load_newest(name)
-            for model in self._models_of(name):
-                if not any(model is other for other in before):
-                    any_came = True
-                    _once_more(refresh, model)
-        return any_came
+            for model in self._models_in_memory(name):
+                if not any(model is known for known in models_before):
+                    has_new_models = True
+                    _run_example(rerun_example, model)
+        return has_new_models
 
-    def _models_of(self, name: str) -> Iterator[Model]:
-        """What is in memory of a model's versions."""
-        for entry in self._entries.get(name, ()):
-            if found := entry.model or entry.shadow:
-                yield found
+    def _models_in_memory(self, name: str) -> Iterator[Model]:
+        return (entry.loaded for entry in self._entries.get(name, ()) if entry.loaded is not None)
 
-    def _list(self, name: str, versions: list[str]) -> None:
-        """Adds the versions that are new, and those that failed and are others by now, as not loaded."""
+    def _update_entries(self, name: str, versions: list[str]) -> None:
+        """Add pending entries for versions that are new and for those whose files have changed."""
         changed = {entry.version for entry in self._entries.get(name, ()) if self._has_changed(entry)}
-        with self._changing:
+        with self._lock:
             kept = [entry for entry in self._entries.get(name, ()) if entry.version not in changed]
             known = {entry.version for entry in kept}
             entries = kept + [Entry(name, version) for version in versions if version not in known]
             self._entries[name] = tuple(sorted(entries, key=lambda entry: int(entry.version), reverse=True))
 
     def _has_changed(self, entry: Entry) -> bool:
-        """Whether a version that failed is another by now: it may have been looked at while it was copied."""
-        failed = bool(entry.content) and entry.model is None and entry.shadow is None
-        return failed and entry.content != _content(self.root / entry.name / entry.version)
+        """Whether the files of a version that is not in memory have changed; it may have been read half copied."""
+        was_read = bool(entry.fingerprint) and entry.loaded is None
+        return was_read and entry.fingerprint != _fingerprint(self.root / entry.name / entry.version)
 
-    def _put(self, *changed: Entry) -> None:
-        """Takes these for the entries of the same versions, all at once."""
-        name, new = changed[0].name, {entry.version: entry for entry in changed}
-        with self._changing:
+    def _replace_entries(self, *entries: Entry) -> None:
+        """Replace the entries of the same versions of one model, in one step."""
+        name, new = entries[0].name, {entry.version: entry for entry in entries}
+        with self._lock:
             self._entries[name] = tuple(new.get(entry.version, entry) for entry in self._entries[name])
 
     def load_all(self) -> None:
-        """Loads the newest versions of each model, as many as are wanted; where one fails, the next older one."""
-        # The largest first: it would be waited for at the end, with nothing left to do beside it.
-        names = sorted(self._entries, key=lambda name: self._size_of(self._entries[name][0]), reverse=True)
+        """Load the versions of each model that are to serve."""
+        # Largest first: loaded last, it would keep the others waiting with the remaining threads idle.
+        names = sorted(self._entries, key=lambda name: self._graph_bytes(self._entries[name][0]), reverse=True)
         with ThreadPoolExecutor(self.concurrency, thread_name_prefix="loader") as pool:
             for loading in [pool.submit(self._load_newest, name) for name in names]:
                 loading.result()
         for name in names:
-            for model in self._models_of(name):
-                _once_more(measure_memory, model)
+            for model in self._models_in_memory(name):
+                _run_example(measure_memory, model)
 
-    def _size_of(self, entry: Entry) -> int:
+    def _graph_bytes(self, entry: Entry) -> int:
         graph = self.root / entry.name / entry.version / MODEL
         return graph.stat().st_size if graph.is_file() else 0
 
     def _load_newest(self, name: str) -> None:
-        """Loads what is to serve; where new versions are tried first, the newest only beside one that serves."""
-        if self.is_tried(name):
+        """Load pending versions: to serve, or, if they need evaluation and another version serves, as the shadow."""
+        if self.needs_evaluation(name):
             if not any(entry.model for entry in self._entries[name]):
                 self._load_served(name, self._entries[name][1:])
             if any(entry.model for entry in self._entries[name]):
@@ -197,117 +156,124 @@ class Repository:
         self._load_served(name, self._entries[name])
 
     def _load_served(self, name: str, entries: tuple[Entry, ...]) -> None:
-        wanted = self.versions or len(entries)
+        """Load pending versions, newest first, until as many are served as the settings ask for."""
+        max_served = self.versions or len(entries)
         served = 0
         for entry in entries:
-            now = self._loaded(entry) if served < wanted and entry.reason == _TO_LOAD else entry
-            if now is not entry:
-                self._put(now)
-            served += now.model is not None
-        self._retire(name)
+            is_needed = served < max_served and entry.state is LoadState.PENDING
+            current = self._load(entry) if is_needed else entry
+            if current is not entry:
+                self._replace_entries(current)
+            served += current.model is not None
+        self._retire_old_versions(name)
 
     def _load_shadow(self, name: str) -> None:
-        """Of the versions newer than the one that serves, proves the newest that can be, to be tried."""
+        """Load the newest loadable version that is newer than the served one, to be evaluated."""
         for entry in self._entries[name]:
-            if entry.model or entry.shadow:
+            if entry.loaded is not None:
                 return
-            if entry.reason != _TO_LOAD:
+            if entry.state is not LoadState.PENDING:
                 continue
-            now = self._loaded(entry)
-            if now.model is None:
-                self._put(now)
+            loaded = self._load(entry)
+            if loaded.state is LoadState.FAILED:
+                self._replace_entries(loaded)
                 continue
-            with self._changing:  # The event loop may promote one of them at any time.
-                older = [replace(other, shadow=None, reason=_TO_LOAD) for other in self._entries[name] if other.shadow]
-                self._put(replace(now, model=None, shadow=now.model, reason=_TRIED), *older)
+            with self._lock:  # The event loop may promote the current shadow at any time.
+                postponed = [
+                    replace(older, state=LoadState.PENDING, loaded=None)
+                    for older in self._entries[name]
+                    if older.state is LoadState.SHADOW
+                ]
+                self._replace_entries(replace(loaded, state=LoadState.SHADOW), *postponed)
             return
 
-    def _retire(self, name: str) -> None:
-        """Leaves as many of the newest that can serve as are wanted."""
-        with self._changing:
+    def _retire_old_versions(self, name: str) -> None:
+        """Mark versions as replaced if enough newer ones are served."""
+        with self._lock:
             entries = self._entries[name]
-            wanted = self.versions or len(entries)
-            left = []
+            remaining = self.versions or len(entries)
+            updated = []
             for entry in entries:
-                left.append(entry if wanted > 0 else replace(entry, model=None, shadow=None, reason=_REPLACED))
-                wanted -= entry.model is not None
-            self._entries[name] = tuple(left)
+                is_kept = remaining > 0
+                updated.append(entry if is_kept else replace(entry, state=LoadState.REPLACED, loaded=None, error=None))
+                remaining -= entry.model is not None
+            self._entries[name] = tuple(updated)
 
     def shadow_of(self, model: Model) -> Model | None:
-        """The version that is tried in the shadow of this one; None where none is, or another version serves."""
+        """Return the version evaluated against this one; None if there is none or this is not the newest served."""
         entries = self._entries.get(model.manifest.name, ())
         served = next((entry.model for entry in entries if entry.model), None)
         return next((entry.shadow for entry in entries if entry.shadow), None) if served is model else None
 
-    def shadows(self) -> Iterator[Model]:
-        """Every version that is being tried."""
+    def shadow_models(self) -> Iterator[Model]:
+        """Return all versions that are being evaluated."""
         return (entry.shadow for entry in self.entries() if entry.shadow is not None)
 
     def promote(self, shadow: Model) -> None:
-        """Serves the version that was tried, as any new one that is proved; does nothing where it is tried no more."""
-        with self._changing:
-            if entry := self._entry_of(shadow):
-                self._put(replace(entry, model=shadow, shadow=None, reason=None))
-                self._retire(entry.name)
+        """Serve a version that passed its evaluation. Does nothing if it is no longer the shadow."""
+        with self._lock:
+            if entry := self._find_shadow_entry(shadow):
+                self._replace_entries(replace(entry, state=LoadState.SERVED))
+                self._retire_old_versions(entry.name)
 
     def roll_back(self, shadow: Model, reason: str) -> None:
-        """Gives a version up that was tried, until its files change."""
-        with self._changing:
-            if entry := self._entry_of(shadow):
-                self._put(replace(entry, shadow=None, reason=reason))
+        """Unload a version that failed its evaluation; it is not loaded again until its files change."""
+        with self._lock:
+            if entry := self._find_shadow_entry(shadow):
+                self._replace_entries(replace(entry, state=LoadState.FAILED, loaded=None, error=reason))
 
-    def _entry_of(self, shadow: Model) -> Entry | None:
+    def _find_shadow_entry(self, shadow: Model) -> Entry | None:
         return next((entry for entry in self._entries[shadow.manifest.name] if entry.shadow is shadow), None)
 
-    def _loaded(self, entry: Entry) -> Entry:
-        """The version with its model, or with what is wrong with it."""
-        began = time.perf_counter()
-        content = _content(self.root / entry.name / entry.version)
+    def _load(self, entry: Entry) -> Entry:
+        """Return the entry with its model, or with the reason why it cannot be loaded."""
+        started = time.perf_counter()
+        fingerprint = _fingerprint(self.root / entry.name / entry.version)
         try:
-            model = self._prove(entry)
-        except Exception as error:  # Whatever is wrong with one model's folder, the others are served.
-            expected = isinstance(error, BrokenModel | BackendError | OSError)
-            reason = str(error) if expected else f"{type(error).__name__}: {error}"
-            told: dict[str, Any] = {"model": entry.name, "version": entry.version, "reason": reason}
-            _LOG.error("model unavailable", extra={"fields": told}, exc_info=None if expected else error)
-            return replace(entry, reason=reason, content=content)
-        seconds = time.perf_counter() - began
+            model = self._load_model(entry)
+        except Exception as error:  # A broken model folder, however it is broken, must not affect other models.
+            is_expected = isinstance(error, BrokenModel | BackendError | OSError)
+            reason = str(error) if is_expected else f"{type(error).__name__}: {error}"
+            fields: dict[str, Any] = {"model": entry.name, "version": entry.version, "reason": reason}
+            _LOG.error("model unavailable", extra={"fields": fields}, exc_info=None if is_expected else error)
+            return replace(entry, state=LoadState.FAILED, error=reason, fingerprint=fingerprint)
+        seconds = time.perf_counter() - started
         self.on_loaded(entry.name, entry.version, seconds)
-        told = {"model": entry.name, "version": entry.version, "seconds": round(seconds, 3)}
-        told |= {"device": model.pipeline.device, "batch_limit": model.pipeline.batch_limit}
-        _LOG.info("model ready", extra={"fields": told})
-        return replace(entry, model=model, reason=None, content=content)
+        fields = {"model": entry.name, "version": entry.version, "seconds": round(seconds, 3)}
+        fields |= {"device": model.pipeline.device, "batch_limit": model.pipeline.batch_limit}
+        _LOG.info("model ready", extra={"fields": fields})
+        return replace(entry, state=LoadState.SERVED, loaded=model, fingerprint=fingerprint)
 
-    def _prove(self, entry: Entry) -> Model:
-        """Loads a version and replays its goldens, alone and in one batch."""
+    def _load_model(self, entry: Entry) -> Model:
+        """Load a version, verify it on its goldens, and warm it up. Raises BrokenModel, BackendError or OSError."""
         folder = self.root / entry.name / entry.version
         manifest = read_manifest(folder)
         if (manifest.name, manifest.version) != (entry.name, entry.version):
             raise BrokenModel(
-                f"The manifest is that of {manifest.name}/{manifest.version}: "
-                f"'name' and 'version' in it are to be {entry.name} and {entry.version}."
+                f"The manifest belongs to {manifest.name}/{manifest.version}: "
+                f"its 'name' and 'version' must be {entry.name} and {entry.version}."
             )
         verify_files(folder, manifest)
         task = manifest.load_task(folder)
         goldens = read_goldens(folder)
         if not goldens:
-            raise BrokenModel("There are no golden requests: nothing proves that this model is what was trained.")
-        backend = self._backend_of(folder, manifest, task)
-        proof = verify(manifest, task, backend, goldens)
+            raise BrokenModel("There are no golden requests, so the model cannot be verified.")
+        backend = self._open_shared_backend(folder, manifest, task)
+        verification = verify(manifest, task, backend, goldens)
         card = (folder / CARD).read_text("utf-8") if CARD in manifest.files else ""
-        pipeline = self.make_pipeline(entry.name, task, backend, proof.proven)
-        model = Model(manifest, task, pipeline, goldens, card, proof.invariance)
-        # Requests under way hold the model: the last of them, or the swap, lets it go.
+        pipeline = self.make_pipeline(entry.name, task, backend, verification.golden_runs)
+        model = Model(manifest, task, pipeline, goldens, card, verification.deviation)
+        # Requests in progress hold a reference: the pipeline is closed when the entry and the last request drop theirs.
         finalize(model, self.on_retired, pipeline).atexit = False
         return model
 
-    def _backend_of(self, folder: Path, manifest: Manifest, task: Task) -> Backend:
-        """The graph in memory: that of another version (of any model) where its file is the same, else loaded now.
+    def _open_shared_backend(self, folder: Path, manifest: Manifest, task: Task) -> Backend:
+        """Open the graph, or return the one in memory if another version, of any model, has the same file.
 
-        What differs is then the task: another table of items, say, under the same network.
+        Such versions differ in their task only: for example in the table of items for the same network.
         """
         key = (manifest.files[MODEL].sha256, task.inputs, task.outputs)
-        with self._locks.setdefault(key, Lock()):
+        with self._graph_locks.setdefault(key, Lock()):
             backend = self._backends.get(key)
             if backend is None:
                 backend = self.open_backend((folder / MODEL).read_bytes(), task.inputs, task.outputs)
@@ -315,55 +281,54 @@ class Repository:
         return backend
 
     def find(self, name: str, version: str | None = None) -> Model:
-        """The model, by default its newest version that is served. Raises ModelNotFound or ModelUnavailable."""
+        """Return a model, by default its newest served version. Raises ModelNotFound or ModelUnavailable."""
         entries = self._entries.get(name)
         if entries is None:
             names = ", ".join(self._entries) or "none"
-            raise ModelNotFound(f"There is no model '{name[:64]}'; the models are: {names}.")
+            raise ModelNotFound(f"Model '{name[:64]}' does not exist. Available models: {names}.")
         if version is not None and not any(entry.version == version for entry in entries):
-            listed = ", ".join(entry.version for entry in entries)
-            raise ModelNotFound(f"{name} has no version '{version[:16]}'; its versions are: {listed}.")
-        wanted = [entry for entry in entries if version in (None, entry.version)]
-        if wanted[0].reason == _REPLACED:
-            raise ModelNotFound(f"{name}/{version} is no longer served: a newer version is.")
-        for entry in wanted:
+            versions = ", ".join(entry.version for entry in entries)
+            raise ModelNotFound(f"{name} has no version '{version[:16]}'. Available versions: {versions}.")
+        candidates = [entry for entry in entries if version in (None, entry.version)]
+        if candidates[0].state is LoadState.REPLACED:
+            raise ModelNotFound(f"{name}/{version} is no longer served: a newer version replaced it.")
+        for entry in candidates:
             if entry.model is not None:
                 return entry.model
-        message = f"{name}/{wanted[0].version} is not served: {wanted[0].reason}"
+        message = f"{name}/{candidates[0].version} is not served: {candidates[0].reason}"
         raise ModelUnavailable(message, retry_after_s=None if self.loaded else 1)
 
     def close(self) -> None:
-        """Lets go of all models."""
-        with self._changing:
+        """Drop all models."""
+        with self._lock:
             self._entries = {}
 
     def entries(self) -> Iterator[Entry]:
-        """Every version of every model, by name, the newest first."""
-        for entries in list(self._entries.values()):  # The loader may add a model meanwhile.
+        """Yield every version of every model, by name, newest first."""
+        for entries in list(self._entries.values()):  # A copy: the loader may add a model during iteration.
             yield from entries
 
     def versions_of(self, name: str) -> tuple[Entry, ...]:
-        """All versions of a model, the newest first. Raises ModelNotFound."""
+        """Return all versions of a model, newest first. Raises ModelNotFound."""
         if name not in self._entries:
             self.find(name)
         return self._entries[name]
 
-    def served(self) -> Iterator[Model]:
-        """Every model that is served."""
+    def served_models(self) -> Iterator[Model]:
+        """Return all versions that are served."""
         return (entry.model for entry in self.entries() if entry.model is not None)
 
 
-def _content(folder: Path) -> frozenset[tuple[str, int, int]]:
-    """Name, size in bytes and time of change in nanoseconds of each file."""
+def _fingerprint(folder: Path) -> Fingerprint:
     try:
-        found = [(path.name, path.stat()) for path in folder.iterdir()]
+        stats = [(path.name, path.stat()) for path in folder.iterdir()]
     except OSError:
         return frozenset()
-    return frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
+    return frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
-def _once_more(step: Callable[[Pipeline, Mapping[str, Any]], None], model: Model) -> None:
-    """One more run of an example; what fails here fails for the request that asks for it, or does not."""
+def _run_example(step: Callable[[Pipeline, Mapping[str, Any]], None], model: Model) -> None:
+    """Run a step on the model's example. An error is logged only: the model may still answer other requests."""
     try:
         step(model.pipeline, model.example)
     except Exception:

@@ -1,11 +1,11 @@
-"""Shadow traffic: a new version is asked what clients ask, answers nobody, and is promoted or rolled back by rule.
+"""Shadow traffic: mirror client requests to a new version, compare its answers, and promote it or roll it back.
 
-A share of the requests that were answered is mirrored once the client has its answer: with low priority, one at a time
-for each version, few in all, and not at all while the device is busy. Nothing of it reaches a client, whatever becomes
-of it.
+A fraction of the answered requests is mirrored after the client has its answer: with low priority, one at a time per
+version, a limited number in all, and none while the device is busy. Nothing that happens to a mirrored request affects
+a client.
 
-The answers of a new version are compared with those that clients got. What they take is not: a mirrored request has
-less company and other neighbours. Both versions are asked again for that, one after the other, in turn as the first.
+Answers are compared with those that clients got. Timings are not: a mirrored request is batched with fewer and other
+requests than the original. Instead, both versions are timed on the mirrored request, in alternating order.
 """
 
 import asyncio
@@ -22,25 +22,26 @@ from service.engine.admission import OPTION_FIELDS, RequestOptions
 from service.engine.request import PredictRequest, RequestState, Trace
 from service.errors import DeadlineExceeded, DeviceHung, Overloaded, ServiceError
 from service.metrics import Metrics
-from service.models.evaluation import CanaryEvaluation, Compared, Decision, Failed, PromotionPolicy, Timing
-from service.models.repository import Model, Repository
+from service.models.evaluation import CanaryEvaluation, Comparison, Decision, Failure, PromotionPolicy, Timing
+from service.models.model import Model
+from service.models.repository import Repository
 from tasks.contract import Answer
 
 _LOG = logging.getLogger(__name__)
 _ALL = "all"
 _MAX_IN_FLIGHT = 4
 _MAX_BYTES = 32_000_000
-"""Of the bodies that are kept to be asked again, all together."""
-_MAX_REPORTS = 20
-_STEPS = ("decode", "infer", "postprocess")
-_STARVED = (Overloaded, DeadlineExceeded, DeviceHung, TimeoutError)
-_BEGUN = ("infer", "finish")
-"""Where a request is that has come to its turn: what does not end there is the version's fault."""
+"""Total size of the request bodies that are kept to be mirrored."""
+_MAX_EVALUATIONS = 20
+_WORK_STAGES = ("decode", "infer", "postprocess")
+_CAPACITY_ERRORS = (Overloaded, DeadlineExceeded, DeviceHung, TimeoutError)
+_STARTED_STAGES = ("infer", "finish")
+"""A request in one of these stages got the device: if it does not finish, that is the version's fault."""
 
 
 @dataclass
-class _Kept:
-    """Makes an answer's bytes, and keeps the answer."""
+class _CapturingRenderer:
+    """Renders an answer and keeps it."""
 
     render: Callable[[Answer], bytes]
     answer: Answer | None = None
@@ -50,201 +51,212 @@ class _Kept:
         return self.render(answer)
 
 
-@dataclass(frozen=True)
-class _Mirrored:
-    """A request that is to be asked again: what, who answered it and how, and whose trial it is."""
-
-    message: PredictRequest
-    served: Model
-    given: _Kept
-    running: "_Running"
-
-
 @dataclass
-class _Running:
-    """The trial of a version that is in memory. It does not keep the version there."""
+class _RunningEvaluation:
+    """The evaluation of a version in memory. The reference is weak, so that the version can be unloaded."""
 
     name: str
     version: str
     model: "ref[Model]"
-    trial: CanaryEvaluation
-    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    evaluation: CanaryEvaluation
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-class Shadows:
-    """Which requests are mirrored, to whom, and what follows. All methods belong to one event loop.
+@dataclass(frozen=True)
+class _MirroredRequest:
+    """A client's request, the version that answered it, the captured answer, and the evaluation it is mirrored for."""
 
-    `shares` says for each model how much of its traffic a new version is asked; `all` stands for those not named.
-    `busy` says whether the device has anything to do; `chance` draws numbers from 0 to 1.
+    request: PredictRequest
+    served: Model
+    captured: _CapturingRenderer
+    running: _RunningEvaluation
+
+
+class ShadowTraffic:
+    """Mirrors requests and acts on the results. All methods must be called in one event loop.
+
+    Args:
+        fractions: the fraction of its traffic that is mirrored, per model; `all` stands for models not named.
+        timeout_s: time limit of a mirrored request.
+        is_busy: whether requests are waiting for the device; nothing is mirrored then.
+        draw: returns random numbers from 0 to 1.
     """
 
     def __init__(
         self,
         repository: Repository,
         metrics: Metrics,
-        shares: Mapping[str, float],
-        rule: PromotionPolicy,
+        fractions: Mapping[str, float],
+        policy: PromotionPolicy,
         *,
         timeout_s: float = 30.0,
-        busy: Callable[[], bool] = lambda: False,
-        chance: Callable[[], float] = random.random,
+        is_busy: Callable[[], bool] = lambda: False,
+        draw: Callable[[], float] = random.random,
     ) -> None:
         self._repository = repository
         self._metrics = metrics
-        self._shares = shares
-        self._rule = rule
+        self._fractions = fractions
+        self._policy = policy
         self._timeout_s = timeout_s
-        self._busy = busy
-        self._chance = chance
-        self._trials: dict[tuple[str, str], _Running] = {}
-        self._under_way: dict[asyncio.Task[None], int] = {}
-        """With the bytes of each one's body."""
-        self._comparing = ThreadPoolExecutor(1, thread_name_prefix="shadow")
+        self._is_busy = is_busy
+        self._draw = draw
+        self._evaluations: dict[tuple[str, str], _RunningEvaluation] = {}
+        self._in_flight: dict[asyncio.Task[None], int] = {}
+        """The bytes of each mirrored request's body."""
+        self._comparison_thread = ThreadPoolExecutor(1, thread_name_prefix="shadow")
 
-    def share_of(self, name: str) -> float:
-        """How much of a model's traffic its new versions are asked, 0…1."""
-        return self._shares.get(name, self._shares.get(_ALL, 0.0))
+    def fraction_for(self, name: str) -> float:
+        """Return the fraction of a model's traffic that is mirrored to its new versions, 0 to 1."""
+        return self._fractions.get(name, self._fractions.get(_ALL, 0.0))
 
-    def unknown(self) -> list[str]:
-        """Names that have a share and are no model's."""
-        return sorted(self._shares.keys() - {entry.name for entry in self._repository.entries()} - {_ALL})
+    def unknown_models(self) -> list[str]:
+        """Return the names in `fractions` that are not models in the repository."""
+        return sorted(self._fractions.keys() - {entry.name for entry in self._repository.entries()} - {_ALL})
 
-    def trial_of(self, name: str, version: str) -> CanaryEvaluation | None:
-        """The trial of a version, also one that is decided; None where there was none, or so many since."""
-        for shadow in self._repository.shadows():
+    def evaluation_of(self, name: str, version: str) -> CanaryEvaluation | None:
+        """Return a version's evaluation, running or decided; None if there was none or many have started since."""
+        for shadow in self._repository.shadow_models():
             if (shadow.manifest.name, shadow.manifest.version) == (name, version):
-                return self._running(shadow).trial
-        running = self._trials.get((name, version))
-        return running.trial if running else None
+                return self._get_or_start(shadow).evaluation
+        running = self._evaluations.get((name, version))
+        return running.evaluation if running else None
 
-    def watch(self, model: Model, message: PredictRequest, trace: Trace) -> PredictRequest:
-        """The message to answer, whose answer is kept where the request is to be mirrored."""
-        shadow = self._repository.shadow_of(model) if self._shares else None
-        if shadow is None or self._chance() >= self.share_of(model.manifest.name):
-            return message
-        kept = _Kept(message.render)
-        trace.mirror = _Mirrored(message, model, kept, self._running(shadow))
-        return replace(message, render=kept)
+    def capture(self, model: Model, request: PredictRequest, trace: Trace) -> PredictRequest:
+        """Decide whether to mirror a request; if so, return it with a renderer that captures the answer."""
+        shadow = self._repository.shadow_of(model) if self._fractions else None
+        if shadow is None or self._draw() >= self.fraction_for(model.manifest.name):
+            return request
+        captured = _CapturingRenderer(request.render)
+        trace.mirror = _MirroredRequest(request, model, captured, self._get_or_start(shadow))
+        return replace(request, render=captured)
 
-    def follow(self, trace: Trace) -> None:
-        """Asks the version in the shadow, now that the client has its answer; or not, where there is no room for it."""
+    def mirror(self, trace: Trace) -> None:
+        """Mirror a captured request in the background, or skip it if there is no capacity.
+
+        To be called when the client has its answer.
+        """
         mirrored, trace.mirror = trace.mirror, None
-        if not isinstance(mirrored, _Mirrored) or trace.status != 200 or mirrored.given.answer is None:
+        if not isinstance(mirrored, _MirroredRequest) or trace.status != 200 or mirrored.captured.answer is None:
             return
-        size = mirrored.message.size
-        room = len(self._under_way) < _MAX_IN_FLIGHT and sum(self._under_way.values()) + size <= _MAX_BYTES
-        if not room or self._busy():
+        size = mirrored.request.size
+        fits = len(self._in_flight) < _MAX_IN_FLIGHT and sum(self._in_flight.values()) + size <= _MAX_BYTES
+        if not fits or self._is_busy():
             self._skip(mirrored.running)
             return
-        task = asyncio.get_running_loop().create_task(self._ask(mirrored, trace.request_id))
-        self._under_way[task] = size
-        task.add_done_callback(self._ended)
+        task = asyncio.get_running_loop().create_task(self._evaluate(mirrored, trace.request_id))
+        self._in_flight[task] = size
+        task.add_done_callback(self._on_done)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        del self._under_way[task]
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        del self._in_flight[task]
         if not task.cancelled() and (error := task.exception()) is not None:
-            _LOG.error("a mirrored request broke off", exc_info=error)
+            _LOG.error("mirrored request failed", exc_info=error)
 
-    def _running(self, shadow: Model) -> _Running:
-        """The trial of this very model; a version whose files have changed is tried anew."""
+    def _get_or_start(self, shadow: Model) -> _RunningEvaluation:
+        """Return the evaluation of this very model; a version that was loaded again starts a new one."""
         key = (shadow.manifest.name, shadow.manifest.version)
-        running = self._trials.get(key)
+        running = self._evaluations.get(key)
         if running is None or running.model() is not shadow:
-            self._trials.pop(key, None)
-            running = self._trials[key] = _Running(*key, ref(shadow), CanaryEvaluation(self._rule))
-            while len(self._trials) > _MAX_REPORTS:
-                del self._trials[next(iter(self._trials))]
+            self._evaluations.pop(key, None)
+            running = self._evaluations[key] = _RunningEvaluation(*key, ref(shadow), CanaryEvaluation(self._policy))
+            while len(self._evaluations) > _MAX_EVALUATIONS:
+                del self._evaluations[next(iter(self._evaluations))]
         return running
 
-    def _skip(self, running: _Running) -> None:
-        running.trial.skip()
+    def _skip(self, running: _RunningEvaluation) -> None:
+        running.evaluation.skip()
         self._metrics.shadow_requests.labels(running.name, running.version, "skipped").inc()
 
-    async def _ask(self, mirrored: _Mirrored, request_id: str) -> None:
+    async def _evaluate(self, mirrored: _MirroredRequest, request_id: str) -> None:
         running = mirrored.running
-        async with running.turn:
+        async with running.lock:
             shadow = running.model()
-            if shadow is None or running.trial.decision is not None:
+            if shadow is None or running.evaluation.decision is not None:
                 return
-            seen = await self._seen(shadow, mirrored, request_id)
-            if seen is None:
+            result = await self._compare(shadow, mirrored, request_id)
+            if result is None:
                 self._skip(running)
                 return
-            self._count(running, seen)
-            if decision := running.trial.add(seen):
-                self._carry_out(running, shadow, decision)
+            self._record_metrics(running, result)
+            if decision := running.evaluation.add(result):
+                self._apply(decision, running, shadow)
 
-    async def _seen(self, shadow: Model, mirrored: _Mirrored, request_id: str) -> Compared | Failed | None:
-        """What the version makes of the request; None where it, or the one that is served, had no turn."""
-        theirs, state = _Kept(mirrored.message.render), RequestState()
-        served_first = mirrored.running.trial.requests % 2 == 0
-        ours = await self._again(mirrored) if served_first else None
+    async def _compare(self, shadow: Model, mirrored: _MirroredRequest, request_id: str) -> Comparison | Failure | None:
+        """Send the request to both versions; return None if one of them got no time on the device."""
+        captured, state = _CapturingRenderer(mirrored.request.render), RequestState()
+        served_first = mirrored.running.evaluation.requests % 2 == 0
+        served_timing = await self._time_served(mirrored) if served_first else None
         try:
-            timing = await self._timed(shadow, mirrored.message, theirs, state)
+            shadow_timing = await self._predict(shadow, mirrored.request, captured, state)
             agreement = await asyncio.get_running_loop().run_in_executor(
-                self._comparing, mirrored.served.task.agreement, mirrored.given.answer, theirs.answer
+                self._comparison_thread, mirrored.served.task.agreement, mirrored.captured.answer, captured.answer
             )
         except (ServiceError, TimeoutError) as error:
-            if state.stage not in _BEGUN and isinstance(error, _STARVED):
+            if state.stage not in _STARTED_STAGES and isinstance(error, _CAPACITY_ERRORS):
                 return None
-            said = f"{error.code}: {error}" if isinstance(error, ServiceError) else "It gave no answer in time."
-            return Failed(request_id, said)
+            reason = f"{error.code}: {error}" if isinstance(error, ServiceError) else "The request timed out."
+            return Failure(request_id, reason)
         except Exception as error:
-            _LOG.exception("a version in the shadow failed", extra={"fields": _fields_of(mirrored.running)})
-            return Failed(request_id, f"{type(error).__name__}: {error}")
+            _LOG.exception("shadow version failed", extra={"fields": _log_fields(mirrored.running)})
+            return Failure(request_id, f"{type(error).__name__}: {error}")
         if not served_first:
-            ours = await self._again(mirrored)
-        return None if ours is None else Compared(request_id, ours, timing, agreement, served_first)
+            served_timing = await self._time_served(mirrored)
+        if served_timing is None:
+            return None
+        return Comparison(request_id, served_timing, shadow_timing, agreement, served_first)
 
-    async def _again(self, mirrored: _Mirrored) -> Timing | None:
-        """What the request takes the version that is served, under the same conditions; None where it had no turn."""
+    async def _time_served(self, mirrored: _MirroredRequest) -> Timing | None:
+        """Time the served version under the same conditions; return None if it could not answer."""
+        renderer = _CapturingRenderer(mirrored.request.render)
         try:
-            return await self._timed(mirrored.served, mirrored.message, _Kept(mirrored.message.render), RequestState())
+            return await self._predict(mirrored.served, mirrored.request, renderer, RequestState())
         except (ServiceError, TimeoutError):
             return None
 
-    async def _timed(self, model: Model, message: PredictRequest, render: _Kept, state: RequestState) -> Timing:
-        """Asks with low priority, whatever the client's was, and without taking a client's place."""
+    async def _predict(
+        self, model: Model, request: PredictRequest, renderer: _CapturingRenderer, state: RequestState
+    ) -> Timing:
+        """Send a request with low priority, whatever the client asked for, and without taking a client's permit."""
         options = RequestOptions(self._timeout_s, "low")
-        names = [name for name in OPTION_FIELDS if name not in model.task.request_type.model_fields]
-        fields = partial(_without, names, message.parse_fields)
-        message = replace(message, render=render, options=options, parse_fields=fields)
+        option_fields = [name for name in OPTION_FIELDS if name not in model.task.request_type.model_fields]
+        fields = partial(_fields_without, option_fields, request.parse_fields)
+        request = replace(request, render=renderer, options=options, parse_fields=fields)
         deadline = model.pipeline.admission.make_deadline(options, asyncio.get_running_loop().time())
         async with asyncio.timeout(self._timeout_s):
-            result = await model.pipeline.predict(message, deadline, state)
-        work_s = sum(result.stages.get(step, 0.0) for step in _STEPS)
+            result = await model.pipeline.predict(request, deadline, state)
+        work_s = sum(result.stages.get(stage, 0.0) for stage in _WORK_STAGES)
         return Timing(result.stages.get("infer", 0.0), work_s, sum(result.stages.values()))
 
-    def _count(self, running: _Running, seen: Compared | Failed) -> None:
+    def _record_metrics(self, running: _RunningEvaluation, result: Comparison | Failure) -> None:
         labels, metrics = (running.name, running.version), self._metrics
-        if isinstance(seen, Failed):
+        if isinstance(result, Failure):
             metrics.shadow_requests.labels(*labels, "failed").inc()
             return
         metrics.shadow_requests.labels(*labels, "compared").inc()
-        metrics.shadow_agreement.labels(*labels).observe(seen.agreement)
-        metrics.shadow_seconds.labels(*labels, "served").observe(seen.ours.work_s)
-        metrics.shadow_seconds.labels(*labels, "shadow").observe(seen.theirs.work_s)
+        metrics.shadow_agreement.labels(*labels).observe(result.agreement)
+        metrics.shadow_seconds.labels(*labels, "served").observe(result.served.work_s)
+        metrics.shadow_seconds.labels(*labels, "shadow").observe(result.shadow.work_s)
 
-    def _carry_out(self, running: _Running, shadow: Model, decision: Decision) -> None:
+    def _apply(self, decision: Decision, running: _RunningEvaluation, shadow: Model) -> None:
         if decision.promoted:
             self._repository.promote(shadow)
         else:
-            self._repository.roll_back(shadow, f"It was tried and rolled back: {decision.reason}")
-        word = "promoted" if decision.promoted else "rolled_back"
-        self._metrics.shadow_decisions.labels(running.name, running.version, word).inc()
-        fields = _fields_of(running) | {"decision": word, "reason": decision.reason}
-        _LOG.info("version in the shadow decided", extra={"fields": fields})
+            self._repository.roll_back(shadow, f"It was rolled back. {decision.reason}")
+        verdict = "promoted" if decision.promoted else "rolled_back"
+        self._metrics.shadow_decisions.labels(running.name, running.version, verdict).inc()
+        fields = _log_fields(running) | {"decision": verdict, "reason": decision.reason}
+        _LOG.info("shadow version decided", extra={"fields": fields})
 
     def close(self) -> None:
-        """Gives up what is under way."""
-        for task in list(self._under_way):
+        """Cancel all mirrored requests."""
+        for task in list(self._in_flight):
             task.cancel()
-        self._comparing.shutdown(wait=False, cancel_futures=True)
+        self._comparison_thread.shutdown(wait=False, cancel_futures=True)
 
 
-def _fields_of(running: _Running) -> dict[str, Any]:
+def _log_fields(running: _RunningEvaluation) -> dict[str, Any]:
     return {"model": running.name, "version": running.version}
 
 
-def _without(names: list[str], fields: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
+def _fields_without(names: list[str], fields: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
     return {name: value for name, value in fields().items() if name not in names}

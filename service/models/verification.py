@@ -1,7 +1,7 @@
-"""The proof that a model is what was published: its goldens, each alone and in company, before anybody is served.
+"""Verification: before a model is served, its golden requests are replayed, each alone and in a batch.
 
-Two things are asked of the graph on the device that is to answer: the answers that were published, and that it does
-not matter for a sample in which batch it is. Nothing here knows where models lie or how they are served.
+Two things are checked on the device that will serve the model: that the graph gives the published answers, and that the
+batch a sample is in does not change its outputs.
 """
 
 import math
@@ -13,104 +13,113 @@ from typing import Any
 import numpy as np
 
 from service.backends.base import Backend, OutOfMemory
-from service.models.warmup import GoldenRun
-from tasks.contract import Arrays, Limits, Samples, Task
+from tasks.contract import Arrays, Limits, Request, Samples, Task
 from tasks.deviation import BatchDeviation, allowed, batch_deviation
 from tasks.goldens import Golden, difference
 from tasks.manifest import BrokenModel, Manifest
 
 VERIFICATION_BATCH = 8
-"""Samples in the batch that goldens are run in, where that is quick; else as many as the goldens of one shape have."""
-_QUICK_S = 0.02
+"""Minimum number of samples in the batch goldens are run in, if that is fast; otherwise each golden is in it once."""
+_MAX_FAST_BATCH_S = 0.02
+
+
+@dataclass(frozen=True)
+class GoldenRun:
+    """A golden request, its samples, and what the graph made of them."""
+
+    request: Request
+    samples: Samples
+    outputs: Arrays
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was seen of a model.
+    """The result of a verification that succeeded.
 
     Attributes:
-        proven: each golden, as it was read and computed.
-        invariance: for each output, the largest difference between a golden's alone and in a batch, in the unit of
-            its meaning: relative, a share, or levels.
+        golden_runs: each golden, run alone.
+        deviation: for each output, the largest difference between a golden run alone and in a batch, in the unit of
+            the output's kind: relative, a fraction, or levels.
     """
 
-    proven: tuple[GoldenRun, ...]
-    invariance: BatchDeviation
+    golden_runs: tuple[GoldenRun, ...]
+    deviation: BatchDeviation
 
 
 def verify(manifest: Manifest, task: Task, backend: Backend, goldens: Sequence[Golden]) -> Verification:
-    """Asks the goldens, each alone and then in a batch. Raises BrokenModel."""
+    """Replay the goldens, each alone and then in a batch. Raises BrokenModel if an answer differs."""
     requests = [task.parse(golden.request, Limits()) for golden in goldens]
     samples = [task.preprocess(task.decode(request, Limits())) for request in requests]
     alone, seconds = [], []
-    for one in samples:
-        began = time.perf_counter()
-        alone.append(backend.run_exclusive(one.arrays))
-        seconds.append((time.perf_counter() - began) / len(one))
-    together = _run_together(backend, samples, _copies(samples, seconds))
-    for run, outputs in (("alone", alone), ("in a batch", [copies[0] for copies in together])):
+    for request_samples in samples:
+        started = time.perf_counter()
+        alone.append(backend.run_exclusive(request_samples.arrays))
+        seconds.append((time.perf_counter() - started) / len(request_samples))
+    batched = _run_batched(backend, samples, _copies_per_request(samples, seconds))
+    for mode, outputs in (("alone", alone), ("in a batch", [copies[0] for copies in batched])):
         for i, golden in enumerate(goldens):
             answer = task.postprocess(outputs[i], samples[i], requests[i])
-            if found := difference(golden.answer, answer.plain(), manifest.golden_tolerance):
-                raise BrokenModel(
-                    f"The graph does not give the answers it was published with: golden {i} {run}: {found}."
-                )
-    invariance = batch_deviation(
-        task.outputs, ((one, copy) for one, copies in zip(alone, together, strict=True) for copy in copies)
-    )
-    check_invariance(manifest, task, invariance, backend.device)
-    return Verification(tuple(GoldenRun(*one) for one in zip(requests, samples, alone, strict=True)), invariance)
+            if mismatch := difference(golden.answer, answer.plain(), manifest.golden_tolerance):
+                raise BrokenModel(f"The model does not reproduce its published answers: golden {i} {mode}: {mismatch}.")
+    pairs = ((outputs, copy) for outputs, copies in zip(alone, batched, strict=True) for copy in copies)
+    deviation = batch_deviation(task.outputs, pairs)
+    check_batch_deviation(manifest, task, deviation, backend.device)
+    return Verification(tuple(map(GoldenRun, requests, samples, alone)), deviation)
 
 
-def check_invariance(manifest: Manifest, task: Task, invariance: BatchDeviation, device: str) -> None:
-    """Raises BrokenModel where the batch changes an output by more than the card allows."""
+def check_batch_deviation(manifest: Manifest, task: Task, deviation: BatchDeviation, device: str) -> None:
+    """Raise BrokenModel if the batch changes an output by more than the manifest allows."""
     for spec in task.outputs:
-        found, most = invariance[spec.name], allowed(spec, manifest.batch_invariance, device)
-        if not found <= most:  # Also where it is not a number.
-            stated = (manifest.batch_invariance or {}).get(spec.name)
-            of_card = "does not say by how much" if stated is None else f"says {stated:.1e}"
+        measured, limit = deviation[spec.name], allowed(spec, manifest.batch_invariance, device)
+        if not measured <= limit:  # True for NaN as well.
+            published = (manifest.batch_invariance or {}).get(spec.name)
+            stated = "states no value" if published is None else f"states {published:.1e}"
             raise BrokenModel(
-                f"The batch that a sample is in changes {spec.name} by {found:.1e} on this device; the manifest "
-                f"{of_card}, and at most {most:.1e} is accepted."
+                f"Batching changes output {spec.name} by {measured:.1e} on this device; the manifest {stated}, and at "
+                f"most {limit:.1e} is accepted."
             )
 
 
-def _shapes(samples: Sequence[Samples]) -> Mapping[Any, list[int]]:
-    """Which of the requests have samples of one shape, and so may share a batch."""
-    shapes: dict[Any, list[int]] = {}
-    for i, one in enumerate(samples):
-        shapes.setdefault(tuple((name, array.shape[1:]) for name, array in one.arrays.items()), []).append(i)
-    return shapes
+def _group_by_shape(samples: Sequence[Samples]) -> Mapping[Any, list[int]]:
+    """Return the indices of the requests whose samples have the same shape and can share a batch."""
+    groups: dict[Any, list[int]] = {}
+    for i, request_samples in enumerate(samples):
+        shape = tuple((name, array.shape[1:]) for name, array in request_samples.arrays.items())
+        groups.setdefault(shape, []).append(i)
+    return groups
 
 
-def _copies(samples: Sequence[Samples], seconds: Sequence[float]) -> list[int]:
-    """How often each request stands in its batch: as often as makes it large, where its samples are quick."""
+def _copies_per_request(samples: Sequence[Samples], seconds: Sequence[float]) -> list[int]:
+    """Return how often each request is repeated in its batch, to fill `VERIFICATION_BATCH` if its samples are fast.
+
+    `seconds` is what one sample of each request took.
+    """
     copies = [1] * len(samples)
-    for members in _shapes(samples).values():
+    for members in _group_by_shape(samples).values():
         size = sum(len(samples[i]) for i in members)
-        if max(seconds[i] for i in members) * VERIFICATION_BATCH <= _QUICK_S:
+        if max(seconds[i] for i in members) * VERIFICATION_BATCH <= _MAX_FAST_BATCH_S:
             for i in members:
                 copies[i] = max(1, math.ceil(VERIFICATION_BATCH / size))
     return copies
 
 
-def _run_together(backend: Backend, samples: Sequence[Samples], copies: Sequence[int]) -> list[list[Arrays]]:
-    """Each one's outputs, once for each of its copies, from batches of all those that have one shape."""
+def _run_batched(backend: Backend, samples: Sequence[Samples], copies: Sequence[int]) -> list[list[Arrays]]:
+    """Run all requests of one shape in one batch; return the outputs of each request, once for each of its copies."""
     outputs: list[list[Arrays]] = [[] for _ in samples]
-    for members in _shapes(samples).values():
-        listed = [i for i in members for _ in range(copies[i])]
+    for members in _group_by_shape(samples).values():
+        order = [i for i in members for _ in range(copies[i])]
         names = samples[members[0]].arrays
-        stacked = {name: np.concatenate([samples[i].arrays[name] for i in listed]) for name in names}
-        ran, start = _run_in_room(backend, stacked), 0
-        for i in listed:
+        batch = {name: np.concatenate([samples[i].arrays[name] for i in order]) for name in names}
+        batch_outputs, start = _run_or_bisect(backend, batch), 0
+        for i in order:
             end = start + len(samples[i])
-            outputs[i].append({name: array[start:end] for name, array in ran.items()})
+            outputs[i].append({name: array[start:end] for name, array in batch_outputs.items()})
             start = end
     return outputs
 
 
-def _run_in_room(backend: Backend, arrays: Arrays) -> Arrays:
-    """The outputs of a batch; of its halves, where the device has no room for the whole."""
+def _run_or_bisect(backend: Backend, arrays: Arrays) -> Arrays:
+    """Run a batch, or its halves if the device has too little memory for all of it."""
     size = len(next(iter(arrays.values())))
     try:
         return backend.run(arrays)
@@ -119,7 +128,7 @@ def _run_in_room(backend: Backend, arrays: Arrays) -> Arrays:
             raise
     middle = size // 2
     halves = [
-        _run_in_room(backend, {name: array[part] for name, array in arrays.items()})
+        _run_or_bisect(backend, {name: array[part] for name, array in arrays.items()})
         for part in (slice(0, middle), slice(middle, size))
     ]
     return {name: np.concatenate([half[name] for half in halves]) for name in halves[0]}

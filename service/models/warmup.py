@@ -1,14 +1,14 @@
-"""What a model learns of itself before it serves: how large its batches are worth being, what they take and need.
+"""Warm-up: measure a model before it serves, to find its batch size and what its runs cost.
 
-Every shape that clients may send is run, so that none of them pays for a first time, and what was measured is where
-admission starts from. Knows pipelines and their costs; the queues stand still meanwhile.
+Every shape that clients may send is run once, so that no request pays for a first run, and admission starts from
+measured costs. The model's queues are empty meanwhile.
 """
 
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -16,143 +16,146 @@ import numpy as np
 from service.backends.base import OutOfMemory
 from service.engine.latency import choose_batch_size, count_elements, measure_fastest, measure_step, shape_of
 from service.engine.pipeline import Pipeline
-from tasks.contract import Array, Arrays, Limits, Request, Samples, Task
+from service.models.verification import GoldenRun
+from tasks.contract import Array, Arrays, Limits, Samples, Task
 
 _MAX_SECONDS = 0.1
-"""A batch of another shape than most that takes longer is not tried at load: its cost is foreseen from the others."""
+"""Batches of the less common shapes that would take longer are not run; their cost is estimated from the others."""
 
 
-@dataclass(frozen=True)
-class GoldenRun:
-    """A golden request on its way: what was read of it, and what the graph made of that."""
+def warm_up(
+    pipeline: Pipeline, golden_runs: Sequence[GoldenRun], *, find_batch_size: bool, concurrency: int = 1
+) -> None:
+    """Run every shape that clients may send, and record what it costs.
 
-    request: Request
-    samples: Samples
-    outputs: Arrays
-
-
-def warm_up(pipeline: Pipeline, proven: Sequence[GoldenRun], *, find_batch_size: bool, side_by_side: int = 1) -> None:
-    """Runs what clients will ask for, and takes what it costs.
-
-    `side_by_side` is how many batches run at once under load: they share caches, so they are measured like that. The
-    cost of decoding is learnt from the first requests: it depends on the form they come in.
+    `find_batch_size` lowers the maximum batch size to the smallest that is about as efficient per sample as any other.
+    `concurrency` is the number of batches that run at a time under load: they share caches, so they are measured
+    together. The cost of decoding is not measured here but on the first requests: it depends on their encoding.
     """
-    first = proven[0].samples.arrays
+    first = golden_runs[0].samples.arrays
     pipeline.set_typical_shape(first)
-    with ThreadPoolExecutor(side_by_side, thread_name_prefix="warm-up") as threads:
-        tried = partial(_seconds_of, pipeline, threads, side_by_side, first)
-        most = pipeline.batch_limit
+    with ThreadPoolExecutor(concurrency, thread_name_prefix="warm-up") as threads:
+        time_size = partial(_time_concurrent_runs, pipeline, threads, concurrency, first)
+        max_size = pipeline.batch_limit
         if find_batch_size:
-            pipeline.policy = replace(pipeline.policy, max_size=choose_batch_size(tried, most))
+            pipeline.policy = replace(pipeline.policy, max_size=choose_batch_size(time_size, max_size))
         else:
-            tried(most)
+            time_size(max_size)
     pipeline.backend.release()
-    _try_sizes(pipeline, first)
-    for one in proven:
-        for arrays in buckets(pipeline.task, one.samples.arrays):
+    _measure_sizes(pipeline, first)
+    for golden_run in golden_runs:
+        for arrays in samples_per_bucket(pipeline.task, golden_run.samples.arrays):
             if not pipeline.latency_profile.has_shape(shape_of(arrays)):
-                _try_sizes(pipeline, arrays, only_quick=True)
-        cost = pipeline.postprocess_cost(one.request)
-        measure_step(cost, one.samples.work, pipeline.postprocess, one.outputs, one.samples, one.request)
+                _measure_sizes(pipeline, arrays, only_fast=True)
+        cost = pipeline.postprocess_cost(golden_run.request)
+        samples = golden_run.samples
+        measure_step(cost, samples.work, pipeline.postprocess, golden_run.outputs, samples, golden_run.request)
 
 
-def buckets(task: Task, arrays: Arrays) -> Iterator[Arrays]:
-    """One sample of each shape that the task makes, from one that it has made: as long as the task's buckets are."""
-    one = {name: array[:1] for name, array in arrays.items()}
-    yield one
+def samples_per_bucket(task: Task, arrays: Arrays) -> Iterator[Arrays]:
+    """Yield the first sample, then the same sample padded to each of the task's length buckets."""
+    first = {name: array[:1] for name, array in arrays.items()}
+    yield first
     for axis, lengths in task.length_buckets.items():
         for length in lengths:
-            yield {spec.name: _stretched(one[spec.name], spec.shape, axis, length) for spec in task.inputs}
+            yield {spec.name: _resize_axis(first[spec.name], spec.shape, axis, length) for spec in task.inputs}
 
 
-def _stretched(array: Array, shape: tuple[int | str, ...], axis: str, length: int) -> Array:
+def _resize_axis(array: Array, shape: tuple[int | str, ...], axis: str, length: int) -> Array:
+    """Repeat or cut an array along a named axis, if it has that axis; the batch axis comes before `shape`."""
     if axis not in shape:
         return array
-    at = 1 + shape.index(axis)
-    stretched: Array = np.take(array, np.arange(length) % array.shape[at], axis=at)
-    return stretched
+    index = 1 + shape.index(axis)
+    resized: Array = np.take(array, np.arange(length) % array.shape[index], axis=index)
+    return resized
 
 
-def _repeated(arrays: Arrays, size: int) -> Arrays:
+def _repeat_to_size(arrays: Arrays, size: int) -> Arrays:
+    """Return a batch of `size` samples."""
     return {name: np.resize(array, (size, *array.shape[1:])) for name, array in arrays.items()}
 
 
-def _seconds_of(pipeline: Pipeline, threads: ThreadPoolExecutor, count: int, arrays: Arrays, size: int) -> float:
-    """Seconds for a batch of this size, with as many at once as will run under load."""
-    batch = _repeated(arrays, size)
+def _time_concurrent_runs(
+    pipeline: Pipeline, threads: ThreadPoolExecutor, count: int, arrays: Arrays, size: int
+) -> float:
+    """Return the seconds for a batch of this size while `count` of them run; infinity if memory is too small."""
+    batch = _repeat_to_size(arrays, size)
 
-    def together() -> None:
+    def run_all() -> None:
         runs = [threads.submit(pipeline.run_batch, pipeline.backend.run, [batch], size) for _ in range(count)]
         for run in runs:
             run.result()
 
     try:
-        seconds = measure_fastest(together)
+        seconds = measure_fastest(run_all)
     except OutOfMemory:
-        return _without_room(pipeline, arrays, size)
+        return _record_out_of_memory(pipeline, arrays, size)
     pipeline.latency_profile.record(shape_of(arrays), size, seconds)
     return seconds
 
 
-def _without_room(pipeline: Pipeline, arrays: Arrays, size: int) -> float:
-    """Takes note that there is no room for such a batch: it would take for ever. Raises OutOfMemory for one sample."""
+def _record_out_of_memory(pipeline: Pipeline, arrays: Arrays, size: int) -> float:
+    """Lower the batch limit of this shape; return infinity as the duration. Raises OutOfMemory for one sample."""
     if size == 1:
-        raise OutOfMemory("The device has no room for a single sample.")
+        raise OutOfMemory("The device has too little memory for a single sample.")
     pipeline.latency_profile.record_out_of_memory(shape_of(arrays), size)
     return math.inf
 
 
-def _try_sizes(pipeline: Pipeline, arrays: Arrays, *, only_quick: bool = False) -> None:
-    """Runs batches of one sample and of as many as there may be, and of sizes between; each at least once.
+def _measure_sizes(pipeline: Pipeline, arrays: Arrays, *, only_fast: bool = False) -> None:
+    """Run batches of one sample, of the maximum size, and of sizes in between, each at least once.
 
-    Where there is no room for one, its half is tried: the largest that clients may get has been run before.
+    After a batch that does not fit in memory, half of it is run, so that the largest batch that clients can cause has
+    been run before.
     """
     shape, size, largest = shape_of(arrays), 1, 0
     while size > largest:
-        taken = _tried(pipeline, arrays, size)
-        most = pipeline.latency_profile.max_batch_size(shape, pipeline.batch_limit, math.inf)
-        if taken == math.inf:
-            size = most
+        seconds = _time_single_run(pipeline, arrays, size)
+        max_size = pipeline.latency_profile.max_batch_size(shape, pipeline.batch_limit, math.inf)
+        if seconds == math.inf:
+            size = max_size
             continue
-        if only_quick and 2 * taken > _MAX_SECONDS:
+        if only_fast and 2 * seconds > _MAX_SECONDS:
             return
-        size, largest = min(4 * size, most), size
+        size, largest = min(4 * size, max_size), size
 
 
-def _tried(pipeline: Pipeline, arrays: Arrays, size: int) -> float:
-    """Seconds for a batch of this size by itself; infinite where there is no room for it."""
-    batch, taken = _repeated(arrays, size), 0.0
-    for _ in range(2):  # The second time counts as well: the first may have had something to set up.
-        began = time.perf_counter()
+def _time_single_run(pipeline: Pipeline, arrays: Arrays, size: int) -> float:
+    """Return the seconds for a batch of this size while nothing else runs; infinity if memory is too small."""
+    batch, seconds = _repeat_to_size(arrays, size), 0.0
+    for _ in range(2):  # The first run may include setting up; fast batches are run a second time.
+        started = time.perf_counter()
         try:
             pipeline.run_batch(pipeline.backend.run, [batch], size)
         except OutOfMemory:
-            return _without_room(pipeline, arrays, size)
-        taken = time.perf_counter() - began
-        pipeline.latency_profile.record(shape_of(arrays), size, taken)
-        if taken > _MAX_SECONDS / 4:
+            return _record_out_of_memory(pipeline, arrays, size)
+        seconds = time.perf_counter() - started
+        pipeline.latency_profile.record(shape_of(arrays), size, seconds)
+        if seconds > _MAX_SECONDS / 4:
             break
-    return taken
+    return seconds
 
 
 def measure_memory(pipeline: Pipeline, example: Mapping[str, object]) -> None:
-    """Learns what runs need: of one sample, and of as many as fit. To be called while nothing else runs."""
-    task, backend = pipeline.task, pipeline.backend
-    arrays = task.preprocess(task.decode(task.parse(example, Limits()), Limits())).arrays
-    one = {name: array[:1] for name, array in arrays.items()}
-    shape = shape_of(one)
+    """Measure the memory of a run of one sample and of the largest batch. Nothing else may run meanwhile."""
+    backend = pipeline.backend
+    first = {name: array[:1] for name, array in _preprocess(pipeline.task, example).arrays.items()}
+    shape = shape_of(first)
     backend.release()
     before = backend.memory_in_use()
     if before is None:
         return
-    taken = []
+    measurements = []
     for size in (1, pipeline.latency_profile.max_batch_size(shape, pipeline.batch_limit, math.inf)):
-        pipeline.run_batch(backend.run, [_repeated(one, size)], size)
-        taken.append((size * count_elements(shape), max(0, (backend.memory_in_use() or before) - before)))
-    pipeline.latency_profile.fit_memory(*taken)
+        pipeline.run_batch(backend.run, [_repeat_to_size(first, size)], size)
+        measurements.append((size * count_elements(shape), max(0, (backend.memory_in_use() or before) - before)))
+    pipeline.latency_profile.fit_memory(*measurements)
 
 
-def refresh(pipeline: Pipeline, example: Mapping[str, object]) -> None:
-    """Runs a golden request once more: others that were loaded since have given back memory that it had."""
-    task = pipeline.task
-    pipeline.backend.run_exclusive(task.preprocess(task.decode(task.parse(example, Limits()), Limits())).arrays)
+def rerun_example(pipeline: Pipeline, example: Mapping[str, object]) -> None:
+    """Run an example again, to reserve the memory that loading other models has released since."""
+    pipeline.backend.run_exclusive(_preprocess(pipeline.task, example).arrays)
+
+
+def _preprocess(task: Task, fields: Mapping[str, object]) -> Samples:
+    return task.preprocess(task.decode(task.parse(fields, Limits()), Limits()))

@@ -1,7 +1,7 @@
-"""The vital signs of the process: what is wrong with it that only a new start would mend, or that may yet pass.
+"""Liveness of the process: faults that may pass, and faults that only a restart can fix.
 
-Knows nothing of HTTP, of devices and of models. Whoever notices something says so here, from whichever thread it is in;
-`routes/health.py` tells it to whoever keeps the service running.
+Independent of HTTP, devices and models. Any part of the service, in any thread, reports its faults here;
+`service/http/health.py` exposes them.
 """
 
 import asyncio
@@ -14,73 +14,81 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 
 _LOG = logging.getLogger(__name__)
-_LOST = "process"
-_CHECK_SECONDS = 0.25
-_SCHEDULING = ("service.engine.scheduler", "service.engine.batcher", "service.process.liveness")
-"""Modules whose callbacks and tasks keep the state of the queues: one that broke off has left it as it was."""
+_PROCESS = "process"
+_CHECK_INTERVAL_S = 0.25
+_CRITICAL_MODULES = ("service.engine.scheduler", "service.engine.batcher", "service.process.liveness")
+"""Modules whose tasks and callbacks update the queues: an exception in one of them may leave a queue inconsistent."""
 
 
 class Liveness:
-    """What is wrong with the process. All methods may be called from any thread."""
+    """The faults of the process. All methods may be called from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._failures: dict[str, str] = {}
-        self._lost: str | None = None
-        self._on_lost: Callable[[str], None] | None = None
+        self._fatal_reason: str | None = None
+        self._on_fatal: Callable[[str], None] | None = None
         self._threads: dict[threading.Thread, str] = {}
 
     @property
     def failures(self) -> Mapping[str, str]:
-        """What fails now, and the reason of each; empty where all is well. A copy: it does not change."""
+        """A snapshot of the components that are failing now, with the reasons; empty if the process is healthy."""
         with self._lock:
             return MappingProxyType(dict(self._failures))
 
     @property
-    def lost(self) -> str | None:
-        """Why the process can never be well again; None where it is not lost."""
+    def fatal_reason(self) -> str | None:
+        """Why the process must be restarted; None if it need not be."""
         with self._lock:
-            return self._lost
+            return self._fatal_reason
 
-    def fail(self, what: str, reason: str) -> None:
-        """Liveness fails from now on, until `what` is mended; `reason` is a sentence for whoever reads the log."""
-        with self._lock:
-            is_news = self._failures.get(what) != reason
-            if what != _LOST:
-                self._failures[what] = reason
-        if is_news:
-            _LOG.error("%s fails: %s", what, reason)
+    @property
+    def is_fatal(self) -> bool:
+        """Whether the process must be restarted."""
+        return self.fatal_reason is not None
 
-    def resolve(self, what: str) -> None:
-        """`what` is well again; nothing happens where it has not failed, or where the process is lost."""
+    def fail(self, component: str, reason: str) -> None:
+        """Report that a component fails, until it is resolved. `reason` is a sentence for operators."""
         with self._lock:
-            was_failing = what != _LOST and self._failures.pop(what, None) is not None
+            is_new = self._failures.get(component) != reason
+            if component != _PROCESS:
+                self._failures[component] = reason
+        if is_new:
+            _LOG.error("%s is failing: %s", component, reason)
+
+    def resolve(self, component: str) -> None:
+        """Report that a component works again. Has no effect if it was not failing, or on a fatal failure."""
+        with self._lock:
+            was_failing = component != _PROCESS and self._failures.pop(component, None) is not None
         if was_failing:
-            _LOG.info("%s is well again", what)
+            _LOG.info("%s has recovered", component)
 
     def mark_fatal(self, reason: str) -> None:
-        """Nothing can mend this process: liveness fails for good, and whoever asked by `on_lost` is told, once."""
+        """Report that the process cannot recover. The first time, this calls the function set by `on_fatal`."""
         with self._lock:
-            if self._lost is not None:
+            if self._fatal_reason is not None:
                 return
-            self._lost = self._failures[_LOST] = reason
-            tell = self._on_lost
-        _LOG.critical("the process is lost and has to be started anew: %s", reason)
-        if tell is not None:
-            tell(reason)
+            self._fatal_reason = self._failures[_PROCESS] = reason
+            callback = self._on_fatal
+        _LOG.critical("the process must be restarted: %s", reason)
+        if callback is not None:
+            callback(reason)
 
-    def on_lost(self, call: Callable[[str], None]) -> None:
-        """Whom to call, with the reason, when the process is lost: in the thread that notices, or now if it is lost."""
+    def on_fatal(self, callback: Callable[[str], None]) -> None:
+        """Set the function to call with the reason when a failure is fatal; call it now if one already is.
+
+        It is called in the thread that reports the failure.
+        """
         with self._lock:
-            self._on_lost = call
-            reason = self._lost
+            self._on_fatal = callback
+            reason = self._fatal_reason
         if reason is not None:
-            call(reason)
+            callback(reason)
 
-    def thread_started(self, pool: str) -> Callable[[], None]:
-        """An `initializer` for a ThreadPoolExecutor: its threads are looked after by `check` from then on.
+    def thread_initializer(self, pool: str) -> Callable[[], None]:
+        """Return an `initializer` for a ThreadPoolExecutor that registers its threads for `check_threads`.
 
-        A pool does not replace a thread that has died, and what that thread was about to do is never done.
+        A pool does not replace a thread that has died, and the work item that the thread had taken is never done.
         """
 
         def register() -> None:
@@ -89,42 +97,44 @@ class Liveness:
 
         return register
 
-    def check(self) -> None:
-        """Fails what belongs to a thread that has died. Not to be called once the pools are shut down."""
+    def check_threads(self) -> None:
+        """Report a failure for every registered thread that has died. Not to be called after the pools shut down."""
         with self._lock:
             dead = [thread for thread in self._threads if not thread.is_alive()]
             pools = {thread.name: self._threads.pop(thread) for thread in dead}
         for thread, pool in pools.items():
-            self.fail(f"thread {thread}", f"A thread of the pool '{pool}' has died, and nothing replaces it.")
+            self.fail(f"thread {thread}", f"A thread of the pool '{pool}' has died and will not be replaced.")
 
-    def wait_for_threads(self, seconds: float = 2.0) -> None:
-        """Returns as soon as all threads of the pools have ended, at the latest after so many seconds."""
-        until = time.monotonic() + seconds
-        for thread in self._alive():
-            thread.join(max(0.0, until - time.monotonic()))
+    def wait_for_threads(self, timeout_s: float = 2.0) -> None:
+        """Wait until all registered threads have ended, or the timeout has passed."""
+        deadline = time.monotonic() + timeout_s
+        for thread in self._live_threads():
+            thread.join(max(0.0, deadline - time.monotonic()))
 
-    def threads_alive(self) -> list[str]:
-        """Names of the threads of the pools that have not ended."""
-        return [thread.name for thread in self._alive()]
+    def live_threads(self) -> list[str]:
+        """Return the names of the registered threads that have not ended."""
+        return [thread.name for thread in self._live_threads()]
 
-    def _alive(self) -> list[threading.Thread]:
+    def _live_threads(self) -> list[threading.Thread]:
         with self._lock:
             return [thread for thread in self._threads if thread.is_alive()]
 
 
 @asynccontextmanager
-async def watch_over(
-    liveness: Liveness, work: Coroutine[Any, Any, None], on_error: Callable[[], None]
+async def supervise(
+    liveness: Liveness, background: Coroutine[Any, Any, None], on_error: Callable[[], None]
 ) -> AsyncIterator[None]:
-    """Does `work` in the event loop, as long as that serves, and takes note of all in the loop that dies meanwhile.
+    """Run a background coroutine while the context is open, and report what fails in the event loop.
 
-    An error that a task or a callback ends with and that nobody awaits would be heard of by nobody: it is logged here
-    and counted by `on_error`. Liveness fails where it was `work`, a thread of a pool, or a part of the scheduler.
+    Exceptions of tasks and callbacks that nothing awaits are logged and passed to `on_error`, which counts them.
+    Liveness fails if the background coroutine, a registered thread, or a part of the scheduler dies.
     """
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: _on_stray(liveness, on_error, context))
-    tasks = [asyncio.create_task(work), asyncio.create_task(_check(liveness))]
+    asyncio.get_running_loop().set_exception_handler(
+        lambda loop, context: _handle_loop_exception(liveness, on_error, context)
+    )
+    tasks = [asyncio.create_task(background), asyncio.create_task(_check_threads_regularly(liveness))]
     for task in tasks:
-        task.add_done_callback(lambda task: _on_end(liveness, on_error, task))
+        task.add_done_callback(lambda task: _on_task_done(liveness, on_error, task))
     try:
         yield
     finally:
@@ -132,34 +142,33 @@ async def watch_over(
             task.cancel()
 
 
-async def _check(liveness: Liveness) -> None:
+async def _check_threads_regularly(liveness: Liveness) -> None:
     while True:
-        liveness.check()
-        await asyncio.sleep(_CHECK_SECONDS)
+        liveness.check_threads()
+        await asyncio.sleep(_CHECK_INTERVAL_S)
 
 
-def _on_end(liveness: Liveness, on_error: Callable[[], None], task: asyncio.Task[None]) -> None:
-    """A task that keeps watch has ended: because it was cancelled, or it had nothing more to do, or it died."""
+def _on_task_done(liveness: Liveness, on_error: Callable[[], None], task: asyncio.Task[None]) -> None:
     error = None if task.cancelled() else task.exception()
     if error is not None:
         on_error()
-        _LOG.error("a task that keeps watch has died", exc_info=error)
-        liveness.fail("event loop", f"A task that keeps watch has died: {error!r}.")
+        _LOG.error("a background task has died", exc_info=error)
+        liveness.fail("event loop", f"A background task has died: {error!r}.")
 
 
-def _on_stray(liveness: Liveness, on_error: Callable[[], None], context: dict[str, Any]) -> None:
-    """The exception handler of the loop: it hears of what nobody awaits (asyncio, `call_exception_handler`)."""
+def _handle_loop_exception(liveness: Liveness, on_error: Callable[[], None], context: dict[str, Any]) -> None:
+    """Handle an exception that nothing awaits (the event loop's exception handler, `call_exception_handler`)."""
     error, message = context.get("exception"), context["message"]
     on_error()
     _LOG.error("%s", message, exc_info=error)
-    # A future that nobody looked at is not a part that died: its client had gone.
-    died = "handle" in context or isinstance(context.get("future") or context.get("task"), asyncio.Task)
-    if died and error is not None and _origin(error.__traceback__) in _SCHEDULING:
+    # A plain future whose exception was never retrieved is harmless: its client has disconnected.
+    has_died = "handle" in context or isinstance(context.get("future") or context.get("task"), asyncio.Task)
+    if has_died and error is not None and _origin_module(error.__traceback__) in _CRITICAL_MODULES:
         liveness.fail("event loop", f"A part of the scheduler has died: {error!r}.")
 
 
-def _origin(traceback: TracebackType | None) -> str:
-    """The module of this service that was entered first; empty where there is none."""
+def _origin_module(traceback: TracebackType | None) -> str:
+    """Return the first module of this service in the traceback; empty if there is none."""
     while traceback is not None:
         name = str(traceback.tb_frame.f_globals.get("__name__", ""))
         if name.startswith("service."):

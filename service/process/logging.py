@@ -1,4 +1,4 @@
-"""One line of JSON for each thing worth telling, on standard error, with the id of the request it belongs to."""
+"""JSON logging on standard error: one line per record, with the id of the request it belongs to."""
 
 import logging
 import re
@@ -11,27 +11,27 @@ from typing import Any
 from pydantic_core import to_json
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""The id of the request that is being answered here."""
+"""The id of the request that is being handled in this context."""
 
-_ACCEPTED_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
-def request_id_from(header: str | None) -> str:
-    """The client's own id where it has a plain one, so that nothing is forged into the log; else a new one."""
-    return header if header and _ACCEPTED_ID.fullmatch(header) else secrets.token_hex(8)
+def request_id_from_header(header: str | None) -> str:
+    """Return the client's request id if it is plain enough not to forge log lines, or else a new one."""
+    return header if header and _VALID_REQUEST_ID.fullmatch(header) else secrets.token_hex(8)
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line: time (UTC), level, logger, message, request_id, and the `fields` of its `extra`."""
+    """Formats a record as one line: time (UTC), level, logger, message, request_id, and `fields` from its `extra`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._second, self._shown = 0, ""
+        self._cached_second, self._cached_text = 0, ""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
+        """Return the line without a line break."""
         line: dict[str, Any] = {
-            "time": f"{self._time(int(record.created))}.{int(record.msecs):03d}Z",
+            "time": f"{self._format_second(int(record.created))}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -43,15 +43,16 @@ class JsonFormatter(logging.Formatter):
             line["exception"] = self.formatException(record.exc_info)
         return to_json(line, fallback=str).decode()
 
-    def _time(self, second: int) -> str:
-        if second != self._second:
-            self._second, self._shown = second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
-        return self._shown
+    def _format_second(self, second: int) -> str:
+        if second != self._cached_second:
+            self._cached_second = second
+            self._cached_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+        return self._cached_text
 
 
 def set_up_logging(level: str) -> None:
-    """Sends all logging of this process through the formatter; uvicorn's own request log is left out for ours."""
-    # What no line of ours tells need not be found out for each: the logging documentation's own advice.
+    """Format all log records of this process as JSON; disable uvicorn's access log, since the service has its own."""
+    # Skip collecting what the lines do not contain, as the logging documentation recommends.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = ""
     handler = logging.StreamHandler(sys.stderr)

@@ -19,14 +19,14 @@ import pytest
 
 from service.process.watchdog import EXIT_BROKEN
 from tests.model_folders import CREDIT, credit_graph, publish
-from tests.service.breakable import HANGS, LOSES
+from tests.service.faulty_server import HANGS, LOSES
 from tests.service.program import ROOT, program, read_until, started
 from tests.tiny.models import tiny
 from tests.waiting import wait_until
 
 ROW = {"rows": [{"income": 50, "debt": 5, "job": "baker"}]}
 BODY = json.dumps(ROW).encode()
-FAULTY_SERVER = "tests.service.breakable"
+FAULTY_SERVER = "tests.service.faulty_server"
 EXIT_TIMEOUT_S = 60
 
 
@@ -222,12 +222,12 @@ def test_a_model_that_hangs_while_loading_does_not_keep_the_program_from_stoppin
 
 def test_a_blocked_event_loop_is_logged_with_all_stacks_and_ends_the_program(tiny_models: Path) -> None:
     with program(tiny_models, "--hang-seconds", "1", module=FAULTY_SERVER) as (process, address, _):
-        httpx.post(f"{address}/break/loop")
+        httpx.post(f"{address}/fault/loop")
         _, logged = process.communicate(timeout=EXIT_TIMEOUT_S)
 
     (line,) = [line for line in map(json.loads, logged.splitlines()) if "stacks" in line]
     assert process.returncode == EXIT_BROKEN
-    assert (line["level"], line["message"]) == ("critical", "the event loop has not turned for 1 s")
+    assert (line["level"], line["message"]) == ("critical", "the event loop has been blocked for 1 s")
     (main,) = [stack for name, stack in line["stacks"].items() if name.startswith("MainThread")]
     assert any("__main__.py" in entry for entry in main)
 
@@ -300,12 +300,12 @@ def run_to_its_end(*flags: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--models", "nowhere"], "There is no folder of models at nowhere."),
+        (["--models", "nowhere"], "The folder of models does not exist: nowhere."),
         (["--max-bach", "3"], "Did you mean --max-batch?"),
         (["--host", "192.0.2.1"], "Cannot listen on 192.0.2.1:0"),
         pytest.param(
             ["--device", "cuda"],
-            "CUDA was asked for",
+            "CUDA was requested",
             marks=pytest.mark.skipif(
                 "CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="CUDA is available"
             ),

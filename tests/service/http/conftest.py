@@ -14,9 +14,8 @@ import pytest
 
 from service.backends.base import BackendError
 from tasks.contract import Arrays, TensorSpec
-from tests.model_folders import CREDIT, credit_graph, publish
+from tests.model_folders import CREDIT, credit_graph, publish, update_checksums
 from tests.service.conftest import Running, Start
-from tests.service.models.test_repository import republish
 from tests.waiting import wait_until
 
 URL = "/v1/models/credit/predict"
@@ -145,7 +144,7 @@ def _expect_even_odds(folder: Path) -> None:
     for golden in goldens:
         golden["answer"] = {"predictions": [prediction], "notices": []}
     (folder / "goldens.json").write_text(json.dumps(goldens))
-    republish(folder)
+    update_checksums(folder)
 
 
 def request_bytes(income: float) -> bytes:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.model_folders import CREDIT, fussy_credit_graph, publish
+from tests.model_folders import CREDIT, failing_credit_graph, publish
 from tests.service.conftest import Start
 from tests.service.http.conftest import FAILS, RETURNS_NAN, URL, StartBlocked
 
@@ -31,7 +31,7 @@ def test_requests_that_break_a_batch_fail_alone(start_blocked: StartBlocked) -> 
 
 def test_an_input_that_onnx_runtime_rejects_fails_alone(start: Start, tmp_path: Path) -> None:
     jobless = {"rows": [{"income": 50, "debt": 5, "job": None}]}
-    publish(tmp_path, "credit", CREDIT, fussy_credit_graph(), request=jobless)
+    publish(tmp_path, "credit", CREDIT, failing_credit_graph(), request=jobless)
     server = start(models=tmp_path)
 
     def ask(job: str | None) -> httpx.Response:

@@ -1,82 +1,84 @@
-"""What a model learns before it serves: each shape, where memory ends, and what a run needs of it."""
+"""Warm-up measures every shape, finds the largest batches that fit in memory, and what memory a run needs."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from service.backends.base import Backend, OutOfMemory
+from service.backends.base import Backend, OpenBackend, OutOfMemory
+from service.backends.fake import FakeBackend, out_of_memory
 from service.backends.onnx import OnnxRuntime
 from service.engine.batcher import BatchPolicy
 from service.engine.latency import Shape, shape_of
 from service.engine.pipeline import Pipeline
-from service.models.warmup import GoldenRun, measure_memory, warm_up
-from tasks.contract import Arrays, Limits, Task, TensorSpec
+from service.models.verification import GoldenRun
+from service.models.warmup import measure_memory, warm_up
+from tasks.contract import Arrays, Limits, Run, Task, TensorSpec
 from tests.model_folders import CREDIT, credit_graph, publish
 from tests.service.conftest import Start
 from tests.tiny.models import every_task, graph_of
 from tests.virtual_pipeline import VirtualDevice
 
 ROW = {"income": 50, "debt": 5, "job": "baker"}
-BYTES_OF_ANY, BYTES_OF_ELEMENT = 1_000, 8
+BYTES_PER_RUN, BYTES_PER_ELEMENT, BYTES_OF_MODELS = 1_000, 8, 5_000
+
+
+def count_elements(arrays: Arrays) -> int:
+    return sum(array.size for array in arrays.values())
 
 
 @dataclass
-class Narrow:
-    """A real graph on a device that has room for so many elements of input at a time, and keeps what it once took."""
+class Arena:
+    """The memory of a device that fits a maximum number of input elements, and keeps what it has once reserved."""
 
-    real: Backend
-    elements: float = math.inf
-    taken: int = 0
-    device: str = "fake"
+    max_elements: float = math.inf
+    reserved: int = field(default=0, init=False)
 
-    def run(self, arrays: Arrays) -> Arrays:
-        elements = sum(array.size for array in arrays.values())
-        if elements > self.elements:
-            raise OutOfMemory("There is no room.")
-        self.taken = max(self.taken, BYTES_OF_ANY + BYTES_OF_ELEMENT * elements)
-        return self.real.run(arrays)
+    def open_backend(
+        self, graph: bytes, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+    ) -> FakeBackend:
+        return FakeBackend(
+            OnnxRuntime("cpu", 1)(graph, inputs, outputs).run,
+            faults=[out_of_memory(lambda arrays: count_elements(arrays) > self.max_elements), self._reserve],
+            in_use=lambda: BYTES_OF_MODELS + self.reserved,
+            on_release=self._release,
+        )
 
-    run_exclusive = run
+    def _reserve(self, arrays: Arrays, run: Run) -> Arrays:
+        self.reserved = max(self.reserved, BYTES_PER_RUN + BYTES_PER_ELEMENT * count_elements(arrays))
+        return run(arrays)
 
-    def release(self) -> None:
-        self.taken = 0
-
-    def memory_in_use(self) -> int:
-        return 5_000 + self.taken
-
-    def memory_free(self) -> None:
-        """It does not know."""
+    def _release(self) -> None:
+        self.reserved = 0
 
 
-@dataclass(frozen=True)
-class NarrowRuntime:
-    """Opens graphs on such a device."""
-
-    elements: float
-
-    def __call__(self, graph: bytes, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Narrow:
-        return Narrow(OnnxRuntime("cpu", 1)(graph, inputs, outputs), self.elements)
+def device_with_room_for(elements: float) -> OpenBackend:
+    """A runtime whose graphs each have an arena of their own."""
+    return lambda graph, inputs, outputs: Arena(elements).open_backend(graph, inputs, outputs)
 
 
-def warmed(task: Task, graph: bytes, *, elements: float = math.inf, most: int = 256, find: bool = True) -> Pipeline:
-    backend = NarrowRuntime(elements)(graph, task.inputs, task.outputs)
-    pipeline = Pipeline(task, backend, VirtualDevice().context, name="model", policy=BatchPolicy(most))
-    warm_up(pipeline, [proven(task, backend.real, fields) for fields in task.examples()], find_batch_size=find)
+def warmed_up_pipeline(
+    task: Task, graph: bytes, *, max_elements: float = math.inf, max_batch: int = 256, find_batch_size: bool = True
+) -> Pipeline:
+    backend = device_with_room_for(max_elements)(graph, task.inputs, task.outputs)
+    pipeline = Pipeline(task, backend, VirtualDevice().context, name="model", policy=BatchPolicy(max_batch))
+    unlimited = OnnxRuntime("cpu", 1)(graph, task.inputs, task.outputs)
+    golden_runs = [golden_run(task, unlimited, fields) for fields in task.examples()]
+    warm_up(pipeline, golden_runs, find_batch_size=find_batch_size)
     return pipeline
 
 
-def proven(task: Task, backend: Backend, fields: Any) -> GoldenRun:
+def golden_run(task: Task, backend: Backend, fields: Any) -> GoldenRun:
     request = task.parse(fields, Limits())
     samples = task.preprocess(task.decode(request, Limits()))
     return GoldenRun(request, samples, backend.run_exclusive(samples.arrays))
 
 
 def bucket_shapes(task: Task) -> list[Shape]:
-    """One for each length that the task fills its samples up to."""
+    """Return the shape of a sample in each of the task's length buckets."""
     return [
         shape_of(
             {
@@ -89,74 +91,89 @@ def bucket_shapes(task: Task) -> list[Shape]:
     ]
 
 
-def sizes_of(pipeline: Pipeline, shape: Shape) -> list[int]:
+def measured_sizes(pipeline: Pipeline, shape: Shape) -> list[int]:
     return [size for known, size, _, _ in pipeline.latency_profile.table() if known == shape]
 
 
+def only_shape(pipeline: Pipeline) -> Shape:
+    (shape,) = {shape for shape, _, _, _ in pipeline.latency_profile.table()}
+    return shape
+
+
 @pytest.mark.parametrize("name", [name for name, task in every_task().items() if task.length_buckets])
-def test_every_bucket_of_a_task_has_been_run_before_it_serves(name: str) -> None:
+def test_every_length_bucket_of_a_task_is_run(name: str) -> None:
     task = every_task()[name]
 
-    pipeline = warmed(task, graph_of(name), most=8, find=False)
+    pipeline = warmed_up_pipeline(task, graph_of(name), max_batch=8, find_batch_size=False)
 
     assert len(bucket_shapes(task)) > 1
     for shape in bucket_shapes(task):
-        assert sizes_of(pipeline, shape)[0] == 1
+        assert measured_sizes(pipeline, shape)[0] == 1
         assert all(seconds > 0 for known, _, seconds, _ in pipeline.latency_profile.table() if known == shape)
 
 
-def test_some_tasks_have_buckets() -> None:
+def test_some_tasks_have_length_buckets() -> None:
     assert any(task.length_buckets for task in every_task().values())
 
 
-@pytest.mark.parametrize("find", [True, False], ids=["size is found", "size is set"])
-@pytest.mark.parametrize("fits", [1, 3, 16, 100])
-def test_where_memory_ends_batches_end_and_no_size_that_found_no_room_is_tried_again(fits: int, find: bool) -> None:
-    pipeline = warmed(CREDIT, credit_graph(), elements=3 * fits, find=find)
-    (shape,) = {shape for shape, _, _, _ in pipeline.latency_profile.table()}
+@pytest.mark.parametrize("find_batch_size", [True, False], ids=["size is found", "size is set"])
+@pytest.mark.parametrize("capacity", [1, 3, 16, 100])
+def test_batches_are_limited_to_the_size_that_fits_in_memory(capacity: int, find_batch_size: bool) -> None:
+    pipeline = warmed_up_pipeline(CREDIT, credit_graph(), max_elements=3 * capacity, find_batch_size=find_batch_size)
+    shape = only_shape(pipeline)
 
-    assert max(sizes_of(pipeline, shape)) <= fits
-    assert 1 <= pipeline.latency_profile.max_batch_size(shape, pipeline.batch_limit, math.inf) <= fits
+    assert max(measured_sizes(pipeline, shape)) <= capacity
+    assert 1 <= pipeline.latency_profile.max_batch_size(shape, pipeline.batch_limit, math.inf) <= capacity
 
 
-def test_a_bucket_that_finds_room_for_fewer_samples_than_others_ends_earlier() -> None:
+def test_batches_of_a_longer_bucket_are_limited_to_fewer_samples() -> None:
     task = every_task()["sentiment"]
-    room = 4 * 32
+    max_elements = 4 * 32
 
-    pipeline = warmed(task, graph_of("sentiment"), elements=room, most=16, find=False)
+    pipeline = warmed_up_pipeline(
+        task, graph_of("sentiment"), max_elements=max_elements, max_batch=16, find_batch_size=False
+    )
 
     *_, longest = bucket_shapes(task)
-    assert max(sizes_of(pipeline, longest)) <= room // 32
-    assert pipeline.latency_profile.max_batch_size(longest, pipeline.batch_limit, math.inf) <= room // 32
+    assert max(measured_sizes(pipeline, longest)) <= max_elements // 32
+    assert pipeline.latency_profile.max_batch_size(longest, pipeline.batch_limit, math.inf) <= max_elements // 32
 
 
-@pytest.mark.parametrize("find", [True, False], ids=["size is found", "no batches wanted"])
-def test_a_device_without_room_for_a_single_sample_is_an_error(find: bool) -> None:
+@pytest.mark.parametrize("find_batch_size", [True, False], ids=["size is found", "no batches wanted"])
+def test_device_too_small_for_a_single_sample_is_an_error(find_batch_size: bool) -> None:
     with pytest.raises(OutOfMemory, match="a single sample"):
-        warmed(CREDIT, credit_graph(), elements=2, most=8 if find else 1, find=find)
+        warmed_up_pipeline(
+            CREDIT,
+            credit_graph(),
+            max_elements=2,
+            max_batch=8 if find_batch_size else 1,
+            find_batch_size=find_batch_size,
+        )
 
 
-@pytest.mark.parametrize("fits", [1, 10, 1000])
-@pytest.mark.parametrize("find", [True, False], ids=["size is found", "size is set"])
-def test_what_a_run_needs_of_memory_is_learnt_also_where_not_every_batch_has_room(fits: int, find: bool) -> None:
-    pipeline = warmed(CREDIT, credit_graph(), elements=3 * fits, most=64, find=find)
-    (shape,) = {shape for shape, _, _, _ in pipeline.latency_profile.table()}
+@pytest.mark.parametrize("capacity", [1, 10, 1000])
+@pytest.mark.parametrize("find_batch_size", [True, False], ids=["size is found", "size is set"])
+def test_memory_of_a_run_is_measured_even_if_not_every_batch_fits(capacity: int, find_batch_size: bool) -> None:
+    pipeline = warmed_up_pipeline(
+        CREDIT, credit_graph(), max_elements=3 * capacity, max_batch=64, find_batch_size=find_batch_size
+    )
+    shape = only_shape(pipeline)
 
     measure_memory(pipeline, CREDIT.example())
 
-    each = 3 * BYTES_OF_ELEMENT
-    most = pipeline.latency_profile.max_batch_size(shape, pipeline.batch_limit, math.inf)
-    assert pipeline.latency_profile.memory_bytes(shape, most) == pytest.approx(BYTES_OF_ANY + each * most)
-    assert pipeline.latency_profile.memory_bytes(shape, 1) == pytest.approx(BYTES_OF_ANY + each)
+    bytes_per_sample = 3 * BYTES_PER_ELEMENT
+    max_size = pipeline.latency_profile.max_batch_size(shape, pipeline.batch_limit, math.inf)
+    assert pipeline.latency_profile.memory_bytes(shape, max_size) == pytest.approx(
+        BYTES_PER_RUN + bytes_per_sample * max_size
+    )
+    assert pipeline.latency_profile.memory_bytes(shape, 1) == pytest.approx(BYTES_PER_RUN + bytes_per_sample)
 
 
 @pytest.mark.parametrize("max_batch", [0, 64], ids=["size is found", "size is set"])
-@pytest.mark.parametrize("fits", [1, 3, 16])
-def test_a_model_of_which_only_small_batches_have_room_is_served(
-    tmp_path: Path, start: Start, fits: int, max_batch: int
-) -> None:
+@pytest.mark.parametrize("capacity", [1, 3, 16])
+def test_model_is_served_if_only_small_batches_fit(tmp_path: Path, start: Start, capacity: int, max_batch: int) -> None:
     publish(tmp_path, "credit", CREDIT, credit_graph())
-    server = start(NarrowRuntime(3 * fits), models=tmp_path, max_batch=max_batch)
+    server = start(device_with_room_for(3 * capacity), models=tmp_path, max_batch=max_batch)
 
     answer = server.client.post("/v1/models/credit/predict", json={"rows": [ROW] * 40})
 
