@@ -135,7 +135,7 @@ def slow(seconds: float, when: Condition = _always) -> Fault:
 
 @dataclass(eq=False)
 class Gate:
-    """A fault that blocks runs until the gate is opened; from then on it lets all of them through."""
+    """A fault that blocks runs while the gate is closed, as it is at first."""
 
     when: Condition = _always
     timeout_s: float | None = None
@@ -148,6 +148,15 @@ class Gate:
             self._open.wait(self.timeout_s)
         return run(arrays)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether runs are let through."""
+        return self._open.is_set()
+
     def open(self) -> None:
-        """Let all runs through, now and later."""
+        """Let the blocked runs continue, and all runs through from now on."""
         self._open.set()
+
+    def close(self) -> None:
+        """Block runs from now on."""
+        self._open.clear()

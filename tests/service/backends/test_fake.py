@@ -78,6 +78,16 @@ def test_gate_blocks_runs_until_it_is_opened() -> None:
     assert backend.run(inputs(7))["y"].tolist() == [14]
 
 
+def test_gate_can_be_closed_again() -> None:
+    gate = Gate(timeout_s=0.0)
+    backend = FakeBackend(double, faults=[gate])
+    gate.open()
+    gate.close()
+
+    assert not gate.is_open
+    assert backend.run(inputs(7))["y"].tolist() == [14]  # The time limit of the gate is zero.
+
+
 def test_wrapped_backend_is_used_for_everything_but_the_faults() -> None:
     released = list[int]()
     inner = FakeBackend(
