@@ -1,7 +1,7 @@
 """Real pipelines on the virtual clock.
 
 Tasks and graphs are real. Threads do their work immediately and report it done after the virtual seconds spent in it;
-the backend decides how long a graph takes and how many samples fit into memory.
+the backend decides how long a graph takes.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from service.backends.base import OutOfMemory
+from service.backends.fake import FakeBackend, Fault
 from service.engine.batcher import BatchPolicy
 from service.engine.context import EngineContext, WorkerPool
 from service.engine.latency import shape_of
@@ -19,7 +19,7 @@ from service.engine.pipeline import Pipeline
 from service.engine.request import PredictRequest, PredictResult, RequestState
 from service.engine.scheduler import Deadline, Scheduler
 from service.metrics import Metrics
-from tasks.contract import Arrays, Limits, Samples, Task
+from tasks.contract import Arrays, Limits, Run, Samples, Task
 from tests.model_folders import runner
 from tests.virtual_clock import now
 
@@ -92,38 +92,19 @@ class VirtualDevice:
         )
 
 
-@dataclass(eq=False)
-class VirtualBackend:
-    """A real graph with a fixed duration per sample that runs out of memory for batches above `max_size`."""
+def batch_size(arrays: Arrays) -> int:
+    return len(next(iter(arrays.values())))
 
-    virtual_device: VirtualDevice
-    model: str
-    graph: bytes
-    per_sample_s: float
-    max_size: float = float("inf")
-    device: str = "fake"
 
-    def __post_init__(self) -> None:
-        self._run = runner(self.graph)
+def takes_virtual_time(device: VirtualDevice, model: str, per_sample_s: float) -> Fault:
+    """Give runs a fixed virtual duration per sample, and record them."""
 
-    def run(self, arrays: Arrays) -> Arrays:
-        size = len(next(iter(arrays.values())))
-        span = self.virtual_device.threads.spend(self.per_sample_s * size)
-        self.virtual_device.runs.append(GraphRun(self.model, size, *span))
-        if size > self.max_size:
-            raise OutOfMemory("The batch is too large.")
-        return self._run(arrays)
+    def fault(arrays: Arrays, run: Run) -> Arrays:
+        size = batch_size(arrays)
+        device.runs.append(GraphRun(model, size, *device.threads.spend(per_sample_s * size)))
+        return run(arrays)
 
-    run_exclusive = run
-
-    def release(self) -> None:
-        """Do nothing: it keeps no memory."""
-
-    def memory_in_use(self) -> int | None:
-        """Return None: unknown."""
-        return None
-
-    memory_free = memory_in_use
+    return fault
 
 
 class VirtualModel:
@@ -139,7 +120,7 @@ class VirtualModel:
         per_sample_s: float = 0.1,
         max_size: int = 1,
     ) -> None:
-        self.backend = VirtualBackend(device, name, graph, per_sample_s)
+        self.backend = FakeBackend(runner(graph), faults=[takes_virtual_time(device, name, per_sample_s)])
         self.pipeline = Pipeline(task, self.backend, device.context, name=name, policy=BatchPolicy(max_size))
         arrays = self.samples(task.example()).arrays
         one_sample = {input_name: array[:1] for input_name, array in arrays.items()}
