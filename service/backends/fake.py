@@ -139,13 +139,13 @@ class Gate:
 
     when: Condition = _always
     timeout_s: float | None = None
-    """Maximum time a run is blocked, so that a failing test ends; None for no limit."""
+    """Time limit, so that a failing test ends: runs that are blocked longer raise TimeoutError. None for no limit."""
     _open: threading.Event = field(default_factory=threading.Event)
 
     def __call__(self, arrays: Arrays, run: Run) -> Arrays:
         """Block the run if the condition holds and the gate is closed."""
-        if self.when(arrays):
-            self._open.wait(self.timeout_s)
+        if self.when(arrays) and not self._open.wait(self.timeout_s):
+            raise TimeoutError(f"The gate was not opened within {self.timeout_s:g} s.")
         return run(arrays)
 
     @property

@@ -28,6 +28,15 @@ def test_flags_override_the_environment_which_overrides_defaults() -> None:
         (["--port", "1_0"], {}, "port must be an integer, not '1_0'."),
         (["--host", ""], {}, "host must not be empty."),
         ([], {"SEVENFOLD_DEVICE": "tpu"}, "device must be one of auto, cpu, cuda, not 'tpu'."),
+        (["--shadow", "credit=2"], {}, "shadow: credit must be between 0 and 1, not 2."),
+        (["--shadow", "credit"], {}, "shadow must be NAME=NUMBER,NAME=NUMBER,… with unique names, not 'credit'."),
+        (
+            ["--shadow", "all=0.1,all=0.2"],
+            {},
+            "shadow must be NAME=NUMBER,NAME=NUMBER,… with unique names, not 'all=0.1,all=0.2'.",
+        ),
+        (["--shadow-requests", "0"], {}, "shadow_requests must be between 1 and 10000, not 0."),
+        (["--shadow-agreement", "1.1"], {}, "shadow_agreement must be between 0 and 1, not 1.1."),
     ],
 )
 def test_an_invalid_setting_is_rejected_with_a_helpful_message(

@@ -1,19 +1,17 @@
 """A server whose device runs nothing until the test lets it."""
 
 import json
-import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
-from service.backends.base import BackendError
-from tasks.contract import Arrays, TensorSpec
+from service.backends.fake import FakeBackend, Gate, backend_error, slow
+from tasks.contract import Arrays, Run
 from tests.model_folders import CREDIT, credit_graph, publish, update_checksums
 from tests.service.conftest import Running, Start
 from tests.waiting import wait_until
@@ -27,34 +25,31 @@ EXPIRES_MS = 1_000
 """A deadline that a request cannot meet because the device is blocked, long enough to be admitted on a busy machine."""
 
 
-@dataclass
+def incomes(arrays: Arrays) -> np.ndarray:
+    """Return the incomes of a batch; zeros if the model has no such input."""
+    return arrays.get("numbers", np.zeros((len(next(iter(arrays.values()))), 2)))[:, 0]
+
+
 class BlockableDevice:
-    """Returns income / 100 as the probability of "yes"; while it is blocked, runs do not return."""
+    """Returns income / 100 as the probability of "yes"; while the gate is closed, runs do not return.
 
-    unblocked: threading.Event = field(default_factory=threading.Event)
-    batches: list[list[float]] = field(default_factory=list)
-    """The incomes of each batch that was started."""
-    device: str = "fake"
+    Attributes:
+        batches: the incomes of each batch that was started.
+    """
 
-    def run(self, arrays: Arrays) -> Arrays:
-        time.sleep(RUN_S)
-        incomes = arrays.get("numbers", np.zeros((len(next(iter(arrays.values()))), 2)))[:, 0]
-        self.batches.append(incomes.tolist())
-        assert self.unblocked.wait(120)
-        if FAILS in incomes:
-            raise BackendError("The graph raised.")
-        yes = np.where(incomes == RETURNS_NAN, np.nan, incomes / 100).astype(np.float32)
+    def __init__(self) -> None:
+        self.gate = Gate(timeout_s=120)
+        self.batches: list[list[float]] = []
+        fails = backend_error(lambda arrays: FAILS in incomes(arrays))
+        self.backend = FakeBackend(self._compute, faults=[slow(RUN_S), self._record, self.gate, fails])
+
+    def _record(self, arrays: Arrays, run: Run) -> Arrays:
+        self.batches.append(incomes(arrays).tolist())
+        return run(arrays)
+
+    def _compute(self, arrays: Arrays) -> Arrays:
+        yes = np.where(incomes(arrays) == RETURNS_NAN, np.nan, incomes(arrays) / 100).astype(np.float32)
         return {"probabilities": np.stack([1 - yes, yes], axis=1)}
-
-    run_exclusive = run
-
-    def release(self) -> None:
-        """Keeps no memory."""
-
-    def memory_in_use(self) -> None:
-        """Does not know."""
-
-    memory_free = memory_in_use
 
 
 @dataclass
@@ -97,11 +92,11 @@ class BlockableServer:
             profile.record(shape, size, seconds)
 
     def block(self) -> None:
-        self.device.unblocked.clear()
+        self.device.gate.close()
         self.device.batches.clear()
 
     def unblock(self) -> None:
-        self.device.unblocked.set()
+        self.device.gate.open()
 
 
 StartBlocked = Callable[..., BlockableServer]
@@ -114,16 +109,11 @@ def start_blocked(start: Start, tmp_path: Path) -> Iterator[StartBlocked]:
 
     def start_one(**settings: object) -> BlockableServer:
         device = BlockableDevice()
-        device.unblocked.set()
-
-        def open_backend(
-            graph: bytes, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
-        ) -> BlockableDevice:
-            return device
+        device.gate.open()
 
         folder = publish(tmp_path, "credit", CREDIT, credit_graph())
         _expect_even_odds(folder)
-        running = start(open_backend, models=tmp_path, batches_at_once=1, **settings)
+        running = start(lambda graph, inputs, outputs: device.backend, models=tmp_path, batches_at_once=1, **settings)
         assert [model["state"] for model in running.client.get("/v1/models").json()["models"]] == ["ready"]
         server = BlockableServer(running, device, ThreadPoolExecutor(64))
         server.block()

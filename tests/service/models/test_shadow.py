@@ -11,7 +11,6 @@ import pytest
 from service.backends.base import Backend
 from service.backends.fake import FakeBackend, Fault, Gate, failing, slow
 from service.backends.onnx import OnnxRuntime
-from service.settings import InvalidSetting, read_settings
 from tasks.contract import TensorSpec
 from tests.model_folders import COLOURS, CREDIT, colours_graph, credit_graph, publish, with_other_checksum
 from tests.service.conftest import Running, Start
@@ -26,23 +25,6 @@ from tests.service.models.shadow_server import (
     report,
 )
 from tests.waiting import wait_until
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--shadow", "credit=2"], "shadow: credit is 0 or more, and at most 1, not 2."),
-        (["--shadow", "credit"], "shadow is NAME=NUMBER,NAME=NUMBER, each name once, not 'credit'."),
-        (["--shadow", "all=0.1,all=0.2"], "shadow is NAME=NUMBER,NAME=NUMBER, each name once, not 'all=0.1,all=0.2'."),
-        (["--shadow-requests", "0"], "shadow_requests is 1 or more, and at most 10000, not 0."),
-        (["--shadow-agreement", "1.1"], "shadow_agreement is 0 or more, and at most 1, not 1.1."),
-    ],
-)
-def test_invalid_setting_is_rejected_with_a_helpful_message(flags: list[str], message: str) -> None:
-    with pytest.raises(InvalidSetting) as caught:
-        read_settings(flags, {})
-
-    assert str(caught.value) == message
 
 
 def test_version_with_the_same_answers_is_promoted_and_serves(tmp_path: Path, start: Start) -> None:
