@@ -52,6 +52,6 @@ def recipe_for(task: str, name: str, data: Path, licence: str) -> Recipe:
         expected="",
         source=None,
         data=DataCard(name=data.name, licence=licence, description=f"The user's own data, {data}."),
-        settings=learner.settings,
-        options=learner.options,
+        settings=learner.default_settings,
+        options=learner.default_options,
     )

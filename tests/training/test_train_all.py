@@ -19,8 +19,8 @@ def small(name, **more):
     """A recipe of a table that is trained in seconds."""
     given = {
         "source": SOURCE,
-        "settings": replace(TabularLearner.settings, epochs=1),
-        "options": replace(TabularLearner.options, target="churn"),
+        "settings": replace(TabularLearner.default_settings, epochs=1),
+        "options": replace(TabularLearner.default_options, target="churn"),
     }
     return Recipe(
         name=name,

@@ -91,8 +91,8 @@ class Learner(Trainable):
 
     summary: ClassVar[str]
     data_kind: ClassVar[str]
-    settings: ClassVar[Settings]
-    options: ClassVar[Any]
+    default_settings: ClassVar[Settings]
+    default_options: ClassVar[Any]
     hub_tag: ClassVar[str]
 
     task: Task

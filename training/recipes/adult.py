@@ -46,7 +46,7 @@ RECIPE = Recipe(
         redistributable=True,
         description="32,561 rows of adult.data, drawn from the US census of 1994; adult.test was not looked at.",
     ),
-    settings=replace(TabularLearner.settings, seeds=3),
+    settings=replace(TabularLearner.default_settings, seeds=3),
     options=Options(
         target="income",
         file="adult.data",

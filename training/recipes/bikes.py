@@ -74,7 +74,7 @@ RECIPE = Recipe(
             "background knowledge, doi:10.1007/s13748-013-0040-3.)"
         ),
     ),
-    settings=replace(TabularLearner.settings, epochs=30, seeds=3),
+    settings=replace(TabularLearner.default_settings, epochs=30, seeds=3),
     options=Options(
         target="cnt",
         file="hours.parquet",

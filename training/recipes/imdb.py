@@ -32,10 +32,10 @@ RECIPE = Recipe(
         description="25,000 reviews in English, half of them of 7 to 10 stars and half of 1 to 4; at most 30 a film.",
     ),
     # LSTMs in bfloat16 are no faster on a CPU.
-    settings=replace(SentimentLearner.settings, precision="fp32"),
+    settings=replace(SentimentLearner.default_settings, precision="fp32"),
     options=_OPTIONS,
     on_gpu=Scale(
-        replace(SentimentLearner.settings, epochs=4),
+        replace(SentimentLearner.default_settings, epochs=4),
         replace(
             _OPTIONS,
             vocabulary=30_000,

@@ -38,7 +38,7 @@ RECIPE = Recipe(
             "or more; GroupLens calls it a set for development, and not for shared research results."
         ),
     ),
-    settings=replace(RecommendationsLearner.settings, epochs=6, seeds=3),
+    settings=replace(RecommendationsLearner.default_settings, epochs=6, seeds=3),
     options=Options(liked=4.0, features=("genres",), window=64, ahead=1),
     intended_use="Learning and showing how recommendations are trained, judged and served.",
     out_of_scope=(

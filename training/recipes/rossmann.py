@@ -28,7 +28,7 @@ _OPTIONS = Options(
     bins=8,
     value_dropout=0.001,
 )
-_SETTINGS = replace(TabularLearner.settings, epochs=4, batch_size=1024, rate=2e-3, weight_decay=0.2, threads=0)
+_SETTINGS = replace(TabularLearner.default_settings, epochs=4, batch_size=1024, rate=2e-3, weight_decay=0.2, threads=0)
 
 RECIPE = Recipe(
     name="rossmann",

@@ -311,7 +311,7 @@ def _ranked(found: Split, asked: Asked, bench: Bench) -> list[list[float]]:
     table.write_text("user,item,rating\n" + "".join(f"{user},{item},{rating:g}\n" for user, item, rating in lines))
 
     def train(settings: Settings, folder: Path) -> tuple[float, ...]:
-        mine = replace(RecommendationsLearner.settings, seed=settings.seed, epochs=bench.options.ranking_epochs)
+        mine = replace(RecommendationsLearner.default_settings, seed=settings.seed, epochs=bench.options.ranking_epochs)
         learner = RecommendationsLearner.from_data(table, mine, TasteOptions(liked=float(_LIKED)), Fetcher(folder))
         network = cast(TasteNetwork, learner.network())
         for _ in fit(learner, network, mine, bench.runtime, folder):

@@ -45,8 +45,8 @@ class ImageLearner(Learner):
     chosen: Any
     samples: ImageSamples
     held_out: ImageSamples
-    settings: ClassVar[Settings] = Settings()
-    options: ClassVar[Any] = ImageOptions()
+    default_settings: ClassVar[Settings] = Settings()
+    default_options: ClassVar[Any] = ImageOptions()
     body_name: ClassVar[str] = "body"
 
     def __init__(self, data: Path, settings: Settings, options: Any, weights: Path | None) -> None:

@@ -393,9 +393,9 @@ def test_pictures_with_points_become_a_report_and_a_model_that_finds_them(train,
 def test_data_that_may_be_passed_on_gives_goldens_of_its_own(dotted):
     learner_class = learner_type("keypoints")
     options = replace(
-        learner_class.options, backbone="shufflenet_v2_x0_5", weights="none", size=64, group_column="film"
+        learner_class.default_options, backbone="shufflenet_v2_x0_5", weights="none", size=64, group_column="film"
     )
-    learner = learner_class.from_data(dotted, learner_class.settings, options, Fetcher(dotted))
+    learner = learner_class.from_data(dotted, learner_class.default_settings, options, Fetcher(dotted))
     torch.manual_seed(0)
     served = learner.to_inference_module(learner.network())
 

@@ -164,7 +164,7 @@ def test_the_majority_of_each_label_is_what_training_mostly_says():
 
 def test_the_loss_falls_with_the_right_tags_and_mixed_pictures_have_mixed_ones(tmp_path):
     folder = tagged_folder(tmp_path / "planet", some_rows())
-    options = ClassificationLearner.options
+    options = ClassificationLearner.default_options
     learner = ClassificationLearner.from_data(
         folder, Settings(), type(options)(weights="none", size=32, mixup=0.4), None
     )

@@ -67,7 +67,7 @@ def ratings(folder):
 @pytest.fixture(scope="module")
 def learner(folder):
     options = Options(liked=4.0, features=("genres",), size=8)
-    return RecommendationsLearner.from_data(folder, RecommendationsLearner.settings, options, Fetcher(folder))
+    return RecommendationsLearner.from_data(folder, RecommendationsLearner.default_settings, options, Fetcher(folder))
 
 
 def served_of(learner, seed=0):
@@ -214,7 +214,7 @@ def test_wrong_data_gets_one_clear_sentence(tmp_path, text, options, sentence):
 
 
 def test_a_folder_without_ratings_and_features_that_are_not_there_are_named(tmp_path, folder):
-    settings = RecommendationsLearner.settings
+    settings = RecommendationsLearner.default_settings
     with pytest.raises(CannotTrain, match=r"name it ratings\.csv"):
         read_ratings(tmp_path, ColumnNames(), liked=0.0, seed=0)
     with pytest.raises(CannotTrain, match=r"--features colour: .* its columns are: genres"):
@@ -390,7 +390,9 @@ def test_embeddings_are_of_items_and_of_users_as_their_histories_make_them(learn
 
 def test_without_users_the_goldens_name_none(folder):
     options = Options(liked=4.0, size=8, keep_users=False)
-    learner = RecommendationsLearner.from_data(folder, RecommendationsLearner.settings, options, Fetcher(folder))
+    learner = RecommendationsLearner.from_data(
+        folder, RecommendationsLearner.default_settings, options, Fetcher(folder)
+    )
     served = served_of(learner)
 
     task, bodies = learner.golden_requests(served)

@@ -61,7 +61,7 @@ def train(tmp_path, capsys):
 
 def learner_of(path, **options):
     options = Options(**{"target": "amount", "layers": ("8",)} | options)
-    return TabularLearner.from_data(path, TabularLearner.settings, options, Fetcher(path.parent))
+    return TabularLearner.from_data(path, TabularLearner.default_settings, options, Fetcher(path.parent))
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ class ClassesLearner(ImageLearner):
     """Learns labels of pictures, with a map of where each was seen."""
 
     hub_tag: ClassVar[str] = "image-classification"
-    options: ClassVar[Options] = Options()
+    default_options: ClassVar[Options] = Options()
     task: Classification
     samples: LabelledImages
     held_out: LabelledImages

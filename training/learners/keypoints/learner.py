@@ -107,7 +107,7 @@ class KeypointsLearner(ImageLearner):
     data_kind: ClassVar[str] = "a folder with pictures and a CSV file: the picture's name, then x and y of each point"
     hub_tag: ClassVar[str] = "keypoint-detection"
     lower_is_better: bool = True
-    options: ClassVar[Options] = Options()
+    default_options: ClassVar[Options] = Options()
     body_name: ClassVar[str] = "features.body"
     samples: KeypointImages
     held_out: KeypointImages

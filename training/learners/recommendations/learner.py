@@ -58,10 +58,10 @@ class RecommendationsLearner(Learner):
 
     summary: ClassVar[str] = "what will a user like next? from who liked what, with when if known"
     data_kind: ClassVar[str] = "a CSV or Parquet file of users, items and, if known, ratings and times, or its folder"
-    settings: ClassVar[Settings] = Settings(
+    default_settings: ClassVar[Settings] = Settings(
         epochs=12, batch_size=256, rate=5e-3, weight_decay=0.1, label_smoothing=0.0, precision="fp32", threads=1
     )
-    options: ClassVar[Options] = Options()
+    default_options: ClassVar[Options] = Options()
     hub_tag: ClassVar[str] = "other"
 
     def __init__(self, data: Path, settings: Settings, options: Options) -> None:

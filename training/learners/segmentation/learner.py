@@ -61,8 +61,8 @@ class SegmentationLearner(ImageLearner):
         "a folder of `images` and `masks` of the same names (PNGs of label indices), with or without codes.txt"
     )
     hub_tag: ClassVar[str] = "image-segmentation"
-    settings: ClassVar[Settings] = Settings(epochs=20, batch_size=8, rate=2e-3, label_smoothing=0.0)
-    options: ClassVar[Options] = Options()
+    default_settings: ClassVar[Settings] = Settings(epochs=20, batch_size=8, rate=2e-3, label_smoothing=0.0)
+    default_options: ClassVar[Options] = Options()
     body_name: ClassVar[str] = "unet.body"
     samples: MaskedImages
     held_out: MaskedImages

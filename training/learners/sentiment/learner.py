@@ -81,8 +81,8 @@ class SentimentLearner(Learner):
 
     summary: ClassVar[str] = "does this text sound glad? one label a text, by way of a language model"
     data_kind: ClassVar[str] = "a CSV or Parquet file of texts and labels, or a folder with a folder of .txt files each"
-    settings: ClassVar[Settings] = Settings(epochs=3, batch_size=64, rate=4e-3, label_smoothing=0.05)
-    options: ClassVar[Options] = Options()
+    default_settings: ClassVar[Settings] = Settings(epochs=3, batch_size=64, rate=4e-3, label_smoothing=0.05)
+    default_options: ClassVar[Options] = Options()
     hub_tag: ClassVar[str] = "text-classification"
     task: Sentiment
     samples: Labelled

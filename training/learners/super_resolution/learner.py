@@ -64,7 +64,7 @@ class SuperResolutionLearner(ImageLearner):
     summary: ClassVar[str] = "the same picture, larger and cleaner: from good pictures that are made worse on the way"
     data_kind: ClassVar[str] = "a folder of good pictures, in folders or not"
     hub_tag: ClassVar[str] = "image-to-image"
-    options: ClassVar[Options] = Options()
+    default_options: ClassVar[Options] = Options()
     body_name: ClassVar[str] = "unet.body"
     lower_is_better: bool = True
     task: SuperResolution

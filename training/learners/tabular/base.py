@@ -70,10 +70,10 @@ class RowsLearner(Learner):
 
     data_kind: ClassVar[str] = "a CSV or Parquet file"
     # A second thread has so little to do in a network of this size that waiting for it costs more.
-    settings: ClassVar[Settings] = Settings(
+    default_settings: ClassVar[Settings] = Settings(
         epochs=20, batch_size=256, rate=3e-3, weight_decay=0.02, label_smoothing=0.0, precision="fp32", threads=1
     )
-    options: ClassVar[Options] = Options()
+    default_options: ClassVar[Options] = Options()
 
     def __init__(self, path: Path, frame: pl.DataFrame, settings: Settings, options: Options) -> None:
         self.trained_with, self.chosen = settings, options
