@@ -17,15 +17,15 @@ except ModuleNotFoundError:
 
 from training.core.config import Settings, add_options, overlay
 from training.core.errors import CannotTrain
-from training.core.recipe import Recipe, scaled
+from training.core.recipe import Recipe, select_preset
 from training.data.download import Fetcher
-from training.engine.runtime import started
-from training.registry import learner_names, learner_type, recipe, recipe_for, recipe_names
+from training.engine.runtime import start_runtime
+from training.registry import learner_names, learner_type, load_recipe, recipe_for, recipe_names
 from training.reporting import run_folder
-from training.reporting.report import reproducing
+from training.reporting.report import reproduction_command
 from training.reporting.run_folder import Plan
 from training.session import open_session, run
-from training.studies._runner import conduct, study, study_names
+from training.studies._runner import load_study, run_study, study_names
 from training.train_all import ALL, train_all
 
 
@@ -57,11 +57,11 @@ def _overview() -> str:
         "recipes:",
     ]
     for name in recipe_names():
-        found = recipe(name)
+        found = load_recipe(name)
         lines += [f"  {name:<16} {found.summary}", f"  {'':<16} expect {found.expected}"]
     lines += ["", "studies, which compare and publish a page:"]
     for name in study_names():
-        lines += [f"  {name:<16} {study(name).summary}", f"  {'':<16} expect {study(name).expected}"]
+        lines += [f"  {name:<16} {load_study(name).summary}", f"  {'':<16} expect {load_study(name).expected}"]
     lines += ["", "tasks, for data of your own:"]
     for name in learner_names():
         learner = learner_type(name)
@@ -73,26 +73,26 @@ def _overview() -> str:
 def _run(arguments: list[str]) -> int:
     name, options = arguments[0], arguments[1:]
     if name == ALL:
-        return train_all(map(recipe, recipe_names()), _parser_of_all().parse_args(options), trained)
+        return train_all(map(load_recipe, recipe_names()), _parser_of_all().parse_args(options), train_recipe)
     if name in study_names():
-        conduct(study(name), options)
+        run_study(load_study(name), options)
     elif name in recipe_names():
-        trained(recipe(name), options)
+        train_recipe(load_recipe(name), options)
     elif name in learner_names():
-        trained(recipe_for(name, name, Path("data"), "unknown"), options)
+        train_recipe(recipe_for(name, name, Path("data"), "unknown"), options)
     else:
         known = ", ".join((*recipe_names(), *study_names(), *learner_names()))
         raise CannotTrain(f"There is no recipe or task named '{name}'; there are {known}.")
     return 0
 
 
-def trained(found: Recipe, arguments: list[str]) -> Path | None:
+def train_recipe(found: Recipe, arguments: list[str]) -> Path | None:
     """Trains a recipe, or a task on data of the user's own, as the options say; the folder of the run.
 
     None where there is no run: a sweep over learning rates. Raises CannotTrain.
     """
     name = found.name
-    found = scaled(found, gpu=_has_gpu(arguments))
+    found = select_preset(found, gpu=_has_gpu(arguments))
     chosen = _parser(name, found).parse_args(arguments)
     data = Path(chosen.data) if chosen.data else None
     if data and not data.exists():
@@ -104,7 +104,7 @@ def trained(found: Recipe, arguments: list[str]) -> Path | None:
     settings, options = overlay(found.settings, chosen), overlay(found.options, chosen)
     plan = Plan(found, settings, options, _reproducing(name, found, settings, options, chosen))
     fetcher = Fetcher(Path(chosen.data_dir), chosen.mirror)
-    with started(settings) as runtime:
+    with start_runtime(settings) as runtime:
         return run(open_session(plan, data, fetcher, runtime), runtime, chosen)
 
 
@@ -229,8 +229,8 @@ def _reproducing(name: str, found: Recipe, settings: Settings, options: Any, cho
     }
     defaults = {**asdict(found.settings), **asdict(found.options), **dict.fromkeys(own_data)}
     made = {**own_data, **asdict(settings), **asdict(options)}
-    telling = {option: value for option, value in made.items() if option not in run_folder.OF_NO_CONSEQUENCE}
-    return reproducing(name, telling, defaults, chosen.data)
+    telling = {option: value for option, value in made.items() if option not in run_folder.SETTINGS_WITHOUT_EFFECT}
+    return reproduction_command(name, telling, defaults, chosen.data)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def _names(path: Any) -> tuple[str, ...]:
     return tuple(sorted(module.name for module in iter_modules(path) if not module.name.startswith("_")))
 
 
-def recipe(name: str) -> Recipe:
+def load_recipe(name: str) -> Recipe:
     """The recipe of that name, which is a file's."""
     found: Recipe = import_module(f"training.recipes.{name}").RECIPE
     return found

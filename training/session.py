@@ -15,15 +15,15 @@ from training.core.errors import CannotTrain
 from training.core.results import EpochLog, RunResult, Trained
 from training.data.download import Fetcher, content_hash
 from training.engine import checkpoint
-from training.engine.batches import endless
+from training.engine.batches import infinite_batches
 from training.engine.learner import Learner, Trainable
 from training.engine.loop import fit
 from training.engine.lr_finder import RateSearch, find_rate
-from training.engine.optim import optimiser
-from training.engine.runtime import Runtime, hardware
+from training.engine.optim import make_optimizer
+from training.engine.runtime import Runtime, describe_hardware
 from training.evaluation.embeddings import write_embeddings
 from training.publishing.export import Artefacts
-from training.publishing.publish import Publication, published
+from training.publishing.publish import Publication, publish
 from training.registry import learner_type
 from training.reporting import plots, run_folder
 from training.reporting.report import ReportContext
@@ -46,7 +46,7 @@ class Session:
         if asked >= 0:
             return asked
         cores = os.cpu_count() or 1
-        return min(8, max(1, cores // (2 * self.runtime.world))) if self.runtime.device.type == "cuda" else 0
+        return min(8, max(1, cores // (2 * self.runtime.world_size))) if self.runtime.device.type == "cuda" else 0
 
     def trained(self, folder: Path) -> RunResult:
         """Trains once for each seed, printing a row an epoch."""
@@ -56,9 +56,9 @@ class Session:
             self._say(f"{phase.name}:")
             inner = folder / phase.name
             inner.mkdir(exist_ok=True)
-            network, rows = self._fitted(phase.trainee, phase.settings, inner)
+            network, rows = self._fitted(phase.trainable, phase.settings, inner)
             if self.runtime.is_main:
-                phase.keep(network, inner)
+                phase.save(network, inner)
             self.runtime.barrier()
             before.append(tuple(rows))
         for seed in range(settings.seed, settings.seed + settings.seeds):
@@ -70,7 +70,7 @@ class Session:
             scores = checkpoint.load(inner / checkpoint.BEST)["scores"]
             networks.append(Trained(seed, network, scores))
             histories.append(tuple(rows))
-        return RunResult(tuple(networks), tuple(histories), hardware(self.runtime), tuple(before))
+        return RunResult(tuple(networks), tuple(histories), describe_hardware(self.runtime), tuple(before))
 
     def _fitted(self, trainee: Trainable, settings: Settings, folder: Path) -> tuple[torch.nn.Module, list[EpochLog]]:
         torch.manual_seed(settings.seed)
@@ -91,8 +91,8 @@ class Session:
         torch.manual_seed(settings.seed)
         network = self.learner.network().to(self.runtime.device)
         stage = self.learner.stages()[-1]
-        optimizer = optimiser(self.learner.groups(network, stage), stage.rate, settings.weight_decay)
-        batches = endless(
+        optimizer = make_optimizer(self.learner.param_groups(network, stage), stage.rate, settings.weight_decay)
+        batches = infinite_batches(
             self.learner.samples, self.runtime, batch_size=settings.batch_size, seed=settings.seed, workers=self.workers
         )
         return find_rate(network, self.learner.loss, optimizer, batches)
@@ -121,7 +121,7 @@ def _ready(plan: Plan, data: Path | None, fetcher: Fetcher) -> Path:
     if data is not None:
         found, content = data, _hash(data) if recipe.prepare else ""
     elif recipe.source is not None:
-        found = fetcher.fetched(recipe.source)
+        found = fetcher.fetch(recipe.source)
         content = fetcher.sha256(recipe.source)
     else:
         return Path()
@@ -168,9 +168,11 @@ def run(session: Session, runtime: Runtime, chosen: argparse.Namespace) -> Path 
     if chosen.find_lr:
         _find_rate(session, root)
         return None
-    found = run_folder.chosen_folder(root, plan.fingerprint(learner, runtime), chosen.resume) if runtime.is_main else ""
+    found = (
+        run_folder.find_or_create(root, plan.fingerprint(learner, runtime), chosen.resume) if runtime.is_main else ""
+    )
     folder = Path(runtime.broadcast(str(found)))
-    with run_folder.locked(folder) if runtime.is_main else nullcontext():
+    with run_folder.lock(folder) if runtime.is_main else nullcontext():
         if chosen.resume == "keep" and runtime.broadcast(_done_before(folder, chosen) if runtime.is_main else ""):
             return folder
         outcome = session.trained(folder)
@@ -182,8 +184,8 @@ def run(session: Session, runtime: Runtime, chosen: argparse.Namespace) -> Path 
 
 def _done_before(folder: Path, chosen: argparse.Namespace) -> str:
     """Says, and returns, what is there already of all that was asked for; empty where something is missing."""
-    there = run_folder.published_as(folder, Path(chosen.models)) if chosen.publish else str(folder / "index.html")
-    if not run_folder.figures_of(folder) or not there or chosen.export_embeddings:
+    there = run_folder.published_version(folder, Path(chosen.models)) if chosen.publish else str(folder / "index.html")
+    if not run_folder.read_metrics(folder) or not there or chosen.export_embeddings:
         return ""
     print(f"Done before: {there}")
     return there
@@ -193,7 +195,7 @@ def _find_rate(session: Session, root: Path) -> None:
     search = session.searched()
     root.mkdir(parents=True, exist_ok=True)
     plot = root / "find-lr.png"
-    plot.write_bytes(plots.rates(search))
+    plot.write_bytes(plots.draw_rate_search(search))
     print(f"Suggested: --rate {search.suggestion:.1e}, where the loss falls fastest. The curve: {plot}")
 
 
@@ -209,7 +211,7 @@ def _report_and_publish(session: Session, outcome: RunResult, folder: Path, chos
         learner.data_summary(),
         learner.hub_tag,
         session.runtime,
-        run_folder.trained_with(folder),
+        run_folder.read_code_version(folder),
     )
     (folder / "index.html").write_text(story.report(), encoding="utf-8")
     run_folder.mark_done(folder, {metric.name: metric.value for metric in findings.metrics})
@@ -225,6 +227,6 @@ def _report_and_publish(session: Session, outcome: RunResult, folder: Path, chos
     if chosen.publish:
         artefacts = Artefacts(half=not chosen.full_precision, torchscript=chosen.torchscript)
         what = Publication(plan.recipe, findings, session.data_sha256, Path(chosen.models), artefacts)
-        model = published(what, learner, served, story.card)
+        model = publish(what, learner, served, story.card)
         run_folder.mark_published(folder, model)
         print(f"Published: {model}")

@@ -40,18 +40,18 @@ def train_all(recipes: Iterable[Recipe], chosen: argparse.Namespace, train: Trai
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise CannotTrain("All recipes are trained by one process: start it without torchrun.")
-    options = passed_on(chosen)
+    options = forwarded_options(chosen)
     rows = []
     for recipe in recipes:
         say(f"\n=== {recipe.name}: {recipe.summary}")
         rows.append(_made(recipe, options, chosen, train))
         if rows[-1].reason:
             say(f"{rows[-1].outcome}: {rows[-1].reason}")
-    say("\n" + "\n".join(table(rows)))
+    say("\n" + "\n".join(summary_table(rows)))
     return int(any(row.outcome == "failed" for row in rows) or all(row.outcome == "skipped" for row in rows))
 
 
-def passed_on(chosen: argparse.Namespace) -> list[str]:
+def forwarded_options(chosen: argparse.Namespace) -> list[str]:
     """The options that each recipe gets: those of the command line, and --keep."""
     words = ["--keep"]
     for name, value in vars(chosen).items():
@@ -84,13 +84,13 @@ def _made(recipe: Recipe, options: list[str], chosen: argparse.Namespace, train:
         return row("failed", reason=f"{type(error).__name__}: {error} (where it happened: {file})")
     if folder is None:
         return row("done")
-    figures = run_folder.figures_of(folder)
+    figures = run_folder.read_metrics(folder)
     first = next(iter(figures.items()), None)
-    version = run_folder.published_as(folder, Path(chosen.models)) if chosen.publish else ""
+    version = run_folder.published_version(folder, Path(chosen.models)) if chosen.publish else ""
     return row("done", figure=f"{first[0]} {first[1]:.4f}" if first else "", version=version)
 
 
-def table(rows: Sequence[RecipeResult]) -> list[str]:
+def summary_table(rows: Sequence[RecipeResult]) -> list[str]:
     """The rows in columns."""
     cells = [("recipe", "first figure", "minutes", "version, or why there is none")]
     cells += [(row.recipe, row.figure or "–", f"{row.minutes:.1f}", row.version or _why(row)) for row in rows]

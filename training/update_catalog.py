@@ -30,7 +30,7 @@ from tasks.recommendations import Recommendations
 from training.core.errors import CannotTrain
 from training.core.provenance import code_version
 from training.learners.recommendations.interactions import read_items
-from training.publishing.export import runner
+from training.publishing.export import onnx_runner
 from training.publishing.publish import replay
 
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--withdraw", action="store_true", help="even where that withdraws more than half of all items")
     chosen = parser.parse_args(arguments)
     try:
-        folder, words = with_items(chosen.model, chosen.items, chosen.item_column, withdraw=chosen.withdraw)
+        folder, words = update_items(chosen.model, chosen.items, chosen.item_column, withdraw=chosen.withdraw)
     except (CannotTrain, BrokenModel) as error:
         print(f"training.items: {error}", file=sys.stderr)
         return 2
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def with_items(model: Path, items: Path, column: str = "", *, withdraw: bool = False) -> tuple[Path, str]:
+def update_items(model: Path, items: Path, column: str = "", *, withdraw: bool = False) -> tuple[Path, str]:
     """Publishes a version of the model with this table of items; its folder, and what has changed.
 
     Raises CannotTrain or BrokenModel where the model is no recommender, the table cannot be read, or names so few items
@@ -69,7 +69,7 @@ def with_items(model: Path, items: Path, column: str = "", *, withdraw: bool = F
     old = manifest.load_task(last)
     if not isinstance(old, Recommendations):
         raise CannotTrain(f"{model} is of the task '{manifest.task}': only recommendations have a table of items.")
-    table = merged(old, read_items(items, column))
+    table = merge_items(old, read_items(items, column))
     gone = len(set(table.withdrawn) - set(old.items.withdrawn))
     if not withdraw and 2 * gone > len(old.items) - len(old.items.withdrawn):
         raise CannotTrain(
@@ -96,7 +96,7 @@ def _last_version(model: Path) -> Path:
     return max(versions, key=lambda path: int(path.name))
 
 
-def merged(old: Recommendations, new: ItemTable) -> ItemTable:
+def merge_items(old: Recommendations, new: ItemTable) -> ItemTable:
     """The items that the network knows in its order, as the new table describes them, then those it does not know."""
     known = old.items.ids[: old.known]
     if not set(known) & set(new.ids):
@@ -134,7 +134,7 @@ def _write(folder: Path, last: Path, task: Recommendations, manifest: Manifest, 
     """All of the last version but what follows from the table; the manifest last, checked by its goldens."""
     shutil.copytree(last, folder)
     write_task_files(folder, task)
-    run = runner(folder / MODEL, task)
+    run = onnx_runner(folder / MODEL, task)
     goldens = []
     for golden in read_goldens(last):
         try:

@@ -11,10 +11,10 @@ from tasks.goldens import read_goldens
 from tasks.manifest import BrokenModel, read_manifest, verify_files
 from training.__main__ import main
 from training.core.provenance import code_version
-from training.core.recipe import scaled
+from training.core.recipe import select_preset
 from training.publishing import export
 from training.publishing.publish import replay
-from training.registry import learner_names, recipe, recipe_names
+from training.registry import learner_names, load_recipe, recipe_names
 from training.reporting import run_folder
 
 PICTURES = (
@@ -76,7 +76,7 @@ def test_photos_become_a_report_and_a_model_that_answers(train, photos, tmp_path
     assert task.labels == ("blue", "green", "red")
     noise = np.random.default_rng(5).normal(0, 20, (40, 48, 3))
     Image.fromarray((np.array([190, 40, 40]) + noise).clip(0, 255).astype(np.uint8)).save(tmp_path / "new.png")
-    answer = task.answer(export.runner(model / "model.onnx", task), {"image": (tmp_path / "new.png").read_bytes()})
+    answer = task.answer(export.onnx_runner(model / "model.onnx", task), {"image": (tmp_path / "new.png").read_bytes()})
     assert answer.label == "red"
     (report,) = (tmp_path / "runs" / "colours").rglob("index.html")
     page = report.read_text()
@@ -110,7 +110,7 @@ def test_a_table_becomes_a_report_and_a_model_that_answers(train, table, tmp_pat
     assert figures["accuracy_mean"] > 0.85
     task = manifest.load_task(model)
     body = {"rows": [{"age": 70, "city": "Lima", "spent": 10.0}, {"age": None, "city": "Rome", "spent": None}]}
-    answer = task.answer(export.runner(model / "model.onnx", task), body)
+    answer = task.answer(export.onnx_runner(model / "model.onnx", task), body)
     assert answer.predictions[0].label == "no"
     assert "Rome" in answer.notices[0]
     card = (model / "README.md").read_text()
@@ -190,8 +190,8 @@ def test_every_task_with_a_learner_is_offered_and_no_file_lists_them(capsys):
 
 def test_a_recipe_has_settings_for_a_gpu_and_says_of_those_for_a_cpu_what_they_cost():
     for name in recipe_names():
-        found = recipe(name)
-        on_cpu, on_gpu = scaled(found, gpu=False), scaled(found, gpu=True)
+        found = load_recipe(name)
+        on_cpu, on_gpu = select_preset(found, gpu=False), select_preset(found, gpu=True)
 
         assert (on_cpu.settings, on_cpu.options) == (found.settings, found.options)
         assert set(found.cpu_caveats) <= set(on_cpu.caveats)
@@ -202,8 +202,8 @@ def test_a_recipe_has_settings_for_a_gpu_and_says_of_those_for_a_cpu_what_they_c
 
 
 def test_a_run_remembers_which_code_it_began_with(tmp_path):
-    folder = run_folder.chosen_folder(tmp_path / "runs", {"recipe": "x"}, "auto")
+    folder = run_folder.find_or_create(tmp_path / "runs", {"recipe": "x"}, "auto")
 
-    assert run_folder.trained_with(folder) == code_version()
-    assert run_folder.chosen_folder(tmp_path / "runs", {"recipe": "x"}, "auto") == folder
-    assert run_folder.trained_with(tmp_path) == "unknown"
+    assert run_folder.read_code_version(folder) == code_version()
+    assert run_folder.find_or_create(tmp_path / "runs", {"recipe": "x"}, "auto") == folder
+    assert run_folder.read_code_version(tmp_path) == "unknown"

@@ -10,13 +10,13 @@ from training.core.errors import CannotTrain
 from training.data.download import Fetcher
 from training.learners.classification.network import Classifier, FlipTTA, ServedClassifier
 from training.learners.tabular.network import Numbers, TabularNetwork, embedding_size
-from training.vision.backbones import body, weights_file
+from training.vision.backbones import load_body, weights_file
 
 
 @pytest.fixture(scope="module")
 def classifier():
     torch.manual_seed(0)
-    return Classifier(body("shufflenet_v2_x0_5", None), 5, dropout=0.0).eval()
+    return Classifier(load_body("shufflenet_v2_x0_5", None), 5, dropout=0.0).eval()
 
 
 def pixels(count=2, size=64):
@@ -69,7 +69,7 @@ def test_served_probabilities_sum_to_one_and_the_temperature_flattens_them(class
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "regnet_y_400mf", "densenet121", "mnasnet0_5"])
 def test_networks_of_each_family_give_a_feature_map(name):
-    made = body(name, None).eval()
+    made = load_body(name, None).eval()
 
     with torch.no_grad():
         assert made(torch.zeros(1, 3, 64, 64)).shape == (1, made.channels, 2, 2)
@@ -78,17 +78,17 @@ def test_networks_of_each_family_give_a_feature_map(name):
 @pytest.mark.parametrize(("name", "sentence"), [("nonet", "no network named 'nonet'"), ("vit_b_16", "no feature map")])
 def test_a_network_that_cannot_be_used_is_an_error_that_names_others(name, sentence):
     with pytest.raises(CannotTrain, match=sentence + ".*resnet18"):
-        body(name, None)
+        load_body(name, None)
 
 
 def test_weights_are_loaded_from_a_file_whatever_the_head(tmp_path):
-    made = body("shufflenet_v2_x0_5", None)
+    made = load_body("shufflenet_v2_x0_5", None)
     from torchvision import models
 
     whole = models.shufflenet_v2_x0_5(weights=None, num_classes=7)
     torch.save(whole.state_dict(), tmp_path / "own.pth")
 
-    loaded = body("shufflenet_v2_x0_5", tmp_path / "own.pth")
+    loaded = load_body("shufflenet_v2_x0_5", tmp_path / "own.pth")
 
     recipe_for = {key: value for key, value in whole.state_dict().items() if not key.startswith("fc.")}
     assert all(torch.equal(a, b) for a, b in zip(recipe_for.values(), loaded.state_dict().values(), strict=True))
@@ -101,9 +101,9 @@ def test_weights_that_do_not_fit_or_are_none_are_named(tmp_path):
     fetcher = Fetcher(tmp_path / "data")
 
     with pytest.raises(CannotTrain, match=r"other\.pth does not hold the weights of resnet18"):
-        body("resnet18", tmp_path / "other.pth")
+        load_body("resnet18", tmp_path / "other.pth")
     with pytest.raises(CannotTrain, match=r"text\.pth cannot be read"):
-        body("resnet18", tmp_path / "text.pth")
+        load_body("resnet18", tmp_path / "text.pth")
     with pytest.raises(CannotTrain, match="there is no such file"):
         weights_file("resnet18", str(tmp_path / "nowhere.pth"), fetcher)
     assert weights_file("resnet18", "none", fetcher) is None
@@ -117,7 +117,7 @@ def test_a_file_of_weights_that_would_run_code_is_not_loaded(tmp_path):
     torch.save({"features": Evil()}, tmp_path / "evil.pth")
 
     with pytest.raises(CannotTrain, match="cannot be read"):
-        body("resnet18", tmp_path / "evil.pth")
+        load_body("resnet18", tmp_path / "evil.pth")
     assert not (tmp_path / "written").exists()
 
 

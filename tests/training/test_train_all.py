@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from training.__main__ import main, trained
+from training.__main__ import main, train_recipe
 from training.core.errors import CannotTrain, NoData
 from training.core.recipe import DataCard, Recipe
 from training.core.sources import Archive, Source
 from training.learners.tabular.learner import TabularLearner
 from training.reporting import run_folder
-from training.train_all import passed_on, train_all
+from training.train_all import forwarded_options, train_all
 
 SOURCE = Source("customers", Archive("http://127.0.0.1:9/none.csv"), Archive("customers.csv"), ())
 
@@ -92,13 +92,13 @@ def test_what_is_skipped_is_no_failure_unless_nothing_is_left(tmp_path, chosen, 
 
 
 def test_options_are_passed_on_to_each(chosen):
-    words = passed_on(chosen(threads=1, mirror="a folder"))
+    words = forwarded_options(chosen(threads=1, mirror="a folder"))
 
     assert words[:2] == ["--keep", "--publish"]
     assert words[words.index("--threads") + 1] == "1"
     assert words[words.index("--mirror") + 1] == "a folder"
-    assert "--publish" not in passed_on(chosen(publish=False))
-    assert "--device" not in passed_on(chosen(device=None))
+    assert "--publish" not in forwarded_options(chosen(publish=False))
+    assert "--device" not in forwarded_options(chosen(device=None))
 
 
 def test_there_is_help_and_what_is_unknown_is_refused(capsys):
@@ -115,7 +115,7 @@ def test_it_is_one_process(chosen, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
 
     with pytest.raises(CannotTrain, match="without torchrun"):
-        train_all([], chosen(), trained)
+        train_all([], chosen(), train_recipe)
 
 
 @pytest.mark.slow
@@ -124,16 +124,16 @@ def test_what_is_finished_and_published_is_left_as_it_is_and_what_is_not_goes_on
     (tmp_path / "mirror").mkdir()
     table("mirror/customers.csv", count=300)
     more = {"mirror": tmp_path / "mirror", "threads": 1}
-    recipes = [small("west"), small("south", limits=(("accuracy", 1.1),))]
+    recipes = [small("west"), small("south", min_metrics=(("accuracy", 1.1),))]
     models = tmp_path / "models"
 
-    first = train_all(recipes[:1], chosen(**more, publish=False), trained)
-    second = train_all(recipes, chosen(**more), trained)
+    first = train_all(recipes[:1], chosen(**more, publish=False), train_recipe)
+    second = train_all(recipes, chosen(**more), train_recipe)
     told = capsys.readouterr().out
-    third = train_all(recipes[:1], chosen(**more), trained)
+    third = train_all(recipes[:1], chosen(**more), train_recipe)
     again = capsys.readouterr().out
     (models / "west" / "1").rename(models / "west" / "7")
-    fourth = train_all(recipes[:1], chosen(**more), trained)
+    fourth = train_all(recipes[:1], chosen(**more), train_recipe)
 
     assert (first, second, third, fourth) == (0, 1, 0, 0)
     assert "Not published: accuracy is" in told

@@ -18,7 +18,7 @@ from tasks.contract import Array, Arrays, Run, Task, TensorSpec
 from tasks.deviation import AGREEMENT, ROUNDING, between_batches, difference, in_words
 from tasks.manifest import MODEL
 from training.core.errors import CannotTrain
-from training.publishing.fp16 import store_in_half
+from training.publishing.fp16 import store_as_fp16
 
 OPSET = 20
 TOLERANCE = AGREEMENT["value"]
@@ -91,13 +91,13 @@ def export(served: nn.Module, task: Task, samples: Arrays, folder: Path, what: A
         traced = torch.jit.freeze(torch.jit.trace(served, example))  # type: ignore[no-untyped-call]
         if what.torchscript:
             torch.jit.save(traced, folder / TORCHSCRIPT)
-    forget_where(path)
+    strip_machine_details(path)
     onnx.checker.check_model(path, full_check=True)
     _check_signature(onnx.load(path), task)
-    parity = _compared(served, traced, runner(path, task), task, samples)
+    parity = _compared(served, traced, onnx_runner(path, task), task, samples)
     if what.half:
         parity = replace(parity, rounding=_halved(path, task, samples))
-    invariance = invariance_of(runner(path, task), task, samples, parity.batches)
+    invariance = measure_batch_invariance(onnx_runner(path, task), task, samples, parity.batches)
     words = tuple(in_words(spec, invariance[spec.name]) for spec in task.outputs)
     return replace(parity, invariance=invariance, between_batches=words)
 
@@ -121,7 +121,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def forget_where(path: Path) -> None:
+def strip_machine_details(path: Path) -> None:
     """Takes out of the graph what the exporter noted of this machine: stack traces with the paths of its files."""
     model = onnx.load(path)
     graph = model.graph
@@ -151,7 +151,7 @@ def _described(tensor: Any) -> tuple[str, np.dtype[Any], list[int | str]]:
     return tensor.name, onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type), shape
 
 
-def runner(path: Path, task: Task) -> Run:
+def onnx_runner(path: Path, task: Task) -> Run:
     """Runs the graph at `path` by ONNX Runtime on the CPU."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -182,7 +182,7 @@ def _compared(served: nn.Module, traced: Any, run: Run, task: Task, samples: Arr
     return Parity(max(numbers, default=None), words, {}, (), (), count, sizes)
 
 
-def invariance_of(run: Run, task: Task, samples: Arrays, sizes: Sequence[int]) -> dict[str, float]:
+def measure_batch_invariance(run: Run, task: Task, samples: Arrays, sizes: Sequence[int]) -> dict[str, float]:
     """How far a sample's outputs differ alone and in company, for the first 16 and in batches of these sizes."""
     few = min(max(sizes), 16)
     alone = [run({name: array[i : i + 1] for name, array in samples.items()}) for i in range(few)]
@@ -193,9 +193,9 @@ def invariance_of(run: Run, task: Task, samples: Arrays, sizes: Sequence[int]) -
 def _halved(path: Path, task: Task, samples: Arrays) -> tuple[str, ...]:
     """Stores the weights in 16 bits; how far that changes each output, in words. Raises CannotTrain."""
     few = {name: array[:16] for name, array in samples.items()}
-    exact = runner(path, task)(few)
-    store_in_half(path)
-    rounded = runner(path, task)(few)
+    exact = onnx_runner(path, task)(few)
+    store_as_fp16(path)
+    rounded = onnx_runner(path, task)(few)
     words = []
     for spec in task.outputs:
         found = _difference(spec, exact[spec.name], rounded[spec.name])

@@ -28,7 +28,7 @@ from training.core.provenance import code_version
 from training.core.recipe import Recipe
 from training.core.results import Evaluation
 from training.engine.learner import Learner
-from training.publishing.export import OPSET, Artefacts, Parity, export, runner
+from training.publishing.export import OPSET, Artefacts, Parity, export, onnx_runner
 
 _COMPARED = 64
 _MODEL_LICENCE = "Apache-2.0"
@@ -45,7 +45,7 @@ class Publication:
     artefacts: Artefacts = Artefacts()
 
 
-def published(what: Publication, learner: Learner, served: nn.Module, card: Callable[[Manifest, Parity], str]) -> Path:
+def publish(what: Publication, learner: Learner, served: nn.Module, card: Callable[[Manifest, Parity], str]) -> Path:
     """Exports, verifies and publishes; returns the new version's folder. `card` writes the README.
 
     Raises CannotTrain where the graph disagrees with the network, a golden request is not reproduced, or a figure is
@@ -75,10 +75,10 @@ def published(what: Publication, learner: Learner, served: nn.Module, card: Call
 
 def _check_limits(recipe: Recipe, findings: Evaluation) -> None:
     values = {metric.name: metric.value for metric in findings.metrics}
-    for name, least in recipe.limits:
+    for name, least in recipe.min_metrics:
         if values[name] < least:
             raise CannotTrain(f"Not published: {name} is {values[name]:.4f}, and the recipe demands {least:g}.")
-    for name, most in recipe.ceilings:
+    for name, most in recipe.max_metrics:
         if values[name] > most:
             raise CannotTrain(f"Not published: {name} is {values[name]:.4f}, and the recipe allows {most:g}.")
 
@@ -101,8 +101,8 @@ def _fill(
     if what.recipe.data.redistributable:
         task, requests = learner.golden_requests(served)
     write_task_files(folder, task)
-    parity = export(served, task, learner.validation(_COMPARED), folder, what.artefacts)
-    run = runner(folder / MODEL, task)
+    parity = export(served, task, learner.validation_inputs(_COMPARED), folder, what.artefacts)
+    run = onnx_runner(folder / MODEL, task)
     write_goldens(folder, [Golden(request=body, answer=_answer(task, run, body)) for body in requests])
     manifest = _manifest(version, what, task, parity)
     (folder / CARD).write_text(card(manifest, parity), encoding="utf-8")
@@ -122,7 +122,7 @@ def replay(folder: Path) -> None:
     manifest = read_manifest(folder)
     verify_files(folder, manifest)
     task = manifest.load_task(folder)
-    run = runner(folder / MODEL, task)
+    run = onnx_runner(folder / MODEL, task)
     for number, golden in enumerate(read_goldens(folder)):
         got = _answer(task, run, golden.request)
         if found := difference(golden.answer, got, manifest.golden_tolerance):
@@ -160,5 +160,5 @@ def _licence(recipe: Recipe) -> str:
     """Of the model: data that may not be passed on, or not be sold, binds what was learnt from it."""
     if not recipe.source:
         return "unknown"
-    free = recipe.data.redistributable and not recipe.data.binds
+    free = recipe.data.redistributable and not recipe.data.share_alike
     return _MODEL_LICENCE if free else recipe.data.licence

@@ -14,7 +14,7 @@ _KEPT_ASIDE = datetime(2012, 11, 1)
 _WEATHER = ("temp", "hum", "windspeed", "weathersit")
 
 
-def _prepare(source: Path, target: Path) -> None:
+def prepare(source: Path, target: Path) -> None:
     """One table of hours: when, the weather now and a little earlier, that of the day as a whole, and the demand.
 
     The date and the hour become one moment. `yr`, `mnth`, `hr` and `weekday` say again what it says; `casual` and
@@ -61,7 +61,7 @@ RECIPE = Recipe(
             "680a97281c39218ad39b6ec3befde5341fcd5330aa51ed6cf2e88627fd5b9727",
             256_967,
         ),
-        holds=("hour.csv",),
+        contains=("hour.csv",),
     ),
     data=DataCard(
         name="Bike Sharing, Hadi Fanaee-T, UCI Machine Learning Repository",
@@ -86,7 +86,7 @@ RECIPE = Recipe(
         date_parts=("month", "weekday", "hour", "day_of_year", "elapsed"),
         bins=8,
     ),
-    prepare=_prepare,
+    prepare=prepare,
     intended_use="Learning and showing how demand is forecast from the calendar and the weather.",
     out_of_scope="Planning for a real fleet: this is one town in 2011 and 2012, when demand grew from month to month.",
     caveats=(
@@ -100,5 +100,5 @@ RECIPE = Recipe(
         "2012, the figures of these two months had been seen too. The last epochs come to an RMSLE of 0.277, which is "
         "level with gradient boosting.",
     ),
-    ceilings=(("rmsle_to_boosting", 1.03), ("rmsle_mean", 0.30)),
+    max_metrics=(("rmsle_to_boosting", 1.03), ("rmsle_mean", 0.30)),
 )

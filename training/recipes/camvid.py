@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from training.core.config import Settings
-from training.core.recipe import DataCard, Recipe, Scale
+from training.core.recipe import DataCard, Preset, Recipe
 from training.core.sources import Archive, Source
 from training.learners.segmentation.learner import Options
 
@@ -43,7 +43,7 @@ RECIPE = Recipe(
             "718ec7ed3849b2c7e11578a517708d16100f7ad582e4e712564a19d187171c79",
             23_521_867,
         ),
-        holds=("train/0001TP_006690.*", "trainannot/0001TP_006690.png", "val/*", "valannot/*"),
+        contains=("train/0001TP_006690.*", "trainannot/0001TP_006690.png", "val/*", "valannot/*"),
     ),
     data=DataCard(
         name="CamVid in the split of the SegNet tutorial (Brostow, Fauqueur, Cipolla 2009; Kendall and others)",
@@ -55,7 +55,7 @@ RECIPE = Recipe(
     ),
     settings=Settings(epochs=17, batch_size=8, rate=2.5e-3, label_smoothing=0.0),
     options=_OPTIONS,
-    on_gpu=Scale(
+    on_gpu=Preset(
         Settings(epochs=80, batch_size=16, rate=1e-3, label_smoothing=0.0),
         replace(_OPTIONS, backbone="resnet50", fine=True, crop_width=480, crop_height=360),
     ),
@@ -74,5 +74,5 @@ RECIPE = Recipe(
         "Trained with what a CPU affords: a small body, random parts of 320×256 pixels, labels decided at every second "
         "pixel. `docs/gpu.md` says what a GPU leaves room for.",
     ),
-    limits=(("mean_iou", 0.62), ("pixel_accuracy", 0.91)),
+    min_metrics=(("mean_iou", 0.62), ("pixel_accuracy", 0.91)),
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from training.core.config import Settings
 from training.core.errors import CannotTrain
-from training.core.recipe import DataCard, Recipe, Scale
+from training.core.recipe import DataCard, Preset, Recipe
 from training.core.sources import Archive, Source
 from training.data.images import image_files
 from training.learners.classification.base import Options
@@ -18,7 +18,7 @@ _ADDRESS = (
 )
 
 
-def tags_of_boxes(found: Path, folder: Path) -> None:
+def copy_tagged_images(found: Path, folder: Path) -> None:
     """Copies the pictures and their tags; where there are only boxes, each rank that is boxed is a tag.
 
     The mirror's pack has labels.csv already, the repository a row (filename, class, …) for each box in
@@ -65,9 +65,9 @@ RECIPE = Recipe(
             "a71230afa6bed4e017084d9ff086eba787008fe99e705763849676d80a216ac9",
             6_996_917,
         ),
-        holds=("*labels.csv", "IMG_2386.*"),
+        contains=("*labels.csv", "IMG_2386.*"),
     ),
-    prepare=tags_of_boxes,
+    prepare=copy_tagged_images,
     data=DataCard(
         name="Playing cards, Evan Juras (EdjeElectronics)",
         licence="Apache-2.0",
@@ -77,7 +77,7 @@ RECIPE = Recipe(
     ),
     settings=Settings(epochs=28, batch_size=16, rate=2e-3),
     options=_OPTIONS,
-    on_gpu=Scale(Settings(epochs=60, batch_size=16, rate=2e-3), replace(_OPTIONS, size=320)),
+    on_gpu=Preset(Settings(epochs=60, batch_size=16, rate=2e-3), replace(_OPTIONS, size=320)),
     intended_use="Learning and showing how pictures with several labels are learnt from few of them.",
     out_of_scope=(
         "Games for money. Other decks, other ranks than nine to ace, cards that overlap or lie far away: it knows 296 "
@@ -87,5 +87,5 @@ RECIPE = Recipe(
         "59 validation photos, many of them of the same cards on the same carpet as those it was trained on: expect "
         "less of other tables.",
     ),
-    limits=(("micro_f1", 0.80),),
+    min_metrics=(("micro_f1", 0.80),),
 )

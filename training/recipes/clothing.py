@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from training.core.config import Settings
-from training.core.recipe import DataCard, Recipe, Scale
+from training.core.recipe import DataCard, Preset, Recipe
 from training.core.sources import Archive, Source
 from training.learners.classification.base import Options
 
@@ -24,7 +24,7 @@ RECIPE = Recipe(
             "9b606a18c0a4beae4bc112e9ab30ee552a36567d72d8ae976fc1169d04de21c7",
             37_433_772,
         ),
-        holds=("train/t-shirt", "validation/t-shirt"),
+        contains=("train/t-shirt", "validation/t-shirt"),
     ),
     data=DataCard(
         name="Clothing dataset (small), Alexey Grigorev and contributors",
@@ -35,7 +35,7 @@ RECIPE = Recipe(
     ),
     settings=Settings(epochs=10, batch_size=32),
     options=_OPTIONS,
-    on_gpu=Scale(Settings(epochs=20, batch_size=64), replace(_OPTIONS, train_size=224)),
+    on_gpu=Preset(Settings(epochs=20, batch_size=64), replace(_OPTIONS, train_size=224)),
     intended_use="Sorting photos of single garments, such as a wardrobe or the listings of a second-hand shop.",
     out_of_scope=(
         "Photos of people, outfits of several garments, brands, sizes or colours; anything that judges a person. "
@@ -45,5 +45,5 @@ RECIPE = Recipe(
         "Trained with what a CPU affords: pictures of 192 pixels (224 when it is asked) and 12 epochs. `docs/gpu.md` "
         "says what a GPU leaves room for.",
     ),
-    limits=(("accuracy", 0.90),),
+    min_metrics=(("accuracy", 0.90),),
 )

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from training.core.config import Settings
-from training.core.recipe import DataCard, Recipe, Scale
+from training.core.recipe import DataCard, Preset, Recipe
 from training.core.sources import Archive, Source
 from training.learners.keypoints.learner import Options
 
@@ -87,7 +87,7 @@ RECIPE = Recipe(
             "911c0c13ca1e0de4fc810ff61e37ca1a01bbdff70c2be8bbf147e1d3a81c929b",
             18_473_939,
         ),
-        holds=("training_frames_keypoints.csv", "test_frames_keypoints.csv"),
+        contains=("training_frames_keypoints.csv", "test_frames_keypoints.csv"),
     ),
     data=DataCard(
         name="Facial keypoints (Udacity P1), frames of the YouTube Faces database",
@@ -101,7 +101,7 @@ RECIPE = Recipe(
     ),
     settings=Settings(epochs=20, batch_size=32),
     options=_OPTIONS,
-    on_gpu=Scale(
+    on_gpu=Preset(
         Settings(epochs=60, batch_size=64),
         replace(_OPTIONS, backbone="resnet50", size=192, frozen_epochs=1, rotation=30.0, largest=1.6),
     ),
@@ -125,5 +125,5 @@ RECIPE = Recipe(
         "Trained with what a CPU affords: pictures of 128 pixels, a small backbone and 20 epochs. `docs/gpu.md` says "
         "what a GPU leaves room for.",
     ),
-    ceilings=(("mean_error", 0.06),),
+    max_metrics=(("mean_error", 0.06),),
 )

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from training.core.recipe import DataCard, Recipe, Scale
+from training.core.recipe import DataCard, Preset, Recipe
 from training.core.sources import Archive, Source
 from training.learners.sentiment.learner import Options, SentimentLearner
 
@@ -22,7 +22,7 @@ RECIPE = Recipe(
             "29aa7ac528caf32a04d751f4906640ca815bb283d73dd08fc84087e44c2622fd",
             19_592_696,
         ),
-        holds=("train/pos", "train/neg"),
+        contains=("train/pos", "train/neg"),
     ),
     data=DataCard(
         name="Large Movie Review Dataset, Andrew Maas and others (2011)",
@@ -34,7 +34,7 @@ RECIPE = Recipe(
     # LSTMs in bfloat16 are no faster on a CPU.
     settings=replace(SentimentLearner.default_settings, precision="fp32"),
     options=_OPTIONS,
-    on_gpu=Scale(
+    on_gpu=Preset(
         replace(SentimentLearner.default_settings, epochs=4),
         replace(
             _OPTIONS,
@@ -62,5 +62,5 @@ RECIPE = Recipe(
         "and a language model of these reviews rather than of a hundred million words. `docs/gpu.md` says what a GPU "
         "leaves room for.",
     ),
-    limits=(("accuracy", 0.90),),
+    min_metrics=(("accuracy", 0.90),),
 )

@@ -19,14 +19,14 @@ RECIPE = Recipe(
         name="ml-latest-small",
         official=Archive("https://files.grouplens.org/datasets/movielens/ml-latest-small.zip", _SHA256, 977_925),
         mirrored=Archive("collab/ml-latest-small.zip", _SHA256, 977_925),
-        holds=("ml-latest-small/ratings.csv", "ml-latest-small/movies.csv"),
+        contains=("ml-latest-small/ratings.csv", "ml-latest-small/movies.csv"),
     ),
     data=DataCard(
         name="MovieLens ml-latest-small (September 2018), GroupLens Research, University of Minnesota",
         licence="GroupLens terms: research, not commercial, passed on under the same terms",
         address="https://grouplens.org/datasets/movielens/",
         redistributable=True,
-        binds=True,
+        share_alike=True,
         description=(
             "The licence is the data's own: it may be used for research, and passed on, transformations included, "
             "under the same conditions; not for commercial or revenue-bearing purposes unless GroupLens permits it; "
@@ -45,5 +45,5 @@ RECIPE = Recipe(
         "Commercial use, which the data's licence rules out. Other catalogues and other people: 610 users of one site "
         "say little of anybody else. Films after 2018."
     ),
-    limits=(("ndcg_over_sar", 1.0), ("ndcg_over_popularity", 2.0)),
+    min_metrics=(("ndcg_over_sar", 1.0), ("ndcg_over_popularity", 2.0)),
 )

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from training.core.config import Settings
-from training.core.recipe import DataCard, Recipe, Scale
+from training.core.recipe import DataCard, Preset, Recipe
 from training.core.sources import Archive, Source
 from training.learners.super_resolution.learner import Options
 
@@ -24,7 +24,7 @@ RECIPE = Recipe(
             "8eac4f941e9715772ed39d644bfc751d082a736d127cbc689a066dba045eafa3",
             33860065,
         ),
-        holds=("100075.jpg", "101085.jpg"),
+        contains=("100075.jpg", "101085.jpg"),
     ),
     data=DataCard(
         name="BSDS200 and T91; judged on BSD100 and Set5",
@@ -35,7 +35,7 @@ RECIPE = Recipe(
     ),
     settings=Settings(epochs=7, batch_size=8, rate=1.5e-3, precision="fp32"),
     options=_OPTIONS,
-    on_gpu=Scale(
+    on_gpu=Preset(
         Settings(epochs=60, batch_size=32, rate=1.5e-3),
         replace(_OPTIONS, backbone="resnet34", width=64, blocks=12, crop=96, crops=16, pixel_epochs=45, text=0.8),
     ),
@@ -53,7 +53,7 @@ RECIPE = Recipe(
         "Trained with what a CPU affords: few pictures, small crops, a small network. `docs/gpu.md` says what a GPU "
         "leaves room for.",
     ),
-    limits=(
+    min_metrics=(
         ("psnr_gain", 1.0),
         ("text_psnr_gain", 4.0),
         ("clean_psnr_gain", 0.0),

@@ -9,7 +9,7 @@ from PIL import Image
 
 from training.core.config import Settings
 from training.core.errors import CannotTrain
-from training.core.recipe import DataCard, Recipe, Scale
+from training.core.recipe import DataCard, Preset, Recipe
 from training.learners.classification.base import Options
 from training.recipes.camvid import RECIPE as CAMVID
 
@@ -18,7 +18,7 @@ _ACROSS, _DOWN = 3, 2
 _MIN_FRACTION = 0.01
 
 
-def cut_into_tiles(camvid: Path, folder: Path) -> None:
+def write_tiles(camvid: Path, folder: Path) -> None:
     """Writes each frame's six tiles of 160×180 pixels and labels.csv: the classes that cover 1 % of a tile, or more.
 
     The split is the official one: frames of one film resemble each other. Raises CannotTrain.
@@ -69,7 +69,7 @@ RECIPE = Recipe(
     summary="tiles of street scenes, 11 labels, several each, with a MobileNetV2",
     expected="micro F1 of 0.85 on the tiles of the official validation frames; 23 minutes on one busy CPU core",
     source=CAMVID.source,
-    prepare=cut_into_tiles,
+    prepare=write_tiles,
     data=DataCard(
         name="CamVid (SegNet's version), frames of 480×360 cut into six tiles of 160×180",
         licence=CAMVID.data.licence,
@@ -82,7 +82,7 @@ RECIPE = Recipe(
     ),
     settings=Settings(epochs=7, batch_size=32),
     options=_OPTIONS,
-    on_gpu=Scale(Settings(epochs=20, batch_size=64), replace(_OPTIONS, size=224, train_size=224)),
+    on_gpu=Preset(Settings(epochs=20, batch_size=64), replace(_OPTIONS, size=224, train_size=224)),
     intended_use="Showing how pictures with several labels are learnt; a first look at what a street scene holds.",
     out_of_scope=(
         "Driving, or any decision about safety. Scenes unlike Cambridge by day, seen from a car, in 2007. "
@@ -90,5 +90,5 @@ RECIPE = Recipe(
     ),
     caveats=("The data may be used for research only, not commercially; so should the model be.",),
     cpu_caveats=("Trained with what a CPU affords: tiles of 160 pixels (192 when it is asked) and 9 epochs.",),
-    limits=(("micro_f1", 0.80),),
+    min_metrics=(("micro_f1", 0.80),),
 )

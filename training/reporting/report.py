@@ -46,8 +46,8 @@ class ReportContext:
 
     def report(self) -> str:
         """The HTML page."""
-        curves = plots.curves(self.outcome.histories)
-        return rendered("report.html.jinja", {**self._context(), "curves": curves})
+        curves = plots.draw_training_curves(self.outcome.histories)
+        return render_template("report.html.jinja", {**self._context(), "curves": curves})
 
     def card(self, manifest: Manifest, parity: Parity) -> str:
         """The model's README, Markdown with the front matter that model hubs read."""
@@ -59,14 +59,14 @@ class ReportContext:
             "pipeline": self.hub_tag,
             "trained_with": self.trained_with,
         }
-        return rendered("card.md.jinja", {**self._context(), **more}) + "\n"
+        return render_template("card.md.jinja", {**self._context(), **more}) + "\n"
 
 
 def _shown(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def rendered(template: str, context: Mapping[str, Any]) -> str:
+def render_template(template: str, context: Mapping[str, Any]) -> str:
     """A template of training/templates/ with what it names; every name must be there."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -77,7 +77,7 @@ def rendered(template: str, context: Mapping[str, Any]) -> str:
     return environment.get_template(template).render(context)
 
 
-def reproducing(name: str, chosen: Mapping[str, Any], defaults: Mapping[str, Any], data: Path | None) -> str:
+def reproduction_command(name: str, chosen: Mapping[str, Any], defaults: Mapping[str, Any], data: Path | None) -> str:
     """The command that makes the same model: the options that differ from their defaults, and no others."""
     words = ["python", "-m", "training", name]
     if data:

@@ -22,7 +22,7 @@ from training.engine.runtime import Runtime
 
 _SETTINGS, _DONE, _LOCK, _CODE = "settings.json", "done.json", ".lock", "code.txt"
 _PUBLISHED = "published.txt"
-OF_NO_CONSEQUENCE = ("workers", "threads", "checkpoint_steps", "device", "cache_mb")
+SETTINGS_WITHOUT_EFFECT = ("workers", "threads", "checkpoint_steps", "device", "cache_mb")
 """Settings that change how long a run takes, and not what comes of it."""
 
 
@@ -43,18 +43,18 @@ class Plan:
             "recipe": self.recipe.name,
             "task": self.recipe.task,
             "device": runtime.device.type,
-            "processes": runtime.world,
+            "processes": runtime.world_size,
             "samples": len(learner.samples),
             "parameters": hashlib.sha256(task.encode()).hexdigest(),
             **{
                 name: list(value) if isinstance(value, tuple) else value
                 for name, value in chosen.items()
-                if name not in OF_NO_CONSEQUENCE
+                if name not in SETTINGS_WITHOUT_EFFECT
             },
         }
 
 
-def chosen_folder(root: Path, fingerprint: dict[str, Any], resume: str) -> Path:
+def find_or_create(root: Path, fingerprint: dict[str, Any], resume: str) -> Path:
     """The folder of an earlier run with this fingerprint, or a new one.
 
     `resume` is `auto` (an unfinished run is resumed), `always` (a finished one too), `keep` (the same, or a new one
@@ -74,7 +74,7 @@ def chosen_folder(root: Path, fingerprint: dict[str, Any], resume: str) -> Path:
     return folder
 
 
-def trained_with(folder: Path) -> str:
+def read_code_version(folder: Path) -> str:
     """The commit of the code that the run in this folder began with, or `unknown`."""
     path = folder / _CODE
     return path.read_text().strip() if path.exists() else "unknown"
@@ -93,7 +93,7 @@ def _new(root: Path) -> Path:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def lock(folder: Path) -> Iterator[None]:
     """Holds the folder for this process; the lock goes with the process, also when it is killed."""
     try:
         import fcntl
@@ -123,7 +123,7 @@ def mark_done(folder: Path, facts: dict[str, Any]) -> None:
     (folder / _DONE).write_text(json.dumps(facts, indent=1) + "\n")
 
 
-def figures_of(folder: Path) -> dict[str, Any]:
+def read_metrics(folder: Path) -> dict[str, Any]:
     """What `mark_done` wrote; nothing where the run is not complete."""
     path = folder / _DONE
     facts: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
@@ -135,7 +135,7 @@ def mark_published(folder: Path, model: Path) -> None:
     (folder / _PUBLISHED).write_text(f"{model.resolve()}\n", encoding="utf-8")
 
 
-def published_as(folder: Path, models: Path) -> str:
+def published_version(folder: Path, models: Path) -> str:
     """Name and version of the model that was published of this run among `models`; empty where there is none now."""
     path = folder / _PUBLISHED
     model = Path(path.read_text(encoding="utf-8").strip()) if path.exists() else Path()

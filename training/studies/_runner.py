@@ -23,13 +23,13 @@ from training.core.recipe import DataCard
 from training.core.results import Figure, Table
 from training.core.sources import Source
 from training.data.download import Fetcher
-from training.engine.runtime import Runtime, hardware, started
+from training.engine.runtime import Runtime, describe_hardware, start_runtime
 from training.reporting import run_folder
-from training.reporting.report import rendered, reproducing
+from training.reporting.report import render_template, reproduction_command
 
 
 @dataclass(frozen=True)
-class Comparison:
+class StudyResult:
     """What came of a study: tables, sentences that say what to see in them, and figures for the report.
 
     `seconds` is what its trainings took, also those of a run that was broken off; 0: as long as this one ran.
@@ -42,7 +42,7 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Bench:
+class StudyContext:
     """What a study works with.
 
     Attributes:
@@ -80,7 +80,7 @@ class Study:
     data: DataCard
     settings: Settings
     options: Any
-    compare: Callable[[Bench], Comparison]
+    compare: Callable[[StudyContext], StudyResult]
 
 
 def study_names() -> tuple[str, ...]:
@@ -88,42 +88,44 @@ def study_names() -> tuple[str, ...]:
     return tuple(sorted(module.name for module in iter_modules(studies.__path__) if not module.name.startswith("_")))
 
 
-def study(name: str) -> Study:
+def load_study(name: str) -> Study:
     """The study of that name, which is a file's."""
     found: Study = import_module(f"training.studies.{name}").STUDY
     return found
 
 
-def conduct(found: Study, arguments: list[str]) -> None:
+def run_study(found: Study, arguments: list[str]) -> None:
     """Runs a study as the command line says. Raises CannotTrain."""
     chosen = _parser(found).parse_args(arguments)
     settings, options = overlay(found.settings, chosen), overlay(found.options, chosen)
     fetcher = Fetcher(Path(chosen.data_dir), chosen.mirror)
-    with started(settings) as runtime:
-        if runtime.world > 1:
+    with start_runtime(settings) as runtime:
+        if runtime.world_size > 1:
             raise CannotTrain("A study runs in one process: start it without torchrun.")
-        data = fetcher.fetched(found.source)
+        data = fetcher.fetch(found.source)
         print(f"{found.name}: {found.summary}", flush=True)
         fingerprint = _fingerprint(found, settings, options, runtime, fetcher.sha256(found.source))
-        folder = run_folder.chosen_folder(Path(chosen.runs) / found.name, fingerprint, chosen.resume)
-        with run_folder.locked(folder):
+        folder = run_folder.find_or_create(Path(chosen.runs) / found.name, fingerprint, chosen.resume)
+        with run_folder.lock(folder):
             began = time.monotonic()
-            bench = Bench(data, folder, options, settings, runtime, lambda text: print(text, flush=True))
+            bench = StudyContext(data, folder, options, settings, runtime, lambda text: print(text, flush=True))
             made = found.compare(bench)
             seconds = made.seconds or time.monotonic() - began
-            made = replace(made, notes=(*made.notes, f"Made in {seconds / 60:.1f} minutes on: {hardware(runtime)}."))
+            made = replace(
+                made, notes=(*made.notes, f"Made in {seconds / 60:.1f} minutes on: {describe_hardware(runtime)}.")
+            )
             _conclude(found, made, folder, chosen, _command(found, settings, options))
 
 
-def _conclude(found: Study, made: Comparison, folder: Path, chosen: argparse.Namespace, command: str) -> None:
+def _conclude(found: Study, made: StudyResult, folder: Path, chosen: argparse.Namespace, command: str) -> None:
     facts = {
         "study": found,
         "made": made,
         "command": command,
-        "code": run_folder.trained_with(folder),
+        "code": run_folder.read_code_version(folder),
         "now": code_version(),
     }
-    (folder / "index.html").write_text(rendered("study.html.jinja", facts), encoding="utf-8")
+    (folder / "index.html").write_text(render_template("study.html.jinja", facts), encoding="utf-8")
     run_folder.mark_done(folder, {"study": found.name})
     for note in made.notes:
         print(note)
@@ -131,7 +133,7 @@ def _conclude(found: Study, made: Comparison, folder: Path, chosen: argparse.Nam
     if chosen.publish:
         card = Path(chosen.cards) / f"{found.name}.md"
         card.parent.mkdir(parents=True, exist_ok=True)
-        card.write_text(rendered("study.md.jinja", facts) + "\n", encoding="utf-8")
+        card.write_text(render_template("study.md.jinja", facts) + "\n", encoding="utf-8")
         print(f"Published: {card}")
 
 
@@ -140,15 +142,15 @@ def _fingerprint(found: Study, settings: Settings, options: Any, runtime: Runtim
     chosen = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in (asdict(settings) | asdict(options)).items()
-        if name not in run_folder.OF_NO_CONSEQUENCE
+        if name not in run_folder.SETTINGS_WITHOUT_EFFECT
     }
     return {"study": found.name, "device": runtime.device.type, "data": sha256, **chosen}
 
 
 def _command(found: Study, settings: Settings, options: Any) -> str:
     chosen, defaults = asdict(settings) | asdict(options), asdict(found.settings) | asdict(found.options)
-    telling = {name: value for name, value in chosen.items() if name not in run_folder.OF_NO_CONSEQUENCE}
-    return reproducing(found.name, telling, defaults, None)
+    telling = {name: value for name, value in chosen.items() if name not in run_folder.SETTINGS_WITHOUT_EFFECT}
+    return reproduction_command(found.name, telling, defaults, None)
 
 
 def _parser(found: Study) -> argparse.ArgumentParser:

@@ -19,12 +19,12 @@ from training.engine.learner import Stage, Trainable
 from training.engine.loop import fit
 from training.engine.optim import ParamGroup
 from training.engine.runtime import Batch, Runtime
-from training.evaluation.classification import spread
+from training.evaluation.classification import mean_and_std
 from training.learners.sentiment.awd_lstm import Dropouts
 from training.learners.sentiment.dataset import Stream, Tokens
 from training.learners.sentiment.plots import comparison
 from training.studies._number_word_networks import WIDTH, Loop, NextWord, Recurrent, Regularised, ThreeWords
-from training.studies._runner import Bench, Comparison, Study
+from training.studies._runner import Study, StudyContext, StudyResult
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class NextWords(Trainable):
         """One, of all epochs."""
         return (Stage("all", self.settings.epochs, self.settings.rate),)
 
-    def groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
+    def param_groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
         """All parameters alike."""
         return [ParamGroup(tuple(network.parameters()))]
 
@@ -139,14 +139,14 @@ class NextWords(Trainable):
         rows = self.held_out.rows
         with torch.no_grad():
             for keys in self.held_out.batch_keys(rows, seed=0, epoch=0):
-                logits, words = self._told(network, runtime.move(self.held_out.__getitems__(keys)))
+                logits, words = self._told(network, runtime.to_device(self.held_out.__getitems__(keys)))
                 right += int((logits.argmax(dim=1) == words).sum())
                 loss += float(cross_entropy(logits, words, reduction="sum"))
                 count += len(words)
         return {"accuracy": right / count, "loss": loss / count}
 
 
-def compare(bench: Bench) -> Comparison:
+def compare(bench: StudyContext) -> StudyResult:
     """Trains each step with each seed, and prints a line for each as it comes."""
     if unknown := [name for name in bench.options.only if name not in {step.name for step in STEPS}]:
         raise CannotTrain(f"--only {unknown[0]}: the steps are {', '.join(step.name for step in STEPS)}.")
@@ -175,14 +175,14 @@ def compare(bench: Bench) -> Comparison:
     )
     figure = Figure("Epoch by epoch", comparison(curves, "Next word right", "epoch", "share of the validation words"))
     seconds = sum(row.seconds for several in histories.values() for rows in several for row in rows)
-    return Comparison((table,), _notes(histories), (figure,), seconds)
+    return StudyResult((table,), _notes(histories), (figure,), seconds)
 
 
 def _seeds(settings: Settings) -> str:
     return "one seed" if settings.seeds == 1 else f"mean ± standard deviation of {settings.seeds} seeds"
 
 
-def _trained(step: Step, found: Numbers, bench: Bench) -> list[list[EpochLog]]:
+def _trained(step: Step, found: Numbers, bench: StudyContext) -> list[list[EpochLog]]:
     several = []
     for seed in range(bench.settings.seed, bench.settings.seed + bench.settings.seeds):
         settings = replace(bench.settings, seed=seed)
@@ -202,7 +202,7 @@ def _row(step: Step, several: list[list[EpochLog]], vocabulary: int) -> tuple[st
     best = [max(row.scores["accuracy"] for row in rows) for rows in several]
     weights = sum(p.numel() for p in step.made(vocabulary).parameters())
     course = f"{step.course:.4f}" if step.course else "–"
-    return (step.name, step.words, spread(last), spread(best), course, f"{weights:,}")
+    return (step.name, step.words, mean_and_std(last), mean_and_std(best), course, f"{weights:,}")
 
 
 def _notes(histories: dict[str, list[list[EpochLog]]]) -> tuple[str, ...]:
@@ -248,7 +248,7 @@ STUDY = Study(
         name="human_numbers",
         official=Archive("https://s3.amazonaws.com/fast-ai-sample/human_numbers.tgz", _SHA256, 30_252),
         mirrored=Archive("text/human_numbers.tgz", _SHA256, 30_252),
-        holds=("train.txt", "valid.txt"),
+        contains=("train.txt", "valid.txt"),
     ),
     data=DataCard(
         name="Human Numbers, fast.ai",

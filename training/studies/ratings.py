@@ -25,7 +25,7 @@ from training.engine.learner import Stage, Trainable
 from training.engine.loop import fit
 from training.engine.optim import ParamGroup
 from training.engine.runtime import Batch, Runtime
-from training.evaluation.classification import spread
+from training.evaluation.classification import mean_and_std
 from training.learners.recommendations import metrics, sar
 from training.learners.recommendations.dataset import batch_of
 from training.learners.recommendations.learner import Options as TasteOptions
@@ -33,7 +33,7 @@ from training.learners.recommendations.learner import RecommendationsLearner
 from training.learners.recommendations.metrics import Lists
 from training.learners.recommendations.network import TasteNetwork
 from training.studies._rating_networks import RatingNetwork
-from training.studies._runner import Bench, Comparison, Study
+from training.studies._runner import Study, StudyContext, StudyResult
 
 _BOUNDS = (0.0, 5.5)
 _LIKED = 4
@@ -45,7 +45,7 @@ class Options:
     """What can be chosen for this study."""
 
     size: int = option(40, "numbers in a vector")
-    valid_share: float = option(0.05, "share of u1.base by which the epoch is chosen")
+    valid_fraction: float = option(0.05, "share of u1.base by which the epoch is chosen")
     ranking_epochs: int = option(12, "epochs of the network that learns to rank")
 
 
@@ -128,7 +128,7 @@ class Raters(Trainable):
         """One, of all epochs."""
         return (Stage("all", self.settings.epochs, self.settings.rate),)
 
-    def groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
+    def param_groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
         """All parameters alike."""
         return [ParamGroup(tuple(network.parameters()))]
 
@@ -206,9 +206,9 @@ class Asked:
         return float(metrics.discounted_gain(lists, self.wanted).mean()), metrics.coverage(shown)
 
 
-def compare(bench: Bench) -> Comparison:
+def compare(bench: StudyContext) -> StudyResult:
     """Trains each network with each seed, and prints a line for each as it comes."""
-    found = split(bench.data, bench.options.valid_share)
+    found = split(bench.data, bench.options.valid_fraction)
     asked = Asked(found)
     bench.say(
         f"{len(found.base.users):,} ratings to learn from, of which {len(found.valid.users):,} choose the epoch; "
@@ -218,11 +218,11 @@ def compare(bench: Bench) -> Comparison:
     means: dict[str, float] = {}
     for kind in KINDS:
         errors, gains, covered = _told(kind, found, asked, bench)
-        rows.append((kind.words, spread(errors), spread(gains), f"{np.mean(covered):.3f}"))
+        rows.append((kind.words, mean_and_std(errors), mean_and_std(gains), f"{np.mean(covered):.3f}"))
         means[kind.words] = float(np.mean(gains))
     gains, covered = _ranked(found, asked, bench)
     rows.append(
-        ("a network that learnt to rank (tastes from histories)", "–", spread(gains), f"{np.mean(covered):.3f}")
+        ("a network that learnt to rank (tastes from histories)", "–", mean_and_std(gains), f"{np.mean(covered):.3f}")
     )
     table = Table(
         "Ratings told, and films recommended",
@@ -241,7 +241,7 @@ def compare(bench: Bench) -> Comparison:
         f"one that learnt to rank {ranking:.3f}. A network of ratings learns from what people chose to watch, and is "
         "asked about all that they did not choose."
     )
-    return Comparison((table,), (note,))
+    return StudyResult((table,), (note,))
 
 
 def _without_network(found: Split, asked: Asked) -> list[tuple[str, ...]]:
@@ -272,7 +272,7 @@ def _without_network(found: Split, asked: Asked) -> list[tuple[str, ...]]:
 
 
 def _seeded(
-    bench: Bench, name: str, kind: Kind | None, train: Callable[[Settings, Path], tuple[float, ...]]
+    bench: StudyContext, name: str, kind: Kind | None, train: Callable[[Settings, Path], tuple[float, ...]]
 ) -> list[list[float]]:
     """What a training gives, by what and then by seed."""
     made = []
@@ -288,7 +288,7 @@ def _seeded(
     return [list(values) for values in zip(*made, strict=True)]
 
 
-def _told(kind: Kind, found: Split, asked: Asked, bench: Bench) -> list[list[float]]:
+def _told(kind: Kind, found: Split, asked: Asked, bench: StudyContext) -> list[list[float]]:
     """RMSE, nDCG@10 and coverage of a network that tells ratings, by seed."""
 
     def train(settings: Settings, folder: Path) -> tuple[float, ...]:
@@ -304,7 +304,7 @@ def _told(kind: Kind, found: Split, asked: Asked, bench: Bench) -> list[list[flo
     return _seeded(bench, "svd++" if kind.reads_others else "course", kind, train)
 
 
-def _ranked(found: Split, asked: Asked, bench: Bench) -> list[list[float]]:
+def _ranked(found: Split, asked: Asked, bench: StudyContext) -> list[list[float]]:
     """nDCG@10 and coverage of a network that learns to rank from u1.base, by seed; in no order, since u1 has none."""
     table = bench.folder / "base.csv"
     lines = zip(found.base.users.tolist(), found.base.items.tolist(), found.base.ratings.tolist(), strict=True)
@@ -347,7 +347,7 @@ STUDY = Study(
         name="ml-100k",
         official=Archive("https://files.grouplens.org/datasets/movielens/ml-100k.zip", _SHA256, 4_923_635),
         mirrored=Archive("collab/ml-100k.zip", _SHA256, 4_923_635),
-        holds=("ml-100k/u1.base", "ml-100k/u1.test"),
+        contains=("ml-100k/u1.base", "ml-100k/u1.test"),
     ),
     data=DataCard(
         name="MovieLens 100k, GroupLens Research, University of Minnesota",

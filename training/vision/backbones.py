@@ -22,7 +22,7 @@ _MIRRORED = {
 }
 
 
-class OfPixels(nn.Module):
+class PixelNetwork(nn.Module):
     """A network that takes pixels as they are and standardises them by itself."""
 
     mean: Tensor
@@ -33,7 +33,7 @@ class OfPixels(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1) * 255)
 
-    def standardised(self, image: Tensor) -> Tensor:
+    def normalise(self, image: Tensor) -> Tensor:
         """Pixels 0…255 (n, height, width, 3), uint8 or float32, to float32 (n, 3, height, width)."""
         return (image.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
@@ -59,7 +59,7 @@ class Body(nn.Module):
         return features
 
 
-def body(name: str, weights: Path | None) -> Body:
+def load_body(name: str, weights: Path | None) -> Body:
     """The body of torchvision's network of this name, with the weights of a file or random ones.
 
     Raises CannotTrain: no such network, it has no feature map, or the file does not fit it.
@@ -143,7 +143,7 @@ def weights_file(name: str, weights: str, fetcher: SourceFetcher) -> Path | None
     address: str = models.get_model_weights(name).DEFAULT.url if name != "mobilenet_v2" else _MOBILENET_V2
     prefix = address.rpartition("-")[2].partition(".")[0]
     mirrored = _MIRRORED.get(name, Archive(f"pretrained/{name}_imagenet1k.pth"))
-    return fetcher.fetched(Source(f"{name}.pth", Archive(address, prefix), mirrored))
+    return fetcher.fetch(Source(f"{name}.pth", Archive(address, prefix), mirrored))
 
 
 _MOBILENET_V2 = "https://download.pytorch.org/models/mobilenet_v2-b0353104.pth"

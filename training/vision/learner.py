@@ -26,7 +26,7 @@ class ImageOptions:
     frozen_rate: float = option(4e-3, "peak learning rate while the body is frozen")
     discriminative: float = option(8.0, "how many times slower the first layers learn than the last")
     augment: bool = option(True, "change the pictures at random, each time they are seen")
-    valid_share: float = option(0.2, "share held out for validation where the data does not say which")
+    valid_fraction: float = option(0.2, "share held out for validation where the data does not say which")
     unreadable: str = option("refuse", "pictures that cannot be decoded", choices=("skip", "refuse"))
     cache_mb: int = option(4096, "memory for decoded pictures, in MB")
 
@@ -51,19 +51,19 @@ class ImageLearner(Learner):
 
     def __init__(self, data: Path, settings: Settings, options: Any, weights: Path | None) -> None:
         self.chosen, self.trained_with, self.weights = options, settings, weights
-        self._open(data)
+        self._load_data(data)
 
     @classmethod
     def from_data(cls, data: Path, settings: Settings, options: Any, fetcher: SourceFetcher) -> "ImageLearner":
         """Reads the data. Raises CannotTrain."""
         return cls(data, settings, options, weights_file(options.backbone, options.weights, fetcher))
 
-    def _open(self, data: Path) -> None:
+    def _load_data(self, data: Path) -> None:
         """Reads and checks the data: sets `task`, `samples` and `held_out`. Raises CannotTrain."""
         raise NotImplementedError
 
     @property
-    def room(self) -> int:
+    def cache_bytes(self) -> int:
         """Bytes for the decoded training pictures; the validation pictures have a quarter of that beside."""
         return int(self.chosen.cache_mb) << 20
 
@@ -74,7 +74,7 @@ class ImageLearner(Learner):
             return (whole,)
         return (Stage("frozen", self.chosen.frozen_epochs, self.chosen.frozen_rate, frozen=True), whole)
 
-    def groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
+    def param_groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
         """Head, upper and lower half of the body.
 
         While the body is frozen its BatchNorm layers go on learning, scale, shift and statistics: they fit the
@@ -97,12 +97,12 @@ class ImageLearner(Learner):
             ParamGroup(tuple(blocks[:half].parameters()), 1 / slower),
         ]
 
-    def _varied(self, count: int = 12) -> Figure:
+    def _augmentation_figure(self, count: int = 12) -> Figure:
         """One training picture as it is seen in so many epochs."""
         index = len(self.samples) // 2
         seen = [self.samples.sample((epoch, index))["image"].numpy() for epoch in range(count)]
-        return Figure("One picture, as it is seen in training", plots.variations(seen))
+        return Figure("One picture, as it is seen in training", plots.draw_image_grid(seen))
 
-    def _body_note(self) -> str:
+    def _backbone_note(self) -> str:
         weights = self.weights.name if self.weights else "none, from scratch"
         return f"Body: torchvision's {self.chosen.backbone}; weights it began with: {weights}."

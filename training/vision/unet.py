@@ -56,7 +56,7 @@ class _Up(nn.Module):
 
     def __init__(self, coarse: int, skipped: int, width: int) -> None:
         super().__init__()
-        self.larger = Doubling(coarse, width)
+        self.larger = PixelShuffleUpsample(coarse, width)
         self.norm = nn.BatchNorm2d(skipped)
         self.mix = nn.Sequential(
             nn.Conv2d(width + skipped, width, 3, padding=1, bias=False),
@@ -74,7 +74,7 @@ class _Up(nn.Module):
         return mixed
 
 
-class Doubling(nn.Module):
+class PixelShuffleUpsample(nn.Module):
     """A convolution and a pixel shuffle: (n, channels, h, w) to (n, width, 2h, 2w).
 
     It begins as nearest-neighbour resizing (ICNR, Aitken et al. 2017), so that no checkerboard has to be unlearnt.

@@ -40,8 +40,8 @@ def texts(count: int = 40, seed: int = 0) -> list[np.ndarray]:
     ]
 
 
-def batches(stream: Stream, epoch: int, world: int = 1, rank: int = 0) -> list[dict[str, torch.Tensor]]:
-    keys = stream.batch_keys(stream.rows, seed=0, epoch=epoch, rank=rank, world=world)
+def batches(stream: Stream, epoch: int, world_size: int = 1, rank: int = 0) -> list[dict[str, torch.Tensor]]:
+    keys = stream.batch_keys(stream.rows, seed=0, epoch=epoch, rank=rank, world_size=world_size)
     return [stream.__getitems__(part) for part in keys]
 
 
@@ -70,7 +70,7 @@ def test_processes_share_the_rows_of_a_stream() -> None:
     stream = Stream(texts(), rows=4, window=5, seed=1)
 
     whole = batches(stream, 2)[1]["tokens"]
-    parts = [batches(stream, 2, world=2, rank=rank)[1]["tokens"] for rank in (0, 1)]
+    parts = [batches(stream, 2, world_size=2, rank=rank)[1]["tokens"] for rank in (0, 1)]
 
     assert torch.equal(whole[0::2], parts[0])
     assert torch.equal(whole[1::2], parts[1])

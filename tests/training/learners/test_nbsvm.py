@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks._text import BEGIN, PADDING
-from training.evaluation.calibration import shares
+from training.evaluation.calibration import fit_blend_weights
 from training.learners.sentiment import nbsvm
 from training.learners.sentiment.ngram_network import Hashing, NGrams, Summed
 
@@ -71,6 +71,6 @@ def test_of_two_parts_the_better_one_counts_for_more() -> None:
     )
     noise = torch.randn(200, 2, generator=torch.Generator().manual_seed(1))
 
-    of_good, of_noise = shares([good, noise], targets)
+    of_good, of_noise = fit_blend_weights([good, noise], targets)
 
     assert of_good > 5 * of_noise

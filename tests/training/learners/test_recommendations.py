@@ -24,10 +24,10 @@ from training.learners.recommendations.interactions import ColumnNames, kinds_of
 from training.learners.recommendations.learner import Options, RecommendationsLearner
 from training.learners.recommendations.network import ServedTaste, TasteNetwork, rank_bands
 from training.learners.recommendations.sar import Sar
-from training.publishing.export import runner
+from training.publishing.export import onnx_runner
 from training.publishing.publish import replay
 from training.update_catalog import main as replace_items
-from training.update_catalog import with_items
+from training.update_catalog import update_items
 
 
 def shop(folder, *, times=True, ratings=True, users=40, items=24):
@@ -437,7 +437,7 @@ def test_what_is_trained_is_published_and_learnt_whose_kind_somebody_is(publishe
     manifest = read_manifest(published / "1")
     task = manifest.load_task(published / "1")
     replay(published / "1")
-    run = runner(published / "1" / "model.onnx", task)
+    run = onnx_runner(published / "1" / "model.onnx", task)
     evens = [{"item": name, "rating": 5} for name in ("100", "102", "104")]
     answer = task.answer(run, {"ratings": evens, "k": 5}).plain()
     card = (published / "1" / "README.md").read_text()
@@ -462,11 +462,11 @@ def test_another_table_of_items_makes_a_version_with_the_same_graph(published, t
     rows = [f"{100 + i},Film {i},{'false' if i == 0 else 'true'}" for i in range(23)]
     table.write_text("id,title,available\n" + "\n".join(rows) + "\n777,Brand new,true\n")
 
-    folder, words = with_items(published, table)
+    folder, words = update_items(published, table)
 
     new = read_manifest(folder)
     task = new.load_task(folder)
-    run = runner(folder / "model.onnx", task)
+    run = onnx_runner(folder / "model.onnx", task)
     everything = {item["id"] for item in task.answer(run, {"ratings": [], "k": 100}).plain()["items"]}
     assert new.files["model.onnx"] == old.files["model.onnx"]
     assert everything == {str(100 + i) for i in range(1, 23)}

@@ -71,7 +71,7 @@ def test_the_network_thaws_from_the_top(reviews: Path) -> None:
 
     learning = []
     for stage in learner.stages():
-        groups = learner.groups(network, stage)
+        groups = learner.param_groups(network, stage)
         assert sum(len(group.parameters) for group in groups) == sum(p.requires_grad for p in network.parameters())
         learning.append({name.split(".")[-2] for name, p in network.named_parameters() if p.requires_grad})
 
@@ -86,8 +86,8 @@ def test_the_classifier_begins_with_the_encoder_of_the_language_model(reviews: P
     learner = learner_of(reviews)
     phases = learner.phases()
     phase = next(phases)
-    network = phase.trainee.network()
-    phase.keep(network, tmp_path / "kept")
+    network = phase.trainable.network()
+    phase.save(network, tmp_path / "kept")
 
     begun, other = learner.network(), learner_of(reviews, Options(language_model=str(tmp_path / "kept")))
 
@@ -105,7 +105,7 @@ def test_a_corpus_that_is_not_known_is_named(reviews: Path) -> None:
 
 def test_a_corpus_that_cannot_be_had_is_done_without(reviews: Path) -> None:
     said: list[str] = []
-    fetcher = Fetcher(reviews.parent / "data", "http://127.0.0.1:9", say=said.append, wait_s=0)
+    fetcher = Fetcher(reviews.parent / "data", "http://127.0.0.1:9", log=said.append, wait_s=0)
     options = Options(vocabulary=400, corpus="wikitext-2")
 
     learner = SentimentLearner.from_data(reviews, Settings(), options, fetcher)
@@ -117,7 +117,7 @@ def test_a_corpus_that_cannot_be_had_is_done_without(reviews: Path) -> None:
 def test_validation_texts_come_padded_to_a_bucket(reviews: Path) -> None:
     learner = learner_of(reviews)
 
-    tokens = learner.validation(5)["tokens"]
+    tokens = learner.validation_inputs(5)["tokens"]
 
     assert tokens.dtype == np.int64
     assert tokens.shape[1] in learner.task.buckets

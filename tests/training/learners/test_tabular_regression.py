@@ -85,7 +85,7 @@ def test_a_table_with_a_number_becomes_a_report_a_model_and_embeddings(train, wr
     assert {"rmsle_mean", "rmsle_sd", "boosting_rmsle", "rmsle_to_boosting", "interval_width"} <= set(figures)
     task = manifest.load_task(model)
     row = {"day": "2030-01-01", "shop": "a new one", "area": None, "part": "train"}
-    answer = task.answer(export.runner(model / "model.onnx", task), {"rows": [row, {**row, "day": None}]})
+    answer = task.answer(export.onnx_runner(model / "model.onnx", task), {"rows": [row, {**row, "day": None}]})
     assert all(0 <= each.low <= each.value <= each.high for each in answer.predictions)
     assert "after the last date" in answer.notices[0]
     assert "'a new one' was not seen" in answer.notices[1]
@@ -185,7 +185,7 @@ def test_what_is_unmeasured_is_left_out_and_told(written):
         (sales(300), {"split_time": "day", "split_from": "yesterday"}, "needs a date like 2012-09-01"),
         (sales(300), {"dates": ("shop",)}, "'shop' is no column of dates"),
         (sales(300), {"date_parts": ("era",)}, "the parts of a date are"),
-        (sales(300), {"valid_share": 0.01, "split_time": "day"}, "rows to validate; a number needs 10"),
+        (sales(300), {"valid_fraction": 0.01, "split_time": "day"}, "rows to validate; a number needs 10"),
         (sales(300), {"measure": "rmspe", "bounds": ("5", "6")}, "leave out what 'amount' holds"),
         (sales(300), {"audit": ("gone",)}, "--audit gone"),
         (sales(300).with_columns(amount=pl.lit(None)), {"kind": "number"}, "'amount'"),

@@ -11,7 +11,7 @@ from tasks.contract import TensorSpec
 from tasks.tabular import Tabular
 from training.core.errors import CannotTrain
 from training.learners.tabular.network import ServedTabular, TabularNetwork
-from training.publishing.export import OPSET, TORCHSCRIPT, Artefacts, export, runner
+from training.publishing.export import OPSET, TORCHSCRIPT, Artefacts, export, onnx_runner
 
 FULL = Artefacts(half=False)
 CITY, AGE = CategoryColumn("city", ("Oslo", "Lima")), NumberColumn("age", 0, 99)
@@ -82,7 +82,7 @@ def test_torchscript_is_written_on_request_and_gives_the_same(tmp_path):
         loaded = torch.jit.load(tmp_path / TORCHSCRIPT)
     (got,) = loaded(*(torch.from_numpy(arrays[spec.name].copy()) for spec in task.inputs))
     assert got.detach().numpy() == pytest.approx(
-        runner(tmp_path / "model.onnx", task)(arrays)["probabilities"], abs=1e-5
+        onnx_runner(tmp_path / "model.onnx", task)(arrays)["probabilities"], abs=1e-5
     )
 
 

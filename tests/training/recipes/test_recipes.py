@@ -8,8 +8,8 @@ import torch
 
 from tests.training.conftest import ROOT
 from training.data.download import Fetcher
-from training.registry import learner_type, recipe, recipe_names
-from training.vision.backbones import body, weights_file
+from training.registry import learner_type, load_recipe, recipe_names
+from training.vision.backbones import load_body, weights_file
 
 SHARED = ROOT.parent / "shared" / "data"
 NOT_THERE = ("rossmann",)
@@ -27,14 +27,14 @@ def fetcher(tmp_path_factory) -> Fetcher:
 
 def test_the_mirror_holds_what_the_recipes_name(fetcher):
     for name in set(recipe_names()) - set(NOT_THERE):
-        folder = fetcher.fetched(recipe(name).source)
+        folder = fetcher.fetch(load_recipe(name).source)
 
-        assert all(list(folder.rglob(pattern)) for pattern in recipe(name).source.holds)
+        assert all(list(folder.rglob(pattern)) for pattern in load_recipe(name).source.contains)
 
 
 def test_clothing_is_ten_classes_with_the_validation_folder_of_its_authors(fetcher):
-    found = recipe("clothing")
-    learner = learner_type(found.task).from_data(fetcher.fetched(found.source), found.settings, found.options, fetcher)
+    found = load_recipe("clothing")
+    learner = learner_type(found.task).from_data(fetcher.fetch(found.source), found.settings, found.options, fetcher)
 
     assert len(learner.task.labels) == 10
     assert (len(learner.samples), len(learner.held_out)) == (3068, 341)
@@ -42,15 +42,15 @@ def test_clothing_is_ten_classes_with_the_validation_folder_of_its_authors(fetch
 
 
 def test_the_pretrained_weights_fit_and_know_pictures(fetcher):
-    made = body("mobilenet_v2", weights_file("mobilenet_v2", "imagenet", fetcher)).eval()
+    made = load_body("mobilenet_v2", weights_file("mobilenet_v2", "imagenet", fetcher)).eval()
 
     with torch.no_grad():
         assert float(made(torch.randn(1, 3, 64, 64)).abs().mean()) > 0.01
 
 
 def test_adult_reads_neither_race_nor_sex(fetcher):
-    found = recipe("adult")
-    learner = learner_type(found.task).from_data(fetcher.fetched(found.source), found.settings, found.options, fetcher)
+    found = load_recipe("adult")
+    learner = learner_type(found.task).from_data(fetcher.fetch(found.source), found.settings, found.options, fetcher)
 
     names = {column.name for column in learner.task.columns}
     assert not names & {"race", "sex", "fnlwgt", "income"}
@@ -60,8 +60,8 @@ def test_adult_reads_neither_race_nor_sex(fetcher):
 
 
 def test_bikes_learns_before_september_2012_and_never_from_what_adds_up_to_the_demand(fetcher, tmp_path):
-    found = recipe("bikes")
-    found.prepare(fetcher.fetched(found.source), tmp_path)
+    found = load_recipe("bikes")
+    found.prepare(fetcher.fetch(found.source), tmp_path)
     learner = learner_type(found.task).from_data(tmp_path, found.settings, found.options, fetcher)
 
     names = {column.name for column in learner.task.columns} | set(learner.task.ignored)
@@ -83,7 +83,7 @@ def test_the_published_models_are_the_recipes_and_reach_what_they_promise():
         for folder in sorted((ROOT / "models" / name).glob("[0-9]*")):
             replay(folder)
             figures = {metric.name: metric.value for metric in read_manifest(folder).metrics}
-            assert all(figures[metric] >= least for metric, least in recipe(name).limits)
+            assert all(figures[metric] >= least for metric, least in load_recipe(name).min_metrics)
 
 
 def test_bikes_never_reads_the_months_that_are_kept_aside(tmp_path):
@@ -92,7 +92,7 @@ def test_bikes_never_reads_the_months_that_are_kept_aside(tmp_path):
     days = ("2012-10-31", "2012-11-01", "2012-12-31")
     rows = [f"{i},{day},4,1,10,0,0,3,1,1,0.4,0.4,0.5,0.1,3,5,8" for i, day in enumerate(days)]
     (tmp_path / "hour.csv").write_text("\n".join([header, *rows]) + "\n")
-    prepare = recipe("bikes").prepare
+    prepare = load_recipe("bikes").prepare
 
     prepare(tmp_path, tmp_path)
 

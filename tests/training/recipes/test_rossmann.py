@@ -11,7 +11,7 @@ from training.__main__ import main
 from training.core.errors import CannotTrain
 from training.engine.learner import Learner
 from training.recipes._rossmann_features import CATEGORIES, NUMBERS, prepare
-from training.registry import learner_type, recipe
+from training.registry import learner_type, load_recipe
 
 FIRST = datetime.date(2013, 1, 1)
 DAYS, TEST_DAYS = 200, 14
@@ -184,7 +184,7 @@ def test_a_file_that_is_missing_or_holds_something_else_is_named(official, tmp_p
 
 def test_the_network_reads_the_courses_22_categories_and_16_numbers(official, tmp_path):
     prepared(official, tmp_path)
-    found = recipe("rossmann")
+    found = load_recipe("rossmann")
     learner = learner_type("tabular").from_data(tmp_path / "prepared", found.settings, found.options, None)
 
     table = learner.task.table
@@ -202,7 +202,7 @@ def test_the_network_reads_the_courses_22_categories_and_16_numbers(official, tm
 @pytest.mark.slow
 def test_the_recipe_goes_from_the_official_files_to_a_model(official, tmp_path, capsys):
     places = ("--data", official, "--runs", tmp_path / "runs", "--models", tmp_path / "models", "--data-dir", tmp_path)
-    small = ("--epochs", "3", "--batch-size", "64", "--rate", "0.01", "--layers", "32", "--valid-share", "0.2")
+    small = ("--epochs", "3", "--batch-size", "64", "--rate", "0.01", "--layers", "32", "--valid-fraction", "0.2")
 
     status = main([str(word) for word in ("rossmann", *places, *small, "--device", "cpu", "--publish")])
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from training.core.config import Settings
-from training.engine.batches import shuffled
+from training.engine.batches import shuffled_keys
 from training.studies._rating_networks import RatingNetwork
 from training.studies.ratings import KINDS, Asked, Rated, Raters, biases, rmse, split
 
@@ -67,7 +67,7 @@ def test_a_network_learns_two_kinds_of_people(folder, kind):
     before = rmse(network, found.test)
 
     for epoch in range(60):
-        for keys in shuffled(len(trainee.samples), 46, seed=0, epoch=epoch):
+        for keys in shuffled_keys(len(trainee.samples), 46, seed=0, epoch=epoch):
             optimizer.zero_grad()
             trainee.loss(network.train(), trainee.samples.__getitems__(keys)).backward()
             optimizer.step()

@@ -11,7 +11,7 @@ from training.__main__ import main
 from training.data.download import Fetcher
 from training.learners.sentiment.awd_lstm import Dropouts
 from training.studies._number_word_networks import Loop, Recurrent, Regularised, ThreeWords
-from training.studies._runner import study, study_names
+from training.studies._runner import load_study, study_names
 from training.studies.human_numbers import STEPS, STUDY, numbers
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -59,7 +59,7 @@ def run(data, tmp_path, capsys):
 
 def test_studies_are_found_by_their_files_and_listed_in_the_help(capsys):
     assert "human_numbers" in study_names()
-    assert all(study(name).name == name for name in study_names())
+    assert all(load_study(name).name == name for name in study_names())
 
     main(["--help"])
 
@@ -78,7 +78,7 @@ def test_each_study_has_help(capsys):
 @pytest.mark.shared
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real data is not in ../shared/data")
 def test_the_mirrors_file_holds_the_words_that_these_tests_make(tmp_path):
-    folder = Fetcher(tmp_path, str(SHARED), lambda text: None).fetched(STUDY.source)
+    folder = Fetcher(tmp_path, str(SHARED), lambda text: None).fetch(STUDY.source)
 
     for name, first, last in (("train", 1, 7999), ("valid", 8001, 9999)):
         (file,) = folder.rglob(f"{name}.txt")

@@ -14,7 +14,7 @@ from torch import nn
 from tasks.manifest import Metric
 from tasks.recommendations import Recommendations
 from training.core.results import EmbeddingTable, Evaluation, Figure, Table
-from training.evaluation.embeddings import extremes
+from training.evaluation.embeddings import axis_extremes_table
 from training.learners.recommendations import metrics, sar
 from training.learners.recommendations.dataset import EvalQuery, batch_of
 from training.learners.recommendations.interactions import Ratings
@@ -129,7 +129,7 @@ def evaluate_recommender(
             _by_history(judge, lists),
             *(_by_kind(judge, first, name) for name in grouped),
             _examples(judge, first),
-            extremes(_most_liked(named, judge.likes), 4),
+            axis_extremes_table(_most_liked(named, judge.likes), 4),
         ),
         figures=(
             Figure(

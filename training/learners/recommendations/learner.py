@@ -17,7 +17,7 @@ from training.core.config import Settings, option
 from training.core.errors import CannotTrain
 from training.core.results import EmbeddingTable, Evaluation, Trained
 from training.core.sources import SourceFetcher
-from training.engine.inference import answered
+from training.engine.inference import iterate_outputs
 from training.engine.learner import Learner, Stage
 from training.engine.optim import ParamGroup
 from training.engine.runtime import Batch, Runtime
@@ -156,7 +156,7 @@ class RecommendationsLearner(Learner):
         """One."""
         return (Stage("whole", self.trained_with.epochs, self.trained_with.rate),)
 
-    def groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
+    def param_groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
         """All parameters alike."""
         return [ParamGroup(tuple(parameter for parameter in network.parameters()))]
 
@@ -171,7 +171,7 @@ class RecommendationsLearner(Learner):
     def scores(self, network: nn.Module, runtime: Runtime) -> dict[str, float]:
         """NDCG and hit rate at 10, and cross entropy, of the validation items among all items not yet rated."""
         sums = torch.zeros(4, device=runtime.device)
-        for batch, outputs in answered(network, INPUTS, self.validating, runtime, batch_size=_BATCH):
+        for batch, outputs in iterate_outputs(network, INPUTS, self.validating, runtime, batch_size=_BATCH):
             logits, target = outputs[0].float(), batch["target"]
             ours = logits.gather(1, target)
             rank = (logits > ours).sum(dim=1)
@@ -196,7 +196,7 @@ class RecommendationsLearner(Learner):
             judge, [served, *others], self.embeddings(trained[0].network), self.chosen.features[:1]
         )
 
-    def validation(self, count: int) -> Arrays:
+    def validation_inputs(self, count: int) -> Arrays:
         """The last moments of as many users, evenly from the first to the last, by the same bucket."""
         places = np.linspace(0, len(self.testing) - 1, min(count, len(self.testing))).astype(np.int64).tolist()
         batch = self.testing.__getitems__([(0, place) for place in places])

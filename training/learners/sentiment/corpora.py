@@ -12,7 +12,7 @@ _WIKITEXT_2 = Source(
     mirrored=Archive(
         "text/wikitext-2_valid_test.tgz", "f7b1628eb995aa8fa115de73938757ebbe7f438b869b86db9375cc9425ace154", 783_962
     ),
-    holds=("wiki.valid.tokens",),
+    contains=("wiki.valid.tokens",),
 )
 _SOURCES = {"wikitext-2": _WIKITEXT_2}
 _HEADING = re.compile(r"^ = [^=].* = $")
@@ -26,9 +26,9 @@ def corpus_names() -> tuple[str, ...]:
 def corpus(name: str, fetcher: SourceFetcher) -> tuple[str, ...]:
     """The articles of a corpus: all of its files, since nothing is judged on them; none where it cannot be had."""
     try:
-        folder = fetcher.fetched(_SOURCES[name])
+        folder = fetcher.fetch(_SOURCES[name])
     except CannotTrain as error:
-        fetcher.say(f"The language model goes without {name}: {error}")
+        fetcher.log(f"The language model goes without {name}: {error}")
         return ()
     return tuple(text for path in sorted(folder.rglob("wiki.*.tokens")) for text in articles(path))
 

@@ -37,10 +37,12 @@ class Stream(SampleSet):
         """As many as windows fit into a row."""
         return max(1, (self._length - 1) // self.window)
 
-    def batch_keys(self, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[list[Key]]:
+    def batch_keys(
+        self, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1
+    ) -> list[list[Key]]:
         """The rows of each step, in the order of the text."""
         return [
-            [(epoch, step * self.rows + row) for row in range(rank, self.rows, world)]
+            [(epoch, step * self.rows + row) for row in range(rank, self.rows, world_size)]
             for step in range(self.steps(batch_size))
         ]
 
@@ -88,17 +90,19 @@ class Labelled(SampleSet):
     def __len__(self) -> int:
         return len(self.texts)
 
-    def batch_keys(self, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[list[Key]]:
+    def batch_keys(
+        self, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1
+    ) -> list[list[Key]]:
         """Random batches of like length: pools of fifty batches are sorted by length, and dealt in random order."""
         random = np.random.default_rng(derived_seed(seed, epoch))
         steps = self.steps(batch_size)
-        size = min(batch_size, len(self) // world * world)
+        size = min(batch_size, len(self) // world_size * world_size)
         order = random.permutation(len(self))[: steps * size]
         pool = size * self._POOL
         parts = [order[i : i + pool] for i in range(0, len(order), pool)]
         ranked = np.concatenate([part[np.argsort(self.lengths[part], kind="stable")] for part in parts])
         batches = random.permutation(ranked.reshape(steps, size))
-        return [[(epoch, int(index)) for index in batch[rank::world]] for batch in batches]
+        return [[(epoch, int(index)) for index in batch[rank::world_size]] for batch in batches]
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         """The batch of these texts."""

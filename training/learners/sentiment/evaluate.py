@@ -131,7 +131,7 @@ def length_table(judged: Judged) -> Table:
     rows = []
     for name, members in _by_length(judged.tokens):
         right, count = judged.right[members], int(members.sum())
-        low, high = classification.interval(float(right.mean()), count)
+        low, high = classification.wilson_interval(float(right.mean()), count)
         sure = judged.probabilities[members].max(axis=1).mean()
         rows.append((name, f"{count:,}", f"{right.mean():.3f}", f"{low:.3f} to {high:.3f}", f"{sure:.3f}"))
     several = sum(each.parts > 1 for each in judged.said)
@@ -218,8 +218,8 @@ def against_baseline(judged: Judged, baseline: Baseline) -> tuple[Table, str]:
     count = len(judged.targets)
     rows, accuracies = [], []
     for name, probabilities in (("what is served", judged.probabilities), ("tf-idf", baseline.probabilities)):
-        found = classification.class_figures(probabilities, judged.targets)
-        low, high = classification.interval(found["accuracy"], count)
+        found = classification.classification_scores(probabilities, judged.targets)
+        low, high = classification.wilson_interval(found["accuracy"], count)
         accuracies.append(found["accuracy"])
         more = f"{found['roc_auc']:.4f}" if "roc_auc" in found else "–"
         rows.append(
@@ -305,15 +305,19 @@ def views(judged: Judged, words: dict[str, list[Word]], curves: dict[str, Any], 
     from training.learners.sentiment import plots as sentiment_plots
     from training.reporting import plots
 
-    matrix = classification.confusions(judged.probabilities, judged.targets, judged.labels)
+    matrix = classification.confusion_matrix(judged.probabilities, judged.targets, judged.labels)
     lengths = [
-        (name, float(judged.right[m].mean()), *classification.interval(float(judged.right[m].mean()), int(m.sum())))
+        (
+            name,
+            float(judged.right[m].mean()),
+            *classification.wilson_interval(float(judged.right[m].mean()), int(m.sum())),
+        )
         for name, m in _by_length(judged.tokens)
     ]
     shown = {label: [(each.word, each.weight) for each in found] for label, found in words.items() if found}
     found = [
-        Figure("Confusion matrix", plots.confusion(matrix, judged.labels)),
-        Figure("Reliability", plots.reliability(curves), note),
+        Figure("Confusion matrix", plots.draw_confusion_matrix(matrix, judged.labels)),
+        Figure("Reliability", plots.draw_reliability(curves), note),
         Figure("Accuracy by length", sentiment_plots.by_length(lengths)),
     ]
     return (*found, Figure("The words that decide", sentiment_plots.words(shown))) if shown else tuple(found)

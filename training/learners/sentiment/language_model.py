@@ -14,7 +14,7 @@ from tasks._text import tokenizer_from
 from training.core.config import Settings
 from training.core.errors import CannotTrain
 from training.engine import checkpoint
-from training.engine.inference import answered
+from training.engine.inference import iterate_outputs
 from training.engine.learner import Stage, Trainable
 from training.engine.optim import ParamGroup
 from training.engine.runtime import Batch, Runtime
@@ -97,7 +97,7 @@ class LanguageModelling(Trainable):
         """One: everything learns at one rate."""
         return (Stage("language model", self.settings.epochs, self.settings.rate),)
 
-    def groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
+    def param_groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
         """All parameters."""
         return [ParamGroup(tuple(network.parameters()))]
 
@@ -114,7 +114,7 @@ class LanguageModelling(Trainable):
         """Perplexity a token, and how often the next one was the likeliest."""
         trained = [getattr(network, name).clone() for name in network.names]  # type: ignore[union-attr]
         sums = torch.zeros(3, dtype=torch.float64, device=runtime.device)
-        pieces = answered(network, ("tokens", "begins"), self.held_out, runtime, batch_size=self.held_out.rows)
+        pieces = iterate_outputs(network, ("tokens", "begins"), self.held_out, runtime, batch_size=self.held_out.rows)
         for _, (losses, right, *_) in pieces:
             sums += torch.stack([losses.double().sum(), right.double().sum(), torch.ones_like(right).double().sum()])
         for name, value in zip(network.names, trained, strict=True):  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from training.core.errors import CannotTrain
 from training.core.results import Evaluation, Table, Trained
 from training.core.sources import SourceFetcher
 from training.data.splits import validation_split
-from training.engine.inference import predicted
+from training.engine.inference import collect_outputs
 from training.engine.learner import Learner, Phase, Stage
 from training.engine.optim import ParamGroup
 from training.engine.runtime import Batch, Runtime
@@ -50,7 +50,7 @@ class Options:
     label_column: str = option("", "column of the labels; empty: guessed from its name")
     group_column: str = option("", "column of groups that must not be split; empty: equal texts are one group")
     neighbours: int = option(0, "numbered files of so many consecutive numbers are a group; 0: not at all")
-    valid_share: float = option(0.1, "share of the texts that are kept for validation")
+    valid_fraction: float = option(0.1, "share of the texts that are kept for validation")
     language_model: str = option("", "folder of a stored language model to start from")
     corpus: str = option("", "texts that the language model reads beside the data's own: wikitext-2")
     vocabulary: int = option(8000, "tokens of a new tokenizer")
@@ -89,7 +89,7 @@ class SentimentLearner(Learner):
 
     def __init__(self, texts: Texts, general: Sequence[str], settings: Settings, options: Options) -> None:
         self.chosen, self.trained_with, self.read = options, settings, texts
-        kept = validation_split(texts.groups, texts.labels, options.valid_share)
+        kept = validation_split(texts.groups, texts.labels, options.valid_fraction)
         self.places = ([i for i, k in enumerate(kept) if not k], [i for i, k in enumerate(kept) if k])
         # Texts of like length share a batch where they are asked for in this order.
         self.places[1].sort(key=lambda i: len(texts.texts[i]))
@@ -187,7 +187,7 @@ class SentimentLearner(Learner):
             Stage("all", settings.epochs, settings.rate / 2),
         )
 
-    def groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
+    def param_groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
         """From the head downwards, as far as the stage goes; each layer slower than the one above."""
         classifier = cast(TextClassifier, network)
         parts: list[list[nn.Module]] = [[classifier.norm, classifier.head]]
@@ -209,7 +209,7 @@ class SentimentLearner(Learner):
         return cross_entropy(logits, batch["target"], label_smoothing=self.trained_with.label_smoothing)
 
     def _logits(self, network: nn.Module, runtime: Runtime) -> Tensor:
-        return predicted(network, ["tokens"], self.held_out, runtime, batch_size=32)
+        return collect_outputs(network, ["tokens"], self.held_out, runtime, batch_size=32)
 
     def scores(self, network: nn.Module, runtime: Runtime) -> dict[str, float]:
         """Accuracy and cross entropy on the validation texts, read whole."""
@@ -221,7 +221,7 @@ class SentimentLearner(Learner):
         """With n-grams beside it, weighed against each other by the validation texts; says what each token adds."""
         trained = cast(TextClassifier, copy.deepcopy(network).float().cpu().eval())
         n_grams = self._n_grams() if self.chosen.n_grams else None
-        shares = calibration.shares(self._parts(trained, n_grams), self.held_out.targets)
+        shares = calibration.fit_blend_weights(self._parts(trained, n_grams), self.held_out.targets)
         return Explained(trained, n_grams, shares).eval()
 
     def _n_grams(self) -> NGrams:
@@ -246,8 +246,8 @@ class SentimentLearner(Learner):
         named, naming = evaluation.identity_table(task, run, len(task.labels) - 1)
         words = evaluation.deciding_words(judged)
         bins = {
-            "the network as trained": calibration.reliability(before, targets),
-            "as served": calibration.reliability(judged.probabilities, targets),
+            "the network as trained": calibration.reliability_bins(before, targets),
+            "as served": calibration.reliability_bins(judged.probabilities, targets),
         }
         tables = [beside, evaluation.length_table(judged), evaluation.words_table(words), *self._of_phases()]
         quoted = evaluation.wrong_table(judged, quoted=False)
@@ -271,7 +271,7 @@ class SentimentLearner(Learner):
         half = torch.tensor(validation_split(groups, targets.tolist(), 0.5))
         right = torch.zeros(len(targets), dtype=torch.bool)
         for chosen in (half, ~half):
-            shares = calibration.shares([part[chosen] for part in parts], targets[chosen])
+            shares = calibration.fit_blend_weights([part[chosen] for part in parts], targets[chosen])
             both = torch.stack([share * part[~chosen] for share, part in zip(shares, parts, strict=True)]).sum(0)
             right[~chosen] = both.argmax(1) == targets[~chosen]
         alone = [float((part.argmax(1) == targets).double().mean()) for part in parts]
@@ -306,9 +306,9 @@ class SentimentLearner(Learner):
     def _notes(self, trained: Sequence[Trained], judged: evaluation.Judged) -> list[str]:
         longest = self.task.buckets[-1]
         notes = [
-            f"Split: {self.chosen.valid_share:.0%} of the groups of texts are held out ({self._grouping()}). The best "
-            "epoch was chosen by them, so expect a little less on new ones. The language model never read them.",
-            classification.certainty(float(judged.right.mean()), len(judged.targets)),
+            f"Split: {self.chosen.valid_fraction:.0%} of the groups of texts are held out ({self._grouping()}). The "
+            "best epoch was chosen by them, so expect a little less on new ones. The language model never read them.",
+            classification.accuracy_interval_note(float(judged.right.mean()), len(judged.targets)),
             f"A text of more than {longest:,} tokens is read in parts, none of it is left out: the answer is the "
             "average of theirs, each counting by its length, and says in how many parts it was read.",
             "The words that decided are exact: the network's head is linear in what the layers give at each token "
@@ -317,7 +317,8 @@ class SentimentLearner(Learner):
         if len(trained) > 1:
             accuracies = [each.scores["accuracy"] for each in trained]
             notes.append(
-                f"Accuracy over {len(trained)} seeds: {classification.spread(accuracies)}; the first is published."
+                f"Accuracy over {len(trained)} seeds: {classification.mean_and_std(accuracies)}; "
+                "the first is published."
             )
         if self.read.unlabelled:
             notes.append(
@@ -346,7 +347,7 @@ class SentimentLearner(Learner):
         }
         return (language_table(models, self.own, valid, self.sizes.vocabulary),)
 
-    def validation(self, count: int) -> Arrays:
+    def validation_inputs(self, count: int) -> Arrays:
         """Validation texts of many lengths, cut and padded to one bucket."""
         chosen = np.linspace(0, len(self.held_out) - 1, min(count, len(self.held_out))).round().astype(int)
         length = self.task.buckets[min(3, len(self.task.buckets) - 1)]

@@ -20,14 +20,14 @@ from training.core.errors import CannotTrain
 from training.core.results import EmbeddingTable, Figure, Table
 from training.core.sources import SourceFetcher
 from training.data.table_split import Split, Splitter
-from training.data.tables import Kinds, Rows, columns_of, plain, read_table
+from training.data.tables import ColumnKinds, RowSamples, infer_columns, read_table, request_values
 from training.engine.learner import Learner, Stage
 from training.engine.optim import ParamGroup
-from training.evaluation.embeddings import extremes
+from training.evaluation.embeddings import axis_extremes_table
 from training.learners.tabular.embedding_transfer import Reuse
 from training.learners.tabular.network import NumberNetwork, TabularNetwork
 from training.reporting import plots
-from training.reporting.embedding_plots import planes
+from training.reporting.embedding_plots import draw_embedding_planes
 
 INPUTS = ("categories", "numbers")
 
@@ -48,9 +48,9 @@ class Options:
     audit: tuple[str, ...] = option((), "columns by which the figures are also reported in groups")
     header: tuple[str, ...] = option((), "the names of the columns, where a CSV file has no header")
     file: str = option("", "the table's file, where --data is a folder")
-    valid_share: float = option(0.2, "share of the rows held out for validation")
+    valid_fraction: float = option(0.2, "share of the rows held out for validation")
     split_column: str = option("", "a column that says train or valid of each row")
-    split_time: str = option("", "a column of times: the latest rows are held out, by --valid-share or --split-from")
+    split_time: str = option("", "a column of times: the latest rows are held out, by --valid-fraction or --split-from")
     split_from: str = option("", "with --split-time: the first moment that is held out, 2012-09-01 say")
     log_target: str = option(
         "auto", "learn the logarithm of a number; auto: where that is less skewed", choices=("auto", "yes", "no")
@@ -79,19 +79,19 @@ class RowsLearner(Learner):
         self.trained_with, self.chosen = settings, options
         self.notices: list[str] = []
         self._check(frame)
-        self.splitter = Splitter(options.valid_share, options.split_column, options.split_time, options.split_from)
+        self.splitter = Splitter(options.valid_fraction, options.split_column, options.split_time, options.split_from)
         self.splitter.check(frame)
         frame = self._complete(frame)
         self._read_target(path, frame)
         self.split: Split = self.splitter.split(frame, self._strata(frame))
-        held, used = self.split.held, self.split.used
+        held, used = self.split.held_out, self.split.used
         if not used.all():
             self.notices.append(f"{int((~used).sum()):,} rows are kept aside, as '{options.split_column}' says.")
         self.train_frame, self.valid_frame = frame.filter(used & ~held), frame.filter(held)
-        columns, left_out, notices = columns_of(self.train_frame, options.target, self._kinds())
+        columns, left_out, notices = infer_columns(self.train_frame, options.target, self._kinds())
         self.notices += notices
         self.task: Tabular = self._task(columns, left_out)
-        self.samples: Rows = self._rows(self.train_frame)
+        self.samples: RowSamples = self._rows(self.train_frame)
         self.held_out = self._rows(self.valid_frame)
 
     @classmethod
@@ -143,19 +143,21 @@ class RowsLearner(Learner):
             raise CannotTrain(f"No row has a value of '{self.chosen.target}'.")
         return frame
 
-    def _kinds(self) -> Kinds:
+    def _kinds(self) -> ColumnKinds:
         options = self.chosen
         split = tuple(name for name in (options.split_column,) if name and name not in options.ignore)
-        return Kinds(options.categories, options.numbers, (*options.ignore, *split), options.dates, options.date_parts)
+        return ColumnKinds(
+            options.categories, options.numbers, (*options.ignore, *split), options.dates, options.date_parts
+        )
 
-    def _rows(self, frame: pl.DataFrame) -> Rows:
-        arrays = self.task.preprocess(plain(frame, self.task.columns)).arrays
-        return Rows({name: arrays[name] for name in INPUTS}, self._targets(frame))
+    def _rows(self, frame: pl.DataFrame) -> RowSamples:
+        arrays = self.task.preprocess(request_values(frame, self.task.columns)).arrays
+        return RowSamples({name: arrays[name] for name in INPUTS}, self._targets(frame))
 
     def data_summary(self) -> str:
         """Counts, kinds of columns, and what was found on reading."""
         table = self.task.table
-        counts = f"{len(self.samples):,} rows to train on, {len(self.held_out):,} to validate, {self.split.words}"
+        counts = f"{len(self.samples):,} rows to train on, {len(self.held_out):,} to validate, {self.split.method}"
         kinds = f"{len(table.categories)} columns of categories, {len(table.numbers)} of numbers"
         if dates := [column for column in self.task.columns if column.kind == "date"]:
             parts = ", ".join(f"{column.name} ({', '.join(each.name for each in column.parts)})" for column in dates)
@@ -185,11 +187,11 @@ class RowsLearner(Learner):
         """One."""
         return (Stage("whole", self.trained_with.epochs, self.trained_with.rate),)
 
-    def groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
+    def param_groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
         """All parameters alike."""
         return [ParamGroup(tuple(network.parameters()))]
 
-    def validation(self, count: int) -> Arrays:
+    def validation_inputs(self, count: int) -> Arrays:
         """Validation rows, evenly from the first to the last."""
         places = np.linspace(0, len(self.held_out) - 1, min(count, len(self.held_out))).astype(np.int64)
         return {name: tensor[torch.from_numpy(places)].numpy() for name, tensor in self.held_out.inputs.items()}
@@ -213,7 +215,7 @@ class RowsLearner(Learner):
         if not tables:
             return (other,), ()
         note = "Each column's categories along the first two principal axes of what was learnt of them."
-        return (extremes(tables), other), (Figure("Embeddings", planes(tables), note),)
+        return (axis_extremes_table(tables), other), (Figure("Embeddings", draw_embedding_planes(tables), note),)
 
     def _importance(self, served: nn.Module, loss: Callable[[Tensor, int], float], what: str) -> Figure:
         """How much is lost when a column's values are dealt to other rows; `loss` tells it from the outputs."""
@@ -229,7 +231,7 @@ class RowsLearner(Learner):
                 batch_keys[kind][:, place] = batch_keys[kind][order, place]
                 losses[column] = loss(_outputs(served, batch_keys), count) - full
         shown = sorted(losses, key=lambda name: -losses[name])[:25]
-        png = plots.bars(shown, [losses[name] for name in shown], "Importance of the columns", what)
+        png = plots.draw_bars(shown, [losses[name] for name in shown], "Importance of the columns", what)
         note = f"{what.capitalize()} when a column's values are shuffled among the rows."
         return Figure("What the network reads", png, note)
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from tasks._tables import MISSING, Columns
-from training.data.tables import Rows
+from training.data.tables import RowSamples
 
 Numbers = NDArray[np.floating]
 
@@ -27,7 +27,7 @@ _TRIED: tuple[dict[str, Any], ...] = (
 """The settings that are compared; categories in order: as numbers, which suits the hours of a day."""
 
 
-def features(rows: Rows) -> Numbers:
+def features(rows: RowSamples) -> Numbers:
     """Categories as numbers beside the numbers; a missing category as NaN."""
     categories = rows.inputs["categories"].double()
     parts = [categories.masked_fill(categories == MISSING, torch.nan), rows.inputs["numbers"].double()]
@@ -40,7 +40,7 @@ def grouped(table: Columns) -> list[bool]:
     return [len(column.values) + 2 <= _GROUPED for column in table.categories] + [False] * len(table.numbers)
 
 
-def boosted_classes(table: Columns, train: Rows, valid: Rows, classes: int, seed: int) -> Numbers:
+def boosted_classes(table: Columns, train: RowSamples, valid: RowSamples, classes: int, seed: int) -> Numbers:
     """Probabilities (n, classes) of the validation rows."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
@@ -67,8 +67,8 @@ class Boosted:
 
 def boosted_numbers(
     table: Columns,
-    train: Rows,
-    valid: Rows,
+    train: RowSamples,
+    valid: RowSamples,
     inner: NDArray[np.bool_],
     judged: Callable[[Numbers, NDArray[np.bool_]], float],
     seeds: list[int],

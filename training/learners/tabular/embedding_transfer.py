@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.core.results import EmbeddingTable, Table
-from training.data.tables import Rows
+from training.data.tables import RowSamples
 
 Numbers = NDArray[np.floating]
 
@@ -28,8 +28,8 @@ class Reuse:
         judged: the figure of what a model said of some validation rows, which are given by their places.
     """
 
-    train: Rows
-    valid: Rows
+    train: RowSamples
+    valid: RowSamples
     classes: bool
     measure: str
     judged: Callable[[Any, NDArray[np.integer]], float]
@@ -38,7 +38,7 @@ class Reuse:
         """Two models, each with one-hot columns and with the embeddings."""
         fitted, kept = _some(len(self.train), _MAX_TRAIN_ROWS), _some(len(self.valid), _MAX_VALID_ROWS)
         targets = self.train.targets.numpy()[fitted]
-        inputs: dict[str, Callable[[Rows, NDArray[np.integer]], Numbers]] = {
+        inputs: dict[str, Callable[[RowSamples, NDArray[np.integer]], Numbers]] = {
             "a column for each category": lambda rows, places: one_hot(rows, places, embeddings),
             "embeddings": lambda rows, places: embedded(rows, places, embeddings),
         }
@@ -73,20 +73,20 @@ class Reuse:
         }
 
 
-def one_hot(rows: Rows, places: NDArray[np.integer], tables: Sequence[EmbeddingTable]) -> Numbers:
+def one_hot(rows: RowSamples, places: NDArray[np.integer], tables: Sequence[EmbeddingTable]) -> Numbers:
     """A column of zeros and ones for each value of each field, no value included."""
     categories = rows.inputs["categories"].numpy()[places]
     return np.hstack([np.eye(len(table.values))[categories[:, i]] for i, table in enumerate(tables)])
 
 
-def embedded(rows: Rows, places: NDArray[np.integer], tables: Sequence[EmbeddingTable]) -> Numbers:
+def embedded(rows: RowSamples, places: NDArray[np.integer], tables: Sequence[EmbeddingTable]) -> Numbers:
     """The vector of each row's value of each field."""
     categories = rows.inputs["categories"].numpy()[places]
     return np.hstack([table.vectors[categories[:, i]] for i, table in enumerate(tables)])
 
 
 def _standardised(
-    train: Rows, valid: Rows, fitted: NDArray[np.integer], kept: NDArray[np.integer]
+    train: RowSamples, valid: RowSamples, fitted: NDArray[np.integer], kept: NDArray[np.integer]
 ) -> tuple[Numbers, Numbers]:
     """The numbers of both, by the mean and deviation of the former; the mean where one is missing."""
     known, asked = train.inputs["numbers"].double().numpy()[fitted], valid.inputs["numbers"].double().numpy()[kept]

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from tasks.manifest import Metric
 from training.core.results import Evaluation, Figure, Table, Trained
-from training.data.tables import as_text
-from training.evaluation.classification import spread
+from training.data.tables import times_as_text
+from training.evaluation.classification import mean_and_std
 from training.learners.tabular import plots
 from training.learners.tabular.boosting import Boosted, boosted_numbers
 from training.learners.tabular.residuals import Predicted, by_column, by_time, worst, worst_group
@@ -81,7 +81,7 @@ class NumberFindings:
 
     def _boosted(self) -> Boosted:
         learner = self.learner
-        inner = learner.splitter.within(learner.train_frame, learner.strata_of_training())
+        inner = learner.splitter.inner_holdout(learner.train_frame, learner.strata_of_training())
         truth = learner.train_truth()
 
         def judged(found: Numbers, where: NDArray[np.bool_]) -> float:
@@ -127,11 +127,13 @@ class NumberFindings:
         guess = self._bounded(np.full(len(self.said.truth), float(self.learner.samples.targets.mean())))
         rows = [
             ("this network (published)", *(f"{error(name, self.said.value, self.said.truth):.4f}" for name in names)),
-            (f"gradient boosting, {len(boosted.found)} seeds", *(spread(each[name][1]) for name in names)),
+            (f"gradient boosting, {len(boosted.found)} seeds", *(mean_and_std(each[name][1]) for name in names)),
             ("always the training rows' mean", *(f"{error(name, guess, self.said.truth):.4f}" for name in names)),
         ]
         if len(self.trained) > 1:
-            rows.insert(1, (f"the network, {len(self.trained)} seeds", *(spread(each[name][0]) for name in names)))
+            rows.insert(
+                1, (f"the network, {len(self.trained)} seeds", *(mean_and_std(each[name][0]) for name in names))
+            )
         header = ("", *(_SHOWN[name] for name in names))
         table = Table("Against gradient boosting", header, tuple(rows), f"{boosted.words}.")
         return table, _verdict(
@@ -141,22 +143,23 @@ class NumberFindings:
     def _protocol(self) -> str:
         first = _SHOWN[self.learner.measures[0]]
         return (
-            f"Validated on rows held out {self.learner.split.words}. The best epoch was chosen by the {first} on them; "
-            "the settings of gradient boosting by training rows alone."
+            f"Validated on rows held out {self.learner.split.method}. The best epoch was chosen by the {first} on "
+            "them; the settings of gradient boosting by training rows alone."
         )
 
     def _on_the_interval(self) -> str:
         share = self.learner.task.coverage
         return (
             f"The {share:.0%} interval is the network's own, its ends {self.stretch:.2f} times as far out as "
-            f"it says, by conformal calibration on half of the validation rows ({self.learner.split.halves}); it held "
+            f"it says, by conformal calibration on half of the validation rows "
+            f"({self.learner.split.calibration_rule}); it held "
             f"for {self.said.covered():.1%} of the other half."
         )
 
     def _worst(self) -> Table:
         times = self.learner.times()
         named = [f"validation row {i}" for i in range(len(self.said.truth))]
-        names = named if times is None else as_text(times)
+        names = named if times is None else times_as_text(times)
         return worst(names, self.said, np.abs(self._apart()))
 
     def _apart(self) -> Numbers:

@@ -22,11 +22,11 @@ from tasks.tabular import Tabular, with_examples
 from training.core.config import Settings
 from training.core.results import Evaluation, Figure, Table, Trained
 from training.core.sources import SourceFetcher
-from training.data.tables import is_number, labels_of, plain
-from training.engine.inference import predicted
+from training.data.tables import class_labels, is_number, request_values
+from training.engine.inference import collect_outputs
 from training.engine.runtime import Batch, Runtime
 from training.evaluation import calibration, classification
-from training.evaluation.subgroups import group_table
+from training.evaluation.subgroups import subgroup_table
 from training.learners.tabular.base import INPUTS, Options, RowsLearner, table_at
 from training.learners.tabular.boosting import boosted_classes
 from training.learners.tabular.embedding_transfer import Reuse
@@ -51,7 +51,7 @@ class TabularLearner(RowsLearner):
         return (NumbersLearner if number else cls)(path, frame, settings, options)
 
     def _read_target(self, path: Path, frame: pl.DataFrame) -> None:
-        self.labels = labels_of(frame, self.chosen.target)
+        self.labels = class_labels(frame, self.chosen.target)
         if self.chosen.kind == "auto" and frame[self.chosen.target].dtype.is_numeric():
             self.notices.append(
                 f"'{self.chosen.target}' holds {len(self.labels)} different numbers and is taken for so many classes; "
@@ -87,7 +87,7 @@ class TabularLearner(RowsLearner):
 
     def scores(self, network: nn.Module, runtime: Runtime) -> dict[str, float]:
         """ROC AUC (with two classes), accuracy and cross entropy on the validation rows."""
-        logits = predicted(network, INPUTS, self.held_out, runtime, batch_size=4096)
+        logits = collect_outputs(network, INPUTS, self.held_out, runtime, batch_size=4096)
         probabilities = logits.softmax(dim=1).numpy()
         accuracy = float((probabilities.argmax(axis=1) == self.targets).mean())
         loss = float(cross_entropy(logits, torch.from_numpy(self.targets)))
@@ -97,26 +97,28 @@ class TabularLearner(RowsLearner):
     def to_inference_module(self, network: nn.Module) -> nn.Module:
         """Calibrated on the validation rows."""
         exact = copy.deepcopy(network).float().cpu()
-        logits = predicted(exact, INPUTS, self.held_out, Runtime(torch.device("cpu")), batch_size=4096)
-        return ServedTabular(exact, calibration.temperature(logits, torch.from_numpy(self.targets))).eval()
+        logits = collect_outputs(exact, INPUTS, self.held_out, Runtime(torch.device("cpu")), batch_size=4096)
+        return ServedTabular(exact, calibration.fit_temperature(logits, torch.from_numpy(self.targets))).eval()
 
     def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
         """Figures with their spread over the seeds, against gradient boosting, by class and by audit group."""
         temperature = float(cast(ServedTabular, served).temperature)
         targets, labels = self.targets, self.task.labels
-        probabilities = predicted(served, INPUTS, self.held_out, Runtime(torch.device("cpu")), batch_size=4096).numpy()
-        before = calibration.at_temperature_one(probabilities, temperature)
+        probabilities = collect_outputs(
+            served, INPUTS, self.held_out, Runtime(torch.device("cpu")), batch_size=4096
+        ).numpy()
+        before = calibration.undo_temperature(probabilities, temperature)
         samples = f"{len(targets):,} validation rows"
         seeds = _over_seeds(trained, samples)
         baseline, verdict = self._against_boosting(trained, probabilities)
-        classes = classification.per_class(probabilities, targets, labels)
+        classes = classification.per_class_table(probabilities, targets, labels)
         by_group = tuple(
-            group_table(self.valid_frame[name], probabilities, targets, labels) for name in self.chosen.audit
+            subgroup_table(self.valid_frame[name], probabilities, targets, labels) for name in self.chosen.audit
         )
-        matrix = classification.confusions(probabilities, targets, labels)
+        matrix = classification.confusion_matrix(probabilities, targets, labels)
         bins = {
-            "as trained": calibration.reliability(before, targets),
-            "calibrated": calibration.reliability(probabilities, targets),
+            "as trained": calibration.reliability_bins(before, targets),
+            "calibrated": calibration.reliability_bins(probabilities, targets),
         }
         importance = self._importance(served, self._share_wrong, "accuracy lost")
         reuse = Reuse(
@@ -136,8 +138,8 @@ class TabularLearner(RowsLearner):
             ),
             tables=(baseline, classes, *by_group, *tables),
             figures=(
-                Figure("Confusion matrix", plots.confusion(matrix, labels)),
-                Figure("Reliability", plots.reliability(bins), f"Temperature {temperature:.3f}."),
+                Figure("Confusion matrix", plots.draw_confusion_matrix(matrix, labels)),
+                Figure("Reliability", plots.draw_reliability(bins), f"Temperature {temperature:.3f}."),
                 importance,
                 *planes,
             ),
@@ -149,14 +151,14 @@ class TabularLearner(RowsLearner):
         seed = self.trained_with.seed
         boosted = boosted_classes(self.task.table, self.samples, self.held_out, len(self.task.labels), seed)
         names = ["accuracy", *(["roc_auc"] if len(self.task.labels) == 2 else []), "cross_entropy"]
-        own = classification.class_figures(probabilities, self.targets)
-        theirs = classification.class_figures(boosted, self.targets)
+        own = classification.classification_scores(probabilities, self.targets)
+        theirs = classification.classification_scores(boosted, self.targets)
         rows = [
             ("this network (published)", *(f"{own[name]:.4f}" for name in names)),
             ("gradient boosting", *(f"{theirs[name]:.4f}" for name in names)),
         ]
         if len(trained) > 1:
-            spreads = [classification.spread([each.scores[name] for each in trained]) for name in names[:-1]]
+            spreads = [classification.mean_and_std([each.scores[name] for each in trained]) for name in names[:-1]]
             rows.insert(1, (f"the network, {len(trained)} seeds", *spreads, "–"))
         title = "Against gradient boosting"
         note = (
@@ -173,8 +175,8 @@ class TabularLearner(RowsLearner):
 
     def _validated(self) -> str:
         if self.chosen.split_column or self.chosen.split_time:
-            return f"rows held out {self.split.words}"
-        return f"{self.chosen.valid_share:.0%} of the rows of each class, held out by a hash of the row"
+            return f"rows held out {self.split.method}"
+        return f"{self.chosen.valid_fraction:.0%} of the rows of each class, held out by a hash of the row"
 
     def golden_requests(self, served: nn.Module) -> tuple[Task, list[dict[str, Any]]]:
         """A clear and complete row, the clearest of another class, and three rows at once, with a missing value."""
@@ -183,7 +185,7 @@ class TabularLearner(RowsLearner):
         top = np.sort(probabilities, axis=1)
         right = probabilities.argmax(axis=1) == self.targets
         clear = np.flatnonzero(right & (top[:, -1] - top[:, -2] > 0.3))
-        table = plain(self.valid_frame, self.task.columns)
+        table = request_values(self.valid_frame, self.task.columns)
         rows = [{name: values[index] for name, values in table.items()} for index in clear.tolist()]
         complete = [row for row in rows if None not in row.values()]
         if not complete:

@@ -17,8 +17,8 @@ from tasks.contract import Task
 from tasks.tabular import Tabular, with_examples
 from training.core.errors import CannotTrain
 from training.core.results import Evaluation, Trained
-from training.data.tables import plain
-from training.engine.inference import answered
+from training.data.tables import request_values
+from training.engine.inference import iterate_outputs
 from training.engine.runtime import Batch, Runtime
 from training.learners.tabular.base import INPUTS, RowsLearner
 from training.learners.tabular.embedding_transfer import Reuse
@@ -101,7 +101,7 @@ class NumbersLearner(RowsLearner):
         """The numbers (n,) and the distances (n, 2) of the validation rows, as they are learnt."""
         count = len(self.held_out)
         found = torch.zeros(count, 3, device=runtime.device)
-        for batch, (number, distances) in answered(network, INPUTS, self.held_out, runtime, batch_size=4096):
+        for batch, (number, distances) in iterate_outputs(network, INPUTS, self.held_out, runtime, batch_size=4096):
             found[batch["index"]] = torch.cat([number[:, None], distances], dim=1).float()
         both = runtime.all_reduce_sum(found).cpu().numpy()
         return both[:, 0], both[:, 1:]
@@ -123,7 +123,7 @@ class NumbersLearner(RowsLearner):
         """With the interval stretched so that it holds on half of the validation rows."""
         exact = cast(NumberNetwork, copy.deepcopy(network).float().cpu())
         number, distances = self._said(exact, Runtime(torch.device("cpu")))
-        half = self.split.calibrates
+        half = self.split.calibration
         truth = self.held_out.targets.numpy()
         stretch = stretch_for(number[half], distances[half], truth[half], self.task.coverage)
         return ServedNumber(exact, self.scale, stretch).eval()
@@ -131,12 +131,12 @@ class NumbersLearner(RowsLearner):
     def predicted(self, served: nn.Module) -> Predicted:
         """What the served network says of the validation rows."""
         found = []
-        for _, (value, interval) in answered(
+        for _, (value, interval) in iterate_outputs(
             served, INPUTS, self.held_out, Runtime(torch.device("cpu")), batch_size=4096
         ):
             found.append(torch.cat([value[:, None], interval], dim=1))
         value, low, high = torch.cat(found).double().numpy().T
-        return Predicted(self.truth, value, low, high, ~self.split.calibrates)
+        return Predicted(self.truth, value, low, high, ~self.split.calibration)
 
     def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
         """Figures with their spread over the seeds, against gradient boosting, over time and by audit group."""
@@ -171,7 +171,7 @@ class NumbersLearner(RowsLearner):
         said = self.predicted(served)
         order = np.argsort(np.abs(said.value - np.quantile(said.truth, 0.7)), kind="stable")
         inside = (said.low <= said.truth) & (said.truth <= said.high)
-        table = plain(self.valid_frame, self.task.columns)
+        table = request_values(self.valid_frame, self.task.columns)
         rows = [{name: values[i] for name, values in table.items()} for i in order.tolist() if inside[i]]
         complete = [row for row in rows if None not in row.values()]
         if not complete:

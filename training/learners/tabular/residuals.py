@@ -8,7 +8,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from training.core.results import Table
-from training.evaluation.subgroups import grouped, ordered
+from training.evaluation.subgroups import assign_groups, sort_groups
 from training.learners.tabular.target_scale import error
 
 Numbers = NDArray[np.floating]
@@ -49,7 +49,7 @@ def by_group(title: str, names: Sequence[str], said: Predicted, measure: str) ->
     """Errors of the rows of each name: how many, the mean truth, the mean error, one measure, and the coverage."""
     rows = []
     labels = np.array(names)
-    for name in ordered(set(names)):
+    for name in sort_groups(set(names)):
         members = labels == name
         count = int(members.sum())
         truth, value = said.truth[members], said.value[members]
@@ -71,7 +71,7 @@ def by_group(title: str, names: Sequence[str], said: Predicted, measure: str) ->
 
 def by_column(column: pl.Series, said: Predicted, measure: str) -> Table:
     """As `by_group`, for an audit column."""
-    return by_group(f"By {column.name}", grouped(column), said, measure)
+    return by_group(f"By {column.name}", assign_groups(column), said, measure)
 
 
 def by_time(times: pl.Series, said: Predicted, measure: str) -> tuple[Table, ...]:
