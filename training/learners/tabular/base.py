@@ -185,7 +185,7 @@ class RowsLearner(Learner):
 
     def stages(self) -> tuple[Stage, ...]:
         """One."""
-        return (Stage("whole", self.trained_with.epochs, self.trained_with.rate),)
+        return (Stage("all", self.trained_with.epochs, self.trained_with.rate),)
 
     def param_groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
         """All parameters alike."""
