@@ -1,4 +1,4 @@
-"""Reviews of films from the Internet Movie Database: did the writer like it?"""
+"""Film reviews from the Internet Movie Database: did the writer like the film?"""
 
 from dataclasses import replace
 
@@ -12,8 +12,8 @@ RECIPE = Recipe(
     name="imdb",
     task="sentiment",
     title="Did the writer of this review like the film?",
-    summary="reviews of films, 2 labels, with an AWD-LSTM language model first (ULMFiT) and n-grams beside it",
-    expected="0.91 accuracy on held-out reviews of other films; 65 minutes on 2 CPU cores",
+    summary="film reviews, 2 labels, with an AWD-LSTM language model (ULMFiT) blended with n-grams",
+    expected="accuracy 0.91 on held-out reviews of other films; 65 minutes on 2 CPU cores",
     source=Source(
         name="aclImdb",
         official=Archive("https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz", size=84_125_825),
@@ -29,9 +29,9 @@ RECIPE = Recipe(
         licence="none given; research",
         address="https://ai.stanford.edu/~amaas/data/sentiment/",
         redistributable=False,
-        description="25,000 reviews in English, half of them of 7 to 10 stars and half of 1 to 4; at most 30 a film.",
+        description="25,000 reviews in English, half with 7 to 10 stars and half with 1 to 4; at most 30 per film.",
     ),
-    # LSTMs in bfloat16 are no faster on a CPU.
+    # LSTMs are not faster in bfloat16 on a CPU.
     settings=replace(SentimentLearner.default_settings, precision="fp32"),
     options=_OPTIONS,
     on_gpu=Preset(
@@ -49,18 +49,19 @@ RECIPE = Recipe(
             longest=1000,
         ),
     ),
-    intended_use="Whether a review in English, of a film or something like it, praises or condemns what it is about.",
+    intended_use="Whether an English review, of a film or something similar, is positive or negative.",
     out_of_scope=(
-        "Other languages, texts of a few words, irony, news, and what people think of people. It always says one of "
-        "its two labels, also where a text praises nothing and condemns nothing."
+        "Other languages, texts of a few words, irony, news, and opinions about people. It always returns one of its "
+        "two labels, even if a text expresses no opinion."
     ),
     caveats=(
-        "The reviews carry no licence: the model is for research and learning, and none of them is in this repository.",
+        "The reviews have no licence: the model is for research and learning, and this repository contains none of "
+        "them.",
     ),
     cpu_caveats=(
-        "Trained with what a CPU affords: two LSTM layers of 320 and 160 units, where ULMFiT has three of up to 1,152, "
-        "and a language model of these reviews rather than of a hundred million words. `docs/gpu.md` says what a GPU "
-        "leaves room for.",
+        "Trained on a CPU budget: two LSTM layers of 320 and 160 units, where ULMFiT has three of up to 1,152, and a "
+        "language model trained on these reviews instead of a hundred million words. See `docs/gpu.md` for the "
+        "settings on a GPU.",
     ),
     min_metrics=(("accuracy", 0.90),),
 )
