@@ -97,7 +97,10 @@ def start_runtime(settings: Settings) -> Iterator[Runtime]:
     if world_size > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Runtime(device, precision, reason, rank, world_size)
+        runtime = Runtime(device, precision, reason, rank, world_size)
+        yield runtime
+        # A process that closes its connections early can abort others that are still in their last collective.
+        runtime.barrier()
     finally:
         if world_size > 1:
             dist.destroy_process_group()

@@ -20,12 +20,12 @@ from pathlib import Path
 from tests.training.toy_learner import SmallLearner
 from tests.training.engine.test_runtime import SETTINGS
 from training.engine.loop import fit
-from training.engine.runtime import started
-with started(SETTINGS) as runtime:
+from training.engine.runtime import start_runtime
+with start_runtime(SETTINGS) as runtime:
     torch.manual_seed(0)
     learner = SmallLearner()
     rows = list(fit(learner, learner.network(), SETTINGS, runtime, Path(sys.argv[1])))
-    assert runtime.world == 2
+    assert runtime.world_size == 2
     assert runtime.broadcast(f"process {runtime.rank}") == "process 0"
     print(f"rank {runtime.rank} score {rows[-1].scores['score']:.6f}", flush=True)
 """

@@ -50,7 +50,7 @@ def data(tmp_path_factory):
 def run(data, tmp_path, capsys):
     def command(*arguments):
         paths = ["--data-dir", data, "--runs", tmp_path / "runs", "--cards", tmp_path / "cards", "--device", "cpu"]
-        status = main([str(word) for word in ("human_numbers", *arguments, *paths)])
+        status = main([str(word) for word in ("human_numbers", *arguments, *paths, "--threads", "1")])
         caught = capsys.readouterr()
         return status, caught.out, caught.err
 
