@@ -161,7 +161,7 @@ def test_the_exported_graph_agrees_with_the_network(head, between, tmp_path):
     served = ServedKeypoints(whole, Nearness(between, 0.05), 1.5, torch.tensor([0.1, -0.2, 0.0])).eval()
 
     task = Keypoints(("a", "b", "c"), SIZE)
-    what = export.Artefacts(half=False, torchscript=True)
+    what = export.Artefacts(fp16=False, torchscript=True)
     parity = export.export(served, task, {"image": pixels(8).numpy()}, tmp_path, what)
 
     assert parity.largest < export.TOLERANCE

@@ -122,7 +122,7 @@ def test_rows_that_may_be_passed_on_are_the_goldens(written, tmp_path):
     ("options", "words"),
     [
         ({}, "by a hash of the row"),
-        ({"split_column": "part"}, "as the column 'part' says"),
+        ({"split_column": "part"}, "by the column 'part'"),
         ({"split_time": "day", "split_from": "2022-02-01"}, "by time, 'day' from 2022-02-01 on"),
     ],
 )
@@ -131,7 +131,7 @@ def test_each_kind_of_split_leaves_rows_to_train_validate_and_calibrate(written,
 
     assert words in learner.data_summary()
     assert len(learner.samples) + len(learner.held_out) == 400
-    assert 0 < learner.split.calibrates.sum() < len(learner.held_out)
+    assert 0 < learner.split.calibration.sum() < len(learner.held_out)
     assert "part" not in {column.name for column in learner.task.columns} or "split_column" not in options
     assert learner.scores(learner.network(), export_runtime())["rmsle"] > 0
 
@@ -181,9 +181,9 @@ def test_what_is_unmeasured_is_left_out_and_told(written):
         ),
         (sales(300), {"split_time": "gone"}, "--split-time gone"),
         (sales(300), {"split_time": "amount"}, "The target 'amount' cannot say how the table is split"),
-        (sales(300), {"split_column": "shop"}, "it is to say train or valid"),
+        (sales(300), {"split_column": "shop"}, "its values must be train or valid"),
         (sales(300), {"split_time": "day", "split_from": "yesterday"}, "needs a date like 2012-09-01"),
-        (sales(300), {"dates": ("shop",)}, "'shop' is no column of dates"),
+        (sales(300), {"dates": ("shop",)}, "'shop' does not contain dates"),
         (sales(300), {"date_parts": ("era",)}, "the parts of a date are"),
         (sales(300), {"valid_fraction": 0.01, "split_time": "day"}, "rows to validate; a number needs 10"),
         (sales(300), {"measure": "rmspe", "bounds": ("5", "6")}, "leave out what 'amount' holds"),
