@@ -40,7 +40,7 @@ bench: $(VENV)/.dev ## measure the service and the training loop against the bar
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 faults: $(VENV)/.dev ## make every fault there is through real HTTP, and print which promises hold (some minutes)
-	@$(BIN)/python -m benchmarks.faults $(ARGS)
+	@$(BIN)/python -m tests.faults $(ARGS)
 
 lock: $(VENV)/.uv ## pin the dependencies of pyproject.toml anew
 	@PATH="$(CURDIR)/$(BIN):$$PATH" requirements/compile.sh $(ARGS)

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.faults.faulty import Faults, FaultyBackend, Mark, sample_digest
-from benchmarks.faults.report import BEGIN, END, Row, percentile, section, table, verdict, with_section
-from benchmarks.faults.traffic import known_models, leavers, poisons
 from service.backends.base import BackendError, DeviceLost, OutOfMemory
 from tasks.contract import Arrays
+from tests.faults.faulty_backend import Faults, FaultyBackend, Mark, sample_digest
+from tests.faults.report import BEGIN, END, Row, percentile, section, table, verdict, with_section
+from tests.faults.sample_requests import known_models, leavers, poisons
 
 ROOT = Path(__file__).parents[1]
 HOLDS = Row("one", "nobody waits", "≤ 1 s", "0.5 s", True)
@@ -28,7 +28,7 @@ WHERE = dict.fromkeys(("when", "commit", "cores", "processor", "python", "onnxru
 @pytest.mark.timeout(400)
 def test_every_promise_that_does_not_depend_on_the_machine_holds_through_real_http(tmp_path: Path) -> None:
     results = tmp_path / "faults.json"
-    command = [sys.executable, "-m", "benchmarks.faults", "--short", "--results", str(results)]
+    command = [sys.executable, "-m", "tests.faults", "--short", "--results", str(results)]
 
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
@@ -41,14 +41,14 @@ def test_every_promise_that_does_not_depend_on_the_machine_holds_through_real_ht
 
 def test_it_lists_what_it_can_measure() -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "benchmarks.faults", "--list"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "tests.faults", "--list"], cwd=ROOT, capture_output=True, text=True, check=True
     )
 
     assert {"burst", "isolation", "overload", "sigterm"} <= {line.split()[0] for line in ended.stdout.splitlines()}
 
 
 def test_a_part_is_not_written_into_the_document() -> None:
-    command = [sys.executable, "-m", "benchmarks.faults", "--only", "swap", "--write"]
+    command = [sys.executable, "-m", "tests.faults", "--only", "swap", "--write"]
 
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 

@@ -95,7 +95,7 @@ def started(models: Path, *flags: str, faulty: bool = False) -> Iterator[Host]:
 
     Raises RuntimeError, with the end of its log, where it does not start.
     """
-    program = "benchmarks.faults.server" if faulty else "service"
+    program = "tests.faults.faulty_server" if faulty else "service"
     command = [sys.executable, "-m", program, "--models", str(models), "--port", "0", "--device", "cpu"]
     command += ["--log-level", "warning", *flags]
     with tempfile.TemporaryDirectory() as folder, tempfile.NamedTemporaryFile("w+", suffix=".log") as log:

@@ -13,16 +13,16 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from benchmarks.faults.clients import Reply, open_loop, steady
-from benchmarks.faults.faulty import graph_digest
-from benchmarks.faults.host import Host, started, wait_until
-from benchmarks.faults.report import Row
-from benchmarks.faults.scenario import Run, first_of
-from benchmarks.faults.traffic import Known, Sent, asked_alone
+from loadtests.clients import Reply, open_loop, steady
 from service.backends.onnx import OnnxRuntime
 from tasks.contract import Limits
 from tasks.goldens import Golden, difference, write_goldens
 from tasks.manifest import MODEL, entries_of, read_manifest, write_manifest
+from tests.faults.faulty_backend import graph_digest
+from tests.faults.report import Row
+from tests.faults.sample_requests import Known, Sent, asked_alone
+from tests.faults.scenario import Run, first_of
+from tests.faults.server_process import Host, started, wait_until
 
 _PER_SECOND = 50
 _SLOW = 6.0

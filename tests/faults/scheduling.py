@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from benchmarks.faults.clients import Apart, Reply, closed_loop, one_by_one, open_loop, steady
-from benchmarks.faults.host import Host, started
-from benchmarks.faults.report import Row, median, percentile
-from benchmarks.faults.scenario import Run, batch_seconds, first_of, ms
-from benchmarks.faults.traffic import Known, Sent
+from loadtests.clients import Apart, Reply, closed_loop, one_by_one, open_loop, steady
+from tests.faults.report import Row, median, percentile
+from tests.faults.sample_requests import Known, Sent
+from tests.faults.scenario import Run, batch_seconds, first_of, ms
+from tests.faults.server_process import Host, started
 
 _TIMES = 1.5
 _RESOLUTION_S = 0.002

@@ -9,11 +9,11 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.faults.clients import LEFT, Call, Clients, Leaving, Reply, open_loop, with_clients
-from benchmarks.faults.host import Host, started, wait_until
-from benchmarks.faults.report import Row
-from benchmarks.faults.scenario import Run
-from benchmarks.faults.traffic import Sent
+from loadtests.clients import LEFT, Call, Clients, Leaving, Reply, open_loop, with_clients
+from tests.faults.report import Row
+from tests.faults.sample_requests import Sent
+from tests.faults.scenario import Run
+from tests.faults.server_process import Host, started, wait_until
 
 _SHARE = 0.95
 _HELD_S = 20.0

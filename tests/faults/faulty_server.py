@@ -1,4 +1,4 @@
-"""`python -m benchmarks.faults.server`: `python -m service` with a runtime that can be told to fail.
+"""`python -m tests.faults.faulty_server`: `python -m service` with a runtime that can be told to fail.
 
 The same program, flags and signals; under /faults it is told what to do, and asked what it has done.
 
@@ -21,13 +21,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from benchmarks.faults.faulty import Faults, FaultyRuntime, marks_from
 from service.__main__ import serve
 from service.backends.base import BackendError
 from service.backends.onnx import OnnxRuntime
 from service.process.logging import set_up_logging
 from service.settings import InvalidSetting, read_settings
 from tasks.manifest import BrokenModel
+from tests.faults.faulty_backend import Faults, FaultyRuntime, marks_from
 
 PATH = "/faults"
 

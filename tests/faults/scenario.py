@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks.faults.host import Host
-from benchmarks.faults.traffic import Known
+from tests.faults.sample_requests import Known
+from tests.faults.server_process import Host
 
 T = TypeVar("T")
 

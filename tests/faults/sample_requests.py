@@ -18,11 +18,11 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from benchmarks.faults.clients import Leaving, Reply, one_by_one
-from benchmarks.faults.faulty import sample_digest
+from loadtests.clients import Leaving, Reply, one_by_one
 from tasks.contract import Limits, Task
 from tasks.goldens import Golden, difference, read_goldens
 from tasks.manifest import MODEL, Manifest, read_manifest
+from tests.faults.faulty_backend import sample_digest
 
 _SIDE = 240
 """Pixels: about what a picture has that clients send; larger ones only cost more to decode."""

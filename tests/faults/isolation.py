@@ -4,11 +4,11 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.faults.clients import Call, Reply, closed_loop, open_loop
-from benchmarks.faults.host import Host, started
-from benchmarks.faults.report import Row, percentile
-from benchmarks.faults.scenario import Run, batch_seconds, first_of, ms
-from benchmarks.faults.traffic import Poison, Sent, asked_alone, leavers, poisons
+from loadtests.clients import Call, Reply, closed_loop, open_loop
+from tests.faults.report import Row, percentile
+from tests.faults.sample_requests import Poison, Sent, asked_alone, leavers, poisons
+from tests.faults.scenario import Run, batch_seconds, first_of, ms
+from tests.faults.server_process import Host, started
 
 _WEIGHTS = {
     "adult": 40.0,

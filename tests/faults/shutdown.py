@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.faults.clients import NO_ANSWER, Call, Reply, open_loop
-from benchmarks.faults.host import Host, started
-from benchmarks.faults.report import Row
-from benchmarks.faults.scenario import Run, first_of, ms
+from loadtests.clients import NO_ANSWER, Call, Reply, open_loop
+from tests.faults.report import Row
+from tests.faults.scenario import Run, first_of, ms
+from tests.faults.server_process import Host, started
 
 _DRAIN_S, _GRACE_S = 1.0, 20.0
 _NOTICED_S = 0.5

@@ -3,10 +3,10 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from benchmarks.faults.clients import NO_ANSWER, Call, Reply, closed_loop, one_by_one, open_loop, steady
-from benchmarks.faults.host import Host, started
-from benchmarks.faults.report import Row, median, percentile
-from benchmarks.faults.scenario import Run, ms
+from loadtests.clients import NO_ANSWER, Call, Reply, closed_loop, one_by_one, open_loop, steady
+from tests.faults.report import Row, median, percentile
+from tests.faults.scenario import Run, ms
+from tests.faults.server_process import Host, started
 
 _DEADLINE_S = 0.5
 _MIN_GOODPUT = 0.9

@@ -6,11 +6,11 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from benchmarks.faults.clients import NO_ANSWER, Call, Reply, one_by_one, open_loop
-from benchmarks.faults.host import Host, started, wait_until
-from benchmarks.faults.report import Row
-from benchmarks.faults.scenario import Run, first_of, ms
-from benchmarks.faults.traffic import asked_alone
+from loadtests.clients import NO_ANSWER, Call, Reply, one_by_one, open_loop
+from tests.faults.report import Row
+from tests.faults.sample_requests import asked_alone
+from tests.faults.scenario import Run, first_of, ms
+from tests.faults.server_process import Host, started, wait_until
 
 _HANG_S = 1.0
 _NOTICED_S = 1.0

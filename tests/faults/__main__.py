@@ -1,4 +1,4 @@
-"""`python -m benchmarks.faults`: makes every fault there is through real HTTP, and prints which promises hold.
+"""`python -m tests.faults`: makes every fault there is through real HTTP, and prints which promises hold.
 
 The table goes into docs/reliability.md with --write; the exit status is 1 where a promise does not hold. Linux only.
 """
@@ -14,27 +14,35 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.faults import device, isolation, leaving, overload, scheduling, stopping, versions
-from benchmarks.faults.report import Row, section, table, verdict, with_section
-from benchmarks.faults.scenario import Run
-from benchmarks.faults.traffic import known_models
 from benchmarks.machine import where
+from tests.faults import (
+    cancelled_clients,
+    device_faults,
+    isolation,
+    overload,
+    scheduling,
+    shutdown,
+    version_swap,
+)
+from tests.faults.report import Row, section, table, verdict, with_section
+from tests.faults.sample_requests import known_models
+from tests.faults.scenario import Run
 
 SCENARIOS: Mapping[str, Callable[[Run], list[Row]]] = {
     "burst": scheduling.measure_burst,
     "first": scheduling.measure_first,
     "overlap": scheduling.measure_overlap,
     "isolation": isolation.measure,
-    "leaving": leaving.measure,
-    "memory": device.measure_memory,
-    "hang": device.measure_hang,
-    "lost": device.measure_lost,
-    "threads": device.measure_threads,
+    "leaving": cancelled_clients.measure,
+    "memory": device_faults.measure_memory,
+    "hang": device_faults.measure_hang,
+    "lost": device_faults.measure_lost,
+    "threads": device_faults.measure_threads,
     "overload": overload.measure,
-    "swap": versions.measure_swap,
-    "shadow": versions.measure_shadow,
-    "sigterm": stopping.measure_term,
-    "sigkill": stopping.measure_kill,
+    "swap": version_swap.measure_swap,
+    "shadow": version_swap.measure_shadow,
+    "sigterm": shutdown.measure_term,
+    "sigkill": shutdown.measure_kill,
 }
 _SIDE_BY_SIDE = 3
 
@@ -68,12 +76,12 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--short", action="store_true", help="smaller counts, under a minute; times are not judged")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=SCENARIOS, help="of the scenarios; default: all")
     parser.add_argument("--list", action="store_true", help="list the scenarios")
     parser.add_argument("--models", type=Path, default=Path("models"))
-    parser.add_argument("--results", type=Path, help="JSON file of the figures; default: in benchmarks/results")
+    parser.add_argument("--results", type=Path, help="JSON file of the figures; default: in tests/faults")
     parser.add_argument(
         "--write",
         nargs="?",
@@ -83,7 +91,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     )
     options = parser.parse_args(arguments)
     if options.results is None and not options.short and not options.only:
-        options.results = Path("benchmarks/results/faults.json")
+        options.results = Path("tests/faults/results.json")
     if options.write is not None and (options.short or options.only):
         parser.error("only the whole of it is written into the document: leave --short and --only out")
     return options

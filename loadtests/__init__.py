@@ -1,0 +1,1 @@
+"""Load clients that the benchmarks, the fault harness and load tests share."""
