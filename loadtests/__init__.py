@@ -1,1 +1,1 @@
-"""Load clients that the benchmarks, the fault harness and load tests share."""
+"""Load clients, shared by the benchmarks and the fault harness."""
