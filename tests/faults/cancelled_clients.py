@@ -1,183 +1,212 @@
-"""Whether what nobody waits for any more is computed all the same: clients that go at each stage."""
+"""What clients no longer wait for is not computed: clients that disconnect at each stage of their request."""
 
 import asyncio
 import io
 import random
-import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from PIL import Image
 
-from loadtests.clients import LEFT, Call, Clients, Leaving, Reply, open_loop, with_clients
+from loadtests.clients import HUNG_UP, ClientPool, HangUp, Reply, ScheduledRequest, open_loop, run_clients
+from service.backends.onnx import available_cores
 from tests.faults.report import Row
-from tests.faults.sample_requests import Sent
-from tests.faults.scenario import Run
-from tests.faults.server_process import Host, started, wait_until
+from tests.faults.sample_requests import ValidRequest
+from tests.faults.scenario import PATIENCE_S, ScenarioContext, busy_device, poll, wait_until_idle
+from tests.faults.server_process import ServerProcess
 
-_SHARE = 0.95
-_HELD_S = 20.0
-_LARGE, _LARGE_ANSWER = 4_900, 600
-"""Pixels of a side: of a picture that takes a worker long to decode, of one whose answer takes long to make."""
-_TOLD_S, _TRIES = 0.02, 5
-
-
-def measure(run: Run) -> list[Row]:
-    """Clients that go while the device is held, stage by stage; and at random under load."""
-    with run.some("clothing", "restore") as models:
-        with started(models, "--max-batch", "8", faulty=True) as host:
-            staged = _by_stage(run, host)
-        with started(models, "--max-batch", "8", faulty=True) as host:
-            return [staged, _under_load(run, host)]
+FLAGS = ("--max-batch", "8", "--hang-seconds", "60")
+"""So that requests are decoded ahead of their batch, and that a device which is held does not count as hung."""
+_STAGES = ("receive", "decode", "queue", "infer", "finish")
+_MIN_FRACTION = 0.95
+_LARGE_INPUT, _LARGE_ANSWER = 4_900, 600
+"""Side lengths in pixels of an image that takes long to decode, and of one whose answer takes long to encode."""
+_FINISHING_S, _MAX_TRIES = 0.02, 5
 
 
-def _by_stage(run: Run, host: Host) -> Row:
-    """How many of those that had gone were computed, and under which stage they were counted."""
-    model, each = run.known["clothing"], run.pick(20, 5)
-    sent = [model.good(seed) for seed in range(3 * each)]
-    body, decode, queue = sent[:each], sent[each : 2 * each], sent[2 * each :]
-    computed = {"receive": _gone_in_the_body(host, body)}
-    computed["decode"] = _gone_while_others_are_decoded(run, host, decode)
-    computed["queue"] = _gone_while_the_device_is_held(run, host, queue)
-    _gone_while_it_runs(run, host)
-    _gone_while_it_is_finished(run, host)
-    counted = {
-        stage: host.metric("sevenfold_cancelled_total", stage=stage)
-        for stage in ("receive", "decode", "queue", "infer", "finish")
-    }
-    enough = all(counted[stage] >= _SHARE * each for stage in computed) and counted["infer"] and counted["finish"]
-    share = 1 - sum(computed.values()) / len(sent)
-    told = ", ".join(f"{stage} {count:.0f}" for stage, count in counted.items())
+def measure(context: ScenarioContext) -> list[Row]:
+    """Clients that disconnect stage by stage while the device is held, and at random times under load."""
+    rows = []
+    for measure_part in (_measure_by_stage, _measure_under_load):
+        with context.server("clothing", "restore", flags=FLAGS, faulty=True) as server:
+            rows.append(measure_part(context, server))
+    return rows
+
+
+def _measure_by_stage(context: ScenarioContext, server: ServerProcess) -> Row:
+    model, count = context.known["clothing"], context.pick(20, 5)
+    requests = [model.valid_request(seed) for seed in range(3 * count)]
+    parts = {"receive": requests[:count], "decode": requests[count : 2 * count], "queue": requests[2 * count :]}
+    before = _cancelled_by_stage(server)
+    _disconnect_in_the_body(server, parts["receive"])
+    _disconnect_before_decoding(context, server, parts["decode"])
+    _disconnect_in_the_queue(context, server, parts["queue"])
+    digests = server.faults()["computed"]
+    _disconnect_while_it_runs(context, server)
+    _disconnect_while_it_is_finished(context, server)
+    counted = {stage: total - before[stage] for stage, total in _cancelled_by_stage(server).items()}
+    computed = {stage: sum(_is_computed(digests, request) for request in part) for stage, part in parts.items()}
+    all_counted = all(counted[stage] >= _MIN_FRACTION * count for stage in parts)
+    fraction = 1 - sum(computed.values()) / len(requests)
+    by_stage = ", ".join(f"{stage} {number:.0f}" for stage, number in counted.items())
     return Row(
-        "leaving",
-        f"Who goes before the batch begins is not computed: {each} clients each while it is received, decoded, queued",
-        f"≥ {_SHARE:.0%} never computed, counted by stage",
-        f"{share:.1%}; counted: {told}",
-        share >= _SHARE and bool(enough),
-        figures={"computed": computed, "counted": counted, "each": each},
+        "cancellation",
+        f"Requests whose clients disconnect before the batch begins are not computed: {count} clients in each of "
+        "receive, decode and queue",
+        f"≥ {_MIN_FRACTION:.0%} never computed, counted by stage",
+        f"{fraction:.1%}; counted: {by_stage}",
+        fraction >= _MIN_FRACTION and all_counted and counted["infer"] > 0 and counted["finish"] > 0,
+        figures={"computed": computed, "counted": counted, "clients_per_stage": count},
     )
 
 
-def _gone_in_the_body(host: Host, sent: Sequence[Sent]) -> int:
-    calls = [Call(0.0, one.request, leaving=Leaving(len(one.request) // 2, 0.05)) for one in sent]
-    open_loop(host.port, calls)
-    return _computed(host, sent)
+def _cancelled_by_stage(server: ServerProcess) -> Mapping[str, float]:
+    return {stage: server.metric("sevenfold_cancelled_total", stage=stage) for stage in _STAGES}
 
 
-def _gone_while_others_are_decoded(run: Run, host: Host, sent: Sequence[Sent]) -> int:
-    """Behind large pictures: there is a worker for each core, and all of them decode those."""
-    large = run.known["clothing"].request("image/png", _large_picture())
-    calls = [Call(0.0, large, -1) for _ in range(run.pick(12, 8))]
-    calls += [Call(0.15, one.request, leaving=Leaving(None, 0.05)) for one in sent]
-    replies = open_loop(host.port, calls)
-    return _computed(host, sent) if all(r.status in (200, LEFT) for r in replies) else len(sent)
+def _is_computed(digests: Mapping[str, Any], request: ValidRequest) -> bool:
+    return any(digest in digests for digest in request.digests)
 
 
-def _large_picture() -> bytes:
-    """As a PNG, which cannot be decoded smaller than it is."""
+async def _send_and_hang_up(
+    clients: ClientPool,
+    requests: Sequence[ValidRequest],
+    until: Callable[[], Awaitable[None]],
+    *,
+    body_fraction: float = 1.0,
+) -> None:
+    """Send the requests, or a fraction of each; hang up all at once when `until` returns."""
+    tasks = []
+    for request in requests:
+        hang_up = HangUp(round(len(request.request) * body_fraction), after_s=2 * PATIENCE_S)
+        tasks.append(asyncio.create_task(clients.send(ScheduledRequest(0.0, request.request, hang_up=hang_up))))
+    try:
+        await until()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+def _disconnect_in_the_body(server: ServerProcess, requests: Sequence[ValidRequest]) -> None:
+    heads = sum(request.request.index(b"\r\n\r\n") + 4 for request in requests)
+    sent = sum(round(len(request.request) * 0.5) for request in requests)
+
+    async def have_arrived() -> None:
+        await poll(lambda: server.metric("sevenfold_body_bytes") >= sent - heads)
+
+    run_clients(server.port, lambda clients: _send_and_hang_up(clients, requests, have_arrived, body_fraction=0.5))
+    wait_until_idle(server)
+
+
+def _disconnect_before_decoding(
+    context: ScenarioContext, server: ServerProcess, requests: Sequence[ValidRequest]
+) -> None:
+    """Behind large images: there is a decoding thread for each core, and all of them are busy with those."""
+    large = context.known["clothing"].request("image/png", _large_image())
+    # Each core has another image to decode when its first is done: time enough to notice that clients have gone.
+    occupying = [ScheduledRequest(0.0, large)] * context.pick(12, 4 * available_cores())
+
+    async def send(clients: ClientPool) -> list[Reply]:
+        others = [asyncio.create_task(clients.send(request)) for request in occupying]
+        await poll(lambda: _in_flight(server) >= len(others))
+        await _send_and_hang_up(
+            clients, requests, lambda: poll(lambda: _in_flight(server) >= len(others) + len(requests))
+        )
+        return list(await asyncio.gather(*others))
+
+    replies = run_clients(server.port, send)
+    if any(reply.status != 200 for reply in replies):
+        raise RuntimeError(f"A large image got status {[reply.status for reply in replies]}.")
+    wait_until_idle(server)
+
+
+def _in_flight(server: ServerProcess) -> float:
+    return server.metric("sevenfold_requests_in_flight", model="clothing")
+
+
+def _large_image() -> bytes:
+    """Return a PNG: unlike a JPEG, it cannot be decoded at a smaller size."""
     file = io.BytesIO()
-    Image.new("RGB", (_LARGE, _LARGE), "teal").save(file, "PNG", compress_level=1)
+    Image.new("RGB", (_LARGE_INPUT, _LARGE_INPUT), "teal").save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
-def _gone_while_the_device_is_held(run: Run, host: Host, sent: Sequence[Sent]) -> int:
-    async def go(clients: Clients) -> None:
-        holding = await _hold(run, host, clients)
-        await clients.open_loop([Call(0.0, one.request, leaving=Leaving(None, 0.3)) for one in sent])
-        host.fault(release=True)
-        for held in holding:
-            await held
+def _disconnect_in_the_queue(context: ScenarioContext, server: ServerProcess, requests: Sequence[ValidRequest]) -> None:
+    async def are_queued() -> None:
+        await poll(lambda: server.metric("sevenfold_queue_depth", model="clothing") >= 1 + len(requests))
 
-    with_clients(host.port, go)
-    return _computed(host, sent)
+    async def send(clients: ClientPool) -> None:
+        async with busy_device(server, clients, context.known["clothing"]):
+            await _send_and_hang_up(clients, requests, are_queued)
+            # All of them have left the queue before the device is released.
+            await poll(lambda: server.metric("sevenfold_queue_depth", model="clothing") <= 1)
 
-
-async def _hold(run: Run, host: Host, clients: Clients) -> list[Any]:
-    """Occupies every place of the device with requests that are held, one after the other; they are still asked."""
-    model, asked = run.known["clothing"], list[asyncio.Task[Reply]]()
-    sent = [model.good(seed) for seed in range(8_000, 8_016)]
-    host.fault(marks={digest: ("hold", _HELD_S) for one in sent for digest in one.digests})
-    for one in sent:
-        before = host.seen()["held"]
-        asked.append(asyncio.create_task(clients.ask(Call(0.0, one.request))))
-        for _ in range(50):
-            await asyncio.sleep(0.01)
-            if host.seen()["held"] > before:
-                break
-        else:
-            return asked
-    return asked
+    run_clients(server.port, send)
+    wait_until_idle(server)
 
 
-def _gone_while_it_runs(run: Run, host: Host) -> None:
-    one = run.known["clothing"].good(9_000)
-    host.fault(marks=dict.fromkeys(one.digests, ("hold", 1.0)))
-    open_loop(host.port, [Call(0.0, one.request, leaving=Leaving(None, 0.4))])
-    host.fault(release=True, marks={})
+def _disconnect_while_it_runs(context: ScenarioContext, server: ServerProcess) -> None:
+    request = context.known["clothing"].valid_request(9_000)
+    before = server.metric("sevenfold_cancelled_total", stage="infer")
+    server.fault(marks=dict.fromkeys(request.digests, ("hold", PATIENCE_S)))
+
+    async def send(clients: ClientPool) -> None:
+        await _send_and_hang_up(clients, [request], lambda: poll(lambda: bool(server.faults()["held"])))
+        await poll(lambda: server.metric("sevenfold_cancelled_total", stage="infer") > before)
+
+    run_clients(server.port, send)
+    server.fault(release=True, marks={})
+    wait_until_idle(server)
 
 
-def _gone_while_it_is_finished(run: Run, host: Host) -> None:
-    """A large picture's answer takes long to be made: its client goes when the last of its tiles has been run.
+def _disconnect_while_it_is_finished(context: ScenarioContext, server: ServerProcess) -> None:
+    """Hang up when the last tile of a large image has been run: its answer takes long to encode.
 
-    The server may not have heard of that yet, or the answer may be made already: then another tries.
+    The server may notice that too late; then it is tried again.
     """
-    one = run.known["restore"].good(1, size=_LARGE_ANSWER)
+    request = context.known["restore"].valid_request(1, size=_LARGE_ANSWER)
+    before = server.metric("sevenfold_cancelled_total", stage="finish")
 
-    async def go(clients: Clients) -> None:
-        asking = asyncio.create_task(clients.ask(Call(0.0, one.request, leaving=Leaving(None, _HELD_S))))
-        while sum(size for _, _, size in host.seen()["runs"]) < len(one.digests):
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(_TOLD_S)
-        asking.cancel()
-        await asyncio.wait([asking])
+    async def all_tiles_have_run() -> None:
+        await poll(lambda: sum(size for _, _, size in server.faults()["runs"]) >= len(request.digests))
+        await asyncio.sleep(_FINISHING_S)
 
-    for _ in range(_TRIES):
-        _wait_until_idle(host)
-        host.fault(forget=True)
-        with_clients(host.port, go)
-        time.sleep(1.0)
-        if host.metric("sevenfold_cancelled_total", stage="finish"):
+    for _ in range(_MAX_TRIES):
+        server.fault(forget=True)
+        run_clients(server.port, lambda clients: _send_and_hang_up(clients, [request], all_tiles_have_run))
+        wait_until_idle(server)
+        if server.metric("sevenfold_cancelled_total", stage="finish") > before:
             break
 
 
-def _computed(host: Host, sent: Sequence[Sent]) -> int:
-    """How many of these have been run, once nothing is under way any more."""
-    _wait_until_idle(host)
-    seen = host.seen()["computed"]
-    return sum(any(digest in seen for digest in one.digests) for one in sent)
-
-
-def _wait_until_idle(host: Host) -> None:
-    wait_until(lambda: host.metric("sevenfold_requests_in_flight") == 0, seconds=_HELD_S)
-
-
-def _under_load(run: Run, host: Host) -> Row:
-    """Under load every second client goes after a time of its own; when it went and its batch began is known."""
-    model, chance, count = run.known["clothing"], random.Random(3), run.pick(600, 120)
-    sent = [model.good(seed) for seed in range(count)]
-    calls = [
-        Call(i / 300, one.request, i, Leaving(None, chance.uniform(0.0, 0.4)) if i % 2 else None)
-        for i, one in enumerate(sent)
+def _measure_under_load(context: ScenarioContext, server: ServerProcess) -> Row:
+    """Every second client hangs up after a random time; it is known when it did and when its batch began."""
+    model, rng, count = context.known["clothing"], random.Random(3), context.pick(600, 60)
+    requests = [model.valid_request(seed) for seed in range(count)]
+    scheduled = [
+        ScheduledRequest(i / 300, request.request, i, HangUp(None, rng.uniform(0.0, 0.4)) if i % 2 else None)
+        for i, request in enumerate(requests)
     ]
-    replies = open_loop(host.port, calls)
-    seen: dict[str, Any] = host.seen()["computed"]
-    gone = [reply for reply in replies if reply.status == LEFT]
-    began = {reply.key: _began(seen, sent[reply.key]) for reply in gone}
-    in_time = [reply for reply in gone if (at := began[reply.key]) is None or at > reply.ended]
-    in_vain = [reply for reply in in_time if began[reply.key] is not None]
-    stayed = [reply for reply in replies if calls[reply.key].leaving is None]
+    replies = open_loop(server.port, scheduled)
+    digests: dict[str, Any] = server.faults()["computed"]
+    hung_up = [reply for reply in replies if reply.status == HUNG_UP]
+    began = {reply.key: _began(digests, requests[reply.key]) for reply in hung_up}
+    before_batch = [reply for reply in hung_up if (at := began[reply.key]) is None or at > reply.ended]
+    computed = [reply for reply in before_batch if began[reply.key] is not None]
+    stayed = [reply for reply in replies if scheduled[reply.key].hang_up is None]
     answered = sum(reply.status == 200 for reply in stayed)
-    share = 1 - len(in_vain) / max(1, len(in_time))
+    fraction = 1 - len(computed) / max(1, len(before_batch))
     return Row(
-        "leaving",
-        f"The same at random under load: {len(in_time)} clients that went before their batch began",
-        f"≥ {_SHARE:.0%} never computed; who stays is answered",
-        f"{share:.1%}; {answered} of {len(stayed)} that stayed were answered",
-        share >= _SHARE and answered == len(stayed) and len(in_time) > 0,
+        "cancellation",
+        f"The same at random times under load: {len(before_batch)} clients that disconnected before their batch began",
+        f"≥ {_MIN_FRACTION:.0%} never computed; all others are answered",
+        f"{fraction:.1%}; {answered} of {len(stayed)} others were answered",
+        fraction >= _MIN_FRACTION and answered == len(stayed) and len(before_batch) > 0,
         timed=True,
-        figures={"gone": len(gone), "before_batch": len(in_time), "computed": len(in_vain)},
+        figures={"hung_up": len(hung_up), "before_batch": len(before_batch), "computed": len(computed)},
     )
 
 
-def _began(seen: dict[str, Any], one: Sent) -> float | None:
-    return next((float(seen[digest][0]) for digest in one.digests if digest in seen), None)
+def _began(digests: Mapping[str, Any], request: ValidRequest) -> float | None:
+    return next((float(digests[digest][0]) for digest in request.digests if digest in digests), None)

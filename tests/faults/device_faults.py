@@ -1,152 +1,172 @@
-"""What becomes of requests when the device, or a thread, fails: no room, a call that hangs, an error for good."""
+"""Requests when the device or a thread fails: out of memory, a call that hangs, a sticky error, a thread that dies."""
 
+import asyncio
 import json
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from loadtests.clients import NO_ANSWER, Call, Reply, one_by_one, open_loop
-from tests.faults.report import Row
-from tests.faults.sample_requests import asked_alone
-from tests.faults.scenario import Run, first_of, ms
-from tests.faults.server_process import Host, started, wait_until
+from loadtests.clients import (
+    NO_RESPONSE,
+    ClientPool,
+    Reply,
+    ScheduledRequest,
+    open_loop,
+    run_clients,
+    send_sequentially,
+)
+from tests.faults.cancelled_clients import FLAGS
+from tests.faults.report import Row, first_of, ms
+from tests.faults.sample_requests import with_expected
+from tests.faults.scenario import PATIENCE_S, ScenarioContext, busy_device, poll
+from tests.faults.server_process import ServerProcess, wait_until
 
-_HANG_S = 1.0
-_NOTICED_S = 1.0
-_LOST = 70
+_DETECTION_S = 1.0
+_EXIT_LOST = 70
 
 
-def measure_memory(run: Run) -> list[Row]:
-    """A batch for which there is no room: its members are answered, and only one that never fits is refused."""
-    model, count = run.known["clothing"], 14
-    with run.some("clothing") as models, started(models, "--max-batch", "8", faulty=True) as host:
-        good = asked_alone(host.port, [model.good(seed) for seed in range(count)])
-        awkward, culprit = asked_alone(host.port, [model.good(seed) for seed in (100, 101)])
-        holders = [model.good(seed) for seed in range(200, 208)]
-        host.fault(
-            marks={digest: ("hold", 0.4) for one in holders for digest in one.digests}
-            | dict.fromkeys(awkward.digests, ("out_of_memory_in_company", 0))
-            | dict.fromkeys(culprit.digests, ("out_of_memory", 0))
-        )
-        # Those that are held come first, so that the others wait together and share a batch.
-        calls = [Call(0.0, one.request, -1) for one in holders]
-        calls += [Call(0.15, one.request, key) for key, one in enumerate([*good, awkward, culprit])]
-        replies = {reply.key: reply for reply in open_loop(host.port, calls)}
-    wrong = [problem for key, one in enumerate([*good, awkward]) if (problem := one.wrong(replies[key]))]
-    refused = _told(replies[count + 1])
+def measure_out_of_memory(context: ScenarioContext) -> list[Row]:
+    """A batch that does not fit into memory: it is split, and only a request that never fits fails."""
+    model, count = context.known["clothing"], 14
+    with context.server("clothing", flags=FLAGS, faulty=True) as server:
+        valid = with_expected(server.port, [model.valid_request(seed) for seed in range(count)])
+        fits_alone, never_fits = with_expected(server.port, [model.valid_request(seed) for seed in (100, 101)])
+        marks = dict.fromkeys(fits_alone.digests, ("out_of_memory_in_batch", 0.0))
+        marks |= dict.fromkeys(never_fits.digests, ("out_of_memory", 0.0))
+        requests = [*valid, fits_alone, never_fits]
+        scheduled = [ScheduledRequest(0.0, request.request, key) for key, request in enumerate(requests)]
+
+        async def send(clients: ClientPool) -> list[Reply]:
+            # While the device is busy they wait together, so that they share batches afterwards.
+            async with busy_device(server, clients, model, marks):
+                sending = asyncio.create_task(clients.open_loop(scheduled))
+                await poll(lambda: server.metric("sevenfold_queue_depth", model=model.name) > len(requests))
+            return await sending
+
+        replies = run_clients(server.port, send)
+    *others, last = zip(requests, replies, strict=True)
+    problems = [problem for request, reply in others if (problem := request.problem(reply))]
+    error = _status_and_code(last[1])
     return [
         Row(
-            "memory",
-            f"A batch for which the device has no room is split: {count + 1} that fit in smaller ones, one never",
-            "all are answered; the one alone gets 503 `out_of_memory`",
-            f"{count + 1 - len(wrong)} of {count + 1} answered{first_of(wrong)}; the one: {refused}",
-            not wrong and refused == "503 out_of_memory",
-            figures={"wrong": wrong, "refused": refused},
+            "out_of_memory",
+            f"A batch that does not fit into memory is split: {count + 1} requests fit in smaller ones, one never fits",
+            "all others are answered; the one that never fits gets 503 `out_of_memory`",
+            f"{count + 1 - len(problems)} of {count + 1} answered{first_of(problems)}; that one: {error}",
+            not problems and error == "503 out_of_memory",
+            figures={"problems": problems, "error": error},
         )
     ]
 
 
-def measure_hang(run: Run) -> list[Row]:
-    """A call of the device that does not return: who waits for it is answered, health says so, and then it passes."""
-    flags = ("--hang-seconds", f"{_HANG_S:g}")
-    with run.some("clothing", "adult") as models, started(models, *flags, faulty=True) as host:
-        hanging = run.known["clothing"].good(1)
-        others = asked_alone(
-            host.port, [run.known[name].good(seed) for name in ("adult", "clothing") for seed in (2, 3)]
+def measure_hang(context: ScenarioContext) -> list[Row]:
+    """A call of the device that does not return: its request gets an error, liveness fails, and later recovers."""
+    hang_s = context.pick(1.0, 3.0)  # In a short run, that of the shared server.
+    with context.server("clothing", "adult", flags=("--hang-seconds", f"{hang_s:g}"), faulty=True) as server:
+        known = context.known
+        hanging = known["clothing"].valid_request(1)
+        others = with_expected(
+            server.port, [known[name].valid_request(seed) for name in ("adult", "clothing") for seed in (2, 3)]
         )
-        host.fault(marks=dict.fromkeys(hanging.digests, ("hold", 30.0)))
-        calls = [Call(0.0, hanging.request, -1)]
-        calls += [Call(0.2 + 0.1 * i, others[i % 4].request, i % 4) for i in range(20)]
-        replies = open_loop(host.port, calls)
-        live, told = host.get("/health/live")
-        host.fault(release=True, marks={})
-        mended_s = wait_until(lambda: host.get("/health/live")[0] == 200, seconds=10)
-        replies += one_by_one(host.port, [one.request for one in others])
+        server.fault(marks=dict.fromkeys(hanging.digests, ("hold", PATIENCE_S)))
+        scheduled = [ScheduledRequest(0.0, hanging.request, -1)]
+        scheduled += [ScheduledRequest(0.2 + 0.1 * i, others[i % 4].request, i % 4) for i in range(context.pick(20, 8))]
+        replies = open_loop(server.port, scheduled)
+        live, health = server.get("/health/live")
+        server.fault(release=True, marks={})
+        recovered_s = wait_until(lambda: server.get("/health/live")[0] == 200, seconds=PATIENCE_S)
+        replies += send_sequentially(server.port, [request.request for request in others])
     hung = next(reply for reply in replies if reply.key == -1)
-    wrong = [problem for reply in replies if reply.key >= 0 and (problem := others[reply.key].wrong(reply))]
-    in_time = run.in_time(hung.seconds, _HANG_S + _NOTICED_S)
-    holds = _told(hung) == "503 device_hung" and live == 503 and not wrong and in_time
+    problems = [problem for reply in replies if reply.key >= 0 and (problem := others[reply.key].problem(reply))]
+    in_time = context.within(hung.seconds, hang_s + _DETECTION_S)
     return [
         Row(
-            "hang",
-            f"A call of the device that hangs is noticed (watchdog: {_HANG_S:g} s)",
-            "503 `device_hung` and liveness 503 within another second; others are answered; mended when it returns",
-            f"{_told(hung)} after {ms(hung.seconds)}; liveness {live}; {len(wrong)} of {len(replies) - 1} others failed"
-            f"{first_of(wrong)}; live again {ms(mended_s)} after it returned",
-            holds,
-            figures={"seconds": hung.seconds, "health": told, "mended_s": mended_s, "wrong": wrong[:10]},
+            "device_hang",
+            f"A call of the device that hangs is detected (watchdog: {hang_s:g} s)",
+            "503 `device_hung` and liveness 503 within another second; other requests are answered; liveness recovers "
+            "when the call returns",
+            f"{_status_and_code(hung)} after {ms(hung.seconds)}; liveness {live}; {len(problems)} of "
+            f"{len(replies) - 1} others failed{first_of(problems)}; live again {ms(recovered_s)} after it returned",
+            _status_and_code(hung) == "503 device_hung" and live == 503 and not problems and in_time,
+            figures={
+                "seconds": hung.seconds,
+                "health": health,
+                "recovered_s": recovered_s,
+                "problems": problems[:10],
+            },
         )
     ]
 
 
-def measure_lost(run: Run) -> list[Row]:
-    """An error after which nothing runs on the device: everybody is answered, and the process ends to be restarted."""
-    with run.some("clothing", "adult") as models, started(models, faulty=True) as host:
-        cause = run.known["clothing"].good(1)
-        others = asked_alone(host.port, [run.known["adult"].good(2), *map(run.known["clothing"].good, (3, 4, 5))])
-        host.fault(marks=dict.fromkeys(cause.digests, ("lost", 0)))
-        calls = [Call(0.1, cause.request, -1)]
-        calls += [Call(0.1, one.request, key) for key, one in enumerate(others)]
+def measure_lost(context: ScenarioContext) -> list[Row]:
+    """An error after which nothing runs on the device: every request is answered, and the process ends."""
+    known = context.known
+    with context.server("clothing", "adult", faulty=True) as server:
+        cause = known["clothing"].valid_request(1)
+        others = [known["adult"].valid_request(2), *map(known["clothing"].valid_request, (3, 4, 5))]
+        others = with_expected(server.port, others)
+        server.fault(marks=dict.fromkeys(cause.digests, ("lost", 0)))
+        scheduled = [ScheduledRequest(0.1, cause.request, -1)]
+        scheduled += [ScheduledRequest(0.1, request.request, key) for key, request in enumerate(others)]
         began = time.monotonic()
-        replies = open_loop(host.port, calls)
-        status = host.process.wait(30)
+        replies = open_loop(server.port, scheduled)
+        status = server.process.wait(PATIENCE_S)
         seconds = time.monotonic() - began - 0.1
-    unanswered = [f"{reply.key}: {reply.status}" for reply in replies if reply.status == NO_ANSWER]
-    told = _told(next(reply for reply in replies if reply.key == -1))
+    unanswered = [f"{reply.key}: {reply.status}" for reply in replies if reply.status == NO_RESPONSE]
+    error = _status_and_code(next(reply for reply in replies if reply.key == -1))
     return [
         Row(
-            "lost",
-            "After a sticky CUDA error (made by the fake) the process ends for its supervisor to start it anew",
-            f"503 `device_lost`; all that is under way is answered; exit code {_LOST}",
-            f"{told}; {len(unanswered)} of {len(replies)} without an answer; exit code {status} after {ms(seconds)}",
-            told == "503 device_lost" and not unanswered and status == _LOST,
+            "device_lost",
+            "After a sticky CUDA error (simulated), the process ends so that its supervisor restarts it",
+            f"503 `device_lost`; every request in flight is answered; exit code {_EXIT_LOST}",
+            f"{error}; {len(unanswered)} of {len(replies)} unanswered; exit code {status} after {ms(seconds)}",
+            error == "503 device_lost" and not unanswered and status == _EXIT_LOST,
             figures={"seconds": seconds, "exit": status, "unanswered": unanswered},
         )
     ]
 
 
-def measure_threads(run: Run) -> list[Row]:
-    """A thread that dies under its pool: liveness says so."""
-    return [_killed(run, pool) for pool in ("worker", "cpu")]
+def measure_thread_death(context: ScenarioContext) -> list[Row]:
+    """A thread that dies in its pool: liveness fails."""
+    return [_thread_row(context, pool) for pool in ("worker", "cpu")]
 
 
-def _killed(run: Run, pool: str) -> Row:
-    model = run.known["clothing"]
-    with run.some("clothing") as models, started(models, "--max-batch", "8", faulty=True) as host:
-        # All at once: one that is alone is taken all the way by one thread of the device.
-        sent = [model.good(seed, X_Request_Timeout_Ms="2000") for seed in range(12)]
-        calls = [Call(0.0, one.request, key) for key, one in enumerate(sent)]
-        open_loop(host.port, calls)
-        host.fault(kill=pool)
-        # It dies when it wakes, and takes with it what it was woken for.
-        with ThreadPoolExecutor(1) as watching:
-            noticing = watching.submit(_until_not_live, host)
-            replies = open_loop(host.port, calls)
-            noticed = noticing.result()
-        told = host.get("/health/live")[1]
-    unanswered = sum(reply.status == NO_ANSWER for reply in replies)
-    counted = ", ".join(f"{count} × {status}" for status, count in Counter(r.status for r in replies).items())
+def _thread_row(context: ScenarioContext, pool: str) -> Row:
+    model = context.known["clothing"]
+    with context.server("clothing", flags=("--max-batch", "8"), faulty=True) as server:
+        # All at once: a request that is alone is processed by a single thread of the device.
+        requests = [model.valid_request(seed, X_Request_Timeout_Ms="2000") for seed in range(12)]
+        scheduled = [ScheduledRequest(0.0, request.request, key) for key, request in enumerate(requests)]
+        open_loop(server.port, scheduled)
+        server.fault(kill=pool)
+        # The thread dies when it wakes, and takes the job with it that woke it.
+        with ThreadPoolExecutor(1) as executor:
+            detection = executor.submit(_seconds_until_not_live, server)
+            replies = open_loop(server.port, scheduled)
+            detected_s = detection.result()
+        health = server.get("/health/live")[1]
+    unanswered = sum(reply.status == NO_RESPONSE for reply in replies)
+    statuses = ", ".join(f"{count} × {status}" for status, count in Counter(r.status for r in replies).items())
     return Row(
-        "threads",
-        f"A thread of the pool '{pool}' that dies is noticed",
-        f"liveness 503 within {_NOTICED_S:g} s; nobody is left without an answer",
-        f"{'never' if noticed is None else ms(noticed)} after the request that woke it; answers: {counted}",
-        run.in_time(noticed, _NOTICED_S) and not unanswered,
-        figures={"seconds": noticed, "health": told, "statuses": [reply.status for reply in replies]},
+        "thread_death",
+        f"The death of a thread of the pool '{pool}' is detected",
+        f"liveness 503 within {_DETECTION_S:g} s; every request is answered",
+        f"{'never' if detected_s is None else ms(detected_s)} after the request that woke it; responses: {statuses}",
+        context.within(detected_s, _DETECTION_S) and not unanswered,
+        figures={"seconds": detected_s, "health": health, "statuses": [reply.status for reply in replies]},
     )
 
 
-def _until_not_live(host: Host) -> float | None:
+def _seconds_until_not_live(server: ServerProcess) -> float | None:
     try:
-        return wait_until(lambda: host.get("/health/live")[0] == 503, seconds=5)
+        return wait_until(lambda: server.get("/health/live")[0] == 503, seconds=PATIENCE_S)
     except TimeoutError:
         return None
 
 
-def _told(reply: Reply) -> str:
-    """Status and code of an answer."""
+def _status_and_code(reply: Reply) -> str:
     if reply.status < 400:
-        return str(reply.status or "no answer")
+        return str(reply.status or "no response")
     error: dict[str, Any] = json.loads(reply.body)["error"]
     return f"{reply.status} {error['code']}"

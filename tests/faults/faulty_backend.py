@@ -1,7 +1,8 @@
-"""A runtime that does what the samples it is given are marked with: fail, hang, run out of memory, corrupt, slow down.
+"""A backend that fails on command: it raises, hangs, runs out of memory, returns NaN or takes longer.
 
-It wraps the real one. A mark is the digest of a pre-processed sample, so that any model's sample can carry one and
-nothing of it shows in the request; a whole graph can be marked too. What is run is noted, to be asked for afterwards.
+It wraps a real backend. A fault is attached to a sample by the digest of its preprocessed values, so that a sample of
+any model can have one and nothing of it shows in the request; it can also be attached to a whole graph. The backend
+records what it has run.
 """
 
 import hashlib
@@ -17,23 +18,23 @@ import numpy as np
 from service.backends.base import Backend, BackendError, DeviceLost, OpenBackend, OutOfMemory
 from tasks.contract import Arrays, TensorSpec
 
-Action = Literal["raise", "hold", "out_of_memory", "out_of_memory_in_company", "lost", "corrupt", "slow"]
-"""What a mark asks for; `hold` until it is released or its seconds have passed, `slow` by its factor."""
+Action = Literal["raise", "hold", "out_of_memory", "out_of_memory_in_batch", "lost", "corrupt", "slow"]
+"""What happens to a run: `hold` lasts until it is released or its seconds are over, `slow` multiplies its time."""
 
 _MAX_HOLD_SECONDS = 60.0
-_REMEMBERED = 100_000
+_MAX_RECORDS = 100_000
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What happens where a sample, or a graph, is met; `amount` is the seconds of `hold` and the factor of `slow`."""
+    """A fault of a sample or a graph; `amount` is the seconds of `hold` and the factor of `slow`."""
 
     action: Action
     amount: float = 0.0
 
 
 def sample_digest(arrays: Arrays, index: int) -> str:
-    """The name of one sample of a stack: a hash of its values."""
+    """Return a hash of the values of one sample of a stack."""
     digest = hashlib.blake2b(digest_size=8)
     for name in sorted(arrays):
         digest.update(np.ascontiguousarray(arrays[name][index]).data)
@@ -41,17 +42,18 @@ def sample_digest(arrays: Arrays, index: int) -> str:
 
 
 def graph_digest(graph: bytes) -> str:
-    """The name of a graph: a hash of its file."""
+    """Return a hash of a graph's file."""
     return hashlib.sha256(graph).hexdigest()
 
 
 @dataclass
 class Faults:
-    """The marks, and what has been run. All methods may be called from any thread.
+    """The marks, and a record of what has been run; safe to use from any thread.
 
     Attributes:
-        computed: of each sample that was run: when that run began (`time.monotonic`, seconds), and how often it was.
-        runs: of the last runs: when it began and ended, and how many samples it had.
+        computed: for each sample, when its first run began (`time.monotonic`, seconds) and the number of its runs.
+        runs: of each of the last runs, when it began and ended, and how many samples it had.
+        held: how many runs are held now.
     """
 
     marks: dict[str, Mark] = field(default_factory=dict)
@@ -61,37 +63,39 @@ class Faults:
     _released: threading.Event = field(default_factory=threading.Event)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def met(self, names: list[str]) -> list[tuple[int, Mark]]:
-        """Notes that these samples are run now; the marks among them, with their places."""
+    def begin_run(self, digests: list[str]) -> list[tuple[int, Mark]]:
+        """Record that these samples are run now; return the marks among them, with their indices."""
         now = time.monotonic()
         with self._lock:
-            for name in names:
-                first, times = self.computed.get(name, (now, 0))
-                self.computed[name] = (first, times + 1)
-            while len(self.computed) > _REMEMBERED:
+            for digest in digests:
+                began, count = self.computed.get(digest, (now, 0))
+                self.computed[digest] = (began, count + 1)
+            while len(self.computed) > _MAX_RECORDS:
                 self.computed.popitem(last=False)
-            return [(i, self.marks[name]) for i, name in enumerate(names) if name in self.marks]
+            return [(i, self.marks[digest]) for i, digest in enumerate(digests) if digest in self.marks]
 
-    def ran(self, began: float, size: int) -> None:
-        """Notes a run that has ended now."""
+    def end_run(self, began: float, size: int) -> None:
+        """Record a run that ends now."""
         with self._lock:
             self.runs.append((began, time.monotonic(), size))
-            del self.runs[:-_REMEMBERED]
+            del self.runs[:-_MAX_RECORDS]
 
     def hold(self, seconds: float) -> None:
-        """Waits until it is released, at most so long."""
+        """Wait until `release` is called, for at most `seconds`."""
         released = self._released
-        self.held += 1
+        with self._lock:
+            self.held += 1
         released.wait(min(seconds, _MAX_HOLD_SECONDS))
-        self.held -= 1
+        with self._lock:
+            self.held -= 1
 
     def release(self) -> None:
-        """Lets go of all that is held now; what is met from now on is held again."""
+        """Let all runs continue that are held now; later ones are held again."""
         self._released.set()
         self._released = threading.Event()
 
     def forget(self) -> None:
-        """Forgets what has been run."""
+        """Clear the record of runs."""
         with self._lock:
             self.computed.clear()
             self.runs.clear()
@@ -99,11 +103,11 @@ class Faults:
 
 @dataclass(frozen=True)
 class FaultyBackend:
-    """A backend that looks at the samples before it hands them on."""
+    """A backend that looks for marked samples before and after each run of the real one."""
 
     real: Backend
     faults: Faults
-    name: str
+    graph: str
 
     @property
     def device(self) -> str:
@@ -126,64 +130,62 @@ class FaultyBackend:
 
     def _run(self, run: Callable[[Arrays], Arrays], arrays: Arrays) -> Arrays:
         size = len(next(iter(arrays.values())))
-        met = self.faults.met([sample_digest(arrays, i) for i in range(size)])
-        if of_graph := self.faults.marks.get(self.name):
-            met.append((0, of_graph))
-        for _, mark in met:
-            _before(mark, size, self.faults)
+        marks = self.faults.begin_run([sample_digest(arrays, i) for i in range(size)])
+        if graph_mark := self.faults.marks.get(self.graph):
+            marks.append((0, graph_mark))
+        for _, mark in marks:
+            _before_run(mark, size, self.faults)
         began = time.monotonic()
         outputs = run(arrays)
-        for place, mark in met:
-            outputs = _after(mark, place, outputs, time.monotonic() - began)
-        self.faults.ran(began, size)
+        for index, mark in marks:
+            outputs = _after_run(mark, index, outputs, time.monotonic() - began)
+        self.faults.end_run(began, size)
         return outputs
 
 
-def _before(mark: Mark, size: int, faults: Faults) -> None:
-    """What happens instead of the run, or before it."""
+def _before_run(mark: Mark, size: int, faults: Faults) -> None:
     match mark.action:
         case "raise":
-            raise BackendError("A sample that makes the graph fail.")
+            raise BackendError("This sample makes the graph fail.")
         case "lost":
             raise DeviceLost("CUDA error 700: an illegal memory access was encountered.")
         case "out_of_memory":
-            raise OutOfMemory("A sample for which there is never room.")
-        case "out_of_memory_in_company" if size > 1:
-            raise OutOfMemory("A sample for which there is room only where it is alone.")
+            raise OutOfMemory("This sample never fits into memory.")
+        case "out_of_memory_in_batch" if size > 1:
+            raise OutOfMemory("This sample fits into memory only in a batch of its own.")
         case "hold":
             faults.hold(mark.amount)
 
 
-def _after(mark: Mark, place: int, outputs: Arrays, took_s: float) -> Arrays:
-    """What happens to the outputs."""
+def _after_run(mark: Mark, index: int, outputs: Arrays, run_s: float) -> Arrays:
     if mark.action == "slow":
-        time.sleep(took_s * (mark.amount - 1))
+        time.sleep(run_s * (mark.amount - 1))
     if mark.action != "corrupt":
         return outputs
-    return {name: _corrupted(array, place) for name, array in outputs.items()}
+    return {name: _corrupted(array, index) for name, array in outputs.items()}
 
 
-def _corrupted(array: np.ndarray[Any, Any], place: int) -> np.ndarray[Any, Any]:
-    """NaN in one sample's numbers."""
+def _corrupted(array: np.ndarray[Any, Any], index: int) -> np.ndarray[Any, Any]:
+    """Return a copy with NaN in all numbers of one sample."""
     if not np.issubdtype(array.dtype, np.floating):
         return array
     copy = array.copy()
-    copy[place] = np.nan
+    copy[index] = np.nan
     return copy
 
 
 @dataclass(frozen=True)
 class FaultyRuntime:
-    """Opens graphs with the real runtime, and puts faults before them."""
+    """Opens graphs with the real runtime and wraps the backends."""
 
     real: OpenBackend
     faults: Faults
 
     def __call__(self, graph: bytes, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> FaultyBackend:
-        """Raises what the real one raises."""
+        """Open a graph; raises what the real runtime raises."""
         return FaultyBackend(self.real(graph, inputs, outputs), self.faults, graph_digest(graph))
 
 
-def marks_from(listed: Mapping[str, Any]) -> dict[str, Mark]:
-    """Marks as they are sent: {digest: [action, amount]}."""
-    return {digest: Mark(action, float(amount)) for digest, (action, amount) in listed.items()}
+def marks_from_json(marks: Mapping[str, Any]) -> dict[str, Mark]:
+    """Return the marks of a command: {DIGEST: [ACTION, AMOUNT]}."""
+    return {digest: Mark(action, float(amount)) for digest, (action, amount) in marks.items()}

@@ -1,14 +1,20 @@
-"""Whether anybody notices that others are poisonous: ten thousand requests, and the same without the poison."""
+"""Faulty requests do not affect others: ten thousand requests, and the same ones without the faulty ones."""
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from loadtests.clients import Call, Reply, closed_loop, open_loop
-from tests.faults.report import Row, percentile
-from tests.faults.sample_requests import Poison, Sent, asked_alone, leavers, poisons
-from tests.faults.scenario import Run, batch_seconds, first_of, ms
-from tests.faults.server_process import Host, started
+from loadtests.clients import Reply, ScheduledRequest, closed_loop, open_loop
+from tests.faults.report import Row, first_of, ms, percentile
+from tests.faults.sample_requests import (
+    FaultyRequest,
+    ValidRequest,
+    disconnecting_requests,
+    faulty_requests,
+    with_expected,
+)
+from tests.faults.scenario import ScenarioContext, max_batch_seconds
+from tests.faults.server_process import ServerProcess
 
 _WEIGHTS = {
     "adult": 40.0,
@@ -22,170 +28,193 @@ _WEIGHTS = {
     "camvid": 0.4,
     "restore": 0.4,
 }
-_SHARE = 0.1
+_FAULTY_FRACTION = 0.1
 _PER_SECOND = 200.0
-_WARM_AT_ONCE = 64
+_WARM_UP_CLIENTS = 64
 _SETTLED_MB, _MAX_WARM_UPS = 4.0, 4
-"""Warm-up ends when another slice of it grows by less, at the latest after so many."""
+"""Warm-up ends when a further slice grows memory by less than this, or after this many slices."""
 _MAX_GROWTH_MB = 20.0
-_SPARE = 16
-"""Descriptors: those of connections that end, and threads of a pool that had not been needed, just now."""
+_SPARE_DESCRIPTORS = 16
+"""Connections that are just being closed."""
 
 
 @dataclass(frozen=True)
 class _Slice:
-    """Part of the requests, with the poison and without, at the same times."""
+    """Part of the requests, to be sent at the same times with and without the faulty ones."""
 
-    sent: Sequence[Sent | Poison]
+    requests: Sequence[ValidRequest | FaultyRequest]
     times: Sequence[float]
 
-    def calls(self, *, poison: bool) -> list[Call]:
+    def schedule(self, *, with_faulty: bool) -> list[ScheduledRequest]:
         return [
-            Call(at, one.request, key, one.leaving, apart=True)
-            if isinstance(one, Poison)
-            else Call(at, one.request, key)
-            for key, (at, one) in enumerate(zip(self.times, self.sent, strict=True))
-            if poison or isinstance(one, Sent)
+            ScheduledRequest(at_s, request.request, key, request.hang_up, own_connection=True)
+            if isinstance(request, FaultyRequest)
+            else ScheduledRequest(at_s, request.request, key)
+            for key, (at_s, request) in enumerate(zip(self.times, self.requests, strict=True))
+            if with_faulty or isinstance(request, ValidRequest)
         ]
 
 
 @dataclass
-class _Found:
-    """What came of the requests."""
+class _Results:
+    """What became of the requests.
 
-    good: int
-    poisonous: int
-    wrong: list[str]
-    seconds: dict[bool, dict[str, list[float]]]
-    kinds: set[str]
+    Attributes:
+        seconds: of the valid requests, by whether faulty ones were sent and by model.
+    """
 
-    def add(self, part: _Slice, replies: Sequence[Reply], *, poison: bool) -> None:
+    valid: int = 0
+    faulty: int = 0
+    valid_problems: list[str] = field(default_factory=list)
+    faulty_problems: list[str] = field(default_factory=list)
+    seconds: dict[bool, dict[str, list[float]]] = field(default_factory=lambda: {True: {}, False: {}})
+    kinds: set[str] = field(default_factory=set)
+
+    def add(self, part: _Slice, replies: Sequence[Reply], *, with_faulty: bool) -> None:
         for reply in replies:
-            one = part.sent[reply.key]
-            if (problem := one.wrong(reply)) is not None:
-                self.wrong.append(problem)
-            if isinstance(one, Poison):
-                self.poisonous += 1
-                self.kinds.add(one.kind)
-                continue
-            self.good += poison
-            self.seconds[poison].setdefault(one.model.name, []).append(reply.seconds)
+            request = part.requests[reply.key]
+            problem = request.problem(reply)
+            if isinstance(request, FaultyRequest):
+                self.faulty += 1
+                self.kinds.add(request.kind)
+                self.faulty_problems += [problem] if problem else []
+            else:
+                self.valid += with_faulty
+                self.seconds[with_faulty].setdefault(request.model.name, []).append(reply.seconds)
+                self.valid_problems += [problem] if problem else []
 
 
-def measure(run: Run) -> list[Row]:
-    """Four rows: the neighbours' answers, what the poisonous got, the neighbours' wait, and what the server holds."""
-    flags = ("--max-queue", "2000")
-    with started(run.models, *flags, faulty=True) as host:
-        good = asked_alone(host.port, [model.good(seed) for model in run.known.values() for seed in range(8)])
-        bad = [*poisons(run.known), *_faults(run, host), *leavers([run.known[name].good(99) for name in _WEIGHTS])]
-        chance = random.Random(5)
-        # With the poison and without, these are twice as many requests, less a twentieth.
-        count, slices = run.pick((10_600, 4), (600, 2))
-        # Warm-up: as many at once as will ever be, so that the pools of memory have the size they will keep.
-        closed_loop(host.port, [one.request for one in good], _WARM_AT_ONCE, run.pick(6.0, 2.0))
+def measure(context: ScenarioContext) -> list[Row]:
+    """Four rows: the answers of valid requests, the errors of faulty ones, the delay, and leaks of the server."""
+    with context.server(flags=("--max-queue", "2000"), faulty=True) as server:
+        models, seeds = context.known.values(), range(context.pick(8, 2))
+        valid = with_expected(server.port, [model.valid_request(seed) for model in models for seed in seeds])
+        faulty = _all_faulty_requests(context, server)
+        rng = random.Random(5)
+        # Sent with and without the faulty requests, these are twice as many requests, less a twentieth.
+        count, slices = context.pick((10_600, 4), (300, 1))
+        # Warm-up: as many at once as there will ever be, and each fault once, so that memory reaches the size it keeps.
+        closed_loop(server.port, [request.request for request in valid], _WARM_UP_CLIENTS, context.pick(6.0, 0.3))
+        _send_slice(server, _Slice(faulty, [i / _PER_SECOND for i in range(len(faulty))]), _Results())
         for _ in range(_MAX_WARM_UPS):
-            before = host.status()
-            _turn(host, _slice(chance, good, bad, run.pick(1_000, 200)), _nothing_yet())
-            if host.status()["resident_mb"] - before["resident_mb"] < _SETTLED_MB:
+            before = server.resources()
+            _send_slice(server, _make_slice(rng, valid, faulty, context.pick(1_000, 60)), _Results())
+            if server.resources()["resident_mb"] - before["resident_mb"] < _SETTLED_MB:
                 break
-        before, found = host.status(), _nothing_yet()
+        before, results = server.resources(), _Results()
         for _ in range(slices):
-            _turn(host, _slice(chance, good, bad, count // slices), found)
-        after = host.status()
-        slowest_s = max(batch_seconds(host, name) for name in run.known)
-    return [*_answers(found), _wait(found, slowest_s), _kept(before, after, count)]
+            _send_slice(server, _make_slice(rng, valid, faulty, count // slices), results)
+        after = server.resources()
+        slowest_s = max(max_batch_seconds(server, name) for name in context.known)
+    return [*_answer_rows(results), _delay_row(results, slowest_s), _leak_row(before, after, count)]
 
 
-def _nothing_yet() -> _Found:
-    return _Found(0, 0, [], {True: {}, False: {}}, set())
+def _all_faulty_requests(context: ScenarioContext, server: ServerProcess) -> list[FaultyRequest]:
+    """Make faulty requests; in a short run one of each kind."""
+    requests = [
+        *faulty_requests(context.known),
+        *_backend_faults(context, server),
+        *disconnecting_requests([context.known[name].valid_request(99) for name in _WEIGHTS]),
+    ]
+    return list({request.kind: request for request in requests}.values()) if context.short else requests
 
 
-def _turn(host: Host, part: _Slice, found: _Found) -> None:
-    for poison in (True, False):
-        found.add(part, open_loop(host.port, part.calls(poison=poison)), poison=poison)
-    host.fault(forget=True)
+def _backend_faults(context: ScenarioContext, server: ServerProcess) -> list[FaultyRequest]:
+    """Make requests whose samples make the graph fail or return NaN."""
+    requests, marks = list[FaultyRequest](), dict[str, tuple[str, int]]()
+    for name in ("adult", "imdb", "clothing", "faces"):
+        raising, corrupt = (context.known[name].valid_request(seed) for seed in (1_001, 1_002))
+        marks |= dict.fromkeys(raising.digests, ("raise", 0))
+        requests.append(FaultyRequest("the graph fails", raising.request, 500, "backend_failed"))
+        if name != "faces":  # Its answer to NaN is that it sees no keypoint.
+            marks |= dict.fromkeys(corrupt.digests, ("corrupt", 0))
+            requests.append(FaultyRequest("the graph returns NaN", corrupt.request, 500, "invalid_answer"))
+    server.fault(marks=marks)
+    return requests
 
 
-def _slice(chance: random.Random, good: Sequence[Sent], bad: Sequence[Poison], count: int) -> _Slice:
-    """Requests at random, arriving at random (a Poisson process), every tenth of them poisonous."""
-    weights = [_WEIGHTS[one.model.name] for one in good]
-    sent: list[Sent | Poison] = list(chance.choices(good, weights, k=count))
-    for place in chance.sample(range(count), round(count * _SHARE)):
-        sent[place] = chance.choice(bad)
+def _make_slice(
+    rng: random.Random, valid: Sequence[ValidRequest], faulty: Sequence[FaultyRequest], count: int
+) -> _Slice:
+    """Draw requests that arrive at random (a Poisson process), a tenth of them faulty ones in turn."""
+    weights = [_WEIGHTS[request.model.name] for request in valid]
+    requests: list[ValidRequest | FaultyRequest] = list(rng.choices(valid, weights, k=count))
+    indices = rng.sample(range(count), round(count * _FAULTY_FRACTION))
+    for start in range(0, len(indices), len(faulty)):
+        for index, request in zip(indices[start:], rng.sample(faulty, len(faulty)), strict=False):
+            requests[index] = request
     now, times = 0.0, []
     for _ in range(count):
-        now += chance.expovariate(_PER_SECOND)
+        now += rng.expovariate(_PER_SECOND)
         times.append(now)
-    return _Slice(sent, times)
+    return _Slice(requests, times)
 
 
-def _faults(run: Run, host: Host) -> list[Poison]:
-    """Samples that make the graph fail, and samples for which it answers NaN."""
-    found, marks = list[Poison](), dict[str, tuple[str, int]]()
-    for name in ("adult", "imdb", "clothing", "faces"):
-        raising, corrupt = (run.known[name].good(seed) for seed in (1_001, 1_002))
-        marks |= dict.fromkeys(raising.digests, ("raise", 0))
-        found.append(Poison("the graph fails", raising.request, 500, "backend_failed"))
-        if name != "faces":  # Of which the answer is that it sees no point.
-            marks |= dict.fromkeys(corrupt.digests, ("corrupt", 0))
-            found.append(Poison("the graph says NaN", corrupt.request, 500, "invalid_answer"))
-    host.fault(marks=marks)
-    return found
+def _send_slice(server: ServerProcess, part: _Slice, results: _Results) -> None:
+    for with_faulty in (True, False):
+        replies = open_loop(server.port, part.schedule(with_faulty=with_faulty))
+        results.add(part, replies, with_faulty=with_faulty)
+    server.fault(forget=True)
 
 
-def _answers(found: _Found) -> list[Row]:
-    kinds = found.kinds
-    bad_good = [problem for problem in found.wrong if problem.partition(":")[0] not in kinds]
-    bad_poison = [problem for problem in found.wrong if problem.partition(":")[0] in kinds]
-    total = found.good + found.poisonous
+def _answer_rows(results: _Results) -> list[Row]:
+    total, kinds = results.valid + results.faulty, sorted(results.kinds)
+    valid_problems, faulty_problems = results.valid_problems, results.faulty_problems
     return [
         Row(
             "isolation",
-            f"Poisonous requests harm no neighbour: {total:,} requests over {len(_WEIGHTS)} models, "
-            f"{found.poisonous:,} of them poisonous in {len(kinds)} ways",
-            "every other one gets the answer it gets alone",
-            f"{len(bad_good)} of {found.good:,} did not{first_of(bad_good)}",
-            not bad_good,
-            figures={"good": found.good, "poisonous": found.poisonous, "wrong": bad_good[:20], "kinds": sorted(kinds)},
+            f"Faulty requests do not affect others: {total:,} requests to {len(_WEIGHTS)} models, "
+            f"{results.faulty:,} of them faulty in {len(kinds)} ways",
+            "every other request gets the answer it gets on an idle server",
+            f"{len(valid_problems)} of {results.valid:,} did not{first_of(valid_problems)}",
+            not valid_problems,
+            figures={
+                "valid": results.valid,
+                "faulty": results.faulty,
+                "problems": valid_problems[:20],
+                "kinds": kinds,
+            },
         ),
         Row(
             "isolation",
-            "A poisonous request is told what is wrong with it",
-            "each the status and code of its kind",
-            f"{len(bad_poison)} of {found.poisonous:,} were not{first_of(bad_poison)}",
-            not bad_poison,
-            figures={"wrong": bad_poison[:20]},
+            "A faulty request gets the error that describes its fault",
+            "status and error code of each kind of fault",
+            f"{len(faulty_problems)} of {results.faulty:,} did not{first_of(faulty_problems)}",
+            not faulty_problems,
+            figures={"problems": faulty_problems[:20]},
         ),
     ]
 
 
-def _wait(found: _Found, slowest_s: float) -> Row:
-    extra = {
-        name: percentile(found.seconds[True][name], 0.99) - percentile(alone, 0.99)
-        for name, alone in found.seconds[False].items()
-        if name in found.seconds[True]
+def _delay_row(results: _Results, slowest_s: float) -> Row:
+    delays = {
+        name: percentile(results.seconds[True][name], 0.99) - percentile(without, 0.99)
+        for name, without in results.seconds[False].items()
+        if name in results.seconds[True]
     }
-    worst = max(extra, key=lambda name: extra[name])
+    worst = max(delays, key=lambda name: delays[name])
     return Row(
         "isolation",
-        "Nobody waits for poisonous neighbours: p99 with them less p99 of the same requests without",
+        "Faulty requests do not delay others: p99 with them minus p99 of the same requests without them",
         f"≤ one batch of the slowest model ({ms(slowest_s)})",
-        f"at most {ms(extra[worst])} ({worst})",
-        extra[worst] <= slowest_s,
+        f"at most {ms(delays[worst])} ({worst})",
+        delays[worst] <= slowest_s,
         timed=True,
-        figures={"extra_s": extra, "batch_s": slowest_s},
+        figures={"delays_s": delays, "batch_s": slowest_s},
     )
 
 
-def _kept(before: Mapping[str, float], after: Mapping[str, float], count: int) -> Row:
-    grown = {name: after[name] - before[name] for name in before}
-    total = round(count * (2 - _SHARE))
+def _leak_row(before: Mapping[str, float], after: Mapping[str, float], count: int) -> Row:
+    growth = {name: after[name] - before[name] for name in before}
+    total = round(count * (2 - _FAULTY_FRACTION))
     return Row(
         "isolation",
-        f"Nothing is kept: {total:,} mixed requests, errors and clients that go among them, after warm-up",
-        f"resident memory grows < {_MAX_GROWTH_MB:.0f} MB; threads and descriptors do not",
-        f"{grown['resident_mb']:+.1f} MB of {before['resident_mb']:.0f}, {grown['threads']:+.0f} threads, "
-        f"{grown['descriptors']:+.0f} descriptors",
-        grown["resident_mb"] < _MAX_GROWTH_MB and grown["threads"] <= 0 and grown["descriptors"] <= _SPARE,
+        f"Nothing leaks: {total:,} mixed requests, errors and disconnects, after warm-up",
+        f"resident memory grows < {_MAX_GROWTH_MB:.0f} MB; threads and file descriptors do not grow",
+        f"{growth['resident_mb']:+.1f} MB of {before['resident_mb']:.0f} MB, {growth['threads']:+.0f} threads, "
+        f"{growth['descriptors']:+.0f} descriptors",
+        growth["resident_mb"] < _MAX_GROWTH_MB
+        and growth["threads"] <= 0
+        and growth["descriptors"] <= _SPARE_DESCRIPTORS,
         figures={"before": before, "after": after},
     )

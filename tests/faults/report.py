@@ -1,74 +1,92 @@
-"""What was promised, what was measured, and whether the one holds of the other: as a table, as JSON, in a document."""
+"""The report of the harness: guarantee, requirement and measurement, as a table, as JSON, and in a document."""
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
-_HEAD = "| promise | demanded | measured | holds |\n|---|---|---|---|"
+_HEADER = "| guarantee | required | measured | holds |\n|---|---|---|---|"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table.
+    """A row of the table.
 
     Attributes:
-        scenario: which of them measured it.
-        promise: what is promised, in a few words.
-        demanded: the figure that is to be reached.
-        measured: the figure that was.
-        holds: whether it was reached.
-        timed: whether it depends on how fast the machine is and on who shares it.
-        figures: what `measured` was made of.
+        scenario: the name of the scenario that measured it.
+        guarantee: what is guaranteed.
+        required: the limit that the measurement has to keep.
+        measured: the measurement, for reading.
+        holds: whether the limit was kept.
+        timed: whether the result depends on the speed and the load of the machine.
+        figures: the numbers behind `measured`.
     """
 
     scenario: str
-    promise: str
-    demanded: str
+    guarantee: str
+    required: str
     measured: str
     holds: bool
     timed: bool = False
     figures: dict[str, Any] = field(default_factory=dict)
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest of the values that at least this share of them does not exceed; NaN where there are none."""
+def percentile(values: Sequence[float], fraction: float) -> float:
+    """Return the smallest value that at least this fraction of the values does not exceed; NaN if there are none."""
     if not values:
         return math.nan
-    return sorted(values)[max(0, math.ceil(share * len(values)) - 1)]
+    return sorted(values)[max(0, math.ceil(fraction * len(values)) - 1)]
 
 
 def median(values: Sequence[float]) -> float:
-    """The middle value; NaN where there are none."""
+    """Return the median; NaN if there are no values."""
     return statistics.median(values) if values else math.nan
 
 
+def ms(seconds: float) -> str:
+    """Format seconds as milliseconds."""
+    return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds * 1000:,.0f} ms"
+
+
+def first_of(problems: Sequence[str]) -> str:
+    """Format the first problem for a cell of the table; an empty string if there is none."""
+    return f" (first: {problems[0][:160].replace('|', '/')})" if problems else ""
+
+
 def table(rows: Sequence[Row]) -> str:
-    """The rows as Markdown."""
+    """Return the rows as Markdown."""
     return "\n".join(
-        [_HEAD, *(f"| {r.promise} | {r.demanded} | {r.measured} | {'yes' if r.holds else '**no**'} |" for r in rows)]
+        [
+            _HEADER,
+            *(f"| {r.guarantee} | {r.required} | {r.measured} | {'yes' if r.holds else '**no**'} |" for r in rows),
+        ]
     )
 
 
-def verdict(rows: Sequence[Row], *, short: bool) -> int:
-    """The exit status: 0 where every line holds. A short run is too short for times: there they are only shown."""
+def exit_status(rows: Sequence[Row], *, short: bool) -> int:
+    """Return 0 if every row holds. A short run is too short for timing: its timed rows are shown, not judged."""
     return int(any(not row.holds for row in rows if not (short and row.timed)))
 
 
-def section(rows: Sequence[Row], measured: dict[str, Any], *, seconds: float) -> str:
-    """What stands between the marks of the document."""
-    head = (
-        f"Measured on {measured['when'][:10]} at commit `{measured['commit']}`, {measured['cores']} cores of "
-        f"{measured['processor']}, Python {measured['python']}, ONNX Runtime {measured['onnxruntime']}; "
-        f"`make faults` took {seconds:.0f} s. {sum(row.holds for row in rows)} of {len(rows)} lines hold."
+def section(rows: Sequence[Row], machine: Mapping[str, Any], *, seconds: float) -> str:
+    """Return the text between the marks of the document."""
+    summary = (
+        f"Measured on {machine['when'][:10]} at commit `{machine['commit']}`, {machine['cores']} cores of "
+        f"{machine['processor']}, Python {machine['python']}, ONNX Runtime {machine['onnxruntime']}; "
+        f"`make faults` took {seconds:.0f} s. {sum(row.holds for row in rows)} of {len(rows)} rows hold."
     )
-    return f"{head}\n\n{table(rows)}"
+    return f"{summary}\n\n{table(rows)}"
+
+
+def section_from_results(results: Mapping[str, Any]) -> str:
+    """Return the same text from a stored file of results."""
+    return section([Row(**row) for row in results["rows"]], results["measured"], seconds=results["seconds"])
 
 
 def with_section(document: str, text: str) -> str:
-    """The document with `text` between its two marks. Raises ValueError where it has not exactly one of each."""
+    """Return the document with `text` between its marks. Raises ValueError unless it has each mark exactly once."""
     if document.count(BEGIN) != 1 or document.count(END) != 1 or document.index(BEGIN) > document.index(END):
         raise ValueError(f"The document has no place for the table: it needs the lines {BEGIN} and {END}, once each.")
     before, _, rest = document.partition(BEGIN)

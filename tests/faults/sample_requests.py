@@ -1,7 +1,7 @@
-"""What is sent: requests to the shipped models, as many different ones as are wanted, good and poisonous.
+"""The requests that are sent: any number of different ones to the shipped models, valid and faulty.
 
-Each is of its own seed, so that a run can be repeated; each good one has samples of its own, by whose digest a faulty
-runtime knows it.
+Each is made from a seed, so that a run can be repeated. Each valid request has samples of its own, whose digests let
+the faulty backend recognise it.
 """
 
 import base64
@@ -18,60 +18,62 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from loadtests.clients import Leaving, Reply, one_by_one
+from loadtests.clients import HangUp, Reply, prepare_request, send_sequentially
 from tasks.contract import Limits, Task
 from tasks.goldens import Golden, difference, read_goldens
 from tasks.manifest import MODEL, Manifest, read_manifest
 from tests.faults.faulty_backend import sample_digest
 
-_SIDE = 240
-"""Pixels: about what a picture has that clients send; larger ones only cost more to decode."""
-_FILE = {"text": "text/plain", "image": "image/jpeg"}
+_IMAGE_SIZE = 240
+"""The usual side length in pixels; larger images would only cost more to decode."""
+_UPLOAD_TYPES = {"text": "text/plain", "image": "image/jpeg"}
 
 
 @dataclass(frozen=True)
-class Sent:
-    """One request: to which model, its bytes, and its body as it would be in JSON.
+class ValidRequest:
+    """A request to a model.
 
     Attributes:
-        expected: the answer's body when it was asked alone.
+        fields: the body as it would be in JSON.
+        expected: the body of the response on an idle server.
     """
 
-    model: "Known"
+    model: "KnownModel"
     request: bytes
     fields: Mapping[str, Any]
     expected: bytes = b""
 
     @cached_property
     def digests(self) -> list[str]:
-        """The names of its samples."""
+        """The digests of its samples."""
         task = self.model.task
         arrays = task.preprocess(task.decode(task.parse(dict(self.fields), Limits()), Limits())).arrays
         return [sample_digest(arrays, i) for i in range(len(next(iter(arrays.values()))))]
 
-    def wrong(self, reply: Reply) -> str | None:
-        """Why this reply is not the answer that it got alone, within the model's tolerance; None where it is."""
+    def problem(self, reply: Reply) -> str | None:
+        """Return why the reply differs from the one on an idle server by more than the model's tolerance, or None."""
         if reply.status != 200:
             return f"{self.model.name}: status {reply.status}: {reply.body[:200]!r}"
         if reply.body == self.expected:
             return None
-        found = difference(json.loads(self.expected), json.loads(reply.body), self.model.manifest.golden_tolerance)
-        return found and f"{self.model.name}: {found}"
+        tolerance = self.model.manifest.golden_tolerance
+        deviation = difference(json.loads(self.expected), json.loads(reply.body), tolerance)
+        return deviation and f"{self.model.name}: {deviation}"
 
 
 @dataclass(frozen=True)
-class Poison:
-    """A request that has to fail, and how; with `leaving` its client goes, and there is no answer to it."""
+class FaultyRequest:
+    """A request that has to fail with this status and error code; with `hang_up` no response is expected."""
 
     kind: str
     request: bytes
     status: int = 0
     code: str = ""
-    leaving: Leaving | None = None
+    hang_up: HangUp | None = None
 
-    def wrong(self, reply: Reply) -> str | None:
-        """Why this is not how it was to end; None where it is."""
-        if self.leaving is not None:
+    def problem(self, reply: Reply) -> str | None:
+        """Return why the reply is not the expected error, or None."""
+        if self.hang_up is not None:
             return None
         code = json.loads(reply.body)["error"]["code"] if reply.status >= 400 else ""
         if (reply.status, code) == (self.status, self.code):
@@ -80,8 +82,8 @@ class Poison:
 
 
 @dataclass(frozen=True)
-class Known:
-    """A shipped model, as its clients know it."""
+class KnownModel:
+    """A shipped model as its clients know it."""
 
     folder: Path
     manifest: Manifest
@@ -90,157 +92,149 @@ class Known:
 
     @property
     def name(self) -> str:
-        """Its name in the address."""
         return self.manifest.name
 
     @property
     def graph(self) -> bytes:
-        """The file of its graph."""
+        """The content of the graph's file."""
         return (self.folder / MODEL).read_bytes()
 
     def request(self, content_type: str, body: bytes, **headers: str) -> bytes:
-        """The bytes of a request to it."""
-        return http_request(f"/v1/models/{self.name}/predict", content_type, body, **headers)
+        """Return the bytes of a request to this model."""
+        return prepare_request(f"/v1/models/{self.name}/predict", content_type, body, **headers)
 
-    def send(self, fields: Mapping[str, Any], **headers: str) -> Sent:
-        """A request with this body: a file as it is where the body is but a file, else JSON."""
+    def request_from(self, fields: Mapping[str, Any], **headers: str) -> ValidRequest:
+        """Make a request from JSON fields; it is sent as an upload if the only field is a file."""
         upload = self.task.upload
         if upload is None or set(fields) != {upload.field}:
-            return Sent(self, self.request("application/json", json.dumps(fields).encode(), **headers), fields)
+            return ValidRequest(self, self.request("application/json", json.dumps(fields).encode(), **headers), fields)
         content = fields[upload.field]
         body = base64.b64decode(content) if upload.field == "image" else content.encode()
-        return Sent(self, self.request(_FILE[upload.field], body, **headers), fields)
+        return ValidRequest(self, self.request(_UPLOAD_TYPES[upload.field], body, **headers), fields)
 
-    def good(self, seed: int, *, size: int = 0, **headers: str) -> Sent:
-        """A request like the first golden one, and different for each seed.
+    def valid_request(self, seed: int, *, size: int = 0, **headers: str) -> ValidRequest:
+        """Make a request like the first golden one, different for each seed.
 
-        `size` is what makes it large: rows of a table, words of a text, the side length of a picture.
+        `size` is the number of rows of a table, the number of words of a text, or the side length of an image.
         """
-        chance = random.Random(f"{self.name} {seed}")
+        rng = random.Random(f"{self.name} {seed}")
         make = {"tabular": self._table, "sentiment": self._text, "recommendations": self._ratings}
-        return self.send(make.get(self.manifest.task, self._picture)(chance, size), **headers)
+        return self.request_from(make.get(self.manifest.task, self._image)(rng, size), **headers)
 
-    def _table(self, chance: random.Random, size: int) -> dict[str, Any]:
+    def _table(self, rng: random.Random, size: int) -> dict[str, Any]:
         row = self.goldens[0].request["rows"][0]
         column = next(c for c in self.manifest.parameters["columns"] if c["kind"] == "number")
         return {
             "rows": [
-                row | {column["name"]: round(chance.uniform(column["low"], column["high"]), 5)}
-                for _ in range(size or 1)
+                row | {column["name"]: round(rng.uniform(column["low"], column["high"]), 5)} for _ in range(size or 1)
             ]
         }
 
-    def _text(self, chance: random.Random, size: int) -> dict[str, Any]:
+    def _text(self, rng: random.Random, size: int) -> dict[str, Any]:
         words = " ".join(golden.request["text"] for golden in self.goldens).replace(".", "").split()
-        return {"text": " ".join(chance.choice(words) for _ in range(size or 20))}
+        return {"text": " ".join(rng.choice(words) for _ in range(size or 20))}
 
-    def _ratings(self, chance: random.Random, size: int) -> dict[str, Any]:
+    def _ratings(self, rng: random.Random, size: int) -> dict[str, Any]:
         items = json.loads((self.folder / "items.json").read_text("utf-8"))["ids"]
-        return {"ratings": [{"item": item, "rating": 4.0} for item in chance.sample(items, size or 4)], "k": 5}
+        return {"ratings": [{"item": item, "rating": 4.0} for item in rng.sample(items, size or 4)], "k": 5}
 
-    def _picture(self, chance: random.Random, size: int) -> dict[str, Any]:
+    def _image(self, rng: random.Random, size: int) -> dict[str, Any]:
         golden = Image.open(io.BytesIO(base64.b64decode(self.goldens[0].request["image"]))).convert("RGB")
-        side = size or min(_SIDE, max(golden.size))
+        side = size or min(_IMAGE_SIZE, max(golden.size))
         image = golden.resize((side, side), Image.Resampling.BILINEAR)
-        pen = ImageDraw.Draw(image)
+        draw = ImageDraw.Draw(image)
         for _ in range(6):
-            left, top = chance.randrange(side * 3 // 4), chance.randrange(side * 3 // 4)
+            left, top = rng.randrange(side * 3 // 4), rng.randrange(side * 3 // 4)
             box = (left, top, left + side // 4, top + side // 4)
-            pen.rectangle(box, fill=(chance.randrange(256), chance.randrange(256), chance.randrange(256)))
+            draw.rectangle(box, fill=(rng.randrange(256), rng.randrange(256), rng.randrange(256)))
         file = io.BytesIO()
         image.save(file, "JPEG", quality=85)
         return {"image": base64.b64encode(file.getvalue()).decode("ascii")}
 
 
-def http_request(path: str, content_type: str, body: bytes, **headers: str) -> bytes:
-    """The bytes of a POST; a header's underscores become hyphens."""
-    lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Type: {content_type}", f"Content-Length: {len(body)}"]
-    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-    return "\r\n".join([*lines, "", ""]).encode() + body
-
-
-def known_models(models: Path) -> dict[str, Known]:
-    """The newest version of each model in the folder."""
-    found = {}
-    for home in sorted(path for path in models.iterdir() if path.is_dir()):
-        folder = max((path for path in home.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
+def known_models(models: Path) -> dict[str, KnownModel]:
+    """Read the newest version of each model in the folder."""
+    known = {}
+    for model in sorted(path for path in models.iterdir() if path.is_dir()):
+        folder = max((path for path in model.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
         manifest = read_manifest(folder)
-        found[home.name] = Known(folder, manifest, manifest.load_task(folder), read_goldens(folder))
-    return found
+        known[model.name] = KnownModel(folder, manifest, manifest.load_task(folder), read_goldens(folder))
+    return known
 
 
-def asked_alone(port: int, sent: Sequence[Sent]) -> list[Sent]:
-    """The requests, each with the answer it gets where nobody else asks. Raises RuntimeError where it gets none."""
-    replies = one_by_one(port, [one.request for one in sent])
-    for one, reply in zip(sent, replies, strict=True):
+def with_expected(port: int, requests: Sequence[ValidRequest]) -> list[ValidRequest]:
+    """Return the requests with the responses of the idle server. Raises RuntimeError if one fails."""
+    replies = send_sequentially(port, [request.request for request in requests])
+    for request, reply in zip(requests, replies, strict=True):
         if reply.status != 200:
-            raise RuntimeError(f"A good request to {one.model.name} got {reply.status}: {reply.body[:300]!r}")
-    return [replace(one, expected=reply.body) for one, reply in zip(sent, replies, strict=True)]
+            raise RuntimeError(f"A valid request to {request.model.name} got {reply.status}: {reply.body[:300]!r}")
+    return [replace(request, expected=reply.body) for request, reply in zip(requests, replies, strict=True)]
 
 
-def poisons(models: Mapping[str, Known]) -> Iterator[Poison]:
-    """Every way of being poisonous that needs no fault of the runtime."""
+def faulty_requests(models: Mapping[str, KnownModel]) -> Iterator[FaultyRequest]:
+    """Make every kind of faulty request that needs no fault of the backend."""
     for name in ("clothing", "faces", "restore"):
-        yield from _poisonous_pictures(models[name])
+        yield from _faulty_images(models[name])
     for name in ("adult", "bikes"):
-        yield from _poisonous_tables(models[name])
+        yield from _faulty_tables(models[name])
     text = models["imdb"]
-    yield Poison("no UTF-8", text.request("text/plain", b"a film \xff\xfe"), 422, "invalid_request")
-    yield Poison("an empty text", text.request("text/plain", b"   "), 422, "unreadable_input")
-    yield Poison("a text too long", text.request("text/plain", b"word " * 20_001), 413, "input_too_large")
+    yield FaultyRequest("not UTF-8", text.request("text/plain", b"a film \xff\xfe"), 422, "invalid_request")
+    yield FaultyRequest("an empty text", text.request("text/plain", b"   "), 422, "unreadable_input")
+    yield FaultyRequest("a text too long", text.request("text/plain", b"word " * 20_001), 413, "input_too_large")
     films = models["movielens"]
-    yield Poison("too many", _json(films, {"ratings": [], "k": 10**9}), 422, "invalid_request")
+    yield FaultyRequest("k too large", _json_request(films, {"ratings": [], "k": 10**9}), 422, "invalid_request")
 
 
-def _poisonous_pictures(model: Known) -> Iterator[Poison]:
-    whole = base64.b64decode(model.good(0).fields["image"])
-    yield Poison(
-        "a corrupt picture", model.request("image/jpeg", b"\xff\xd8" + b"noise" * 200), 422, "unreadable_input"
-    )
-    yield Poison("a truncated picture", model.request("image/jpeg", whole[: len(whole) // 2]), 422, "unreadable_input")
-    yield Poison("a decompression bomb", model.request("image/png", _bomb()), 413, "input_too_large")
-    yield Poison("an empty body", model.request("image/jpeg", b""), 400, "empty_body")
-    yield Poison("a wrong kind", model.request("video/mp4", whole), 415, "unsupported_media_type")
+def _faulty_images(model: KnownModel) -> Iterator[FaultyRequest]:
+    image = base64.b64decode(model.valid_request(0).fields["image"])
+    corrupt = model.request("image/jpeg", b"\xff\xd8" + b"noise" * 200)
+    yield FaultyRequest("a corrupt image", corrupt, 422, "unreadable_input")
+    truncated = model.request("image/jpeg", image[: len(image) // 2])
+    yield FaultyRequest("a truncated image", truncated, 422, "unreadable_input")
+    bomb = model.request("image/png", _decompression_bomb())
+    yield FaultyRequest("a decompression bomb", bomb, 413, "input_too_large")
+    yield FaultyRequest("an empty body", model.request("image/jpeg", b""), 400, "empty_body")
+    yield FaultyRequest("a wrong media type", model.request("video/mp4", image), 415, "unsupported_media_type")
     large = model.request("image/jpeg", b"").replace(b"Content-Length: 0", b"Content-Length: 900000000")
-    yield Poison("too many bytes", large, 413, "body_too_large")
-    yield Poison("not base64", _json(model, {"image": "?!"}), 422, "invalid_request")
+    yield FaultyRequest("a body too large", large, 413, "body_too_large")
+    yield FaultyRequest("not base64", _json_request(model, {"image": "?!"}), 422, "invalid_request")
 
 
-def _poisonous_tables(model: Known) -> Iterator[Poison]:
+def _faulty_tables(model: KnownModel) -> Iterator[FaultyRequest]:
     row = model.goldens[0].request["rows"][0]
     column = next(c["name"] for c in model.manifest.parameters["columns"] if c["kind"] == "number")
-    yield Poison("NaN", _json(model, {"rows": [row | {column: float("nan")}]}), 422, "invalid_request")
-    yield Poison("a wrong type", _json(model, {"rows": [row | {column: [1]}]}), 422, "invalid_request")
-    yield Poison("an unknown field", _json(model, {"rows": [row | {"surprise": 1}]}), 422, "invalid_request")
-    yield Poison("too many rows", _json(model, {"rows": [row] * 1_001}), 413, "input_too_large")
-    yield Poison("no JSON", model.request("application/json", b'{"rows": [{'), 400, "malformed_body")
-    yield Poison("an array", model.request("application/json", b"[1, 2]"), 400, "malformed_body")
+    nan, wrong_type, unknown = row | {column: float("nan")}, row | {column: [1]}, row | {"surprise": 1}
+    yield FaultyRequest("NaN", _json_request(model, {"rows": [nan]}), 422, "invalid_request")
+    yield FaultyRequest("a wrong type", _json_request(model, {"rows": [wrong_type]}), 422, "invalid_request")
+    yield FaultyRequest("an unknown field", _json_request(model, {"rows": [unknown]}), 422, "invalid_request")
+    yield FaultyRequest("too many rows", _json_request(model, {"rows": [row] * 1_001}), 413, "input_too_large")
+    yield FaultyRequest("not JSON", model.request("application/json", b'{"rows": [{'), 400, "malformed_body")
+    yield FaultyRequest("a JSON array", model.request("application/json", b"[1, 2]"), 400, "malformed_body")
 
 
-def leavers(sent: Sequence[Sent]) -> Iterator[Poison]:
-    """The requests again, of clients that go: with half the head sent, with half the body, and while they wait."""
-    for one in sent:
-        head = one.request.index(b"\r\n\r\n") + 4
-        middle = head + (len(one.request) - head) // 2
-        yield Poison("gone in the head", one.request, leaving=Leaving(head // 2))
-        yield Poison("gone before the body", one.request, leaving=Leaving(head, 0.002))
-        yield Poison("gone in the body", one.request, leaving=Leaving(middle, 0.002))
+def disconnecting_requests(requests: Sequence[ValidRequest]) -> Iterator[FaultyRequest]:
+    """Make requests whose clients hang up: in the head, in the body, while they wait, and at the response."""
+    for request in requests:
+        content, head = request.request, request.request.index(b"\r\n\r\n") + 4
+        middle = head + (len(content) - head) // 2
+        yield FaultyRequest("disconnect in the head", content, hang_up=HangUp(head // 2))
+        yield FaultyRequest("disconnect before the body", content, hang_up=HangUp(head, 0.002))
+        yield FaultyRequest("disconnect in the body", content, hang_up=HangUp(middle, 0.002))
         for after_s in (0.0, 0.002, 0.01, 0.05):
-            yield Poison("gone while it waits", one.request, leaving=Leaving(None, after_s))
-        yield Poison("gone at the answer", one.request, leaving=Leaving(on_answer=True))
+            yield FaultyRequest("disconnect while waiting", content, hang_up=HangUp(None, after_s))
+        yield FaultyRequest("disconnect at the response", content, hang_up=HangUp(on_response=True))
 
 
-def _json(model: Known, fields: Mapping[str, Any]) -> bytes:
+def _json_request(model: KnownModel, fields: Mapping[str, Any]) -> bytes:
     return model.request("application/json", json.dumps(fields).encode())
 
 
-def _bomb() -> bytes:
-    """A PNG of a few bytes whose head announces 60,000 × 60,000 pixels."""
+def _decompression_bomb() -> bytes:
+    """Return a small PNG whose header announces 60,000 × 60,000 pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
-    )
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(b"\0" * 1000)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")

@@ -1,147 +1,156 @@
-"""Whether who is quick stays quick: beside a burst of slow batches, after the start, and while others are decoded."""
+"""Fast requests stay fast: beside a burst of slow batches, after a start, and while other requests are decoded."""
 
 from collections.abc import Mapping
 
-from loadtests.clients import Apart, Reply, closed_loop, one_by_one, open_loop, steady
-from tests.faults.report import Row, median, percentile
-from tests.faults.sample_requests import Known, Sent
-from tests.faults.scenario import Run, batch_seconds, first_of, ms
-from tests.faults.server_process import Host, started
+from loadtests.clients import LoadProcess, Reply, at_constant_rate, closed_loop, open_loop, send_sequentially
+from tests.faults.report import Row, first_of, median, ms, percentile
+from tests.faults.sample_requests import KnownModel, ValidRequest
+from tests.faults.scenario import ScenarioContext, max_batch_seconds
+from tests.faults.server_process import ServerProcess
 
-_TIMES = 1.5
-_RESOLUTION_S = 0.002
-"""What the machine itself makes a request of a millisecond longer by, now and then."""
+_MAX_SLOWDOWN = 1.5
+_TIMING_NOISE_S = 0.002
+"""What the machine itself sometimes adds to a request of a millisecond."""
 _MIN_BUSY_FRACTION = 0.9
 
 
-def measure_burst(run: Run) -> list[Row]:
-    """p99 of quick requests alone and under a burst of large pictures to be restored, in turns."""
-    quick = {
-        "adult, one row": [run.known["adult"].good(seed) for seed in range(20)],
-        "imdb, 100 words": [run.known["imdb"].good(seed, size=100) for seed in range(20)],
+def measure_burst(context: ScenarioContext) -> list[Row]:
+    """p99 of fast requests on an idle server and beside a burst of super-resolution requests."""
+    known = context.known
+    fast = {
+        "adult, one row": [known["adult"].valid_request(seed) for seed in range(20)],
+        "imdb, 100 words": [known["imdb"].valid_request(seed, size=100) for seed in range(20)],
     }
-    burst = [run.known["restore"].good(seed, size=300).request for seed in range(4)]
-    with run.some("adult", "imdb", "restore") as models, started(models) as host, Apart() as apart:
-        one_by_one(host.port, [sent.request for all_sent in quick.values() for sent in all_sent])
-        return [_beside(run, host, apart, what, sent, burst) for what, sent in quick.items()]
+    burst = [known["restore"].valid_request(seed, size=context.pick(300, 150)).request for seed in range(4)]
+    with context.server("adult", "imdb", "restore") as server, LoadProcess() as load_process:
+        send_sequentially(server.port, [request.request for requests in fast.values() for request in requests])
+        return [_burst_row(context, server, load_process, what, requests, burst) for what, requests in fast.items()]
 
 
-def _beside(run: Run, host: Host, apart: Apart, what: str, sent: list[Sent], burst: list[bytes]) -> Row:
-    seconds = run.pick(4.0, 1.0)
-    calls = steady([one.request for one in sent], per_second=run.pick(50, 25), seconds=seconds)
-    alone, beside, wrong = list[float](), list[float](), list[str]()
-    for _ in range(run.pick(3, 1)):
-        alone.append(_p99(open_loop(host.port, calls), wrong))
-        loading = apart.closed_loop(host.port, burst, 4, seconds)
-        beside.append(_p99(open_loop(host.port, calls), wrong))
-        wrong += [f"restore: {reply.status}" for reply in loading.result() if reply.status != 200]
-    batch_s = batch_seconds(host, "restore")
-    allowed = 3 * median(alone) + batch_s
+def _burst_row(
+    context: ScenarioContext,
+    server: ServerProcess,
+    load_process: LoadProcess,
+    what: str,
+    requests: list[ValidRequest],
+    burst: list[bytes],
+) -> Row:
+    seconds = context.pick(4.0, 0.4)
+    scheduled = at_constant_rate([r.request for r in requests], per_second=context.pick(50, 25), seconds=seconds)
+    idle, loaded, problems = list[float](), list[float](), list[str]()
+    for _ in range(context.pick(3, 1)):
+        idle.append(_p99(open_loop(server.port, scheduled), problems))
+        load = load_process.closed_loop(server.port, burst, 4, seconds)
+        loaded.append(_p99(open_loop(server.port, scheduled), problems))
+        problems += [f"restore: {reply.status}" for reply in load.result() if reply.status != 200]
+    batch_s = max_batch_seconds(server, "restore")
+    limit = 3 * median(idle) + batch_s
     return Row(
         "burst",
-        f"A burst of pictures to restore does not starve others: {what}",
-        f"p99 ≤ 3 × alone + one batch of restore ({ms(batch_s)}) = {ms(allowed)}",
-        f"{ms(median(beside))}; alone {ms(median(alone))}{first_of(wrong)}",
-        median(beside) <= allowed and not wrong,
+        f"A burst of super-resolution requests does not starve other models: {what}",
+        f"p99 ≤ 3 × idle server + one batch of restore ({ms(batch_s)}) = {ms(limit)}",
+        f"{ms(median(loaded))}; idle server {ms(median(idle))}{first_of(problems)}",
+        median(loaded) <= limit and not problems,
         timed=True,
-        figures={"alone_s": alone, "beside_s": beside, "batch_s": batch_s, "wrong": wrong[:10]},
+        figures={"idle_s": idle, "loaded_s": loaded, "batch_s": batch_s, "problems": problems[:10]},
     )
 
 
-def _p99(replies: list[Reply], wrong: list[str]) -> float:
-    wrong += [f"{reply.status}: {reply.body[:100]!r}" for reply in replies if reply.status != 200]
+def _p99(replies: list[Reply], problems: list[str]) -> float:
+    problems += [f"{reply.status}: {reply.body[:100]!r}" for reply in replies if reply.status != 200]
     return percentile([reply.seconds for reply in replies], 0.99)
 
 
-def measure_first(run: Run) -> list[Row]:
-    """The first request of each model and bucket after a start, against the median of those after it."""
-    sent = dict(_buckets(run.known))
-    first: dict[str, list[float]] = {what: [] for what in sent}
-    then: dict[str, list[float]] = {what: [] for what in sent}
-    for _ in range(run.pick(5, 1)):
-        with started(run.models) as host:
-            for what, reply in zip(sent, one_by_one(host.port, [one.request for one in sent.values()]), strict=True):
+def measure_first_request(context: ScenarioContext) -> list[Row]:
+    """The first request to each model and input shape after a start, compared with the median of later ones."""
+    requests = dict(_requests_by_shape(context.known))
+    first: dict[str, list[float]] = {what: [] for what in requests}
+    later: dict[str, list[float]] = {what: [] for what in requests}
+    for _ in range(context.pick(5, 1)):
+        with context.server() as server:
+            replies = send_sequentially(server.port, [request.request for request in requests.values()])
+            for what, reply in zip(requests, replies, strict=True):
                 first[what].append(reply.seconds)
-            for what, one in sent.items():
-                replies = one_by_one(host.port, [one.request] * run.pick(11, 3))
-                then[what].append(median([reply.seconds for reply in replies]))
-    firsts, steadies = ({what: median(taken) for what, taken in each.items()} for each in (first, then))
-    over = {what: firsts[what] - _TIMES * steadies[what] for what in sent}
-    worst = max(over, key=lambda what: over[what])
-    ratio = median([firsts[what] / steadies[what] for what in sent])
+            for what, request in requests.items():
+                replies = send_sequentially(server.port, [request.request] * context.pick(11, 1))
+                later[what].append(median([reply.seconds for reply in replies]))
+    first_s, later_s = ({what: median(times) for what, times in side.items()} for side in (first, later))
+    excess = {what: first_s[what] - _MAX_SLOWDOWN * later_s[what] for what in requests}
+    worst = max(excess, key=lambda what: excess[what])
+    ratio = median([first_s[what] / later_s[what] for what in requests])
     return [
         Row(
-            "first",
-            f"No first request is slower than later ones: {len(sent)} models and shapes, medians of "
-            f"{len(first[worst])} starts",
-            f"≤ {_TIMES} × later + {ms(_RESOLUTION_S)}, the resolution of the machine",
-            f"median {ratio:.2f} ×; worst {worst}: {ms(firsts[worst])}, later {ms(steadies[worst])}; "
-            f"{sum(value > _RESOLUTION_S for value in over.values())} of {len(sent)} over",
-            over[worst] <= _RESOLUTION_S,
+            "first_request",
+            f"The first requests after a start are as fast as later ones: {len(requests)} models and input shapes, "
+            f"medians of {len(first[worst])} starts",
+            f"≤ {_MAX_SLOWDOWN} × later + {ms(_TIMING_NOISE_S)} of timing noise",
+            f"median {ratio:.2f} ×; worst {worst}: {ms(first_s[worst])}, later {ms(later_s[worst])}; "
+            f"{sum(value > _TIMING_NOISE_S for value in excess.values())} of {len(requests)} over the limit",
+            excess[worst] <= _TIMING_NOISE_S,
             timed=True,
-            figures={"first_s": firsts, "later_s": steadies},
+            figures={"first_s": first_s, "later_s": later_s},
         )
     ]
 
 
-def _buckets(known: Mapping[str, Known]) -> list[tuple[str, Sent]]:
-    found = []
+def _requests_by_shape(known: Mapping[str, KnownModel]) -> list[tuple[str, ValidRequest]]:
+    requests = []
     for name, model in known.items():
         buckets = model.manifest.parameters.get("buckets")
         if buckets:
-            found += [(f"{name}, {bucket} tokens", _of_length(model, bucket)) for bucket in buckets]
+            requests += [(f"{name}, {length} tokens", _text_of_length(model, length)) for length in buckets]
         else:
-            found.append((name, model.good(1)))
-    return [*found, ("adult, 32 rows", known["adult"].good(1, size=32))]
+            requests.append((name, model.valid_request(1)))
+    return [*requests, ("adult, 32 rows", known["adult"].valid_request(1, size=32))]
 
 
-def _of_length(model: Known, bucket: int) -> Sent:
-    """A text that is padded to this many tokens."""
-    for words in range(bucket * 9 // 10, 0, -max(1, bucket // 16)):
-        sent = model.good(bucket, size=words)
-        arrays = model.task.preprocess(sent.fields["text"]).arrays
-        if next(iter(arrays.values())).shape == (1, bucket):
-            return sent
-    raise ValueError(f"No text of {model.name} has {bucket} tokens.")
+def _text_of_length(model: KnownModel, length: int) -> ValidRequest:
+    """Make a text that is padded to this many tokens."""
+    for words in range(length * 9 // 10, 0, -max(1, length // 16)):
+        request = model.valid_request(length, size=words)
+        arrays = model.task.preprocess(request.fields["text"]).arrays
+        if next(iter(arrays.values())).shape == (1, length):
+            return request
+    raise ValueError(f"No text for {model.name} has {length} tokens.")
 
 
-def measure_overlap(run: Run) -> list[Row]:
-    """How much of the time a batch runs while eight clients ask: what is left, the device waits for the next."""
-    requests = [run.known["clothing"].good(seed).request for seed in range(32)]
-    seconds = run.pick(4.0, 1.0)
-    with run.some("clothing") as models, started(models, faulty=True) as host:
-        closed_loop(host.port, requests, 8, 0.5)
-        serial = len(closed_loop(host.port, requests, 1, seconds)) / seconds
-        host.fault(forget=True)
-        replies = closed_loop(host.port, requests, 8, seconds)
-        busy = _busy_share(host.seen()["runs"], replies[0].sent, replies[-1].ended - 0.1)
-    outside = median([_outside(reply) for reply in replies])
+def measure_overlap(context: ScenarioContext) -> list[Row]:
+    """How much of the time the device is busy while eight clients send requests; else it waits for the next batch."""
+    requests = [context.known["clothing"].valid_request(seed).request for seed in range(32)]
+    seconds = context.pick(4.0, 0.3)
+    with context.server("clothing", faulty=True) as server:
+        closed_loop(server.port, requests, 8, context.pick(0.5, 0.1))
+        sequential = len(closed_loop(server.port, requests, 1, seconds)) / seconds
+        server.fault(forget=True)
+        replies = closed_loop(server.port, requests, 8, seconds)
+        busy = _busy_fraction(server.faults()["runs"], replies[0].sent, replies[-1].ended - 0.1)
+    outside = median([_fraction_outside_graph(reply) for reply in replies])
     return [
         Row(
             "overlap",
-            "While a batch runs, the next is decoded and the last is finished: clothing, 8 clients",
+            "Decoding and postprocessing overlap with inference: clothing, 8 clients",
             f"a batch runs ≥ {_MIN_BUSY_FRACTION:.0%} of the time",
-            f"{busy:.1%}, though {outside:.0%} of a request's work is outside the graph; "
-            f"{len(replies) / seconds:.0f} requests a second, one after the other {serial:.0f}",
+            f"{busy:.1%}, with {outside:.0%} of a request's work outside the graph; "
+            f"{len(replies) / seconds:.0f} requests/s, one at a time {sequential:.0f}",
             busy >= _MIN_BUSY_FRACTION,
             timed=True,
-            figures={"busy": busy, "per_second": len(replies) / seconds, "serial_per_second": serial},
+            figures={"busy": busy, "per_second": len(replies) / seconds, "sequential_per_second": sequential},
         )
     ]
 
 
-def _busy_share(runs: list[tuple[float, float, int]], began: float, ended: float) -> float:
-    """The part of the time in which at least one of the runs was under way."""
-    busy, until = 0.0, began
+def _busy_fraction(runs: list[tuple[float, float, int]], began: float, ended: float) -> float:
+    """Return the fraction of the time in which at least one run was in progress."""
+    busy, busy_until = 0.0, began
     for start, end, _ in sorted(runs):
-        start, end = max(start, until), min(end, ended)
+        start, end = max(start, busy_until), min(end, ended)
         busy += max(0.0, end - start)
-        until = max(until, end)
+        busy_until = max(busy_until, end)
     return busy / (ended - began)
 
 
-def _outside(reply: Reply) -> float:
-    """Of a request's work, the part that is not the graph's: decoding, and making the answer."""
+def _fraction_outside_graph(reply: Reply) -> float:
+    """Return the fraction of a request's work that is decoding and postprocessing."""
     timing = dict(part.strip().split(";dur=") for part in reply.header("server-timing").split(",") if ";dur=" in part)
-    graph, rest = float(timing["infer"]), float(timing["decode"]) + float(timing["postprocess"])
-    return rest / (graph + rest)
+    graph, outside = float(timing["infer"]), float(timing["decode"]) + float(timing["postprocess"])
+    return outside / (graph + outside)
