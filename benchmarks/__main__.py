@@ -65,6 +65,8 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     if options.against is not None and options.benchmark != "serving":
         parser.error("--against is an option of 'serving'")
+    if options.against is not None and not (options.against / "service" / "__main__.py").is_file():
+        parser.error(f"{options.against} is no checkout of this project: it has no service/__main__.py")
     return options
 
 
