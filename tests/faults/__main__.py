@@ -34,11 +34,10 @@ RESULTS, DOCUMENT = Path("tests/faults/results.json"), Path("docs/reliability.md
 _PARALLEL = 3
 _SHARED_SERVERS: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
     "all models": ((), ("--max-queue", "2000")),
-    "batches": (("clothing", "restore"), ("--max-batch", "4", "--hang-seconds", "60")),
+    "batches": (("clothing", "restore"), (*cancelled_clients.FLAGS, "--max-batch", "4")),
     "device": (("clothing", "adult"), ("--hang-seconds", "3")),
 }
-"""Models and flags of the servers that scenarios share in a short run. No other run is taken for a hung one there,
-however busy the machine is."""
+"""Models and flags of the servers that scenarios share in a short run; none named means all models."""
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from tests.faults.sample_requests import ValidRequest
 from tests.faults.scenario import PATIENCE_S, ScenarioContext, busy_device, poll, wait_until_idle
 from tests.faults.server_process import ServerProcess
 
-FLAGS = ("--max-batch", "8", "--hang-seconds", "60")
-"""So that requests are decoded ahead of their batch, and that a device which is held does not count as hung."""
+FLAGS = ("--max-batch", "8", "--hang-seconds", "120", "--timeout-ms", "120000")
+"""So that requests are decoded ahead of their batch, and that runs which are held neither hang nor time out."""
 _STAGES = ("receive", "decode", "queue", "infer", "finish")
 _MIN_FRACTION = 0.95
 _LARGE_INPUT, _LARGE_ANSWER = 4_900, 600

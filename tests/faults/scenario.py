@@ -107,7 +107,8 @@ async def busy_device(
         for request in requests:
             tasks.append(asyncio.create_task(clients.send(ScheduledRequest(0.0, request.request))))
             await poll(lambda: _held_and_queued(server, model)[0] == len(tasks))
-            if _held_and_queued(server, model)[1]:
+            # Looked at twice: it is in the queue for a moment before the device takes it, too.
+            if all(_held_and_queued(server, model)[1] for _ in range(2)):
                 break
         yield
     finally:
