@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.backends.base import BackendError, DeviceLost, OutOfMemory
+from service.backends.fake import FakeBackend
 from tasks.contract import Arrays
-from tests.faults.faulty_backend import Faults, FaultyBackend, Mark, sample_digest
+from tests.faults.faulty_backend import Faults, Mark, sample_digest
 from tests.faults.report import (
     BEGIN,
     END,
@@ -127,28 +128,11 @@ def test_a_document_without_exactly_one_place_for_the_table_is_rejected(document
         with_section(document, "new")
 
 
-class Doubling:
-    """A backend that doubles its input."""
-
-    device = "cpu"
-
-    def run(self, arrays: Arrays) -> Arrays:
-        return {"y": arrays["x"] * 2}
-
-    run_exclusive = run
-
-    def release(self) -> None: ...
-
-    def memory_in_use(self) -> int | None: ...
-
-    def memory_free(self) -> int | None: ...
-
-
-def marked(action: str, *, size: int = 3) -> tuple[FaultyBackend, Arrays]:
+def marked(action: str, *, size: int = 3) -> tuple[FakeBackend, Arrays]:
     """Return a backend and samples of which the second is marked."""
     arrays = {"x": np.arange(size, dtype=np.float32)[:, None]}
     faults = Faults({sample_digest(arrays, 1): Mark(action)})  # type: ignore[arg-type]
-    return FaultyBackend(Doubling(), faults, "graph"), arrays
+    return FakeBackend(lambda x: {"y": x["x"] * 2}, faults=[faults.of_graph("graph")]), arrays
 
 
 @pytest.mark.parametrize(
@@ -185,12 +169,13 @@ def test_a_corrupt_sample_corrupts_only_its_own_outputs() -> None:
 
 
 def test_the_backend_records_what_it_has_run() -> None:
-    backend, arrays = marked("corrupt")
+    arrays, faults = {"x": np.arange(3, dtype=np.float32)[:, None]}, Faults()
+    backend = FakeBackend(lambda x: {"y": x["x"] * 2}, faults=[faults.of_graph("graph")])
     backend.run(arrays)
     backend.run({"x": arrays["x"][:1]})
 
-    assert [count for _, count in backend.faults.computed.values()] == [2, 1, 1]
-    assert [size for _, _, size in backend.faults.runs] == [3, 1]
+    assert [count for _, count in faults.computed.values()] == [2, 1, 1]
+    assert [size for _, _, size in faults.runs] == [3, 1]
 
 
 def test_requests_differ_by_seed_and_faulty_ones_come_in_many_kinds() -> None:

@@ -1,22 +1,23 @@
 """A backend that fails on command: it raises, hangs, runs out of memory, returns NaN or takes longer.
 
-It wraps a real backend. A fault is attached to a sample by the digest of its preprocessed values, so that a sample of
-any model can have one and nothing of it shows in the request; it can also be attached to a whole graph. The backend
-records what it has run.
+It is a fault in front of a real backend (`service/backends/fake.py`). What happens is attached to a sample by the
+digest of its preprocessed values, so that a sample of any model can have a fault and nothing of it shows in the
+request; it can also be attached to a whole graph. What has been run is recorded.
 """
 
 import hashlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from service.backends.base import Backend, BackendError, DeviceLost, OpenBackend, OutOfMemory
-from tasks.contract import Arrays, TensorSpec
+from service.backends.fake import FakeBackend, Fault
+from tasks.contract import Arrays, Run, TensorSpec
 
 Action = Literal["raise", "hold", "out_of_memory", "out_of_memory_in_batch", "lost", "corrupt", "slow"]
 """What happens to a run: `hold` lasts until it is released or its seconds are over, `slow` multiplies its time."""
@@ -100,47 +101,24 @@ class Faults:
             self.computed.clear()
             self.runs.clear()
 
+    def of_graph(self, graph: str) -> Fault:
+        """Return the fault of a backend: it looks for marked samples, and for a mark of the graph, in each run."""
 
-@dataclass(frozen=True)
-class FaultyBackend:
-    """A backend that looks for marked samples before and after each run of the real one."""
+        def fault(arrays: Arrays, run: Run) -> Arrays:
+            size = len(next(iter(arrays.values())))
+            marks = self.begin_run([sample_digest(arrays, i) for i in range(size)])
+            if graph_mark := self.marks.get(graph):
+                marks.append((0, graph_mark))
+            for _, mark in marks:
+                _before_run(mark, size, self)
+            began = time.monotonic()
+            outputs = run(arrays)
+            for index, mark in marks:
+                outputs = _after_run(mark, index, outputs, time.monotonic() - began)
+            self.end_run(began, size)
+            return outputs
 
-    real: Backend
-    faults: Faults
-    graph: str
-
-    @property
-    def device(self) -> str:
-        return self.real.device
-
-    def run(self, arrays: Arrays) -> Arrays:
-        return self._run(self.real.run, arrays)
-
-    def run_exclusive(self, arrays: Arrays) -> Arrays:
-        return self._run(self.real.run_exclusive, arrays)
-
-    def release(self) -> None:
-        self.real.release()
-
-    def memory_in_use(self) -> int | None:
-        return self.real.memory_in_use()
-
-    def memory_free(self) -> int | None:
-        return self.real.memory_free()
-
-    def _run(self, run: Callable[[Arrays], Arrays], arrays: Arrays) -> Arrays:
-        size = len(next(iter(arrays.values())))
-        marks = self.faults.begin_run([sample_digest(arrays, i) for i in range(size)])
-        if graph_mark := self.faults.marks.get(self.graph):
-            marks.append((0, graph_mark))
-        for _, mark in marks:
-            _before_run(mark, size, self.faults)
-        began = time.monotonic()
-        outputs = run(arrays)
-        for index, mark in marks:
-            outputs = _after_run(mark, index, outputs, time.monotonic() - began)
-        self.faults.end_run(began, size)
-        return outputs
+        return fault
 
 
 def _before_run(mark: Mark, size: int, faults: Faults) -> None:
@@ -181,9 +159,9 @@ class FaultyRuntime:
     real: OpenBackend
     faults: Faults
 
-    def __call__(self, graph: bytes, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> FaultyBackend:
+    def __call__(self, graph: bytes, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Backend:
         """Open a graph; raises what the real runtime raises."""
-        return FaultyBackend(self.real(graph, inputs, outputs), self.faults, graph_digest(graph))
+        return FakeBackend.wrap(self.real(graph, inputs, outputs), [self.faults.of_graph(graph_digest(graph))])
 
 
 def marks_from_json(marks: Mapping[str, Any]) -> dict[str, Mark]:
