@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks import task_names
-from tasks._images import encoded
-from tasks._masks import from_run_lengths, palette_png, run_lengths
+from tasks._images import encode_image
+from tasks._masks import decode_run_lengths, encode_run_lengths, palette_png
 from tasks.classification import LabelScore, TagsAnswer, TagScore
 from tasks.comparison import agreement
 from tasks.keypoints import Keypoint, KeypointsAnswer
@@ -103,7 +103,10 @@ def segmented(mask: Any, form: str) -> SegmentationAnswer:
         ClassShare(label=task.labels[i], colour="#000000", share=float((mask == i).mean()), confidence=1.0)
         for i in np.unique(mask)
     ]
-    runs = [ClassRuns(label=task.labels[i], size=mask.shape, counts=counts) for i, counts in run_lengths(mask).items()]
+    runs = [
+        ClassRuns(label=task.labels[i], size=mask.shape, counts=counts)
+        for i, counts in encode_run_lengths(mask).items()
+    ]
     return SegmentationAnswer(
         width=width,
         height=height,
@@ -128,11 +131,11 @@ def test_masks_agree_in_the_share_of_their_equal_pixels(form: str) -> None:
 def test_a_mask_comes_back_from_its_run_lengths(height: int, width: int, random: Any) -> None:
     mask = np.array([[random.randrange(3) for _ in range(width)] for _ in range(height)], np.uint8)
 
-    assert from_run_lengths(run_lengths(mask), height, width).tolist() == mask.tolist()
+    assert decode_run_lengths(encode_run_lengths(mask), height, width).tolist() == mask.tolist()
 
 
 def restored(level: int, size: int = 8) -> SuperResolutionAnswer:
-    file = encoded(np.full((size, size, 3), level, np.uint8), "png")
+    file = encode_image(np.full((size, size, 3), level, np.uint8), "png")
     return SuperResolutionAnswer(width=size, height=size, scale=2, media_type="image/png", image=file)
 
 

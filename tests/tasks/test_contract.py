@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tasks import task_type
-from tasks.contract import Arrays, Limits, Task, TensorSpec, files_of, parameters_of, task_from
+from tasks.contract import Arrays, Limits, Task, TensorSpec, build_task, files_of, parameters_of
 from tasks.tabular import Tabular
 from tests.model_folders import CREDIT
 from tests.tiny.models import every_task
@@ -75,7 +75,7 @@ class TestEveryTask:
     def test_a_manifest_brings_the_same_task_back(self, name: str) -> None:
         task = EXAMPLES[name]
 
-        assert task_from(type(task), json.loads(json.dumps(parameters_of(task))), files_of(task)) == task
+        assert build_task(type(task), json.loads(json.dumps(parameters_of(task))), files_of(task)) == task
 
     def test_preprocessing_does_not_depend_on_what_was_asked_before(self, name: str) -> None:
         task = EXAMPLES[name]
@@ -112,7 +112,7 @@ def test_what_a_task_keeps_in_files_is_not_among_its_parameters_and_comes_back_f
 
     assert {"words", "films"}.isdisjoint(parameters)
     assert files == {"words.txt": SHELF.words, "films.json": '[[1, "Alien"], [2, "Čapek"]]\n'}
-    assert task_from(Shelf, parameters, files) == SHELF
+    assert build_task(Shelf, parameters, files) == SHELF
 
 
 @pytest.mark.parametrize(
@@ -125,4 +125,4 @@ def test_what_a_task_keeps_in_files_is_not_among_its_parameters_and_comes_back_f
 )
 def test_a_file_that_is_missing_or_wrong_is_named(files: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        task_from(Shelf, parameters_of(SHELF), files)
+        build_task(Shelf, parameters_of(SHELF), files)

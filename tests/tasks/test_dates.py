@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks._dates import NUMBERS, PARTS, moments, part, read_date
+from tasks._dates import NUMBERS, PARTS, date_part, parse_dates, read_date
 from tasks._tables import CategoryColumn, DateColumn, NumberColumn
 
 FIRST = datetime(2011, 1, 1)
@@ -15,8 +15,8 @@ DATES = st.datetimes(datetime(1900, 1, 1), datetime(2200, 1, 1)).map(lambda when
 
 
 def parts_of(when: datetime) -> dict[str, float]:
-    values, since = moments([when.isoformat()]), moments([FIRST.isoformat()])
-    return {name: float(part(name, values, since)[0]) for name in PARTS}
+    values, since = parse_dates([when.isoformat()]), parse_dates([FIRST.isoformat()])
+    return {name: float(date_part(name, values, since)[0]) for name in PARTS}
 
 
 @given(DATES)
@@ -52,9 +52,9 @@ def test_what_isoformat_writes_is_read(when: datetime, clock: bool) -> None:
 
 
 def test_no_part_of_a_missing_date_is_known() -> None:
-    values, since = moments([None, "2012-01-01"]), moments(["2011-01-01"])
+    values, since = parse_dates([None, "2012-01-01"]), parse_dates(["2011-01-01"])
 
-    assert all(np.isnan(part(name, values, since)).tolist() == [True, False] for name in PARTS)
+    assert all(np.isnan(date_part(name, values, since)).tolist() == [True, False] for name in PARTS)
 
 
 def test_every_part_is_a_category_or_a_number() -> None:

@@ -59,7 +59,7 @@ def test_a_spot_of_the_picture_lies_where_the_frame_says(width: int, height: int
 def test_a_large_jpeg_is_decoded_smaller_and_keeps_its_geometry() -> None:
     content = encode_image(red_image(4000, 3000), "JPEG")
 
-    picture = decode_image(content, max_pixels=20_000_000, enough=224)
+    picture = decode_image(content, max_pixels=20_000_000, min_side=224)
 
     assert (picture.width, picture.height) == (4000, 3000)
     assert max(picture.image.size) < 4000
@@ -120,7 +120,7 @@ def test_a_picture_on_its_side_has_its_upright_sides_however_small_it_is_decoded
     exif[0x0112] = 6
     content = encode_image(Image.new("RGB", (width, height)), "JPEG", exif=exif)
 
-    picture = decode_image(content, max_pixels=25_000_000, enough=480)
+    picture = decode_image(content, max_pixels=25_000_000, min_side=480)
 
     assert (picture.width, picture.height) == (height, width)
 

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tasks._drawing import with_points
+from tasks._drawing import draw_points
 from tasks._examples import synthetic_face
 from tasks._images import DecodedImage, Frame, same_image
 from tasks.contract import Arrays, InvalidInput, InvalidOutput, Limits
-from tasks.keypoints import Keypoints, KeypointsAnswer, placed
-from tests.images import encode_image, exif_rotated_jpeg, red_image
+from tasks.keypoints import Keypoints, KeypointsAnswer, to_image_points
+from tests.images import encoded, red, rotated_by_exif
 from tests.model_folders import runner
 from tests.tiny.keypoints import TASK, graph
 
@@ -178,7 +178,7 @@ def test_a_point_that_moves_by_a_thousandth_changes_no_level_by_more_than_one(nu
     points, colours = np.array(numbers).reshape(3, 2), np.full((3, 3), 250.0)
     links = list(itertools.combinations(range(3), 2))
 
-    one, other = (with_points(pixels, at, links, colours=colours) for at in (points, points + by))
+    one, other = (draw_points(pixels, at, links, colours=colours) for at in (points, points + by))
 
     assert np.abs(one.astype(int) - other.astype(int)).max() <= 1
 
@@ -203,4 +203,4 @@ def test_the_drawn_face_is_small_and_the_examples_use_each_switch() -> None:
 def test_placing_points_leaves_those_inside_alone() -> None:
     frame = Frame(100, 50, 0.5, 0.5, 0.0, 12.5)
 
-    assert placed(np.array([[25.0, 25.0], [60.0, 0.0]]), frame).tolist() == [[50.0, 25.0], [100.0, 0.0]]
+    assert to_image_points(np.array([[25.0, 25.0], [60.0, 0.0]]), frame).tolist() == [[50.0, 25.0], [100.0, 0.0]]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks._images import encoded
-from tasks.goldens import difference
+from tasks._images import encode_image
+from tasks.goldens import first_difference
 from tasks.manifest import BrokenModel, read_manifest, verify_files
 from tests.model_folders import CREDIT, credit_graph, publish
 from tests.tiny.models import every_task, tiny
@@ -26,14 +26,14 @@ ANSWER = {"label": "cat", "probability": 0.9, "labels": [{"label": "cat", "proba
         (ANSWER | {"probability": float("nan")}, "answer.probability is nan, not 0.9"),
         (ANSWER | {"probability": "0.9"}, "answer.probability is '0.9', not 0.9"),
         (ANSWER | {"label": "dog"}, "answer.label is 'dog', not 'cat'"),
-        (ANSWER | {"labels": []}, "answer.labels has another shape"),
-        (ANSWER | {"more": 1}, "answer has another shape"),
+        (ANSWER | {"labels": []}, "answer.labels has a different shape"),
+        (ANSWER | {"more": 1}, "answer has a different shape"),
         (ANSWER | {"seen": 1}, None),
         ({key: value for key, value in ANSWER.items() if key != "seen"} | {"sen": True}, "answer.seen is missing"),
     ],
 )
 def test_the_first_difference_is_named(got: dict[str, Any], found: str | None) -> None:
-    assert difference(ANSWER, got, 1e-3) == found
+    assert first_difference(ANSWER, got, 1e-3) == found
 
 
 def test_a_file_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
@@ -50,12 +50,13 @@ def test_pictures_in_answers_are_compared_by_what_they_show() -> None:
     levels = np.tile(np.arange(0, 200, dtype=np.uint8), (40, 1))
 
     def answer(pixels: np.ndarray) -> dict[str, Any]:
-        return {"png": base64.b64encode(encoded(pixels, "png")).decode()}
+        return {"png": base64.b64encode(encode_image(pixels, "png")).decode()}
 
-    assert difference(answer(levels), answer(levels + np.uint8(1)), 1e-3) is None
-    assert difference(answer(levels), answer(levels[:, ::-1]), 1e-3) == "answer.png is another picture"
-    assert difference(answer(levels), answer(levels[1:]), 1e-3) == "answer.png is another picture"
-    assert difference(answer(levels), {"png": "iVBORw0KGgo" + "A" * 50}, 1e-3) == "answer.png is another picture"
+    assert first_difference(answer(levels), answer(levels + np.uint8(1)), 1e-3) is None
+    assert first_difference(answer(levels), answer(levels[:, ::-1]), 1e-3) == "answer.png is a different image"
+    assert first_difference(answer(levels), answer(levels[1:]), 1e-3) == "answer.png is a different image"
+    damaged = {"png": "iVBORw0KGgo" + "A" * 50}
+    assert first_difference(answer(levels), damaged, 1e-3) == "answer.png is a different image"
 
 
 def test_masks_are_compared_by_the_share_of_pixels_that_have_another_class() -> None:
@@ -68,8 +69,8 @@ def test_masks_are_compared_by_the_share_of_pixels_that_have_another_class() -> 
     def answer(pixels: np.ndarray) -> dict[str, Any]:
         return {"mask": base64.b64encode(palette_png(pixels, ((0, 0, 0), (1, 1, 1)))).decode()}
 
-    assert difference(answer(mask), answer(few), 1e-3) is None
-    assert difference(answer(mask), answer(many), 1e-3) == "answer.mask is another picture"
+    assert first_difference(answer(mask), answer(few), 1e-3) is None
+    assert first_difference(answer(mask), answer(many), 1e-3) == "answer.mask is a different image"
 
 
 WITH_FILES = [name for name, task in every_task().items() if task.files]
@@ -107,9 +108,9 @@ class TestFilesOfATask:
         ("harm", "message"),
         [
             ("missing", "cannot be read: No such file"),
-            ("no text", "is not text in UTF-8"),
+            ("no text", "is not UTF-8 text"),
             ("a folder", "cannot be read: Is a directory"),
-            ("not named", "The manifest names no"),
+            ("not named", "The manifest does not list"),
         ],
     )
     def test_one_that_cannot_be_had_is_named(self, tmp_path: Path, name: str, harm: str, message: str) -> None:

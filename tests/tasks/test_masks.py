@@ -13,13 +13,13 @@ from tasks._masks import (
     Mask,
     Region,
     StretchedMask,
-    area,
     distinct_colours,
+    encode_run_lengths,
     overlay_jpeg,
     palette_png,
-    regions,
-    run_lengths,
-    stretched,
+    ring_area,
+    stretch_mask,
+    trace_regions,
 )
 
 masks = arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12)), elements=st.integers(0, 3))
@@ -44,7 +44,7 @@ def spelt_out(counts: list[int], shape: tuple[int, ...]) -> NDArray[np.bool_]:
 @settings(max_examples=300, deadline=None)
 @given(masks)
 def test_polygons_filled_in_are_the_mask_each_pixel_once(mask: Mask) -> None:
-    found = regions(mask)
+    found = trace_regions(mask)
 
     painted, times = np.full(mask.shape, 255, np.uint8), np.zeros(mask.shape, int)
     for region in found:
@@ -59,7 +59,7 @@ def test_polygons_filled_in_are_the_mask_each_pixel_once(mask: Mask) -> None:
 @settings(max_examples=200, deadline=None)
 @given(masks)
 def test_a_regions_pixels_hang_together_its_outline_runs_clockwise_and_its_holes_do_not(mask: Mask) -> None:
-    for region in regions(mask):
+    for region in trace_regions(mask):
         inside = filled(region, mask.shape)
         reached = np.zeros_like(inside)
         reached.flat[np.flatnonzero(inside)[0]] = True
@@ -72,15 +72,15 @@ def test_a_regions_pixels_hang_together_its_outline_runs_clockwise_and_its_holes
             reached = grown & inside
 
         assert np.array_equal(reached, inside)
-        assert area(region.rings[0]) > 0
-        assert all(area(ring) < 0 for ring in region.rings[1:])
+        assert ring_area(region.rings[0]) > 0
+        assert all(ring_area(ring) < 0 for ring in region.rings[1:])
         assert region.area == inside.sum()
 
 
 @settings(max_examples=100, deadline=None)
 @given(masks)
 def test_a_ring_has_a_corner_only_where_it_turns(mask: Mask) -> None:
-    for region in regions(mask):
+    for region in trace_regions(mask):
         for ring in region.rings:
             steps = np.roll(ring, -1, axis=0) - ring
 
@@ -94,13 +94,13 @@ def test_a_ring_within_a_ring_is_a_hole_and_what_lies_in_it_a_region_of_its_own(
     mask[2:5, 2:5] = 0
     mask[3, 3] = 1
 
-    found = sorted((region.label, region.area, len(region.rings)) for region in regions(mask))
+    found = sorted((region.label, region.area, len(region.rings)) for region in trace_regions(mask))
 
     assert found == [(0, 8, 2), (0, 24, 2), (1, 1, 1), (1, 16, 2)]
 
 
 def test_what_touches_in_a_corner_only_is_two_regions() -> None:
-    found = [(region.label, region.area) for region in regions(np.array([[1, 0], [0, 1]], np.uint8))]
+    found = [(region.label, region.area) for region in trace_regions(np.array([[1, 0], [0, 1]], np.uint8))]
 
     assert sorted(found) == [(0, 1), (0, 1), (1, 1), (1, 1)]
 
@@ -108,7 +108,7 @@ def test_what_touches_in_a_corner_only_is_two_regions() -> None:
 @settings(max_examples=300, deadline=None)
 @given(masks)
 def test_run_lengths_spelt_out_are_the_pixels_of_each_class(mask: Mask) -> None:
-    found = run_lengths(mask)
+    found = encode_run_lengths(mask)
 
     assert set(found) == set(np.unique(mask).tolist())
     for label, counts in found.items():
@@ -119,7 +119,7 @@ def test_run_lengths_spelt_out_are_the_pixels_of_each_class(mask: Mask) -> None:
 def test_run_lengths_go_down_the_columns_and_begin_with_what_is_not_of_the_class() -> None:
     mask = np.array([[1, 1, 0], [1, 0, 0]], np.uint8)
 
-    assert run_lengths(mask) == {0: [3, 3], 1: [0, 3, 3]}
+    assert encode_run_lengths(mask) == {0: [3, 3], 1: [0, 3, 3]}
 
 
 @settings(max_examples=100, deadline=None)
@@ -140,9 +140,9 @@ risen = st.lists(st.integers(0, 11), min_size=1, max_size=40).map(lambda steps: 
 def test_a_stretched_mask_counts_and_traces_what_the_whole_mask_holds(
     network: Mask, rows: NDArray[np.intp], columns: NDArray[np.intp]
 ) -> None:
-    mask = stretched(network, rows, columns)
+    mask = stretch_mask(network, rows, columns)
 
-    whole = mask.whole()
+    whole = mask.expand()
     painted = np.full(whole.shape, 255, np.uint8)
     for region in mask.regions():
         painted[filled(region, whole.shape)] = region.label
@@ -153,13 +153,13 @@ def test_a_stretched_mask_counts_and_traces_what_the_whole_mask_holds(
         np.bincount(mask.small.ravel(), mask.counts().ravel(), 4), np.bincount(whole.ravel(), minlength=4)
     )
     assert np.array_equal(painted, whole)
-    assert np.array_equal(mask.resampled(mask.width, mask.height), whole)
+    assert np.array_equal(mask.resample(mask.width, mask.height), whole)
 
 
 def test_an_overlay_is_no_longer_than_asked_and_halfway_to_the_colours() -> None:
     mask = StretchedMask(np.array([[1, 2]], np.uint8), np.zeros(100, np.intp), np.repeat([0, 1], 200))
 
-    image = Image.open(io.BytesIO(overlay_jpeg(Image.new("RGB", (400, 100)), mask, COLOURS, longest=80)))
+    image = Image.open(io.BytesIO(overlay_jpeg(Image.new("RGB", (400, 100)), mask, COLOURS, max_side=80)))
 
     assert image.size == (80, 20)
     assert np.abs(np.asarray(image, int)[10, 5] - (125, 0, 0)).max() < 12

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tasks._items import LENGTH_BUCKETS, MAX_HISTORY, NO_RATING, ItemTable, Scale, bucket
-from tasks.contract import InvalidInput, InvalidOutput, Limits, files_of, parameters_of, task_from
+from tasks._items import LENGTH_BUCKETS, MAX_HISTORY, NO_RATING, ItemTable, Scale, bucket_length
+from tasks.contract import InvalidInput, InvalidOutput, Limits, build_task, files_of, parameters_of
 from tasks.recommendations import Recommendations, RecommendationsAnswer
 from tests.model_folders import runner
 from tests.tiny.recommendations import FILMS, TASK, graph
@@ -155,12 +155,15 @@ def test_of_a_long_history_the_latest_items_are_read_and_all_are_left_out() -> N
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "nobody": ({}, "Say for whom"),
-    "an unknown user": ({"user": "zed"}, "'zed' is not known to this model: send what they rated as `ratings`"),
-    "only unknown items": ({"ratings": [{"item": "x"}, {"item": "y"}]}, "None of the items .* There is no item 'x'"),
+    "nobody": ({}, "Send `user`, `ratings`"),
+    "an unknown user": ({"user": "zed"}, "'zed' is not known to this model; send the user's ratings as `ratings`"),
+    "only unknown items": (
+        {"ratings": [{"item": "x"}, {"item": "y"}]},
+        "None of the rated items can be used. There is no item 'x'",
+    ),
     "like an unknown item": ({"similar_to": "x"}, "There is no item 'x'"),
     "like a new item": ({"similar_to": "7"}, "'New' is new"),
-    "two questions at once": ({"user": "ann", "similar_to": "1"}, "and not both"),
+    "two questions at once": ({"user": "ann", "similar_to": "1"}, "but not both"),
 }
 
 
@@ -262,7 +265,7 @@ def test_outputs_that_are_no_items_are_told_from_an_answer() -> None:
 )
 def test_files_that_do_not_fit_each_other_are_no_task(change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
-        task_from(Recommendations, parameters_of(replace_unchecked(change)), files_of(replace_unchecked(change)))
+        build_task(Recommendations, parameters_of(replace_unchecked(change)), files_of(replace_unchecked(change)))
 
 
 def replace_unchecked(change: dict[str, Any]) -> Recommendations:
@@ -305,4 +308,4 @@ def test_a_ratings_level_is_liked_just_where_the_rating_is(levels: int, liked: f
 
 @given(st.integers(0, 2_000))
 def test_the_bucket_is_the_smallest_that_holds_the_history(length: int) -> None:
-    assert bucket(length) == min([each for each in LENGTH_BUCKETS if each >= length], default=MAX_HISTORY)
+    assert bucket_length(length) == min([each for each in LENGTH_BUCKETS if each >= length], default=MAX_HISTORY)

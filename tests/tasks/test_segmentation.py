@@ -77,7 +77,7 @@ def test_each_pixel_of_the_picture_is_taken_from_the_place_where_a_window_sees_i
     seen = task.preprocess(blank(width, height)).context
 
     for axis, size, length in ((0, height, task.height), (1, width, task.width)):
-        places = seen.places(axis, length)
+        places = seen.source_indices(axis, length)
         window, place = places // length, places % length
         scales = np.array([(frame.scale_y, frame.scale_x)[axis] for frame in seen.frames])[window]
         offsets = np.array([(frame.offset_y, frame.offset_x)[axis] for frame in seen.frames])[window]
@@ -237,7 +237,7 @@ def test_a_label_that_does_not_exist_is_no_answer() -> None:
     samples = TASK.preprocess(blank(32, 24))
     outputs: Arrays = {name: np.full((1, 24, 32), 3, np.uint8) for name in ("mask", "confidence")}
 
-    with pytest.raises(InvalidOutput, match="does not have"):
+    with pytest.raises(InvalidOutput, match="does not exist"):
         TASK.postprocess(outputs, samples, TASK.request_type(image=b""))
 
 
@@ -253,8 +253,8 @@ def test_an_animation_is_answered_for_its_first_frame_and_a_gif_is_refused() -> 
     animated = encode_image(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
 
     assert np.array_equal(mask_of(asked(animated)), mask_of(asked(png(halves(64, 48)))))
-    with pytest.raises(InvalidInput, match="not a picture in JPEG, PNG, WebP or BMP"):
-        asked(encode_image(frames[0], "GIF"))
+    with pytest.raises(InvalidInput, match="not an image in JPEG, PNG, WebP or BMP"):
+        asked(encoded(frames[0], "GIF"))
 
 
 def test_what_is_transparent_in_a_palette_png_lies_on_white() -> None:

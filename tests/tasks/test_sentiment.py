@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tasks.contract import InvalidInput, InvalidOutput, Limits, parameters_of, task_from
-from tasks.sentiment import Sentiment, SentimentAnswer, parts_of, without_control_characters, words_of
+from tasks.contract import InvalidInput, InvalidOutput, Limits, build_task, parameters_of
+from tasks.sentiment import Sentiment, SentimentAnswer, find_words, split_tokens, strip_control_characters
 from tests.model_folders import runner
 from tests.tiny.sentiment import GLAD, SAD, TASK, graph
 
@@ -60,7 +60,7 @@ def test_places_always_point_at_the_word_in_the_text_that_was_sent(text: str) ->
         return
 
     assert all(
-        word.word == without_control_characters(text[word.start : word.end])[0] and word.word for word in answer.words
+        word.word == strip_control_characters(text[word.start : word.end])[0] and word.word for word in answer.words
     )
     assert [abs(word.weight) for word in answer.words] == sorted((abs(w.weight) for w in answer.words), reverse=True)
 
@@ -69,7 +69,7 @@ def test_places_always_point_at_the_word_in_the_text_that_was_sent(text: str) ->
 @given(TEXTS)
 def test_a_larger_bucket_changes_nothing(text: str) -> None:
     wide = replace(TASK, buckets=(8, 16, 32, 4096))
-    if not without_control_characters(text)[0].strip() or len(TASK.preprocess(text)) > 1:
+    if not strip_control_characters(text)[0].strip() or len(TASK.preprocess(text)) > 1:
         return
     samples = TASK.preprocess(text)
     larger = replace(samples, arrays={"tokens": np.pad(samples.arrays["tokens"], [(0, 0), (0, 40)])})
@@ -98,7 +98,7 @@ def test_evidence_adds_up_to_the_difference_of_the_scores_of_what_was_read(text:
 def test_a_text_in_parts_is_whole_and_each_part_fits(length: int, longest: int) -> None:
     tokens = np.arange(1, length + 2)
 
-    parts = parts_of(tokens, longest)
+    parts = split_tokens(tokens, longest)
 
     assert max(map(len, parts)) <= longest
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
@@ -200,16 +200,16 @@ def test_halves_of_surrogate_pairs_are_left_out() -> None:
     ],
 )
 def test_words_are_runs_of_letters_digits_and_apostrophes_or_emoji(text: str, words: list[str]) -> None:
-    assert words == [text[start:end] for start, end in words_of(text)]
+    assert words == [text[start:end] for start, end in find_words(text)]
 
 
 @given(st.text())
 def test_words_lie_one_after_the_other(text: str) -> None:
-    places = [place for word in words_of(text) for place in word]
+    places = [place for word in find_words(text) for place in word]
 
     assert places == sorted(places)
     assert all(0 <= place <= len(text) for place in places)
-    assert all(start < end for start, end in words_of(text))
+    assert all(start < end for start, end in find_words(text))
 
 
 @pytest.mark.parametrize("text", ["a " * 50_001, "ﷺ" * 10_000], ids=["as it is", "written out"])
@@ -268,7 +268,7 @@ def test_outputs_that_are_no_answer_are_told_apart(outputs: dict[str, Any]) -> N
 
 def test_the_tokenizer_and_the_buckets_are_checked_when_a_manifest_is_read() -> None:
     with pytest.raises(ValidationError, match="The tokenizer cannot be read"):
-        task_from(Sentiment, parameters_of(TASK), {"tokenizer.json": "{}"})
+        build_task(Sentiment, parameters_of(TASK), {"tokenizer.json": "{}"})
 
     with pytest.raises(ValueError, match="not lengths"):
         replace(TASK, buckets=(32, 16))

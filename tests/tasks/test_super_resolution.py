@@ -56,7 +56,7 @@ def test_any_size_does(width, height):
     samples = tiny.TASK.preprocess(tiny.TASK.decode(tiny.TASK.parse(body(noise(width, height)), Limits()), Limits()))
     larger = {"restored": samples.arrays["image"].repeat(2, axis=1).repeat(2, axis=2)}
 
-    restored = tiny.TASK.restored(larger, samples)
+    restored = tiny.TASK.restore(larger, samples)
 
     assert tiny.TASK.inputs[0].mismatch(samples.arrays["image"]) is None
     assert np.array_equal(np.asarray(noise(width, height)).repeat(2, 0).repeat(2, 1), restored)

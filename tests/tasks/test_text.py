@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from tasks._text import BEGIN, PADDING, encode, encode_all, padded, tokenizer_from, trained
+from tasks._text import BEGIN, PADDING, encode, encode_all, load_tokenizer, pad_tokens, train_tokenizer
 
 SENTENCES = ["the film is good and the story is great", "isn't it a good film, and a great story?"] * 10
-TOKENIZER = tokenizer_from(trained(SENTENCES, size=350, least=2))
+TOKENIZER = load_tokenizer(train_tokenizer(SENTENCES, size=350, min_count=2))
 TEXTS = st.text(max_size=200).filter(lambda text: not any("\ud800" <= character <= "\udfff" for character in text))
 
 
@@ -63,14 +63,14 @@ def test_what_reads_the_same_has_the_same_tokens(one: str, other: str) -> None:
 
 
 def test_learning_from_the_same_texts_gives_the_same_tokenizer() -> None:
-    first, second = (trained(SENTENCES, size=350, least=2) for _ in range(2))
+    first, second = (train_tokenizer(SENTENCES, size=350, min_count=2) for _ in range(2))
 
     assert json.loads(first) == json.loads(second)
     assert first == Tokenizer.from_str(first).to_str()
 
 
 def test_rows_are_filled_up_on_the_right() -> None:
-    rows = padded([np.array([1, 5, 6]), np.array([1])], 4)
+    rows = pad_tokens([np.array([1, 5, 6]), np.array([1])], 4)
 
     assert rows.tolist() == [[1, 5, 6, PADDING], [1, PADDING, PADDING, PADDING]]
     assert rows.dtype == np.int64

@@ -35,7 +35,7 @@ def larger(pixels, scale):
 def test_a_picture_cut_and_joined_is_the_same_picture(size, tiling, scale):
     pixels = noise(*size)
 
-    joined = tiling.joined(larger(tiling.cut(pixels), scale), *size, scale=scale)
+    joined = tiling.blend(larger(tiling.cut(pixels), scale), *size, scale=scale)
 
     assert np.array_equal(larger(pixels, scale), joined)
 
@@ -49,7 +49,7 @@ def test_what_lies_in_the_margin_of_a_tile_changes_nothing(size, tiling, scale):
     inner = slice(edge, tiles.shape[1] - edge)
     spoilt[:, inner, inner] = tiles[:, inner, inner]
 
-    joined = tiling.joined(spoilt, *size, scale=scale)
+    joined = tiling.blend(spoilt, *size, scale=scale)
 
     assert np.array_equal(larger(pixels, scale), joined)
 
@@ -58,7 +58,7 @@ def test_what_lies_in_the_margin_of_a_tile_changes_nothing(size, tiling, scale):
 def test_the_weights_of_the_tiles_sum_to_one_everywhere(size, tiling, level):
     shape = (tiling.count(*size), tiling.tile, tiling.tile, 1)
 
-    joined = tiling.joined(np.full(shape, level, np.uint8), *size)
+    joined = tiling.blend(np.full(shape, level, np.uint8), *size)
 
     assert (joined == level).all()
 
@@ -68,7 +68,7 @@ def test_between_two_tiles_that_disagree_the_answer_is_a_straight_slope():
     assert tiling.starts(42) == (-3, 13)
     tiles = np.stack([np.full((32, 32, 1), level, np.uint8) for level in (40, 240)])
 
-    line = tiling.joined(tiles, 42, 1)[0, :, 0].astype(int)
+    line = tiling.blend(tiles, 42, 1)[0, :, 0].astype(int)
 
     steps = np.diff(line)
     assert (line[0], line[-1]) == (40, 240)
@@ -100,7 +100,7 @@ def test_beside_the_answer_one_row_of_tiles_is_in_memory():
     tiles = np.zeros((tiling.count(width, height), 128, 128, 3), np.uint8)
     tracemalloc.start()
 
-    answer = tiling.joined(tiles, width, height, scale=2)
+    answer = tiling.blend(tiles, width, height, scale=2)
 
     assert tracemalloc.get_traced_memory()[1] < 1.7 * answer.nbytes
     tracemalloc.stop()

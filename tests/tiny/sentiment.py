@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from tasks._text import tokenizer_from, trained
+from tasks._text import load_tokenizer, train_tokenizer
 from tasks.sentiment import Sentiment
 
 GLAD, SAD = (" good", " great", " lovely"), (" bad", " awful", " boring")
@@ -13,7 +13,7 @@ _SCALE = 8.0
 
 TASK = Sentiment(
     labels=("negative", "positive"),
-    tokenizer=trained(_SENTENCES * 5, size=400, least=2),
+    tokenizer=train_tokenizer(_SENTENCES * 5, size=400, min_count=2),
     buckets=(8, 16, 32),
     example_texts=("The film is great, and the story is good too.", "An awful film, and a boring story."),
 )
@@ -22,7 +22,7 @@ TASK = Sentiment(
 
 def weights() -> np.ndarray:
     """How much each token adds to each class's score, float32 (tokens, 2), centred over the classes."""
-    tokenizer = tokenizer_from(TASK.tokenizer)
+    tokenizer = load_tokenizer(TASK.tokenizer)
     table = np.zeros((tokenizer.get_vocab_size(), 2), np.float32)
     for words, sign in ((GLAD, 1), (SAD, -1)):
         for word in words:
