@@ -1,7 +1,7 @@
 """The tiny model of each task, found by the task's name.
 
-`tests/tiny/<task>.py` defines TASK and `graph()`. It may define VARIANTS, further tiny models by name: each a task and a
-function that builds its graph. A task whose fields all have defaults needs no such file.
+`tests/tiny/<task>.py` defines TASK and `graph()`. It may define VARIANTS, further tiny models by name: each a task and
+a function that builds its graph. A task whose fields all have defaults needs no such file.
 """
 
 from collections.abc import Callable
