@@ -114,7 +114,11 @@ def test_new_task_is_trained_published_and_served(source_tree: Path) -> None:
 
 @pytest.mark.slow
 def test_new_task_passes_the_tests_of_every_task(source_tree: Path) -> None:
-    files = ["tests/tasks/test_contract.py", "tests/tasks/test_comparison.py", "tests/service/http/test_every_task.py"]
+    files = [
+        "tests/tasks/test_contract.py",
+        "tests/tasks/test_comparison.py",
+        "tests/service/http/test_predict_every_task.py",
+    ]
 
     output = run_module(source_tree, "pytest", "-q", "-k", "brightness", "-p", "no:cacheprovider", *files)
 

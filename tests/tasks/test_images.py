@@ -57,7 +57,7 @@ def test_frame_locates_a_white_spot(width: int, height: int, fit: str, i: int, j
 
 
 def test_large_jpeg_is_decoded_smaller_and_keeps_its_size() -> None:
-    content = encoded(red(4000, 3000), "JPEG")
+    content = encode_image(red_image(4000, 3000), "JPEG")
 
     decoded = decode_image(content, max_pixels=20_000_000, min_side=224)
 
@@ -67,7 +67,7 @@ def test_large_jpeg_is_decoded_smaller_and_keeps_its_size() -> None:
 
 
 def test_exif_orientation_is_applied() -> None:
-    upright = decode_image(rotated_by_exif(red()), max_pixels=10_000)
+    upright = decode_image(exif_rotated_jpeg(red_image()), max_pixels=10_000)
 
     assert (upright.width, upright.height) == (60, 40)
     assert upright.image.getpixel((5, 20))[0] < 120  # type: ignore[index]
@@ -75,13 +75,13 @@ def test_exif_orientation_is_applied() -> None:
 
 
 def test_sixteen_bits_become_eight_without_saturating() -> None:
-    decoded = decode_image(sixteen_bit(level=128 * 256), max_pixels=10_000)
+    decoded = decode_image(sixteen_bit_png(level=128 * 256), max_pixels=10_000)
 
     assert decoded.image.getpixel((0, 0)) == (128, 128, 128)
 
 
 def test_transparency_is_composited_on_white() -> None:
-    decoded = decode_image(encoded(Image.new("RGBA", (4, 4), (0, 0, 0, 0))), max_pixels=100)
+    decoded = decode_image(encode_image(Image.new("RGBA", (4, 4), (0, 0, 0, 0))), max_pixels=100)
 
     assert decoded.image.getpixel((0, 0)) == (255, 255, 255)
 
@@ -96,7 +96,7 @@ def test_first_frame_of_an_animation_is_used() -> None:
 
 
 def test_pixel_limit_is_checked_before_decoding() -> None:
-    header = encoded(Image.new("1", (9000, 9000)))[:60]
+    header = encode_image(Image.new("1", (9000, 9000)))[:60]
 
     with pytest.raises(InvalidInput, match="9000×9000") as caught:
         decode_image(header, max_pixels=25_000_000)
@@ -107,7 +107,7 @@ def test_pixel_limit_is_checked_before_decoding() -> None:
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200), st.sampled_from(["JPEG", "PNG", "WEBP", "BMP"]), st.integers(0, 400))
 def test_damaged_files_raise_nothing_but_invalid_input(junk: bytes, kind: str, at: int) -> None:
-    file = encoded(red(), kind)
+    file = encode_image(red_image(), kind)
     damaged = file[:at] + junk + file[at + len(junk) :]
 
     with suppress(InvalidInput):
@@ -126,7 +126,7 @@ def test_rotated_jpeg_has_its_upright_size_when_decoded_smaller(width: int, heig
 
 
 def test_overlong_side_is_rejected_before_decoding() -> None:
-    content = encoded(Image.new("1", (1_000_000, 1)))
+    content = encode_image(Image.new("1", (1_000_000, 1)))
 
     with pytest.raises(InvalidInput, match="no side may have more than 65,535 pixels") as error:
         decode_image(content, max_pixels=25_000_000)

@@ -18,7 +18,7 @@ from tasks._examples import synthetic_face
 from tasks._images import DecodedImage, Frame, same_image
 from tasks.contract import Arrays, InvalidInput, InvalidOutput, Limits
 from tasks.keypoints import Keypoints, KeypointsAnswer, to_image_points
-from tests.images import encoded, red, rotated_by_exif
+from tests.images import encode_image, exif_rotated_jpeg, red_image
 from tests.model_folders import runner
 from tests.tiny.keypoints import TASK, graph
 
@@ -70,7 +70,7 @@ def test_graph_locates_the_centre_of_each_colour() -> None:
     for colour, left in (("red", 40), ("lime", 140), ("blue", 240)):
         image.paste(colour, (left, 40, left + 40, 80))
 
-    answer = predict(TASK, runner(graph()), encoded(image))
+    answer = predict(TASK, runner(graph()), encode_image(image))
 
     centres = [(point.name, point.x, point.y) for point in answer.points]
     assert [name for name, _, _ in centres] == ["red", "green", "blue"]
@@ -81,7 +81,7 @@ def test_graph_locates_the_centre_of_each_colour() -> None:
 @settings(max_examples=40, deadline=None)
 @given(st.tuples(*[st.floats(-1e4, 1e4)] * 4))
 def test_points_outside_the_image_are_clipped_to_its_edge(coordinates: tuple[float, float, float, float]) -> None:
-    answer = predict(SQUARE, constant_network(coordinates[:2], coordinates[2:]), encoded(red(120, 60)))
+    answer = predict(SQUARE, constant_network(coordinates[:2], coordinates[2:]), encode_image(red_image(120, 60)))
 
     assert all(0 <= point.x <= 120 and 0 <= point.y <= 60 for point in answer.points)
 
@@ -89,19 +89,19 @@ def test_points_outside_the_image_are_clipped_to_its_edge(coordinates: tuple[flo
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_points_that_are_not_finite_raise_invalid_output(value: float) -> None:
     with pytest.raises(InvalidOutput, match="no finite points"):
-        predict(SQUARE, constant_network((value, 1.0), (2.0, 3.0)), encoded(red()))
+        predict(SQUARE, constant_network((value, 1.0), (2.0, 3.0)), encode_image(red_image()))
 
 
 def test_nan_confidence_raises_invalid_output() -> None:
     with pytest.raises(InvalidOutput):
-        predict(SQUARE, constant_network((1.0, 1.0), (2.0, 3.0), confidence=np.nan), encoded(red()))
+        predict(SQUARE, constant_network((1.0, 1.0), (2.0, 3.0), confidence=np.nan), encode_image(red_image()))
 
 
 @pytest.mark.parametrize(
     ("width", "height"), [(1, 1), (1, 300), (3000, 150), (4000, 3000)], ids=["one pixel", "a line", "panorama", "12 MP"]
 )
 def test_overlay_of_any_image_has_bounded_size(width: int, height: int) -> None:
-    content = encoded(Image.new("RGB", (width, height), "grey"), "JPEG")
+    content = encode_image(Image.new("RGB", (width, height), "grey"), "JPEG")
 
     answer = predict(SQUARE, constant_network((32.0, 32.0), (40.0, 32.0)), content, overlay=True)
 
@@ -113,7 +113,7 @@ def test_overlay_of_any_image_has_bounded_size(width: int, height: int) -> None:
 
 
 def test_palette_animated_and_rotated_images_are_answered() -> None:
-    palette = red().convert("P")
+    palette = red_image().convert("P")
     palette.info["transparency"] = 0
     file = io.BytesIO()
     red_image().save(file, "PNG", save_all=True, append_images=[Image.new("RGB", (60, 40), "blue")])
@@ -128,7 +128,7 @@ def test_palette_animated_and_rotated_images_are_answered() -> None:
 
 
 def test_invalid_image_is_rejected() -> None:
-    gif = encoded(red(), "GIF")
+    gif = encode_image(red_image(), "GIF")
 
     for content in (b"", b"not an image", gif):
         with pytest.raises(InvalidInput):
@@ -137,7 +137,7 @@ def test_invalid_image_is_rejected() -> None:
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
 def test_overlay_shows_points_at_their_positions(kind: str) -> None:
-    content = encoded(Image.new("RGB", (640, 640), "black"))
+    content = encode_image(Image.new("RGB", (640, 640), "black"))
 
     answer = predict(
         SQUARE, constant_network((16.0, 16.0), (48.0, 16.0), confidence=1.0), content, overlay=True, overlay_kind=kind

@@ -146,7 +146,7 @@ def test_only_elongated_images_are_cut_and_the_number_of_windows_is_limited(
 def test_mask_of_a_jpeg_decoded_smaller_has_the_original_size() -> None:
     image = Image.fromarray(halves(1600, 1200))
 
-    answer = predict(encoded(image, "JPEG"))
+    answer = predict(encode_image(image, "JPEG"))
 
     mask = mask_of(answer)
     assert mask.shape == (1200, 1600)
@@ -246,7 +246,7 @@ def test_unknown_label_index_raises_invalid_output() -> None:
 
 def test_image_with_too_many_pixels_is_rejected() -> None:
     with pytest.raises(InvalidInput, match="at most 10,000") as caught:
-        TASK.answer(RUN, {"image": encoded(red(200, 100), "PNG")}, Limits(pixels=10_000))
+        TASK.answer(RUN, {"image": encode_image(red_image(200, 100), "PNG")}, Limits(pixels=10_000))
 
     assert caught.value.reason == "too_large"
 
@@ -257,14 +257,14 @@ def test_first_frame_of_an_animation_is_used_and_gif_is_rejected() -> None:
 
     assert np.array_equal(mask_of(predict(animated)), mask_of(predict(png(halves(64, 48)))))
     with pytest.raises(InvalidInput, match="not an image in JPEG, PNG, WebP or BMP"):
-        predict(encoded(frames[0], "GIF"))
+        predict(encode_image(frames[0], "GIF"))
 
 
 def test_transparent_palette_entry_is_composited_on_white() -> None:
     image = Image.fromarray(halves(64, 48)).quantize(4)
     dark = image.getpixel((0, 0))
 
-    mask = mask_of(predict(encoded(image, "PNG", transparency=dark)))
+    mask = mask_of(predict(encode_image(image, "PNG", transparency=dark)))
 
     assert (mask == 2).all()
 

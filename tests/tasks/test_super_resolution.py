@@ -31,7 +31,7 @@ def noise(width, height):
 
 
 def predict(run, image, **fields):
-    content = image if isinstance(image, bytes) else encoded(image)
+    content = image if isinstance(image, bytes) else encode_image(image)
     return tiny.TASK.answer(run, {"image": content, **fields})
 
 
@@ -70,7 +70,7 @@ def body(image):
 
 @pytest.mark.parametrize(("kind", "name"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
 def test_answer_has_the_requested_format_and_is_marked_as_generated(run, kind, name):
-    answer = predict(run, red(), format=kind)
+    answer = predict(run, red_image(), format=kind)
 
     assert (answer.media_type, answer.scale, answer.generated) == (f"image/{kind}", 2, True)
     assert (open_image(answer).format, open_image(answer).size) == (name, (120, 80))
@@ -82,7 +82,7 @@ def test_every_file_representation_refers_to_the_image_field(run):
 
     for kind in ("png", "jpeg", "webp"):
         representation = representations[f"image/{kind}"]
-        answer = predict(run, red(), **representation.fields)
+        answer = predict(run, red_image(), **representation.fields)
         assert getattr(answer, representation.file)
         assert answer.media_type == representation.media_type
     assert representations["application/json"].file is None
@@ -95,7 +95,7 @@ def test_lower_quality_gives_a_smaller_file(run):
 
 
 def test_options_are_parsed_from_text_and_validated():
-    content = encoded(red())
+    content = encode_image(red_image())
     request = tiny.TASK.parse({"image": content, "format": "jpeg", "quality": "75"}, Limits())
 
     assert request.quality == 75
@@ -106,7 +106,7 @@ def test_options_are_parsed_from_text_and_validated():
 
 def png_header(width, height):
     """Return the first bytes of a PNG of this size, without any pixels."""
-    file = encoded(Image.new("1", (8, 8)))
+    file = encode_image(Image.new("1", (8, 8)))
     start = file.index(b"IHDR") + 4
     changed = file[:start] + width.to_bytes(4, "big") + height.to_bytes(4, "big") + file[start + 8 :]
     crc = zlib.crc32(changed[start - 4 : start + 13]).to_bytes(4, "big")
@@ -114,7 +114,7 @@ def png_header(width, height):
 
 
 def reject(image, limits=None, **fields):
-    content = image if isinstance(image, bytes) else encoded(image)
+    content = image if isinstance(image, bytes) else encode_image(image)
     request = tiny.TASK.parse({"image": content, **fields}, Limits())
     with pytest.raises(InvalidInput) as caught:
         tiny.TASK.decode(request, limits or Limits())
@@ -133,8 +133,8 @@ def test_too_large_answer_is_rejected_from_the_header():
 def test_pixel_limit_is_exact():
     limits = Limits(answer_pixels=4 * 60 * 50)
 
-    assert tiny.TASK.decode(tiny.TASK.parse(body(red(60, 50)), limits), limits).width == 60
-    assert reject(red(60, 51), limits).reason == "too_large"
+    assert tiny.TASK.decode(tiny.TASK.parse(body(red_image(60, 50)), limits), limits).width == 60
+    assert reject(red_image(60, 51), limits).reason == "too_large"
 
 
 def test_elongated_image_is_rejected_because_of_its_tiles():
@@ -165,8 +165,8 @@ def test_format_that_cannot_hold_the_answer_is_rejected_with_an_alternative():
     [
         (b"", "empty"),
         (b"not an image", "unreadable"),
-        (encoded(red())[:100], "unreadable"),
-        (encoded(red(), "GIF", save_all=True, append_images=[red(60, 40).rotate(180)]), "unreadable"),
+        (encode_image(red_image())[:100], "unreadable"),
+        (encode_image(red_image(), "GIF", save_all=True, append_images=[red_image(60, 40).rotate(180)]), "unreadable"),
     ],
     ids=["empty", "text", "cut", "animated GIF"],
 )
@@ -175,17 +175,17 @@ def test_invalid_image_is_rejected(content, reason):
 
 
 def test_transparent_palette_entry_is_composited_on_white(run):
-    image = red().convert("P", palette=Image.Palette.ADAPTIVE)
+    image = red_image().convert("P", palette=Image.Palette.ADAPTIVE)
     clear = image.getpixel((30, 20))
 
-    answer = open_image(predict(run, encoded(image, transparency=clear)))
+    answer = open_image(predict(run, encode_image(image, transparency=clear)))
 
     assert answer.mode == "RGB"
     assert answer.getpixel((60, 40)) == (255, 255, 255)
 
 
 def test_rotated_image_is_answered_upright(run):
-    answer = predict(run, rotated_by_exif(red(60, 40)))
+    answer = predict(run, exif_rotated_jpeg(red_image(60, 40)))
 
     assert (answer.width, answer.height) == (120, 80)
 

@@ -108,8 +108,8 @@ def test_unusual_images_get_an_answer_of_their_own_size(every_model: Running, na
 
         assert answer.status_code == 200, answer.text
         if not representation.file and "width" in answer.json():
-            times = answer.json().get("scale", 1)
-            assert (answer.json()["width"], answer.json()["height"]) == (width * times, height * times)
+            scale = answer.json().get("scale", 1)
+            assert (answer.json()["width"], answer.json()["height"]) == (width * scale, height * scale)
 
 
 INVALID_IMAGES = {
