@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 
 from loadtests.clients import HangUp, Reply, prepare_request, send_sequentially
 from tasks.contract import Limits, Task
-from tasks.goldens import Golden, difference, read_goldens
+from tasks.goldens import Golden, first_difference, read_goldens
 from tasks.manifest import MODEL, Manifest, read_manifest
 from tests.faults.faulty_backend import sample_digest
 
@@ -57,7 +57,7 @@ class ValidRequest:
         if reply.body == self.expected:
             return None
         tolerance = self.model.manifest.golden_tolerance
-        deviation = difference(json.loads(self.expected), json.loads(reply.body), tolerance)
+        deviation = first_difference(json.loads(self.expected), json.loads(reply.body), tolerance)
         return deviation and f"{self.model.name}: {deviation}"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from loadtests.clients import Reply, at_constant_rate, open_loop
-from tasks.goldens import difference
+from tasks.goldens import first_difference
 from tasks.manifest import MODEL
 from tests.faults.published_versions import answer_of, other_weights, publish
 from tests.faults.report import Row, first_of
@@ -112,4 +112,4 @@ def _problem(reply: Reply, expected: dict[str, list[dict[str, object]]], known: 
     if answer.pop("version") != version or version not in expected:
         return f"the header names version {version}, the body another"
     answer.pop("model")
-    return difference(expected[version][reply.key], answer, known.manifest.golden_tolerance)
+    return first_difference(expected[version][reply.key], answer, known.manifest.golden_tolerance)

@@ -62,7 +62,7 @@ def _perceptual_hash(file: Path, size: int) -> tuple[str, str]:
 
 def decoded(file: Path, size: int) -> DecodedImage:
     """The picture as the service decodes it. Raises InvalidInput, OSError."""
-    return decode_image(file.read_bytes(), max_pixels=Limits().pixels, enough=size)
+    return decode_image(file.read_bytes(), max_pixels=Limits().pixels, min_side=size)
 
 
 def augmentation(size: int, smallest_crop: float) -> Augment:

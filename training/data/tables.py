@@ -236,12 +236,12 @@ def _date_column(values: pl.Series, wanted: Sequence[str]) -> DateColumn:
     clock = known.dtype == pl.Datetime and bool((known.dt.time() != time(0)).any())
     texts = _texts(known, clock=clock)
     ordered = sorted(set(texts))
-    when = _dates.moments(texts)
-    since, days = _dates.moments(ordered[:1]), float(_dates.part("elapsed", when, when.min()).max())
+    when = _dates.parse_dates(texts)
+    since, days = _dates.parse_dates(ordered[:1]), float(_dates.date_part("elapsed", when, when.min()).max())
     short = () if days >= _YEAR else _SEASONS
     parts: list[NumberColumn | CategoryColumn] = []
     for name in wanted or [each for each in _DAILY if each not in short]:
-        found = np.unique(_dates.part(name, when, since))
+        found = np.unique(_dates.date_part(name, when, since))
         if len(found) > 1 and name in _dates.NUMBERS:
             parts.append(NumberColumn(name, float(found[0]), float(found[-1])))
         elif len(found) > 1:

@@ -15,13 +15,19 @@ import torch
 from torch import nn
 
 from tasks.contract import Array, Arrays, Run, Task, TensorSpec
-from tasks.deviation import AGREEMENT, ROUNDING, between_batches, difference, in_words
+from tasks.deviation import (
+    FLOAT16_TOLERANCE,
+    FLOAT32_TOLERANCE,
+    describe_difference,
+    deviation_in_batches,
+    output_difference,
+)
 from tasks.manifest import MODEL
 from training.core.errors import CannotTrain
 from training.publishing.fp16 import store_in_half
 
 OPSET = 20
-TOLERANCE = AGREEMENT["value"]
+TOLERANCE = FLOAT32_TOLERANCE["value"]
 """Of the parity gate, for numbers: times the largest magnitude of an output where that is above 1."""
 TORCHSCRIPT = "model.ts"
 _BATCHES = (1, 2, 7)
@@ -98,7 +104,7 @@ def export(served: nn.Module, task: Task, samples: Arrays, folder: Path, what: A
     if what.half:
         parity = replace(parity, rounding=_halved(path, task, samples))
     invariance = invariance_of(runner(path, task), task, samples, parity.batches)
-    words = tuple(in_words(spec, invariance[spec.name]) for spec in task.outputs)
+    words = tuple(describe_difference(spec, invariance[spec.name]) for spec in task.outputs)
     return replace(parity, invariance=invariance, between_batches=words)
 
 
@@ -178,7 +184,7 @@ def _compared(served: nn.Module, traced: Any, run: Run, task: Task, samples: Arr
                 _refuse(kind, spec, found, size)
                 apart[spec.name] = max(apart[spec.name], found)
     numbers = [apart[spec.name] for spec in task.outputs if spec.kind == "value"]
-    words = tuple(in_words(spec, apart[spec.name]) for spec in task.outputs)
+    words = tuple(describe_difference(spec, apart[spec.name]) for spec in task.outputs)
     return Parity(max(numbers, default=None), words, {}, (), (), count, sizes)
 
 
@@ -187,7 +193,7 @@ def invariance_of(run: Run, task: Task, samples: Arrays, sizes: Sequence[int]) -
     few = min(max(sizes), 16)
     alone = [run({name: array[i : i + 1] for name, array in samples.items()}) for i in range(few)]
     batches = (run({name: array[:size] for name, array in samples.items()}) for size in sizes)
-    return between_batches(task.outputs, alone, batches)
+    return deviation_in_batches(task.outputs, alone, batches)
 
 
 def _halved(path: Path, task: Task, samples: Arrays) -> tuple[str, ...]:
@@ -199,18 +205,18 @@ def _halved(path: Path, task: Task, samples: Arrays) -> tuple[str, ...]:
     words = []
     for spec in task.outputs:
         found = _difference(spec, exact[spec.name], rounded[spec.name])
-        if not found <= ROUNDING[spec.kind]:
+        if not found <= FLOAT16_TOLERANCE[spec.kind]:
             raise CannotTrain(
                 f"Storing the weights in 16 bits changes {spec.name} by {found:.1e}; at most "
-                f"{ROUNDING[spec.kind]:g} is accepted. Publish them in 32 bits: --full-precision."
+                f"{FLOAT16_TOLERANCE[spec.kind]:g} is accepted. Publish them in 32 bits: --full-precision."
             )
-        words.append(in_words(spec, found))
+        words.append(describe_difference(spec, found))
     return tuple(words)
 
 
 def _refuse(kind: str, spec: TensorSpec, found: float, size: int) -> None:
     """Raises CannotTrain where the difference is too large, or not a number."""
-    most = AGREEMENT[spec.kind]
+    most = FLOAT32_TOLERANCE[spec.kind]
     if not found <= most:
         raise CannotTrain(
             f"{kind} and the network disagree by {found:.1e} in {spec.name} with a batch of {size}; at "
@@ -230,4 +236,4 @@ def _difference(spec: TensorSpec, expected: Array, got: Array) -> float:
         raise CannotTrain(f"The exported graph's output is not what the task promises: {problem}.")
     if expected.shape != got.shape:
         raise CannotTrain(f"The exported graph's {spec.name} has shape {got.shape}, the network's {expected.shape}.")
-    return difference(spec, expected, got)
+    return output_difference(spec, expected, got)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from tasks.contract import Run, Task, parameters_of
-from tasks.goldens import Golden, difference, read_goldens, write_goldens
+from tasks.goldens import Golden, first_difference, read_goldens, write_goldens
 from tasks.manifest import (
     CARD,
     MODEL,
@@ -125,7 +125,7 @@ def replay(folder: Path) -> None:
     run = runner(folder / MODEL, task)
     for number, golden in enumerate(read_goldens(folder)):
         got = _answer(task, run, golden.request)
-        if found := difference(golden.answer, got, manifest.golden_tolerance):
+        if found := first_difference(golden.answer, got, manifest.golden_tolerance):
             raise BrokenModel(f"golden request {number} is not reproduced: {found}.")
 
 

@@ -187,7 +187,7 @@ def test_the_network_reads_the_courses_22_categories_and_16_numbers(official, tm
     found = recipe("rossmann")
     learner = learner_type("tabular").from_data(tmp_path / "prepared", found.settings, found.options, None)
 
-    table = learner.task.table
+    table = learner.task.schema
     assert isinstance(learner, Learner)
     # A tiny table has one year and one kind of shop: what is the same in every row is named all the same.
     parts = {column.name for column in table.categories}
