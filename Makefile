@@ -39,8 +39,8 @@ train-all: $(VENV)/.train ## train every recipe and publish its model; stopped, 
 bench: $(VENV)/.dev ## measure the service and the training loop against the bare runtime
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-faults: $(VENV)/.dev ## make every fault there is through real HTTP, and print which promises hold (some minutes)
-	@$(BIN)/python -m benchmarks.faults $(ARGS)
+faults: $(VENV)/.dev ## inject faults over HTTP and report which guarantees hold (some minutes)
+	@$(BIN)/python -m tests.faults $(ARGS)
 
 lock: $(VENV)/.uv ## pin the dependencies of pyproject.toml anew
 	@PATH="$(CURDIR)/$(BIN):$$PATH" requirements/compile.sh $(ARGS)

@@ -1,4 +1,4 @@
-"""When and on what a figure was measured: it stands beside every result."""
+"""When, at which commit and on which machine a figure was measured; stored beside every result."""
 
 import platform
 import subprocess
@@ -10,8 +10,8 @@ from typing import Any
 from service.backends.onnx import available_cores
 
 
-def where() -> dict[str, Any]:
-    """When and on what this was measured."""
+def describe_machine() -> dict[str, Any]:
+    """Return the time, the commit, the versions and the processor."""
     command = ["git", "rev-parse", "--short", "HEAD"]
     commit = subprocess.run(command, capture_output=True, text=True, check=False)
     return {

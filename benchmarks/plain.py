@@ -1,6 +1,6 @@
-"""What a competent engineer writes without Sevenfold: FastAPI, one session, one endpoint, no batching.
+"""The endpoint to compare with: FastAPI, one ONNX Runtime session, no queue and no batching.
 
-It calls the same task code and the same ONNX Runtime, whose runs share all cores, in FastAPI's thread pool.
+It calls the same task code and the same ONNX Runtime, which uses all cores for each run, in FastAPI's thread pool.
 """
 
 import sys
@@ -17,7 +17,7 @@ from tasks.manifest import MODEL, read_manifest
 
 
 def plain_app(folder: Path) -> FastAPI:
-    """An application with POST /predict for the model in this folder."""
+    """Return an application with POST /predict for the model in this folder."""
     task = read_manifest(folder).load_task(folder)
     backend = OnnxRuntime(device="cpu")((folder / MODEL).read_bytes(), task.inputs, task.outputs)
     app = FastAPI()

@@ -1,6 +1,6 @@
-"""Where the time of one request goes: each model, each form of its answer, the example and larger pictures.
+"""The time of each stage of a request: for each model, each representation of its answer, and several image sizes.
 
-The figures are the service's own (Server-Timing), the median of several requests, one at a time.
+The figures are the service's own (Server-Timing): medians of several requests, sent one at a time.
 """
 
 import io
@@ -13,74 +13,75 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.serving import request_to, service_of
+from benchmarks.serving import example_request, start_service
 from tasks.contract import Representation
 from tasks.manifest import read_manifest
 
 _REQUESTS = 7
-_LARGE = ((1000, 1000), (4000, 3000))
-"""The largest picture that super-resolution takes by default, and that of a phone."""
+_LARGE_SIZES = ((1000, 1000), (4000, 3000))
+"""The largest image that super-resolution accepts by default, and one of a phone."""
 STAGES = ("receive", "decode", "queue", "infer", "postprocess")
 
 
 def measure_stages(models: Path) -> dict[str, Any]:
-    """A row for each model, size of picture and form of the answer; milliseconds."""
+    """Return a row for each model, image size and representation; times in milliseconds."""
     rows = []
-    with service_of(models) as service:
+    with start_service(models) as port:
         for folder in sorted(models.glob("*/[0-9]*")):
             manifest = read_manifest(folder)
             task = manifest.load_task(folder)
-            url = f"{service}/v1/models/{manifest.name}/versions/{manifest.version}/predict"
+            url = f"http://127.0.0.1:{port}/v1/models/{manifest.name}/versions/{manifest.version}/predict"
             for size, (content_type, body) in _bodies(folder, manifest.name).items():
                 for representation in task.representations:
-                    found = _stages(url, content_type, body, representation)
-                    rows.append({"model": manifest.name, "picture": size, "form": representation.media_type} | found)
+                    stages = _measure_request(url, content_type, body, representation)
+                    row = {"model": manifest.name, "image": size, "representation": representation.media_type}
+                    rows.append(row | stages)
     return {"rows": rows}
 
 
 def _bodies(folder: Path, name: str) -> dict[str, tuple[str, bytes]]:
-    """What is sent: the example, and where a picture is asked for, larger ones of the same."""
-    kind, body = request_to(folder, name)
-    if not kind.startswith("image/"):
-        return {"–": (kind, body)}
+    """Return the example request and, if it is an image, larger versions of it; keyed by image size."""
+    content_type, body = example_request(folder, name)
+    if not content_type.startswith("image/"):
+        return {"–": (content_type, body)}
     image = Image.open(io.BytesIO(body))
-    found = {f"{image.width}×{image.height}": (kind, body)}
-    for size in _LARGE:
+    bodies = {f"{image.width}×{image.height}": (content_type, body)}
+    for size in _LARGE_SIZES:
         file = io.BytesIO()
         image.convert("RGB").resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
-        found["×".join(map(str, size))] = ("image/jpeg", file.getvalue())
-    return found
+        bodies["×".join(map(str, size))] = ("image/jpeg", file.getvalue())
+    return bodies
 
 
-def _stages(url: str, content_type: str, body: bytes, representation: Representation) -> dict[str, Any]:
+def _measure_request(url: str, content_type: str, body: bytes, representation: Representation) -> dict[str, Any]:
     headers = {"Content-Type": content_type, "Accept": representation.media_type}
     request = urllib.request.Request(url, body, headers)  # noqa: S310 -- http, a server of our own.
-    taken: list[dict[str, float]] = []
+    timings: list[dict[str, float]] = []
     size = 0
     for _ in range(_REQUESTS):
         try:
             with urllib.request.urlopen(request, timeout=120) as response:  # noqa: S310
                 size = len(response.read())
-                timing = response.headers["Server-Timing"]
+                header = response.headers["Server-Timing"]
         except urllib.error.HTTPError as error:
             with error:
                 return {"status": error.code}
-        taken.append({name: float(ms) for name, ms in re.findall(r"(\w+);dur=([0-9.]+)", timing)})
-    stages = {name: statistics.median(one.get(name, 0.0) for one in taken) for name in STAGES}
+        timings.append({name: float(ms) for name, ms in re.findall(r"(\w+);dur=([0-9.]+)", header)})
+    stages = {name: statistics.median(timing.get(name, 0.0) for timing in timings) for name in STAGES}
     slowest = max(stages, key=lambda name: stages[name])
     return {"status": 200, "stages_ms": stages, "bytes": size, "slowest": slowest}
 
 
-def stages_table(found: dict[str, Any]) -> str:
-    """The figures as Markdown."""
+def stages_table(results: dict[str, Any]) -> str:
+    """Return the results as Markdown."""
     lines = [
-        "| model | picture | form | " + " | ".join(f"{name}, ms" for name in STAGES) + " | answer, kB |",
+        "| model | image | representation | " + " | ".join(f"{name}, ms" for name in STAGES) + " | answer, kB |",
         "|---|---|---|" + "---|" * (len(STAGES) + 1),
     ]
-    for row in found["rows"]:
-        start = f"| {row['model']} | {row['picture']} | `{row['form']}` | "
+    for row in results["rows"]:
+        start = f"| {row['model']} | {row['image']} | `{row['representation']}` | "
         if row["status"] != 200:
-            lines.append(start + f"refused with {row['status']} |" + " |" * len(STAGES))
+            lines.append(start + f"rejected with {row['status']} |" + " |" * len(STAGES))
             continue
         stages = " | ".join(
             f"**{ms:.1f}**" if name == row["slowest"] else f"{ms:.1f}" for name, ms in row["stages_ms"].items()

@@ -1,7 +1,7 @@
-"""The training loop with its loader, against the bare forward and backward pass on one batch that is there already.
+"""The training loop with its data loader, compared with the bare forward and backward pass on one batch in memory.
 
-What lies between the two is what Sevenfold adds: decoding, augmentation, collating, clipping, the optimiser, the
-schedule, the progress bar and the checkpoint's bookkeeping.
+The difference is what Sevenfold adds: decoding, augmentation, collating, clipping, the optimiser, the schedule, the
+progress bar and checkpointing.
 """
 
 import statistics
@@ -21,37 +21,37 @@ from training.engine.runtime import Runtime, start_runtime
 from training.learners.classification.base import Options
 from training.learners.classification.learner import ClassificationLearner
 
-_PICTURES, _BATCH = 256, 32
+_IMAGES, _BATCH = 256, 32
 
 
 def measure_training(*, repeats: int) -> dict[str, Any]:
-    """Pictures a second of both, in turns, and the ratio of their medians."""
+    """Measure images per second of both, in turn, and the ratio of the medians."""
     settings = Settings(epochs=1, batch_size=_BATCH)
     bare, looped = [], []
     with tempfile.TemporaryDirectory() as folder, start_runtime(settings) as runtime:
-        _write_pictures(Path(folder))
+        _write_images(Path(folder))
         learner = ClassificationLearner(Path(folder), settings, Options(weights="none"), None)
         for turn in range(repeats):
             bare.append(_bare(learner, runtime))
-            looped.append(_looped(learner, settings, runtime, Path(folder) / f"run-{turn}"))
+            looped.append(_full_loop(learner, settings, runtime, Path(folder) / f"run-{turn}"))
     ratio = statistics.median(looped) / statistics.median(bare)
-    what = {"network": learner.chosen.backbone, "size": learner.chosen.size, "batch": _BATCH}
-    where = {"device": str(runtime.device), "precision": runtime.precision}
-    return {**what, **where, "bare_per_second": bare, "loop_per_second": looped, "ratio": ratio}
+    network = {"network": learner.chosen.backbone, "size": learner.chosen.size, "batch": _BATCH}
+    machine = {"device": str(runtime.device), "precision": runtime.precision}
+    return {**network, **machine, "bare_per_second": bare, "loop_per_second": looped, "ratio": ratio}
 
 
-def _write_pictures(folder: Path) -> None:
-    """Photos' worth of decoding: 192×256 JPEGs of smooth colours, two classes."""
+def _write_images(folder: Path) -> None:
+    """Write JPEGs of 192×256 smooth colours in two classes: they cost as much to decode as photos."""
     generator = np.random.default_rng(0)
-    for i in range(_PICTURES + _PICTURES // 4):
-        path = folder / ("train" if i < _PICTURES else "valid") / f"class-{i % 2}"
+    for i in range(_IMAGES + _IMAGES // 4):
+        path = folder / ("train" if i < _IMAGES else "valid") / f"class-{i % 2}"
         path.mkdir(parents=True, exist_ok=True)
         coarse = Image.fromarray(generator.integers(0, 256, (16, 12, 3), dtype=np.uint8))
         coarse.resize((192, 256), Image.Resampling.BICUBIC).save(path / f"{i}.jpg", quality=90)
 
 
 def _bare(learner: ClassificationLearner, runtime: Runtime, steps: int = 6) -> float:
-    """Pictures a second of forward, loss and backward on one batch."""
+    """Return images per second of forward pass, loss and backward pass on one batch."""
     network = learner.network().to(runtime.device).train()
     batch = runtime.to_device(learner.samples.__getitems__([(0, i) for i in range(_BATCH)]))
 
@@ -70,22 +70,22 @@ def _bare(learner: ClassificationLearner, runtime: Runtime, steps: int = 6) -> f
     return steps * _BATCH / (time.perf_counter() - began)
 
 
-def _looped(learner: ClassificationLearner, settings: Settings, runtime: Runtime, folder: Path) -> float:
-    """Pictures a second of an epoch by the loop, without the validation."""
+def _full_loop(learner: ClassificationLearner, settings: Settings, runtime: Runtime, folder: Path) -> float:
+    """Return images per second of one epoch of the loop, without validation."""
     folder.mkdir()
     workers = 0 if runtime.device.type == "cpu" else 8
     (row,) = fit(learner, learner.network(), replace(settings), runtime, folder, workers=workers)
     return row.samples_per_second
 
 
-def training_table(found: dict[str, Any]) -> str:
-    """The figures as Markdown."""
-    bare, looped = (statistics.median(found[key]) for key in ("bare_per_second", "loop_per_second"))
+def training_table(results: dict[str, Any]) -> str:
+    """Return the results as Markdown."""
+    bare, looped = (statistics.median(results[key]) for key in ("bare_per_second", "loop_per_second"))
     return "\n".join(
         [
-            "| network | device | precision | bare, pictures/s | loop and loader, pictures/s | ratio |",
+            "| network | device | precision | bare, images/s | loop and loader, images/s | ratio |",
             "|---|---|---|---|---|---|",
-            f"| {found['network']} {found['size']} | {found['device']} | {found['precision']} "
-            f"| {bare:.1f} | {looped:.1f} | {found['ratio']:.2f} |",
+            f"| {results['network']} {results['size']} | {results['device']} | {results['precision']} "
+            f"| {bare:.1f} | {looped:.1f} | {results['ratio']:.2f} |",
         ]
     )

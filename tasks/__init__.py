@@ -1,4 +1,7 @@
-"""What each task promises, to trainer and client alike; one file a task, found by its name."""
+"""The tasks: what each one accepts, computes before and after the network, and answers.
+
+Each task is one module of this package. Training and the service look it up by the module's name.
+"""
 
 from functools import cache
 from importlib import import_module
@@ -9,13 +12,13 @@ from tasks.contract import Task
 
 @cache
 def _task_types() -> dict[str, type[Task]]:
-    """Each public module of this package that defines a Task, by its name; other modules define none."""
+    """Map the name of each public module that defines a Task to that class."""
     names = sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
-    found = {name: _defined_in(name) for name in names}
-    return {name: types[0] for name, types in found.items() if types}
+    defined = {name: _types_defined_in(name) for name in names}
+    return {name: types[0] for name, types in defined.items() if types}
 
 
-def _defined_in(name: str) -> list[type[Task]]:
+def _types_defined_in(name: str) -> list[type[Task]]:
     module = import_module(f"tasks.{name}")
     values = [value for value in vars(module).values() if isinstance(value, type) and value is not Task]
     return [value for value in values if issubclass(value, Task) and value.__module__ == module.__name__]
@@ -27,10 +30,11 @@ def task_names() -> tuple[str, ...]:
 
 
 def task_type(name: str) -> type[Task]:
-    """The task's class.
+    """Return the class of a task.
 
-    Raises KeyError for a name that is no task's: names come from manifests and requests, and nothing is imported on
-    their word.
+    Names come from manifests and requests, so an unknown name is never imported.
+
+    Raises KeyError if there is no such task.
     """
     if name not in _task_types():
         raise KeyError(f"There is no task '{name}'; the tasks are {', '.join(task_names())}.")

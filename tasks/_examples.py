@@ -1,15 +1,15 @@
-"""Synthetic pictures for examples and warm-up: no photograph, no licence."""
+"""Synthetic images for examples and warm-up, so that no photograph or licence is needed."""
 
 import io
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from tasks._images import encoded
+from tasks._images import encode_image
 
 _SKIN, _SHADE, _HAIR = (224, 178, 150), (196, 142, 116), (70, 46, 34)
 _FACE: tuple[tuple[str, tuple[float, ...], tuple[int, int, int]], ...] = (
-    ("ellipse", (34, 150, 158, 300), (92, 104, 140)),  # Shoulders, hair, ears, neck and face, from back to front.
+    ("ellipse", (34, 150, 158, 300), (92, 104, 140)),  # Shoulders first; then hair, ears, neck and face on top.
     ("ellipse", (48, 22, 144, 150), _HAIR),
     ("ellipse", (47, 84, 59, 112), _SHADE),
     ("ellipse", (133, 84, 145, 112), _SHADE),
@@ -30,12 +30,12 @@ _FACE: tuple[tuple[str, tuple[float, ...], tuple[int, int, int]], ...] = (
     ("arc", (63, 74, 91, 96), _HAIR),
     ("arc", (101, 74, 129, 96), _HAIR),
 )
-"""What a face is drawn of, in pixels of a picture of 192×224."""
+"""The shapes of a face, from back to front, in pixels of an image of 192×224."""
 _EXAMPLE_SIZE = (96, 72)
 
 
 def synthetic_image(width: int = 192, height: int = 256) -> bytes:
-    """A JPEG of colours that change over the picture: an example that belongs to nobody."""
+    """Return a JPEG of smooth waves of colour."""
     x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
     waves = np.stack([np.sin(6 * x + 3 * y), np.cos(9 * y), np.sin(12 * x * y)], axis=-1)
     file = io.BytesIO()
@@ -44,51 +44,51 @@ def synthetic_image(width: int = 192, height: int = 256) -> bytes:
 
 
 def synthetic_face() -> bytes:
-    """A JPEG, 192×224, of a drawn face: an example that belongs to nobody."""
+    """Return a JPEG, 192×224, of a drawn face."""
     scale = 3
     image = Image.new("RGB", (192 * scale, 224 * scale), (118, 132, 138))
     draw = ImageDraw.Draw(image)
-    for shape, numbers, colour in _FACE:
-        at = [number * scale for number in numbers]
+    for shape, coordinates, colour in _FACE:
+        scaled = [coordinate * scale for coordinate in coordinates]
         if shape == "arc":
-            draw.arc(at, 205, 335, fill=colour, width=4 * scale)
+            draw.arc(scaled, 205, 335, fill=colour, width=4 * scale)
         elif shape == "chord":
-            draw.chord(at, 195, 345, fill=colour)
+            draw.chord(scaled, 195, 345, fill=colour)
         else:
-            getattr(draw, shape)(at, fill=colour)
+            getattr(draw, shape)(scaled, fill=colour)
     image = image.filter(ImageFilter.GaussianBlur(scale)).resize((192, 224), Image.Resampling.BOX)
     x, y = np.meshgrid(np.linspace(-1, 1, 192), np.linspace(-1, 1, 224))
     light = (1.06 - 0.16 * x - 0.10 * y - 0.06 * (x**2 + y**2))[..., np.newaxis]
-    return encoded((np.asarray(image) * light).clip(0, 255).astype(np.uint8), "jpeg", quality=88)
+    return encode_image((np.asarray(image) * light).clip(0, 255).astype(np.uint8), "jpeg", quality=88)
 
 
-def synthetic_scene(number: int) -> bytes:
-    """A PNG of something like a street: sky, houses, trees, a road between pavements, a car; each number another."""
-    random = np.random.default_rng(number)
+def synthetic_scene(seed: int) -> bytes:
+    """Return a PNG that resembles a street: sky, houses, a tree, a road between pavements, a car."""
+    random = np.random.default_rng(seed)
     width, height = _EXAMPLE_SIZE
     horizon = int(height * random.uniform(0.48, 0.56))
     image = Image.new("RGB", _EXAMPLE_SIZE, (208, 222, 238))
     draw = ImageDraw.Draw(image)
     middle = int(random.integers(width * 2 // 5, width * 3 // 5))
     _draw_houses(draw, random, horizon, right=middle - 4)
-    x, reach = int(random.integers(middle + 16, width - 8)), int(random.integers(13, 18))
+    x, radius = int(random.integers(middle + 16, width - 8)), int(random.integers(13, 18))
     draw.line((x, horizon, x, horizon + 4), fill=(50, 40, 35), width=3)
-    draw.ellipse((x - reach, horizon - 2 * reach, x + reach, horizon + 1), fill=(66, 84, 50))
+    draw.ellipse((x - radius, horizon - 2 * radius, x + radius, horizon + 1), fill=(66, 84, 50))
     draw.rectangle((0, horizon + 2, width, height), fill=(142, 136, 134))
     draw.polygon(
         ((middle - 3, horizon + 2), (middle + 5, horizon + 2), (width + 9, height), (-9, height)), (92, 92, 98)
     )
     _draw_car(draw, middle, horizon + int(random.integers(2, 8)))
-    # Nothing in a photo but the sky is one even colour, and leaves least of all.
+    # In a photo only the sky has an even colour; foliage is the most uneven.
     pixels = np.asarray(image, float)
     grain = np.where(pixels[..., 2] > 230, 1.0, 7.0)
     grain[(pixels[..., 1] > pixels[..., 0] + 12) & (pixels[..., 2] < 90)] = 26.0
     pixels = pixels + grain[..., None] * random.normal(size=(height, width, 1))
-    return encoded(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), "png")
+    return encode_image(Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), "png")
 
 
 def _draw_houses(draw: ImageDraw.ImageDraw, random: np.random.Generator, horizon: int, *, right: int) -> None:
-    """A row of houses with windows, from the left edge to `right`."""
+    """Draw a row of houses with windows, from the left edge to `right`."""
     left = -3
     while left < right:
         end, top = left + int(random.integers(14, 22)), horizon - int(random.integers(18, 30))
@@ -101,7 +101,7 @@ def _draw_houses(draw: ImageDraw.ImageDraw, random: np.random.Generator, horizon
 
 
 def _draw_car(draw: ImageDraw.ImageDraw, x: int, y: int) -> None:
-    """A car seen from behind, its wheels on the road."""
+    """Draw a car seen from behind, with its wheels on the road."""
     draw.rectangle((x - 4, y, x + 12, y + 5), fill=(40, 43, 54))
     draw.rectangle((x - 2, y + 1, x + 10, y + 4), fill=(28, 31, 36))
     draw.rectangle((x - 7, y + 5, x + 15, y + 13), fill=(58, 62, 74))

@@ -1,6 +1,6 @@
-"""Pictures: from a client's bytes to pixels for the graph, with the geometry that leads back.
+"""Images: from a client's bytes to the pixels that the graph reads, and the geometry to map results back.
 
-Knows nothing of labels, masks or points.
+This module knows nothing of labels, masks or points.
 """
 
 import base64
@@ -17,16 +17,16 @@ from pydantic import BeforeValidator, WithJsonSchema
 from tasks.contract import InvalidInput, Upload
 
 Fit = Literal["squash", "pad", "crop"]
-"""How a picture becomes a square: stretched; whole, with a border; its middle."""
+"""How an image becomes a square: stretched; scaled to fit, with a border; or cropped to its centre."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 IMAGE_UPLOAD = Upload("image", ("image/jpeg", "image/png", "image/webp", "image/bmp"))
 _DESCRIPTION = 0x010E  # The EXIF tag.
 _START_OF_SCAN = b"\xff\xda"
 _MAX_SCANS = 64
-"""Of a progressive JPEG: encoders make about ten, and each costs a pass over all pixels, however few its bytes are."""
+"""Maximum scans of a progressive JPEG. Encoders write about ten; each costs a pass over all pixels, however short."""
 _MAX_SIDE = 65_535
-"""Pixels, as in JPEG's own headers: a thread of millions would cost far more than a picture of as many pixels."""
+"""Maximum side in pixels, as in JPEG headers. A strip of millions costs far more than a square of equal area."""
 _BORDER = (124, 116, 104)  # The mean colour of ImageNet: zero after normalising.
 
 
@@ -45,15 +45,15 @@ ImageBytes = Annotated[
     BeforeValidator(_from_base64),
     WithJsonSchema({"type": "string", "contentEncoding": "base64", "description": "A JPEG, PNG, WebP or BMP file."}),
 ]
-"""A request field: the bytes of a picture's file; in JSON as base64, with or without a `data:` prefix."""
+"""A request field: the bytes of an image file; in JSON as base64, with or without a `data:` prefix."""
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """A decoded picture: 8-bit RGB, upright.
+    """A decoded image: 8-bit RGB, upright.
 
-    `width` and `height` are those of the picture that was sent, in pixels. `image` may be smaller: a JPEG that is much
-    larger than needed is decoded at a half, a quarter or an eighth.
+    `width` and `height` are those of the uploaded image, in pixels. `image` may be smaller: a JPEG that is much larger
+    than needed is decoded at a half, a quarter or an eighth of its size.
     """
 
     image: Image.Image
@@ -63,10 +63,10 @@ class DecodedImage:
 
 @dataclass(frozen=True)
 class Frame:
-    """Where a picture lies in the tensor made from it.
+    """The position of an image in the tensor made from it.
 
-    A point (x, y) of the picture, in pixels from the upper left corner of its upper left pixel, is at
-    (x · scale_x + offset_x, y · scale_y + offset_y) in the tensor.
+    A point (x, y) of the image, in pixels from the upper left corner of its upper left pixel, is at
+    (x · scale_x + offset_x, y · scale_y + offset_y) in the tensor. `width` and `height` are those of the image.
     """
 
     width: int
@@ -77,79 +77,80 @@ class Frame:
     offset_y: float
 
     def to_network(self, points: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Points (…, 2) of the picture as points of the tensor."""
+        """Map points (…, 2) of the image to points of the tensor."""
         return points * (self.scale_x, self.scale_y) + (self.offset_x, self.offset_y)
 
     def to_image(self, points: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Points (…, 2) of the tensor as points of the picture."""
+        """Map points (…, 2) of the tensor to points of the image."""
         return (points - (self.offset_x, self.offset_y)) / (self.scale_x, self.scale_y)
 
 
-def decode_image(content: bytes, *, max_pixels: int, enough: int | None = None) -> DecodedImage:
-    """Reads a picture's file.
+def decode_image(content: bytes, *, max_pixels: int, min_side: int | None = None) -> DecodedImage:
+    """Decode an image file.
 
-    Grey, palette, CMYK and 16-bit pictures become 8-bit RGB, transparency lies on white, the orientation in the EXIF
-    data is applied, and of an animation the first frame is taken. `enough` is the side length in pixels that the
-    caller needs: a larger JPEG may be decoded smaller, but not below it.
+    Greyscale, palette, CMYK and 16-bit images are converted to 8-bit RGB; transparency is composited on white; the EXIF
+    orientation is applied; of an animation, the first frame is used. `min_side` is the side length in pixels that the
+    caller needs: a larger JPEG may be decoded at a reduced size, but not below it.
 
-    Raises InvalidInput: empty, unreadable, or more than `max_pixels` (told from the header, before decoding).
+    Raises InvalidInput if the file is empty or unreadable, or has more than `max_pixels` (known from the header, before
+    decoding).
     """
     if not content:
-        raise InvalidInput("The picture is empty.", reason="empty")
+        raise InvalidInput("The image is empty.", reason="empty")
     try:
         image = Image.open(io.BytesIO(content), formats=_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InvalidInput("The picture has far too many pixels.", reason="too_large") from None
-    except Exception:  # A decoder may raise anything at hostile bytes; all of it means the same.
-        raise InvalidInput("This is not a picture in JPEG, PNG, WebP or BMP format.", reason="unreadable") from None
+        raise InvalidInput("The image has far too many pixels.", reason="too_large") from None
+    except Exception:  # Hostile bytes can make a decoder raise anything; the cause makes no difference.
+        raise InvalidInput("This is not an image in JPEG, PNG, WebP or BMP format.", reason="unreadable") from None
     width, height = image.size
     if width * height > max_pixels:
-        message = f"The picture has {width}×{height} pixels; at most {max_pixels:,} are accepted."
+        message = f"The image has {width}×{height} pixels; at most {max_pixels:,} are accepted."
         raise InvalidInput(message, reason="too_large")
     if max(width, height) > _MAX_SIDE:
-        message = f"The picture is {width}×{height}; no side may have more than {_MAX_SIDE:,} pixels."
+        message = f"The image is {width}×{height}; no side may have more than {_MAX_SIDE:,} pixels."
         raise InvalidInput(message, reason="too_large")
     if image.format == "JPEG" and content.count(_START_OF_SCAN) > _MAX_SCANS:
-        message = f"The picture is a JPEG of more than {_MAX_SCANS} scans: it would take too long to decode."
+        message = f"The image is a JPEG with more than {_MAX_SCANS} scans, which would take too long to decode."
         raise InvalidInput(message, reason="unreadable")
     try:
-        if enough is not None and min(width, height) >= 2 * enough:
-            image.draft("RGB", (enough, enough))
+        if min_side is not None and min(width, height) >= 2 * min_side:
+            image.draft("RGB", (min_side, min_side))
         image.load()
         upright = _to_rgb(_upright(image))
     except Exception as error:
-        raise InvalidInput(f"The picture cannot be decoded: {error}.", reason="unreadable") from None
-    if _lies_on_its_side(image):
+        raise InvalidInput(f"The image cannot be decoded: {error}.", reason="unreadable") from None
+    if _is_sideways(image):
         width, height = height, width
     return DecodedImage(upright, width, height)
 
 
-def _lies_on_its_side(image: Image.Image) -> bool:
-    """Whether turning it upright exchanges width and height: so say four of EXIF's orientations."""
+def _is_sideways(image: Image.Image) -> bool:
+    """Whether the EXIF orientation exchanges width and height, as four of the eight do."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
     except Exception:  # As in `_upright`.
         return False
 
 
-def thumbnail(picture: DecodedImage, longest: int) -> DecodedImage:
-    """The same picture with an image no longer than `longest` pixels: what is kept of it while a request waits."""
-    ratio = longest / max(picture.image.size)
+def thumbnail(decoded: DecodedImage, max_side: int) -> DecodedImage:
+    """Shrink the image to at most `max_side` pixels on its longer side, to save memory while a request waits."""
+    ratio = max_side / max(decoded.image.size)
     if ratio >= 1:
-        return picture
-    size = (max(1, round(picture.image.width * ratio)), max(1, round(picture.image.height * ratio)))
-    return replace(picture, image=picture.image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0))
+        return decoded
+    size = (max(1, round(decoded.image.width * ratio)), max(1, round(decoded.image.height * ratio)))
+    return replace(decoded, image=decoded.image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0))
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image) if image.getexif() else image
-    except Exception:  # Whatever is wrong with what is said about a picture, the picture is there.
+    except Exception:  # Broken metadata does not make the pixels unusable.
         return image
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would saturate.
+    if image.mode.startswith("I"):  # 16 bits: Pillow's conversion would saturate.
         return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
@@ -157,34 +158,34 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def fit_image(picture: DecodedImage, width: int, height: int, fit: Fit) -> tuple[NDArray[np.uint8], Frame]:
-    """The picture's pixels, uint8 (height, width, 3), and where the picture lies in them."""
+def fit_image(decoded: DecodedImage, width: int, height: int, fit: Fit) -> tuple[NDArray[np.uint8], Frame]:
+    """Return the image as pixels, uint8 (height, width, 3), and its position in them."""
     if fit == "squash":
-        scale_x, scale_y = width / picture.width, height / picture.height
-        return _resize(picture.image, width, height), Frame(picture.width, picture.height, scale_x, scale_y, 0.0, 0.0)
-    return _cropped(picture, width, height) if fit == "crop" else _padded(picture, width, height)
+        scale_x, scale_y = width / decoded.width, height / decoded.height
+        return _resize(decoded.image, width, height), Frame(decoded.width, decoded.height, scale_x, scale_y, 0.0, 0.0)
+    return _crop(decoded, width, height) if fit == "crop" else _pad(decoded, width, height)
 
 
-def _padded(picture: DecodedImage, width: int, height: int) -> tuple[NDArray[np.uint8], Frame]:
-    ratio = min(width / picture.width, height / picture.height)
-    inner_width, inner_height = max(1, round(picture.width * ratio)), max(1, round(picture.height * ratio))
+def _pad(decoded: DecodedImage, width: int, height: int) -> tuple[NDArray[np.uint8], Frame]:
+    ratio = min(width / decoded.width, height / decoded.height)
+    inner_width, inner_height = max(1, round(decoded.width * ratio)), max(1, round(decoded.height * ratio))
     left, top = (width - inner_width) // 2, (height - inner_height) // 2
     pixels = np.full((height, width, 3), _BORDER, np.uint8)
-    pixels[top : top + inner_height, left : left + inner_width] = _resize(picture.image, inner_width, inner_height)
-    scale_x, scale_y = inner_width / picture.width, inner_height / picture.height
-    return pixels, Frame(picture.width, picture.height, scale_x, scale_y, left, top)
+    pixels[top : top + inner_height, left : left + inner_width] = _resize(decoded.image, inner_width, inner_height)
+    scale_x, scale_y = inner_width / decoded.width, inner_height / decoded.height
+    return pixels, Frame(decoded.width, decoded.height, scale_x, scale_y, left, top)
 
 
-def _cropped(picture: DecodedImage, width: int, height: int) -> tuple[NDArray[np.uint8], Frame]:
-    image = picture.image
+def _crop(decoded: DecodedImage, width: int, height: int) -> tuple[NDArray[np.uint8], Frame]:
+    image = decoded.image
     ratio = min(image.width / width, image.height / height)
-    # Rounding may make a product a hair larger than the side it was divided from.
+    # Rounding may make a product slightly larger than the side that it was divided from.
     inner_width, inner_height = min(image.width, width * ratio), min(image.height, height * ratio)
     left, top = (image.width - inner_width) / 2, (image.height - inner_height) / 2
     pixels = _resize(image, width, height, box=(left, top, left + inner_width, top + inner_height))
-    scale = max(width / picture.width, height / picture.height)
-    offset_x, offset_y = (width - picture.width * scale) / 2, (height - picture.height * scale) / 2
-    return pixels, Frame(picture.width, picture.height, scale, scale, offset_x, offset_y)
+    scale = max(width / decoded.width, height / decoded.height)
+    offset_x, offset_y = (width - decoded.width * scale) / 2, (height - decoded.height * scale) / 2
+    return pixels, Frame(decoded.width, decoded.height, scale, scale, offset_x, offset_y)
 
 
 def _resize(
@@ -198,11 +199,11 @@ def _resize(
 FileKind = Literal["png", "jpeg", "webp"]
 
 
-def encoded(image: Image.Image | NDArray[np.uint8], kind: FileKind, *, quality: int = 90, note: str = "") -> bytes:
-    """A picture's file; of pixels, uint8 (height, width) grey or (height, width, 3). `quality` is for JPEG and WebP.
+def encode_image(image: Image.Image | NDArray[np.uint8], kind: FileKind, *, quality: int = 90, note: str = "") -> bytes:
+    """Encode an image, or pixels: uint8 (height, width) for greyscale or (height, width, 3) for RGB.
 
-    A `note` is kept in the file, as the description in its EXIF data.
-    The settings are the fast ones: a few per cent more bytes, and many times as fast as the smallest file.
+    `quality` applies to JPEG and WebP. `note` is stored as the description in the EXIF data. The encoder settings are
+    fast: a few per cent more bytes than the smallest file, in a fraction of the time.
     """
     options: dict[str, Any] = {"png": {"compress_level": 1}, "jpeg": {}, "webp": {"method": 0}}[kind]
     if kind != "png":
@@ -211,33 +212,33 @@ def encoded(image: Image.Image | NDArray[np.uint8], kind: FileKind, *, quality: 
         options["exif"] = Image.Exif()
         options["exif"][_DESCRIPTION] = note
     file = io.BytesIO()
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    picture.save(file, kind.upper(), **options)
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    image.save(file, kind.upper(), **options)
     return file.getvalue()
 
 
-_FILE_BEGINNINGS = ("iVBORw0KGgo", "/9j/", "UklGR")  # PNG, JPEG and WebP, in base64.
-_FEW = 0.01
+_BASE64_SIGNATURES = ("iVBORw0KGgo", "/9j/", "UklGR")  # PNG, JPEG and WebP.
+_MAX_CHANGED_CLASSES = 0.01
 
 
 def is_image_file(text: str) -> bool:
-    """Whether this is a picture's file in base64."""
-    return text.startswith(_FILE_BEGINNINGS)
+    """Whether the text is an image file in base64."""
+    return text.startswith(_BASE64_SIGNATURES)
 
 
-def same_image(expected: str, got: str) -> bool:
-    """Whether two pictures' files in base64 show the same, but for rounding.
+def same_image(expected: str, actual: str) -> bool:
+    """Whether two base64 image files show the same image, apart from rounding.
 
-    Colours and greys: on the whole by less than 2 levels of 255. A palette's entries are classes, and no class is near
-    another: at most one pixel of a hundred may have another one.
+    Colour and greyscale images: the mean difference is below 2 levels of 255, and none reaches 32. Palette indices are
+    classes, which are never close to each other: up to 1 % of the pixels may differ.
     """
     try:
-        one, other = (Image.open(io.BytesIO(base64.b64decode(encoded))) for encoded in (expected, got))
-        if (one.size, one.mode) != (other.size, other.mode):
+        left, right = (Image.open(io.BytesIO(base64.b64decode(content))) for content in (expected, actual))
+        if (left.size, left.mode) != (right.size, right.mode):
             return False
-        levels = np.abs(np.asarray(one, np.int16) - np.asarray(other, np.int16))
+        differences = np.abs(np.asarray(left, np.int16) - np.asarray(right, np.int16))
     except (OSError, ValueError):
         return False
-    if one.mode == "P":
-        return float((levels > 0).mean()) <= _FEW
-    return float(levels.mean()) < 2 and int(levels.max()) < 32
+    if left.mode == "P":
+        return float((differences > 0).mean()) <= _MAX_CHANGED_CLASSES
+    return float(differences.mean()) < 2 and int(differences.max()) < 32

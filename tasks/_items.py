@@ -1,7 +1,7 @@
-"""Items and tastes: the table of what can be recommended, and what somebody rated as numbers for the graph.
+"""Items and user histories: the table of items to recommend, and a user's ratings as numbers for the graph.
 
-The graph knows an item by its number, from 1 on: 0 stands for no item. The numbers are the rows of the table, in its
-order; rows beyond what the network learnt of have none.
+The graph identifies an item by its number: its row in the table plus 1; 0 means no item. Items after the first `known`
+rows, which the network has not learnt, have no number.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,21 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 NO_ITEM, NO_RATING = 0, 0
-"""What fills a history up to its bucket; the level of an item that was chosen but not rated."""
+"""The padding of a history; the level of an item that was chosen but not rated."""
 LENGTH_BUCKETS = (8, 32, 128, 512)
-"""To these lengths histories are filled up, so that those of like length share a batch."""
+"""The lengths to which histories are padded, so that histories of similar length share a batch."""
 MAX_HISTORY = LENGTH_BUCKETS[-1]
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The ratings that people gave: the graph knows each by its level, 1 for the lowest.
+    """A rating scale. The graph knows each rating by its level, 1 for the lowest.
 
     Attributes:
         low: the lowest rating.
-        high: the highest.
-        levels: how many there are, evenly spaced.
-        liked: ratings from this on say that somebody liked an item.
+        high: the highest rating.
+        levels: the number of levels, evenly spaced.
+        liked: the lowest rating that means that the user liked the item.
     """
 
     low: float
@@ -35,7 +35,7 @@ class Scale:
     liked: float
 
     def level(self, rating: float) -> int:
-        """The level of a rating within the scale, 1…levels: the nearest one that is liked just where the rating is."""
+        """Return the level of a rating, 1…levels: the nearest one that counts as liked exactly if the rating does."""
         nearest = 1 + round((rating - self.low) / (self.high - self.low) * (self.levels - 1))
         if rating >= self._threshold:
             return max(nearest, self.liked_from)
@@ -43,7 +43,7 @@ class Scale:
 
     @property
     def _threshold(self) -> float:
-        """What a rating is compared with; the least bit lower than `liked`, since levels' ratings are rounded."""
+        """The limit for ratings that count as liked; slightly below `liked`, since ratings of levels are rounded."""
         return min(self.liked, self.high) - 1e-9
 
     @cached_property
@@ -52,20 +52,20 @@ class Scale:
         return next(i for i in range(1, self.levels + 1) if self.rating(i) >= self._threshold or i == self.levels)
 
     def rating(self, level: int) -> float:
-        """The rating that a level stands for."""
+        """Return the rating that a level represents."""
         return self.low + (level - 1) * (self.high - self.low) / max(1, self.levels - 1)
 
 
 @dataclass(frozen=True)
 class ItemTable:
-    """What can be recommended, by columns: all of one length, but for the last two.
+    """The items that can be recommended, as columns of equal length (except the last two attributes).
 
     Attributes:
-        ids: what requests call the items.
-        titles: what people call them.
-        likes: how many people liked each, of those the network learnt from.
-        details: further columns by name (genres), for whoever shows an item.
-        withdrawn: ids that are recommended no more; they still tell something of the taste of who liked them.
+        ids: the items' ids in requests.
+        titles: the items' titles.
+        likes: how many users of the training data liked each item.
+        details: further columns by name (genres), returned with an item.
+        withdrawn: ids that are no longer recommended; in a history they still count.
     """
 
     ids: tuple[str, ...]
@@ -89,7 +89,7 @@ class ItemTable:
 
     @cached_property
     def rows(self) -> dict[str, int]:
-        """Each item's row."""
+        """The row of each item, by id."""
         return {name: row for row, name in enumerate(self.ids)}
 
     @cached_property
@@ -98,20 +98,20 @@ class ItemTable:
         return np.array(sorted(self.rows[name] for name in self.withdrawn), np.int64)
 
     def details_of(self, row: int) -> dict[str, str]:
-        """What else is known of an item."""
+        """Return the non-empty details of an item."""
         return {name: column[row] for name, column in self.details.items() if column[row]}
 
 
 @dataclass(frozen=True)
 class UserHistory:
-    """What is known of somebody, and what is asked: the raw thing of this task.
+    """What is known of a user, and which items to leave out: the raw content of a request.
 
     Attributes:
-        history: numbers of the items they rated or chose, the latest last.
-        levels: of their ratings, as many.
-        hidden: numbers of the items that are not to be recommended.
-        similar: whether items like the only one of the history are wanted, not what its friends like next.
-        notices: what the client should know of how the request was read.
+        history: numbers of the items that the user rated or chose, the latest last.
+        levels: the levels of their ratings.
+        hidden: numbers of the items not to recommend.
+        similar: True to find items similar to the only one of the history, False to recommend the next item.
+        notices: messages to the client about how the request was read.
     """
 
     history: tuple[int, ...]
@@ -122,19 +122,19 @@ class UserHistory:
 
     @property
     def latest(self) -> tuple[int, ...]:
-        """As much of the history as the graph reads."""
+        """The end of the history, as much as the graph reads."""
         return self.history[-MAX_HISTORY:]
 
 
-def bucket(length: int) -> int:
-    """The length to which a history of this length is filled up."""
-    return next((each for each in LENGTH_BUCKETS if length <= each), MAX_HISTORY)
+def bucket_length(length: int) -> int:
+    """Return the length to which a history of this length is padded."""
+    return next((bucket for bucket in LENGTH_BUCKETS if length <= bucket), MAX_HISTORY)
 
 
-def filled(rows: Sequence[Sequence[int]], length: int) -> NDArray[np.int64]:
-    """The last `length` of each row, from the left, filled up with zeros: int64 (n, length)."""
-    found = np.zeros((len(rows), length), np.int64)
-    for place, row in enumerate(rows):
-        latest = row[-length:]
-        found[place, : len(latest)] = latest
-    return found
+def pad_histories(histories: Sequence[Sequence[int]], length: int) -> NDArray[np.int64]:
+    """Stack the last `length` elements of each history, padded with zeros on the right: int64 (n, length)."""
+    rows = np.zeros((len(histories), length), np.int64)
+    for row, history in zip(rows, histories, strict=True):
+        latest = history[-length:]
+        row[: len(latest)] = latest
+    return rows

@@ -1,6 +1,6 @@
-"""Tables: the columns of a row, what their values may be, and how they become numbers for the graph.
+"""Tables: the columns of a row, their valid values, and their encoding as numbers for the graph.
 
-A table is held by columns: name → list of values, None where one is missing.
+A table is stored by columns: name → list of values, None for a missing value.
 """
 
 import math
@@ -15,24 +15,24 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, AllowInfNan, Field, Strict, StrictInt, StrictStr
 from pydantic_core import PydanticCustomError
 
-from tasks._dates import moments, part, read_date
+from tasks._dates import date_part, parse_dates, read_date
 
 _MAX_VALUE = float(np.finfo(np.float32).max)
 
 _MAX_TIME_DISTANCE = timedelta(days=36_525)
-"""How far before or after what training saw a date may lie: a hundred years; beyond, it is a slip of the pen."""
+"""How far a date may be outside the range of training: a hundred years. Beyond that it is taken for a typing error."""
 
 Table = Mapping[str, Sequence[Any]]
 
 MISSING, UNKNOWN, FIRST_KNOWN = 0, 1, 2
-"""The indices of a category: of no value, of a value not seen in training, and of the first one seen."""
+"""Category indices: of a missing value, of a value not seen in training, and of the first value seen in training."""
 
 
 @dataclass(frozen=True)
 class NumberColumn:
-    """A column of numbers; the graph standardises them and fills in the missing ones.
+    """A column of numbers; the graph standardises them and imputes missing ones.
 
-    `low` and `high` are the bounds of what training saw: an answer to a value beyond them says so.
+    `low` and `high` are the range of training; a value outside it adds a notice to the answer.
     """
 
     name: str
@@ -43,17 +43,17 @@ class NumberColumn:
 
     @property
     def value_type(self) -> Any:
-        """What JSON may hold: a finite number or null; no text, no true or false."""
+        """The type of its JSON values: a finite number or null, no string or boolean."""
         number = Annotated[float, Strict(), AllowInfNan(False)]
         return Annotated[number | None, Field(description=f"Seen in training: {self.low:g} to {self.high:g}.")]
 
     def encode(self, values: Sequence[Any]) -> NDArray[np.float32]:
-        """float32 (n,), NaN where a value is missing."""
+        """Encode values as float32 (n,), NaN for missing ones."""
         numbers = np.array([math.nan if value is None else value for value in values], np.float64)
         return numbers.clip(-_MAX_VALUE, _MAX_VALUE).astype(np.float32)
 
     def notice(self, value: Any) -> str | None:
-        """What a client should know of how this value was read; None for most."""
+        """Return a notice for the client about this value, or None."""
         if value is None or self.low <= value <= self.high:
             return None
         return f"{value:g} is outside what training saw ({self.low:g} to {self.high:g})"
@@ -61,7 +61,7 @@ class NumberColumn:
 
 @dataclass(frozen=True)
 class CategoryColumn:
-    """A column of categories, by name, or by whole number where `integer` (a store's number, say)."""
+    """A column of categories, given as strings, or as integers if `integer` is set (the number of a store)."""
 
     name: str
     values: tuple[str, ...]
@@ -71,22 +71,22 @@ class CategoryColumn:
 
     @property
     def value_type(self) -> Any:
-        """What JSON may hold: any text (any whole number), also one not seen in training, or null."""
-        shown = ", ".join(self.values[:20]) + (", …" if len(self.values) > 20 else "")
-        value = StrictInt if self.integer else StrictStr
-        return Annotated[value | None, Field(description=f"Seen in training: {shown}.")]
+        """The type of its JSON values: any string (or integer), even if not seen in training, or null."""
+        values = ", ".join(self.values[:20]) + (", …" if len(self.values) > 20 else "")
+        value_type = StrictInt if self.integer else StrictStr
+        return Annotated[value_type | None, Field(description=f"Seen in training: {values}.")]
 
     @cached_property
     def _index(self) -> dict[str, int]:
         return {value: i for i, value in enumerate(self.values, FIRST_KNOWN)}
 
     def encode(self, values: Sequence[Any]) -> NDArray[np.int64]:
-        """int64 (n,): MISSING, UNKNOWN or the category's index."""
+        """Encode values as int64 (n,): MISSING, UNKNOWN or the category's index."""
         index = self._index
         return np.array([MISSING if v is None else index.get(str(v).strip(), UNKNOWN) for v in values], np.int64)
 
     def notice(self, value: Any) -> str | None:
-        """What a client should know of how this value was read; None for most."""
+        """Return a notice for the client about this value, or None."""
         if value is None or str(value).strip() in self._index:
             return None
         return f"{str(value)[:80]!r} was not seen in training and counts as unknown"
@@ -97,10 +97,10 @@ Part = Annotated[NumberColumn | CategoryColumn, Field(discriminator="kind")]
 
 @dataclass(frozen=True)
 class DateColumn:
-    """A column of dates, with or without the time of day, of which the network reads some parts.
+    """A column of dates, with the time of day if `clock` is set, of which the network reads some parts.
 
-    `first` and `last` are the earliest and the latest that training saw: an answer to a date before or after says so.
-    Each of `parts` is a column named as in `tasks._dates.PARTS`; a category has the values that training saw.
+    `first` and `last` are the range of training; a date outside it adds a notice to the answer.
+    Each of `parts` is a column named as in `tasks._dates.PARTS`; categories have the values seen in training.
     """
 
     name: str
@@ -113,93 +113,93 @@ class DateColumn:
 
     @property
     def value_type(self) -> Any:
-        """What JSON may hold: a date as text or null."""
-        date = Annotated[StrictStr, AfterValidator(self._checked)]
+        """The type of its JSON values: a date as a string, or null."""
+        date = Annotated[StrictStr, AfterValidator(self._validate)]
         kind = "Date and time, 2012-09-01T08:00" if self.clock else "Date, 2012-09-01"
-        note = f"{kind}, without a zone. Seen in training: {self.first} to {self.last}."
+        note = f"{kind}, without a time zone. Seen in training: {self.first} to {self.last}."
         return Annotated[date | None, Field(description=note)]
 
-    def _checked(self, text: str) -> str:
+    def _validate(self, text: str) -> str:
         try:
-            found = read_date(text.strip(), clock=self.clock)
+            date = read_date(text.strip(), clock=self.clock)
         except ValueError as error:
             raise PydanticCustomError("value_error", "{what}", {"what": str(error)}) from None
         first, last = (read_date(bound, clock=False) for bound in (self.first, self.last))
-        if max(first - found, found - last) > _MAX_TIME_DISTANCE:
-            told = {"date": text.strip(), "first": self.first, "last": self.last}
-            message = "{date} is over a hundred years away from what training saw ({first} to {last})"
-            raise PydanticCustomError("less_than_equal", message, told)
+        if max(first - date, date - last) > _MAX_TIME_DISTANCE:
+            values = {"date": text.strip(), "first": self.first, "last": self.last}
+            message = "{date} is over a hundred years away from the dates seen in training ({first} to {last})"
+            raise PydanticCustomError("less_than_equal", message, values)
         return text.strip()
 
     @cached_property
     def categories(self) -> tuple[CategoryColumn, ...]:
-        """The parts that are embedded, under names of their own."""
-        return tuple(self._named(each) for each in self.parts if isinstance(each, CategoryColumn))
+        """The parts that are embedded, with the column's name prefixed."""
+        return tuple(self._prefixed(part) for part in self.parts if isinstance(part, CategoryColumn))
 
     @cached_property
     def numbers(self) -> tuple[NumberColumn, ...]:
-        """The parts that are standardised, under names of their own."""
-        return tuple(self._named(each) for each in self.parts if isinstance(each, NumberColumn))
+        """The parts that are standardised, with the column's name prefixed."""
+        return tuple(self._prefixed(part) for part in self.parts if isinstance(part, NumberColumn))
 
-    def _named(self, each: Any) -> Any:
-        return replace(each, name=f"{self.name}.{each.name}")
+    def _prefixed(self, part: Any) -> Any:
+        return replace(part, name=f"{self.name}.{part.name}")
 
     def encode(self, values: Sequence[Any]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """int64 (n, embedded parts) and float32 (n, the other parts)."""
-        when, since = moments(values), moments([self.first])
-        found = [(each, part(each.name, when, since)) for each in self.parts]
-        categories = [_indices(each, numbers) for each, numbers in found if isinstance(each, CategoryColumn)]
-        numbers = [numbers for each, numbers in found if isinstance(each, NumberColumn)]
+        """Encode dates as int64 (n, embedded parts) and float32 (n, other parts)."""
+        dates, since = parse_dates(values), parse_dates([self.first])
+        parts = [(part, date_part(part.name, dates, since)) for part in self.parts]
+        categories = [_encode_integers(part, column) for part, column in parts if isinstance(part, CategoryColumn)]
+        numbers = [column for part, column in parts if isinstance(part, NumberColumn)]
         return (
             np.stack(categories, axis=1) if categories else np.zeros((len(values), 0), np.int64),
             np.stack(numbers, axis=1).astype(np.float32) if numbers else np.zeros((len(values), 0), np.float32),
         )
 
     def notice(self, value: Any) -> str | None:
-        """What a client should know of how this value was read; None for most."""
+        """Return a notice for the client about this value, or None."""
         if value is None:
             return None
-        found = read_date(value, clock=False)
-        if found < read_date(self.first, clock=False):
+        date = read_date(value, clock=False)
+        if date < read_date(self.first, clock=False):
             return f"{value} is before the first date that training saw ({self.first})"
-        # A day is not after itself, whatever the hour: without a clock, the time of day is not read.
-        if (found if self.clock else _midnight(found)) > read_date(self.last, clock=False):
+        # Without a clock the time of day is ignored, so that no hour of the last day is after it.
+        if (date if self.clock else _midnight(date)) > read_date(self.last, clock=False):
             return f"{value} is after the last date that training saw ({self.last})"
         return None
 
 
-def _midnight(when: datetime) -> datetime:
-    return when.replace(hour=0, minute=0, second=0, microsecond=0)
+def _midnight(date: datetime) -> datetime:
+    return date.replace(hour=0, minute=0, second=0, microsecond=0)
 
 
-def _indices(column: CategoryColumn, numbers: NDArray[np.float64]) -> NDArray[np.int64]:
-    """As `CategoryColumn.encode`, for whole numbers in an array, each different one looked up once."""
-    distinct, places = np.unique(numbers, return_inverse=True)
+def _encode_integers(column: CategoryColumn, numbers: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Do the same as `CategoryColumn.encode` for an array of integers, looking up each distinct one once."""
+    distinct, inverse = np.unique(numbers, return_inverse=True)
     values = [None if math.isnan(value) else int(value) for value in distinct.tolist()]
-    return column.encode(values)[places]
+    return column.encode(values)[inverse]
 
 
 Column = Annotated[NumberColumn | CategoryColumn | DateColumn, Field(discriminator="kind")]
 
 
 @dataclass(frozen=True)
-class Columns:
-    """The columns of a table that a network reads, in its order."""
+class TableSchema:
+    """The columns of a table that a network reads, in order."""
 
     columns: tuple[Column, ...] = field(default=())
 
     @cached_property
     def categories(self) -> tuple[CategoryColumn, ...]:
-        """Those that are embedded, the parts of dates among them, in the order of the graph's input."""
-        return tuple(each for column in self.columns for each in _categories(column))
+        """The embedded columns, including parts of dates, in the order of the graph's input."""
+        return tuple(category for column in self.columns for category in _categories(column))
 
     @cached_property
     def numbers(self) -> tuple[NumberColumn, ...]:
-        """Those that are standardised, the parts of dates among them, in the order of the graph's input."""
-        return tuple(each for column in self.columns for each in _numbers(column))
+        """The standardised columns, including parts of dates, in the order of the graph's input."""
+        return tuple(number for column in self.columns for number in _numbers(column))
 
     def encode(self, table: Table) -> dict[str, NDArray[Any]]:
-        """`categories` int64 (n, number of them) and `numbers` float32 (n, number of them)."""
+        """Encode a table as `categories`, int64 (n, categories), and `numbers`, float32 (n, numbers)."""
         rows = len(next(iter(table.values())))
         categories: list[NDArray[np.int64]] = [np.zeros((rows, 0), np.int64)]
         numbers: list[NDArray[np.float32]] = [np.zeros((rows, 0), np.float32)]
@@ -210,9 +210,9 @@ class Columns:
             elif isinstance(column, NumberColumn):
                 numbers.append(column.encode(values)[:, None])
             else:
-                embedded, others = column.encode(values)
-                categories.append(embedded)
-                numbers.append(others)
+                category_parts, number_parts = column.encode(values)
+                categories.append(category_parts)
+                numbers.append(number_parts)
         return {"categories": np.concatenate(categories, axis=1), "numbers": np.concatenate(numbers, axis=1)}
 
 

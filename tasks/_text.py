@@ -1,8 +1,7 @@
-"""Texts as tokens: sub-words by one tokenizer.json, which training writes and both sides read.
+"""Texts as tokens: sub-words from one tokenizer.json, which training writes and both training and service read.
 
-All that is done to a text lies in that file: Unicode to NFKC, HTML line breaks to line breaks, long repetitions
-shortened, small letters, then byte-level pair encoding. Any text at all becomes tokens, and each token knows which
-characters of the text it stands for.
+The file contains every step: Unicode NFKC, HTML line breaks to newlines, shortening of long repetitions, lower case,
+then byte-level pair encoding. Any text can be tokenized, and each token knows the characters of the text it came from.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,32 +13,32 @@ from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 PADDING, BEGIN = 0, 1
-"""Token numbers: what fills up a bucket, and what every text begins with."""
+"""Token ids: padding up to a bucket's length, and the first token of every text."""
 _SPECIAL = ("[PAD]", "[BEGIN]")
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """A text in tokens, the first of which is BEGIN.
+class EncodedText:
+    """A text as tokens, the first of which is BEGIN.
 
     Attributes:
         tokens: int64 (n,), n ≥ 1.
-        spans: for each token, where in the text its characters begin and end, in code points; (0, 0) for BEGIN.
+        spans: for each token, the start and end of its characters in the text, in code points; (0, 0) for BEGIN.
     """
 
     tokens: NDArray[np.int64]
     spans: tuple[tuple[int, int], ...]
 
 
-def untrained() -> Tokenizer:
-    """A tokenizer with this project's rules that has seen no text yet."""
+def untrained_tokenizer() -> Tokenizer:
+    """Create a tokenizer with this project's rules and an empty vocabulary."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Sequence(
         [
             normalizers.Replace(Regex(r"<br\s*/?>"), "\n"),
             normalizers.NFKC(),
             normalizers.Lowercase(),
-            # "soooooo" is "sooo", and a line of dashes three of them.
+            # "soooooo" becomes "sooo", and a line of dashes three dashes.
             normalizers.Replace(Regex(r"(?<=(.)\1\1)\1+"), ""),
         ]
     )
@@ -48,12 +47,12 @@ def untrained() -> Tokenizer:
     return tokenizer
 
 
-def trained(texts: Iterable[str], *, size: int, least: int = 5) -> str:
-    """The tokenizer.json learnt from these texts: at most `size` tokens, each pair merged seen `least` times."""
-    tokenizer = untrained()
+def train_tokenizer(texts: Iterable[str], *, size: int, min_count: int = 5) -> str:
+    """Train a tokenizer and return its tokenizer.json: at most `size` tokens, merging pairs seen `min_count` times."""
+    tokenizer = untrained_tokenizer()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
-        min_frequency=least,
+        min_frequency=min_count,
         special_tokens=list(_SPECIAL),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
@@ -64,34 +63,34 @@ def trained(texts: Iterable[str], *, size: int, least: int = 5) -> str:
 
 
 @lru_cache(maxsize=32)
-def tokenizer_from(text: str) -> Tokenizer:
-    """The tokenizer that a tokenizer.json describes; kept, since reading one takes milliseconds.
+def load_tokenizer(text: str) -> Tokenizer:
+    """Load the tokenizer from the text of a tokenizer.json. Cached, since parsing takes milliseconds.
 
-    Who writes [PAD] in a text gets those five characters, and no padding.
+    "[PAD]" in a text is read as these five characters, not as padding.
     """
     tokenizer: Tokenizer = Tokenizer.from_str(text)
     tokenizer.encode_special_tokens = True
     return tokenizer
 
 
-def encode(tokenizer: Tokenizer, text: str) -> Encoded:
-    """One text in tokens."""
-    found = tokenizer.encode(text, add_special_tokens=False)
-    tokens = np.array([BEGIN, *found.ids], np.int64)
-    return Encoded(tokens, ((0, 0), *found.offsets))
+def encode(tokenizer: Tokenizer, text: str) -> EncodedText:
+    """Tokenize one text."""
+    encoding = tokenizer.encode(text, add_special_tokens=False)
+    tokens = np.array([BEGIN, *encoding.ids], np.int64)
+    return EncodedText(tokens, ((0, 0), *encoding.offsets))
 
 
 def encode_all(tokenizer: Tokenizer, texts: Sequence[str]) -> list[NDArray[np.int32]]:
-    """The tokens of many texts, each with BEGIN first: what training reads."""
+    """Tokenize many texts for training, each with BEGIN first."""
     return [
-        np.array([BEGIN, *found.ids], np.int32)
+        np.array([BEGIN, *encoding.ids], np.int32)
         for start in range(0, len(texts), 1000)
-        for found in tokenizer.encode_batch_fast(list(texts[start : start + 1000]), add_special_tokens=False)
+        for encoding in tokenizer.encode_batch_fast(list(texts[start : start + 1000]), add_special_tokens=False)
     ]
 
 
-def padded(parts: Sequence[NDArray[np.integer]], length: int) -> NDArray[np.int64]:
-    """The parts as rows of one array, int64 (n, length), filled up with PADDING on the right."""
+def pad_tokens(parts: Sequence[NDArray[np.integer]], length: int) -> NDArray[np.int64]:
+    """Stack the parts as rows of one array, int64 (n, length), padded with PADDING on the right."""
     rows = np.full((len(parts), length), PADDING, np.int64)
     for row, part in zip(rows, parts, strict=True):
         row[: len(part)] = part

@@ -1,4 +1,4 @@
-"""What is in this picture?"""
+"""Classification: the label of an image, or all labels that apply."""
 
 import base64
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from PIL import Image
 from pydantic import BaseModel, Field
 
 from tasks._examples import synthetic_image
-from tasks._images import IMAGE_UPLOAD, DecodedImage, Fit, Frame, ImageBytes, decode_image, encoded, fit_image
+from tasks._images import IMAGE_UPLOAD, DecodedImage, Fit, Frame, ImageBytes, decode_image, encode_image, fit_image
 from tasks.comparison import overlap
 from tasks.contract import (
     Answer,
@@ -26,23 +26,27 @@ from tasks.contract import (
 )
 
 _MAX_HEATMAP_SIDE = 512
-"""Pixels. The map has one value per 32×32 pixels of the network's input; a larger picture of it holds no more."""
+"""Pixels. The map has one value per 32×32 pixels of the network's input; enlarging it further adds no detail."""
 
 
 class ClassificationRequest(Request):
-    """A picture, and how much to say about it."""
+    """An image, and options for the answer."""
 
     image: ImageBytes
-    top_k: Annotated[int, Field(ge=1, le=1000, description="How many labels to return, the likeliest first.")] = 5
-    heatmap: Annotated[bool, Field(description="Also return where in the picture the first label was seen.")] = False
+    top_k: Annotated[int, Field(ge=1, le=1000, description="Maximum number of labels, most probable first.")] = 5
+    heatmap: Annotated[
+        bool, Field(description="Also return a heat map of the evidence for the most probable label.")
+    ] = False
 
 
 class TagsRequest(Request):
-    """A picture, and how much to say about it, to a model of several labels."""
+    """An image, and options for the answer of a multi-label model."""
 
     image: ImageBytes
     all_labels: Annotated[bool, Field(description="Also return the labels below their thresholds.")] = False
-    heatmap: Annotated[bool, Field(description="Also return where the likeliest label was seen.")] = False
+    heatmap: Annotated[
+        bool, Field(description="Also return a heat map of the evidence for the most probable label.")
+    ] = False
 
 
 class LabelScore(BaseModel):
@@ -53,13 +57,13 @@ class LabelScore(BaseModel):
 
 
 class TagScore(LabelScore):
-    """A label, its calibrated probability, and the least probability at which it is given."""
+    """A label, its calibrated probability, and the minimum probability at which it is returned."""
 
     threshold: float
 
 
 class Heatmap(BaseModel):
-    """Where a label was seen: a grey PNG over the whole picture, white where most of the evidence lies."""
+    """The evidence for a label, as a greyscale PNG that covers the whole image; white is the strongest evidence."""
 
     label: str
     width: int
@@ -68,7 +72,7 @@ class Heatmap(BaseModel):
 
 
 class ClassificationAnswer(Answer):
-    """The likeliest label, and the runners-up."""
+    """The most probable label, and the runners-up."""
 
     label: str
     probability: float
@@ -77,22 +81,24 @@ class ClassificationAnswer(Answer):
 
 
 class TagsAnswer(Answer):
-    """The labels whose probabilities reach their thresholds, the likeliest first; there may be none."""
+    """The labels whose probabilities reach their thresholds, most probable first; there may be none."""
 
     labels: list[TagScore]
-    others: Annotated[list[TagScore] | None, Field(description="The rest, where all labels were asked for.")] = None
+    others: Annotated[
+        list[TagScore] | None, Field(description="The labels below their thresholds, if `all_labels` is set.")
+    ] = None
     heatmap: Heatmap | None = None
 
 
 @dataclass(frozen=True)
 class Classification(Task):
-    """One label for a picture, or each label that fits.
+    """One label for an image, or all labels that apply.
 
     Attributes:
         labels: the classes, in the order of the network's outputs.
         size: side length of the network's input, in pixels.
-        fit: how a picture is brought to that square.
-        thresholds: of a model of several labels, the least probability at which each is given; empty where a picture
+        fit: how an image is fitted to that square.
+        thresholds: of a multi-label model, the minimum probability at which each label is returned; empty if an image
             has exactly one label.
     """
 
@@ -105,7 +111,7 @@ class Classification(Task):
     decoding_releases_gil: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Raises ValueError: there are thresholds, and not one for each label."""
+        """Raises ValueError if there are thresholds, but not one for each label."""
         if self.thresholds and len(self.thresholds) != len(self.labels):
             raise ValueError(f"There are {len(self.thresholds)} thresholds for {len(self.labels)} labels.")
 
@@ -113,27 +119,27 @@ class Classification(Task):
 
     @property
     def is_multi_label(self) -> bool:
-        """Whether a picture may have more labels than one, or none."""
+        """Whether an image may have several labels, or none."""
         return bool(self.thresholds)
 
     @property
     def request_type(self) -> type[ClassificationRequest] | type[TagsRequest]:
-        """One for pictures of one label, one for several."""
+        """TagsRequest for a multi-label model."""
         return TagsRequest if self.is_multi_label else ClassificationRequest
 
     @property
     def answer_type(self) -> type[ClassificationAnswer] | type[TagsAnswer]:
-        """One for pictures of one label, one for several."""
+        """TagsAnswer for a multi-label model."""
         return TagsAnswer if self.is_multi_label else ClassificationAnswer
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Pixels as they are: the graph casts and normalises."""
+        """Unscaled pixels; the graph casts and normalises."""
         return (TensorSpec("image", "uint8", (self.size, self.size, 3)),)
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """Calibrated probabilities, and the class-activation map: each class's evidence at each place."""
+        """Calibrated probabilities, and the class-activation map: the evidence for each class at each position."""
         classes = len(self.labels)
         return (
             TensorSpec("probabilities", "float32", (classes,)),
@@ -141,19 +147,19 @@ class Classification(Task):
         )
 
     def decode(self, request: Any, limits: Limits) -> DecodedImage:
-        """The picture, 8-bit RGB and upright."""
-        return decode_image(request.image, max_pixels=limits.pixels, enough=self.size)
+        """Decode the image to upright 8-bit RGB."""
+        return decode_image(request.image, max_pixels=limits.pixels, min_side=self.size)
 
     def preprocess(self, raw: DecodedImage) -> Samples:
-        """One sample: the picture fitted to the network's square. The context is its Frame."""
+        """Fit the image to the network's square: one sample, with its Frame as the context."""
         pixels, frame = fit_image(raw, self.size, self.size, self.fit)
         return Samples({"image": pixels[np.newaxis]}, frame)
 
     def postprocess(self, outputs: Arrays, samples: Samples, request: Any) -> ClassificationAnswer | TagsAnswer:
-        """The `top_k` likeliest labels, or those above their thresholds; a heat map where it was asked for."""
+        """Return the `top_k` most probable labels, or those above their thresholds; and a heat map if requested."""
         probabilities = outputs["probabilities"][0]
         if not np.isfinite(probabilities).all():
-            raise InvalidOutput("The network gave no finite probabilities for this picture.")
+            raise InvalidOutput("The network returned no finite probabilities for this image.")
         order = np.argsort(-probabilities, kind="stable")
         heatmap = None
         if request.heatmap:
@@ -167,17 +173,17 @@ class Classification(Task):
         )
 
     def _tags(self, probabilities: Array, order: Array, with_others: bool, heatmap: Heatmap | None) -> TagsAnswer:
-        given: list[TagScore] = []
+        labels: list[TagScore] = []
         others: list[TagScore] = []
         for i in order.tolist():
             score = TagScore(
                 label=self.labels[i], probability=_rounded(probabilities[i]), threshold=_rounded(self.thresholds[i])
             )
-            (given if probabilities[i] >= self.thresholds[i] else others).append(score)
-        return TagsAnswer(labels=given, others=others if with_others else None, heatmap=heatmap)
+            (labels if probabilities[i] >= self.thresholds[i] else others).append(score)
+        return TagsAnswer(labels=labels, others=others if with_others else None, heatmap=heatmap)
 
     def _heatmap(self, activation_map: Array, label: int, frame: Frame) -> Heatmap:
-        """The label's evidence, stretched over the picture; what the network did not see is black."""
+        """Resize the evidence for a label to the image; parts that the network did not see are black."""
         evidence = np.maximum(activation_map[label], 0)
         levels = (evidence / max(float(evidence.max()), 1e-9) * 255).astype(np.uint8)
         ratio = min(1.0, _MAX_HEATMAP_SIDE / max(frame.width, frame.height))
@@ -189,21 +195,21 @@ class Classification(Task):
         pixels = square.transform(
             (width, height), Image.Transform.AFFINE, (step_x, 0, left, 0, step_y, top), Image.Resampling.BILINEAR
         )
-        return Heatmap(label=self.labels[label], width=width, height=height, png=encoded(pixels, "png"))
+        return Heatmap(label=self.labels[label], width=width, height=height, png=encode_image(pixels, "png"))
 
     def example(self) -> dict[str, Any]:
-        """A synthetic picture."""
+        """Return a request with a synthetic image."""
         image = base64.b64encode(synthetic_image()).decode("ascii")
         return {"image": image, "all_labels": True} if self.is_multi_label else {"image": image, "top_k": 3}
 
     def agreement(self, ours: Any, theirs: Any) -> float:
-        """Of one label: whether it is the same, and as probable. Of several: the share that both answers give."""
+        """Compare label and probability; of a multi-label model, return the fraction of labels that both return."""
         if self.is_multi_label:
             return overlap([tag.label for tag in ours.labels], [tag.label for tag in theirs.labels])
         return super().agreement(ours, theirs)
 
     def examples(self) -> list[dict[str, Any]]:
-        """The picture, and the picture with a heat map."""
+        """Return the example without and with a heat map."""
         return [self.example(), {**self.example(), "heatmap": True}]
 
 

@@ -1,14 +1,14 @@
-"""The contract between a task, its trainer and its client.
+"""The contract of a task: the interface that training and the service share.
 
-The line a request walks, and whose word each step is:
+The steps of a request, and the package that implements each step:
 
     body → parse → request → decode → raw → preprocess → samples → [batch → graph] → outputs → postprocess → answer
            tasks             tasks          tasks                   service  training           tasks
 
-Tensor arithmetic (cast, normalise, soft-max, arg-max) is in the exported graph. Everything else about a task is here,
-written once: training calls `preprocess` on its data set, the service on what clients send.
+Tensor arithmetic (cast, normalise, soft-max, arg-max) is part of the exported graph. Everything else about a task is
+implemented once, here: training calls `preprocess` on its data set, and the service calls it on what clients send.
 
-This package knows nothing of networks, of HTTP and of the runtime; it imports no torch, onnxruntime or fastapi.
+This package does not depend on networks, HTTP or the runtime; it imports no torch, onnxruntime or fastapi.
 """
 
 import base64
@@ -28,20 +28,20 @@ from tasks.comparison import agreement
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
 Run = Callable[[Arrays], Arrays]
-"""Runs the graph: named inputs to named outputs, each with the batch axis first."""
+"""A function that runs the graph: named inputs to named outputs, all with the batch axis first."""
 
 _MAX_FIELDS = 100
-"""Fields of a request: to name each unknown one of half a million would take seconds."""
+"""Maximum number of fields in a request. Reporting half a million unknown fields one by one would take seconds."""
 
 ElementKind = Literal["value", "class", "pixel"]
-"""What an element of a tensor says: a quantity, a class by its index, or the brightness of a pixel, 0…255."""
+"""What an element of a tensor is: a quantity, the index of a class, or the brightness of a pixel, 0…255."""
 
 Reason = Literal["empty", "unreadable", "too_large", "unsupported", "invalid"]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a request: where (`rows.3.age`), what kind, and a sentence that says what to do."""
+    """A problem in a request: its location (`rows.3.age`), a reason code, and a message that says what to do."""
 
     where: str
     reason: str
@@ -49,7 +49,7 @@ class Problem:
 
 
 class InvalidInput(ValueError):
-    """What was sent cannot be answered; the sender can mend it. The message is safe to show."""
+    """The request cannot be answered, and the client can correct it. The message is safe to show."""
 
     def __init__(self, message: str, *, reason: Reason = "invalid", problems: tuple[Problem, ...] = ()) -> None:
         super().__init__(message)
@@ -58,18 +58,18 @@ class InvalidInput(ValueError):
 
 
 class InvalidOutput(ArithmeticError):
-    """The graph answered with something that is no answer (a NaN, a wrong shape) for this sample."""
+    """The graph's outputs for this sample are unusable: NaN, say, or a wrong shape."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one request may ask for.
+    """Upper limits for one request.
 
     Attributes:
-        pixels: of a picture that is sent.
-        rows: of a table that is sent.
-        answer_pixels: of a picture that the network makes, pixel by pixel.
-        characters: of a text that is sent.
+        pixels: pixels of an image in the request.
+        rows: rows of a table in the request.
+        answer_pixels: pixels of an image that the network generates.
+        characters: characters of a text in the request.
     """
 
     pixels: int = 25_000_000
@@ -82,8 +82,8 @@ class Limits:
 class TensorSpec:
     """A tensor of the graph: its name, its numpy dtype and its shape without the batch axis.
 
-    A string in the shape names an axis whose length the sample decides. `kind` says how two such tensors are
-    compared: numbers by their distance, indices by how many differ, levels by how far they do.
+    A string in the shape names an axis of variable length. `kind` decides how two such tensors are compared: values
+    and pixels by their distance, classes by the fraction that differs.
     """
 
     name: str
@@ -92,32 +92,39 @@ class TensorSpec:
     kind: ElementKind = "value"
 
     def mismatch(self, array: Array) -> str | None:
-        """Why `array`, batch axis first, is not this tensor; None where it is."""
+        """Return why `array` (batch axis first) does not match this spec, or None if it does."""
         if array.dtype != np.dtype(self.dtype):
             return f"{self.name} is {array.dtype}, not {self.dtype}"
-        wanted, got = self.shape, array.shape[1:]
-        fits = len(wanted) == len(got) and all(isinstance(w, str) or w == g for w, g in zip(wanted, got, strict=True))
-        return None if fits else f"{self.name} has shape (n, {', '.join(map(str, got))}), not (n, {wanted})"
+        expected, actual = self.shape, array.shape[1:]
+        matches = len(expected) == len(actual) and all(
+            isinstance(length, str) or length == actual_length
+            for length, actual_length in zip(expected, actual, strict=True)
+        )
+        return None if matches else f"{self.name} has shape (n, {', '.join(map(str, actual))}), not (n, {expected})"
 
 
 @dataclass(frozen=True)
 class Samples:
     """The pre-processed samples of one request, stacked: `arrays[name]` is (n, *shape).
 
-    Most requests are one sample; a table is as many as it has rows, a large picture as many as it has tiles. All
-    samples of a request have one shape. `context` is whatever `postprocess` needs beside the outputs (a Frame, say).
-    `size_of_answer` is what the cost of `postprocess` grows with where that is not the number of samples: the pixels of
-    a mask, say, which is as large as the picture.
+    Most requests have one sample; a table has one per row, and a large image has one per tile. All samples of a
+    request have the same shape.
+
+    Attributes:
+        arrays: the inputs of the graph by name.
+        context: what `postprocess` needs besides the outputs (a Frame, for example).
+        answer_size: what the cost of `postprocess` grows with if that is not the number of samples: for a mask, its
+            number of pixels.
     """
 
     arrays: Arrays
     context: Any = None
-    size_of_answer: int = 0
+    answer_size: int = 0
 
     @property
     def work(self) -> int:
-        """What `postprocess` has to go over: samples, or more where the task says so."""
-        return self.size_of_answer or len(self)
+        """The amount of work for `postprocess`: `answer_size` if the task sets it, else the number of samples."""
+        return self.answer_size or len(self)
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
@@ -125,7 +132,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Upload:
-    """The field of the request that a raw body or an uploaded file fills, and the media types it may have."""
+    """The request field that is filled by a raw body or an uploaded file, and the media types it may have."""
 
     field: str
     media_types: tuple[str, ...]
@@ -133,16 +140,16 @@ class Upload:
 
 @dataclass(frozen=True)
 class Representation:
-    """A form that an answer can have; a client chooses it by `Accept`.
+    """A representation of an answer, which the client selects with `Accept`.
 
-        Form("application/json")                                        the answer as it is
-        Form("application/json;mask=rle", {"mask": "rle"})              the same, with the mask in another shape
-        Form("image/png", {"mask": "png"}, file="mask_png")             a file: what the answer's field holds
+        Representation("application/json")                                  the answer as it is
+        Representation("application/json;mask=rle", {"mask": "rle"})        the same, with the mask as run lengths
+        Representation("image/png", {"mask": "png"}, file="mask_png")       a file: the content of a field of the answer
 
     Attributes:
-        media_type: with its parameters, if it has any.
-        fields: what the request's fields are set to when this form is chosen.
-        file: the field of the answer (dots lead into it) whose bytes are the body; None: the whole answer as JSON.
+        media_type: the media type with its parameters, if any.
+        fields: the values that selecting this representation gives to fields of the request.
+        file: the field of the answer, as a dotted path, whose bytes become the body; None for the whole answer as JSON.
     """
 
     media_type: str
@@ -155,17 +162,17 @@ FileBytes = Annotated[
     PlainSerializer(lambda content: base64.b64encode(content).decode("ascii"), return_type=str, when_used="json"),
     WithJsonSchema({"type": "string", "contentEncoding": "base64"}, mode="serialization"),
 ]
-"""An answer's field that is a file; base64 in JSON."""
+"""A field of an answer that holds a file; base64 in JSON."""
 
 
 class Request(BaseModel):
-    """What a client sends; unknown fields are refused, so that a misspelt option is not silently ignored."""
+    """A client's request. Unknown fields are rejected, so that a misspelt option is not silently ignored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Answer(BaseModel):
-    """What a client gets; the service fills in which model answered."""
+    """The answer to a client; the service fills in the model and its version."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -173,47 +180,46 @@ class Answer(BaseModel):
     version: str = ""
 
     def plain(self) -> dict[str, Any]:
-        """The answer as JSON values, without what is None and without which model gave it: what goldens record."""
+        """The answer as JSON values, without None values, the model and its version, as recorded in goldens."""
         return self.model_dump(mode="json", exclude={"model", "version"}, exclude_none=True)
 
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """One of the questions, with all it has learnt from its data as fields.
+    """A task, with everything it learnt from its data as fields.
 
     The fields are exactly what a manifest records as `parameters`: plain values, tuples and frozen dataclasses. Large
-    ones (a tokenizer, a table of films) lie in files of their own, which `files` names.
-    A task is pure: no method changes it, reads a file or keeps anything between two calls, and each may be called
-    from several threads at once.
+    fields (a tokenizer, a table of films) are stored in separate files, listed in `files`.
+    A task is pure: no method changes it, reads a file or keeps state between calls, and all methods are thread-safe.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     upload: ClassVar[Upload | None] = None
     representations: ClassVar[tuple[Representation, ...]] = (Representation("application/json"),)
-    """The forms that answers can have; the first is the one for whoever has no preference."""
+    """The representations of an answer; the first is the default."""
     files: ClassVar[Mapping[str, str]] = {}
-    """Fields that lie in a file of the model's folder and not in its manifest: {field: file name}.
+    """Fields that are stored in a file of the model's folder and not in its manifest: {field: file name}.
 
-    A field annotated as `str` is that text, in UTF-8; any other is JSON.
+    A field annotated as `str` is stored as UTF-8 text; any other field is stored as JSON.
     """
     compared_fields: ClassVar[tuple[str, ...]] = ()
-    """The fields of an answer that two versions of a model are compared by; none: all of them."""
+    """The fields of an answer by which two versions of a model are compared; empty for all fields."""
     decoding_releases_gil: ClassVar[bool] = False
     """Whether `decode` and `preprocess` spend their time in C code that releases the interpreter's lock, so that
     threads decode in parallel."""
     golden_tolerance: ClassVar[float] = 2e-3
-    """How far a number of an answer may lie from the golden one: other processors round otherwise, no more."""
+    """How far a number may differ from the golden answer; enough for the rounding of other processors."""
 
     @property
     @abstractmethod
     def request_type(self) -> type[Request]:
-        """The request's model; a property since it may depend on what was learnt (a table's columns)."""
+        """The request's pydantic model; a property because it may depend on what was learnt (a table's columns)."""
 
     @property
     @abstractmethod
     def answer_type(self) -> type[Answer]:
-        """The answer's model."""
+        """The answer's pydantic model."""
 
     @property
     @abstractmethod
@@ -227,56 +233,60 @@ class Task(ABC):
 
     @property
     def length_buckets(self) -> Mapping[str, tuple[int, ...]]:
-        """The lengths that `preprocess` fills samples up to, by the name of the axis in `inputs`: the buckets."""
+        """The lengths to which `preprocess` pads samples, by the name of the axis in `inputs`."""
         return {}
 
     @abstractmethod
     def decode(self, request: Any, limits: Limits) -> Any:
-        """The raw thing that a request holds: a picture, a text, a table. Raises InvalidInput."""
+        """Return the raw content of a request: an image, a text, a table. Raises InvalidInput."""
 
     @abstractmethod
     def preprocess(self, raw: Any) -> Samples:
-        """Samples for the graph, shaped as `inputs` says. Training calls it too, after augmentation."""
+        """Return samples for the graph, shaped as `inputs` specifies. Training calls this after augmentation."""
 
     @abstractmethod
     def postprocess(self, outputs: Arrays, samples: Samples, request: Any) -> Answer:
-        """The answer to `request` from the outputs of its samples (batch axis first, in their order)."""
+        """Return the answer to `request` from the outputs of its samples (batch axis first, in the same order)."""
 
     @abstractmethod
     def example(self) -> dict[str, Any]:
-        """A request body (JSON) that this task answers: for the documentation, warm-up and load tests."""
+        """Return a valid request body (JSON), used for documentation, warm-up and load tests."""
 
     def examples(self) -> list[dict[str, Any]]:
-        """Request bodies that between them use each switch of the request, the plainest first.
+        """Return request bodies that together use every option of the request, the simplest first.
 
-        They are the golden requests of a model whose data may not be passed on.
+        They become the golden requests of a model whose data must not be redistributed.
         """
         return [self.example()]
 
     def parse(self, body: Any, limits: Limits) -> Request:
-        """The request in a JSON body. Raises pydantic.ValidationError, InvalidInput.
+        """Validate a JSON body. Raises pydantic.ValidationError or InvalidInput.
 
-        `limits` is the validators' context.
+        `limits` is passed to the validators as their context.
         """
         if isinstance(body, dict) and len(body) > _MAX_FIELDS:
-            raise InvalidInput(f"The request has {len(body):,} fields; none has more than {_MAX_FIELDS}.")
+            raise InvalidInput(f"The request has {len(body):,} fields; at most {_MAX_FIELDS} are accepted.")
         return self.request_type.model_validate(body, context=limits)
 
     def agreement(self, ours: Any, theirs: Any) -> float:
-        """How far two answers to one request agree, 0…1: those of two versions of a model.
+        """Return how far the answers of two versions of a model to one request agree, 0…1.
 
-        Decisions (labels, ids, truth values) are equal or not, numbers close or not (`tasks/comparison.py`). An answer
-        that is a picture, a mask, points or a ranking is measured by its task.
+        Decisions (labels, ids, booleans) are equal or not, numbers are close or not (`tasks/comparison.py`). Tasks that
+        answer with an image, a mask, points or a ranking override this.
         """
-        one, other = ours.plain(), theirs.plain()
+        our_fields, their_fields = ours.plain(), theirs.plain()
         if self.compared_fields:
-            one, other = (
-                {name: answer[name] for name in self.compared_fields if name in answer} for answer in (one, other)
+            our_fields, their_fields = (
+                {name: fields[name] for name in self.compared_fields if name in fields}
+                for fields in (our_fields, their_fields)
             )
-        return agreement(one, other)
+        return agreement(our_fields, their_fields)
 
     def answer(self, run: Run, body: Any, limits: Limits | None = None) -> Answer:
-        """The whole line for one body, alone: how goldens are made and replayed, and what a test compares with."""
+        """Answer one request body, unbatched, with all steps from `parse` to `postprocess`.
+
+        Goldens are recorded and replayed this way, and tests compare the service's answers with it.
+        """
         limits = limits or Limits()
         request = self.parse(body, limits)
         samples = self.preprocess(self.decode(request, limits))
@@ -284,13 +294,13 @@ class Task(ABC):
 
 
 def parameters_of(task: Task) -> dict[str, Any]:
-    """A task's fields as plain JSON values, without those that lie in files."""
+    """Return a task's fields as plain JSON values, without the fields that are stored in files."""
     parameters: dict[str, Any] = TypeAdapter(type(task)).dump_python(task, mode="json", exclude=set(task.files))
     return parameters
 
 
 def files_of(task: Task) -> dict[str, str]:
-    """The fields that lie in files, as the text of each: by the file's name."""
+    """Return the contents of the fields that are stored in files, by file name."""
     if not task.files:
         return {}
     values = TypeAdapter(type(task)).dump_python(task, mode="json", include=set(task.files))
@@ -300,17 +310,17 @@ def files_of(task: Task) -> dict[str, str]:
     }
 
 
-def task_from(task_class: type[Task], parameters: Mapping[str, Any], files: Mapping[str, str] | None = None) -> Task:
-    """The task that `parameters_of` and `files_of` described.
+def build_task(task_class: type[Task], parameters: Mapping[str, Any], files: Mapping[str, str] | None = None) -> Task:
+    """Build a task from its parameters and files: the inverse of `parameters_of` and `files_of`.
 
-    Raises ValueError where a file is missing or not JSON, and pydantic.ValidationError (which is one) where a field
-    does not fit.
+    Raises ValueError if a file is missing or not JSON, and pydantic.ValidationError (a ValueError) if a field is
+    invalid.
     """
-    found = files or {}
-    if missing := sorted(set(task_class.files.values()) - set(found)):
+    contents = files or {}
+    if missing := sorted(set(task_class.files.values()) - set(contents)):
         raise ValueError(f"it also needs {', '.join(missing)}")
     fields = {
-        field: found[name] if _is_text(task_class, field) else _parsed(found[name], name)
+        field: contents[name] if _is_text(task_class, field) else _parse_json(contents[name], name)
         for field, name in task_class.files.items()
     }
     return TypeAdapter(task_class).validate_python({**parameters, **fields})
@@ -320,7 +330,7 @@ def _is_text(task_class: type[Task], field: str) -> bool:
     return get_type_hints(task_class)[field] is str
 
 
-def _parsed(text: str, name: str) -> Any:
+def _parse_json(text: str, name: str) -> Any:
     try:
         return from_json(text)
     except ValueError as error:

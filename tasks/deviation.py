@@ -1,7 +1,8 @@
-"""How far two runs of one graph lie apart, and how far they may: a sample's outputs alone, and in a batch.
+"""Batch deviation: how much a sample's outputs change when it runs in a batch, and how much they may.
 
-Training measures it before it publishes, on samples of its data, and writes the figures into the manifest; the service
-measures it again on the goldens, on the device that is to answer. Both do it here.
+Training measures the deviation before publishing, on samples of its data, and records it in the manifest. The service
+measures it again on the goldens, on the device that will serve. Both use this module. It needs the tensor specs of
+`tasks/contract.py`, which itself imports `tasks/comparison.py`: that is why the two comparisons are separate modules.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,75 +12,78 @@ import numpy as np
 
 from tasks.contract import Array, Arrays, ElementKind, TensorSpec
 
-AGREEMENT: Mapping[ElementKind, float] = MappingProxyType({"value": 1e-4, "class": 1e-3, "pixel": 1.0})
-"""How far two computations of the same in 32 bits may lie apart: the limits of the export's gate.
+FLOAT32_TOLERANCE: Mapping[ElementKind, float] = MappingProxyType({"value": 1e-4, "class": 1e-3, "pixel": 1.0})
+"""Largest difference between two computations of the same outputs in 32 bits: the limits of the export's parity gate.
 
-Numbers: times the largest magnitude of the output where that is above 1. Indices: the share that may differ, where two
-classes are all but equally likely. Levels: rounding falls to one side or the other.
+Values: relative to the largest magnitude of the output if that is above 1. Classes: the fraction that may differ, for
+elements with two almost equally likely classes. Pixels: one level, since rounding may go either way.
 """
-ROUNDING: Mapping[ElementKind, float] = MappingProxyType({"value": 2e-2, "class": 1e-2, "pixel": 4.0})
-"""The same where weights or products are rounded to 16 bits; a level is that of the one pixel that changes most."""
-OTHER_PROCESSORS = 4.0
-"""How many times the published figure another processor may show: it adds in another order, no more."""
+FLOAT16_TOLERANCE: Mapping[ElementKind, float] = MappingProxyType({"value": 2e-2, "class": 1e-2, "pixel": 4.0})
+"""The same if weights or products are rounded to 16 bits; for pixels, the limit of the pixel that changes most."""
+PROCESSOR_FACTOR = 4.0
+"""How many times the published deviation another processor may show: it adds in a different order, no more."""
 
 BatchDeviation = Mapping[str, float]
-"""For each output by its name, the largest difference that was seen, in the unit of its meaning."""
+"""For each output by its name, the largest difference measured, in the unit of its kind."""
 
 
-def difference(spec: TensorSpec, expected: Array, got: Array) -> float:
-    """How far two outputs of one shape lie apart, by what they mean; NaN where one of them is not a number.
+def output_difference(spec: TensorSpec, expected: Array, actual: Array) -> float:
+    """Return the difference between two outputs of the same shape, measured by their kind; NaN if either has a NaN.
 
-    Numbers: the largest difference, relative to the output's magnitude where that is above 1. Indices: the share that
-    differs. Levels: the largest difference.
+    Values: the largest difference, relative to the output's magnitude if that is above 1. Classes: the fraction that
+    differs. Pixels: the largest difference.
     """
     if spec.kind == "class":
-        return float((expected != got).mean())
-    one, other = expected.astype(np.float64), got.astype(np.float64)
-    scale = max(1.0, float(np.abs(one).max())) if spec.kind == "value" else 1.0
-    apart = one != other  # An infinite number is as far from itself as any other: not at all.
-    return float(np.abs(one[apart] - other[apart]).max(initial=0.0)) / scale
+        return float((expected != actual).mean())
+    left, right = expected.astype(np.float64), actual.astype(np.float64)
+    scale = max(1.0, float(np.abs(left).max())) if spec.kind == "value" else 1.0
+    differs = left != right  # Equal infinities would give inf - inf = NaN; they do not differ.
+    return float(np.abs(left[differs] - right[differs]).max(initial=0.0)) / scale
 
 
 def batch_deviation(specs: Sequence[TensorSpec], pairs: Iterable[tuple[Arrays, Arrays]]) -> dict[str, float]:
-    """The largest difference of each output over all pairs of outputs, those of the same samples alone and in company.
+    """Return the largest difference of each output over pairs of outputs: of the same samples unbatched and batched.
 
-    0 where there is no pair. A difference that is not a number is kept: it is larger than anything allowed.
+    0 if there are no pairs. A NaN is kept, so that it exceeds every limit.
     """
-    found = dict.fromkeys((spec.name for spec in specs), 0.0)
-    for alone, together in pairs:
+    largest = dict.fromkeys((spec.name for spec in specs), 0.0)
+    for unbatched, batched in pairs:
         for spec in specs:
-            apart = difference(spec, alone[spec.name], together[spec.name])
-            found[spec.name] = apart if np.isnan(apart) else max(found[spec.name], apart)
-    return found
+            difference = output_difference(spec, unbatched[spec.name], batched[spec.name])
+            largest[spec.name] = difference if np.isnan(difference) else max(largest[spec.name], difference)
+    return largest
 
 
-def between_batches(
-    specs: Sequence[TensorSpec], alone: Sequence[Arrays], batches: Iterable[Arrays]
+def deviation_in_batches(
+    specs: Sequence[TensorSpec], unbatched: Sequence[Arrays], batches: Iterable[Arrays]
 ) -> dict[str, float]:
-    """The drift between samples alone and in batches, each batch of which has the first of those samples, in order.
+    """Return the deviation between samples run one by one and in batches.
 
-    Every array has the batch axis first, also those of a sample alone, (1, ...).
+    Each batch holds the first of those samples, in order. Every array has the batch axis first, also those of a single
+    sample, (1, ...).
     """
     pairs = (
-        (one, {name: array[i : i + 1] for name, array in batch.items()})
+        (sample, {name: array[i : i + 1] for name, array in batch.items()})
         for batch in batches
-        for i, one in enumerate(alone[: len(next(iter(batch.values())))])
+        for i, sample in enumerate(unbatched[: len(next(iter(batch.values())))])
     )
     return batch_deviation(specs, pairs)
 
 
-def allowed(spec: TensorSpec, published: BatchDeviation | None, device: str) -> float:
-    """How far an output may change with the batch on this device ('cpu', 'cuda').
+def max_deviation(spec: TensorSpec, published: BatchDeviation | None, device: str) -> float:
+    """Return how far an output may change with the batch on this device ('cpu', 'cuda').
 
-    What was published, times `OTHER_PROCESSORS`; at least what the gate lets through. A GPU multiplies in TF32, whose
-    mantissa is as short as that of 16 bits.
+    The published deviation times `PROCESSOR_FACTOR`, and at least the tolerance of the parity gate. A GPU multiplies in
+    TF32, whose mantissa is as short as that of 16 bits.
     """
-    least = AGREEMENT if device == "cpu" else ROUNDING
-    return max(least[spec.kind], OTHER_PROCESSORS * (published or {}).get(spec.name, 0.0))
+    tolerance = FLOAT32_TOLERANCE if device == "cpu" else FLOAT16_TOLERANCE
+    return max(tolerance[spec.kind], PROCESSOR_FACTOR * (published or {}).get(spec.name, 0.0))
 
 
-def in_words(spec: TensorSpec, found: float) -> str:
-    """A difference as it stands on a card: `mask in 0.012% of its elements`."""
+def describe_difference(spec: TensorSpec, difference: float) -> str:
+    """Describe a difference for a card or a message: `mask in 0.012% of its elements`."""
     if spec.kind == "class":
-        return f"{spec.name} in {found:.3%} of its elements"
-    return f"{spec.name} by {found:.0f} levels of 255" if spec.kind == "pixel" else f"{spec.name} by {found:.1e}"
+        return f"{spec.name} in {difference:.3%} of its elements"
+    return (
+        f"{spec.name} by {difference:.0f} levels of 255" if spec.kind == "pixel" else f"{spec.name} by {difference:.1e}"
+    )

@@ -1,10 +1,10 @@
-"""What will this user like next? And what is like this item?
+"""Recommendations: the items that a user will like next, or items similar to one.
 
-Who somebody is, for the network, is what they rated: so a known user, one who has never been here and one whose
-ratings come with the request are all asked about in the same way, and the table of users is but their histories.
+The network represents users by their ratings. A known user, a new user and a user whose ratings are part of the request
+are therefore handled in the same way, and the table of users holds only their histories.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
@@ -25,7 +25,16 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from tasks._items import LENGTH_BUCKETS, MAX_HISTORY, NO_RATING, ItemTable, Scale, UserHistory, bucket, filled
+from tasks._items import (
+    LENGTH_BUCKETS,
+    MAX_HISTORY,
+    NO_RATING,
+    ItemTable,
+    Scale,
+    UserHistory,
+    bucket_length,
+    pad_histories,
+)
 from tasks.comparison import overlap
 from tasks.contract import (
     Answer,
@@ -41,13 +50,13 @@ from tasks.contract import (
 )
 
 MAX_ITEMS = 100
-"""Recommendations in an answer."""
-NOT_WANTED = -2.0
-"""The score that the graph gives to what is not to be recommended; a probability or a cosine is never that low."""
+"""Maximum number of recommendations in an answer."""
+EXCLUDED_SCORE = -2.0
+"""The score that the graph assigns to excluded items; lower than any probability or cosine."""
 _MAX_NOTICES = 20
 _MAX_ID_LENGTH = 200
 _MAX_FIELDS = 10
-"""Of a rating; it has two, so up to eight unknown ones are still named one by one in the error."""
+"""Maximum fields of a rating. It has two, so the error lists up to eight unknown ones individually."""
 
 _POPULAR = "Popular with everybody."
 _NOTHING_KNOWN = "Popular with everybody; nothing is known of your taste yet."
@@ -68,11 +77,11 @@ Id = Annotated[
     BeforeValidator(_as_text),
     WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": _MAX_ID_LENGTH}, {"type": "integer"}]}),
 ]
-"""An id, as text or as a whole number."""
+"""An id, as a string or an integer."""
 
 
 class Rating(BaseModel):
-    """An item that somebody rated, or chose."""
+    """An item that the user rated or chose."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -80,59 +89,60 @@ class Rating(BaseModel):
 
 
 class RecommendedItem(BaseModel):
-    """An item, and why it is in the list."""
+    """An item, and the reason for its recommendation."""
 
     id: str
     title: str
     score: Annotated[
         float,
         Field(
-            description="How probable it is that this is the next item they like, of all that could be recommended; of "
-            "similar items: the cosine of the angle between the two."
+            description="The probability that this is the next item the user likes, among all items that could be "
+            "recommended; for `similar_to`: the cosine similarity of the two items."
         ),
     ]
     reason: str
-    details: Annotated[dict[str, str], Field(description="What else the table of items says of it.")] = {}
+    details: Annotated[dict[str, str], Field(description="Further properties of the item.")] = {}
 
 
 class RecommendationsAnswer(Answer):
-    """The best first."""
+    """The recommended items, best first."""
 
     items: list[RecommendedItem]
     fallback: Annotated[
         Literal["popularity"] | None,
-        Field(description="Set where nothing is known of the user's taste: then the list is the same for everybody."),
+        Field(description="Set if nothing is known of the user, so that the most popular items are returned."),
     ] = None
     notices: Annotated[
-        list[str], Field(description=f"What was left out of the request and why, the first {_MAX_NOTICES} of it.")
+        list[str],
+        Field(description=f"Parts of the request that were left out, and why; at most {_MAX_NOTICES} are listed."),
     ] = []
 
 
-def _refuse_too_many(values: Any, info: ValidationInfo) -> Any:
-    """Counts items, and the fields of each, before anything looks at every one of them."""
+def _check_counts(values: Any, info: ValidationInfo) -> Any:
+    """Count items and their fields before pydantic validates each of them, which would be slow."""
     limit = (info.context if isinstance(info.context, Limits) else Limits()).rows
     if isinstance(values, list) and len(values) > limit:
         message = "{count} items were sent; at most {limit} are accepted"
         raise PydanticCustomError("too_many", message, {"count": len(values), "limit": limit})
-    for place, value in enumerate(values if isinstance(values, list) else ()):
+    for i, value in enumerate(values if isinstance(values, list) else ()):
         if isinstance(value, dict) and len(value) > _MAX_FIELDS:
             message = "item {place} has {count} fields; at most {limit} are accepted"
-            raise PydanticCustomError("too_many", message, {"place": place, "count": len(value), "limit": _MAX_FIELDS})
+            raise PydanticCustomError("too_many", message, {"place": i, "count": len(value), "limit": _MAX_FIELDS})
     return values
 
 
 @dataclass(frozen=True)
 class Recommendations(Task):
-    """A list of items for a user, for ratings that are sent, or like an item.
+    """Recommended items for a user, for ratings in the request, or similar to an item.
 
     Attributes:
-        known: how many items the network learnt of: the first rows of the table.
-        scale: of the ratings; None where people chose and did not rate.
-        ordered: whether it counts in which order somebody rated.
-        items: what can be recommended.
-        users: what each known user rated, the latest last: the items' numbers, and the levels of the ratings.
-        example_user: the one that the documentation asks for; empty: example_items are sent instead.
-        example_items: ids that the examples rate.
+        known: how many items the network has learnt: the first rows of the table.
+        scale: the rating scale; None if users chose items without rating them.
+        ordered: whether the order of the ratings matters.
+        items: the items that can be recommended.
+        users: the history of each known user, latest last: the items' numbers, and the levels of the ratings.
+        example_user: the user of the example request; empty to use `example_items` instead.
+        example_items: ids of the items rated in the example requests.
     """
 
     known: int
@@ -149,40 +159,42 @@ class Recommendations(Task):
         if not 1 <= self.known <= len(self.items):
             raise ValueError(f"the network knows {self.known} items and the table has {len(self.items)}")
         levels = self.scale.levels if self.scale else 0
-        for name, (numbers, rated) in self.users.items():
-            fits = len(numbers) == len(rated) and all(1 <= number <= self.known for number in numbers)
-            if not fits or not all(0 <= level <= levels for level in rated):
-                raise ValueError(f"the history of user '{name}' is not one of the network's items and levels")
+        for name, (numbers, user_levels) in self.users.items():
+            is_valid = len(numbers) == len(user_levels) and all(1 <= number <= self.known for number in numbers)
+            if not is_valid or not all(0 <= level <= levels for level in user_levels):
+                raise ValueError(f"the history of user '{name}' has items or levels that the network does not know")
 
     @property
-    def most(self) -> int:
-        """How many items the graph lists."""
+    def list_length(self) -> int:
+        """The number of items that the graph returns."""
         return min(MAX_ITEMS, self.known)
 
     @cached_property
     def request_type(self) -> type[Request]:
-        """The rating's bounds are those of the scale."""
+        """The request model, with the bounds of the rating scale."""
         rating = create_model("Rating", __base__=Rating, rating=(self._rating_type, None))
-        ratings = Annotated[list[rating], BeforeValidator(_refuse_too_many)]
-        ids = Annotated[list[Id], BeforeValidator(_refuse_too_many)]
-        order = ", the latest last" if self.ordered else ""
+        ratings = Annotated[list[rating], BeforeValidator(_check_counts)]
+        ids = Annotated[list[Id], BeforeValidator(_check_counts)]
+        order = ", latest last" if self.ordered else ""
         fields: dict[str, Any] = {
-            "user": (Id | None, Field(None, description="A user the model knows.")),
+            "user": (Id | None, Field(None, description="The id of a user that the model knows.")),
             "ratings": (
                 ratings | None,
                 Field(
                     None,
-                    description=f"What somebody rated{order}. With `user`: beside what is known of them. An empty list "
-                    "asks for what is popular.",
+                    description=f"The user's ratings{order}; with `user`, they are added to the known ratings. Send "
+                    "an empty list to get the most popular items.",
                 ),
             ),
-            "similar_to": (Id | None, Field(None, description="Items like this one, instead of those for a user.")),
+            "similar_to": (Id | None, Field(None, description="Return items similar to this one.")),
             "k": (
                 Annotated[int, Strict()],
-                Field(10, ge=1, le=MAX_ITEMS, description="How many items; fewer where no more are left."),
+                Field(
+                    10, ge=1, le=MAX_ITEMS, description="The number of items; fewer are returned if no more are left."
+                ),
             ),
             "exclude": (ids, Field([], description="Items not to recommend.")),
-            "include_seen": (bool, Field(False, description="Also recommend what they rated already.")),
+            "include_seen": (bool, Field(False, description="Also recommend items that the user has already rated.")),
         }
         return create_model("RecommendationsRequest", __base__=Request, **fields)
 
@@ -190,10 +202,10 @@ class Recommendations(Task):
     def _rating_type(self) -> Any:
         number = Annotated[float, Strict(), AllowInfNan(False)]
         if self.scale is None:
-            note = "Accepted and not used: the model learnt from what people chose."
+            note = "Accepted but not used: the model learnt from choices without ratings."
             return Annotated[number | None, Field(description=note)]
         bounded = Annotated[number, Field(ge=self.scale.low, le=self.scale.high)]
-        note = f"{self.scale.low:g} to {self.scale.high:g}; without one, the item counts as liked."
+        note = f"{self.scale.low:g} to {self.scale.high:g}; without a rating, the item counts as liked."
         return Annotated[bounded | None, Field(description=note)]
 
     @property
@@ -203,12 +215,12 @@ class Recommendations(Task):
 
     @property
     def length_buckets(self) -> Mapping[str, tuple[int, ...]]:
-        """The buckets of histories."""
+        """The buckets of histories, for the axis `length`."""
         return {"length": LENGTH_BUCKETS}
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Numbers and levels, filled up with zeros; what may be recommended (1) or not (0); 1 for similar items."""
+        """Item numbers and levels, zero-padded; 1 for each candidate, else 0; 1 to find similar items, else 0."""
         return (
             TensorSpec("history", "int64", ("length",)),
             TensorSpec("levels", "int64", ("length",)),
@@ -218,46 +230,46 @@ class Recommendations(Task):
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """The best items by their rows, with their scores; for each, what of the history speaks for it most.
+        """The best items as rows with their scores, and for each the part of the history that supports it most.
 
-        `because` is a place in the history, `contribution` how much it adds to the item's score; 0 where nothing that
-        was liked is in the history.
+        `because` is a position in the history and `contributions` how much it adds to the item's score; 0 if the
+        history contains nothing that the user liked.
         """
         return (
-            TensorSpec("items", "int64", (self.most,), "class"),
-            TensorSpec("scores", "float32", (self.most,)),
-            TensorSpec("because", "int64", (self.most,), "class"),
-            TensorSpec("contributions", "float32", (self.most,)),
+            TensorSpec("items", "int64", (self.list_length,), "class"),
+            TensorSpec("scores", "float32", (self.list_length,)),
+            TensorSpec("because", "int64", (self.list_length,), "class"),
+            TensorSpec("contributions", "float32", (self.list_length,)),
         )
 
     def decode(self, request: Any, limits: Limits) -> UserHistory:
-        """What is known of whom the request is about. Raises InvalidInput."""
-        excluded, notices = self._excluded(request)
+        """Return the history of the user of the request. Raises InvalidInput."""
+        excluded, notices = self._excluded_items(request)
         if request.similar_to is not None:
             if request.user is not None or request.ratings is not None:
-                raise _invalid("similar_to", "Send either `similar_to`, or `user` and `ratings`, and not both.")
-            number = self._number_of(request.similar_to, "similar_to")
+                raise _invalid("similar_to", "Send either `similar_to`, or `user` and `ratings`, but not both.")
+            number = self._item_number(request.similar_to, "similar_to")
             return UserHistory((number,), (NO_RATING,), excluded | {number}, similar=True, notices=tuple(notices))
         if request.user is None and request.ratings is None:
             raise _invalid(
                 "user",
-                "Say for whom: `user`, or `ratings` (an empty list asks for what is popular), or `similar_to` an item.",
+                "Send `user`, `ratings` (an empty list returns the most popular items) or `similar_to`.",
             )
-        history = self._history_of(request.user) if request.user is not None else {}
-        for number, level in self._rated(request.ratings or [], notices, may_be_empty=bool(history)):
-            history.pop(number, None)  # Rated again: now it is the latest.
+        history = self._known_history(request.user) if request.user is not None else {}
+        for number, level in self._read_ratings(request.ratings or [], notices, may_be_empty=bool(history)):
+            history.pop(number, None)  # An item that is rated again moves to the end.
             history[number] = level
         if len(history) > MAX_HISTORY:
             notices.append(f"Of {len(history)} ratings the latest {MAX_HISTORY} were used.")
         hidden = excluded if request.include_seen else excluded | set(history)
         return UserHistory(tuple(history), tuple(history.values()), hidden, notices=tuple(notices))
 
-    def _excluded(self, request: Any) -> tuple[frozenset[int], list[str]]:
-        rows = [(place, name, self.items.rows.get(name)) for place, name in enumerate(request.exclude)]
-        notices = [f"exclude.{place}: there is no item '{name[:80]}'." for place, name, row in rows if row is None]
+    def _excluded_items(self, request: Any) -> tuple[frozenset[int], list[str]]:
+        rows = [(i, name, self.items.rows.get(name)) for i, name in enumerate(request.exclude)]
+        notices = [f"exclude.{i}: there is no item '{name[:80]}'." for i, name, row in rows if row is None]
         return frozenset(row + 1 for _, _, row in rows if row is not None and row < self.known), notices
 
-    def _number_of(self, name: str, where: str) -> int:
+    def _item_number(self, name: str, where: str) -> int:
         row = self.items.rows.get(name)
         if row is None:
             raise _invalid(
@@ -271,78 +283,78 @@ class Recommendations(Task):
             )
         return row + 1
 
-    def _history_of(self, user: str) -> dict[int, int]:
-        found = self.users.get(user)
-        if found is None:
+    def _known_history(self, user: str) -> dict[int, int]:
+        history = self.users.get(user)
+        if history is None:
             raise _invalid(
                 "user",
-                f"The user '{user[:80]}' is not known to this model: send what they rated as `ratings` instead (an "
-                "empty list asks for what is popular).",
+                f"The user '{user[:80]}' is not known to this model; send the user's ratings as `ratings` instead (an "
+                "empty list returns the most popular items).",
                 "unknown",
             )
-        return dict(zip(*found, strict=True))
+        return dict(zip(*history, strict=True))
 
-    def _rated(self, ratings: Any, notices: list[str], *, may_be_empty: bool) -> Iterator[tuple[int, int]]:
-        """The number and level of each rating. Raises InvalidInput where ratings were sent and none can be used."""
-        found: list[tuple[int, int]] = []
+    def _read_ratings(self, ratings: Any, notices: list[str], *, may_be_empty: bool) -> list[tuple[int, int]]:
+        """Return the item number and level of each rating. Raises InvalidInput if none of them can be used."""
+        usable: list[tuple[int, int]] = []
         problems: list[Problem] = []
-        seen: set[int] = set()
-        for place, rating in enumerate(ratings):
-            where = f"ratings.{place}.item"
+        numbers: set[int] = set()
+        for i, rating in enumerate(ratings):
+            where = f"ratings.{i}.item"
             try:
-                number = self._number_of(rating.item, where)
+                number = self._item_number(rating.item, where)
             except InvalidInput as error:
                 problems.extend(error.problems)
                 continue
-            if number in seen:
+            if number in numbers:
                 notices.append(f"{where}: '{rating.item[:80]}' was sent before; the last rating counts.")
-            seen.add(number)
-            found.append((number, self._level_of(rating.rating)))
-        if problems and not found and not may_be_empty:
-            message = f"None of the items that were rated can be used. {problems[0].message}"
+            numbers.add(number)
+            usable.append((number, self._level(rating.rating)))
+        if problems and not usable and not may_be_empty:
+            message = f"None of the rated items can be used. {problems[0].message}"
             raise InvalidInput(message, problems=tuple(problems[:_MAX_NOTICES]))
         left_out = [f"{problem.where}: {problem.message.partition(';')[0]}; it was left out." for problem in problems]
         notices.extend(left_out)
-        return iter(found)
+        return usable
 
-    def _level_of(self, rating: float | None) -> int:
+    def _level(self, rating: float | None) -> int:
         return NO_RATING if rating is None or self.scale is None else self.scale.level(rating)
 
     def preprocess(self, raw: UserHistory) -> Samples:
-        """One sample, its history filled up to a bucket."""
-        length = bucket(len(raw.latest))
+        """Return one sample, its history padded to a bucket. The context is the UserHistory."""
+        length = bucket_length(len(raw.latest))
         candidates = np.ones((1, self.known), np.uint8)
         withdrawn = self.items.withdrawn_rows
         candidates[0, withdrawn[withdrawn < self.known]] = 0
         candidates[0, np.fromiter(raw.hidden, np.int64, len(raw.hidden)) - 1] = 0
         arrays: dict[str, NDArray[Any]] = {
-            "history": filled([raw.latest], length),
-            "levels": filled([raw.levels[-MAX_HISTORY:]], length),
+            "history": pad_histories([raw.latest], length),
+            "levels": pad_histories([raw.levels[-MAX_HISTORY:]], length),
             "candidates": candidates,
             "similar": np.full((1, 1), raw.similar, np.uint8),
         }
         return Samples(arrays, raw)
 
     def postprocess(self, outputs: Arrays, samples: Samples, request: Any) -> RecommendationsAnswer:
-        """As many of the items as were asked for and are left, each with its reason."""
-        user: UserHistory = samples.context
+        """Return up to `k` of the remaining items, each with the reason for its recommendation."""
+        history: UserHistory = samples.context
         rows, scores, because, contributions = (outputs[spec.name][0] for spec in self.outputs)
         if not np.isfinite(scores).all() or not ((rows >= 0) & (rows < self.known)).all():
-            raise InvalidOutput("The network gave no finite scores, or items that are none.")
-        places = [i for i in range(len(scores)) if scores[i] > NOT_WANTED / 2][: request.k]
-        fixed = self._reason_for_all(user)
+            raise InvalidOutput("The network returned scores that are not finite, or items that do not exist.")
+        remaining = [i for i in range(len(scores)) if scores[i] > EXCLUDED_SCORE / 2][: request.k]
+        common_reason = self._common_reason(history)
         items = []
-        for i in places:
-            reason = fixed or self._reason(user, int(because[i]), float(contributions[i]))
+        for i in remaining:
+            reason = common_reason or self._reason(history, int(because[i]), float(contributions[i]))
             items.append(self._item(int(rows[i]), float(scores[i]), reason))
-        notices = list(user.notices)
+        notices = list(history.notices)
         if not items:
             notices.append("Nothing is left to recommend: all items are seen, excluded or withdrawn.")
-        fallback = None if user.history else "popularity"
+        fallback = None if history.history else "popularity"
         return RecommendationsAnswer(items=items, fallback=fallback, notices=notices[:_MAX_NOTICES])
 
     def agreement(self, ours: RecommendationsAnswer, theirs: RecommendationsAnswer) -> float:
-        """The share of items that both lists have, at whatever rank."""
+        """Return the fraction of items that both lists contain, regardless of rank."""
         return overlap([item.id for item in ours.items], [item.id for item in theirs.items])
 
     def _item(self, row: int, score: float, reason: str) -> RecommendedItem:
@@ -354,28 +366,28 @@ class Recommendations(Task):
             details=self.items.details_of(row),
         )
 
-    def _reason_for_all(self, user: UserHistory) -> str:
-        """The reason that all items of an answer share; empty where each has its own."""
-        if not user.history:
+    def _common_reason(self, history: UserHistory) -> str:
+        """Return the reason that applies to all items of an answer; empty if each item has its own."""
+        if not history.history:
             return _NOTHING_KNOWN
-        if user.similar:
-            return f"Similar to {self._title(user.history[0])}."
-        return "" if any(map(self.is_liked, user.levels[-MAX_HISTORY:])) else _LIKE_MINDED
+        if history.similar:
+            return f"Similar to {self._title(history.history[0])}."
+        return "" if any(map(self.is_liked, history.levels[-MAX_HISTORY:])) else _LIKE_MINDED
 
-    def _reason(self, user: UserHistory, because: int, contribution: float) -> str:
-        if contribution <= 0 or not 0 <= because < len(user.latest):
+    def _reason(self, history: UserHistory, because: int, contribution: float) -> str:
+        if contribution <= 0 or not 0 <= because < len(history.latest):
             return _POPULAR
-        return f"Because you liked {self._title(user.latest[because])}."
+        return f"Because you liked {self._title(history.latest[because])}."
 
     def is_liked(self, level: int) -> bool:
-        """Whether a rating of this level says that somebody liked an item."""
+        """Whether a rating of this level means that the user liked the item."""
         return level == NO_RATING or (self.scale is not None and level >= self.scale.liked_from)
 
     def _title(self, number: int) -> str:
         return self.items.titles[number - 1]
 
     def example(self) -> dict[str, Any]:
-        """A known user, or ratings where there is none."""
+        """Return a request for a known user or, if there is none, for ratings."""
         return {"user": self.example_user, "k": 3} if self.example_user else {**self._example_ratings(), "k": 3}
 
     def _example_ratings(self) -> dict[str, Any]:
@@ -383,7 +395,7 @@ class Recommendations(Task):
         return {"ratings": [{"item": name, **rating} for name in self.example_items or self.items.ids[:1]]}
 
     def examples(self) -> list[dict[str, Any]]:
-        """For a user, for ratings, for nobody in particular, and like an item."""
+        """Return requests for a user, for ratings, for popular items and for similar items."""
         first = (self.example_items or self.items.ids)[0]
         return [
             self.example(),

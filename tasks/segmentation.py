@@ -1,4 +1,4 @@
-"""Which pixels belong to what?"""
+"""Segmentation: one label for each pixel of an image."""
 
 import base64
 import math
@@ -14,14 +14,14 @@ from tasks._images import IMAGE_UPLOAD, DecodedImage, Frame, ImageBytes, decode_
 from tasks._masks import (
     Colour,
     StretchedMask,
+    decode_run_lengths,
     distinct_colours,
-    from_run_lengths,
+    encode_run_lengths,
     overlay_jpeg,
     palette_png,
-    run_lengths,
-    stretched,
+    stretch_mask,
 )
-from tasks.comparison import equal_pixels, pixels_of, shared
+from tasks.comparison import common_fraction, equal_pixel_fraction, read_pixels
 from tasks.contract import (
     Answer,
     Array,
@@ -39,31 +39,34 @@ from tasks.contract import (
 
 _MAX_OVERLAY_SIDE = 1280
 _MIN_REGION_PIXELS = 4.0
-"""Pixels of the network: what is smaller is no region but the noise of a border."""
-_LONG = 2.0
-"""How many times longer than the network's a picture's shape must be to be cut into windows."""
+"""Pixels of the network's input. Smaller regions are noise along a border."""
+_MAX_ASPECT_FACTOR = 2.0
+"""Images whose aspect ratio differs from the network's by more than this factor are cut into windows."""
 _MAX_WINDOWS = 24
 _MAX_LABELS = 255
 _OVERLAP = 0.25
+"""Overlap of neighbouring windows, as a fraction of a window."""
 
 
 class SegmentationRequest(Request):
-    """A picture, and the form in which its mask is wanted."""
+    """An image, and the representation of its mask."""
 
     image: ImageBytes
     mask: Annotated[
         Literal["png", "rle", "polygons", "none"],
-        Field(description="The form of the mask: a palette PNG, COCO's run lengths, polygons, or only the shares."),
+        Field(description="The mask as a palette PNG, COCO run lengths or polygons; `none` for the fractions only."),
     ] = "png"
-    overlay: Annotated[bool, Field(description="Also return the picture with the classes laid over it.")] = False
+    overlay: Annotated[bool, Field(description="Also return the image blended with the colours of the classes.")] = (
+        False
+    )
 
 
 class ClassShare(BaseModel):
-    """A label that occurs in the picture, and how much of the picture is of it."""
+    """A label that occurs in the image, and the fraction of the image that it covers."""
 
     label: str
-    colour: Annotated[str, Field(description="Its colour in the mask's palette and in the overlay, #rrggbb.")]
-    share: Annotated[float, Field(description="Of the picture's pixels.")]
+    colour: Annotated[str, Field(description="The label's colour in the mask's palette and in the overlay, #rrggbb.")]
+    share: Annotated[float, Field(description="The fraction of the image's pixels that have this label.")]
     confidence: Annotated[float, Field(description="The mean calibrated probability of the label over its pixels.")]
 
 
@@ -71,95 +74,99 @@ class ClassRuns(BaseModel):
     """The pixels of a label as COCO's uncompressed run lengths."""
 
     label: str
-    size: Annotated[tuple[int, int], Field(description="Height and width of the picture.")]
+    size: Annotated[tuple[int, int], Field(description="Height and width of the image.")]
     counts: Annotated[
-        list[int], Field(description="Column after column: pixels not of the label, of it, not of it, and so on.")
+        list[int],
+        Field(
+            description="In column-major order: the number of pixels without the label, with it, without it, and so on."
+        ),
     ]
 
 
 class LabelledRegion(BaseModel):
-    """Pixels of one label that hang together, as polygons along the edges of pixels."""
+    """A connected region of one label, as polygons along the edges of pixels."""
 
     label: str
-    area: Annotated[int, Field(description="In pixels of the picture.")]
+    area: Annotated[int, Field(description="In pixels of the image.")]
     rings: Annotated[
         list[list[tuple[int, int]]],
         Field(
-            description="Corners (x, y) of the picture's pixels: the outline clockwise, then the holes the other way."
+            description="Pixel corners (x, y) of the image: the outline, clockwise, then the holes, counter-clockwise."
         ),
     ]
 
 
 class SegmentationAnswer(Answer):
-    """The labels in the picture, the largest first, and the mask in the form that was asked for."""
+    """The labels in the image, largest first, and the mask in the requested representation."""
 
-    width: Annotated[int, Field(description="Of the picture that was sent, and of the mask.")]
+    width: Annotated[int, Field(description="Width of the uploaded image and of the mask, in pixels.")]
     height: int
     classes: list[ClassShare]
     mask_png: Annotated[
         FileBytes | None,
-        Field(description="A PNG whose pixels are indices of the model's labels and whose palette has their colours."),
+        Field(description="A palette PNG: the pixels are indices of the model's labels, the palette their colours."),
     ] = None
     mask_rle: list[ClassRuns] | None = None
     polygons: Annotated[
         list[LabelledRegion] | None,
-        Field(description="The largest first; regions smaller than 4 pixels of the network's input are left out."),
+        Field(description="Largest first; regions smaller than 4 pixels of the network's input are omitted."),
     ] = None
     overlay_jpeg: Annotated[
-        FileBytes | None, Field(description="The picture with the classes laid over it, at most 1280 pixels long.")
+        FileBytes | None,
+        Field(description="The image blended with the colours of the classes, at most 1280 pixels a side."),
     ] = None
 
 
 @dataclass(frozen=True)
 class ViewWindows:
-    """What of a picture the network sees: the whole of it, or windows along its long side.
+    """The parts of an image that the network sees: the whole image, or windows along its longer side.
 
     Attributes:
-        picture: small enough to be kept while the request waits.
-        decoded: width and height of the image that the windows were cut from.
-        frames: where the picture lies in each window's tensor.
-        axis: along which the windows stand: 1 beside each other, 0 one below the other.
-        boxes: each window's (left, top, right, bottom) in the decoded picture's pixels.
+        thumbnail: the image, scaled down to be kept while the request waits.
+        decoded_size: width and height of the image from which the windows were cut.
+        frames: the position of the image in the tensor of each window.
+        axis: the axis along which the windows are arranged: 0 vertically, 1 horizontally.
+        boxes: (left, top, right, bottom) of each window, in pixels of the decoded image.
     """
 
-    picture: DecodedImage
-    decoded: tuple[int, int]
+    thumbnail: DecodedImage
+    decoded_size: tuple[int, int]
     frames: tuple[Frame, ...]
     axis: int
     boxes: tuple[tuple[int, int, int, int], ...]
 
-    def places(self, axis: int, length: int) -> NDArray[np.intp]:
-        """Which row (axis 0) or column (1) of the windows, put together along `axis`, each of the picture's is.
+    def source_indices(self, axis: int, length: int) -> NDArray[np.intp]:
+        """Map each row (axis 0) or column (axis 1) of the image to one of the concatenated windows.
 
-        The nearest one, of the window in whose middle it lies; `length` is that of one window.
+        Where windows overlap, the window whose centre is nearer is used. `length` is the length of one window.
         """
-        size = (self.picture.height, self.picture.width)[axis]
-        ratio = self.decoded[1 - axis] / size
+        size = (self.thumbnail.height, self.thumbnail.width)[axis]
+        ratio = self.decoded_size[1 - axis] / size
         centres = np.arange(size) + 0.5
         spans = np.array([(box[1 - axis], box[3 - axis]) for box in self.boxes]) / ratio
-        owner = np.zeros(size, np.intp)
+        window = np.zeros(size, np.intp)
         if axis == self.axis:
-            owner = np.searchsorted((spans[:-1, 1] + spans[1:, 0]) / 2, centres, side="right")
+            window = np.searchsorted((spans[:-1, 1] + spans[1:, 0]) / 2, centres, side="right")
         scales = np.array([(frame.scale_y, frame.scale_x)[axis] for frame in self.frames])
         offsets = np.array([(frame.offset_y, frame.offset_x)[axis] for frame in self.frames])
         first, end = np.rint(spans * scales[:, None] + offsets[:, None]).astype(np.intp).T
-        found = np.floor(centres * scales[owner] + offsets[owner]).astype(np.intp)
-        # What rounding could put on the border is of the picture.
-        places: NDArray[np.intp] = owner * length + np.clip(found, first[owner], end[owner] - 1)
-        return places
+        position = np.floor(centres * scales[window] + offsets[window]).astype(np.intp)
+        # Rounding must not move a pixel of the image onto the border.
+        indices: NDArray[np.intp] = window * length + np.clip(position, first[window], end[window] - 1)
+        return indices
 
 
 @dataclass(frozen=True)
 class Segmentation(Task):
-    """One label for each pixel of a picture.
+    """One label for each pixel of an image.
 
     Attributes:
         labels: the classes, in the order of their indices in masks.
-        width: of the network's input, in pixels.
-        height: the same.
-        fit: how a picture is brought to that size: whole with a border, or stretched.
-        colours: of the labels, red, green and blue; none: the task's own choice.
-        scene: which of the synthetic scenes is the example: one whose answer is clear.
+        width: width of the network's input, in pixels.
+        height: height of the network's input, in pixels.
+        fit: how an image is fitted to that size: padded or stretched.
+        colours: red, green and blue of each label; empty for default colours.
+        scene: the seed of the synthetic example scene; training picks one with a clear answer.
     """
 
     labels: tuple[str, ...]
@@ -170,19 +177,17 @@ class Segmentation(Task):
     scene: int = 0
 
     def __post_init__(self) -> None:
-        """Raises ValueError: there is not a colour for each label, or there are more labels than a mask can hold."""
+        """Raises ValueError if there is not one colour per label, or there are more labels than a mask can hold."""
         if self.colours and len(self.colours) != len(self.labels):
             raise ValueError(f"There are {len(self.colours)} colours for {len(self.labels)} labels.")
         if len(self.labels) > _MAX_LABELS:
-            raise ValueError(f"There are {len(self.labels)} labels; a mask of 8 bits holds {_MAX_LABELS}.")
+            raise ValueError(f"There are {len(self.labels)} labels; an 8-bit mask can hold {_MAX_LABELS}.")
 
     request_type = SegmentationRequest
     answer_type = SegmentationAnswer
     upload: ClassVar[Upload | None] = IMAGE_UPLOAD
     decoding_releases_gil: ClassVar[bool] = True
-    golden_tolerance: ClassVar[float] = (
-        1e-2  # Confidences are means over a class's pixels, of which a few may turn over.
-    )
+    golden_tolerance: ClassVar[float] = 1e-2  # Confidences are means over a class's pixels, and a few may change class.
     representations: ClassVar[tuple[Representation, ...]] = (
         Representation("application/json"),
         Representation("image/png", {"mask": "png"}, file="mask_png"),
@@ -194,12 +199,12 @@ class Segmentation(Task):
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Pixels as they are: the graph casts and normalises."""
+        """Unscaled pixels; the graph casts and normalises."""
         return (TensorSpec("image", "uint8", (self.height, self.width, 3)),)
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """Each pixel's label by its index, and the calibrated probability of that label, times 255."""
+        """The index of each pixel's label, and the calibrated probability of that label times 255."""
         return (
             TensorSpec("mask", "uint8", (self.height, self.width), "class"),
             TensorSpec("confidence", "uint8", (self.height, self.width), "pixel"),
@@ -211,91 +216,91 @@ class Segmentation(Task):
         return self.colours or distinct_colours(len(self.labels))
 
     def decode(self, request: SegmentationRequest, limits: Limits) -> DecodedImage:
-        """The picture, 8-bit RGB and upright."""
-        return decode_image(request.image, max_pixels=limits.pixels, enough=max(self.width, self.height))
+        """Decode the image to upright 8-bit RGB."""
+        return decode_image(request.image, max_pixels=limits.pixels, min_side=max(self.width, self.height))
 
     def windows(self, width: int, height: int) -> tuple[int, tuple[tuple[int, int, int, int], ...]]:
-        """The boxes (left, top, right, bottom) of a picture that the network sees one by one, and their axis.
+        """Return the axis and the boxes (left, top, right, bottom) of the windows of an image.
 
-        One, unless the picture's shape is more than twice as long as the network's: else little of the network would
-        see it. Windows are alike in size and overlap by a quarter, or less where there would be too many.
+        There is one window, unless the aspect ratio differs from the network's by more than a factor of two: then the
+        image would fill little of the network's input. Windows have equal sizes and overlap by a quarter, or less if
+        there would be too many.
         """
-        longer = width / height / (self.width / self.height)
-        if 1 / _LONG <= longer <= _LONG:
+        aspect_factor = width / height / (self.width / self.height)
+        if 1 / _MAX_ASPECT_FACTOR <= aspect_factor <= _MAX_ASPECT_FACTOR:
             return 1, ((0, 0, width, height),)
-        if longer > 1:
-            spans = _spans(width, height * self.width / self.height)
-            return 1, tuple((begin, 0, end, height) for begin, end in spans)
-        spans = _spans(height, width * self.height / self.width)
-        return 0, tuple((0, begin, width, end) for begin, end in spans)
+        if aspect_factor > 1:
+            spans = _window_spans(width, height * self.width / self.height)
+            return 1, tuple((start, 0, end, height) for start, end in spans)
+        spans = _window_spans(height, width * self.height / self.width)
+        return 0, tuple((0, start, width, end) for start, end in spans)
 
     def preprocess(self, raw: DecodedImage) -> Samples:
-        """The picture fitted to the network's size, or its windows, a sample each. The context is its ViewWindows."""
+        """Fit the image, or each of its windows, to the network's size. The context is its ViewWindows."""
         axis, boxes = self.windows(*raw.image.size)
-        seen = [self._fitted(raw, box) for box in boxes]
-        arrays = {"image": np.stack([pixels for pixels, _ in seen])}
+        fitted = [self._fit_window(raw, box) for box in boxes]
+        arrays = {"image": np.stack([pixels for pixels, _ in fitted])}
         small = thumbnail(raw, _MAX_OVERLAY_SIDE)
-        context = ViewWindows(small, raw.image.size, tuple(frame for _, frame in seen), axis, boxes)
-        return Samples(arrays, context, size_of_answer=raw.width * raw.height)
+        context = ViewWindows(small, raw.image.size, tuple(frame for _, frame in fitted), axis, boxes)
+        return Samples(arrays, context, answer_size=raw.width * raw.height)
 
-    def _fitted(self, picture: DecodedImage, box: tuple[int, int, int, int]) -> tuple[NDArray[np.uint8], Frame]:
-        """A window's pixels, and where the whole picture lies in them."""
-        image = picture.image
+    def _fit_window(self, decoded: DecodedImage, box: tuple[int, int, int, int]) -> tuple[NDArray[np.uint8], Frame]:
+        """Return the pixels of a window, and the position of the whole image in them."""
+        image = decoded.image
         if box == (0, 0, *image.size):
-            return fit_image(picture, self.width, self.height, self.fit)
-        part = image.crop(box)
-        pixels, frame = fit_image(DecodedImage(part, *part.size), self.width, self.height, self.fit)
+            return fit_image(decoded, self.width, self.height, self.fit)
+        window = image.crop(box)
+        pixels, frame = fit_image(DecodedImage(window, *window.size), self.width, self.height, self.fit)
         return pixels, Frame(
-            picture.width,
-            picture.height,
-            frame.scale_x * image.width / picture.width,
-            frame.scale_y * image.height / picture.height,
+            decoded.width,
+            decoded.height,
+            frame.scale_x * image.width / decoded.width,
+            frame.scale_y * image.height / decoded.height,
             frame.offset_x - box[0] * frame.scale_x,
             frame.offset_y - box[1] * frame.scale_y,
         )
 
     def postprocess(self, outputs: Arrays, samples: Samples, request: SegmentationRequest) -> SegmentationAnswer:
-        """The mask in the picture's own pixels, in the form that was asked for, and what it holds."""
-        seen: ViewWindows = samples.context
+        """Scale the mask to the image, and return it in the requested representation with the labels it contains."""
+        view: ViewWindows = samples.context
         if int(outputs["mask"].max()) >= len(self.labels):
-            raise InvalidOutput("The network gave a pixel a label that it does not have.")
-        rows, columns = seen.places(0, self.height), seen.places(1, self.width)
-        mask = stretched(np.concatenate(outputs["mask"], axis=seen.axis), rows, columns)
-        confidence = stretched(np.concatenate(outputs["confidence"], axis=seen.axis), rows, columns)
-        wanted = request.mask
+            raise InvalidOutput("The network returned a label index that does not exist.")
+        rows, columns = view.source_indices(0, self.height), view.source_indices(1, self.width)
+        mask = stretch_mask(np.concatenate(outputs["mask"], axis=view.axis), rows, columns)
+        confidence = stretch_mask(np.concatenate(outputs["confidence"], axis=view.axis), rows, columns)
         overlay = None
         if request.overlay:
-            overlay = overlay_jpeg(seen.picture.image, mask, self.palette, longest=_MAX_OVERLAY_SIDE)
+            overlay = overlay_jpeg(view.thumbnail.image, mask, self.palette, max_side=_MAX_OVERLAY_SIDE)
         return SegmentationAnswer(
             width=mask.width,
             height=mask.height,
-            classes=self._shares(mask, confidence.small),
-            mask_png=palette_png(mask.whole(), self.palette) if wanted == "png" else None,
-            mask_rle=self._runs(mask.whole()) if wanted == "rle" else None,
-            polygons=self._polygons(mask, seen) if wanted == "polygons" else None,
+            classes=self._class_fractions(mask, confidence.small),
+            mask_png=palette_png(mask.expand(), self.palette) if request.mask == "png" else None,
+            mask_rle=self._class_runs(mask.expand()) if request.mask == "rle" else None,
+            polygons=self._polygons(mask, view) if request.mask == "polygons" else None,
             overlay_jpeg=overlay,
         )
 
     def agreement(self, ours: SegmentationAnswer, theirs: SegmentationAnswer) -> float:
-        """The share of equal pixels; of answers without a mask of pixels, what the labels' shares have in common."""
-        masks = [self._pixels(answer) for answer in (ours, theirs)]
+        """Return the fraction of equal pixels or, without a mask in both, what the class fractions have in common."""
+        masks = [self._decode_mask(answer) for answer in (ours, theirs)]
         if masks[0] is not None and masks[1] is not None:
-            return equal_pixels(masks[0], masks[1])
-        return shared(*({each.label: each.share for each in answer.classes} for answer in (ours, theirs)))
+            return equal_pixel_fraction(masks[0], masks[1])
+        return common_fraction(*({entry.label: entry.share for entry in answer.classes} for answer in (ours, theirs)))
 
-    def _pixels(self, answer: SegmentationAnswer) -> NDArray[np.uint8] | None:
+    def _decode_mask(self, answer: SegmentationAnswer) -> NDArray[np.uint8] | None:
         if answer.mask_png:
-            return pixels_of(answer.mask_png)
-        runs = {
-            self.labels.index(each.label): each.counts for each in answer.mask_rle or () if each.label in self.labels
+            return read_pixels(answer.mask_png)
+        run_lengths = {
+            self.labels.index(runs.label): runs.counts for runs in answer.mask_rle or () if runs.label in self.labels
         }
-        return from_run_lengths(runs, answer.height, answer.width) if runs else None
+        return decode_run_lengths(run_lengths, answer.height, answer.width) if run_lengths else None
 
-    def _shares(self, mask: StretchedMask, confidence: Array) -> list[ClassShare]:
+    def _class_fractions(self, mask: StretchedMask, confidence: Array) -> list[ClassShare]:
         counts = mask.counts().ravel()
         pixels = np.bincount(mask.small.ravel(), counts, len(self.labels))
         levels = np.bincount(mask.small.ravel(), counts * confidence.ravel(), len(self.labels))
-        found = [int(label) for label in np.argsort(-pixels, kind="stable") if pixels[label]]
+        present = [int(label) for label in np.argsort(-pixels, kind="stable") if pixels[label]]
         return [
             ClassShare(
                 label=self.labels[label],
@@ -303,44 +308,44 @@ class Segmentation(Task):
                 share=round(float(pixels[label] / counts.sum()), 6),
                 confidence=round(float(levels[label] / pixels[label] / 255), 4),
             )
-            for label in found
+            for label in present
         ]
 
-    def _runs(self, mask: NDArray[np.uint8]) -> list[ClassRuns]:
+    def _class_runs(self, mask: NDArray[np.uint8]) -> list[ClassRuns]:
         height, width = mask.shape
         return [
             ClassRuns(label=self.labels[label], size=(height, width), counts=counts)
-            for label, counts in run_lengths(mask).items()
+            for label, counts in encode_run_lengths(mask).items()
         ]
 
-    def _polygons(self, mask: StretchedMask, seen: ViewWindows) -> list[LabelledRegion]:
-        smallest = _MIN_REGION_PIXELS / (seen.frames[0].scale_x * seen.frames[0].scale_y)
-        found = []
+    def _polygons(self, mask: StretchedMask, view: ViewWindows) -> list[LabelledRegion]:
+        min_area = _MIN_REGION_PIXELS / (view.frames[0].scale_x * view.frames[0].scale_y)
+        regions = []
         for region in mask.regions():
-            if region.area >= smallest:
-                corners = [[(x, y) for x, y in ring.tolist()] for ring in region.rings]
-                found.append(LabelledRegion(label=self.labels[region.label], area=region.area, rings=corners))
-        return sorted(found, key=lambda region: -region.area)
+            if region.area >= min_area:
+                rings = [[(x, y) for x, y in ring.tolist()] for ring in region.rings]
+                regions.append(LabelledRegion(label=self.labels[region.label], area=region.area, rings=rings))
+        return sorted(regions, key=lambda region: -region.area)
 
     def example(self) -> dict[str, Any]:
-        """A synthetic scene, with its mask as a PNG."""
+        """Return a request with a synthetic scene, answered with a PNG mask."""
         return {"image": base64.b64encode(synthetic_scene(self.scene)).decode("ascii")}
 
     def examples(self) -> list[dict[str, Any]]:
-        """The scene with its mask as a PNG, and with the overlay.
+        """Return requests for a PNG mask and for an overlay.
 
-        Not as runs or polygons: a pixel that rounding turns over would change their whole list, and say no more.
+        Not for run lengths or polygons: a single pixel that rounding changes would alter their whole lists.
         """
         body = self.example()
         return [body, {**body, "mask": "none", "overlay": True}]
 
 
-def _spans(length: int, window: float) -> list[tuple[int, int]]:
-    """(begin, end) of windows along a length: whole pixels, all of one size, from one end to the other."""
+def _window_spans(length: int, window: float) -> list[tuple[int, int]]:
+    """Return (start, end) of windows that cover a length: whole pixels, all of the same size."""
     count = math.ceil((length / window - _OVERLAP) / (1 - _OVERLAP))
     if count > _MAX_WINDOWS:
         count = _MAX_WINDOWS
         window = length / (count * (1 - _OVERLAP) + _OVERLAP)
     size = min(length, math.ceil(window))
-    begins = np.linspace(0, length - size, count).round().astype(int).tolist()
-    return [(begin, begin + size) for begin in begins]
+    starts = np.linspace(0, length - size, count).round().astype(int).tolist()
+    return [(start, start + size) for start in starts]

@@ -1,4 +1,4 @@
-"""Does this text sound glad?"""
+"""Sentiment: one label for a text, with the words that decided."""
 
 import re
 import unicodedata
@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 from tokenizers import Tokenizer
 
-from tasks._text import encode, padded, tokenizer_from
+from tasks._text import encode, load_tokenizer, pad_tokens
 from tasks.contract import (
     Answer,
     Array,
@@ -29,7 +29,7 @@ from tasks.contract import (
 )
 
 _MAX_PARTS = 50
-"""What a text of the most characters comes to, twice over, as texts go; one of nothing but emoji comes to far more."""
+"""Twice what an ordinary text of the maximum number of characters needs; a text of emoji only can exceed it."""
 _EXAMPLES = (
     "A wonderful film: warm, funny and beautifully acted. I loved every minute of it.",
     "What a waste of time. The story is boring, the acting is terrible and the ending makes no sense.",
@@ -39,7 +39,7 @@ _WORD = re.compile(rf"[^\W_]+(?:['’][^\W_]+)*|[{_EMOJI}][{_EMOJI}\u200d\ufe0f]
 """Letters and digits, with apostrophes between them; or a run of emoji."""
 
 
-def _decoded(value: Any) -> Any:
+def _decode_utf8(value: Any) -> Any:
     if not isinstance(value, bytes):
         return value
     try:
@@ -50,44 +50,45 @@ def _decoded(value: Any) -> Any:
 
 
 class SentimentRequest(Request):
-    """A text, and how much to say about it."""
+    """A text, and options for the answer."""
 
-    text: Annotated[str, BeforeValidator(_decoded), Field(description="The text; as a file, in UTF-8.")]
-    words: Annotated[int, Field(ge=0, le=50, description="How many of the words that decided to return.")] = 8
+    text: Annotated[str, BeforeValidator(_decode_utf8), Field(description="The text; an uploaded file must be UTF-8.")]
+    words: Annotated[int, Field(ge=0, le=50, description="Maximum number of deciding words to return.")] = 8
 
 
 class DecidingWord(BaseModel):
-    """A word, where in the text it stands, and how much it added to the label's score."""
+    """A word, its position in the text, and its contribution to the label's score."""
 
     word: str
-    start: Annotated[int, Field(description="In code points of the text that was sent, from 0.")]
-    end: Annotated[int, Field(description="One after its last code point.")]
+    start: Annotated[int, Field(description="Index of its first code point in the text of the request, from 0.")]
+    end: Annotated[int, Field(description="Index after its last code point.")]
     weight: Annotated[
-        float, Field(description="Above 0 it speaks for the label, below against it; in units of the logit.")
+        float, Field(description="Contribution to the label's logit: positive supports the label, negative opposes it.")
     ]
 
 
 class SentimentAnswer(Answer):
-    """The likelier label, and what decided."""
+    """The most probable label, and the words that decided."""
 
     label: str
     probability: float
     probabilities: dict[str, float]
-    words: Annotated[list[DecidingWord], Field(description="The words that decided, those of most weight first.")]
-    tokens: Annotated[int, Field(description="How many tokens the text has; all of them were read.")]
-    parts: Annotated[int, Field(description="In how many parts they were read, one after the other.")]
+    words: Annotated[list[DecidingWord], Field(description="The deciding words, largest weight first.")]
+    tokens: Annotated[int, Field(description="The number of tokens of the text; all of them were read.")]
+    parts: Annotated[int, Field(description="The number of parts in which the text was read.")]
     notices: list[str] = []
 
 
 @dataclass(frozen=True)
 class TokenizedText:
-    """What `postprocess` has to know of the text that was read.
+    """What `postprocess` needs to know about the text.
 
     Attributes:
-        text: without the characters that were left out.
-        positions: where each of its characters stands in the text that was sent; None where nothing was left out.
-        spans: for each token, which characters of `text` it stands for.
-        counts: how many of the tokens each part has.
+        text: the text without its control characters.
+        positions: the position of each of its characters in the text of the request; None if nothing was removed.
+        spans: the start and end in `text` of each token.
+        counts: the number of tokens in each part.
+        notices: messages to the client about how the text was read.
     """
 
     text: str
@@ -103,9 +104,9 @@ class Sentiment(Task):
 
     Attributes:
         labels: the classes, in the order of the network's outputs.
-        tokenizer: the tokenizer.json that training wrote; see `tasks/_text.py`.
-        buckets: the lengths that texts are padded to, ascending; the last is how much the network reads at once.
-        example_texts: made up, belonging to nobody: for the documentation, warm-up and goldens.
+        tokenizer: the text of the tokenizer.json that training wrote; see `tasks/_text.py`.
+        buckets: the lengths to which texts are padded, ascending; the last is the longest the network reads at once.
+        example_texts: invented texts for documentation, warm-up and goldens.
     """
 
     labels: tuple[str, ...]
@@ -118,18 +119,18 @@ class Sentiment(Task):
     compared_fields: ClassVar[tuple[str, ...]] = ("label", "probability")
 
     def __post_init__(self) -> None:
-        """Raises ValueError: what should be a tokenizer is none, or the buckets do not grow."""
+        """Raises ValueError if the tokenizer cannot be loaded, or the buckets are not ascending."""
         if list(self.buckets) != sorted(set(self.buckets)) or not self.buckets or self.buckets[0] < 2:
-            raise ValueError(f"The buckets {self.buckets} are not lengths of at least 2, each larger than the last.")
+            raise ValueError(f"The buckets {self.buckets} are not lengths of at least 2 in ascending order.")
         try:
-            tokenizer_from(self.tokenizer)
-        except Exception as error:  # The library has no errors of its own.
+            load_tokenizer(self.tokenizer)
+        except Exception as error:  # The library raises plain Exceptions.
             raise ValueError(f"The tokenizer cannot be read: {error}.") from None
 
     @cached_property
-    def words_to_tokens(self) -> Tokenizer:
-        """The tokenizer itself."""
-        return tokenizer_from(self.tokenizer)
+    def loaded_tokenizer(self) -> Tokenizer:
+        """The tokenizer, loaded."""
+        return load_tokenizer(self.tokenizer)
 
     @property
     def request_type(self) -> type[SentimentRequest]:
@@ -143,17 +144,17 @@ class Sentiment(Task):
 
     @property
     def length_buckets(self) -> Mapping[str, tuple[int, ...]]:
-        """The buckets."""
+        """The buckets, for the axis `tokens`."""
         return {"tokens": self.buckets}
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Tokens, filled up on the right with 0, which the graph leaves out of account."""
+        """Tokens, padded on the right with 0, which the graph ignores."""
         return (TensorSpec("tokens", "int64", ("tokens",)),)
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """Calibrated probabilities; and how much each token adds to each class's score, centred over the classes."""
+        """Calibrated probabilities, and each token's contribution to each class's score, centred over the classes."""
         classes = len(self.labels)
         return (
             TensorSpec("probabilities", "float32", (classes,)),
@@ -161,41 +162,41 @@ class Sentiment(Task):
         )
 
     def decode(self, request: Any, limits: Limits) -> str:
-        """The text as it was sent."""
+        """Return the text unchanged. Raises InvalidInput if it is empty or too long."""
         text: str = request.text
         if not text.strip():
             raise InvalidInput("The text is empty.", reason="empty")
-        # Some characters stand for many: written out, as they will be, they count as that many.
+        # NFKC expands some characters to many, and the tokenizer reads the expanded text.
         size = len(text) if len(text) > limits.characters else len(unicodedata.normalize("NFKC", text))
         if size > limits.characters:
             message = f"The text has {size:,} characters; at most {limits.characters:,} are accepted."
             raise InvalidInput(message, reason="too_large")
-        if not without_control_characters(text)[0].strip():
-            raise InvalidInput("The text has nothing but control characters and blanks.", reason="empty")
+        if not strip_control_characters(text)[0].strip():
+            raise InvalidInput("The text contains only control characters and whitespace.", reason="empty")
         return text
 
     def preprocess(self, raw: str) -> Samples:
-        """One sample, or as many as the text has parts. The context is its TokenizedText. Raises InvalidInput."""
-        text, positions = without_control_characters(raw)
-        encoded = encode(self.words_to_tokens, text)
-        parts = parts_of(encoded.tokens, self.buckets[-1])
+        """Tokenize the text: one sample per part. The context is its TokenizedText. Raises InvalidInput."""
+        text, positions = strip_control_characters(raw)
+        encoded = encode(self.loaded_tokenizer, text)
+        parts = split_tokens(encoded.tokens, self.buckets[-1])
         if len(parts) > _MAX_PARTS:
             message = (
                 f"The text has {len(encoded.tokens):,} tokens; at most {_MAX_PARTS * self.buckets[-1]:,} are accepted."
             )
             raise InvalidInput(message, reason="too_large")
-        longest = max(map(len, parts))
-        tokens = padded(parts, next(bucket for bucket in self.buckets if bucket >= longest))
+        max_length = max(map(len, parts))
+        tokens = pad_tokens(parts, next(bucket for bucket in self.buckets if bucket >= max_length))
         counts = tuple(len(part) - 1 for part in parts)
         notices = tuple(self._notices(len(raw) - len(text), counts))
         tokenized = TokenizedText(text, positions, encoded.spans[1:], counts, notices)
-        return Samples({"tokens": tokens}, tokenized, size_of_answer=len(encoded.tokens))
+        return Samples({"tokens": tokens}, tokenized, answer_size=len(encoded.tokens))
 
-    def _notices(self, left_out: int, counts: tuple[int, ...]) -> list[str]:
+    def _notices(self, removed: int, counts: tuple[int, ...]) -> list[str]:
         notices = []
-        if left_out:
-            what = "One control character was" if left_out == 1 else f"{left_out:,} control characters were"
-            notices.append(f"{what} left out.")
+        if removed:
+            subject = "One control character was" if removed == 1 else f"{removed:,} control characters were"
+            notices.append(f"{subject} left out.")
         if len(counts) > 1:
             notices.append(
                 f"The text has {sum(counts):,} tokens and was read in {len(counts)} parts of at most "
@@ -204,43 +205,46 @@ class Sentiment(Task):
         return notices
 
     def postprocess(self, outputs: Arrays, samples: Samples, request: Any) -> SentimentAnswer:
-        """The likelier label over all parts, and the words that spoke most for or against it."""
+        """Return the most probable label over all parts, and the words that contributed most for or against it."""
         tokenized: TokenizedText = samples.context
         counts = np.array(tokenized.counts, np.float64)
-        shares = counts / counts.sum() if counts.sum() else np.full(len(counts), 1 / len(counts))
-        probabilities, evidence = shares @ outputs["probabilities"].astype(np.float64), outputs["evidence"]
+        weights = counts / counts.sum() if counts.sum() else np.full(len(counts), 1 / len(counts))
+        probabilities, evidence = weights @ outputs["probabilities"].astype(np.float64), outputs["evidence"]
         if not (np.isfinite(probabilities).all() and np.isfinite(evidence).all()):
-            raise InvalidOutput("The network gave no finite probabilities for this text.")
+            raise InvalidOutput("The network returned no finite probabilities for this text.")
         if evidence.shape[1] != samples.arrays["tokens"].shape[1]:
-            raise InvalidOutput("The network gave evidence for another number of tokens than it was asked about.")
+            raise InvalidOutput("The network returned evidence for a different number of tokens than it was given.")
         best = int(probabilities.argmax())
-        of_tokens = np.concatenate(
-            [share * part[1 : 1 + n, best] for share, part, n in zip(shares, evidence, tokenized.counts, strict=True)]
+        token_evidence = np.concatenate(
+            [
+                weight * part[1 : 1 + count, best]
+                for weight, part, count in zip(weights, evidence, tokenized.counts, strict=True)
+            ]
         )
         return SentimentAnswer(
             label=self.labels[best],
             probability=round(float(probabilities[best]), 6),
             probabilities=dict(zip(self.labels, probabilities.round(6).tolist(), strict=True)),
-            words=_deciding_words(tokenized, of_tokens, request.words) if request.words else [],
+            words=_deciding_words(tokenized, token_evidence, request.words) if request.words else [],
             tokens=sum(tokenized.counts),
             parts=len(tokenized.counts),
             notices=list(tokenized.notices),
         )
 
     def example(self) -> dict[str, Any]:
-        """The first of the example texts."""
+        """Return a request with the first example text."""
         return {"text": (self.example_texts or _EXAMPLES)[0]}
 
     def examples(self) -> list[dict[str, Any]]:
-        """Each of the example texts, and the first without its words."""
+        """Return a request for each example text, and one for the first without words."""
         texts = self.example_texts or _EXAMPLES
         return [*({"text": text} for text in texts), {"text": texts[0], "words": 0}]
 
 
-def without_control_characters(text: str) -> tuple[str, NDArray[np.int64] | None]:
-    """The text without what nobody can read (NUL, escape codes, halves of surrogate pairs); blanks stay.
+def strip_control_characters(text: str) -> tuple[str, NDArray[np.int64] | None]:
+    """Remove control characters (NUL, escape codes) and surrogates, but not whitespace.
 
-    Also returns where each character that is left stands in `text`, int64; None where all of them are left.
+    Also returns the positions in `text` of the remaining characters, int64; None if nothing was removed.
     """
     if text.isprintable():
         return text, None
@@ -254,40 +258,40 @@ def _is_control(character: str) -> bool:
     return unicodedata.category(character) in ("Cc", "Cs") and not character.isspace()
 
 
-def parts_of(tokens: NDArray[np.int64], longest: int) -> list[NDArray[np.int64]]:
-    """A text's tokens in parts of about equal length, none of more than `longest`; each begins as the text does.
+def split_tokens(tokens: NDArray[np.int64], max_length: int) -> list[NDArray[np.int64]]:
+    """Split a text's tokens into parts of about equal length, at most `max_length`, all starting with BEGIN.
 
-    `tokens` has BEGIN first. A text that fits is one part.
+    `tokens` has BEGIN first. A text that fits is returned as one part.
     """
     content = tokens[1:]
-    count = max(1, -(-len(content) // (longest - 1)))
+    count = max(1, -(-len(content) // (max_length - 1)))
     return [np.concatenate([tokens[:1], part]) for part in np.array_split(content, count)]
 
 
-def words_of(text: str) -> list[tuple[int, int]]:
-    """Where the words of a text begin and end: letters and digits with accents and apostrophes, or a run of emoji."""
-    found: list[tuple[int, int]] = []
+def find_words(text: str) -> list[tuple[int, int]]:
+    """Return start and end of each word: letters and digits with accents and apostrophes, or a run of emoji."""
+    words: list[tuple[int, int]] = []
     for match in _WORD.finditer(text):
         start, end = match.span()
         while end < len(text) and _is_accent(text[end]):
             end += 1
-        goes_on = bool(found) and found[-1][1] == start and _is_accent(text[start - 1]) and text[start].isalnum()
-        if goes_on:
-            start, _ = found.pop()
-        found.append((start, end))
-    return found
+        continues = bool(words) and words[-1][1] == start and _is_accent(text[start - 1]) and text[start].isalnum()
+        if continues:
+            start, _ = words.pop()
+        words.append((start, end))
+    return words
 
 
 def _is_accent(character: str) -> bool:
     return not character.isascii() and unicodedata.category(character)[0] == "M"
 
 
-def evidence_by_word(
+def sum_word_evidence(
     spans: tuple[tuple[int, int], ...], evidence: Array, words: list[tuple[int, int]]
 ) -> NDArray[np.float64]:
-    """What the tokens of each word add together, float64 (words,).
+    """Sum the evidence of the tokens of each word, float64 (words,).
 
-    A token belongs to the first word that it shares a character with; blanks and punctuation belong to none.
+    A token belongs to the first word with which it shares a character; whitespace and punctuation belong to none.
     """
     sums = np.zeros(len(words))
     if not words or not spans:
@@ -301,15 +305,15 @@ def evidence_by_word(
     return sums
 
 
-def _deciding_words(tokenized: TokenizedText, evidence: Array, most: int) -> list[DecidingWord]:
-    words = words_of(tokenized.text)
-    weights = evidence_by_word(tokenized.spans, evidence, words).round(4)
-    order = np.argsort(-np.abs(weights), kind="stable")[: min(most, np.count_nonzero(weights))]
-    found = []
+def _deciding_words(tokenized: TokenizedText, evidence: Array, max_words: int) -> list[DecidingWord]:
+    words = find_words(tokenized.text)
+    weights = sum_word_evidence(tokenized.spans, evidence, words).round(4)
+    order = np.argsort(-np.abs(weights), kind="stable")[: min(max_words, np.count_nonzero(weights))]
+    deciding = []
     for i in order.tolist():
         start, end = words[i]
         word = tokenized.text[start:end]
         if tokenized.positions is not None:
             start, end = int(tokenized.positions[start]), int(tokenized.positions[end - 1]) + 1
-        found.append(DecidingWord(word=word, start=start, end=end, weight=float(weights[i])))
-    return found
+        deciding.append(DecidingWord(word=word, start=start, end=end, weight=float(weights[i])))
+    return deciding

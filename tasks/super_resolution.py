@@ -1,4 +1,4 @@
-"""The same picture, larger and cleaner."""
+"""Super-resolution: an image enlarged and cleaned."""
 
 import base64
 import io
@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from pydantic import Field
 
-from tasks._images import IMAGE_UPLOAD, DecodedImage, FileKind, ImageBytes, decode_image, encoded
+from tasks._images import IMAGE_UPLOAD, DecodedImage, FileKind, ImageBytes, decode_image, encode_image
 from tasks._tiles import Tiling
-from tasks.comparison import near_pixels, pixels_of
+from tasks.comparison import pixel_similarity, read_pixels
 from tasks.contract import (
     Answer,
     Arrays,
@@ -28,42 +28,42 @@ from tasks.contract import (
 )
 
 _MAX_FILE_SIDE: dict[FileKind, int] = {"png": 2**31 - 1, "jpeg": 65_500, "webp": 16_383}
-"""Pixels of a side that a file of this kind can have."""
-_WORST = 25.5
-"""Levels of 255: a mean difference of so many is another picture."""
+"""Maximum side length of each file format, in pixels."""
+_MAX_DIFFERENCE = 25.5
+"""Levels of 255. Images with this mean difference or more do not agree at all."""
 _NOTE = "Made larger by a neural network: the detail in this picture is invented."
 
 
 class SuperResolutionRequest(Request):
-    """A picture, and what file the larger one shall be."""
+    """An image, and the file format of the enlarged one."""
 
     image: ImageBytes
-    format: Annotated[FileKind, Field(description="Of the answer's file.")] = "png"
-    quality: Annotated[int, Field(ge=1, le=100, description="Of a JPEG or WebP file.")] = 90
+    format: Annotated[FileKind, Field(description="The file format of the answer.")] = "png"
+    quality: Annotated[int, Field(ge=1, le=100, description="The quality of a JPEG or WebP file.")] = 90
 
 
 class SuperResolutionAnswer(Answer):
-    """The larger picture. Its detail is invented: likely, and not seen."""
+    """The enlarged image. Its detail is invented: plausible, but not measured."""
 
-    width: Annotated[int, Field(description="Of the larger picture, in pixels.")]
+    width: Annotated[int, Field(description="Width of the enlarged image, in pixels.")]
     height: int
-    scale: Annotated[int, Field(description="How many times as wide and as high it is as the picture that was sent.")]
-    generated: Annotated[Literal[True], Field(description="Its detail is invented; it is no evidence.")] = True
+    scale: Annotated[int, Field(description="The factor by which width and height were enlarged.")]
+    generated: Annotated[Literal[True], Field(description="The detail is invented; it is not evidence.")] = True
     media_type: str
     image: FileBytes
 
 
 @dataclass(frozen=True)
 class SuperResolution(Task):
-    """The same picture, `scale` times as wide and as high, without the traces of JPEG and of text drawn over it.
+    """An image enlarged `scale` times in width and height, without JPEG artefacts and text drawn over it.
 
-    The network sees tiles of one shape, whatever the size of the picture; they are blended where they overlap.
+    The network sees tiles of one shape, whatever the size of the image; they are blended where they overlap.
 
     Attributes:
-        scale: how many times as wide and as high the answer is.
-        tile: side length of what the network sees at once, in pixels of the picture that is sent.
+        scale: the factor by which width and height are enlarged.
+        tile: side length of the network's input, in pixels of the uploaded image.
         overlap: pixels that two neighbouring tiles share.
-        margin: pixels at each side of a tile that are not used.
+        margin: pixels at each side of a tile that are discarded.
     """
 
     scale: int = 2
@@ -84,103 +84,103 @@ class SuperResolution(Task):
 
     @cached_property
     def tiling(self) -> Tiling:
-        """How pictures are cut."""
+        """How images are cut into tiles."""
         return Tiling(self.tile, self.overlap, self.margin)
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Pixels as they are: the graph casts and normalises."""
+        """Unscaled pixels; the graph casts and normalises."""
         return (TensorSpec("image", "uint8", (self.tile, self.tile, 3), "pixel"),)
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """Pixels as they are shown: the graph rounds and clamps."""
+        """Pixels ready for display; the graph rounds and clamps."""
         side = self.scale * self.tile
         return (TensorSpec("restored", "uint8", (side, side, 3), "pixel"),)
 
     def decode(self, request: SuperResolutionRequest, limits: Limits) -> DecodedImage:
-        """The picture, 8-bit RGB and upright. Raises InvalidInput, also where the answer would be too large."""
-        most = limits.answer_pixels // self.scale**2
+        """Decode the image to upright 8-bit RGB. Raises InvalidInput, also if the answer would be too large."""
+        max_pixels = limits.answer_pixels // self.scale**2
         try:
-            picture = decode_image(request.image, max_pixels=min(limits.pixels, most))
+            decoded = decode_image(request.image, max_pixels=min(limits.pixels, max_pixels))
         except InvalidInput as error:
-            raise self._explained(error, most, limits) from None
-        sides = picture.width, picture.height
-        # A panorama of one pixel's height costs as many tiles as one that is as high as they are.
-        seen = max(sides[0], self.tile) * max(sides[1], self.tile)
-        if seen > max(most, self.tile**2):
+            raise self._explain_limit(error, max_pixels, limits) from None
+        width, height = decoded.width, decoded.height
+        # An image one pixel high costs as many tiles as one that is as high as a tile.
+        tiled_pixels = max(width, self.tile) * max(height, self.tile)
+        if tiled_pixels > max(max_pixels, self.tile**2):
             message = (
-                f"The picture has {sides[0]}×{sides[1]} pixels and is seen in tiles of {self.tile}×{self.tile}, in all "
-                f"{seen:,} pixels; at most {most:,} are accepted. Send it in pieces."
+                f"The image has {width}×{height} pixels, which in tiles of {self.tile}×{self.tile} makes "
+                f"{tiled_pixels:,} pixels; at most {max_pixels:,} are accepted. Send it in pieces."
             )
             raise InvalidInput(message, reason="too_large")
-        if self.scale * max(sides) > _MAX_FILE_SIDE[request.format]:
-            message = (
-                f"A {request.format} file has sides of at most {_MAX_FILE_SIDE[request.format]:,} pixels; ask for png."
-            )
+        max_side = _MAX_FILE_SIDE[request.format]
+        if self.scale * max(width, height) > max_side:
+            message = f"A side of a {request.format} file has at most {max_side:,} pixels; request png instead."
             raise InvalidInput(message, reason="too_large")
-        return picture
+        return decoded
 
-    def _explained(self, error: InvalidInput, most: int, limits: Limits) -> InvalidInput:
-        """The same error, and why there are fewer pixels than other tasks accept."""
-        if error.reason != "too_large" or most >= limits.pixels:
+    def _explain_limit(self, error: InvalidInput, max_pixels: int, limits: Limits) -> InvalidInput:
+        """Add to an error why this task accepts fewer pixels than others."""
+        if error.reason != "too_large" or max_pixels >= limits.pixels:
             return error
-        message = f"{error} The answer is {self.scale} times as wide and as high: send a smaller picture, or pieces."
+        message = f"{error} The answer is {self.scale} times as wide and as high: send a smaller image, or pieces."
         return InvalidInput(message, reason="too_large")
 
     def preprocess(self, raw: DecodedImage) -> Samples:
-        """One sample a tile. The context is the picture's (width, height)."""
+        """Cut the image into tiles, one sample each. The context is the image's (width, height)."""
         pixels = np.asarray(raw.image)
         height, width = pixels.shape[:2]
         return Samples({"image": self.tiling.cut(pixels)}, (width, height))
 
-    def restored(self, outputs: Arrays, samples: Samples) -> Any:
-        """The whole larger picture, uint8 (scale·height, scale·width, 3)."""
-        return self.tiling.joined(outputs["restored"], *samples.context, scale=self.scale)
+    def restore(self, outputs: Arrays, samples: Samples) -> Any:
+        """Blend the tiles into the enlarged image, uint8 (scale·height, scale·width, 3)."""
+        return self.tiling.blend(outputs["restored"], *samples.context, scale=self.scale)
 
     def postprocess(self, outputs: Arrays, samples: Samples, request: SuperResolutionRequest) -> SuperResolutionAnswer:
-        """The tiles as one picture's file."""
-        pixels = self.restored(outputs, samples)
+        """Blend the tiles and encode the image as a file."""
+        pixels = self.restore(outputs, samples)
         return SuperResolutionAnswer(
             width=pixels.shape[1],
             height=pixels.shape[0],
             scale=self.scale,
             media_type=f"image/{request.format}",
-            image=encoded(pixels, request.format, quality=request.quality, note=_NOTE),
+            image=encode_image(pixels, request.format, quality=request.quality, note=_NOTE),
         )
 
     def agreement(self, ours: SuperResolutionAnswer, theirs: SuperResolutionAnswer) -> float:
-        """1 for equal pictures, falling to 0 at a mean absolute difference of a tenth of all levels."""
-        return near_pixels(pixels_of(ours.image), pixels_of(theirs.image), worst=_WORST)
+        """Return 1 for equal images, falling to 0 at a mean absolute difference of a tenth of all levels."""
+        return pixel_similarity(read_pixels(ours.image), read_pixels(theirs.image), max_difference=_MAX_DIFFERENCE)
 
     def example(self) -> dict[str, Any]:
-        """A small synthetic picture with text over it; its answer is a PNG file."""
-        return _body(_drawn(self.tile * 3 // 4, self.tile // 2))
+        """Return a request with a small synthetic image with text over it, answered as PNG."""
+        return _request_body(_draw_example(self.tile * 3 // 4, self.tile // 2))
 
     def examples(self) -> list[dict[str, Any]]:
-        """A picture of one tile, one of several with a JPEG for an answer, and one with a WebP."""
-        wide = _drawn(self.tile * 3 // 2, self.tile // 2)
-        small = _drawn(self.tile // 2, self.tile // 3)
+        """Return requests with one tile (PNG), with several tiles (JPEG), and with a small image (WebP)."""
+        wide = _draw_example(self.tile * 3 // 2, self.tile // 2)
+        small = _draw_example(self.tile // 2, self.tile // 3)
         return [
             self.example(),
-            _body(wide, format="jpeg", quality=80),
-            _body(small, format="webp", quality=60),
+            _request_body(wide, format="jpeg", quality=80),
+            _request_body(small, format="webp", quality=60),
         ]
 
 
-def _drawn(width: int, height: int) -> Image.Image:
-    """Slopes of colour, shapes with edges, and a few words over them: belongs to nobody."""
+def _draw_example(width: int, height: int) -> Image.Image:
+    """Draw colour gradients, shapes with edges, and text over them."""
     x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
-    slopes = np.stack([0.3 + 0.5 * x, 0.4 + 0.3 * np.sin(3 * y), 0.7 - 0.4 * x * y], axis=-1)
-    image = Image.fromarray((slopes * 255).astype(np.uint8))
-    pen = ImageDraw.Draw(image)
-    pen.ellipse((width * 0.1, height * 0.2, width * 0.45, height * 0.9), fill=(200, 90, 40), outline=(60, 20, 10))
-    pen.polygon([(width * 0.5, height * 0.9), (width * 0.7, height * 0.1), (width * 0.95, height * 0.8)], (40, 110, 80))
-    pen.text((width * 0.2, height * 0.4), "sample 42", "white", ImageFont.load_default(max(8, height // 5)))
+    gradients = np.stack([0.3 + 0.5 * x, 0.4 + 0.3 * np.sin(3 * y), 0.7 - 0.4 * x * y], axis=-1)
+    image = Image.fromarray((gradients * 255).astype(np.uint8))
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((width * 0.1, height * 0.2, width * 0.45, height * 0.9), fill=(200, 90, 40), outline=(60, 20, 10))
+    triangle = [(width * 0.5, height * 0.9), (width * 0.7, height * 0.1), (width * 0.95, height * 0.8)]
+    draw.polygon(triangle, (40, 110, 80))
+    draw.text((width * 0.2, height * 0.4), "sample 42", "white", ImageFont.load_default(max(8, height // 5)))
     return image
 
 
-def _body(image: Image.Image, **fields: Any) -> dict[str, Any]:
+def _request_body(image: Image.Image, **fields: Any) -> dict[str, Any]:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=40)
     return {"image": base64.b64encode(file.getvalue()).decode("ascii"), **fields}

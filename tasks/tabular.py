@@ -1,5 +1,6 @@
-"""What does this row predict?"""
+"""Tabular: a class or a number for each row of a table."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
@@ -10,22 +11,22 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, create_model
 from pydantic_core import PydanticCustomError
 
-from tasks._tables import CategoryColumn, Column, Columns, DateColumn, Table
+from tasks._tables import CategoryColumn, Column, DateColumn, Table, TableSchema
 from tasks.contract import Answer, Arrays, InvalidOutput, Limits, Request, Samples, Task, TensorSpec
 
 _MAX_NOTICES = 20
-_SPARE_FIELDS = 20
-"""Unknown fields of a row that are still named one by one in the error."""
+_MAX_UNKNOWN_FIELDS = 20
+"""Unknown fields of a row up to which the error lists each one."""
 
 
 class Row(BaseModel):
-    """A row: every column by its name; null for a value that is missing."""
+    """A row: the value of every column by name; null for a missing value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class RowPrediction(BaseModel):
-    """The likeliest class of a row, and the probability of each."""
+    """The most probable class of a row, and the probability of each class."""
 
     label: str
     probability: float
@@ -33,55 +34,57 @@ class RowPrediction(BaseModel):
 
 
 class RowNumber(BaseModel):
-    """The number that a row leads to, and the interval that it lies in more often than not."""
+    """The predicted number for a row, and its prediction interval."""
 
     value: float
-    low: Annotated[float, Field(description="The interval's lower end; `coverage` says how often it holds.")]
-    high: Annotated[float, Field(description="The interval's upper end.")]
+    low: Annotated[float, Field(description="The lower end of the prediction interval; see `coverage`.")]
+    high: Annotated[float, Field(description="The upper end of the prediction interval.")]
 
 
-Notices = Annotated[list[str], Field(description=f"Values that training never saw, the first {_MAX_NOTICES} of them.")]
+Notices = Annotated[
+    list[str], Field(description=f"Values that were not seen in training; at most {_MAX_NOTICES} are listed.")
+]
 
 
 class TabularAnswer(Answer):
-    """One prediction a row, in the order of the rows."""
+    """One prediction per row, in the order of the rows."""
 
     predictions: list[RowPrediction]
     notices: Notices = []
 
 
 class NumberAnswer(Answer):
-    """One number a row, in the order of the rows."""
+    """One number per row, in the order of the rows."""
 
     predictions: list[RowNumber]
-    coverage: Annotated[float, Field(description="How much of the time the number lies in its interval.")]
+    coverage: Annotated[float, Field(description="How often the true number lies in the prediction interval, 0…1.")]
     notices: Notices = []
 
 
-def _refuse_too_many(most_fields: int, rows: Any, info: ValidationInfo) -> Any:
-    """Counts rows, and the fields of each, before anything looks at every one of them."""
+def _check_counts(max_fields: int, rows: Any, info: ValidationInfo) -> Any:
+    """Count rows and their fields before pydantic validates each of them, which would be slow."""
     limits = info.context if isinstance(info.context, Limits) else Limits()
     if isinstance(rows, list) and len(rows) > limits.rows:
         message = "{count} rows were sent; at most {limit} are accepted in one request"
         raise PydanticCustomError("too_many", message, {"count": len(rows), "limit": limits.rows})
     for i, row in enumerate(rows if isinstance(rows, list) else ()):
-        if isinstance(row, dict) and len(row) > most_fields:
-            message = "row {row} has {count} fields; the model's table has at most {limit}"
-            raise PydanticCustomError("too_many", message, {"row": i, "count": len(row), "limit": most_fields})
+        if isinstance(row, dict) and len(row) > max_fields:
+            message = "row {row} has {count} fields; at most {limit} are accepted"
+            raise PydanticCustomError("too_many", message, {"row": i, "count": len(row), "limit": max_fields})
     return rows
 
 
 @dataclass(frozen=True)
 class Tabular(Task):
-    """A class, or a number, for each row of a table.
+    """A class or a number for each row of a table.
 
     Attributes:
-        target: the column that is predicted.
-        labels: its classes, in the order of the network's outputs; none where it is a number.
+        target: the predicted column.
+        labels: its classes, in the order of the network's outputs; empty if it is a number.
         columns: the columns that the network reads.
-        ignored: columns a row may have that the network does not read (audit columns, say); accepted and unused.
-        spread: of a number: the least and the largest that training saw.
-        coverage: of a number: how much of the time its interval is to hold.
+        ignored: columns that are accepted but not read by the network (audit columns, say).
+        spread: if the target is a number, its minimum and maximum in training.
+        coverage: if the target is a number, how often the prediction interval should contain it, 0…1.
     """
 
     target: str
@@ -95,16 +98,16 @@ class Tabular(Task):
 
     def __post_init__(self) -> None:
         if bool(self.labels) == (self.spread is not None):
-            raise ValueError("A model of rows has either labels or the spread of a number.")
+            raise ValueError("A tabular model has either labels or the spread of a number.")
 
     @cached_property
-    def table(self) -> Columns:
-        """The columns, sorted by what the graph does with them."""
-        return Columns(self.columns)
+    def schema(self) -> TableSchema:
+        """The columns as the graph reads them."""
+        return TableSchema(self.columns)
 
     @cached_property
     def request_type(self) -> type[Request]:
-        """Rows whose fields are this model's columns."""
+        """A list of rows whose fields are this model's columns."""
         fields: dict[str, Any] = {
             f"column_{i}": (column.value_type, Field(alias=column.name, examples=[column.example]))
             for i, column in enumerate(self.columns)
@@ -113,67 +116,67 @@ class Tabular(Task):
             note = Field(default=None, alias=name, description="Accepted and not used.")
             fields[f"ignored_{i}"] = (Any, note)
         row: type[Row] = create_model("Row", __base__=Row, **fields)
-        refuse_too_many = partial(_refuse_too_many, len(fields) + _SPARE_FIELDS)
-        rows = Annotated[list[row], BeforeValidator(refuse_too_many), Field(min_length=1)]
+        check_counts = partial(_check_counts, len(fields) + _MAX_UNKNOWN_FIELDS)
+        rows = Annotated[list[row], BeforeValidator(check_counts), Field(min_length=1)]
         return create_model("TabularRequest", __base__=Request, rows=(rows, ...))
 
     @property
     def answer_type(self) -> type[Answer]:
-        """One for classes, one for numbers."""
+        """TabularAnswer for classes, NumberAnswer for numbers."""
         return TabularAnswer if self.labels else NumberAnswer
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """Categories as indices, numbers as they are, NaN where missing: the graph standardises and fills in."""
+        """Categories as indices, and raw numbers, NaN if missing; the graph standardises and imputes."""
         return (
-            TensorSpec("categories", "int64", (len(self.table.categories),)),
-            TensorSpec("numbers", "float32", (len(self.table.numbers),)),
+            TensorSpec("categories", "int64", (len(self.schema.categories),)),
+            TensorSpec("numbers", "float32", (len(self.schema.numbers),)),
         )
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
-        """Calibrated probabilities; or the number and both ends of its interval, in the target's own unit."""
+        """Calibrated probabilities; or the number and both ends of its interval, in the unit of the target."""
         if self.labels:
             return (TensorSpec("probabilities", "float32", (len(self.labels),)),)
         return TensorSpec("value", "float32", ()), TensorSpec("interval", "float32", (2,))
 
     def decode(self, request: Any, limits: Limits) -> Table:
-        """The rows, by columns."""
+        """Return the rows as a table of columns."""
         return {
             column.name: [getattr(row, f"column_{i}") for row in request.rows] for i, column in enumerate(self.columns)
         }
 
     def preprocess(self, raw: Table) -> Samples:
-        """One sample a row. The context is the list of what a client should know of its values."""
-        return Samples(self.table.encode(raw), list(islice(self._notices(raw), _MAX_NOTICES)))
+        """Encode the rows, one sample each. The context is the list of notices about their values."""
+        return Samples(self.schema.encode(raw), list(islice(self._notices(raw), _MAX_NOTICES)))
 
-    def _notices(self, raw: Table) -> Any:
+    def _notices(self, raw: Table) -> Iterator[str]:
         for column in self.columns:
             values = raw[column.name]
-            found = {value: notice for value in set(values) if (notice := column.notice(value))}
-            for row, value in enumerate(values if found else ()):
-                if value in found:
-                    yield f"rows.{row}.{column.name}: {found[value]}."
+            notices = {value: notice for value in set(values) if (notice := column.notice(value))}
+            for row, value in enumerate(values if notices else ()):
+                if value in notices:
+                    yield f"rows.{row}.{column.name}: {notices[value]}."
 
     def postprocess(self, outputs: Arrays, samples: Samples, request: Any) -> Answer:
-        """One prediction a row."""
-        return self._classes(outputs, samples) if self.labels else self._values(outputs, samples)
+        """Return one prediction per row."""
+        return self._predict_classes(outputs, samples) if self.labels else self._predict_numbers(outputs, samples)
 
-    def _values(self, outputs: Arrays, samples: Samples) -> NumberAnswer:
+    def _predict_numbers(self, outputs: Arrays, samples: Samples) -> NumberAnswer:
         numbers = np.concatenate([outputs["value"][:, None], outputs["interval"]], axis=1)
         if not np.isfinite(numbers).all():
             rows = np.flatnonzero(~np.isfinite(numbers).all(axis=1))[:5].tolist()
-            raise InvalidOutput(f"The network gave no finite number for rows {rows}.")
+            raise InvalidOutput(f"The network returned no finite number for rows {rows}.")
         predictions = [
-            RowNumber(value=value, low=low, high=high) for value, low, high in _significant(numbers).tolist()
+            RowNumber(value=value, low=low, high=high) for value, low, high in _round_significant(numbers).tolist()
         ]
         return NumberAnswer(predictions=predictions, coverage=self.coverage, notices=samples.context)
 
-    def _classes(self, outputs: Arrays, samples: Samples) -> TabularAnswer:
+    def _predict_classes(self, outputs: Arrays, samples: Samples) -> TabularAnswer:
         probabilities = outputs["probabilities"]
         if not np.isfinite(probabilities).all():
             rows = np.flatnonzero(~np.isfinite(probabilities).all(axis=1))[:5].tolist()
-            raise InvalidOutput(f"The network gave no finite probabilities for rows {rows}.")
+            raise InvalidOutput(f"The network returned no finite probabilities for rows {rows}.")
         best = probabilities.argmax(axis=1).tolist()
         predictions = [
             RowPrediction(
@@ -186,20 +189,20 @@ class Tabular(Task):
         return TabularAnswer(predictions=predictions, notices=samples.context)
 
     def example(self) -> dict[str, Any]:
-        """The row whose values the columns name as their examples."""
-        return {"rows": [{column.name: _example_of(column) for column in self.columns}]}
+        """Return a request with one row: the example values of the columns."""
+        return {"rows": [{column.name: _example_value(column) for column in self.columns}]}
 
 
-def _significant(numbers: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The numbers to six significant digits: a float32 holds no more than seven."""
+def _round_significant(numbers: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Round to six significant digits; a float32 holds no more than seven."""
     exact = numbers.astype(np.float64)
     digits = 5 - np.floor(np.log10(np.maximum(np.abs(exact), 1e-30)))
     scale = 10.0 ** np.clip(digits, -30, 30)
-    found: NDArray[np.float64] = np.where(exact == 0, 0.0, np.round(exact * scale) / scale)
-    return found
+    rounded: NDArray[np.float64] = np.where(exact == 0, 0.0, np.round(exact * scale) / scale)
+    return rounded
 
 
-def _example_of(column: Column) -> Any:
+def _example_value(column: Column) -> Any:
     if isinstance(column, DateColumn):
         return column.example or column.last
     if isinstance(column, CategoryColumn):
@@ -209,7 +212,7 @@ def _example_of(column: Column) -> Any:
 
 
 def with_examples(task: Tabular, row: dict[str, Any]) -> Tabular:
-    """The task with the values of `row` as its columns' examples."""
+    """Return the task with the values of `row` as the examples of its columns."""
     return replace(task, columns=tuple(_with_example(column, row.get(column.name)) for column in task.columns))
 
 

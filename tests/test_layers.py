@@ -1,4 +1,4 @@
-"""Which package, and within a package which room, may import which."""
+"""The law of imports: which package, and within a package which room, may import which."""
 
 import ast
 import subprocess
@@ -14,7 +14,7 @@ FORBIDDEN = {
     "training": ("service", "fastapi"),
     "service": ("training", "torch", "sklearn"),
 }
-"""What no file of a package may import."""
+"""Modules that no file of a package may import."""
 
 ROOMS = {
     "service": ("settings", "errors", "metrics", "process", "backends", "engine", "models", "http", "server", "app"),
@@ -35,12 +35,12 @@ ROOMS = {
         "train_all",
     ),
 }
-"""The rooms of a package, from the ground up: each imports only from rooms that stand before it."""
+"""The rooms of a package, lowest first. A room imports only from rooms before it."""
 
 LEAVES = ("service.settings", "service.errors", "service.metrics", "service.process", "service.backends")
-"""Rooms that know no other room of the service."""
+"""Rooms that import no other room of the service."""
 
-UNKNOWN_TO = {
+FORBIDDEN_IN_ROOM = {
     "service.engine": ("fastapi", "starlette", "onnxruntime"),
     "service.engine.scheduler": ("tasks", "numpy"),
     "service.engine.queue": ("tasks", "numpy"),
@@ -55,134 +55,134 @@ UNKNOWN_TO = {
     "training.core": ("torchvision", "onnx", "onnxruntime", "matplotlib"),
     "training.engine": ("torchvision", "onnx", "onnxruntime", "matplotlib"),
 }
-"""What a room, or one of its files, must not know beside the rooms that stand after it."""
+"""Modules that a room, or one of its files, must not import, in addition to the rooms after it."""
 
 
-def files_of(module: str) -> list[Path]:
+def files_in(module: str) -> list[Path]:
     path = ROOT / module.replace(".", "/")
     return sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
 
 
-def module_of(path: Path) -> str:
+def module_name(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports_of(path: Path) -> Iterator[str]:
-    """The modules that a file imports, under functions and `TYPE_CHECKING` too."""
+def imported_modules(path: Path) -> Iterator[str]:
+    """Yield the modules that a file imports, including imports in functions and under `TYPE_CHECKING`."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                yield inner if (ROOT / inner.replace(".", "/")).with_suffix(".py").exists() else node.module
+                submodule = f"{node.module}.{alias.name}"
+                is_file = (ROOT / submodule.replace(".", "/")).with_suffix(".py").exists()
+                yield submodule if is_file else node.module
 
 
-def is_of(module: str, package: str) -> bool:
+def is_in(module: str, package: str) -> bool:
     return module == package or module.startswith(package + ".")
 
 
 def room_of(module: str, package: str) -> str | None:
-    return module.split(".")[1] if is_of(module, package) and module != package else None
+    return module.split(".")[1] if is_in(module, package) and module != package else None
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)
-def test_no_package_imports_what_it_must_not_know(package: str) -> None:
-    wrong = {
-        f"{module_of(path)} imports {module}"
-        for path in files_of(package)
-        for module in imports_of(path)
-        if any(is_of(module, forbidden) for forbidden in FORBIDDEN[package])
+def test_package_imports_no_forbidden_module(package: str) -> None:
+    violations = {
+        f"{module_name(path)} imports {module}"
+        for path in files_in(package)
+        for module in imported_modules(path)
+        if any(is_in(module, forbidden) for forbidden in FORBIDDEN[package])
     }
 
-    assert wrong == set()
+    assert violations == set()
 
 
 @pytest.mark.parametrize("package", ROOMS)
-def test_every_room_has_its_place_in_the_order(package: str) -> None:
-    rooms = {room_of(module_of(path), package) for path in files_of(package)} - {None, "__main__"}
+def test_every_room_is_listed(package: str) -> None:
+    rooms = {room_of(module_name(path), package) for path in files_in(package)} - {None, "__main__"}
 
     assert rooms == set(ROOMS[package])
 
 
 @pytest.mark.parametrize("package", ROOMS)
-def test_a_room_imports_only_from_rooms_before_it(package: str) -> None:
-    order = {room: place for place, room in enumerate((*ROOMS[package], "__main__"))}
-    wrong = {
-        f"{module_of(path)} imports {module}"
-        for path in files_of(package)
-        if (mine := room_of(module_of(path), package))
-        for module in imports_of(path)
-        if (other := room_of(module, package)) and order[other] > order[mine]
+def test_room_imports_only_from_rooms_before_it(package: str) -> None:
+    order = {room: position for position, room in enumerate((*ROOMS[package], "__main__"))}
+    violations = {
+        f"{module_name(path)} imports {module}"
+        for path in files_in(package)
+        if (room := room_of(module_name(path), package))
+        for module in imported_modules(path)
+        if (imported_room := room_of(module, package)) and order[imported_room] > order[room]
     }
 
-    assert wrong == set()
+    assert violations == set()
 
 
-@pytest.mark.parametrize("module", LEAVES)
-def test_a_leaf_knows_no_other_room_of_the_service(module: str) -> None:
-    others = {name for path in files_of(module) for name in imports_of(path) if is_of(name, "service")}
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_leaf_imports_no_other_room_of_the_service(leaf: str) -> None:
+    imported = {module for path in files_in(leaf) for module in imported_modules(path) if is_in(module, "service")}
 
-    assert {name for name in others if not is_of(name, module)} == set()
-
-
-@pytest.mark.parametrize("module", UNKNOWN_TO)
-def test_a_room_does_not_know_what_it_has_no_use_for(module: str) -> None:
-    imported = {name for path in files_of(module) for name in imports_of(path)}
-
-    assert {name for name in imported if any(is_of(name, forbidden) for forbidden in UNKNOWN_TO[module])} == set()
+    assert {module for module in imported if not is_in(module, leaf)} == set()
 
 
-def test_no_task_s_learner_imports_another_s() -> None:
+@pytest.mark.parametrize("room", FORBIDDEN_IN_ROOM)
+def test_room_imports_no_forbidden_module(room: str) -> None:
+    imported = {module for path in files_in(room) for module in imported_modules(path)}
+
+    assert {m for m in imported if any(is_in(m, forbidden) for forbidden in FORBIDDEN_IN_ROOM[room])} == set()
+
+
+def test_learner_of_a_task_imports_no_other_task_s_learner() -> None:
     def folder_of(module: str) -> str | None:
         return module.split(".")[2] if module.startswith("training.learners.") else None
 
-    wrong = {
-        f"{module_of(path)} imports {module}"
-        for path in files_of("training.learners")
-        for module in imports_of(path)
-        if folder_of(module) not in (None, folder_of(module_of(path)))
+    violations = {
+        f"{module_name(path)} imports {module}"
+        for path in files_in("training.learners")
+        for module in imported_modules(path)
+        if folder_of(module) not in (None, folder_of(module_name(path)))
     }
 
-    assert wrong == set()
+    assert violations == set()
 
 
 @pytest.mark.parametrize("package", ["tasks", "service"])
-def test_no_modules_import_each_other_in_a_circle(package: str) -> None:
-    imports = {module_of(path): {m for m in imports_of(path) if is_of(m, package)} for path in files_of(package)}
-    left = dict(imports)
+def test_no_circular_imports(package: str) -> None:
+    remaining = {
+        module_name(path): {m for m in imported_modules(path) if is_in(m, package)} for path in files_in(package)
+    }
 
-    while done := [module for module, needed in left.items() if not needed & (left.keys() - {module})]:
-        for module in done:
-            del left[module]
+    while resolved := [name for name, imports in remaining.items() if not imports & (remaining.keys() - {name})]:
+        for name in resolved:
+            del remaining[name]
 
-    assert left == {}
+    assert remaining == {}
 
 
 @pytest.mark.parametrize(
     ("modules", "blocked"),
     [
         (
-            ("tasks.classification", "tasks.tabular", "tasks.manifest"),
+            [module_name(path) for path in files_in("tasks")],
             ("torch", "onnxruntime", "fastapi", "training", "service"),
         ),
         (
-            ("service.app", "service.__main__"),
+            ["service.app", "service.__main__"],
             ("torch", "torchvision", "training", "sklearn", "polars", "onnx", "httpx"),
         ),
         (
-            ("training.__main__", "training.publishing.export", "training.publishing.publish"),
+            ["training.__main__", "training.publishing.export", "training.publishing.publish"],
             ("service", "fastapi", "uvicorn", "prometheus_client"),
         ),
     ],
     ids=["tasks", "service", "training"],
 )
-def test_each_package_loads_where_what_it_must_not_need_is_missing(
-    modules: tuple[str, ...], blocked: tuple[str, ...]
-) -> None:
+def test_package_loads_without_modules_it_must_not_need(modules: list[str], blocked: tuple[str, ...]) -> None:
     program = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import {', '.join(modules)}"
 
-    ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    process = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
 
-    assert ended.returncode == 0, ended.stderr
+    assert process.returncode == 0, process.stderr

@@ -14,8 +14,8 @@ import numpy as np
 
 from service.backends.base import Backend, OutOfMemory
 from tasks.contract import Arrays, Limits, Request, Samples, Task
-from tasks.deviation import BatchDeviation, allowed, batch_deviation
-from tasks.goldens import Golden, difference
+from tasks.deviation import BatchDeviation, batch_deviation, max_deviation
+from tasks.goldens import Golden, first_difference
 from tasks.manifest import BrokenModel, Manifest
 
 VERIFICATION_BATCH = 8
@@ -59,7 +59,7 @@ def verify(manifest: Manifest, task: Task, backend: Backend, goldens: Sequence[G
     for mode, outputs in (("alone", alone), ("in a batch", [copies[0] for copies in batched])):
         for i, golden in enumerate(goldens):
             answer = task.postprocess(outputs[i], samples[i], requests[i])
-            if mismatch := difference(golden.answer, answer.plain(), manifest.golden_tolerance):
+            if mismatch := first_difference(golden.answer, answer.plain(), manifest.golden_tolerance):
                 raise BrokenModel(f"The model does not reproduce its published answers: golden {i} {mode}: {mismatch}.")
     pairs = ((outputs, copy) for outputs, copies in zip(alone, batched, strict=True) for copy in copies)
     deviation = batch_deviation(task.outputs, pairs)
@@ -70,7 +70,7 @@ def verify(manifest: Manifest, task: Task, backend: Backend, goldens: Sequence[G
 def check_batch_deviation(manifest: Manifest, task: Task, deviation: BatchDeviation, device: str) -> None:
     """Raise BrokenModel if the batch changes an output by more than the manifest allows."""
     for spec in task.outputs:
-        measured, limit = deviation[spec.name], allowed(spec, manifest.batch_invariance, device)
+        measured, limit = deviation[spec.name], max_deviation(spec, manifest.batch_invariance, device)
         if not measured <= limit:  # True for NaN as well.
             published = (manifest.batch_invariance or {}).get(spec.name)
             stated = "states no value" if published is None else f"states {published:.1e}"

@@ -1,4 +1,4 @@
-"""Pictures of any kind and size become the network's square, and what is found there leads back."""
+"""Decoding of images, fitting to the network's input, and mapping back."""
 
 import io
 from contextlib import suppress
@@ -23,7 +23,7 @@ def blank(width: int, height: int) -> DecodedImage:
 
 @settings(max_examples=150, deadline=None)
 @given(sides, sides, st.integers(8, 256), fits, st.floats(0, 1), st.floats(0, 1))
-def test_a_point_goes_to_the_network_and_comes_back_within_half_a_pixel(
+def test_frame_maps_points_to_the_network_and_back_within_half_a_pixel(
     width: int, height: int, size: int, fit: str, x: float, y: float
 ) -> None:
     if width / height > 64 or height / width > 64:
@@ -31,42 +31,42 @@ def test_a_point_goes_to_the_network_and_comes_back_within_half_a_pixel(
     pixels, frame = fit_image(blank(width, height), size, size, fit)  # type: ignore[arg-type]
     point = np.array([x * width, y * height])
 
-    there = frame.to_network(point)
-    back = frame.to_image(there)
+    network_point = frame.to_network(point)
+    restored = frame.to_image(network_point)
 
     assert pixels.shape == (size, size, 3)
-    assert np.abs(back - point).max() < 0.5
+    assert np.abs(restored - point).max() < 0.5
     if fit != "crop":
-        assert (there >= -1e-6).all()
-        assert (there <= size + 1e-6).all()
+        assert (network_point >= -1e-6).all()
+        assert (network_point <= size + 1e-6).all()
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(40, 400), st.integers(40, 400), fits, st.integers(0, 3), st.integers(0, 3))
-def test_a_spot_of_the_picture_lies_where_the_frame_says(width: int, height: int, fit: str, i: int, j: int) -> None:
+def test_frame_locates_a_white_spot(width: int, height: int, fit: str, i: int, j: int) -> None:
     image = Image.new("RGB", (width, height), "black")
     left, top = width * (2 + i) // 8, height * (2 + j) // 8
     spot = (left, top, left + width // 8, top + height // 8)
     image.paste("white", spot)
     pixels, frame = fit_image(DecodedImage(image, width, height), 64, 64, fit)  # type: ignore[arg-type]
 
-    middle = frame.to_network(np.array([(spot[0] + spot[2]) / 2, (spot[1] + spot[3]) / 2]))
+    centre = frame.to_network(np.array([(spot[0] + spot[2]) / 2, (spot[1] + spot[3]) / 2]))
 
-    if ((middle > 1) & (middle < 63)).all():
-        assert pixels[int(middle[1]), int(middle[0])].min() > 100
+    if ((centre > 1) & (centre < 63)).all():
+        assert pixels[int(centre[1]), int(centre[0])].min() > 100
 
 
-def test_a_large_jpeg_is_decoded_smaller_and_keeps_its_geometry() -> None:
+def test_large_jpeg_is_decoded_smaller_and_keeps_its_size() -> None:
     content = encode_image(red_image(4000, 3000), "JPEG")
 
-    picture = decode_image(content, max_pixels=20_000_000, enough=224)
+    decoded = decode_image(content, max_pixels=20_000_000, min_side=224)
 
-    assert (picture.width, picture.height) == (4000, 3000)
-    assert max(picture.image.size) < 4000
-    assert min(picture.image.size) >= 224
+    assert (decoded.width, decoded.height) == (4000, 3000)
+    assert max(decoded.image.size) < 4000
+    assert min(decoded.image.size) >= 224
 
 
-def test_a_picture_on_its_side_is_set_upright() -> None:
+def test_exif_orientation_is_applied() -> None:
     upright = decode_image(exif_rotated_jpeg(red_image()), max_pixels=10_000)
 
     assert (upright.width, upright.height) == (60, 40)
@@ -75,27 +75,27 @@ def test_a_picture_on_its_side_is_set_upright() -> None:
 
 
 def test_sixteen_bits_become_eight_without_saturating() -> None:
-    picture = decode_image(sixteen_bit_png(level=128 * 256), max_pixels=10_000)
+    decoded = decode_image(sixteen_bit_png(level=128 * 256), max_pixels=10_000)
 
-    assert picture.image.getpixel((0, 0)) == (128, 128, 128)
-
-
-def test_transparency_lies_on_white() -> None:
-    picture = decode_image(encode_image(Image.new("RGBA", (4, 4), (0, 0, 0, 0))), max_pixels=100)
-
-    assert picture.image.getpixel((0, 0)) == (255, 255, 255)
+    assert decoded.image.getpixel((0, 0)) == (128, 128, 128)
 
 
-def test_of_an_animation_the_first_frame_is_taken() -> None:
+def test_transparency_is_composited_on_white() -> None:
+    decoded = decode_image(encode_image(Image.new("RGBA", (4, 4), (0, 0, 0, 0))), max_pixels=100)
+
+    assert decoded.image.getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_first_frame_of_an_animation_is_used() -> None:
     file = io.BytesIO()
     red_image().save(file, "PNG", save_all=True, append_images=[Image.new("RGB", (60, 40), "blue")])
 
-    picture = decode_image(file.getvalue(), max_pixels=10_000)
+    decoded = decode_image(file.getvalue(), max_pixels=10_000)
 
-    assert picture.image.getpixel((40, 20)) == (230, 20, 10)
+    assert decoded.image.getpixel((40, 20)) == (230, 20, 10)
 
 
-def test_the_pixel_limit_is_checked_before_decoding() -> None:
+def test_pixel_limit_is_checked_before_decoding() -> None:
     header = encode_image(Image.new("1", (9000, 9000)))[:60]
 
     with pytest.raises(InvalidInput, match="9000×9000") as caught:
@@ -106,26 +106,26 @@ def test_the_pixel_limit_is_checked_before_decoding() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200), st.sampled_from(["JPEG", "PNG", "WEBP", "BMP"]), st.integers(0, 400))
-def test_damaged_files_are_refused_and_nothing_else(junk: bytes, kind: str, at: int) -> None:
-    whole = encode_image(red_image(), kind)
-    damaged = whole[:at] + junk + whole[at + len(junk) :]
+def test_damaged_files_raise_nothing_but_invalid_input(junk: bytes, kind: str, at: int) -> None:
+    file = encode_image(red_image(), kind)
+    damaged = file[:at] + junk + file[at + len(junk) :]
 
     with suppress(InvalidInput):
         assert decode_image(damaged, max_pixels=1_000_000).image.mode == "RGB"
 
 
 @pytest.mark.parametrize(("width", "height"), [(1000, 999), (999, 1000), (2000, 1998), (1000, 1000)])
-def test_a_picture_on_its_side_has_its_upright_sides_however_small_it_is_decoded(width: int, height: int) -> None:
+def test_rotated_jpeg_has_its_upright_size_when_decoded_smaller(width: int, height: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     content = encode_image(Image.new("RGB", (width, height)), "JPEG", exif=exif)
 
-    picture = decode_image(content, max_pixels=25_000_000, enough=480)
+    decoded = decode_image(content, max_pixels=25_000_000, min_side=480)
 
-    assert (picture.width, picture.height) == (height, width)
+    assert (decoded.width, decoded.height) == (height, width)
 
 
-def test_a_thread_of_pixels_is_refused_before_it_is_decoded() -> None:
+def test_overlong_side_is_rejected_before_decoding() -> None:
     content = encode_image(Image.new("1", (1_000_000, 1)))
 
     with pytest.raises(InvalidInput, match="no side may have more than 65,535 pixels") as error:
@@ -134,8 +134,8 @@ def test_a_thread_of_pixels_is_refused_before_it_is_decoded() -> None:
     assert error.value.reason == "too_large"
 
 
-def test_what_is_kept_of_a_large_picture_is_small_and_knows_how_large_it_was() -> None:
-    kept = thumbnail(DecodedImage(Image.new("RGB", (5000, 2500)), 10_000, 5_000), 1280)
+def test_thumbnail_is_small_and_keeps_the_original_size() -> None:
+    small = thumbnail(DecodedImage(Image.new("RGB", (5000, 2500)), 10_000, 5_000), 1280)
 
-    assert kept.image.size == (1280, 640)
-    assert (kept.width, kept.height) == (10_000, 5_000)
+    assert small.image.size == (1280, 640)
+    assert (small.width, small.height) == (10_000, 5_000)

@@ -1,4 +1,4 @@
-"""Two answers agree where a client could not tell them apart."""
+"""Comparison of goldens, and the files of a model folder."""
 
 import base64
 import json
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks._images import encoded
-from tasks.goldens import difference
+from tasks._images import encode_image
+from tasks.goldens import first_difference
 from tasks.manifest import BrokenModel, read_manifest, verify_files
 from tests.model_folders import CREDIT, credit_graph, publish
 from tests.tiny.models import every_task, tiny
@@ -18,7 +18,7 @@ ANSWER = {"label": "cat", "probability": 0.9, "labels": [{"label": "cat", "proba
 
 
 @pytest.mark.parametrize(
-    ("got", "found"),
+    ("actual", "expected"),
     [
         (ANSWER, None),
         (ANSWER | {"probability": 0.9005}, None),
@@ -26,17 +26,17 @@ ANSWER = {"label": "cat", "probability": 0.9, "labels": [{"label": "cat", "proba
         (ANSWER | {"probability": float("nan")}, "answer.probability is nan, not 0.9"),
         (ANSWER | {"probability": "0.9"}, "answer.probability is '0.9', not 0.9"),
         (ANSWER | {"label": "dog"}, "answer.label is 'dog', not 'cat'"),
-        (ANSWER | {"labels": []}, "answer.labels has another shape"),
-        (ANSWER | {"more": 1}, "answer has another shape"),
+        (ANSWER | {"labels": []}, "answer.labels has a different shape"),
+        (ANSWER | {"more": 1}, "answer has a different shape"),
         (ANSWER | {"seen": 1}, None),
         ({key: value for key, value in ANSWER.items() if key != "seen"} | {"sen": True}, "answer.seen is missing"),
     ],
 )
-def test_the_first_difference_is_named(got: dict[str, Any], found: str | None) -> None:
-    assert difference(ANSWER, got, 1e-3) == found
+def test_first_difference_is_described(actual: dict[str, Any], expected: str | None) -> None:
+    assert first_difference(ANSWER, actual, 1e-3) == expected
 
 
-def test_a_file_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+def test_symlink_out_of_the_folder_is_rejected(tmp_path: Path) -> None:
     folder = publish(tmp_path, "credit", CREDIT, credit_graph())
     graph = folder / "model.onnx"
     graph.rename(tmp_path / "elsewhere.onnx")
@@ -46,44 +46,45 @@ def test_a_file_that_leads_out_of_the_folder_is_refused(tmp_path: Path) -> None:
         verify_files(folder, read_manifest(folder))
 
 
-def test_pictures_in_answers_are_compared_by_what_they_show() -> None:
+def test_images_in_answers_are_compared_by_their_pixels() -> None:
     levels = np.tile(np.arange(0, 200, dtype=np.uint8), (40, 1))
 
     def answer(pixels: np.ndarray) -> dict[str, Any]:
-        return {"png": base64.b64encode(encoded(pixels, "png")).decode()}
+        return {"png": base64.b64encode(encode_image(pixels, "png")).decode()}
 
-    assert difference(answer(levels), answer(levels + np.uint8(1)), 1e-3) is None
-    assert difference(answer(levels), answer(levels[:, ::-1]), 1e-3) == "answer.png is another picture"
-    assert difference(answer(levels), answer(levels[1:]), 1e-3) == "answer.png is another picture"
-    assert difference(answer(levels), {"png": "iVBORw0KGgo" + "A" * 50}, 1e-3) == "answer.png is another picture"
+    assert first_difference(answer(levels), answer(levels + np.uint8(1)), 1e-3) is None
+    assert first_difference(answer(levels), answer(levels[:, ::-1]), 1e-3) == "answer.png is a different image"
+    assert first_difference(answer(levels), answer(levels[1:]), 1e-3) == "answer.png is a different image"
+    damaged = {"png": "iVBORw0KGgo" + "A" * 50}
+    assert first_difference(answer(levels), damaged, 1e-3) == "answer.png is a different image"
 
 
-def test_masks_are_compared_by_the_share_of_pixels_that_have_another_class() -> None:
+def test_masks_are_compared_by_the_fraction_of_differing_pixels() -> None:
     from tasks._masks import palette_png
 
     mask = np.zeros((20, 40), np.uint8)
     few, many = mask.copy(), mask.copy()
-    few[0, :8], many[0, :9] = 1, 1  # Of 800 pixels: a hundredth, and more.
+    few[0, :8], many[0, :9] = 1, 1  # Of 800 pixels: one hundredth, and more.
 
     def answer(pixels: np.ndarray) -> dict[str, Any]:
         return {"mask": base64.b64encode(palette_png(pixels, ((0, 0, 0), (1, 1, 1)))).decode()}
 
-    assert difference(answer(mask), answer(few), 1e-3) is None
-    assert difference(answer(mask), answer(many), 1e-3) == "answer.mask is another picture"
+    assert first_difference(answer(mask), answer(few), 1e-3) is None
+    assert first_difference(answer(mask), answer(many), 1e-3) == "answer.mask is a different image"
 
 
 WITH_FILES = [name for name, task in every_task().items() if task.files]
 
 
-def harmed(folder: Path, name: str, harm: str) -> None:
-    if harm == "missing":
+def damage_file(folder: Path, name: str, damage: str) -> None:
+    if damage == "missing":
         (folder / name).unlink()
-    elif harm == "no text":
+    elif damage == "not text":
         (folder / name).write_bytes(b"\xff\xfe\xfd")
-    elif harm == "a folder":
+    elif damage == "a folder":
         (folder / name).unlink()
         (folder / name).mkdir()
-    elif harm == "not named":
+    elif damage == "not listed":
         manifest = json.loads((folder / "manifest.json").read_text())
         del manifest["files"][name]
         (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -91,9 +92,7 @@ def harmed(folder: Path, name: str, harm: str) -> None:
 
 @pytest.mark.parametrize("name", WITH_FILES)
 class TestFilesOfATask:
-    def test_they_are_written_beside_the_manifest_which_has_their_hash_and_not_their_content(
-        self, tmp_path: Path, name: str
-    ) -> None:
+    def test_files_are_stored_beside_the_manifest_which_has_their_hash(self, tmp_path: Path, name: str) -> None:
         task, graph = tiny(name)
         folder = publish(tmp_path, name, task, graph)
         manifest = read_manifest(folder)
@@ -104,18 +103,18 @@ class TestFilesOfATask:
         assert set(task.files).isdisjoint(manifest.parameters)
 
     @pytest.mark.parametrize(
-        ("harm", "message"),
+        ("damage", "message"),
         [
             ("missing", "cannot be read: No such file"),
-            ("no text", "is not text in UTF-8"),
+            ("not text", "is not UTF-8 text"),
             ("a folder", "cannot be read: Is a directory"),
-            ("not named", "The manifest names no"),
+            ("not listed", "The manifest does not list"),
         ],
     )
-    def test_one_that_cannot_be_had_is_named(self, tmp_path: Path, name: str, harm: str, message: str) -> None:
+    def test_error_names_an_unusable_file(self, tmp_path: Path, name: str, damage: str, message: str) -> None:
         task, graph = tiny(name)
         folder = publish(tmp_path, name, task, graph)
-        harmed(folder, next(iter(task.files.values())), harm)
+        damage_file(folder, next(iter(task.files.values())), damage)
 
         with pytest.raises(BrokenModel, match=message):
             read_manifest(folder).load_task(folder)

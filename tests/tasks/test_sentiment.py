@@ -1,4 +1,4 @@
-"""Texts of all kinds become samples, and what the tokens say becomes words of the text that was sent."""
+"""Sentiment: tokenizing any text, and mapping evidence back to words of the request."""
 
 from dataclasses import replace
 from typing import Any
@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tasks.contract import InvalidInput, InvalidOutput, Limits, parameters_of, task_from
-from tasks.sentiment import Sentiment, SentimentAnswer, parts_of, without_control_characters, words_of
+from tasks.contract import InvalidInput, InvalidOutput, Limits, build_task, parameters_of
+from tasks.sentiment import Sentiment, SentimentAnswer, find_words, split_tokens, strip_control_characters
 from tests.model_folders import runner
 from tests.tiny.sentiment import GLAD, SAD, TASK, graph
 
@@ -24,16 +24,16 @@ TEXTS = st.lists(
 ).map("".join)
 
 
-def answered(text: str | bytes, task: Sentiment = TASK, **more: Any) -> SentimentAnswer:
+def predict(text: str | bytes, task: Sentiment = TASK, **more: Any) -> SentimentAnswer:
     answer = task.answer(RUN, {"text": text, **more})
     assert isinstance(answer, SentimentAnswer)
     return answer
 
 
-def test_the_words_that_decided_are_named_with_their_places() -> None:
+def test_deciding_words_are_returned_with_their_positions() -> None:
     text = "This awful, awful film has one good scene."
 
-    answer = answered(text)
+    answer = predict(text)
 
     assert (answer.label, answer.tokens > 8, answer.parts, answer.notices) == ("negative", True, 1, [])
     assert answer.probability == answer.probabilities["negative"] > 0.5
@@ -45,45 +45,45 @@ def test_the_words_that_decided_are_named_with_their_places() -> None:
     assert [word.weight > 0 for word in answer.words] == [True, True, False]
 
 
-def test_as_many_words_are_returned_as_were_asked_for() -> None:
+def test_number_of_words_is_limited_as_requested() -> None:
     text = "good great lovely bad"
 
-    assert [len(answered(text, words=words).words) for words in (0, 2, 50)] == [0, 2, 4]
+    assert [len(predict(text, words=words).words) for words in (0, 2, 50)] == [0, 2, 4]
 
 
 @settings(max_examples=150, deadline=None)
 @given(TEXTS)
-def test_places_always_point_at_the_word_in_the_text_that_was_sent(text: str) -> None:
+def test_positions_refer_to_the_text_of_the_request(text: str) -> None:
     try:
-        answer = answered(text, words=50)
+        answer = predict(text, words=50)
     except (InvalidInput, ValidationError):
         return
 
     assert all(
-        word.word == without_control_characters(text[word.start : word.end])[0] and word.word for word in answer.words
+        word.word == strip_control_characters(text[word.start : word.end])[0] and word.word for word in answer.words
     )
     assert [abs(word.weight) for word in answer.words] == sorted((abs(w.weight) for w in answer.words), reverse=True)
 
 
 @settings(max_examples=100, deadline=None)
 @given(TEXTS)
-def test_a_larger_bucket_changes_nothing(text: str) -> None:
+def test_longer_padding_does_not_change_the_answer(text: str) -> None:
     wide = replace(TASK, buckets=(8, 16, 32, 4096))
-    if not without_control_characters(text)[0].strip() or len(TASK.preprocess(text)) > 1:
+    if not strip_control_characters(text)[0].strip() or len(TASK.preprocess(text)) > 1:
         return
     samples = TASK.preprocess(text)
     larger = replace(samples, arrays={"tokens": np.pad(samples.arrays["tokens"], [(0, 0), (0, 40)])})
     request = wide.parse({"text": text, "words": 50}, Limits())
 
-    padded, plain = (wide.postprocess(RUN(each.arrays), each, request) for each in (larger, samples))
+    padded, unpadded = (wide.postprocess(RUN(s.arrays), s, request) for s in (larger, samples))
 
-    assert padded.words == plain.words
-    assert padded.probability == pytest.approx(plain.probability, abs=2e-6)
+    assert padded.words == unpadded.words
+    assert padded.probability == pytest.approx(unpadded.probability, abs=2e-6)
 
 
 @settings(max_examples=100, deadline=None)
 @given(TEXTS)
-def test_evidence_adds_up_to_the_difference_of_the_scores_of_what_was_read(text: str) -> None:
+def test_evidence_sums_to_the_scores(text: str) -> None:
     samples = TASK.preprocess(text)
 
     outputs = RUN(samples.arrays)
@@ -95,21 +95,21 @@ def test_evidence_adds_up_to_the_difference_of_the_scores_of_what_was_read(text:
 
 
 @given(st.integers(0, 3000), st.integers(2, 100))
-def test_a_text_in_parts_is_whole_and_each_part_fits(length: int, longest: int) -> None:
+def test_parts_of_a_text_are_complete_and_fit(length: int, max_length: int) -> None:
     tokens = np.arange(1, length + 2)
 
-    parts = parts_of(tokens, longest)
+    parts = split_tokens(tokens, max_length)
 
-    assert max(map(len, parts)) <= longest
+    assert max(map(len, parts)) <= max_length
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
     assert {int(part[0]) for part in parts} == {1}
     assert np.concatenate([part[1:] for part in parts]).tolist() == tokens[1:].tolist()
 
 
-def test_a_long_text_is_read_in_parts_to_its_end() -> None:
+def test_long_text_is_read_in_parts_to_its_end() -> None:
     text = "The film is good. " * 10 + "It is awful, " * 30 + "and boring"
 
-    answer = answered(text, words=50)
+    answer = predict(text, words=50)
 
     assert answer.parts > 1
     assert answer.label == "negative"
@@ -119,34 +119,34 @@ def test_a_long_text_is_read_in_parts_to_its_end() -> None:
     assert max(word.end for word in answer.words) == len(text)
 
 
-def test_parts_count_by_their_lengths() -> None:
+def test_parts_are_weighted_by_length() -> None:
     text = ("good " * 31 + "bad " * 31).strip()
     samples = TASK.preprocess(text)
 
-    answer = answered(text)
+    answer = predict(text)
 
     assert samples.context.counts == (31, 31)
     assert answer.probability == pytest.approx(RUN(samples.arrays)["probabilities"].mean(axis=0).max(), abs=1e-6)
-    assert answered("good " * 100 + "bad " * 20).label == "positive"
+    assert predict("good " * 100 + "bad " * 20).label == "positive"
 
 
 @pytest.mark.parametrize("text", ["", "   ", "\n\t\r\n", "\u3000\xa0", "\0\0", "\0 \x1b\n", b"", b"\xef\xbb\xbf"])
-def test_a_text_of_nothing_is_refused_as_empty(text: str | bytes) -> None:
-    with pytest.raises(InvalidInput, match=r"^The text .*\.$") as refused:
-        answered(text)
+def test_empty_text_is_rejected(text: str | bytes) -> None:
+    with pytest.raises(InvalidInput, match=r"^The text .*\.$") as caught:
+        predict(text)
 
-    assert refused.value.reason == "empty"
+    assert caught.value.reason == "empty"
 
 
-def test_control_characters_are_left_out_and_counted() -> None:
+def test_control_characters_are_removed_and_counted() -> None:
     text = "\0It's g\0r\x1beat\x7f\ufeff!"
 
-    answer = answered(text)
+    answer = predict(text)
 
     assert answer.notices == ["4 control characters were left out."]
     assert [(word.word, text[word.start : word.end]) for word in answer.words] == [("great", "g\0r\x1beat")]
-    assert answered("\0good").notices == ["One control character was left out."]
-    assert answered("good\tand\r\n\x85bad").notices == []
+    assert predict("\0good").notices == ["One control character was left out."]
+    assert predict("good\tand\r\n\x85bad").notices == []
 
 
 ODD_TEXTS = [
@@ -165,23 +165,23 @@ ODD_TEXTS = [
 
 
 @pytest.mark.parametrize("text", ODD_TEXTS)
-def test_every_script_is_answered(text: str) -> None:
-    answer = answered(text)
+def test_any_script_is_answered(text: str) -> None:
+    answer = predict(text)
 
     assert answer.tokens > 0
     assert answer.probabilities.keys() == {"negative", "positive"}
 
 
-def test_letters_of_other_forms_are_read_as_what_they_stand_for() -> None:
+def test_compatibility_characters_are_normalised() -> None:
     text = "a 𝔤𝔬𝔬𝔡 film"
 
-    (word,) = answered(text).words
+    (word,) = predict(text).words
 
     assert (word.word, word.start, word.end) == ("𝔤𝔬𝔬𝔡", 2, 6)
 
 
-def test_halves_of_surrogate_pairs_are_left_out() -> None:
-    answer = answered("good \ud800\udc00 film")
+def test_surrogates_are_removed() -> None:
+    answer = predict("good \ud800\udc00 film")
 
     assert answer.notices == ["2 control characters were left out."]
     assert [word.word for word in answer.words] == ["good"]
@@ -200,54 +200,54 @@ def test_halves_of_surrogate_pairs_are_left_out() -> None:
     ],
 )
 def test_words_are_runs_of_letters_digits_and_apostrophes_or_emoji(text: str, words: list[str]) -> None:
-    assert words == [text[start:end] for start, end in words_of(text)]
+    assert words == [text[start:end] for start, end in find_words(text)]
 
 
 @given(st.text())
-def test_words_lie_one_after_the_other(text: str) -> None:
-    places = [place for word in words_of(text) for place in word]
+def test_words_do_not_overlap(text: str) -> None:
+    positions = [position for word in find_words(text) for position in word]
 
-    assert places == sorted(places)
-    assert all(0 <= place <= len(text) for place in places)
-    assert all(start < end for start, end in words_of(text))
-
-
-@pytest.mark.parametrize("text", ["a " * 50_001, "ﷺ" * 10_000], ids=["as it is", "written out"])
-def test_more_characters_than_are_accepted_are_refused(text: str) -> None:
-    with pytest.raises(InvalidInput, match=r"characters; at most 100,000 are accepted\.") as refused:
-        answered(text)
-
-    assert refused.value.reason == "too_large"
+    assert positions == sorted(positions)
+    assert all(0 <= position <= len(text) for position in positions)
+    assert all(start < end for start, end in find_words(text))
 
 
-def test_more_tokens_than_can_be_read_in_time_are_refused() -> None:
-    with pytest.raises(InvalidInput, match=r"tokens; at most 1,600 are accepted\.") as refused:
-        answered("😀 👍" * 1000)
+@pytest.mark.parametrize("text", ["a " * 50_001, "ﷺ" * 10_000], ids=["as sent", "after NFKC"])
+def test_too_many_characters_are_rejected(text: str) -> None:
+    with pytest.raises(InvalidInput, match=r"characters; at most 100,000 are accepted\.") as caught:
+        predict(text)
 
-    assert refused.value.reason == "too_large"
+    assert caught.value.reason == "too_large"
 
 
-def test_what_stands_for_padding_cannot_be_written_into_a_text() -> None:
+def test_too_many_tokens_are_rejected() -> None:
+    with pytest.raises(InvalidInput, match=r"tokens; at most 1,600 are accepted\.") as caught:
+        predict("😀 👍" * 1000)
+
+    assert caught.value.reason == "too_large"
+
+
+def test_special_tokens_in_a_text_are_read_as_text() -> None:
     samples = TASK.preprocess("[PAD] [BEGIN] good")
 
     assert np.count_nonzero(samples.arrays["tokens"]) == 1 + samples.context.counts[0]
     assert samples.arrays["tokens"].ravel().tolist().count(1) == 1
-    assert answered("[PAD] good [PAD]").words[0].word == "good"
+    assert predict("[PAD] good [PAD]").words[0].word == "good"
 
 
-def test_a_file_is_read_as_utf_8_with_or_without_its_mark() -> None:
+def test_file_is_read_as_utf_8_with_or_without_bom() -> None:
     text = "café: good"
 
-    assert answered(text) == answered(text.encode()) == answered(text.encode("utf-8-sig"))
+    assert predict(text) == predict(text.encode()) == predict(text.encode("utf-8-sig"))
 
 
-def test_a_file_in_another_encoding_is_a_clear_error() -> None:
+def test_file_in_another_encoding_is_rejected() -> None:
     with pytest.raises(ValidationError, match="the text is not UTF-8: see byte 3"):
-        answered("café: good".encode("latin-1"))
+        predict("café: good".encode("latin-1"))
 
 
 @pytest.mark.parametrize("body", [{}, {"text": 3}, {"text": None}, {"text": ["a"]}, {"text": "a", "words": 51}])
-def test_what_is_no_request_is_refused(body: dict[str, Any]) -> None:
+def test_invalid_request_is_rejected(body: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         TASK.parse(body, Limits())
 
@@ -259,16 +259,16 @@ def test_what_is_no_request_is_refused(body: dict[str, Any]) -> None:
         {"probabilities": np.full((1, 2), 0.5, np.float32), "evidence": np.full((1, 8, 2), np.inf, np.float32)},
         {"probabilities": np.full((1, 2), 0.5, np.float32), "evidence": np.zeros((1, 9, 2), np.float32)},
     ],
-    ids=["no number", "no finite evidence", "evidence for other tokens"],
+    ids=["NaN", "infinite evidence", "evidence for other tokens"],
 )
-def test_outputs_that_are_no_answer_are_told_apart(outputs: dict[str, Any]) -> None:
+def test_invalid_outputs_raise_invalid_output(outputs: dict[str, Any]) -> None:
     with pytest.raises(InvalidOutput):
         TASK.answer(lambda arrays: outputs, {"text": "good"})
 
 
-def test_the_tokenizer_and_the_buckets_are_checked_when_a_manifest_is_read() -> None:
+def test_tokenizer_and_buckets_are_validated() -> None:
     with pytest.raises(ValidationError, match="The tokenizer cannot be read"):
-        task_from(Sentiment, parameters_of(TASK), {"tokenizer.json": "{}"})
+        build_task(Sentiment, parameters_of(TASK), {"tokenizer.json": "{}"})
 
     with pytest.raises(ValueError, match="not lengths"):
         replace(TASK, buckets=(32, 16))

@@ -1,3 +1,5 @@
+"""Super-resolution: images of any size, file formats and limits."""
+
 import io
 import zlib
 
@@ -28,12 +30,12 @@ def noise(width, height):
     return Image.fromarray(pixels)
 
 
-def answered(run, image, **fields):
+def predict(run, image, **fields):
     content = image if isinstance(image, bytes) else encode_image(image)
     return tiny.TASK.answer(run, {"image": content, **fields})
 
 
-def shown(answer):
+def open_image(answer):
     return Image.open(io.BytesIO(answer.image))
 
 
@@ -41,22 +43,22 @@ SIZES = [(1, 1), (3, 200), (28, 28), (29, 29), (640, 32), (32, 640), (97, 61)]
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_picture_of_any_size_comes_back_twice_as_large_and_without_seams(run, size):
+def test_image_of_any_size_is_doubled_without_seams(run, size):
     image = noise(*size)
 
-    answer = answered(run, image)
+    answer = predict(run, image)
 
     assert (answer.width, answer.height) == (2 * size[0], 2 * size[1])
     expected = image.resize((2 * size[0], 2 * size[1]), Image.Resampling.NEAREST)
-    assert np.array_equal(np.asarray(expected), np.asarray(shown(answer)))
+    assert np.array_equal(np.asarray(expected), np.asarray(open_image(answer)))
 
 
 @given(st.integers(1, 120), st.integers(1, 120))
-def test_any_size_does(width, height):
+def test_any_size_is_restored_exactly(width, height):
     samples = tiny.TASK.preprocess(tiny.TASK.decode(tiny.TASK.parse(body(noise(width, height)), Limits()), Limits()))
     larger = {"restored": samples.arrays["image"].repeat(2, axis=1).repeat(2, axis=2)}
 
-    restored = tiny.TASK.restored(larger, samples)
+    restored = tiny.TASK.restore(larger, samples)
 
     assert tiny.TASK.inputs[0].mismatch(samples.arrays["image"]) is None
     assert np.array_equal(np.asarray(noise(width, height)).repeat(2, 0).repeat(2, 1), restored)
@@ -67,32 +69,32 @@ def body(image):
 
 
 @pytest.mark.parametrize(("kind", "name"), [("png", "PNG"), ("jpeg", "JPEG"), ("webp", "WEBP")])
-def test_the_answer_is_a_file_of_the_kind_that_was_asked_for_and_says_that_it_is_generated(run, kind, name):
-    answer = answered(run, red_image(), format=kind)
+def test_answer_has_the_requested_format_and_is_marked_as_generated(run, kind, name):
+    answer = predict(run, red_image(), format=kind)
 
     assert (answer.media_type, answer.scale, answer.generated) == (f"image/{kind}", 2, True)
-    assert (shown(answer).format, shown(answer).size) == (name, (120, 80))
-    assert "invented" in shown(answer).getexif()[0x010E]
+    assert (open_image(answer).format, open_image(answer).size) == (name, (120, 80))
+    assert "invented" in open_image(answer).getexif()[0x010E]
 
 
-def test_a_form_of_the_answer_for_each_kind_of_file_names_the_field_that_holds_it(run):
+def test_every_file_representation_refers_to_the_image_field(run):
     representations = {representation.media_type: representation for representation in SuperResolution.representations}
 
     for kind in ("png", "jpeg", "webp"):
         representation = representations[f"image/{kind}"]
-        answer = answered(run, red_image(), **representation.fields)
+        answer = predict(run, red_image(), **representation.fields)
         assert getattr(answer, representation.file)
         assert answer.media_type == representation.media_type
     assert representations["application/json"].file is None
 
 
-def test_a_lower_quality_is_a_smaller_file(run):
-    sizes = [len(answered(run, noise(60, 60), format="jpeg", quality=quality).image) for quality in (20, 95)]
+def test_lower_quality_gives_a_smaller_file(run):
+    sizes = [len(predict(run, noise(60, 60), format="jpeg", quality=quality).image) for quality in (20, 95)]
 
     assert sizes[0] < sizes[1] / 2
 
 
-def test_options_may_be_text_and_are_checked():
+def test_options_are_parsed_from_text_and_validated():
     content = encode_image(red_image())
     request = tiny.TASK.parse({"image": content, "format": "jpeg", "quality": "75"}, Limits())
 
@@ -102,16 +104,16 @@ def test_options_may_be_text_and_are_checked():
             tiny.TASK.parse({"image": content, **wrong}, Limits())
 
 
-def header_of(width, height):
-    """The first bytes of a PNG of that size: there is nothing after them to decode."""
-    whole = encode_image(Image.new("1", (8, 8)))
-    start = whole.index(b"IHDR") + 4
-    changed = whole[:start] + width.to_bytes(4, "big") + height.to_bytes(4, "big") + whole[start + 8 :]
+def png_header(width, height):
+    """Return the first bytes of a PNG of this size, without any pixels."""
+    file = encode_image(Image.new("1", (8, 8)))
+    start = file.index(b"IHDR") + 4
+    changed = file[:start] + width.to_bytes(4, "big") + height.to_bytes(4, "big") + file[start + 8 :]
     crc = zlib.crc32(changed[start - 4 : start + 13]).to_bytes(4, "big")
     return changed[: start + 13] + crc + changed[start + 17 :]
 
 
-def refused(image, limits=None, **fields):
+def reject(image, limits=None, **fields):
     content = image if isinstance(image, bytes) else encode_image(image)
     request = tiny.TASK.parse({"image": content, **fields}, Limits())
     with pytest.raises(InvalidInput) as caught:
@@ -119,81 +121,81 @@ def refused(image, limits=None, **fields):
     return caught.value
 
 
-def test_a_picture_whose_answer_would_be_too_large_is_refused_from_its_header():
-    problem = refused(header_of(4000, 3000))
+def test_too_large_answer_is_rejected_from_the_header():
+    error = reject(png_header(4000, 3000))
 
-    assert problem.reason == "too_large"
-    assert "4000×3000" in str(problem)
-    assert "1,000,000" in str(problem)
-    assert "2 times as wide" in str(problem)
+    assert error.reason == "too_large"
+    assert "4000×3000" in str(error)
+    assert "1,000,000" in str(error)
+    assert "2 times as wide" in str(error)
 
 
-def test_the_largest_picture_that_is_accepted_gives_the_largest_answer():
+def test_pixel_limit_is_exact():
     limits = Limits(answer_pixels=4 * 60 * 50)
 
     assert tiny.TASK.decode(tiny.TASK.parse(body(red_image(60, 50)), limits), limits).width == 60
-    assert refused(red_image(60, 51), limits).reason == "too_large"
+    assert reject(red_image(60, 51), limits).reason == "too_large"
 
 
-def test_a_thread_of_a_picture_is_refused_for_the_tiles_that_it_would_take():
-    problem = refused(Image.new("RGB", (40_000, 1)))
+def test_elongated_image_is_rejected_because_of_its_tiles():
+    error = reject(Image.new("RGB", (40_000, 1)))
 
-    assert problem.reason == "too_large"
-    assert "40000×1" in str(problem)
-    assert "tiles of 32×32" in str(problem)
+    assert error.reason == "too_large"
+    assert "40000×1" in str(error)
+    assert "tiles of 32×32" in str(error)
 
 
-def test_a_picture_smaller_than_a_tile_is_accepted_however_low_the_limit():
+def test_image_smaller_than_a_tile_is_accepted_whatever_the_limit():
     limits = Limits(answer_pixels=4 * 60)
 
     assert tiny.TASK.decode(tiny.TASK.parse(body(red_image(8, 7)), limits), limits).height == 7
 
 
-def test_a_file_that_cannot_have_such_sides_is_refused_and_another_kind_is_named():
+def test_format_that_cannot_hold_the_answer_is_rejected_with_an_alternative():
     limits = Limits(answer_pixels=10**8)
-    problem = refused(Image.new("RGB", (9_000, 4)), limits, format="webp")
+    error = reject(Image.new("RGB", (9_000, 4)), limits, format="webp")
 
-    assert problem.reason == "too_large"
-    assert "16,383" in str(problem)
-    assert "png" in str(problem)
+    assert error.reason == "too_large"
+    assert "16,383" in str(error)
+    assert "png" in str(error)
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         (b"", "empty"),
-        (b"no picture", "unreadable"),
+        (b"not an image", "unreadable"),
         (encode_image(red_image())[:100], "unreadable"),
         (encode_image(red_image(), "GIF", save_all=True, append_images=[red_image(60, 40).rotate(180)]), "unreadable"),
     ],
     ids=["empty", "text", "cut", "animated GIF"],
 )
-def test_what_is_no_picture_of_a_kind_that_is_read_is_refused(content, reason):
-    assert refused(content).reason == reason
+def test_invalid_image_is_rejected(content, reason):
+    assert reject(content).reason == reason
 
 
-def test_a_palette_with_transparency_lies_on_white(run):
+def test_transparent_palette_entry_is_composited_on_white(run):
     image = red_image().convert("P", palette=Image.Palette.ADAPTIVE)
     clear = image.getpixel((30, 20))
 
-    answer = shown(answered(run, encode_image(image, transparency=clear)))
+    answer = open_image(predict(run, encode_image(image, transparency=clear)))
 
     assert answer.mode == "RGB"
     assert answer.getpixel((60, 40)) == (255, 255, 255)
 
 
-def test_a_picture_on_its_side_is_answered_upright(run):
-    answer = answered(run, exif_rotated_jpeg(red_image(60, 40)))
+def test_rotated_image_is_answered_upright(run):
+    answer = predict(run, exif_rotated_jpeg(red_image(60, 40)))
 
     assert (answer.width, answer.height) == (120, 80)
 
 
-def test_the_examples_ask_for_each_kind_of_file_and_are_few_tiles():
+def test_examples_cover_every_format_with_few_tiles():
     task = SuperResolution()
     bodies = task.examples()
 
-    assert {each.get("format", "png") for each in bodies} == {"png", "jpeg", "webp"}
-    tiles = [len(task.preprocess(task.decode(task.parse(each, Limits()), Limits()))) for each in bodies]
+    assert {request.get("format", "png") for request in bodies} == {"png", "jpeg", "webp"}
+    tiles = [len(task.preprocess(task.decode(task.parse(request, Limits()), Limits()))) for request in bodies]
     assert tiles[0] == 1
     assert max(tiles) > 1
     assert sum(tiles) <= 4

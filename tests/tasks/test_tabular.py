@@ -1,4 +1,4 @@
-"""A row becomes a class or a number; what is odd about a value is told, and what cannot be read is refused."""
+"""Tabular: rows become classes or numbers; unusual values get notices, invalid ones are rejected."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tasks._tables import CategoryColumn, NumberColumn
-from tasks.contract import Arrays, InvalidOutput, Limits, parameters_of, task_from
+from tasks.contract import Arrays, InvalidOutput, Limits, build_task, parameters_of
 from tasks.tabular import NumberAnswer, Tabular, TabularAnswer, with_examples
 from tests.model_folders import CREDIT, runner
 from tests.tiny.tabular import HIRES, hires_graph
@@ -19,11 +19,11 @@ from tests.tiny.tabular import HIRES, hires_graph
 ROW = {"when": "2012-06-01T08:00", "temp": 20, "weather": "clear"}
 
 
-def asked(*rows: dict[str, Any]) -> Any:
+def predict(*rows: dict[str, Any]) -> Any:
     return HIRES.answer(runner(hires_graph()), {"rows": list(rows)})
 
 
-def saying(value: float, low: float, high: float) -> Callable[[Arrays], Arrays]:
+def constant_network(value: float, low: float, high: float) -> Callable[[Arrays], Arrays]:
     def run(arrays: Arrays) -> Arrays:
         count = len(arrays["numbers"])
         return {
@@ -34,35 +34,35 @@ def saying(value: float, low: float, high: float) -> Callable[[Arrays], Arrays]:
     return run
 
 
-def test_each_row_gets_its_number_with_an_interval_in_their_order() -> None:
-    answer = asked(ROW, {**ROW, "temp": 30})
+def test_every_row_gets_a_number_with_an_interval() -> None:
+    answer = predict(ROW, {**ROW, "temp": 30})
 
     assert answer.predictions[1].value == pytest.approx(answer.predictions[0].value + 10)
-    assert all(each.low < each.value < each.high for each in answer.predictions)
+    assert all(p.low < p.value < p.high for p in answer.predictions)
     assert (answer.coverage, answer.notices) == (0.8, [])
 
 
-def test_numbers_have_the_six_digits_that_a_float32_has() -> None:
-    answer = HIRES.answer(saying(1234.56789, 0.000123456789, -0.0), {"rows": [ROW]})
+def test_numbers_are_rounded_to_six_digits() -> None:
+    answer = HIRES.answer(constant_network(1234.56789, 0.000123456789, -0.0), {"rows": [ROW]})
 
     assert answer.plain()["predictions"] == [{"value": 1234.57, "low": 0.000123457, "high": 0.0}]
 
 
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False))
-def test_rounding_changes_no_number_by_more_than_its_sixth_digit(value: float) -> None:
-    said = HIRES.answer(saying(value, value, value), {"rows": [ROW]}).predictions[0].value
+def test_rounding_changes_only_the_sixth_digit(value: float) -> None:
+    rounded = HIRES.answer(constant_network(value, value, value), {"rows": [ROW]}).predictions[0].value
 
-    assert math.isfinite(said)
-    assert said == pytest.approx(value, rel=1e-5, abs=1e-29)
+    assert math.isfinite(rounded)
+    assert rounded == pytest.approx(value, rel=1e-5, abs=1e-29)
 
 
-@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
-def test_what_is_no_number_is_no_answer(odd: float) -> None:
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite_raise_invalid_output(value: float) -> None:
     with pytest.raises(InvalidOutput, match=r"no finite number for rows \[0\]"):
-        HIRES.answer(saying(1.0, odd, 2.0), {"rows": [ROW]})
+        HIRES.answer(constant_network(1.0, value, 2.0), {"rows": [ROW]})
 
 
-def test_a_model_is_of_classes_or_of_a_number_and_says_which_by_its_answer() -> None:
+def test_model_predicts_either_classes_or_numbers() -> None:
     assert (CREDIT.answer_type, HIRES.answer_type) == (TabularAnswer, NumberAnswer)
     assert [spec.name for spec in HIRES.outputs] == ["value", "interval"]
     for labels, spread in (((), None), (("a", "b"), (0.0, 1.0))):
@@ -70,14 +70,14 @@ def test_a_model_is_of_classes_or_of_a_number_and_says_which_by_its_answer() -> 
             Tabular("y", labels, (NumberColumn("x", 0, 1),), spread=spread)
 
 
-def test_a_manifest_of_before_there_were_numbers_is_read() -> None:
+def test_parameters_without_regression_fields_are_valid() -> None:
     old = {name: value for name, value in parameters_of(CREDIT).items() if name not in ("spread", "coverage")}
 
-    assert task_from(Tabular, old) == CREDIT
+    assert build_task(Tabular, old) == CREDIT
 
 
-def test_a_date_before_or_after_training_is_answered_and_noted() -> None:
-    answer = asked(ROW, {**ROW, "when": "2010-12-31T23:00"}, {**ROW, "when": "2012-09-01 00:00"})
+def test_date_outside_training_is_answered_with_a_notice() -> None:
+    answer = predict(ROW, {**ROW, "when": "2010-12-31T23:00"}, {**ROW, "when": "2012-09-01 00:00"})
 
     assert answer.notices == [
         "rows.1.when: 2010-12-31T23:00 is before the first date that training saw (2011-01-01T00:00).",
@@ -85,7 +85,7 @@ def test_a_date_before_or_after_training_is_answered_and_noted() -> None:
     ]
 
 
-def test_a_missing_date_is_a_missing_value() -> None:
+def test_missing_date_is_encoded_as_missing() -> None:
     samples = HIRES.preprocess(HIRES.decode(HIRES.parse({"rows": [{**ROW, "when": None}]}, Limits()), Limits()))
 
     assert samples.arrays["categories"].tolist() == [[0, 0, 2]]
@@ -98,21 +98,21 @@ def test_a_missing_date_is_a_missing_value() -> None:
         ("2012-02-30T08:00", "there is no such day"),
         ("2012-06-01T25:00", "there is no such day or time"),
         ("2012-06-01", "has no time of day: write 2012-09-01T08:00"),
-        ("01.06.2012 08:00", "is no date as it is to be written here"),
-        ("2012-06-01T08:00Z", "without a zone"),
-        ("2012-W10-1", "is no date"),
-        ("now", "is no date"),
-        ("", "is no date"),
-        ("٢٠١٢-06-01T08:00", "is no date"),
+        ("01.06.2012 08:00", "is not a date in the expected format"),
+        ("2012-06-01T08:00Z", "without a time zone"),
+        ("2012-W10-1", "is not a date"),
+        ("now", "is not a date"),
+        ("", "is not a date"),
+        ("٢٠١٢-06-01T08:00", "is not a date"),
         ("1776-07-04T12:00", "over a hundred years away"),
         ("9999-12-31T23:59", "over a hundred years away"),
         ("0000-01-01T00:00", "there is no such day"),
-        ("2012-06-01T08:00" + "0" * 5000, "is no date"),
+        ("2012-06-01T08:00" + "0" * 5000, "is not a date"),
         (20120601, "string"),
         (True, "string"),
     ],
 )
-def test_what_is_no_date_is_refused_with_a_sentence(when: Any, message: str) -> None:
+def test_invalid_date_is_rejected_with_a_message(when: Any, message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         HIRES.parse({"rows": [{**ROW, "when": when}]}, Limits())
 
@@ -122,13 +122,13 @@ def test_what_is_no_date_is_refused_with_a_sentence(when: Any, message: str) -> 
     assert len(problem["msg"]) < 200
 
 
-def test_an_example_of_each_column_is_that_of_the_row_it_is_given() -> None:
+def test_with_examples_uses_the_values_of_the_row() -> None:
     row = {"when": "2011-05-05T05:00", "temp": 1.5, "weather": "rain"}
 
     assert with_examples(HIRES, row).example() == {"rows": [row]}
 
 
-def test_a_column_whose_values_are_all_missing_has_an_example_still() -> None:
+def test_column_without_values_has_an_example() -> None:
     task = Tabular("y", ("a", "b"), (CategoryColumn("c", ()), NumberColumn("n", 0.0, 4.0)))
 
     assert task.example() == {"rows": [{"c": None, "n": 2.0}]}

@@ -1,4 +1,4 @@
-"""One tokenizer for both sides: what is done to a text lies in its file, and each token knows what it stands for."""
+"""The tokenizer that training and service share."""
 
 import json
 
@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from tasks._text import BEGIN, PADDING, encode, encode_all, padded, tokenizer_from, trained
+from tasks._text import BEGIN, PADDING, encode, encode_all, load_tokenizer, pad_tokens, train_tokenizer
 
 SENTENCES = ["the film is good and the story is great", "isn't it a good film, and a great story?"] * 10
-TOKENIZER = tokenizer_from(trained(SENTENCES, size=350, least=2))
+TOKENIZER = load_tokenizer(train_tokenizer(SENTENCES, size=350, min_count=2))
 TEXTS = st.text(max_size=200).filter(lambda text: not any("\ud800" <= character <= "\udfff" for character in text))
 
 
@@ -19,7 +19,7 @@ def tokens_of(text: str) -> list[int]:
     return encode(TOKENIZER, text).tokens.tolist()
 
 
-def test_every_text_begins_with_begin_and_words_that_were_seen_often_are_one_token() -> None:
+def test_text_starts_with_begin_and_frequent_words_are_one_token() -> None:
     encoded = encode(TOKENIZER, "good film")
 
     assert encoded.tokens[0] == BEGIN
@@ -30,7 +30,7 @@ def test_every_text_begins_with_begin_and_words_that_were_seen_often_are_one_tok
 
 @settings(max_examples=200, deadline=None)
 @given(TEXTS)
-def test_any_text_becomes_tokens_whose_places_lie_inside_it_in_order(text: str) -> None:
+def test_spans_of_any_text_are_inside_it_and_in_order(text: str) -> None:
     encoded = encode(TOKENIZER, text)
 
     assert len(encoded.tokens) == len(encoded.spans)
@@ -42,12 +42,12 @@ def test_any_text_becomes_tokens_whose_places_lie_inside_it_in_order(text: str) 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(TEXTS, max_size=5))
-def test_many_texts_get_the_tokens_that_each_has_alone(texts: list[str]) -> None:
+def test_encode_all_matches_encode(texts: list[str]) -> None:
     assert [tokens.tolist() for tokens in encode_all(TOKENIZER, texts)] == [tokens_of(text) for text in texts]
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "second"),
     [
         ("Good FILM", "good film"),
         ("good<br /><br/>film", "good\n\nfilm"),
@@ -58,19 +58,19 @@ def test_many_texts_get_the_tokens_that_each_has_alone(texts: list[str]) -> None
         ("𝔤𝔬𝔬𝔡", "good"),
     ],
 )
-def test_what_reads_the_same_has_the_same_tokens(one: str, other: str) -> None:
-    assert tokens_of(one) == tokens_of(other)
+def test_equivalent_texts_have_equal_tokens(first: str, second: str) -> None:
+    assert tokens_of(first) == tokens_of(second)
 
 
-def test_learning_from_the_same_texts_gives_the_same_tokenizer() -> None:
-    first, second = (trained(SENTENCES, size=350, least=2) for _ in range(2))
+def test_training_a_tokenizer_is_reproducible() -> None:
+    first, second = (train_tokenizer(SENTENCES, size=350, min_count=2) for _ in range(2))
 
     assert json.loads(first) == json.loads(second)
     assert first == Tokenizer.from_str(first).to_str()
 
 
-def test_rows_are_filled_up_on_the_right() -> None:
-    rows = padded([np.array([1, 5, 6]), np.array([1])], 4)
+def test_rows_are_padded_on_the_right() -> None:
+    rows = pad_tokens([np.array([1, 5, 6]), np.array([1])], 4)
 
     assert rows.tolist() == [[1, 5, 6, PADDING], [1, PADDING, PADDING, PADDING]]
     assert rows.dtype == np.int64

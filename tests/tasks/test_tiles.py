@@ -1,3 +1,5 @@
+"""Cutting images into tiles and blending them again."""
+
 from itertools import pairwise
 
 import numpy as np
@@ -18,8 +20,8 @@ TILINGS = st.builds(
 )
 SIZES = st.one_of(
     st.tuples(st.integers(1, 150), st.integers(1, 60)),
-    st.integers(1, 20).map(lambda side: (20 * side, side)),  # Panoramas, lying
-    st.integers(1, 12).map(lambda side: (side, 20 * side)),  # and standing.
+    st.integers(1, 20).map(lambda side: (20 * side, side)),  # Panoramas, horizontal
+    st.integers(1, 12).map(lambda side: (side, 20 * side)),  # and vertical.
 )
 
 
@@ -27,48 +29,48 @@ def noise(width, height):
     return np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def larger(pixels, scale):
+def enlarge(pixels, scale):
     return pixels.repeat(scale, axis=-3).repeat(scale, axis=-2)
 
 
 @given(SIZES, TILINGS, st.integers(1, 3))
-def test_a_picture_cut_and_joined_is_the_same_picture(size, tiling, scale):
+def test_blending_cut_tiles_restores_the_image(size, tiling, scale):
     pixels = noise(*size)
 
-    joined = tiling.joined(larger(tiling.cut(pixels), scale), *size, scale=scale)
+    blended = tiling.blend(enlarge(tiling.cut(pixels), scale), *size, scale=scale)
 
-    assert np.array_equal(larger(pixels, scale), joined)
+    assert np.array_equal(enlarge(pixels, scale), blended)
 
 
 @given(SIZES, TILINGS, st.integers(1, 2))
-def test_what_lies_in_the_margin_of_a_tile_changes_nothing(size, tiling, scale):
+def test_margins_of_tiles_do_not_affect_the_result(size, tiling, scale):
     pixels = noise(*size)
-    tiles = larger(tiling.cut(pixels), scale)
+    tiles = enlarge(tiling.cut(pixels), scale)
     edge = scale * tiling.margin
-    spoilt = np.full_like(tiles, 77)
+    damaged = np.full_like(tiles, 77)
     inner = slice(edge, tiles.shape[1] - edge)
-    spoilt[:, inner, inner] = tiles[:, inner, inner]
+    damaged[:, inner, inner] = tiles[:, inner, inner]
 
-    joined = tiling.joined(spoilt, *size, scale=scale)
+    blended = tiling.blend(damaged, *size, scale=scale)
 
-    assert np.array_equal(larger(pixels, scale), joined)
+    assert np.array_equal(enlarge(pixels, scale), blended)
 
 
 @given(SIZES, TILINGS, st.integers(0, 255))
-def test_the_weights_of_the_tiles_sum_to_one_everywhere(size, tiling, level):
+def test_weights_of_tiles_sum_to_one(size, tiling, level):
     shape = (tiling.count(*size), tiling.tile, tiling.tile, 1)
 
-    joined = tiling.joined(np.full(shape, level, np.uint8), *size)
+    blended = tiling.blend(np.full(shape, level, np.uint8), *size)
 
-    assert (joined == level).all()
+    assert (blended == level).all()
 
 
-def test_between_two_tiles_that_disagree_the_answer_is_a_straight_slope():
+def test_two_different_tiles_blend_linearly():
     tiling = Tiling(tile=32, overlap=16, margin=3)
     assert tiling.starts(42) == (-3, 13)
     tiles = np.stack([np.full((32, 32, 1), level, np.uint8) for level in (40, 240)])
 
-    line = tiling.joined(tiles, 42, 1)[0, :, 0].astype(int)
+    line = tiling.blend(tiles, 42, 1)[0, :, 0].astype(int)
 
     steps = np.diff(line)
     assert (line[0], line[-1]) == (40, 240)
@@ -78,7 +80,7 @@ def test_between_two_tiles_that_disagree_the_answer_is_a_straight_slope():
 
 
 @given(SIZES, TILINGS)
-def test_every_pixel_lies_in_a_tile_clear_of_its_margin_and_neighbours_share_enough(size, tiling):
+def test_tiles_cover_every_pixel_and_overlap_enough(size, tiling):
     for length in size:
         starts = tiling.starts(length)
 
@@ -88,19 +90,19 @@ def test_every_pixel_lies_in_a_tile_clear_of_its_margin_and_neighbours_share_eno
 
 
 @pytest.mark.parametrize("values", [(0, 0, 0), (32, 8, 5), (32, 17, 2), (32, 8, -1)])
-def test_tiles_whose_ramps_would_meet_are_refused(values):
+def test_overlapping_ramps_are_rejected(values):
     with pytest.raises(ValueError, match="Tiles of"):
         Tiling(*values)
 
 
-def test_beside_the_answer_one_row_of_tiles_is_in_memory():
+def test_blending_needs_memory_for_one_row_of_tiles():
     import tracemalloc
 
     tiling, width, height = Tiling(64, 16, 2), 700, 900
     tiles = np.zeros((tiling.count(width, height), 128, 128, 3), np.uint8)
     tracemalloc.start()
 
-    answer = tiling.joined(tiles, width, height, scale=2)
+    answer = tiling.blend(tiles, width, height, scale=2)
 
     assert tracemalloc.get_traced_memory()[1] < 1.7 * answer.nbytes
     tracemalloc.stop()

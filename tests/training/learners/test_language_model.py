@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks._text import BEGIN, PADDING, tokenizer_from, trained
+from tasks._text import BEGIN, PADDING, load_tokenizer, train_tokenizer
 from training.core.config import Settings
 from training.core.errors import CannotTrain
 from training.engine.loop import fit
@@ -192,7 +192,7 @@ def test_an_answer_depends_neither_on_padding_nor_on_its_neighbours() -> None:
 
 
 def modelling(settings: Settings, start: language_model.Stored | None = None) -> LanguageModelling:
-    tokenizer = trained(["one two three four"] * 3, size=300, least=1)
+    tokenizer = train_tokenizer(["one two three four"] * 3, size=300, min_count=1)
     return LanguageModelling(
         texts(), texts(8, seed=1), tokenizer, SIZES, Dropouts().times(0.1), settings, window=6, frequent=5, start=start
     )
@@ -233,7 +233,7 @@ def test_a_folder_without_a_language_model_is_a_clear_error(tmp_path: Path) -> N
 
 
 def test_the_tokenizer_reads_anything_and_says_where_it_stood() -> None:
-    tokenizer = tokenizer_from(trained(["a film"], size=300, least=1))
+    tokenizer = load_tokenizer(train_tokenizer(["a film"], size=300, min_count=1))
 
     found = tokenizer.encode("Sooooooo 👍", add_special_tokens=False)
 

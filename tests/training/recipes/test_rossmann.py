@@ -187,7 +187,7 @@ def test_the_network_has_the_courses_22_categories_and_16_numbers(official, tmp_
     rossmann = load_recipe("rossmann")
     learner = learner_type("tabular").from_data(tmp_path / "prepared", rossmann.settings, rossmann.options, None)
 
-    table = learner.task.table
+    table = learner.task.schema
     assert isinstance(learner, Learner)
     # The tiny table has one year and one type of shop, but columns named by the recipe are used even if constant.
     parts = {column.name for column in table.categories}

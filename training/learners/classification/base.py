@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from tasks._images import Fit, encoded
+from tasks._images import Fit, encode_image
 from tasks.classification import Classification
 from tasks.contract import Arrays
 from training.core.config import option
@@ -129,4 +129,4 @@ class ClassesLearner(ImageLearner):
         image = self.held_out.image(index).image
         ratio = min(1.0, self.task.size / min(image.size))
         small = image.resize((round(image.width * ratio), round(image.height * ratio)), Image.Resampling.LANCZOS)
-        return encoded(small, "jpeg", quality=85)
+        return encode_image(small, "jpeg", quality=85)

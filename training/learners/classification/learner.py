@@ -149,7 +149,7 @@ class ClassificationLearner(ClassesLearner):
 
     def _is_clear(self, served: nn.Module, image: bytes, label: int) -> bool:
         """Whether the answer has a margin that rounding on another machine cannot use up."""
-        picture = decode_image(image, max_pixels=Limits().pixels, enough=self.task.size)
+        picture = decode_image(image, max_pixels=Limits().pixels, min_side=self.task.size)
         pixels = self.task.preprocess(picture).arrays["image"]
         with torch.no_grad():
             probabilities = served(torch.from_numpy(pixels.copy()))[0][0]

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from tasks._images import Frame, encoded
+from tasks._images import Frame, encode_image
 from tasks.contract import Arrays, Task
-from tasks.keypoints import Keypoints, placed
+from tasks.keypoints import Keypoints, to_image_points
 from tasks.manifest import Metric
 from training.core.config import option
 from training.core.errors import CannotTrain
@@ -190,7 +190,7 @@ class KeypointsLearner(ImageLearner):
 
     def _placed(self, found: NDArray[np.floating]) -> NDArray[np.floating]:
         """Points (n, k, 2) of the square as the service would answer them."""
-        return np.stack([placed(points, frame) for points, frame in zip(found, self.frames, strict=True)])
+        return np.stack([to_image_points(points, frame) for points, frame in zip(found, self.frames, strict=True)])
 
     def _errors(self, points: NDArray[np.floating]) -> NDArray[np.floating]:
         return metrics.relative_errors(points, self.truth, self.sizes)
@@ -369,6 +369,6 @@ class KeypointsLearner(ImageLearner):
             image = self.held_out.image(index).image
             ratio = min(1.0, self.task.size / max(image.size))
             small = image.resize((max(1, round(image.width * ratio)), max(1, round(image.height * ratio))))
-            bodies.append({"image": base64.b64encode(encoded(small, "jpeg")).decode("ascii")})
+            bodies.append({"image": base64.b64encode(encode_image(small, "jpeg")).decode("ascii")})
         bodies[min(1, len(bodies) - 1)]["overlay"] = True
         return self.task, bodies

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tasks._items import MAX_HISTORY, NO_RATING, bucket, filled
+from tasks._items import MAX_HISTORY, NO_RATING, bucket_length, pad_histories
 from training.engine.batches import Key, SampleSet, derived_seed
 from training.engine.runtime import Batch
 from training.learners.recommendations.interactions import Person, Ratings
@@ -23,14 +23,14 @@ def batch_of(
     longest: int = MAX_HISTORY,
 ) -> Batch:
     """The task's inputs: `histories` and `hidden` are rows of the table (the graph's numbers less one)."""
-    length = bucket(min(longest, max(map(len, histories), default=0)))
+    length = bucket_length(min(longest, max(map(len, histories), default=0)))
     cut = [(history[-longest:] + 1).tolist() for history in histories]
     candidates = torch.ones(len(cut), items, dtype=torch.uint8)
     for row, rows in zip(candidates, hidden, strict=True):
         row[torch.from_numpy(rows)] = 0
     return {
-        "history": torch.from_numpy(filled(cut, length)),
-        "levels": torch.from_numpy(filled([each[-longest:].tolist() for each in levels], length)),
+        "history": torch.from_numpy(pad_histories(cut, length)),
+        "levels": torch.from_numpy(pad_histories([each[-longest:].tolist() for each in levels], length)),
         "candidates": candidates,
         "similar": torch.zeros(len(cut), 1, dtype=torch.uint8),
     }

@@ -186,7 +186,7 @@ class RecommendationsLearner(Learner):
         scale = self.ratings.scale
         liked_from = scale.liked_from if scale else 1
         exact = cast(TasteNetwork, network).float().cpu().eval()
-        return ServedTaste(exact, self.likes, most=self.task.most, liked_from=liked_from).eval()
+        return ServedTaste(exact, self.likes, most=self.task.list_length, liked_from=liked_from).eval()
 
     def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
         """Figures on the test items, beside co-occurrence and popularity; by groups; who gets shown; examples."""

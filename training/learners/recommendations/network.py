@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, embedding, softplus
 
 from tasks._items import MAX_HISTORY, NO_ITEM, NO_RATING
-from tasks.recommendations import NOT_WANTED
+from tasks.recommendations import EXCLUDED_SCORE
 
 _FAR_BELOW = -1e4
 _EXACT_RANKS = 4
@@ -159,13 +159,13 @@ class ServedTaste(nn.Module):
         wanted = candidates != 0
         probabilities = torch.where(wanted, logits, _FAR_BELOW).softmax(dim=1)
         scores = torch.where(similar != 0, self._cosines(history[:, 0]), probabilities)
-        best, places = torch.where(wanted, scores, NOT_WANTED).topk(self.most, dim=1)
+        best, places = torch.where(wanted, scores, EXCLUDED_SCORE).topk(self.most, dim=1)
         shares = parts @ embedding(places, self.wanted).transpose(1, 2)
         liked = (history != NO_ITEM) & ((levels == NO_RATING) | (levels >= self.liked_from))
         speaks = liked.unsqueeze(2) & (history.unsqueeze(2) != places.unsqueeze(1) + 1)  # No item is its own reason.
         most, because = torch.where(speaks, shares, _FAR_BELOW).max(dim=1)
         # Of what is not to be recommended all scores are equal, and their order nobody's: it is not shown.
-        there = best > NOT_WANTED / 2
+        there = best > EXCLUDED_SCORE / 2
         most = torch.where(there & (most > _FAR_BELOW / 2), most, 0.0)
         return torch.where(there, places, 0), best, torch.where(most != 0, because, 0), most
 

@@ -186,7 +186,7 @@ class SegmentationLearner(ImageLearner):
         with torch.no_grad():
             logits = served.network(torch.from_numpy(samples.arrays["image"].copy()))[0][0]
         first, second = (logits / served.temperature).softmax(dim=0).topk(2, dim=0).values.numpy()
-        rows, columns = (samples.context.places(axis, size) for axis, size in enumerate(logits.shape[1:]))
+        rows, columns = (samples.context.source_indices(axis, size) for axis, size in enumerate(logits.shape[1:]))
         return float((first - second)[rows][:, columns].min())
 
     def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tasks._text import PADDING, padded
+from tasks._text import PADDING, pad_tokens
 from training.engine.batches import Key, SampleSet, derived_seed
 from training.engine.runtime import Batch
 
@@ -108,7 +108,7 @@ class Labelled(SampleSet):
         """The batch of these texts."""
         index = [index for _, index in keys]
         parts = [self.texts[i] for i in index]
-        tokens = torch.from_numpy(padded(parts, max(map(len, parts))))
+        tokens = torch.from_numpy(pad_tokens(parts, max(map(len, parts))))
         return {"tokens": tokens, "target": self.targets[index], "index": torch.tensor(index)}
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tasks.contract import Arrays, Run, Samples
-from tasks.sentiment import Sentiment, TokenizedText, evidence_by_word, words_of
+from tasks.sentiment import Sentiment, TokenizedText, find_words, sum_word_evidence
 from training.core.results import Figure, Table
 from training.evaluation import classification
 from training.learners.sentiment.tfidf_baseline import Baseline
@@ -118,8 +118,8 @@ def _said(tokenized: TokenizedText, probabilities: Numbers, evidence: Numbers) -
     of_tokens = np.concatenate(
         [share * part[1 : 1 + n] for share, part, n in zip(shares, evidence, tokenized.counts, strict=True)]
     )
-    places = words_of(tokenized.text)
-    columns = [evidence_by_word(tokenized.spans, column, places) for column in of_tokens.T]
+    places = find_words(tokenized.text)
+    columns = [sum_word_evidence(tokenized.spans, column, places) for column in of_tokens.T]
     words = tuple(tokenized.text[start:end].lower() for start, end in places)
     return Said(
         shares @ probabilities.astype(np.float64), sum(tokenized.counts), len(shares), words, np.stack(columns, 1)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tasks._text import tokenizer_from
+from tasks._text import load_tokenizer
 from training.core.config import Settings
 from training.core.errors import CannotTrain
 from training.engine import checkpoint
@@ -52,7 +52,7 @@ def read(folder: Path) -> Stored:
     try:
         tokenizer = (folder / _TOKENIZER).read_text("utf-8")
         sizes = Sizes(**json.loads((folder / _ABOUT).read_bytes())["sizes"])
-        tokenizer_from(tokenizer)
+        load_tokenizer(tokenizer)
     except Exception as error:  # tokenizers raises a bare Exception where the file is none of its own.
         raise CannotTrain(f"{folder} holds no language model: {error}.") from None
     state = checkpoint.load(folder / _WEIGHTS)

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tasks._text import encode_all, tokenizer_from
-from tasks._text import trained as trained_tokenizer
+from tasks._text import encode_all, load_tokenizer, train_tokenizer
 from tasks.contract import Arrays, Task
 from tasks.manifest import Metric
 from tasks.sentiment import Sentiment
@@ -95,11 +94,9 @@ class SentimentLearner(Learner):
         self.places[1].sort(key=lambda i: len(texts.texts[i]))
         self.stored = language_model.read(Path(options.language_model)) if options.language_model else None
         own = [texts.texts[i] for i in self.places[0]] + list(texts.unlabelled)
-        tokenizer = (
-            self.stored.tokenizer if self.stored else trained_tokenizer([*own, *general], size=options.vocabulary)
-        )
+        tokenizer = self.stored.tokenizer if self.stored else train_tokenizer([*own, *general], size=options.vocabulary)
         self.task = Sentiment(texts.names, tokenizer)
-        tool = tokenizer_from(tokenizer)
+        tool = load_tokenizer(tokenizer)
         self.own = encode_all(tool, own)
         self.general = encode_all(tool, general)
         train, valid = self.places

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from tasks.sentiment import without_control_characters
+from tasks.sentiment import strip_control_characters
 from training.core.errors import CannotTrain
 
 _TEXT_NAMES = ("text", "review", "sentence", "content", "comment", "body", "message", "tweet", "document")
@@ -70,7 +70,7 @@ class _Found:
     notices: list[str] = field(default_factory=list)
 
     def add(self, text: str, label: str | None, group: str | None) -> None:
-        self.texts.append(without_control_characters(text)[0])
+        self.texts.append(strip_control_characters(text)[0])
         self.labels.append(label)
         self.groups.append(group)
 

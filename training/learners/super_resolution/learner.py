@@ -206,7 +206,7 @@ class SuperResolutionLearner(ImageLearner):
             image = torch.from_numpy(samples.arrays["image"])
             parts = [image[i : i + _TILES_AT_ONCE] for i in range(0, len(image), _TILES_AT_ONCE)]
             tiles = torch.cat([served(part)[0] for part in parts]).numpy()
-        restored: Pixels = self.task.restored({"restored": tiles}, samples)
+        restored: Pixels = self.task.restore({"restored": tiles}, samples)
         return restored
 
     def _notes(self, trained: Sequence[Trained]) -> tuple[str, ...]:

@@ -156,7 +156,7 @@ class RowsLearner(Learner):
 
     def data_summary(self) -> str:
         """Counts, kinds of columns, and what was found on reading."""
-        table = self.task.table
+        table = self.task.schema
         counts = f"{len(self.samples):,} rows to train on, {len(self.held_out):,} to validate, {self.split.method}"
         kinds = f"{len(table.categories)} columns of categories, {len(table.numbers)} of numbers"
         if dates := [column for column in self.task.columns if column.kind == "date"]:
@@ -167,7 +167,7 @@ class RowsLearner(Learner):
 
     def _network_of(self, outputs: int) -> TabularNetwork:
         """Embeddings and a perceptron, with the statistics of the training rows as buffers."""
-        options, table = self.chosen, self.task.table
+        options, table = self.chosen, self.task.schema
         return TabularNetwork(
             [len(column.values) for column in table.categories],
             self.samples.inputs["numbers"],
@@ -202,7 +202,7 @@ class RowsLearner(Learner):
         nothing: tuple[str | None, ...] = (None,) * FIRST_KNOWN
         return [
             EmbeddingTable(column.name, (*nothing, *column.values), cast(nn.Embedding, layer).weight.detach().numpy())
-            for column, layer in zip(self.task.table.categories, rows.embeddings, strict=True)
+            for column, layer in zip(self.task.schema.categories, rows.embeddings, strict=True)
         ]
 
     def embedding_views(self, network: nn.Module, reuse: Reuse) -> tuple[tuple[Table, ...], tuple[Figure, ...]]:
@@ -222,7 +222,7 @@ class RowsLearner(Learner):
         count = min(len(self.held_out), 20_000)
         order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
         inputs = {name: tensor[:count] for name, tensor in self.held_out.inputs.items()}
-        table, losses = self.task.table, dict[str, float]()
+        table, losses = self.task.schema, dict[str, float]()
         full = loss(_outputs(served, inputs), count)
         names = [column.name for column in table.categories], [column.name for column in table.numbers]
         for kind, columns in zip(INPUTS, names, strict=True):

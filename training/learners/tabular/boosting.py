@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tasks._tables import MISSING, Columns
+from tasks._tables import MISSING, TableSchema
 from training.data.tables import RowSamples
 
 Numbers = NDArray[np.floating]
@@ -35,12 +35,12 @@ def features(rows: RowSamples) -> Numbers:
     return found
 
 
-def grouped(table: Columns) -> list[bool]:
+def grouped(table: TableSchema) -> list[bool]:
     """Which of the features are categories that boosting keeps apart."""
     return [len(column.values) + 2 <= _GROUPED for column in table.categories] + [False] * len(table.numbers)
 
 
-def boosted_classes(table: Columns, train: RowSamples, valid: RowSamples, classes: int, seed: int) -> Numbers:
+def boosted_classes(table: TableSchema, train: RowSamples, valid: RowSamples, classes: int, seed: int) -> Numbers:
     """Probabilities (n, classes) of the validation rows."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
@@ -66,7 +66,7 @@ class Boosted:
 
 
 def boosted_numbers(
-    table: Columns,
+    table: TableSchema,
     train: RowSamples,
     valid: RowSamples,
     inner: NDArray[np.bool_],
@@ -97,7 +97,7 @@ def boosted_numbers(
     )
 
 
-def _regressor(table: Columns, seed: int, settings: dict[str, Any]) -> Any:
+def _regressor(table: TableSchema, seed: int, settings: dict[str, Any]) -> Any:
     from sklearn.ensemble import HistGradientBoostingRegressor
 
     own = {name: value for name, value in settings.items() if name != "categories_in_order"}

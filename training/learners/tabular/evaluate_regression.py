@@ -88,7 +88,7 @@ class NumberFindings:
             return error(learner.measures[0], self._bounded(found), truth[where])
 
         seeds = [each.seed for each in self.trained]
-        return boosted_numbers(learner.task.table, learner.samples, learner.held_out, inner, judged, seeds)
+        return boosted_numbers(learner.task.schema, learner.samples, learner.held_out, inner, judged, seeds)
 
     def _bounded(self, learnt: Numbers) -> Numbers:
         """In the target's unit and within the bounds: what the network cannot exceed, boosting is not to either."""

@@ -149,7 +149,7 @@ class TabularLearner(RowsLearner):
     def _against_boosting(self, trained: Sequence[Trained], probabilities: NDArray[np.floating]) -> tuple[Table, str]:
         """A table of the network beside gradient boosting on the same split, and who wins."""
         seed = self.trained_with.seed
-        boosted = boosted_classes(self.task.table, self.samples, self.held_out, len(self.task.labels), seed)
+        boosted = boosted_classes(self.task.schema, self.samples, self.held_out, len(self.task.labels), seed)
         names = ["accuracy", *(["roc_auc"] if len(self.task.labels) == 2 else []), "cross_entropy"]
         own = classification.classification_scores(probabilities, self.targets)
         theirs = classification.classification_scores(boosted, self.targets)

@@ -1,0 +1,1 @@
+"""Load clients, shared by the benchmarks and the fault harness."""
