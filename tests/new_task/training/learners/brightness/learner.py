@@ -62,8 +62,8 @@ class BrightnessLearner(Learner):
 
     summary: ClassVar[str] = "a number for an image"
     data_kind: ClassVar[str] = "a folder of images with values.csv (columns image and value)"
-    settings: ClassVar[Settings] = Settings(epochs=15, batch_size=4, rate=0.3)
-    options: ClassVar[Any] = BrightnessOptions()
+    default_settings: ClassVar[Settings] = Settings(epochs=15, batch_size=4, rate=0.3)
+    default_options: ClassVar[Any] = BrightnessOptions()
     hub_tag: ClassVar[str] = "image-regression"
     lower_is_better = True
 
@@ -98,9 +98,9 @@ class BrightnessLearner(Learner):
 
     def stages(self) -> tuple[Stage, ...]:
         """Train everything from the start."""
-        return (Stage("whole", self.trained_with.epochs, self.trained_with.rate),)
+        return (Stage("all", self.trained_with.epochs, self.trained_with.rate),)
 
-    def groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
+    def param_groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
         """All parameters, at one rate."""
         return [ParamGroup(tuple(network.parameters()))]
 
@@ -124,7 +124,7 @@ class BrightnessLearner(Learner):
         error = trained[0].scores["mae"]
         return Evaluation((Metric(name="mae", value=error, protocol=f"{len(self.held_out)} validation images"),))
 
-    def validation(self, count: int) -> Arrays:
+    def validation_inputs(self, count: int) -> Arrays:
         """Return validation samples."""
         return {"image": self.held_out.images[:count].numpy()}
 
