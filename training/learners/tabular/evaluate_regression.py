@@ -2,22 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from tasks.manifest import Metric
-from training.core.results import Evaluation, Figure, Table, Trained
+from training.core.results import Evaluation, Figure, Table
+from training.data.table_split import Split
 from training.data.tables import times_as_text
 from training.evaluation.classification import mean_and_std
 from training.learners.tabular import plots
-from training.learners.tabular.boosting import Boosted, boosted_numbers
+from training.learners.tabular.boosting import Boosted
+from training.learners.tabular.network import Scale
 from training.learners.tabular.residuals import Predicted, by_column, by_time, worst, worst_group
 from training.learners.tabular.target_scale import WORDS, error, explained
-
-if TYPE_CHECKING:
-    from training.learners.tabular.regression import NumbersLearner
 
 Numbers = NDArray[np.floating]
 
@@ -26,34 +25,48 @@ _DRAW = 14 * 24
 
 
 @dataclass(frozen=True)
-class NumberFindings:
-    """The parts of the findings on a learner's first trained network.
+class RegressionReport:
+    """Builds the evaluation of a regression network from its predictions on the validation rows.
 
     Attributes:
-        learner: whose validation rows these are.
-        trained: the networks of all seeds.
-        said: what the first one says, as it is served.
-        stretch: by which calibration stretched its interval.
+        measures: names of the error metrics; the first one chose the best epoch.
+        scale: how the target is learnt, and its bounds.
+        said: predictions of the published network.
+        scores: validation scores of the networks, one dict per seed.
+        boosted: predictions of gradient boosting.
+        train_mean: mean of the training targets, as they are learnt.
+        train_range: smallest and largest training target.
+        coverage: fraction of targets that the interval is meant to contain.
+        stretch: factor by which calibration scaled the interval.
+        split: how the rows were held out.
+        times: the time of each row, where the data has one.
+        audit: columns of the rows by which the errors are grouped.
     """
 
-    learner: "NumbersLearner"
-    trained: Sequence[Trained]
+    measures: tuple[str, ...]
+    scale: Scale
     said: Predicted
+    scores: Sequence[dict[str, float]]
+    boosted: Boosted
+    train_mean: float
+    train_range: tuple[float, float]
+    coverage: float
     stretch: float
+    split: Split
+    times: pl.Series | None
+    audit: Sequence[pl.Series]
 
-    def written(self, tables: tuple[Table, ...], more: tuple[Figure, ...]) -> Evaluation:
-        """All of it, with the tables and figures that the learner adds."""
-        learner, said, first = self.learner, self.said, self.learner.measures[0]
-        boosted = self._boosted()
-        times = learner.times()
-        over_time = by_time(times, said, first) if times is not None else ()
-        groups = tuple(by_column(learner.valid_frame[name], said, first) for name in learner.chosen.audit)
-        baseline, verdict = self._against(boosted)
+    def evaluation(self, tables: tuple[Table, ...], figures: tuple[Figure, ...]) -> Evaluation:
+        """Return the evaluation, with the learner's own tables and figures at its end."""
+        said, first = self.said, self.measures[0]
+        over_time = by_time(self.times, said, first) if self.times is not None else ()
+        groups = tuple(by_column(column, said, first) for column in self.audit)
+        baseline, verdict = self._against_boosting()
         return Evaluation(
-            metrics=(*self._metrics(), *self._over_seeds(boosted)),
+            metrics=(*self._metrics(), *self._over_seeds()),
             notes=(self._protocol(), verdict, self._on_the_interval()),
             tables=(baseline, *over_time, *groups, self._worst(), *tables),
-            figures=(*self._figures(), *_drawn(groups), *more),
+            figures=(*self._figures(), *_drawn(groups), *figures),
             failures=self._failures((*over_time, *groups)),
             caveats=self._caveats(),
         )
@@ -66,11 +79,11 @@ class NumberFindings:
         said, measured = self.said, int(self.said.measured.sum())
         found = [
             Metric(name=name, value=error(name, said.value, said.truth), protocol=f"{WORDS[name]}, {self._samples}")
-            for name in self.learner.measures
+            for name in self.measures
         ]
         r2 = explained(said.value, said.truth)
         found.append(Metric(name="r2", value=r2, protocol=f"{WORDS['r2']}, {self._samples}"))
-        share = f"{self.learner.task.coverage:.0%}"
+        share = f"{self.coverage:.0%}"
         protocol = (
             f"share of {measured:,} validation rows that did not calibrate it in the interval meant to hold {share}"
         )
@@ -79,29 +92,14 @@ class NumberFindings:
         found.append(Metric(name="interval_width", value=width, protocol=f"median, {self._samples}"))
         return tuple(found)
 
-    def _boosted(self) -> Boosted:
-        learner = self.learner
-        inner = learner.splitter.inner_holdout(learner.train_frame, learner.strata_of_training())
-        truth = learner.train_truth()
-
-        def judged(found: Numbers, where: NDArray[np.bool_]) -> float:
-            return error(learner.measures[0], self._bounded(found), truth[where])
-
-        seeds = [each.seed for each in self.trained]
-        return boosted_numbers(learner.task.table, learner.samples, learner.held_out, inner, judged, seeds)
-
-    def _bounded(self, learnt: Numbers) -> Numbers:
-        """In the target's unit and within the bounds: what the network cannot exceed, boosting is not to either."""
-        return self.learner.in_its_unit(learnt).clip(self.learner.scale.low, self.learner.scale.high)
-
-    def _errors(self, measure: str, boosted: Boosted) -> tuple[list[float], list[float]]:
+    def _errors(self, measure: str) -> tuple[list[float], list[float]]:
         """Of the network and of boosting, one a seed."""
-        theirs = [error(measure, self._bounded(found), self.said.truth) for found in boosted.found]
-        return [each.scores[measure] for each in self.trained], theirs
+        theirs = [error(measure, self.scale.bounded(found), self.said.truth) for found in self.boosted.found]
+        return [scores[measure] for scores in self.scores], theirs
 
-    def _over_seeds(self, boosted: Boosted) -> tuple[Metric, ...]:
-        first = self.learner.measures[0]
-        own, theirs = self._errors(first, boosted)
+    def _over_seeds(self) -> tuple[Metric, ...]:
+        first = self.measures[0]
+        own, theirs = self._errors(first)
         count = len(own)
         over = f"over {count} seeds, {self._samples}" if count > 1 else self._samples
         found = []
@@ -120,51 +118,48 @@ class NumberFindings:
         found.append(Metric(name=f"{first}_to_boosting", value=ratio, protocol=ratio_words))
         return tuple(found)
 
-    def _against(self, boosted: Boosted) -> tuple[Table, str]:
+    def _against_boosting(self) -> tuple[Table, str]:
         """The network beside boosting and beside a guess that knows no column, and who wins."""
-        names = self.learner.measures
-        each = {name: self._errors(name, boosted) for name in names}
-        guess = self._bounded(np.full(len(self.said.truth), float(self.learner.samples.targets.mean())))
+        names = self.measures
+        each = {name: self._errors(name) for name in names}
+        guess = self.scale.bounded(np.full(len(self.said.truth), self.train_mean))
         rows = [
             ("this network (published)", *(f"{error(name, self.said.value, self.said.truth):.4f}" for name in names)),
-            (f"gradient boosting, {len(boosted.found)} seeds", *(mean_and_std(each[name][1]) for name in names)),
+            (f"gradient boosting, {len(self.boosted.found)} seeds", *(mean_and_std(each[name][1]) for name in names)),
             ("always the training rows' mean", *(f"{error(name, guess, self.said.truth):.4f}" for name in names)),
         ]
-        if len(self.trained) > 1:
-            rows.insert(
-                1, (f"the network, {len(self.trained)} seeds", *(mean_and_std(each[name][0]) for name in names))
-            )
+        if len(self.scores) > 1:
+            rows.insert(1, (f"the network, {len(self.scores)} seeds", *(mean_and_std(each[name][0]) for name in names)))
         header = ("", *(_SHOWN[name] for name in names))
-        table = Table("Against gradient boosting", header, tuple(rows), f"{boosted.words}.")
+        table = Table("Against gradient boosting", header, tuple(rows), f"{self.boosted.words}.")
         return table, _verdict(
             {name: (float(np.mean(own)), float(np.mean(theirs))) for name, (own, theirs) in each.items()}
         )
 
     def _protocol(self) -> str:
-        first = _SHOWN[self.learner.measures[0]]
+        first = _SHOWN[self.measures[0]]
         return (
-            f"Validated on rows held out {self.learner.split.method}. The best epoch was chosen by the {first} on "
-            "them; the settings of gradient boosting by training rows alone."
+            f"Validated on rows held out {self.split.method}. The best epoch was chosen by the {first} on them; "
+            "the settings of gradient boosting by training rows alone."
         )
 
     def _on_the_interval(self) -> str:
-        share = self.learner.task.coverage
+        share = self.coverage
         return (
             f"The {share:.0%} interval is the network's own, its ends {self.stretch:.2f} times as far out as "
-            f"it says, by conformal calibration on half of the validation rows "
-            f"({self.learner.split.calibration_rule}); it held "
+            f"it says, by conformal calibration on half of the validation rows ({self.split.calibration_rule}); it held "
             f"for {self.said.covered():.1%} of the other half."
         )
 
     def _worst(self) -> Table:
-        times = self.learner.times()
+        times = self.times
         named = [f"validation row {i}" for i in range(len(self.said.truth))]
         names = named if times is None else times_as_text(times)
         return worst(names, self.said, np.abs(self._apart()))
 
     def _apart(self) -> Numbers:
         """Said less is, as it is learnt: a share, all but, where that is the logarithm."""
-        scale = self.learner.scale
+        scale = self.scale
         if not scale.log:
             return self.said.value - self.said.truth
         truth = np.maximum(self.said.truth, scale.low)
@@ -172,13 +167,13 @@ class NumberFindings:
         return found
 
     def _figures(self) -> tuple[Figure, ...]:
-        said, log = self.said, self.learner.scale.log
+        said, log = self.said, self.scale.log
         note = "In logarithms: 0.1 is about 10 % too much." if log else "In the target's unit."
         found = [
             Figure("Said and is", plots.against_truth(said.truth, said.value, log=log)),
             Figure("Errors", plots.spread(self._apart()), note),
         ]
-        times = self.learner.times()
+        times = self.times
         if times is not None:
             when = times.to_list()
             residuals = plots.residuals(when, self._apart(), "Errors over time")
@@ -202,8 +197,8 @@ class NumberFindings:
         return tuple(found)
 
     def _caveats(self) -> tuple[str, ...]:
-        scale = self.learner.scale
-        least, most = cast(tuple[float, float], self.learner.task.spread)
+        scale = self.scale
+        least, most = self.train_range
         found = [
             f"Training saw {least:g} to {most:g}; no answer lies beyond {scale.low:g} and {scale.high:g}, whatever is "
             "asked."

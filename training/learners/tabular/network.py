@@ -7,6 +7,7 @@ from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
@@ -170,6 +171,15 @@ class Scale:
     def learnt(self, numbers: Tensor) -> Tensor:
         """Float64 numbers in their own unit to what the network learns."""
         return (numbers + self.shift).log() if self.log else numbers
+
+    def in_its_unit(self, learnt: NDArray[np.floating]) -> NDArray[np.floating]:
+        """What the network says, in the target's own unit, float64."""
+        exact = learnt.astype(np.float64)
+        return np.exp(exact) - self.shift if self.log else exact
+
+    def bounded(self, learnt: NDArray[np.floating]) -> NDArray[np.floating]:
+        """As `in_its_unit`, within the bounds."""
+        return self.in_its_unit(learnt).clip(self.low, self.high)
 
     @property
     def bounds(self) -> tuple[float, float]:

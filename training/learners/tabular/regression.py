@@ -21,8 +21,9 @@ from training.data.tables import request_values
 from training.engine.inference import iterate_outputs
 from training.engine.runtime import Batch, Runtime
 from training.learners.tabular.base import INPUTS, RowsLearner
+from training.learners.tabular.boosting import Boosted, boosted_numbers
 from training.learners.tabular.embedding_transfer import Reuse
-from training.learners.tabular.evaluate_regression import NumberFindings
+from training.learners.tabular.evaluate_regression import RegressionReport
 from training.learners.tabular.network import NumberNetwork, ServedNumber, pinball
 from training.learners.tabular.residuals import Predicted
 from training.learners.tabular.target_scale import error, measures_for, scale_of, stretch_for
@@ -77,14 +78,6 @@ class NumbersLearner(RowsLearner):
         """The numbers of the validation rows, float64, in their own unit."""
         return _values(self.valid_frame, self.chosen.target)
 
-    def train_truth(self) -> NDArray[np.floating]:
-        """The numbers of the training rows, float64, in their own unit."""
-        return _values(self.train_frame, self.chosen.target)
-
-    def strata_of_training(self) -> NDArray[np.integer]:
-        """The strata of the training rows."""
-        return self._strata(self.train_frame)
-
     def network(self) -> NumberNetwork:
         """A number within bounds, and two distances."""
         return NumberNetwork(self._network_of(1), self.scale, self.samples.targets.double())
@@ -106,17 +99,9 @@ class NumbersLearner(RowsLearner):
         both = runtime.all_reduce_sum(found).cpu().numpy()
         return both[:, 0], both[:, 1:]
 
-    def in_its_unit(self, learnt: NDArray[np.floating]) -> NDArray[np.floating]:
-        """What the network says, in the target's own unit, float64."""
-        exact = learnt.astype(np.float64)
-        return np.exp(exact) - self.scale.shift if self.scale.log else exact
-
-    def _bounded(self, learnt: NDArray[np.floating]) -> NDArray[np.floating]:
-        return self.in_its_unit(learnt).clip(self.scale.low, self.scale.high)
-
     def scores(self, network: nn.Module, runtime: Runtime) -> dict[str, float]:
         """The errors on the validation rows, the one that decides first."""
-        value = self.in_its_unit(self._said(network, runtime)[0])
+        value = self.scale.in_its_unit(self._said(network, runtime)[0])
         return {measure: error(measure, value, self.truth) for measure in self.measures}
 
     def to_inference_module(self, network: nn.Module) -> nn.Module:
@@ -149,18 +134,39 @@ class NumbersLearner(RowsLearner):
                 self.held_out,
                 classes=False,
                 measure=first.upper(),
-                judged=lambda said, rows: error(first, self._bounded(said), self.truth[rows]),
+                judged=lambda said, rows: error(first, self.scale.bounded(said), self.truth[rows]),
             ),
         )
         importance = self._importance(served, self._loss_of_first, f"{self.measures[0].upper()} added")
-        return NumberFindings(self, trained, said, float(cast(ServedNumber, served).stretch)).written(
-            tables, (importance, *planes)
+        report = RegressionReport(
+            measures=self.measures,
+            scale=self.scale,
+            said=said,
+            scores=[each.scores for each in trained],
+            boosted=self._boosted([each.seed for each in trained]),
+            train_mean=float(self.samples.targets.mean()),
+            train_range=cast(tuple[float, float], self.task.spread),
+            coverage=self.task.coverage,
+            stretch=float(cast(ServedNumber, served).stretch),
+            split=self.split,
+            times=self._times(),
+            audit=[self.valid_frame[name] for name in self.chosen.audit],
         )
+        return report.evaluation(tables, (importance, *planes))
+
+    def _boosted(self, seeds: list[int]) -> Boosted:
+        inner = self.splitter.inner_holdout(self.train_frame, self._strata(self.train_frame))
+        truth = _values(self.train_frame, self.chosen.target)
+
+        def judged(found: NDArray[np.floating], where: NDArray[np.bool_]) -> float:
+            return error(self.measures[0], self.scale.bounded(found), truth[where])
+
+        return boosted_numbers(self.task.table, self.samples, self.held_out, inner, judged, seeds)
 
     def _loss_of_first(self, value: Tensor, count: int) -> float:
         return error(self.measures[0], value[:count].double().numpy(), self.truth[:count])
 
-    def times(self) -> pl.Series | None:
+    def _times(self) -> pl.Series | None:
         """When the validation rows were: the column they were split by, or the first one of dates, if each has one."""
         dates = [column.name for column in self.task.columns if column.kind == "date"]
         names = [name for name in (self.chosen.split_time, *dates) if name and not self.valid_frame[name].null_count()]
