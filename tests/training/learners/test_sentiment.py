@@ -51,7 +51,7 @@ def test_the_language_model_never_reads_the_validation_texts(reviews: Path) -> N
     train, valid = learner.places
 
     assert set(train).isdisjoint(valid)
-    assert len(learner.recipe_for) == len(train)
+    assert len(learner.own) == len(train)
     assert len(train) + len(valid) == len(learner.read.texts)
 
 
@@ -61,7 +61,7 @@ def test_texts_without_a_label_are_read_by_the_language_model_only(reviews: Path
 
     learner = learner_of(reviews)
 
-    assert len(learner.recipe_for) == len(learner.samples) + 1
+    assert len(learner.own) == len(learner.samples) + 1
     assert "1 without a label" in learner.data_summary()
 
 

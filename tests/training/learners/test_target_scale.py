@@ -56,11 +56,11 @@ def test_a_target_that_cannot_be_learnt_gets_one_sentence(numbers, options, sent
 
 
 def test_what_may_be_measured_follows_from_the_signs():
-    assert measures_for(np.array([1.0, 2.0]), log=True, chosen="auto") == ("rmsle", "rmspe", "rmse", "mae")
-    assert measures_for(np.array([0.0, 2.0]), log=False, chosen="auto") == ("rmse", "rmsle", "mae")
-    assert measures_for(np.array([-1.0, 2.0]), log=False, chosen="mae") == ("mae", "rmse")
+    assert measures_for(np.array([1.0, 2.0]), log=True, options="auto") == ("rmsle", "rmspe", "rmse", "mae")
+    assert measures_for(np.array([0.0, 2.0]), log=False, options="auto") == ("rmse", "rmsle", "mae")
+    assert measures_for(np.array([-1.0, 2.0]), log=False, options="mae") == ("mae", "rmse")
     with pytest.raises(CannotTrain, match="--measure rmspe needs a target whose numbers are all above zero"):
-        measures_for(np.array([0.0, 2.0]), log=False, chosen="rmspe")
+        measures_for(np.array([0.0, 2.0]), log=False, options="rmspe")
 
 
 def test_errors_are_those_of_their_formulas():
