@@ -73,7 +73,7 @@ def test_new_table_of_items_makes_a_version_with_the_same_graph(published, tmp_p
     assert recommended == {str(100 + i) for i in range(1, 23)}
     assert task.answer(run, {"ratings": [{"item": "100", "rating": 5}], "k": 1}).plain()["items"][0]["reason"] != ""
     assert task.items.titles[:2] == ("Film 0", "Film 1")
-    assert "2 items withdrawn, 0 recommended again, 1 new ones named" in words
+    assert "2 items withdrawn, 0 restored, 1 added" in words
     replay(folder)
     assert not list(published.glob(".*"))
 
@@ -86,9 +86,9 @@ def test_table_that_does_not_fit_the_model_publishes_nothing(published, tmp_path
     twice.write_text("id,title\n100,a\n100,b\n")
 
     assert update_catalog([str(published), str(other)]) == 2
-    assert "None of the items in the table is one that the network knows" in capsys.readouterr().err
+    assert "The network knows none of the items in the table" in capsys.readouterr().err
     assert update_catalog([str(published), str(twice)]) == 2
     assert "holds the item '100' twice" in capsys.readouterr().err
     assert update_catalog([str(tmp_path / "nowhere"), str(other)]) == 2
-    assert "holds no versions of a model" in capsys.readouterr().err
+    assert "contains no model versions" in capsys.readouterr().err
     assert sorted(path.name for path in published.iterdir()) == before
