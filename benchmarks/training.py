@@ -17,7 +17,7 @@ from PIL import Image
 
 from training.core.config import Settings
 from training.engine.loop import fit
-from training.engine.runtime import Runtime, started
+from training.engine.runtime import Runtime, start_runtime
 from training.learners.classification.base import Options
 from training.learners.classification.learner import ClassificationLearner
 
@@ -28,8 +28,8 @@ def measure_training(*, repeats: int) -> dict[str, Any]:
     """Measure images per second of both, in turn, and the ratio of the medians."""
     settings = Settings(epochs=1, batch_size=_BATCH)
     bare, looped = [], []
-    with tempfile.TemporaryDirectory() as folder, started(settings) as runtime:
-        _write_images(Path(folder))
+    with tempfile.TemporaryDirectory() as folder, start_runtime(settings) as runtime:
+        _write_pictures(Path(folder))
         learner = ClassificationLearner(Path(folder), settings, Options(weights="none"), None)
         for turn in range(repeats):
             bare.append(_bare(learner, runtime))
@@ -53,7 +53,7 @@ def _write_images(folder: Path) -> None:
 def _bare(learner: ClassificationLearner, runtime: Runtime, steps: int = 6) -> float:
     """Return images per second of forward pass, loss and backward pass on one batch."""
     network = learner.network().to(runtime.device).train()
-    batch = runtime.move(learner.samples.__getitems__([(0, i) for i in range(_BATCH)]))
+    batch = runtime.to_device(learner.samples.__getitems__([(0, i) for i in range(_BATCH)]))
 
     def step() -> None:
         network.zero_grad(set_to_none=True)

@@ -1,4 +1,4 @@
-"""How a network comes to keep the promise of its task."""
+"""Train, evaluate, export and publish one model per task."""
 
 import os
 

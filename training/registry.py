@@ -1,4 +1,4 @@
-"""Look-ups by name: recipes, learners, and a recipe for data of one's own."""
+"""Look up recipes and learners by name, and create a recipe for the user's own data."""
 
 from importlib import import_module
 from pathlib import Path
@@ -11,38 +11,38 @@ from training.engine.learner import Learner
 
 
 def recipe_names() -> tuple[str, ...]:
-    """The files of training/recipes/."""
-    return _names(recipes.__path__)
+    """Return the names of the files in training/recipes/."""
+    return _module_names(recipes.__path__)
 
 
 def learner_names() -> tuple[str, ...]:
-    """The folders of training/learners/, one a task."""
-    return _names(learners.__path__)
+    """Return the names of the folders in training/learners/, one per task."""
+    return _module_names(learners.__path__)
 
 
-def _names(path: Any) -> tuple[str, ...]:
+def _module_names(path: Any) -> tuple[str, ...]:
     return tuple(sorted(module.name for module in iter_modules(path) if not module.name.startswith("_")))
 
 
-def recipe(name: str) -> Recipe:
-    """The recipe of that name, which is a file's."""
-    found: Recipe = import_module(f"training.recipes.{name}").RECIPE
-    return found
+def load_recipe(name: str) -> Recipe:
+    """Import the recipe of this name, which is also its file's."""
+    recipe: Recipe = import_module(f"training.recipes.{name}").RECIPE
+    return recipe
 
 
 def learner_type(task: str) -> type[Learner]:
-    """The learner of a task."""
+    """Import the learner class of a task."""
     module = import_module(f"training.learners.{task}.learner")
-    (found,) = (
+    (learner,) = (
         value
         for value in vars(module).values()
         if isinstance(value, type) and issubclass(value, Learner) and value.__module__ == module.__name__
     )
-    return found
+    return learner
 
 
 def recipe_for(task: str, name: str, data: Path, licence: str) -> Recipe:
-    """A recipe for data of the user's own, with the learner's defaults."""
+    """Create a recipe for the user's own data, with the learner's defaults."""
     learner = learner_type(task)
     return Recipe(
         name=name,
@@ -52,6 +52,6 @@ def recipe_for(task: str, name: str, data: Path, licence: str) -> Recipe:
         expected="",
         source=None,
         data=DataCard(name=data.name, licence=licence, description=f"The user's own data, {data}."),
-        settings=learner.settings,
-        options=learner.options,
+        settings=learner.default_settings,
+        options=learner.default_options,
     )

@@ -1,4 +1,4 @@
-"""One training session from data to report and model; the parts are joined here."""
+"""A training run from data to report and model; combines the other parts."""
 
 import argparse
 import os
@@ -15,15 +15,15 @@ from training.core.errors import CannotTrain
 from training.core.results import EpochLog, RunResult, Trained
 from training.data.download import Fetcher, content_hash
 from training.engine import checkpoint
-from training.engine.batches import endless
+from training.engine.batches import infinite_batches
 from training.engine.learner import Learner, Trainable
 from training.engine.loop import fit
 from training.engine.lr_finder import RateSearch, find_rate
-from training.engine.optim import optimiser
-from training.engine.runtime import Runtime, hardware
+from training.engine.optim import make_optimizer
+from training.engine.runtime import Runtime, describe_hardware
 from training.evaluation.embeddings import write_embeddings
 from training.publishing.export import Artefacts
-from training.publishing.publish import Publication, published
+from training.publishing.publish import Publication, publish
 from training.registry import learner_type
 from training.reporting import plots, run_folder
 from training.reporting.report import ReportContext
@@ -41,109 +41,113 @@ class Session:
 
     @property
     def workers(self) -> int:
-        """Processes that prepare batches; the training process itself does so where cores are scarce."""
-        asked = self.plan.settings.workers
-        if asked >= 0:
-            return asked
+        """Number of processes that prepare batches; 0 (the training process itself) on a CPU."""
+        requested = self.plan.settings.workers
+        if requested >= 0:
+            return requested
         cores = os.cpu_count() or 1
-        return min(8, max(1, cores // (2 * self.runtime.world))) if self.runtime.device.type == "cuda" else 0
+        return min(8, max(1, cores // (2 * self.runtime.world_size))) if self.runtime.device.type == "cuda" else 0
 
-    def trained(self, folder: Path) -> RunResult:
-        """Trains once for each seed, printing a row an epoch."""
-        networks, histories, before = [], [], []
+    def train(self, folder: Path) -> RunResult:
+        """Train the phases, then the network once per seed; prints a row per epoch."""
+        networks, histories, phase_histories = [], [], []
         settings = self.plan.settings
         for phase in self.learner.phases():
-            self._say(f"{phase.name}:")
-            inner = folder / phase.name
-            inner.mkdir(exist_ok=True)
-            network, rows = self._fitted(phase.trainee, phase.settings, inner)
+            self._print(f"{phase.name}:")
+            subfolder = folder / phase.name
+            subfolder.mkdir(exist_ok=True)
+            network, logs = self._fit(phase.trainable, phase.settings, subfolder)
             if self.runtime.is_main:
-                phase.keep(network, inner)
+                phase.save(network, subfolder)
             self.runtime.barrier()
-            before.append(tuple(rows))
+            phase_histories.append(tuple(logs))
         for seed in range(settings.seed, settings.seed + settings.seeds):
-            inner = folder / f"seed-{seed}"
-            inner.mkdir(exist_ok=True)
+            subfolder = folder / f"seed-{seed}"
+            subfolder.mkdir(exist_ok=True)
             if settings.seeds > 1:
-                self._say(f"seed {seed}")
-            network, rows = self._fitted(self.learner, replace(settings, seed=seed), inner)
-            scores = checkpoint.load(inner / checkpoint.BEST)["scores"]
+                self._print(f"seed {seed}")
+            network, logs = self._fit(self.learner, replace(settings, seed=seed), subfolder)
+            scores = checkpoint.load(subfolder / checkpoint.BEST)["scores"]
             networks.append(Trained(seed, network, scores))
-            histories.append(tuple(rows))
-        return RunResult(tuple(networks), tuple(histories), hardware(self.runtime), tuple(before))
+            histories.append(tuple(logs))
+        return RunResult(tuple(networks), tuple(histories), describe_hardware(self.runtime), tuple(phase_histories))
 
-    def _fitted(self, trainee: Trainable, settings: Settings, folder: Path) -> tuple[torch.nn.Module, list[EpochLog]]:
+    def _fit(self, trainable: Trainable, settings: Settings, folder: Path) -> tuple[torch.nn.Module, list[EpochLog]]:
         torch.manual_seed(settings.seed)
-        network = trainee.network()
-        rows: list[EpochLog] = []
-        for row in fit(trainee, network, settings, self.runtime, folder, workers=self.workers):
-            if not rows:
-                self._say(_header(row))
-            rows.append(row)
-            self._say(_line(row))
+        network = trainable.network()
+        logs: list[EpochLog] = []
+        for log in fit(trainable, network, settings, self.runtime, folder, workers=self.workers):
+            if not logs:
+                self._print(_format_header(log))
+            logs.append(log)
+            self._print(_format_row(log))
             if self.runtime.is_main:
-                run_folder.write_history(folder, rows)
-        return network.cpu(), rows
+                run_folder.write_history(folder, logs)
+        return network.cpu(), logs
 
-    def searched(self) -> RateSearch:
-        """A sweep over learning rates for the first stage with everything learning."""
+    def find_rate(self) -> RateSearch:
+        """Sweep over learning rates, in the last stage, in which all of the network is trained."""
         settings = self.plan.settings
         torch.manual_seed(settings.seed)
         network = self.learner.network().to(self.runtime.device)
         stage = self.learner.stages()[-1]
-        optimizer = optimiser(self.learner.groups(network, stage), stage.rate, settings.weight_decay)
-        batches = endless(
+        optimizer = make_optimizer(self.learner.param_groups(network, stage), stage.rate, settings.weight_decay)
+        batches = infinite_batches(
             self.learner.samples, self.runtime, batch_size=settings.batch_size, seed=settings.seed, workers=self.workers
         )
         return find_rate(network, self.learner.loss, optimizer, batches)
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         if self.runtime.is_main:
             print(text, flush=True)
 
 
 def open_session(plan: Plan, data: Path | None, fetcher: Fetcher, runtime: Runtime) -> Session:
-    """The session of a plan: data fetched where the recipe names it, read and checked. Raises CannotTrain."""
+    """Create the session of a plan: fetches the recipe's data if needed, then reads and checks it.
+
+    Raises CannotTrain.
+    """
     source = plan.recipe.source
     if data is None and source is None:
-        raise CannotTrain("There is no data to train on: name it with --data.")
+        raise CannotTrain("There is no data to train on: specify it with --data.")
     if runtime.is_main:
-        _ready(plan, data, fetcher)
+        _provide_data(plan, data, fetcher)
     runtime.barrier()
-    read = _ready(plan, data, fetcher)
-    learner = learner_type(plan.recipe.task).from_data(read, plan.settings, plan.options, fetcher)
-    return Session(plan, learner, runtime, fetcher.sha256(source) if data is None and source else _hash(data or read))
+    path = _provide_data(plan, data, fetcher)
+    learner = learner_type(plan.recipe.task).from_data(path, plan.settings, plan.options, fetcher)
+    sha256 = fetcher.sha256(source) if data is None and source else _hash(data or path)
+    return Session(plan, learner, runtime, sha256)
 
 
-def _ready(plan: Plan, data: Path | None, fetcher: Fetcher) -> Path:
-    """What the learner reads: given, or fetched, and prepared where the recipe says how; once, and whole or not."""
+def _provide_data(plan: Plan, data: Path | None, fetcher: Fetcher) -> Path:
+    """Return the path that the learner reads: given or fetched, and prepared (once, atomically) by the recipe."""
     recipe = plan.recipe
     if data is not None:
-        found, content = data, _hash(data) if recipe.prepare else ""
+        raw, sha256 = data, _hash(data) if recipe.prepare else ""
     elif recipe.source is not None:
-        found = fetcher.fetched(recipe.source)
-        content = fetcher.sha256(recipe.source)
+        raw = fetcher.fetch(recipe.source)
+        sha256 = fetcher.sha256(recipe.source)
     else:
         return Path()
     if recipe.prepare is None:
-        return found
-    target = fetcher.folder / f"{recipe.name}-{content[:8]}"
+        return raw
+    target = fetcher.folder / f"{recipe.name}-{sha256[:8]}"
     if not target.exists():
         partial = target.with_name(f".{target.name}.preparing")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        recipe.prepare(found, partial)
+        recipe.prepare(raw, partial)
         partial.rename(target)
     return target
 
 
 def _hash(data: Path) -> str:
-    """Which data this was: the hash of a file, or of all files of a folder with their names."""
+    """The hash of a file, or of all files in a folder with their names."""
     return sha256_of(data) if data.is_file() else content_hash([p for p in data.rglob("*") if p.is_file()], data)
 
 
-def _header(row: EpochLog) -> str:
-    names = "".join(f"{'val loss' if name == 'loss' else name:>{_width(name)}}" for name in row.scores)
+def _format_header(log: EpochLog) -> str:
+    names = "".join(f"{'val loss' if name == 'loss' else name:>{_width(name)}}" for name in log.scores)
     return f"{'epoch':>5}  {'stage':<8}{'loss':>9}{names}{'rate':>10}{'/s':>8}{'time':>7}"
 
 
@@ -151,80 +155,87 @@ def _width(name: str) -> int:
     return max(10, len(name) + 2)
 
 
-def _line(row: EpochLog) -> str:
-    scores = "".join(f"{value:>{_width(name)}.4f}" for name, value in row.scores.items())
-    clock = f"{int(row.seconds) // 60}:{int(row.seconds) % 60:02}"
-    pace = f"{row.rate:>10.1e}{row.samples_per_second:>8.0f}{clock:>7}"
-    return f"{row.epoch:>5}  {row.stage:<8}{row.loss:>9.4f}{scores}{pace}"
+def _format_row(log: EpochLog) -> str:
+    scores = "".join(f"{value:>{_width(name)}.4f}" for name, value in log.scores.items())
+    duration = f"{int(log.seconds) // 60}:{int(log.seconds) % 60:02}"
+    pace = f"{log.rate:>10.1e}{log.samples_per_second:>8.0f}{duration:>7}"
+    return f"{log.epoch:>5}  {log.stage:<8}{log.loss:>9.4f}{scores}{pace}"
 
 
-def run(session: Session, runtime: Runtime, chosen: argparse.Namespace) -> Path | None:
-    """Trains, reports and, if asked, publishes; returns the run folder, or None where only the rate was searched."""
+def run(session: Session, runtime: Runtime, arguments: argparse.Namespace) -> Path | None:
+    """Train, report and, if requested, publish; return the run folder, or None after a sweep over learning rates."""
     plan, learner = session.plan, session.learner
     if runtime.is_main:
         print(f"{plan.recipe.name}: {learner.data_summary()}")
         print(f"Training on {runtime.device}, {runtime.precision} ({runtime.reason}).", flush=True)
-    root = Path(chosen.runs) / plan.recipe.name
-    if chosen.find_lr:
+    root = Path(arguments.runs) / plan.recipe.name
+    if arguments.find_lr:
         _find_rate(session, root)
         return None
-    found = run_folder.chosen_folder(root, plan.fingerprint(learner, runtime), chosen.resume) if runtime.is_main else ""
-    folder = Path(runtime.broadcast(str(found)))
-    with run_folder.locked(folder) if runtime.is_main else nullcontext():
-        if chosen.resume == "keep" and runtime.broadcast(_done_before(folder, chosen) if runtime.is_main else ""):
-            return folder
-        outcome = session.trained(folder)
+    path = ""
+    if runtime.is_main:
+        path = str(run_folder.find_or_create(root, plan.fingerprint(learner, runtime), arguments.resume))
+    folder = Path(runtime.broadcast(path))
+    with run_folder.lock(folder) if runtime.is_main else nullcontext():
+        if arguments.resume == "keep":
+            result = _existing_result(folder, arguments) if runtime.is_main else ""
+            if runtime.broadcast(result):
+                return folder
+        run_result = session.train(folder)
         if runtime.is_main:
-            _report_and_publish(session, outcome, folder, chosen)
+            _report_and_publish(session, run_result, folder, arguments)
     runtime.barrier()
     return folder
 
 
-def _done_before(folder: Path, chosen: argparse.Namespace) -> str:
-    """Says, and returns, what is there already of all that was asked for; empty where something is missing."""
-    there = run_folder.published_as(folder, Path(chosen.models)) if chosen.publish else str(folder / "index.html")
-    if not run_folder.figures_of(folder) or not there or chosen.export_embeddings:
+def _existing_result(folder: Path, arguments: argparse.Namespace) -> str:
+    """Return (and print) the result that exists already; empty if anything that was requested is missing."""
+    if arguments.publish:
+        result = run_folder.published_version(folder, Path(arguments.models))
+    else:
+        result = str(folder / "index.html")
+    if not run_folder.read_metrics(folder) or not result or arguments.export_embeddings:
         return ""
-    print(f"Done before: {there}")
-    return there
+    print(f"Already done: {result}")
+    return result
 
 
 def _find_rate(session: Session, root: Path) -> None:
-    search = session.searched()
+    search = session.find_rate()
     root.mkdir(parents=True, exist_ok=True)
     plot = root / "find-lr.png"
-    plot.write_bytes(plots.rates(search))
-    print(f"Suggested: --rate {search.suggestion:.1e}, where the loss falls fastest. The curve: {plot}")
+    plot.write_bytes(plots.draw_rate_search(search))
+    print(f"Suggested: --rate {search.suggestion:.1e}, where the loss falls fastest. Plot: {plot}")
 
 
-def _report_and_publish(session: Session, outcome: RunResult, folder: Path, chosen: argparse.Namespace) -> None:
-    """Report and, if wanted, publication, by the first process."""
+def _report_and_publish(session: Session, result: RunResult, folder: Path, arguments: argparse.Namespace) -> None:
+    """Write the report and, if requested, publish; called by the main process."""
     plan, learner = session.plan, session.learner
-    served = learner.to_inference_module(outcome.trained[0].network)
-    findings = learner.evaluate(outcome.trained, served)
-    story = ReportContext(
+    served = learner.to_inference_module(result.trained[0].network)
+    evaluation = learner.evaluate(result.trained, served)
+    context = ReportContext(
         plan,
-        outcome,
-        findings,
+        result,
+        evaluation,
         learner.data_summary(),
         learner.hub_tag,
         session.runtime,
-        run_folder.trained_with(folder),
+        run_folder.read_code_version(folder),
     )
-    (folder / "index.html").write_text(story.report(), encoding="utf-8")
-    run_folder.mark_done(folder, {metric.name: metric.value for metric in findings.metrics})
-    for metric in findings.metrics:
+    (folder / "index.html").write_text(context.report(), encoding="utf-8")
+    run_folder.mark_done(folder, {metric.name: metric.value for metric in evaluation.metrics})
+    for metric in evaluation.metrics:
         print(f"{metric.name:<26}{metric.value:>8.4f}  {metric.protocol}")
-    for note in findings.notes:
+    for note in evaluation.notes:
         print(note)
     print(f"Report: {folder / 'index.html'}")
-    if chosen.export_embeddings:
-        file = Path(chosen.export_embeddings)
-        rows = write_embeddings(file, learner.embeddings(outcome.trained[0].network))
+    if arguments.export_embeddings:
+        file = Path(arguments.export_embeddings)
+        rows = write_embeddings(file, learner.embeddings(result.trained[0].network))
         print(f"Embeddings: {rows:,} vectors in {file}")
-    if chosen.publish:
-        artefacts = Artefacts(half=not chosen.full_precision, torchscript=chosen.torchscript)
-        what = Publication(plan.recipe, findings, session.data_sha256, Path(chosen.models), artefacts)
-        model = published(what, learner, served, story.card)
+    if arguments.publish:
+        artefacts = Artefacts(fp16=not arguments.full_precision, torchscript=arguments.torchscript)
+        publication = Publication(plan.recipe, evaluation, session.data_sha256, Path(arguments.models), artefacts)
+        model = publish(publication, learner, served, context.card)
         run_folder.mark_published(folder, model)
         print(f"Published: {model}")

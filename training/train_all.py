@@ -1,4 +1,4 @@
-"""Every recipe, one after the other: what `python -m training all` does. It can be stopped and goes on where it was."""
+"""Train all recipes one after another: `python -m training all`. The same command resumes after an interruption."""
 
 import argparse
 import os
@@ -16,45 +16,46 @@ from training.reporting import run_folder
 ALL = "all"
 
 Train = Callable[[Recipe, list[str]], Path | None]
-"""Trains a recipe with these options of the command line; the run's folder. Raises CannotTrain, NoData."""
-Say = Callable[[str], None]
+"""Trains a recipe with these command-line options; returns the run folder. Raises CannotTrain, NoData."""
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class RecipeResult:
-    """What became of a recipe: its first figure and what was published, or why not."""
+    """Result of one recipe: main metric, published version, or the reason it was skipped."""
 
     recipe: str
     outcome: Literal["done", "skipped", "failed"]
     minutes: float
-    figure: str = ""
+    metric: str = ""
     version: str = ""
     reason: str = ""
 
 
-def train_all(recipes: Iterable[Recipe], chosen: argparse.Namespace, train: Train, say: Say = print) -> int:
-    """Trains each recipe, says at the end what became of each, and gives the status to exit with.
+def train_all(recipes: Iterable[Recipe], arguments: argparse.Namespace, train: Train, log: Log = print) -> int:
+    """Train each recipe, log a summary, and return the exit status.
 
-    A recipe whose data is nowhere to be had is skipped. One that fails does not stop the others; the status is then 1,
-    as it is where no recipe could be trained. Raises CannotTrain under torchrun.
+    A recipe whose data is unavailable is skipped. One that fails does not stop the others; the status is then 1, as it
+    is where no recipe could be trained. Raises CannotTrain under torchrun.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise CannotTrain("All recipes are trained by one process: start it without torchrun.")
-    options = passed_on(chosen)
-    rows = []
+        raise CannotTrain("`all` trains in one process: start it without torchrun.")
+    options = forwarded_options(arguments)
+    results = []
     for recipe in recipes:
-        say(f"\n=== {recipe.name}: {recipe.summary}")
-        rows.append(_made(recipe, options, chosen, train))
-        if rows[-1].reason:
-            say(f"{rows[-1].outcome}: {rows[-1].reason}")
-    say("\n" + "\n".join(table(rows)))
-    return int(any(row.outcome == "failed" for row in rows) or all(row.outcome == "skipped" for row in rows))
+        log(f"\n=== {recipe.name}: {recipe.summary}")
+        results.append(_train_recipe(recipe, options, arguments, train))
+        if results[-1].reason:
+            log(f"{results[-1].outcome}: {results[-1].reason}")
+    log("\n" + "\n".join(summary_table(results)))
+    outcomes = [result.outcome for result in results]
+    return int("failed" in outcomes or all(outcome == "skipped" for outcome in outcomes))
 
 
-def passed_on(chosen: argparse.Namespace) -> list[str]:
-    """The options that each recipe gets: those of the command line, and --keep."""
+def forwarded_options(arguments: argparse.Namespace) -> list[str]:
+    """Return the options that each recipe gets: those of the command line, and --keep."""
     words = ["--keep"]
-    for name, value in vars(chosen).items():
+    for name, value in vars(arguments).items():
         flag = "--" + name.replace("_", "-")
         if value is True:
             words.append(flag)
@@ -63,40 +64,42 @@ def passed_on(chosen: argparse.Namespace) -> list[str]:
     return words
 
 
-def _made(recipe: Recipe, options: list[str], chosen: argparse.Namespace, train: Train) -> RecipeResult:
-    began = time.monotonic()
+def _train_recipe(recipe: Recipe, options: list[str], arguments: argparse.Namespace, train: Train) -> RecipeResult:
+    started = time.monotonic()
 
-    def row(outcome: Literal["done", "skipped", "failed"], **more: str) -> RecipeResult:
-        return RecipeResult(recipe.name, outcome, (time.monotonic() - began) / 60, **more)
+    def result(outcome: Literal["done", "skipped", "failed"], **details: str) -> RecipeResult:
+        return RecipeResult(recipe.name, outcome, (time.monotonic() - started) / 60, **details)
 
     if recipe.source is None:
-        return row("skipped", reason="its data cannot be fetched: train it by itself, with --data.")
+        return result("skipped", reason="its data cannot be downloaded; train it separately, with --data.")
     try:
         folder = train(recipe, options)
     except NoData as error:
-        return row("skipped", reason=str(error))
+        return result("skipped", reason=str(error))
     except CannotTrain as error:
-        return row("failed", reason=str(error))
-    except Exception as error:  # A fault of one recipe's code; the others are trained, and the fault is kept.
-        file = Path(chosen.runs) / f"{recipe.name}-failed.txt"
+        return result("failed", reason=str(error))
+    except Exception as error:  # A bug in one recipe must not stop the others; the traceback is saved.
+        file = Path(arguments.runs) / f"{recipe.name}-failed.txt"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(traceback.format_exc(), encoding="utf-8")
-        return row("failed", reason=f"{type(error).__name__}: {error} (where it happened: {file})")
+        return result("failed", reason=f"{type(error).__name__}: {error} (traceback: {file})")
     if folder is None:
-        return row("done")
-    figures = run_folder.figures_of(folder)
-    first = next(iter(figures.items()), None)
-    version = run_folder.published_as(folder, Path(chosen.models)) if chosen.publish else ""
-    return row("done", figure=f"{first[0]} {first[1]:.4f}" if first else "", version=version)
+        return result("done")
+    first = next(iter(run_folder.read_metrics(folder).items()), None)
+    version = run_folder.published_version(folder, Path(arguments.models)) if arguments.publish else ""
+    return result("done", metric=f"{first[0]} {first[1]:.4f}" if first else "", version=version)
 
 
-def table(rows: Sequence[RecipeResult]) -> list[str]:
-    """The rows in columns."""
-    cells = [("recipe", "first figure", "minutes", "version, or why there is none")]
-    cells += [(row.recipe, row.figure or "–", f"{row.minutes:.1f}", row.version or _why(row)) for row in rows]
+def summary_table(results: Sequence[RecipeResult]) -> list[str]:
+    """Format the results as lines with aligned columns."""
+    cells = [("recipe", "main metric", "minutes", "published version")]
+    cells += [
+        (result.recipe, result.metric or "–", f"{result.minutes:.1f}", result.version or _why_no_version(result))
+        for result in results
+    ]
     widths = [max(len(line[column]) for line in cells) for column in range(3)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, (*widths, 0), strict=True)) for line in cells]
 
 
-def _why(row: RecipeResult) -> str:
-    return f"{row.outcome}: {row.reason}" if row.reason else "not published"
+def _why_no_version(result: RecipeResult) -> str:
+    return f"{result.outcome}: {result.reason}" if result.reason else "not published"

@@ -7,9 +7,10 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-# How long an example takes says more of what else the machine does than of the code.
+# The duration of an example depends more on the load of the machine than on the code.
 hypothesis.settings.register_profile("training", deadline=None)
 hypothesis.settings.load_profile("training")
 
@@ -18,7 +19,7 @@ COLOURS = {"green": (40, 170, 60), "red": (190, 40, 40), "blue": (40, 60, 200)}
 
 
 def picture(colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
-    """A noisy picture of one colour, with a dark block somewhere so that no two look alike."""
+    """A noisy image of one colour, with a dark block at a random position so that all images differ."""
     random = np.random.default_rng(seed)
     pixels = np.array(colour) + random.normal(0, 25, (size[1], size[0], 3))
     top, left = random.integers(0, size[1] - 12), random.integers(0, size[0] - 12)
@@ -26,9 +27,15 @@ def picture(colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (48
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    """One thread per test process: the threads of concurrent test processes would wait for each other."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> Callable[..., Path]:
-    """Makes a folder of pictures, `count` of each colour."""
+    """Write a folder of images, `count` of each colour."""
 
     def make(
         name: str = "photos", count: int = 12, classes: tuple[str, ...] = ("green", "red"), first: int = 0
@@ -64,7 +71,7 @@ def table_rows(count: int) -> list[dict[str, object]]:
 
 @pytest.fixture
 def table(tmp_path: Path) -> Callable[..., Path]:
-    """Makes a CSV file of customers."""
+    """Write a CSV file of customers."""
 
     def make(name: str = "customers.csv", count: int = 300) -> Path:
         path = tmp_path / name
@@ -80,19 +87,19 @@ def table(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def command(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
-    """Starts `python -m training …` with its runs and models in the test's folder."""
-    started: list[subprocess.Popen[str]] = []
+    """Start `python -m training …` with runs and models in the test's folder."""
+    processes: list[subprocess.Popen[str]] = []
 
     def start(*arguments: str | Path, launcher: tuple[str, ...] = ("-m",)) -> subprocess.Popen[str]:
-        places = ["--runs", tmp_path / "runs", "--models", tmp_path / "models", "--data-dir", tmp_path / "data"]
-        words = [sys.executable, *launcher, "training", *arguments, *places, "--device", "cpu"]
+        paths = ["--runs", tmp_path / "runs", "--models", tmp_path / "models", "--data-dir", tmp_path / "data"]
+        words = [sys.executable, *launcher, "training", *arguments, *paths, "--device", "cpu"]
         process = subprocess.Popen(
             [str(word) for word in words], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        started.append(process)
+        processes.append(process)
         return process
 
     yield start
-    for process in started:
+    for process in processes:
         process.kill()
         process.communicate()

@@ -1,4 +1,4 @@
-"""Folders of made-up street scenes with their masks."""
+"""Folders of synthetic street scenes with their masks."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ PALETTE = {0: (90, 160, 250), 1: (110, 110, 110), 3: (150, 60, 30)}
 
 
 def scene(seed, size=(48, 36)):
-    """A noisy picture of sky, road and a house, and its mask; two columns at the right are void."""
+    """A noisy image of sky, road and a house, and its mask; the two rightmost columns are void."""
     random = np.random.default_rng(seed)
     width, height = size
     mask = np.zeros((height, width), np.uint8)
@@ -26,7 +26,7 @@ def scene(seed, size=(48, 36)):
 
 
 def write_streets(folder: Path, count=8, pictures="images", masks="masks", first=0, codes=CODES, size=(48, 36)) -> Path:
-    """Pictures and masks, by default in `images` and `masks` with codes.txt."""
+    """Write images and masks, by default to `images` and `masks`, with codes.txt."""
     for part in (pictures, masks):
         (folder / part).mkdir(parents=True, exist_ok=True)
     for i in range(first, first + count):

@@ -11,13 +11,13 @@ from tasks.goldens import read_goldens
 from tasks.manifest import BrokenModel, read_manifest, verify_files
 from training.__main__ import main
 from training.core.provenance import code_version
-from training.core.recipe import scaled
+from training.core.recipe import select_preset
 from training.publishing import export
 from training.publishing.publish import replay
-from training.registry import learner_names, recipe, recipe_names
+from training.registry import learner_names, load_recipe, recipe_names
 from training.reporting import run_folder
 
-PICTURES = (
+IMAGES = (
     *("--backbone", "resnet18", "--weights", "none", "--size", "32", "--epochs", "3"),
     *("--batch-size", "8", "--device", "cpu", "--precision", "fp32", "--rate", "0.003"),
 )
@@ -25,28 +25,28 @@ PICTURES = (
 
 @pytest.fixture
 def train(tmp_path, capsys):
-    """Runs a command line with runs and models in the test's folder; gives status, output and errors."""
+    """Run a command line with runs and models in the test's folder; return status, output and errors."""
 
     def run(*arguments):
-        places = ["--runs", tmp_path / "runs", "--models", tmp_path / "models", "--data-dir", tmp_path / "data"]
-        status = main([str(word) for word in (*arguments, *places)])
+        paths = ["--runs", tmp_path / "runs", "--models", tmp_path / "models", "--data-dir", tmp_path / "data"]
+        status = main([str(word) for word in (*arguments, *paths, "--threads", "1")])
         caught = capsys.readouterr()
         return status, caught.out, caught.err
 
     return run
 
 
-def test_help_lists_recipes_with_what_to_expect_and_tasks_with_their_data(capsys):
+def test_help_lists_recipes_with_their_results_and_tasks_with_their_data(capsys):
     status = main(["--help"])
 
     out = capsys.readouterr().out
     assert status == 0
-    assert re.search(r"clothing .*\n +expect 0\.9", out)
+    assert re.search(r"clothing .*\n +expect accuracy 0\.9", out)
     assert re.search(r"tabular .*\n +--data: a CSV or Parquet file", out)
 
 
 @pytest.mark.parametrize("name", ["clothing", "adult", "classification", "tabular"])
-def test_each_has_help_with_its_defaults(name, capsys):
+def test_each_name_has_help_with_its_defaults(name, capsys):
     with pytest.raises(SystemExit) as ended:
         main([name, "--help"])
 
@@ -57,9 +57,9 @@ def test_each_has_help_with_its_defaults(name, capsys):
 
 
 @pytest.mark.slow
-def test_photos_become_a_report_and_a_model_that_answers(train, photos, tmp_path):
+def test_training_on_photos_writes_a_report_and_a_working_model(train, photos, tmp_path):
     folder = photos(count=30, classes=("green", "red", "blue"))
-    arguments = ("classification", "--data", folder, "--name", "colours", *PICTURES)
+    arguments = ("classification", "--data", folder, "--name", "colours", *IMAGES)
 
     status, out, err = train(*arguments, "--publish", "--torchscript")
 
@@ -76,11 +76,11 @@ def test_photos_become_a_report_and_a_model_that_answers(train, photos, tmp_path
     assert task.labels == ("blue", "green", "red")
     noise = np.random.default_rng(5).normal(0, 20, (40, 48, 3))
     Image.fromarray((np.array([190, 40, 40]) + noise).clip(0, 255).astype(np.uint8)).save(tmp_path / "new.png")
-    answer = task.answer(export.runner(model / "model.onnx", task), {"image": (tmp_path / "new.png").read_bytes()})
+    answer = task.answer(export.onnx_runner(model / "model.onnx", task), {"image": (tmp_path / "new.png").read_bytes()})
     assert answer.label == "red"
     (report,) = (tmp_path / "runs" / "colours").rglob("index.html")
     page = report.read_text()
-    assert not re.findall(r'(?:src|href)="(?!data:)', page), "the page needs no other file"
+    assert not re.findall(r'(?:src|href)="(?!data:)', page), "the page is self-contained"
     assert "Confusion matrix" in page
     assert not (tmp_path / "models" / "colours" / ".1.partial").exists()
 
@@ -94,7 +94,7 @@ def test_photos_become_a_report_and_a_model_that_answers(train, photos, tmp_path
 
 
 @pytest.mark.slow
-def test_a_table_becomes_a_report_and_a_model_that_answers(train, table, tmp_path):
+def test_training_on_a_table_writes_a_report_and_a_working_model(train, table, tmp_path):
     status, out, err = train(
         *("tabular", "--data", table(count=900), "--target", "churn", "--name", "churn", "--audit", "city"),
         *("--epochs", "15", "--batch-size", "64", "--rate", "0.01", "--publish", "--seeds", "2", "--device", "cpu"),
@@ -105,21 +105,21 @@ def test_a_table_becomes_a_report_and_a_model_that_answers(train, table, tmp_pat
     model = tmp_path / "models" / "churn" / "1"
     replay(model)
     manifest = read_manifest(model)
-    figures = {metric.name: metric.value for metric in manifest.metrics}
-    assert figures["accuracy"] > 0.85
-    assert figures["accuracy_mean"] > 0.85
+    metrics = {metric.name: metric.value for metric in manifest.metrics}
+    assert metrics["accuracy"] > 0.85
+    assert metrics["accuracy_mean"] > 0.85
     task = manifest.load_task(model)
     body = {"rows": [{"age": 70, "city": "Lima", "spent": 10.0}, {"age": None, "city": "Rome", "spent": None}]}
-    answer = task.answer(export.runner(model / "model.onnx", task), body)
+    answer = task.answer(export.onnx_runner(model / "model.onnx", task), body)
     assert answer.predictions[0].label == "no"
     assert "Rome" in answer.notices[0]
     card = (model / "README.md").read_text()
-    for needed in ("Against gradient boosting", "By city", "Known failures", "Out of scope", "opset 20", "2 seeds"):
-        assert needed in card
-    assert read_goldens(model)[0].request == task.example(), "data that may not be given away is not in the goldens"
+    for text in ("Against gradient boosting", "By city", "Known failures", "Out of scope", "opset 20", "2 seeds"):
+        assert text in card
+    assert read_goldens(model)[0].request == task.example(), "goldens do not contain data that is not redistributable"
 
 
-def test_a_model_that_was_changed_is_not_reproduced(train, table, tmp_path):
+def test_a_modified_model_is_not_replayed(train, table, tmp_path):
     arguments = ("tabular", "--data", table(), "--target", "churn", "--epochs", "1", "--publish", "--device", "cpu")
     assert train(*arguments)[0] == 0
     model = tmp_path / "models" / "tabular" / "1"
@@ -131,7 +131,7 @@ def test_a_model_that_was_changed_is_not_reproduced(train, table, tmp_path):
         replay(model)
 
 
-def test_the_rate_search_prints_a_suggestion_and_draws_the_curve(train, table, tmp_path):
+def test_the_rate_search_prints_a_suggestion_and_writes_a_plot(train, table, tmp_path):
     status, out, _ = train("tabular", "--data", table(), "--target", "churn", "--find-lr", "--device", "cpu")
 
     assert status == 0
@@ -140,7 +140,7 @@ def test_the_rate_search_prints_a_suggestion_and_draws_the_curve(train, table, t
     assert not list((tmp_path / "runs").rglob("*.pt"))
 
 
-def test_every_mistake_a_user_can_make_is_one_sentence_and_status_2(train, photos, table, tmp_path):
+def test_each_user_error_is_one_sentence_and_status_2(train, photos, table, tmp_path):
     folder, file = photos(), table()
     (tmp_path / "empty").mkdir()
     single = photos("single", classes=("red",))
@@ -160,27 +160,30 @@ def test_every_mistake_a_user_can_make_is_one_sentence_and_status_2(train, photo
         (("classification", "--data", folder, "--name", "My Bears", "--weights", "none"), "--name My Bears"),
         (("tabular", "--data", file), "--target"),
         (("tabular", "--data", file, "--target", "gone"), "has no column 'gone'; its columns are customer, age"),
-        (("tabular", "--data", file, "--target", "city", "--kind", "number"), "no column of numbers: it holds 'Oslo'"),
-        (("tabular", "--data", file, "--target", "spent", "--split-time", "city"), "--split-time city holds no times"),
+        (("tabular", "--data", file, "--target", "city", "--kind", "number"), "is not numeric: it contains 'Oslo'"),
+        (
+            ("tabular", "--data", file, "--target", "spent", "--split-time", "city"),
+            "--split-time city is not a column of times",
+        ),
         (
             ("tabular", "--data", file, "--target", "spent", "--split-column", "gone"),
-            "--split-column gone: there is no",
+            "--split-column gone: no such column",
         ),
         (("tabular", "--data", file, "--target", "churn", "--ignore", "gone"), "no column 'gone'"),
-        (("tabular", "--data", file, "--target", "churn", "--resume"), "leave --resume out"),
+        (("tabular", "--data", file, "--target", "churn", "--resume"), "omit --resume"),
         (("tabular", "--data", tmp_path / "photo.parquet", "--target", "churn"), "cannot be read as a table"),
     ]
     for arguments, sentence in mistakes:
         arguments = (*arguments, "--weights", "none") if arguments[-1] in (single, tmp_path / "empty") else arguments
         status, _, err = train(*arguments)
 
-        said = err.strip().splitlines()[-1]
-        assert (status, said.startswith("training: "), sentence in said) == (2, True, True), (arguments, err)
+        message = err.strip().splitlines()[-1]
+        assert (status, message.startswith("training: "), sentence in message) == (2, True, True), (arguments, err)
         assert "Traceback" not in err
     assert not (tmp_path / "models").exists()
 
 
-def test_every_task_with_a_learner_is_offered_and_no_file_lists_them(capsys):
+def test_help_lists_each_task_with_a_learner(capsys):
     main(["--help"])
 
     out = capsys.readouterr().out
@@ -188,22 +191,22 @@ def test_every_task_with_a_learner_is_offered_and_no_file_lists_them(capsys):
     assert {"classification", "keypoints", "segmentation", "super_resolution", "tabular"} <= set(learner_names())
 
 
-def test_a_recipe_has_settings_for_a_gpu_and_says_of_those_for_a_cpu_what_they_cost():
+def test_the_gpu_preset_has_its_own_settings_and_no_cpu_caveats():
     for name in recipe_names():
-        found = recipe(name)
-        on_cpu, on_gpu = scaled(found, gpu=False), scaled(found, gpu=True)
+        recipe = load_recipe(name)
+        on_cpu, on_gpu = select_preset(recipe, gpu=False), select_preset(recipe, gpu=True)
 
-        assert (on_cpu.settings, on_cpu.options) == (found.settings, found.options)
-        assert set(found.cpu_caveats) <= set(on_cpu.caveats)
-        if found.on_gpu:
-            assert (on_gpu.settings, on_gpu.options) == (found.on_gpu.settings, found.on_gpu.options)
-            assert on_gpu.settings.epochs > found.settings.epochs
-            assert not set(found.cpu_caveats) & set(on_gpu.caveats)
+        assert (on_cpu.settings, on_cpu.options) == (recipe.settings, recipe.options)
+        assert set(recipe.cpu_caveats) <= set(on_cpu.caveats)
+        if recipe.on_gpu:
+            assert (on_gpu.settings, on_gpu.options) == (recipe.on_gpu.settings, recipe.on_gpu.options)
+            assert on_gpu.settings.epochs > recipe.settings.epochs
+            assert not set(recipe.cpu_caveats) & set(on_gpu.caveats)
 
 
-def test_a_run_remembers_which_code_it_began_with(tmp_path):
-    folder = run_folder.chosen_folder(tmp_path / "runs", {"recipe": "x"}, "auto")
+def test_a_run_folder_records_the_code_version(tmp_path):
+    folder = run_folder.find_or_create(tmp_path / "runs", {"recipe": "x"}, "auto")
 
-    assert run_folder.trained_with(folder) == code_version()
-    assert run_folder.chosen_folder(tmp_path / "runs", {"recipe": "x"}, "auto") == folder
-    assert run_folder.trained_with(tmp_path) == "unknown"
+    assert run_folder.read_code_version(folder) == code_version()
+    assert run_folder.find_or_create(tmp_path / "runs", {"recipe": "x"}, "auto") == folder
+    assert run_folder.read_code_version(tmp_path) == "unknown"

@@ -1,10 +1,10 @@
-"""The smallest learner there can be: points of a plane, told apart by a line; no BatchNorm, no dropout."""
+"""A minimal learner: points in the plane, separated by a line; no BatchNorm, no dropout."""
 
 import torch
 from torch import nn
 
 from training.engine.batches import SampleSet
-from training.engine.inference import predicted
+from training.engine.inference import collect_outputs
 from training.engine.learner import Learner, Stage
 from training.engine.optim import ParamGroup
 from training.engine.runtime import Runtime
@@ -29,8 +29,8 @@ class Points(SampleSet):
 class SmallLearner(Learner):
     def __init__(self, epochs=None):
         self.samples, self.held_out = Points(96, 0), Points(40, 1)
-        self.steps, self.epoch, self.factor = 0, 0, 1.0
-        self.worth = None
+        self.steps, self.epoch, self.loss_factor = 0, 0, 1.0
+        self.score_of_epoch = None
         self.epochs = epochs
 
     @classmethod
@@ -44,22 +44,22 @@ class SmallLearner(Learner):
         return nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 2))
 
     def stages(self):
-        return (Stage("frozen", 1, 0.01, frozen=True), Stage("whole", self.epochs or 5, 0.02))
+        return (Stage("frozen", 1, 0.01, frozen=True), Stage("all", self.epochs or 5, 0.02))
 
-    def groups(self, network, stage):
+    def param_groups(self, network, stage):
         for parameter in network[0].parameters():
             parameter.requires_grad = not stage.frozen
         return [ParamGroup(tuple(network[2].parameters())), ParamGroup(tuple(network[0].parameters()), 0.5)]
 
     def loss(self, network, batch):
         self.steps += 1
-        return nn.functional.cross_entropy(network(batch["points"]), batch["target"]) * self.factor
+        return nn.functional.cross_entropy(network(batch["points"]), batch["target"]) * self.loss_factor
 
     def scores(self, network, runtime):
         self.epoch += 1
-        if self.worth:
-            return {"score": float(self.worth(self.epoch))}
-        logits = predicted(_Tuple(network), ["points"], self.held_out, runtime, batch_size=16)
+        if self.score_of_epoch:
+            return {"score": float(self.score_of_epoch(self.epoch))}
+        logits = collect_outputs(_ReturnsTuple(network), ["points"], self.held_out, runtime, batch_size=16)
         return {"score": float((logits.argmax(dim=1) == self.held_out.targets).float().mean())}
 
     def to_inference_module(self, network):
@@ -68,14 +68,14 @@ class SmallLearner(Learner):
     def evaluate(self, trained, served):
         raise NotImplementedError
 
-    def validation(self, count):
+    def validation_inputs(self, count):
         raise NotImplementedError
 
     def golden_requests(self, served):
         raise NotImplementedError
 
 
-class _Tuple(nn.Module):
+class _ReturnsTuple(nn.Module):
     def __init__(self, network):
         super().__init__()
         self.network = network

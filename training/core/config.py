@@ -1,56 +1,57 @@
-"""The settings of a training run as frozen values, and the command line's options made from them."""
+"""Settings of a training run as frozen dataclasses, and the command-line options made from them."""
 
 import argparse
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
-Values = TypeVar("Values")
+Config = TypeVar("Config")
 
 
-def option(default: Any, explanation: str, *, choices: tuple[str, ...] = ()) -> Any:
-    """A dataclass field that is also an option of the command line."""
-    return field(default=default, metadata={"help": explanation, "choices": choices})
+def option(default: Any, help: str, *, choices: tuple[str, ...] = ()) -> Any:
+    """A dataclass field that is also a command-line option."""
+    return field(default=default, metadata={"help": help, "choices": choices})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a network is trained, whatever its task. The learning rates are the peaks of one-cycle schedules."""
+    """How a network is trained, whatever its task. Learning rates are the peaks of one-cycle schedules."""
 
-    epochs: int = option(5, "epochs in which the whole network learns")
-    batch_size: int = option(32, "samples a step, over all processes")
+    epochs: int = option(5, "epochs in which the whole network is trained")
+    batch_size: int = option(32, "samples per step, over all processes")
     rate: float = option(2e-3, "peak learning rate (of the last layers)")
-    weight_decay: float = option(0.01, "weight decay; norms and biases have none")
-    clip: float = option(1.0, "the gradient's norm is clipped to this; 0: not at all")
-    label_smoothing: float = option(0.1, "share of the target that is spread over all classes")
-    seed: int = option(0, "every random choice follows from it")
-    seeds: int = option(1, "train this many times, from seed, seed+1, …; the first is published")
-    precision: str = option("auto", "of the arithmetic in training", choices=("auto", "fp32", "bf16"))
-    device: str = option("auto", "what to train on", choices=("auto", "cpu", "cuda"))
-    threads: int = option(0, "CPU threads; 0: one a core")
-    workers: int = option(-1, "processes that prepare batches; -1: as many as suit the device")
-    checkpoint_steps: int = option(0, "also write a checkpoint every so many steps; 0: after each epoch only")
+    weight_decay: float = option(0.01, "weight decay; none for norms and biases")
+    clip: float = option(1.0, "maximum norm of the gradient; 0 = no clipping")
+    label_smoothing: float = option(0.1, "fraction of the target that is spread over all classes")
+    seed: int = option(0, "random seed; all random choices follow from it")
+    seeds: int = option(1, "train this many times, with seed, seed+1, …; the first is published")
+    precision: str = option("auto", "precision of the arithmetic in training", choices=("auto", "fp32", "bf16"))
+    device: str = option("auto", "device to train on", choices=("auto", "cpu", "cuda"))
+    threads: int = option(0, "CPU threads; 0 = one per core")
+    workers: int = option(-1, "processes that prepare batches; -1 = as many as suit the device")
+    checkpoint_steps: int = option(0, "write a checkpoint every this many steps too; 0 = after each epoch only")
 
 
-def add_options(parser: argparse.ArgumentParser, values: Any, title: str) -> None:
-    """Adds an option for each field that was declared by `option`, with `values` as the defaults."""
+def add_options(parser: argparse.ArgumentParser, config: Any, title: str) -> None:
+    """Add a command-line option for each field that was declared by `option`; `config` holds the defaults."""
     group = parser.add_argument_group(title)
-    for each in fields(values):
-        if "help" not in each.metadata:
+    for item in fields(config):
+        if "help" not in item.metadata:
             continue
-        default = getattr(values, each.name)
-        flag, shown = "--" + each.name.replace("_", "-"), each.metadata["help"] + f" (default: {_shown(default)})"
-        extra: dict[str, Any] = {"dest": each.name, "default": default, "help": shown.replace("%", "%%")}
+        default = getattr(config, item.name)
+        flag = "--" + item.name.replace("_", "-")
+        text = f"{item.metadata['help']} (default: {_format_default(default)})"
+        keywords: dict[str, Any] = {"dest": item.name, "default": default, "help": text.replace("%", "%%")}
         if isinstance(default, bool):
-            group.add_argument(flag, action=argparse.BooleanOptionalAction, **extra)
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, **keywords)
         elif isinstance(default, tuple):
-            group.add_argument(flag, type=_listed, metavar="A,B", **extra)
-        elif each.metadata["choices"]:
-            group.add_argument(flag, choices=each.metadata["choices"], **extra)
+            group.add_argument(flag, type=_split_commas, metavar="A,B", **keywords)
+        elif item.metadata["choices"]:
+            group.add_argument(flag, choices=item.metadata["choices"], **keywords)
         else:
-            group.add_argument(flag, type=type(default), metavar=type(default).__name__.upper(), **extra)
+            group.add_argument(flag, type=type(default), metavar=type(default).__name__.upper(), **keywords)
 
 
-def _shown(default: Any) -> str:
+def _format_default(default: Any) -> str:
     if isinstance(default, bool):
         return "yes" if default else "no"
     if isinstance(default, tuple):
@@ -58,11 +59,12 @@ def _shown(default: Any) -> str:
     return str(default) or "none"
 
 
-def _listed(text: str) -> tuple[str, ...]:
+def _split_commas(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def overlay(values: Values, chosen: argparse.Namespace) -> Values:
-    """The values, with those that the command line gave."""
-    names = {each.name for each in fields(values)}  # type: ignore[arg-type]
-    return replace(values, **{name: value for name, value in vars(chosen).items() if name in names})  # type: ignore[type-var]
+def overlay(config: Config, arguments: argparse.Namespace) -> Config:
+    """Return `config` with the values that the command line gave."""
+    names = {item.name for item in fields(config)}  # type: ignore[arg-type]
+    given = {name: value for name, value in vars(arguments).items() if name in names}
+    return replace(config, **given)  # type: ignore[type-var]

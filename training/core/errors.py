@@ -1,9 +1,9 @@
-"""What the user can mend: the command line prints the sentence and ends with status 2."""
+"""Errors that the user can fix: the command line prints the message and exits with status 2."""
 
 
 class CannotTrain(Exception):
-    """Training cannot start or go on; the message is one sentence that says why and what to do."""
+    """Training cannot start or continue; the message says in one sentence what is wrong and what to do."""
 
 
 class NoData(CannotTrain):
-    """The data is nowhere to be had: not here, not on the mirror, not at its official address."""
+    """The data is not on this machine, and neither the mirror nor the official address has it."""

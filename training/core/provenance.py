@@ -1,4 +1,4 @@
-"""Which code this is."""
+"""Which version of the code is running."""
 
 import subprocess
 from pathlib import Path
@@ -7,12 +7,12 @@ _ROOT, _PACKAGES = Path(__file__).parents[2], ("training", "tasks")
 
 
 def code_version() -> str:
-    """The commit of this code, marked where trainer or tasks have changes that are not committed; or `unknown`."""
+    """Return the commit of this code, or `unknown`; `+changes` marks uncommitted changes in training/ or tasks/."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(_ROOT), *arguments]
-        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)  # noqa: S603
-        return found.stdout.strip()
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)  # noqa: S603
+        return done.stdout.strip()
 
     try:
         commit = git("rev-parse", "HEAD")

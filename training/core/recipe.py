@@ -1,4 +1,4 @@
-"""Recipes: named data sets with their settings and the result to expect; found by file name, as learners are."""
+"""Recipes: named data sets with their settings and the expected result; found by file name, as learners are."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,24 +11,24 @@ from training.core.sources import Source
 
 @dataclass(frozen=True)
 class DataCard:
-    """What a card must say of the data.
+    """What a model card says about the data.
 
     Attributes:
-        redistributable: goldens may hold samples of it.
-        binds: what is made of it may be passed on under the data's own licence only.
+        redistributable: whether goldens may contain samples of the data.
+        share_alike: whether works derived from the data may be passed on under the data's own licence only.
     """
 
     name: str
     licence: str
     address: str = ""
     redistributable: bool = False
-    binds: bool = False
+    share_alike: bool = False
     description: str = ""
 
 
 @dataclass(frozen=True)
-class Scale:
-    """Settings and options that belong together, for machines of one kind."""
+class Preset:
+    """Settings and options that belong together, for one kind of machine."""
 
     settings: Settings
     options: Any
@@ -39,14 +39,15 @@ class Recipe:
     """A named data set, how to train on it, and what to expect.
 
     Attributes:
-        name: of the recipe and of the model.
-        task: whose learner trains it.
-        expected: the result and the time it takes, in words.
-        prepare: makes what the learner reads, in a new folder, from what was fetched; None: that is it already.
-        cpu_caveats: of a model that was made with the settings for a CPU.
-        on_gpu: the settings and options where there is a GPU; None: the same as on a CPU.
-        limits: what the published model must reach: a metric's name and its least value.
-        ceilings: the same for errors: a metric's name and its largest value.
+        name: name of the recipe and of the model.
+        task: the task whose learner trains it.
+        expected: the result and the training time to expect, in words.
+        prepare: writes what the learner reads into a new folder, from the folder that was fetched; None: the learner
+            reads the fetched folder itself.
+        cpu_caveats: caveats of a model that was trained with the settings for a CPU.
+        on_gpu: settings and options where there is a GPU; None: the same as on a CPU.
+        min_metrics: (metric name, minimum value) pairs that a model must reach to be published.
+        max_metrics: (metric name, maximum value) pairs, for errors.
     """
 
     name: str
@@ -63,13 +64,13 @@ class Recipe:
     caveats: tuple[str, ...] = ()
     cpu_caveats: tuple[str, ...] = ()
     prepare: Callable[[Path, Path], None] | None = None
-    on_gpu: Scale | None = None
-    limits: tuple[tuple[str, float], ...] = ()
-    ceilings: tuple[tuple[str, float], ...] = ()
+    on_gpu: Preset | None = None
+    min_metrics: tuple[tuple[str, float], ...] = ()
+    max_metrics: tuple[tuple[str, float], ...] = ()
 
 
-def scaled(found: Recipe, *, gpu: bool) -> Recipe:
-    """The recipe with the settings for this machine."""
-    if not gpu or found.on_gpu is None:
-        return replace(found, caveats=(*found.caveats, *found.cpu_caveats), cpu_caveats=())
-    return replace(found, settings=found.on_gpu.settings, options=found.on_gpu.options)
+def select_preset(recipe: Recipe, *, gpu: bool) -> Recipe:
+    """Return the recipe with the settings for this machine."""
+    if not gpu or recipe.on_gpu is None:
+        return replace(recipe, caveats=(*recipe.caveats, *recipe.cpu_caveats), cpu_caveats=())
+    return replace(recipe, settings=recipe.on_gpu.settings, options=recipe.on_gpu.options)

@@ -1,6 +1,6 @@
-"""What training produces: metrics, tables, figures and histories. Values only; computing them is done elsewhere."""
+"""What training produces: metrics, tables, figures and histories. Values only; they are computed elsewhere."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ Vectors = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a report or a card."""
+    """A table in a report or a card."""
 
     title: str
     header: tuple[str, ...]
@@ -23,7 +23,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture of a report."""
+    """An image in a report, as a PNG file."""
 
     title: str
     png: bytes
@@ -32,15 +32,15 @@ class Figure:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is known of a trained network: for the manifest, the card and the report.
+    """The evaluation of a trained network, for the manifest, the card and the report.
 
     Attributes:
-        metrics: the figures, the most important first, each with its protocol.
-        notes: sentences that say how to read them.
-        tables: per class, per group, against a baseline.
+        metrics: the metrics, most important first, each with its protocol.
+        notes: sentences that explain how to read them.
+        tables: per class, per subgroup, against a baseline.
         figures: for the report only.
-        failures: what it is known to get wrong.
-        caveats: what a user should know of its use, beside what the recipe says.
+        failures: known failures.
+        caveats: what users should know, in addition to the recipe's caveats.
     """
 
     metrics: tuple[Metric, ...]
@@ -48,12 +48,12 @@ class Evaluation:
     tables: tuple[Table, ...] = ()
     figures: tuple[Figure, ...] = ()
     failures: tuple[str, ...] = ()
-    caveats: tuple[str, ...] = field(default=())
+    caveats: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Trained:
-    """One finished training: its seed, the network with its best weights, and the scores of that epoch."""
+    """A finished training: its seed, the network with its best weights, and the scores of that epoch."""
 
     seed: int
     network: nn.Module
@@ -62,7 +62,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class EpochLog:
-    """What an epoch came to. `rate` is the last one of the fastest group; `seconds` include the validation."""
+    """The log of one epoch. `rate` is the last one of the fastest group; `seconds` include validation."""
 
     epoch: int
     stage: str
@@ -75,15 +75,14 @@ class EpochLog:
 
 @dataclass(frozen=True)
 class EmbeddingTable:
-    """What was learnt of the values of one field.
+    """The embeddings of the values of one field.
 
     Attributes:
         field: the column, or `user`, or `item`.
-        values: what each row of `vectors` stands for; None where it stands for no value (one that is missing, or was
-            not seen in training).
+        values: the value of each row of `vectors`; None for rows that stand for no value (missing, or not seen in
+            training).
         vectors: float (n, d).
-        names: what to call them for people where the values say little (a film's title for its number); empty: as the
-            values.
+        names: names for people, where the values say little (a film's title instead of its id); empty: the values.
     """
 
     field: str
@@ -98,14 +97,21 @@ class EmbeddingTable:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What training gave: the networks with their histories, those of the phases before them, and what it took."""
+    """The result of a training run.
+
+    Attributes:
+        trained: a network for each seed.
+        histories: the epochs of each seed.
+        hardware: what it ran on, in words.
+        phase_histories: the epochs of each phase that came before, such as a language model.
+    """
 
     trained: tuple[Trained, ...]
     histories: tuple[tuple[EpochLog, ...], ...]
     hardware: str
-    before: tuple[tuple[EpochLog, ...], ...] = ()
+    phase_histories: tuple[tuple[EpochLog, ...], ...] = ()
 
     @property
     def minutes(self) -> float:
-        """Of training and validation, over all phases and seeds."""
-        return sum(row.seconds for rows in (*self.before, *self.histories) for row in rows) / 60
+        """Duration of training and validation, over all phases and seeds."""
+        return sum(log.seconds for logs in (*self.phase_histories, *self.histories) for log in logs) / 60

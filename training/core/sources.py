@@ -1,4 +1,4 @@
-"""Where data sets and pretrained weights come from: official archives and the same content on a mirror."""
+"""Where data sets and pretrained weights come from: official archives, and the same content on a mirror."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Archive:
-    """A file to fetch.
+    """A file to download.
 
     Attributes:
-        address: where it lies; in a mirror, relative to it.
-        sha256: its SHA-256 in hex, or the first digits of it where no more are known; empty where nothing is: then
-            the file is recognised by `Source.holds` alone, and the hash it had is printed.
-        size: bytes; 0 where it is not known.
+        address: its URL; on a mirror, its path relative to the mirror.
+        sha256: its SHA-256 in hex, or the first digits where no more are known. Empty where no hash is known: the
+            content is then checked by `Source.contains` alone, and the hash of the file is printed.
+        size: bytes; 0 where unknown.
     """
 
     address: str
@@ -24,25 +24,25 @@ class Archive:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set or a file of weights: the official archive, and the pack of the same content in a mirror.
+    """A data set or a file of weights: the official archive, and an archive of the same content on a mirror.
 
     Attributes:
-        name: of the folder (or file) it becomes.
-        holds: paths or patterns that must be in it once it is unpacked; none: it is a file, not an archive.
+        name: name of the folder (or file) that it becomes.
+        contains: paths or glob patterns that the unpacked archive must contain; empty: it is a file, not an archive.
     """
 
     name: str
     official: Archive
     mirrored: Archive
-    holds: tuple[str, ...] = ()
+    contains: tuple[str, ...] = ()
 
 
 class SourceFetcher(Protocol):
-    """What a learner may ask for more data or weights; `training.data.download.Fetcher` is the real one."""
+    """How a learner fetches more data or weights; implemented by `training.data.download.Fetcher`."""
 
     @property
-    def say(self) -> Callable[[str], None]:
-        """Tells the user something."""
+    def log(self) -> Callable[[str], None]:
+        """Print a line for the user."""
 
-    def fetched(self, source: Source) -> Path:
-        """The folder (the file) of the source, downloaded if it is not here yet. Raises NoData."""
+    def fetch(self, source: Source) -> Path:
+        """Return the folder (or file) of the source, downloading it if needed. Raises NoData."""

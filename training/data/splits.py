@@ -4,18 +4,18 @@ import hashlib
 from collections.abc import Sequence
 
 
-def validation_split(groups: Sequence[str], labels: Sequence[int], share: float) -> list[bool]:
-    """Which samples are for validation: about `share` of each label, the same ones in every run and on any machine.
+def validation_split(groups: Sequence[str], labels: Sequence[int], fraction: float) -> list[bool]:
+    """Return which samples are for validation: about `fraction` of each label, the same on every run and machine.
 
-    A sample's place follows from the hash of its group alone, so samples of one group (the copies of a picture) stay
-    on one side, and adding data moves no old group from one side to the other by much. Every label keeps at least one
-    group on each side where it has two.
+    A sample's side depends on the hash of its group only, so that samples of one group (copies of an image) stay
+    together and adding data moves few old groups to the other side. Each label with two or more groups has at least
+    one on either side.
     """
-    chosen: set[str] = set()
+    held_out: set[str] = set()
     seen: set[str] = set()
     for label in sorted(set(labels)):
-        mine = {group for group, other in zip(groups, labels, strict=True) if other == label} - seen
-        seen |= mine
-        ranked = sorted(mine, key=lambda group: hashlib.sha256(group.encode()).digest())
-        chosen.update(ranked[: max(1, round(share * len(ranked)))] if len(ranked) > 1 else [])
-    return [group in chosen for group in groups]
+        label_groups = {group for group, other in zip(groups, labels, strict=True) if other == label} - seen
+        seen |= label_groups
+        ranked = sorted(label_groups, key=lambda group: hashlib.sha256(group.encode()).digest())
+        held_out.update(ranked[: max(1, round(fraction * len(ranked)))] if len(ranked) > 1 else [])
+    return [group in held_out for group in groups]

@@ -1,4 +1,4 @@
-"""Batches in an order that follows from the seed alone; knows nothing of what a sample is."""
+"""Batches in an order that depends on the seed alone; independent of what a sample is."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,81 +10,87 @@ from torch.utils.data import DataLoader, Dataset
 from training.engine.runtime import Batch, Runtime
 
 Key = tuple[int, int]
-"""(epoch, index) of a sample: augmentation is a function of the seed and of these, whoever prepares the batch."""
+"""(epoch, index) of a sample: augmentation is a function of the seed and the key, in whichever process it runs."""
 
 
 class SampleSet(Dataset[Batch]):
-    """Samples that are fetched a batch at a time."""
+    """A data set that is read a batch at a time."""
 
     def __len__(self) -> int:
         raise NotImplementedError
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
-        """The batch of these samples: each input of the task by name, `target`, and `index` (all with n rows)."""
+        """Return the batch of these samples: the task's inputs by name, `target`, and `index` (all with n rows)."""
         raise NotImplementedError
 
     def steps(self, batch_size: int) -> int:
-        """How many batches an epoch has."""
-        return steps_an_epoch(len(self), batch_size)
+        """Return the number of batches in an epoch."""
+        return steps_per_epoch(len(self), batch_size)
 
-    def batch_keys(self, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[list[Key]]:
-        """The keys of each batch of an epoch, as far as they are dealt to this process.
+    def batch_keys(
+        self, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1
+    ) -> list[list[Key]]:
+        """Return this process's keys of each batch of an epoch.
 
-        They are drawn at random, unless the samples have an order of their own.
+        In random order, unless a subclass has an order of its own.
         """
-        return shuffled(len(self), batch_size, seed=seed, epoch=epoch, rank=rank, world=world)
+        return shuffled_keys(len(self), batch_size, seed=seed, epoch=epoch, rank=rank, world_size=world_size)
 
 
 def derived_seed(*parts: int) -> int:
-    """A seed that follows from these whole numbers and no others, evenly spread over 63 bits."""
+    """Return a seed of 63 bits that is a function of these integers."""
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
-def steps_an_epoch(count: int, batch_size: int) -> int:
-    """How many whole batches there are; a set smaller than a batch is one."""
+def steps_per_epoch(count: int, batch_size: int) -> int:
+    """Return the number of full batches, at least 1: fewer samples than a batch make one smaller batch."""
     return max(1, count // batch_size)
 
 
-def shuffled(count: int, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world: int = 1) -> list[list[Key]]:
-    """The keys of each batch of the epoch, as far as they are dealt to this process.
+def shuffled_keys(
+    count: int, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1
+) -> list[list[Key]]:
+    """Return this process's keys of each batch of the epoch, in random order.
 
-    The global batches are the same for every `world`; what does not fill a batch is left out this time.
+    The global batches are the same for every `world_size`; samples that do not fill a batch are left out this epoch.
     """
     generator = torch.Generator().manual_seed(derived_seed(seed, epoch))
     order = torch.randperm(count, generator=generator).tolist()
-    size = min(batch_size, count // world * world)
-    batches = [order[i * size : (i + 1) * size] for i in range(steps_an_epoch(count, batch_size))]
-    return [[(epoch, index) for index in batch[rank::world]] for batch in batches]
+    size = min(batch_size, count // world_size * world_size)
+    batches = [order[i * size : (i + 1) * size] for i in range(steps_per_epoch(count, batch_size))]
+    return [[(epoch, index) for index in batch[rank::world_size]] for batch in batches]
 
 
-def in_order(count: int, batch_size: int, *, rank: int = 0, world: int = 1) -> list[list[Key]]:
-    """The keys of all samples in their order, each dealt to one process."""
-    mine = list(range(rank, count, world))
-    return [[(0, index) for index in mine[i : i + batch_size]] for i in range(0, len(mine), batch_size)]
+def sequential_keys(count: int, batch_size: int, *, rank: int = 0, world_size: int = 1) -> list[list[Key]]:
+    """Return the keys of all samples in order; each sample goes to one process."""
+    indices = list(range(rank, count, world_size))
+    return [[(0, index) for index in indices[i : i + batch_size]] for i in range(0, len(indices), batch_size)]
 
 
-def loader(samples: SampleSet, keys: Sequence[list[Key]], runtime: Runtime, *, workers: int) -> DataLoader[Batch]:
-    """Batches on the CPU, prepared by `workers` processes (0: by this one)."""
+def make_loader(samples: SampleSet, keys: Sequence[list[Key]], runtime: Runtime, *, workers: int) -> DataLoader[Batch]:
+    """Return a loader of batches on the CPU, prepared by `workers` processes (0: by this one)."""
     workers = min(workers, len(keys))
     return DataLoader(
         samples,
         batch_sampler=keys,
-        collate_fn=_as_it_is,
+        collate_fn=_identity,
         num_workers=workers,
         pin_memory=runtime.device.type == "cuda",
-        multiprocessing_context="fork" if workers else None,  # The decoded pictures are shared, not copied.
+        multiprocessing_context="fork" if workers else None,  # Decoded images are shared, not copied.
     )
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
-def endless(samples: SampleSet, runtime: Runtime, *, batch_size: int, seed: int, workers: int) -> Iterator[Batch]:
-    """Batches on the device without end, an epoch after the other."""
+def infinite_batches(
+    samples: SampleSet, runtime: Runtime, *, batch_size: int, seed: int, workers: int
+) -> Iterator[Batch]:
+    """Yield batches on the device without end, epoch after epoch."""
     epoch = 0
     while True:
-        keys = samples.batch_keys(batch_size, seed=seed, epoch=epoch, rank=runtime.rank, world=runtime.world)
-        for batch in loader(samples, keys, runtime, workers=workers):
-            yield runtime.move(batch)
+        keys = samples.batch_keys(batch_size, seed=seed, epoch=epoch, rank=runtime.rank, world_size=runtime.world_size)
+        for batch in make_loader(samples, keys, runtime, workers=workers):
+            yield runtime.to_device(batch)
         epoch += 1

@@ -1,4 +1,4 @@
-"""Checkpoints: tensors and plain values only, written so that a kill at any moment leaves the last whole one."""
+"""Checkpoints: tensors and plain values, written atomically so that a kill leaves the previous one intact."""
 
 import os
 from pathlib import Path
@@ -12,7 +12,7 @@ LAST, BEST = "last.pt", "best.pt"
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes the state beside `path`, then renames it there."""
+    """Write the state to a temporary file, then rename it to `path`."""
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
         torch.save(state, file)
@@ -22,13 +22,13 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The state at `path`, on the CPU. Raises CannotTrain where the file holds no such thing.
+    """Return the state at `path`, on the CPU. Raises CannotTrain where the file is not a checkpoint.
 
     Nothing in the file is executed: it is read with `weights_only=True`.
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the broken file makes it stumble on.
+    except Exception as error:  # A broken file can make torch raise almost any exception.
         raise CannotTrain(f"{path} cannot be read as a file of tensors: {_first_line(error)}") from None
     return state
 

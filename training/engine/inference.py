@@ -5,37 +5,50 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from training.engine.batches import SampleSet, in_order, loader
+from training.engine.batches import SampleSet, make_loader, sequential_keys
 from training.engine.runtime import Batch, Runtime
 
 
-def answered(
-    network: nn.Module, names: Sequence[str], samples: SampleSet, runtime: Runtime, *, batch_size: int, workers: int = 0
+def iterate_outputs(
+    network: nn.Module,
+    input_names: Sequence[str],
+    samples: SampleSet,
+    runtime: Runtime,
+    *,
+    batch_size: int,
+    workers: int = 0,
 ) -> Iterator[tuple[Batch, tuple[Tensor, ...]]]:
-    """Each batch of this process's share of the samples, in order, with the network's outputs; on the device.
+    """Yield each batch of this process's samples, in order, with the network's outputs; on the device.
 
-    What is summed over them is summed over all processes by `runtime.total`.
+    Sums over the batches are summed over all processes by `runtime.all_reduce_sum`.
     """
     network.eval()
-    keys = in_order(len(samples), batch_size, rank=runtime.rank, world=runtime.world)
+    keys = sequential_keys(len(samples), batch_size, rank=runtime.rank, world_size=runtime.world_size)
     with torch.no_grad():
-        for batch in loader(samples, keys, runtime, workers=workers):
-            moved = runtime.move(batch)
+        for cpu_batch in make_loader(samples, keys, runtime, workers=workers):
+            batch = runtime.to_device(cpu_batch)
             with runtime.autocast():
-                outputs = network(*(moved[name] for name in names))
-            yield moved, outputs
+                outputs = network(*(batch[name] for name in input_names))
+            yield batch, outputs
 
 
-def predicted(
-    network: nn.Module, names: Sequence[str], samples: SampleSet, runtime: Runtime, *, batch_size: int, workers: int = 0
+def collect_outputs(
+    network: nn.Module,
+    input_names: Sequence[str],
+    samples: SampleSet,
+    runtime: Runtime,
+    *,
+    batch_size: int,
+    workers: int = 0,
 ) -> Tensor:
-    """The first output of the network for every sample, float32 (n, …) on the CPU, on every process."""
-    found: Tensor | None = None
-    for batch, outputs in answered(network, names, samples, runtime, batch_size=batch_size, workers=workers):
+    """Return the network's first output for all samples, float32 (n, …) on the CPU, in every process."""
+    collected: Tensor | None = None
+    batches = iterate_outputs(network, input_names, samples, runtime, batch_size=batch_size, workers=workers)
+    for batch, outputs in batches:
         output = outputs[0].float()
-        if found is None:
-            found = torch.zeros(len(samples), *output.shape[1:], device=runtime.device)
-        found[batch["index"]] = output
-    if found is None:
+        if collected is None:
+            collected = torch.zeros(len(samples), *output.shape[1:], device=runtime.device)
+        collected[batch["index"]] = output
+    if collected is None:
         raise ValueError("There are more processes than samples to predict.")
-    return runtime.all_reduce_sum(found).cpu()
+    return runtime.all_reduce_sum(collected).cpu()

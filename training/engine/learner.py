@@ -1,4 +1,4 @@
-"""What a task's learner must know to do; a folder of training/learners/ holds one learner and is found by its name."""
+"""The interface of a task's learner; each folder of training/learners/ contains one learner, found by its name."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ from training.engine.runtime import Batch, Runtime
 
 @dataclass(frozen=True)
 class Stage:
-    """Epochs under one one-cycle schedule, with part of the network frozen or none of it."""
+    """Epochs under one one-cycle schedule, with all of the network trained or part of it frozen."""
 
     name: str
     epochs: int
@@ -28,10 +28,10 @@ class Stage:
 
 
 class Trainable(ABC):
-    """A network that learns from samples: all that the training loop asks for.
+    """A network and the samples it is trained on: all that the training loop needs.
 
     Attributes:
-        lower_is_better: whether the first of the scores is an error, and falls.
+        lower_is_better: whether the first score is an error.
         samples: the training samples.
     """
 
@@ -41,58 +41,58 @@ class Trainable(ABC):
 
     @abstractmethod
     def network(self) -> nn.Module:
-        """A new network; what is random in it comes from torch's generator."""
+        """Return a new network, initialised from torch's random generator."""
 
     @abstractmethod
     def stages(self) -> tuple[Stage, ...]:
-        """The stages of training."""
+        """Return the stages of training, in order."""
 
     @abstractmethod
-    def groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
-        """The parameters that learn in this stage; sets `requires_grad` of all others to False."""
+    def param_groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
+        """Return the parameters that are trained in this stage; sets `requires_grad` of all others to False."""
 
     @abstractmethod
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """The mean loss of a batch. Randomness may come from torch's generator."""
+        """Return the mean loss of a batch. May draw from torch's random generator."""
 
     @abstractmethod
     def scores(self, network: nn.Module, runtime: Runtime) -> dict[str, float]:
-        """Figures on the validation samples, after each epoch; the first decides which is the best epoch."""
+        """Return the validation scores, called after each epoch; the first score selects the best epoch."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A network that is trained before the learner's own, and that it starts from.
+    """A network that is trained before the learner's own, which starts from it (such as a language model).
 
     Attributes:
-        name: of its folder in the run's, where it is kept.
-        trainee: what is trained.
-        settings: how.
-        keep: takes the trained network, and writes into the folder what others may start from.
+        name: its folder inside the run folder.
+        trainable: what is trained.
+        settings: with which settings.
+        save: called with the trained network and the folder; writes what later phases and runs may start from.
     """
 
     name: str
-    trainee: Trainable
+    trainable: Trainable
     settings: Settings
-    keep: Callable[[nn.Module, Path], None]
+    save: Callable[[nn.Module, Path], None]
 
 
 class Learner(Trainable):
-    """How one task is trained on one set of data, which is loaded and checked when the learner is made.
+    """How one task is trained on one data set, which is read and checked when the learner is created.
 
     Attributes:
-        summary: one line for the list of learners.
-        data_kind: what `--data` names, in words.
-        settings: the defaults for data of the user's own.
-        options: a frozen dataclass of this learner's own options, with their defaults.
-        hub_tag: what model hubs call this kind of task, for the front matter of the card.
-        task: the task as it will be published; its labels, columns and sizes come from the data.
+        summary: one line for the list of tasks in `--help`.
+        data_kind: what `--data` expects, in words.
+        default_settings: settings for the user's own data.
+        default_options: a frozen dataclass of the options of this learner, with their defaults.
+        hub_tag: the name of this kind of task on model hubs, for the front matter of the card.
+        task: the task as it will be published; labels, columns and sizes come from the data.
     """
 
     summary: ClassVar[str]
     data_kind: ClassVar[str]
-    settings: ClassVar[Settings]
-    options: ClassVar[Any]
+    default_settings: ClassVar[Settings]
+    default_options: ClassVar[Any]
     hub_tag: ClassVar[str]
 
     task: Task
@@ -100,50 +100,50 @@ class Learner(Trainable):
     @classmethod
     @abstractmethod
     def from_data(cls, data: Path, settings: Settings, options: Any, fetcher: SourceFetcher) -> "Learner":
-        """A learner for the data at `data`; pretrained weights come by way of the fetcher.
+        """Create a learner for the data at `data`; the fetcher downloads pretrained weights.
 
-        Raises CannotTrain with one clear sentence where the data cannot be learnt from.
+        Raises CannotTrain with one clear sentence where the data cannot be used.
         """
 
     @abstractmethod
     def data_summary(self) -> str:
-        """One or two lines on the data, for the console."""
+        """Describe the data in one or two lines, for the console."""
 
     @abstractmethod
     def network(self) -> nn.Module:
-        """A new network; what is random in it comes from torch's generator.
+        """Return a new network, initialised from torch's random generator.
 
-        Its inputs are those of the task, in their order; it returns a tuple, of what `loss` and `scores` read.
+        Its inputs are those of the task, in order; it returns a tuple, which `loss` and `scores` read.
         """
 
     def phases(self) -> Iterator[Phase]:
-        """What is trained before the network, one after the other; each is asked for when the last one is kept."""
+        """Yield the networks to train before this one, in order; each is requested after the previous one is saved."""
         return iter(())
 
     @abstractmethod
     def to_inference_module(self, network: nn.Module) -> nn.Module:
-        """The module to export: the task's inputs to a tuple of its outputs, calibrated, on the CPU in float32."""
+        """Return the module to export: from the task's inputs to a tuple of its outputs, calibrated, float32 on CPU."""
 
     def calibrated_task(self, served: nn.Module) -> Task:
-        """The task as it is published: with what was chosen by validation samples once training was over."""
+        """Return the task to publish, with what was fitted on validation samples after training."""
         return self.task
 
     @abstractmethod
     def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
-        """What is known of the first of the trained networks (`served`), and how much the others differ."""
+        """Evaluate the first trained network (`served`), and how much those of other seeds differ."""
 
     @abstractmethod
-    def validation(self, count: int) -> Arrays:
-        """Real validation samples, as many as there are up to `count`: what the parity gate compares on."""
+    def validation_inputs(self, count: int) -> Arrays:
+        """Return the inputs of up to `count` real validation samples, for the parity check of the export."""
 
     @abstractmethod
     def golden_requests(self, served: nn.Module) -> tuple[Task, list[dict[str, Any]]]:
-        """The settled task with its example, and request bodies whose answers survive rounding on another machine.
+        """Return the calibrated task with its example, and request bodies whose answers survive rounding errors.
 
-        Of real validation samples; the first is the clearest, since the documentation shows it. Asked only where the
-        data may be passed on; else the task's own `examples()` serve.
+        The bodies are real validation samples; the first is the clearest, since the documentation shows it. Called
+        only where the data may be redistributed; otherwise the task's own `examples()` are used.
         """
 
     def embeddings(self, network: nn.Module) -> Sequence[EmbeddingTable]:
-        """What a trained network has learnt of each category, user or item, for others to use; none: an empty list."""
+        """Return the trained embeddings of each category, user or item, for use elsewhere; empty where none exist."""
         return ()

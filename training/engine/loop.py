@@ -1,7 +1,7 @@
-"""The training loop: stages of epochs, epochs of steps; what was trained survives a kill at any moment.
+"""The training loop: stages of epochs, epochs of steps; a run can be killed at any time and resumed.
 
-The randomness of step k follows from the seed and k, the order of an epoch from the seed and the epoch. So a run that
-is resumed from a checkpoint takes the very steps that an unbroken one takes, and no generator's state is kept.
+The randomness of step k is a function of the seed and k, the order of an epoch one of the seed and the epoch. A run
+resumed from a checkpoint therefore takes exactly the steps of an uninterrupted one, and no generator state is saved.
 """
 
 import math
@@ -21,9 +21,9 @@ from training.core.config import Settings
 from training.core.errors import CannotTrain
 from training.core.results import EpochLog
 from training.engine import checkpoint
-from training.engine.batches import derived_seed, loader
+from training.engine.batches import derived_seed, make_loader
 from training.engine.learner import Stage, Trainable
-from training.engine.optim import one_cycle, optimiser
+from training.engine.optim import make_optimizer, one_cycle_schedule
 from training.engine.runtime import Batch, Runtime
 
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -31,9 +31,9 @@ Loss = Callable[[nn.Module, Batch], Tensor]
 
 @dataclass(frozen=True)
 class Progress:
-    """Where training stands: `step` steps into `epoch`, with the sum of their losses, and the best score so far.
+    """Training progress: completed epochs, steps into the current one, the sum of their losses, and the best score.
 
-    The score is the first of the learner's, negative where lower is better.
+    The score is the learner's first, negated where lower is better.
     """
 
     epoch: int = 0
@@ -45,7 +45,7 @@ class Progress:
 def train_step(
     network: nn.Module, loss: Loss, batch: Batch, optimizer: Optimizer, runtime: Runtime, *, clip: float
 ) -> Tensor:
-    """Forward, loss, backward, step. Returns the loss, detached."""
+    """Forward, loss, backward, optimiser step. Returns the loss, detached."""
     optimizer.zero_grad(set_to_none=True)
     with runtime.autocast():
         value = loss(network, batch)
@@ -59,41 +59,41 @@ def train_step(
 def fit(
     learner: Trainable, network: nn.Module, settings: Settings, runtime: Runtime, folder: Path, *, workers: int = 0
 ) -> Iterator[EpochLog]:
-    """Trains the network in place and yields a row an epoch; at the end it has its best weights.
+    """Train the network in place and yield a log entry per epoch; afterwards the network has its best weights.
 
-    Checkpoints lie in `folder`. Where one is there already, its rows are yielded and training goes on from it.
+    Checkpoints are written to `folder`. Where one exists, its log is yielded and training resumes from it.
     """
     last = folder / checkpoint.LAST
-    kept = checkpoint.load(last) if last.exists() else None
-    history = [EpochLog(**row) for row in kept["history"]] if kept else []
-    place = Progress(**kept["place"]) if kept else Progress()
+    saved = checkpoint.load(last) if last.exists() else None
+    history = [EpochLog(**log) for log in saved["history"]] if saved else []
+    progress = Progress(**saved["progress"]) if saved else Progress()
     yield from history
     network.to(runtime.device)
-    if kept:
-        network.load_state_dict(kept["network"])
+    if saved:
+        network.load_state_dict(saved["network"])
     first, stages = 0, learner.stages()
     for stage in stages:
         end = first + stage.epochs
-        if place.epoch < end:
-            begun = kept if kept and (place.epoch, place.step) > (first, 0) else None
-            run = _Stage(learner, network, stage, settings, runtime, begun)
-            while place.epoch < end:
+        if progress.epoch < end:
+            in_this_stage = saved if saved and (progress.epoch, progress.step) > (first, 0) else None
+            run = _StageRun(learner, network, stage, settings, runtime, in_this_stage)
+            while progress.epoch < end:
                 started = time.perf_counter()
-                for reached in run.epoch(place, sum(each.epochs for each in stages), workers):
-                    place = reached
-                    if settings.checkpoint_steps and place.step % settings.checkpoint_steps == 0:
-                        _save(last, network, run, place, history, runtime)
-                row, place = _close(learner, network, run, place, started, runtime, folder)
-                history.append(row)
-                _save(last, network, run, place, history, runtime)
-                yield row
+                for reached in run.train_epoch(progress, sum(stage.epochs for stage in stages), workers):
+                    progress = reached
+                    if settings.checkpoint_steps and progress.step % settings.checkpoint_steps == 0:
+                        _save(last, network, run, progress, history, runtime)
+                log, progress = _finish_epoch(learner, network, run, progress, started, runtime, folder)
+                history.append(log)
+                _save(last, network, run, progress, history, runtime)
+                yield log
         first = end
-    runtime.barrier()  # Until the first process has written the best weights.
+    runtime.barrier()  # Wait until the main process has written the best weights.
     network.load_state_dict(checkpoint.load(folder / checkpoint.BEST)["network"])
 
 
-class _Stage:
-    """A stage under way: the network as it is trained, its optimiser and its schedule."""
+class _StageRun:
+    """A stage in progress: the (distributed) network, its optimiser and its schedule."""
 
     def __init__(
         self,
@@ -102,95 +102,103 @@ class _Stage:
         stage: Stage,
         settings: Settings,
         runtime: Runtime,
-        kept: dict[str, Any] | None,
+        saved: dict[str, Any] | None,
     ) -> None:
         self.learner, self.stage, self.settings, self.runtime = learner, stage, settings, runtime
         self.steps = learner.samples.steps(settings.batch_size)
-        self.optimizer = optimiser(learner.groups(network, stage), stage.rate, settings.weight_decay)
-        self.schedule: LRScheduler = one_cycle(self.optimizer, self.steps * stage.epochs)
-        self.network = runtime.parallel(network)
-        if kept:
-            self.optimizer.load_state_dict(kept["optimizer"])
-            self.schedule.load_state_dict(kept["schedule"])
+        self.optimizer = make_optimizer(learner.param_groups(network, stage), stage.rate, settings.weight_decay)
+        self.schedule: LRScheduler = one_cycle_schedule(self.optimizer, self.steps * stage.epochs)
+        self.network = runtime.wrap_distributed(network)
+        if saved:
+            self.optimizer.load_state_dict(saved["optimizer"])
+            self.schedule.load_state_dict(saved["schedule"])
 
-    def epoch(self, place: Progress, epochs: int, workers: int) -> Iterator[Progress]:
-        """Takes the steps of an epoch that remain from `place` on, and yields how far it is now and then."""
+    def train_epoch(self, progress: Progress, epochs: int, workers: int) -> Iterator[Progress]:
+        """Take the remaining steps of the epoch, and yield the progress every few steps."""
         settings, runtime, samples = self.settings, self.runtime, self.learner.samples
         keys = samples.batch_keys(
             settings.batch_size,
             seed=settings.seed,
-            epoch=place.epoch,
+            epoch=progress.epoch,
             rank=runtime.rank,
-            world=runtime.world,
+            world_size=runtime.world_size,
         )
-        batches = loader(samples, keys[place.step :], runtime, workers=workers)
+        batches = make_loader(samples, keys[progress.step :], runtime, workers=workers)
         self.network.train()
-        total = torch.tensor(place.loss, dtype=torch.float64, device=runtime.device)
-        title = f"epoch {place.epoch + 1}/{epochs} {self.stage.name}"
-        # None: shown on a terminal, and not in a log.
+        total = torch.tensor(progress.loss, dtype=torch.float64, device=runtime.device)
+        title = f"epoch {progress.epoch + 1}/{epochs} {self.stage.name}"
+        # None: shown on a terminal only, not in a log.
         hidden = None if runtime.is_main else True
-        with tqdm(batches, title, self.steps, initial=place.step, leave=False, disable=hidden) as bar:
-            for step, batch in enumerate(bar, place.step):
-                # Each process draws its own dropout, whatever drew before it.
-                torch.manual_seed(derived_seed(settings.seed, place.epoch, step, runtime.rank))
+        with tqdm(batches, title, self.steps, initial=progress.step, leave=False, disable=hidden) as bar:
+            for step, batch in enumerate(bar, progress.step):
+                # Each process draws its own dropout, independent of earlier draws.
+                torch.manual_seed(derived_seed(settings.seed, progress.epoch, step, runtime.rank))
                 total += train_step(
                     self.network,
                     self.learner.loss,
-                    runtime.move(batch),
+                    runtime.to_device(batch),
                     self.optimizer,
                     runtime,
                     clip=settings.clip,
                 )
                 self.schedule.step()
-                # Reading the sum makes the CPU wait for a GPU: not at each step.
+                # Reading the sum synchronises the CPU with the GPU: not at each step.
                 if step % 10 == 0 or step + 1 == self.steps or settings.checkpoint_steps:
-                    place = replace(place, step=step + 1, loss=float(total))
-                    self._check(place)
-                    bar.set_postfix(loss=f"{place.loss / place.step:.4f}", rate=f"{self.rate:.1e}", refresh=False)
-                    yield place
+                    progress = replace(progress, step=step + 1, loss=float(total))
+                    self._check_loss(progress)
+                    mean = progress.loss / progress.step
+                    bar.set_postfix(loss=f"{mean:.4f}", rate=f"{self.rate:.1e}", refresh=False)
+                    yield progress
 
     @property
     def rate(self) -> float:
         """The learning rate of the fastest group."""
         return float(max(group["lr"] for group in self.optimizer.param_groups))
 
-    def _check(self, place: Progress) -> None:
-        if not math.isfinite(place.loss):
-            rate = self.stage.rate
+    def _check_loss(self, progress: Progress) -> None:
+        if not math.isfinite(progress.loss):
             raise CannotTrain(
-                f"The loss is no longer a number in epoch {place.epoch + 1}: train with a lower --rate than {rate:g}."
+                f"The loss became infinite or NaN in epoch {progress.epoch + 1}; train with a lower --rate than "
+                f"{self.stage.rate:g}."
             )
 
 
-def _close(
-    learner: Trainable, network: nn.Module, run: _Stage, place: Progress, started: float, runtime: Runtime, folder: Path
+def _finish_epoch(
+    learner: Trainable,
+    network: nn.Module,
+    run: _StageRun,
+    progress: Progress,
+    started: float,
+    runtime: Runtime,
+    folder: Path,
 ) -> tuple[EpochLog, Progress]:
-    """Validates after an epoch, and keeps the weights where they are the best so far."""
-    trained = time.perf_counter() - started
-    loss = runtime.all_reduce_sum(torch.tensor(place.loss / place.step, device=runtime.device)) / runtime.world
+    """Validate after an epoch, and save the weights if they are the best so far."""
+    train_seconds = time.perf_counter() - started
+    mean_loss = torch.tensor(progress.loss / progress.step, device=runtime.device)
+    loss = runtime.all_reduce_sum(mean_loss) / runtime.world_size
     scores = learner.scores(network, runtime)
     score = next(iter(scores.values())) * (-1 if learner.lower_is_better else 1)
-    if score > place.best and runtime.is_main:
+    if score > progress.best and runtime.is_main:
         checkpoint.save(folder / checkpoint.BEST, {"network": network.state_dict(), "scores": scores})
-    row = EpochLog(
-        epoch=place.epoch + 1,
+    log = EpochLog(
+        epoch=progress.epoch + 1,
         stage=run.stage.name,
         loss=float(loss),
         rate=run.rate,
         seconds=time.perf_counter() - started,
-        samples_per_second=place.step * run.settings.batch_size / trained,
+        samples_per_second=progress.step * run.settings.batch_size / train_seconds,
         scores=scores,
     )
-    return row, Progress(epoch=place.epoch + 1, best=max(score, place.best))
+    return log, Progress(epoch=progress.epoch + 1, best=max(score, progress.best))
 
 
 def _save(
-    last: Path, network: nn.Module, run: _Stage, place: Progress, history: list[EpochLog], runtime: Runtime
+    last: Path, network: nn.Module, run: _StageRun, progress: Progress, history: list[EpochLog], runtime: Runtime
 ) -> None:
     if runtime.is_main:
         state = {
-            "place": asdict(place),
-            "history": [asdict(row) for row in history],
+            "progress": asdict(progress),
+            "history": [asdict(log) for log in history],
             "network": network.state_dict(),
             "optimizer": run.optimizer.state_dict(),
             "schedule": run.schedule.state_dict(),

@@ -1,4 +1,4 @@
-"""The learning-rate finder: a sweep over rates on the first batches, and the rate it suggests."""
+"""The learning-rate finder: train with a rising rate for a few batches, and suggest a rate."""
 
 import copy
 import math
@@ -14,7 +14,7 @@ from training.engine.runtime import Batch
 
 @dataclass(frozen=True)
 class RateSearch:
-    """What a sweep over learning rates saw: the rates, the smoothed losses, and the rate it suggests."""
+    """The result of a sweep over learning rates: rates, smoothed losses, and the suggested rate."""
 
     rates: tuple[float, ...]
     losses: tuple[float, ...]
@@ -31,38 +31,40 @@ def find_rate(
     high: float = 1.0,
     steps: int = 100,
 ) -> RateSearch:
-    """Trains with a rate that grows from `low` to `high`, until the smoothed loss is four times the least one.
+    """Train with a rate that grows from `low` to `high`, until the smoothed loss exceeds four times its minimum.
 
-    The suggestion is the rate at which the loss falls most steeply (Smith 2015). Network and optimiser are afterwards
-    as they were before, buffers included; each group keeps its rate relative to the fastest one.
+    The suggestion is the rate at which the loss falls most steeply (Smith 2015). Network and optimiser, buffers
+    included, are restored afterwards; each group keeps its rate relative to the fastest one.
     """
-    kept = copy.deepcopy((network.state_dict(), optimizer.state_dict()))
-    training = network.training
+    saved = copy.deepcopy((network.state_dict(), optimizer.state_dict()))
+    was_training = network.training
     fastest = max(group["lr"] for group in optimizer.param_groups)
     scales = [group["lr"] / fastest for group in optimizer.param_groups]
     network.train()
     rates: list[float] = []
     losses: list[float] = []
-    average, least = 0.0, math.inf
+    average, minimum = 0.0, math.inf
     for step, batch in zip(range(steps), batches, strict=False):
         rate = low * (high / low) ** (step / max(1, steps - 1))
         for group, scale in zip(optimizer.param_groups, scales, strict=True):
             group["lr"] = rate * scale
-        value = _step(network, loss, optimizer, batch)
+        value = _train_step(network, loss, optimizer, batch)
         average = 0.9 * average + 0.1 * value
-        smoothed = average / (1 - 0.9 ** (step + 1))  # Without the bias of starting from 0.
-        if not math.isfinite(smoothed) or smoothed > 4 * least:
+        smoothed = average / (1 - 0.9 ** (step + 1))  # Corrects the bias of starting from 0.
+        if not math.isfinite(smoothed) or smoothed > 4 * minimum:
             break
-        least = min(least, smoothed)
+        minimum = min(minimum, smoothed)
         rates.append(rate)
         losses.append(smoothed)
-    network.load_state_dict(kept[0])
-    optimizer.load_state_dict(kept[1])
-    network.train(training)
-    return RateSearch(tuple(rates), tuple(losses), _steepest(rates, losses))
+    network.load_state_dict(saved[0])
+    optimizer.load_state_dict(saved[1])
+    network.train(was_training)
+    return RateSearch(tuple(rates), tuple(losses), _steepest_rate(rates, losses))
 
 
-def _step(network: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], optimizer: Optimizer, batch: Batch) -> float:
+def _train_step(
+    network: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], optimizer: Optimizer, batch: Batch
+) -> float:
     optimizer.zero_grad(set_to_none=True)
     value = loss(network, batch)
     value.backward()  # type: ignore[no-untyped-call]
@@ -70,8 +72,8 @@ def _step(network: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], optimi
     return float(value.detach())
 
 
-def _steepest(rates: list[float], losses: list[float]) -> float:
-    """The rate where the loss falls fastest per decade, before its least value."""
+def _steepest_rate(rates: list[float], losses: list[float]) -> float:
+    """The rate where the loss falls fastest per decade, before its minimum."""
     end = losses.index(min(losses)) + 1
     if end < 4:
         return rates[max(0, end - 1)] / 10

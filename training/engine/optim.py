@@ -1,4 +1,4 @@
-"""Learning rates: groups of parameters, the one-cycle schedule, and the search for a good rate."""
+"""The optimiser with its parameter groups, and the one-cycle schedule of learning rates."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,29 +10,29 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 @dataclass(frozen=True)
 class ParamGroup:
-    """Parameters that learn `scale` times as fast as the last layers."""
+    """Parameters whose learning rate is `scale` times that of the last layers."""
 
     parameters: tuple[nn.Parameter, ...]
     scale: float = 1.0
 
 
-def optimiser(groups: Iterable[ParamGroup], rate: float, weight_decay: float) -> AdamW:
-    """AdamW, without weight decay on what has one dimension: norms and biases."""
-    parts = []
+def make_optimizer(groups: Iterable[ParamGroup], rate: float, weight_decay: float) -> AdamW:
+    """Return AdamW, without weight decay for one-dimensional parameters (norms and biases)."""
+    param_groups = []
     for group in groups:
         for decays in (True, False):
-            chosen = [p for p in group.parameters if p.requires_grad and (p.ndim > 1) == decays]
-            if chosen:
+            parameters = [p for p in group.parameters if p.requires_grad and (p.ndim > 1) == decays]
+            if parameters:
                 decay = weight_decay if decays else 0.0
-                parts.append({"params": chosen, "lr": rate * group.scale, "weight_decay": decay})
-    return AdamW(parts, lr=rate, betas=(0.9, 0.99))
+                param_groups.append({"params": parameters, "lr": rate * group.scale, "weight_decay": decay})
+    return AdamW(param_groups, lr=rate, betas=(0.9, 0.99))
 
 
-def one_cycle(optimizer: Optimizer, steps: int) -> OneCycleLR:
-    """Up from a 25th of each group's rate in the first 30 % of the steps, down to nearly nothing in the rest.
+def one_cycle_schedule(optimizer: Optimizer, steps: int) -> OneCycleLR:
+    """Return a schedule that rises from 1/25 of each group's rate in the first 30 % of the steps, then falls to near 0.
 
     Momentum runs the other way, 0.95 → 0.85 → 0.95 (Smith 2018, "A disciplined approach…").
     """
     rates = [group["lr"] for group in optimizer.param_groups]
-    # Shorter than four steps it would have no room for a rise, and divide by zero.
+    # With fewer than four steps, OneCycleLR has no room for the rise and divides by zero.
     return OneCycleLR(optimizer, rates, total_steps=max(4, steps), pct_start=0.3)

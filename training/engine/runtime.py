@@ -1,4 +1,4 @@
-"""Where training runs: device, precision, threads, and the other processes that torchrun started."""
+"""Where training runs: device, precision, threads, and the other processes started by torchrun."""
 
 import os
 from collections.abc import Iterator
@@ -19,13 +19,17 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Runtime:
-    """The device of this process, the precision of its arithmetic, and its place among `world` processes."""
+    """The device and the precision of this process, and its rank among `world_size` processes.
+
+    Attributes:
+        reason: how the precision was decided, in words.
+    """
 
     device: torch.device
     precision: str = "fp32"
     reason: str = ""
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -33,20 +37,20 @@ class Runtime:
         return self.rank == 0
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Mixed precision by bfloat16, which needs no scaling of the loss; nothing where the precision is fp32."""
+        """Mixed precision in bfloat16, which needs no loss scaling; does nothing where the precision is fp32."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
-    def move(self, batch: Batch) -> Batch:
-        """The batch on the device."""
+    def to_device(self, batch: Batch) -> Batch:
+        """Return the batch on the device."""
         return {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
 
-    def parallel(self, network: nn.Module) -> nn.Module:
-        """The network, its gradients averaged over all processes after each backward pass.
+    def wrap_distributed(self, network: nn.Module) -> nn.Module:
+        """Return the network with gradients averaged over all processes after each backward pass.
 
-        BatchNorm: on CUDA its statistics are those of the global batch (SyncBatchNorm); on the CPU, where torch has
-        no such layer, each process normalises by its own share and the first one's running statistics are kept.
+        BatchNorm on CUDA uses the statistics of the global batch (SyncBatchNorm). torch has no such layer for the CPU:
+        there, each process normalises by its own part of the batch, and the running statistics of rank 0 are kept.
         """
-        if self.world == 1:
+        if self.world_size == 1:
             return network
         if self.device.type == "cuda":
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
@@ -54,14 +58,14 @@ class Runtime:
         return DistributedDataParallel(network)
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all processes, in place."""
-        if self.world > 1:
+        """Sum the tensor over all processes, in place."""
+        if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def broadcast(self, text: str) -> str:
-        """The first process's text, on every process."""
-        if self.world == 1:
+        """Return the main process's text, in every process."""
+        if self.world_size == 1:
             return text
         encoded = torch.zeros(4096, dtype=torch.uint8, device=self.device)
         if self.is_main:
@@ -71,62 +75,67 @@ class Runtime:
         return bytes(encoded.tolist()).rstrip(b"\0").decode()
 
     def barrier(self) -> None:
-        """Returns when all processes have come here."""
-        if self.world > 1:
+        """Wait until all processes have reached this point."""
+        if self.world_size > 1:
             dist.barrier()
 
 
 @contextmanager
-def started(settings: Settings) -> Iterator[Runtime]:
-    """The runtime that the settings and torchrun's environment (RANK, LOCAL_RANK, WORLD_SIZE) describe.
+def start_runtime(settings: Settings) -> Iterator[Runtime]:
+    """The runtime described by the settings and by torchrun's environment (RANK, LOCAL_RANK, WORLD_SIZE).
 
-    Raises CannotTrain: CUDA was asked for and is not there, or the batch cannot be dealt out evenly.
+    Raises CannotTrain where CUDA was requested and is missing, or the batch cannot be divided evenly.
     """
-    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    if settings.batch_size % world:
-        raise CannotTrain(f"--batch-size {settings.batch_size} cannot be dealt out evenly to {world} processes.")
-    device = _device(settings.device, int(os.environ.get("LOCAL_RANK", "0")))
+    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if settings.batch_size % world_size:
+        raise CannotTrain(f"--batch-size {settings.batch_size} cannot be divided evenly among {world_size} processes.")
+    device = _select_device(settings.device, int(os.environ.get("LOCAL_RANK", "0")))
     if settings.threads or device.type == "cpu":
-        torch.set_num_threads(settings.threads or max(1, _cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    precision, reason = _precision(settings.precision, device)
-    if world > 1:
+        local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(settings.threads or max(1, _count_cores() // local_world_size))
+    precision, reason = _select_precision(settings.precision, device)
+    if world_size > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Runtime(device, precision, reason, rank, world)
+        runtime = Runtime(device, precision, reason, rank, world_size)
+        yield runtime
+        # A process that closes its connections early can abort others that are still in their last collective.
+        runtime.barrier()
     finally:
-        if world > 1:
+        if world_size > 1:
             dist.destroy_process_group()
 
 
-def _device(wanted: str, local_rank: int) -> torch.device:
-    found = torch.cuda.is_available()
-    if wanted == "cuda" and not found:
-        raise CannotTrain("--device cuda: torch finds no CUDA device here; use --device cpu or auto.")
-    if wanted == "cpu" or not found:
+def _select_device(requested: str, local_rank: int) -> torch.device:
+    has_cuda = torch.cuda.is_available()
+    if requested == "cuda" and not has_cuda:
+        raise CannotTrain("--device cuda: torch finds no CUDA device; use --device cpu or auto.")
+    if requested == "cpu" or not has_cuda:
         return torch.device("cpu")
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)
 
 
-def _cores() -> int:
+def _count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _precision(wanted: str, device: torch.device) -> tuple[str, str]:
-    """The precision, and how it was decided."""
-    if wanted != "auto":
-        return wanted, "as asked"
+def _select_precision(requested: str, device: torch.device) -> tuple[str, str]:
+    """Return the precision, and how it was decided."""
+    if requested != "auto":
+        return requested, "as requested"
     if device.type == "cuda":
-        able = torch.cuda.is_bf16_supported()
-        return ("bf16", "the GPU computes in bfloat16") if able else ("fp32", "the GPU has no bfloat16")
-    found = cpu_bfloat16()
-    if found:
-        return "bf16", f"the CPU has instructions for bfloat16 ({found})"
+        if torch.cuda.is_bf16_supported():
+            return "bf16", "the GPU supports bfloat16"
+        return "fp32", "the GPU does not support bfloat16"
+    instructions = cpu_bfloat16()
+    if instructions:
+        return "bf16", f"the CPU has instructions for bfloat16 ({instructions})"
     return "fp32", "the CPU has no instructions for bfloat16"
 
 
 def cpu_bfloat16() -> str:
-    """The CPU's instruction set for bfloat16, as Linux names it; empty where there is none or it cannot be told."""
+    """Return the CPU's instruction set for bfloat16 as Linux names it; empty if there is none or it is unknown."""
     try:
         flags = Path("/proc/cpuinfo").read_text().split("flags", 1)[1].splitlines()[0].split()
     except (OSError, IndexError):
@@ -134,8 +143,8 @@ def cpu_bfloat16() -> str:
     return next((name for name in ("amx_bf16", "avx512_bf16") if name in flags), "")
 
 
-def hardware(runtime: Runtime) -> str:
-    """What this runs on, in words for a card."""
+def describe_hardware(runtime: Runtime) -> str:
+    """Describe the hardware in words, for a card."""
     if runtime.device.type == "cuda":
-        return f"{runtime.world} × {torch.cuda.get_device_name(runtime.device)}, {runtime.precision}"
-    return f"CPU, {torch.get_num_threads()} threads × {runtime.world}, {runtime.precision}"
+        return f"{runtime.world_size} × {torch.cuda.get_device_name(runtime.device)}, {runtime.precision}"
+    return f"CPU, {torch.get_num_threads()} threads × {runtime.world_size}, {runtime.precision}"

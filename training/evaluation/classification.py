@@ -1,4 +1,4 @@
-"""Figures for classes: accuracy, per class, confusions, over seeds; scikit-learn does the counting."""
+"""Metrics of classifiers: accuracy, per-class metrics, confusions, and variation over seeds; by scikit-learn."""
 
 import math
 from collections.abc import Sequence
@@ -14,90 +14,91 @@ Probabilities = NDArray[np.floating]
 Targets = NDArray[np.integer]
 
 
-def class_figures(probabilities: Probabilities, targets: Targets) -> dict[str, float]:
-    """Accuracy, macro F1, cross entropy (nats), expected calibration error, and with two classes the ROC AUC."""
+def classification_scores(probabilities: Probabilities, targets: Targets) -> dict[str, float]:
+    """Return accuracy, macro F1, cross-entropy (nats), calibration error, and with two classes the ROC AUC."""
     from sklearn.metrics import log_loss, precision_recall_fscore_support, roc_auc_score
 
     classes = probabilities.shape[1]
-    said = probabilities.argmax(axis=1)
-    _, _, f1, _ = precision_recall_fscore_support(targets, said, labels=range(classes), zero_division=0)
+    predicted = probabilities.argmax(axis=1)
+    _, _, f1, _ = precision_recall_fscore_support(targets, predicted, labels=range(classes), zero_division=0)
     exact = probabilities.astype(np.float64)
     exact = exact / exact.sum(axis=1, keepdims=True)
-    figures = {"accuracy": float((said == targets).mean()), "macro_f1": float(f1.mean())}
+    scores = {"accuracy": float((predicted == targets).mean()), "macro_f1": float(f1.mean())}
     if classes == 2 and len(set(targets.tolist())) == 2:
-        figures["roc_auc"] = float(roc_auc_score(targets, probabilities[:, 1]))
-    figures["cross_entropy"] = float(log_loss(targets, exact, labels=range(classes)))
-    figures["calibration_error"] = calibration.expected_calibration_error(probabilities, targets)
-    return figures
+        scores["roc_auc"] = float(roc_auc_score(targets, probabilities[:, 1]))
+    scores["cross_entropy"] = float(log_loss(targets, exact, labels=range(classes)))
+    scores["calibration_error"] = calibration.expected_calibration_error(probabilities, targets)
+    return scores
 
 
-def per_class(probabilities: Probabilities, targets: Targets, labels: Sequence[str]) -> Table:
-    """Precision, recall and F1 of each class."""
+def per_class_table(probabilities: Probabilities, targets: Targets, labels: Sequence[str]) -> Table:
+    """Return precision, recall and F1 of each class."""
     from sklearn.metrics import precision_recall_fscore_support
 
-    said = probabilities.argmax(axis=1)
-    found = precision_recall_fscore_support(targets, said, labels=range(len(labels)), zero_division=0)
+    predicted = probabilities.argmax(axis=1)
+    columns = precision_recall_fscore_support(targets, predicted, labels=range(len(labels)), zero_division=0)
     rows = tuple(
         (name, f"{precision:.3f}", f"{recall:.3f}", f"{f1:.3f}", str(count))
-        for name, precision, recall, f1, count in zip(labels, *found, strict=True)
+        for name, precision, recall, f1, count in zip(labels, *columns, strict=True)
     )
     return Table("Per class", ("class", "precision", "recall", "F1", "n"), rows)
 
 
-def confusions(probabilities: Probabilities, targets: Targets, labels: Sequence[str]) -> NDArray[np.integer]:
-    """Counts, (is, said)."""
-    from sklearn.metrics import confusion_matrix
+def confusion_matrix(probabilities: Probabilities, targets: Targets, labels: Sequence[str]) -> NDArray[np.integer]:
+    """Return counts (true class, predicted class)."""
+    from sklearn import metrics
 
-    said = probabilities.argmax(axis=1)
-    matrix: NDArray[np.integer] = confusion_matrix(targets, said, labels=range(len(labels)))
+    predicted = probabilities.argmax(axis=1)
+    matrix: NDArray[np.integer] = metrics.confusion_matrix(targets, predicted, labels=range(len(labels)))
     return matrix
 
 
-def most_confused(matrix: NDArray[np.integer], labels: Sequence[str], count: int = 10) -> Table:
-    """The pairs that were mistaken most often."""
+def most_confused_table(matrix: NDArray[np.integer], labels: Sequence[str], count: int = 10) -> Table:
+    """Return the pairs of classes that were confused most often."""
     pairs = [
         (int(matrix[i, j]), i, j) for i in range(len(labels)) for j in range(len(labels)) if i != j and matrix[i, j]
     ]
     rows = tuple(
         (labels[i], labels[j], str(n), f"{n / matrix[i].sum():.1%}") for n, i, j in sorted(pairs, reverse=True)[:count]
     )
-    return Table("Most confused", ("is", "said", "times", "of its class"), rows)
+    return Table("Most confused", ("true", "predicted", "count", "fraction of class"), rows)
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation of the figures of several seeds."""
+def mean_and_std(values: Sequence[float]) -> str:
+    """Format the mean ± standard deviation over seeds."""
     if len(values) == 1:
         return f"{values[0]:.4f}"
     return f"{np.mean(values):.4f} ± {np.std(values, ddof=1):.4f}"
 
 
 def classification_metrics(
-    probabilities: Probabilities, before: Probabilities, targets: Targets, samples: str
+    probabilities: Probabilities, uncalibrated: Probabilities, targets: Targets, samples: str
 ) -> tuple[Metric, ...]:
-    """The figures with their protocols; `before` are the probabilities before calibration, `samples` says of what."""
+    """Return the metrics with their protocols; `samples` describes the samples, such as "341 validation images"."""
     bins = f"{calibration.BINS} bins of equal width"
     protocols = {
-        "accuracy": f"share of {samples} whose likeliest class is the right one",
-        "macro_f1": f"mean over the classes of F1, {samples}",
-        "roc_auc": f"area under the ROC curve of the second class, {samples}",
-        "cross_entropy": f"mean, in nats, {samples}, calibrated on the same",
-        "calibration_error": f"expected calibration error, {bins}, {samples}, calibrated on the same",
+        "accuracy": f"top-1 accuracy on {samples}",
+        "macro_f1": f"unweighted mean of the F1 of each class on {samples}",
+        "roc_auc": f"area under the ROC curve of the second class on {samples}",
+        "cross_entropy": f"mean in nats on {samples}; calibrated on the same samples",
+        "calibration_error": f"expected calibration error, {bins}, on {samples}; calibrated on the same samples",
     }
-    found = [Metric(name=k, value=v, protocol=protocols[k]) for k, v in class_figures(probabilities, targets).items()]
-    raw = calibration.expected_calibration_error(before, targets)
-    protocol = f"expected calibration error before the temperature, {bins}, {samples}"
-    return (*found, Metric(name="calibration_error_before", value=raw, protocol=protocol))
+    scores = classification_scores(probabilities, targets)
+    metrics = [Metric(name=name, value=value, protocol=protocols[name]) for name, value in scores.items()]
+    error = calibration.expected_calibration_error(uncalibrated, targets)
+    protocol = f"expected calibration error before temperature scaling, {bins}, on {samples}"
+    return (*metrics, Metric(name="calibration_error_before", value=error, protocol=protocol))
 
 
-def interval(share: float, count: int) -> tuple[float, float]:
-    """Between which bounds a share of `count` samples leaves that of all, with 95 % certainty (Wilson 1927)."""
+def wilson_interval(fraction: float, count: int) -> tuple[float, float]:
+    """Return the 95 % confidence interval of a fraction observed in `count` samples (Wilson 1927)."""
     z = 1.96
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    reach = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return middle - reach, middle + reach
+    centre = (fraction + z * z / (2 * count)) / (1 + z * z / count)
+    margin = z / (1 + z * z / count) * math.sqrt(fraction * (1 - fraction) / count + z * z / (4 * count * count))
+    return centre - margin, centre + margin
 
 
-def certainty(share: float, count: int) -> str:
-    """How far the accuracy of `count` samples may lie from that of all."""
-    low, high = interval(share, count)
-    return f"With {count:,} samples, an accuracy of {share:.3f} stands for one between {low:.3f} and {high:.3f} (95 %)."
+def accuracy_interval_note(accuracy: float, count: int) -> str:
+    """Describe the confidence interval of an accuracy measured on `count` samples."""
+    low, high = wilson_interval(accuracy, count)
+    return f"95 % confidence interval of the accuracy of {accuracy:.3f} on {count:,} samples: {low:.3f} to {high:.3f}."

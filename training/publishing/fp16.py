@@ -1,4 +1,4 @@
-"""Weights stored in 16 bits: half the file, the same arithmetic in 32 bits once it is loaded."""
+"""Store the weights of a graph in 16 bits: half the file size, with 32-bit arithmetic once it is loaded."""
 
 from pathlib import Path
 
@@ -7,14 +7,15 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 _MIN_ELEMENTS = 1024
-"""Elements: what is smaller stays as it is; there is little to save, and norms and statistics are mostly small."""
-_ENDING = "_16bit"
+"""Smaller tensors stay in 32 bits: they save little, and most are norms and statistics."""
+_SUFFIX = "_16bit"
 
 
-def store_in_half(path: Path) -> None:
-    """Rewrites the graph at `path`: each large float32 constant becomes float16, followed by a cast back.
+def store_as_fp16(path: Path) -> None:
+    """Rewrite the graph at `path`: each large float32 constant becomes float16, followed by a cast to float32.
 
-    A runtime casts constants once, when it loads the graph. What float16 cannot hold (over 65504) is left in 32 bits.
+    A runtime casts constants once, when it loads the graph. Tensors with values beyond float16's range (65504) stay in
+    32 bits.
     """
     model = onnx.load(path)
     graph = model.graph
@@ -25,7 +26,7 @@ def store_in_half(path: Path) -> None:
         values = numpy_helper.to_array(tensor)
         if not np.abs(values).max() <= np.finfo(np.float16).max:
             continue
-        stored = numpy_helper.from_array(values.astype(np.float16), tensor.name + _ENDING)
+        stored = numpy_helper.from_array(values.astype(np.float16), tensor.name + _SUFFIX)
         casts.append(helper.make_node("Cast", [stored.name], [tensor.name], to=TensorProto.FLOAT))
         graph.initializer.remove(tensor)
         graph.initializer.append(stored)

@@ -1,4 +1,4 @@
-"""From a trained network to a folder under models/: whole and verified, or not there at all."""
+"""Publish a trained network as a folder under models/, which appears complete and verified or not at all."""
 
 import datetime
 import shutil
@@ -28,31 +28,33 @@ from training.core.provenance import code_version
 from training.core.recipe import Recipe
 from training.core.results import Evaluation
 from training.engine.learner import Learner
-from training.publishing.export import OPSET, Artefacts, Parity, export, runner
+from training.publishing.export import OPSET, Artefacts, Parity, export, onnx_runner
 
-_COMPARED = 64
+_PARITY_SAMPLES = 64
 _MODEL_LICENCE = "Apache-2.0"
 
 
 @dataclass(frozen=True)
 class Publication:
-    """What is published of a training run, and where."""
+    """What to publish, and where."""
 
     recipe: Recipe
-    findings: Evaluation
+    evaluation: Evaluation
     data_sha256: str
     models: Path
     artefacts: Artefacts = Artefacts()
 
 
-def published(what: Publication, learner: Learner, served: nn.Module, card: Callable[[Manifest, Parity], str]) -> Path:
-    """Exports, verifies and publishes; returns the new version's folder. `card` writes the README.
+def publish(
+    publication: Publication, learner: Learner, served: nn.Module, card: Callable[[Manifest, Parity], str]
+) -> Path:
+    """Export, verify and publish; return the new version's folder. `card` returns the text of the README.
 
-    Raises CannotTrain where the graph disagrees with the network, a golden request is not reproduced, or a figure is
-    below what the recipe demands; nothing is left behind then.
+    Raises CannotTrain where the graph disagrees with the network, a golden request is not reproduced, or a metric does
+    not reach the recipe's limit; the partial folder is then removed.
     """
-    _check_limits(what.recipe, what.findings)
-    home = what.models / what.recipe.name
+    _check_limits(publication.recipe, publication.evaluation)
+    home = publication.models / publication.recipe.name
     home.mkdir(parents=True, exist_ok=True)
     while True:
         version = str(_next_version(home))
@@ -60,10 +62,10 @@ def published(what: Publication, learner: Learner, served: nn.Module, card: Call
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         try:
-            _fill(partial, version, what, learner, served, card)
+            _write_model(partial, version, publication, learner, served, card)
             partial.rename(home / version)
         except OSError:
-            if (home / version).exists():  # Another process published this version meanwhile.
+            if (home / version).exists():  # Another process has published this version in the meantime.
                 shutil.rmtree(partial)
                 continue
             raise
@@ -73,38 +75,38 @@ def published(what: Publication, learner: Learner, served: nn.Module, card: Call
         return home / version
 
 
-def _check_limits(recipe: Recipe, findings: Evaluation) -> None:
-    values = {metric.name: metric.value for metric in findings.metrics}
-    for name, least in recipe.limits:
-        if values[name] < least:
-            raise CannotTrain(f"Not published: {name} is {values[name]:.4f}, and the recipe demands {least:g}.")
-    for name, most in recipe.ceilings:
-        if values[name] > most:
-            raise CannotTrain(f"Not published: {name} is {values[name]:.4f}, and the recipe allows {most:g}.")
+def _check_limits(recipe: Recipe, evaluation: Evaluation) -> None:
+    values = {metric.name: metric.value for metric in evaluation.metrics}
+    for name, minimum in recipe.min_metrics:
+        if values[name] < minimum:
+            raise CannotTrain(f"Not published: {name} is {values[name]:.4f}; the recipe requires at least {minimum:g}.")
+    for name, maximum in recipe.max_metrics:
+        if values[name] > maximum:
+            raise CannotTrain(f"Not published: {name} is {values[name]:.4f}; the recipe allows at most {maximum:g}.")
 
 
 def _next_version(home: Path) -> int:
     return max((int(path.name) for path in home.iterdir() if path.name.isdigit()), default=0) + 1
 
 
-def _fill(
+def _write_model(
     folder: Path,
     version: str,
-    what: Publication,
+    publication: Publication,
     learner: Learner,
     served: nn.Module,
     card: Callable[[Manifest, Parity], str],
 ) -> None:
-    """Writes everything, the manifest last, and checks it as the service will."""
+    """Write all files, the manifest last, and verify the folder as the service will."""
     task = learner.calibrated_task(served)
     requests = task.examples()
-    if what.recipe.data.redistributable:
+    if publication.recipe.data.redistributable:
         task, requests = learner.golden_requests(served)
     write_task_files(folder, task)
-    parity = export(served, task, learner.validation(_COMPARED), folder, what.artefacts)
-    run = runner(folder / MODEL, task)
+    parity = export(served, task, learner.validation_inputs(_PARITY_SAMPLES), folder, publication.artefacts)
+    run = onnx_runner(folder / MODEL, task)
     write_goldens(folder, [Golden(request=body, answer=_answer(task, run, body)) for body in requests])
-    manifest = _manifest(version, what, task, parity)
+    manifest = _manifest(version, publication, task, parity)
     (folder / CARD).write_text(card(manifest, parity), encoding="utf-8")
     write_manifest(folder, manifest.model_copy(update={"files": entries_of(folder)}))
     try:
@@ -118,19 +120,19 @@ def _answer(task: Task, run: Run, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def replay(folder: Path) -> None:
-    """Reads the folder as the service does and asks the golden requests. Raises BrokenModel."""
+    """Load the folder as the service does and replay its golden requests. Raises BrokenModel."""
     manifest = read_manifest(folder)
     verify_files(folder, manifest)
     task = manifest.load_task(folder)
-    run = runner(folder / MODEL, task)
+    run = onnx_runner(folder / MODEL, task)
     for number, golden in enumerate(read_goldens(folder)):
-        got = _answer(task, run, golden.request)
-        if found := first_difference(golden.answer, got, manifest.golden_tolerance):
-            raise BrokenModel(f"golden request {number} is not reproduced: {found}.")
+        answer = _answer(task, run, golden.request)
+        if deviation := difference(golden.answer, answer, manifest.golden_tolerance):
+            raise BrokenModel(f"golden request {number} is not reproduced: {deviation}.")
 
 
-def _manifest(version: str, what: Publication, task: Task, parity: Parity) -> Manifest:
-    recipe = what.recipe
+def _manifest(version: str, publication: Publication, task: Task, parity: Parity) -> Manifest:
+    recipe = publication.recipe
     return Manifest(
         name=recipe.name,
         version=version,
@@ -141,11 +143,11 @@ def _manifest(version: str, what: Publication, task: Task, parity: Parity) -> Ma
         parity=parity.largest,
         batch_invariance=parity.invariance,
         golden_tolerance=task.golden_tolerance,
-        metrics=what.findings.metrics,
+        metrics=publication.evaluation.metrics,
         data=DataSource(
             name=recipe.data.name,
             licence=recipe.data.licence,
-            sha256=what.data_sha256 or None,
+            sha256=publication.data_sha256 or None,
             address=recipe.data.address or None,
             redistributable=recipe.data.redistributable,
         ),
@@ -157,8 +159,8 @@ def _manifest(version: str, what: Publication, task: Task, parity: Parity) -> Ma
 
 
 def _licence(recipe: Recipe) -> str:
-    """Of the model: data that may not be passed on, or not be sold, binds what was learnt from it."""
+    """The model's licence: that of the data, where the data is not redistributable or is share-alike."""
     if not recipe.source:
         return "unknown"
-    free = recipe.data.redistributable and not recipe.data.binds
-    return _MODEL_LICENCE if free else recipe.data.licence
+    is_free = recipe.data.redistributable and not recipe.data.share_alike
+    return _MODEL_LICENCE if is_free else recipe.data.licence

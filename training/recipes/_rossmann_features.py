@@ -1,7 +1,7 @@
-"""The features of the course's Rossmann lesson, from the official files: one row a shop and day on which it sold.
+"""The features of the course's Rossmann lesson, from the official files: a row per shop and day with sales.
 
-What is known in advance alone goes in: the calendar, promotions and holidays (also those to come), the shop, the
-competition, the weather and what people searched for. `Customers` is not known in advance, and is never read.
+Only what is known in advance is used: the calendar, promotions and holidays (including future ones), the shop, the
+competition, the weather and web searches. `Customers` is not known in advance, and is never read.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ CATEGORIES = (
     "SchoolHoliday_fw",
     "SchoolHoliday_bw",
 )
-"""Seventeen of the course's 22; the year, month, week, day and weekday are parts of the date."""
+"""Seventeen of the course's 22 categories; year, month, week, day and weekday are parts of the date."""
 NUMBERS = (
     "CompetitionDistance",
     "Max_TemperatureC",
@@ -51,7 +51,7 @@ NUMBERS = (
     "Promo",
     "SchoolHoliday",
 )
-"""The course's sixteen."""
+"""The course's sixteen numbers."""
 
 _FILES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -67,72 +67,71 @@ _FILES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "weather.csv": ("file", "Date", "Events", *NUMBERS[1:10]),
     }
 )
-"""The official files, and what is read of each."""
+"""The official files, and the columns that are read from each."""
 
-_KNOWN_AHEAD = ("Promo", "StateHoliday", "SchoolHoliday")
+_EVENTS = ("Promo", "StateHoliday", "SchoolHoliday")
 _WINDOW = 7
 _NO_YEAR = 1900
 _MAX_MONTHS, _MAX_WEEKS = 24, 25
-_LONG_AGO = 1990
-"""What is said to have begun before is not known to have begun at all."""
+_MIN_YEAR = 1990
+"""An earlier start is treated as unknown."""
 
 
 def prepare(source: Path, target: Path) -> None:
-    """Writes sales.parquet, to learn from, and kaggle_test.parquet, to be asked about, with the same features."""
-    files = _read(source)
+    """Write sales.parquet, for training, and kaggle_test.parquet, Kaggle's test set, with the same features."""
+    files = _read_files(source)
     days = pl.concat([files["train.csv"], files["test.csv"]], how="diagonal_relaxed")
     days = days.with_columns(StateHoliday=(pl.col("StateHoliday") != "0").cast(pl.Int64))
-    days = _joined(_with_events(days), files)
+    days = _join_tables(_add_events(days), files)
     columns = [TIME, *CATEGORIES, *NUMBERS]
     sold = days.filter(pl.col("Id").is_null() & (pl.col(TARGET) > 0)).sort(TIME, "Store")
     if not sold.height:
-        raise CannotTrain("train.csv holds no day on which a shop sold something.")
+        raise CannotTrain("train.csv contains no day with sales.")
     sold.select(*columns, TARGET).write_parquet(target / "sales.parquet")
-    asked = days.filter(pl.col("Id").is_not_null()).sort("Id")
-    asked.select("Id", *columns).write_parquet(target / "kaggle_test.parquet")
+    test = days.filter(pl.col("Id").is_not_null()).sort("Id")
+    test.select("Id", *columns).write_parquet(target / "kaggle_test.parquet")
 
 
-def _read(source: Path) -> dict[str, pl.DataFrame]:
-    """The official files by name. Raises CannotTrain where one is missing or is not what it should be."""
+def _read_files(source: Path) -> dict[str, pl.DataFrame]:
+    """Read the official files. Raises CannotTrain where one is missing or lacks a column."""
     frames = {}
     for name, columns in _FILES.items():
-        found = sorted(source.rglob(name))
-        if not found:
-            raise CannotTrain(f"{source} holds no {name}; the Rossmann recipe reads {', '.join(_FILES)}.")
+        paths = sorted(source.rglob(name))
+        if not paths:
+            raise CannotTrain(f"{source} contains no {name}; the Rossmann recipe reads {', '.join(_FILES)}.")
         frame = pl.read_csv(
-            found[0],
+            paths[0],
             null_values=["NA", ""],
             infer_schema_length=None,
             schema_overrides={"StateHoliday": pl.String},
         )
         missing = [column for column in columns if column not in frame.columns]
         if missing:
-            raise CannotTrain(f"{found[0]} has no column '{missing[0]}'.")
+            raise CannotTrain(f"{paths[0]} has no column '{missing[0]}'.")
         frames[name] = frame.select(columns)
-    return {name: _dated(name, frame) for name, frame in frames.items()}
+    return {name: _parse_date(name, frame) for name, frame in frames.items()}
 
 
-def _dated(name: str, frame: pl.DataFrame) -> pl.DataFrame:
+def _parse_date(name: str, frame: pl.DataFrame) -> pl.DataFrame:
     if TIME not in frame.columns:
         return frame
     try:
         return frame.with_columns(pl.col(TIME).str.to_date("%Y-%m-%d"))
     except pl.exceptions.PolarsError:
-        raise CannotTrain(f"{name}: the column '{TIME}' is to hold dates like 2015-07-31.") from None
+        raise CannotTrain(f"{name}: the column '{TIME}' must contain dates like 2015-07-31.") from None
 
 
-def _with_events(days: pl.DataFrame) -> pl.DataFrame:
-    """For each shop, by day: since the last and until the next holiday, and how many of the week before and after.
+def _add_events(days: pl.DataFrame) -> pl.DataFrame:
+    """Add for each kind of event: days since the last and until the next, and how many in the weeks before and after.
 
-    Days since are counted up from an event, days until up to the next one, both 0 where there is none; windows are of
-    seven rows, the day itself among them.
+    Days since and until are 0 where there is no such event; windows are seven rows, including the day itself.
     """
     days = days.sort("Store", TIME)
-    for name in _KNOWN_AHEAD:
+    for name in _EVENTS:
         event = pl.when(pl.col(name) > 0).then(pl.col(TIME))
         last, following = event.forward_fill().over("Store"), event.backward_fill().over("Store")
-        whole = pl.col(name).cum_sum()
-        past, ahead = whole - whole.shift(_WINDOW, fill_value=0), pl.col(name).reverse().cum_sum().reverse()
+        total = pl.col(name).cum_sum()
+        past, ahead = total - total.shift(_WINDOW, fill_value=0), pl.col(name).reverse().cum_sum().reverse()
         days = days.with_columns(
             ((pl.col(TIME) - last).dt.total_days()).fill_null(0).alias(f"After{name}"),
             ((following - pl.col(TIME)).dt.total_days()).fill_null(0).alias(f"Before{name}"),
@@ -142,37 +141,39 @@ def _with_events(days: pl.DataFrame) -> pl.DataFrame:
     return days
 
 
-def _joined(days: pl.DataFrame, files: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
-    """With the shop, its state, the weather there and what was searched for there and in the country."""
+def _join_tables(days: pl.DataFrame, files: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """Add the shop, its state, the weather there, and web searches there and in the country."""
     days = days.join(_shops(files["store.csv"]), on="Store", how="left")
     days = days.join(files["store_states.csv"], on="Store", how="left")
     names = files["state_names.csv"]
     weather = files["weather.csv"].join(names, left_on="file", right_on="StateName").drop("file")
     days = days.join(weather, on=("State", TIME), how="left")
     days = days.with_columns(_year=pl.col(TIME).dt.iso_year(), _week=pl.col(TIME).dt.week())
-    here, everywhere = _trends(files["googletrend.csv"])
-    days = days.join(here, on=("State", "_year", "_week"), how="left").join(
-        everywhere, on=("_year", "_week"), how="left"
+    by_state, by_country = _trends(files["googletrend.csv"])
+    days = days.join(by_state, on=("State", "_year", "_week"), how="left").join(
+        by_country, on=("_year", "_week"), how="left"
     )
-    return _with_ages(days)
+    return _add_ages(days)
 
 
 def _trends(searches: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """The searches of each state and of the country, by the ISO week of their Monday; theirs begin on Sundays.
+    """Return web searches by state and for the country, by the ISO week of their Monday; their weeks start on Sundays.
 
-    Lower Saxony's stand for Bremen too: the shops there have the state `HB,NI`.
+    Those of Lower Saxony are used for Bremen too: the shops in both have the state `HB,NI`.
     """
-    begun = pl.col("week").str.slice(0, 10).str.to_date("%Y-%m-%d") + pl.duration(days=1)
+    start = pl.col("week").str.slice(0, 10).str.to_date("%Y-%m-%d") + pl.duration(days=1)
     state = pl.col("file").str.split("_").list.get(2, null_on_oob=True).replace({"NI": "HB,NI"})
-    searches = searches.with_columns(_year=begun.dt.iso_year(), _week=begun.dt.week(), State=state)
+    searches = searches.with_columns(_year=start.dt.iso_year(), _week=start.dt.week(), State=state)
     keys = ("_year", "_week")
-    here = searches.filter(pl.col("State").is_not_null()).unique(("State", *keys), keep="first", maintain_order=True)
-    country = searches.filter(pl.col("State").is_null()).unique(keys, keep="first", maintain_order=True)
-    return here.select("State", *keys, "trend"), country.select(*keys, trend_DE="trend")
+    by_state = searches.filter(pl.col("State").is_not_null()).unique(
+        ("State", *keys), keep="first", maintain_order=True
+    )
+    by_country = searches.filter(pl.col("State").is_null()).unique(keys, keep="first", maintain_order=True)
+    return by_state.select("State", *keys, "trend"), by_country.select(*keys, trend_DE="trend")
 
 
 def _shops(shops: pl.DataFrame) -> pl.DataFrame:
-    """The shops, with the years and months that are not known set to what stands for that."""
+    """The shops, with placeholders for unknown years, months and weeks."""
     return shops.with_columns(
         pl.col("CompetitionOpenSinceYear").fill_null(_NO_YEAR).cast(pl.Int64),
         pl.col("CompetitionOpenSinceMonth").fill_null(1).cast(pl.Int64),
@@ -181,22 +182,22 @@ def _shops(shops: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _with_ages(days: pl.DataFrame) -> pl.DataFrame:
-    """For how many months there has been competition (24 at most), and for how many weeks the lasting promotion (25).
+def _add_ages(days: pl.DataFrame) -> pl.DataFrame:
+    """Add the months since competition opened (at most 24) and the weeks since Promo2 started (at most 25).
 
-    Competition counts from the middle of its first month, the promotion from the Monday of its first ISO week: the
-    fourth of January is always in the first.
+    Competition counts from the middle of its first month, Promo2 from the Monday of its first ISO week (January 4 is
+    always in the first week).
     """
     opened = pl.date(pl.col("CompetitionOpenSinceYear"), pl.col("CompetitionOpenSinceMonth"), 15)
     fourth = pl.date(pl.col("Promo2SinceYear"), 1, 4)
-    begun = fourth.dt.truncate("1w") + pl.duration(weeks=pl.col("Promo2SinceWeek") - 1)
+    promo_start = fourth.dt.truncate("1w") + pl.duration(weeks=pl.col("Promo2SinceWeek") - 1)
 
-    def age(since: pl.Expr, year: str, unit: int, most: int) -> pl.Expr:
+    def age(since: pl.Expr, year: str, unit: int, maximum: int) -> pl.Expr:
         days_since = (pl.col(TIME) - since).dt.total_days()
-        known = pl.when(pl.col(year) >= _LONG_AGO).then(days_since).otherwise(0)
-        return (known.clip(0) // unit).clip(0, most)
+        known = pl.when(pl.col(year) >= _MIN_YEAR).then(days_since).otherwise(0)
+        return (known.clip(0) // unit).clip(0, maximum)
 
     return days.with_columns(
         CompetitionMonthsOpen=age(opened, "CompetitionOpenSinceYear", 30, _MAX_MONTHS),
-        Promo2Weeks=age(begun, "Promo2SinceYear", 7, _MAX_WEEKS),
+        Promo2Weeks=age(promo_start, "Promo2SinceYear", 7, _MAX_WEEKS),
     )

@@ -1,4 +1,4 @@
-"""Photos of playing cards on a table: which of six ranks are there? Small and hard."""
+"""Photos of playing cards on a table: which of six ranks are visible? A small and hard data set."""
 
 import csv
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from training.core.config import Settings
 from training.core.errors import CannotTrain
-from training.core.recipe import DataCard, Recipe, Scale
+from training.core.recipe import DataCard, Preset, Recipe
 from training.core.sources import Archive, Source
 from training.data.images import image_files
 from training.learners.classification.base import Options
@@ -18,34 +18,37 @@ _ADDRESS = (
 )
 
 
-def tags_of_boxes(found: Path, folder: Path) -> None:
-    """Copies the pictures and their tags; where there are only boxes, each rank that is boxed is a tag.
+def copy_tagged_images(source: Path, folder: Path) -> None:
+    """Copy the images and write their tags: from labels.csv, or the ranks with a bounding box in train_labels.csv.
 
-    The mirror's pack has labels.csv already, the repository a row (filename, class, …) for each box in
-    train_labels.csv. Raises CannotTrain.
+    The archive on the mirror has labels.csv; the original repository has train_labels.csv, with a row (filename,
+    class, …) per bounding box. Raises CannotTrain.
     """
-    tags = _tagged(found)
+    tags = _read_tags(source)
     (folder / "train").mkdir()
-    for picture in image_files(found):
-        if picture.stem in tags:
-            shutil.copyfile(picture, folder / "train" / picture.name)
+    for image in image_files(source):
+        if image.stem in tags:
+            shutil.copyfile(image, folder / "train" / image.name)
     with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("image_name", "tags"))
         writer.writerows((name, " ".join(sorted(tags[name]))) for name in sorted(tags))
 
 
-def _tagged(found: Path) -> dict[str, set[str]]:
+def _read_tags(source: Path) -> dict[str, set[str]]:
     tags: dict[str, set[str]] = defaultdict(set)
-    for name, picture, labels in (("labels.csv", "image_name", "tags"), ("train_labels.csv", "filename", "class")):
-        for table in sorted(found.rglob(name)):
+    for name, image_column, label_column in (
+        ("labels.csv", "image_name", "tags"),
+        ("train_labels.csv", "filename", "class"),
+    ):
+        for table in sorted(source.rglob(name)):
             with table.open(newline="", encoding="utf-8-sig") as file:
                 for row in csv.DictReader(file):
-                    if not row.get(picture):
-                        raise CannotTrain(f"{table} has a row without {picture}.")
-                    tags[Path(row[picture]).stem].update((row.get(labels) or "").split())
+                    if not row.get(image_column):
+                        raise CannotTrain(f"{table} has a row without {image_column}.")
+                    tags[Path(row[image_column]).stem].update((row.get(label_column) or "").split())
             return tags
-    raise CannotTrain(f"{found} holds neither labels.csv nor train_labels.csv.")
+    raise CannotTrain(f"{source} contains neither labels.csv nor train_labels.csv.")
 
 
 _OPTIONS = Options(frozen_epochs=4, smallest_crop=0.8)
@@ -54,38 +57,38 @@ RECIPE = Recipe(
     name="cards",
     task="classification",
     title="Which playing cards lie on the table?",
-    summary="photos of playing cards, 6 ranks, several each, with a MobileNetV2",
+    summary="photos of playing cards, 6 ranks, multi-label, with a MobileNetV2",
     expected="micro F1 of 0.90 on held-out photos; 12 minutes on one busy CPU core",
     source=Source(
         name="playing-cards",
-        # GitHub makes this archive on demand: no hash of it is published, so it is known by what it holds.
+        # GitHub creates this archive on demand, so that its hash is not stable: it is checked by its content.
         official=Archive(_ADDRESS + "/archive/refs/heads/master.zip"),
         mirrored=Archive(
             "multilabel/playing-cards.tgz",
             "a71230afa6bed4e017084d9ff086eba787008fe99e705763849676d80a216ac9",
             6_996_917,
         ),
-        holds=("*labels.csv", "IMG_2386.*"),
+        contains=("*labels.csv", "IMG_2386.*"),
     ),
-    prepare=tags_of_boxes,
+    prepare=copy_tagged_images,
     data=DataCard(
         name="Playing cards, Evan Juras (EdjeElectronics)",
         licence="Apache-2.0",
         address=_ADDRESS,
         redistributable=True,
-        description="Photos of one to several cards on a table; the tags are the ranks that are boxed in them.",
+        description="Photos of one or more cards on a table; the tags are the ranks with a bounding box.",
     ),
     settings=Settings(epochs=28, batch_size=16, rate=2e-3),
     options=_OPTIONS,
-    on_gpu=Scale(Settings(epochs=60, batch_size=16, rate=2e-3), replace(_OPTIONS, size=320)),
-    intended_use="Learning and showing how pictures with several labels are learnt from few of them.",
+    on_gpu=Preset(Settings(epochs=60, batch_size=16, rate=2e-3), replace(_OPTIONS, size=320)),
+    intended_use="Learning and demonstrating multi-label classification with few images.",
     out_of_scope=(
-        "Games for money. Other decks, other ranks than nine to ace, cards that overlap or lie far away: it knows 296 "
-        "photos of one table or two."
+        "Games for money. Other decks, ranks other than nine to ace, cards that overlap or are far away: it was "
+        "trained on 296 photos of one or two tables."
     ),
     caveats=(
-        "59 validation photos, many of them of the same cards on the same carpet as those it was trained on: expect "
-        "less of other tables.",
+        "The 59 validation photos show mostly the same cards on the same carpet as the training photos: expect lower "
+        "accuracy elsewhere.",
     ),
-    limits=(("micro_f1", 0.80),),
+    min_metrics=(("micro_f1", 0.80),),
 )

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from training.core.config import Settings
-from training.core.recipe import DataCard, Recipe, Scale
+from training.core.recipe import DataCard, Preset, Recipe
 from training.core.sources import Archive, Source
 from training.learners.classification.base import Options
 
@@ -14,17 +14,17 @@ RECIPE = Recipe(
     task="classification",
     title="Which piece of clothing is in this photo?",
     summary="photos of clothes, 10 classes, with a MobileNetV2",
-    expected="0.91 accuracy on its validation folder; 25 to 35 minutes on 2 CPU cores",
+    expected="accuracy 0.91 on its validation folder; 25 to 35 minutes on 2 CPU cores",
     source=Source(
         name="clothing-dataset-small",
-        # GitHub makes this archive on demand: no hash of it is published, so it is known by what it holds.
+        # GitHub creates this archive on demand, so that its hash is not stable: it is checked by its content.
         official=Archive("https://github.com/alexeygrigorev/clothing-dataset-small/archive/refs/heads/master.zip"),
         mirrored=Archive(
             "classification/clothing-dataset-small.tgz",
             "9b606a18c0a4beae4bc112e9ab30ee552a36567d72d8ae976fc1169d04de21c7",
             37_433_772,
         ),
-        holds=("train/t-shirt", "validation/t-shirt"),
+        contains=("train/t-shirt", "validation/t-shirt"),
     ),
     data=DataCard(
         name="Clothing dataset (small), Alexey Grigorev and contributors",
@@ -35,15 +35,15 @@ RECIPE = Recipe(
     ),
     settings=Settings(epochs=10, batch_size=32),
     options=_OPTIONS,
-    on_gpu=Scale(Settings(epochs=20, batch_size=64), replace(_OPTIONS, train_size=224)),
+    on_gpu=Preset(Settings(epochs=20, batch_size=64), replace(_OPTIONS, train_size=224)),
     intended_use="Sorting photos of single garments, such as a wardrobe or the listings of a second-hand shop.",
     out_of_scope=(
-        "Photos of people, outfits of several garments, brands, sizes or colours; anything that judges a person. "
-        "It always names one of its ten classes, also where the photo shows none of them."
+        "Photos of people, outfits of several garments, brands, sizes or colours; any judgement of a person. "
+        "It always returns one of its ten classes, even if the photo shows none of them."
     ),
     cpu_caveats=(
-        "Trained with what a CPU affords: pictures of 192 pixels (224 when it is asked) and 12 epochs. `docs/gpu.md` "
-        "says what a GPU leaves room for.",
+        "Trained on a CPU budget: images of 192 pixels (224 in service) and 12 epochs. See `docs/gpu.md` for the "
+        "settings on a GPU.",
     ),
-    limits=(("accuracy", 0.90),),
+    min_metrics=(("accuracy", 0.90),),
 )

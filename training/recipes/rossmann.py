@@ -1,13 +1,13 @@
-"""What 1,115 shops will sell each day: the course's lesson on embeddings, from the official files."""
+"""Rossmann, daily sales of 1,115 shops: the course's lesson on embeddings, from the official files."""
 
 from dataclasses import replace
 
-from training.core.recipe import DataCard, Recipe, Scale
+from training.core.recipe import DataCard, Preset, Recipe
 from training.core.sources import Archive, Source
 from training.learners.tabular.learner import Options, TabularLearner
 from training.recipes._rossmann_features import CATEGORIES, NUMBERS, TARGET, TIME, prepare
 
-_ROWS, _ROWS_OF_TEST = 844_338, 41_088
+_ROWS, _TEST_ROWS = 844_338, 41_088
 
 _OPTIONS = Options(
     target=TARGET,
@@ -18,51 +18,51 @@ _OPTIONS = Options(
     dates=(TIME,),
     date_parts=("year", "month", "week", "day", "weekday"),
     split_time=TIME,
-    # As many as Kaggle asks about, and the rest of that day: 41,395, as in the course.
-    valid_share=_ROWS_OF_TEST / _ROWS,
+    # As many rows as in Kaggle's test set, plus the rest of that day: 41,395, as in the course.
+    valid_fraction=_TEST_ROWS / _ROWS,
     log_target="yes",
-    measure="rmspe",
+    metric="rmspe",
     audit=("StoreType", "Assortment", "State"),
     layers=("1000", "500"),
     dropout=0.04,
     bins=8,
     value_dropout=0.001,
 )
-_SETTINGS = replace(TabularLearner.settings, epochs=4, batch_size=1024, rate=2e-3, weight_decay=0.2, threads=0)
+_SETTINGS = replace(TabularLearner.default_settings, epochs=4, batch_size=1024, rate=2e-3, weight_decay=0.2, threads=0)
 
 RECIPE = Recipe(
     name="rossmann",
     task="tabular",
-    title="What will this shop sell on this day?",
-    summary="daily sales of 1,115 shops, a number with its interval, with the features of the course's lesson",
+    title="How much will this shop sell on this day?",
+    summary="daily sales of 1,115 shops, a number with its prediction interval, with the course's features",
     expected=(
-        "a root mean square percentage error near the course's 0.105; this project has not had the data and publishes "
-        "no model"
+        "a root mean square percentage error near the course's 0.105; no model is published, since the data was not "
+        "available to this project"
     ),
     source=Source(
         name="rossmann",
-        # No hash of the archive is published: it is known by what it holds.
+        # No hash of the archive is published: it is checked by its content.
         official=Archive("https://files.fast.ai/part2/lesson14/rossmann.tgz"),
         mirrored=Archive("tabular/rossmann.tgz"),
-        holds=(
+        contains=(
             *("train.csv", "test.csv", "store.csv", "store_states.csv", "state_names.csv"),
             *("googletrend.csv", "weather.csv"),
         ),
     ),
     data=DataCard(
-        name="Rossmann Store Sales (Kaggle 2015), with states, weather and searches as the course packed them",
+        name="Rossmann Store Sales (Kaggle 2015), with states, weather and searches as packaged by the course",
         licence="Kaggle competition rules: no redistribution",
         address="https://www.kaggle.com/c/rossmann-store-sales",
         description=(
-            "Days on which a shop sold something; the last 41,395 of them, by time, validate. 22 categories and 16 "
-            "numbers, as in the course; the number of customers is not among them, since it is not known in advance."
+            "Days on which a shop had sales; the last 41,395 by time are for validation. 22 categories and 16 numbers, "
+            "as in the course; the number of customers is not used, since it is not known in advance."
         ),
     ),
     settings=_SETTINGS,
     options=_OPTIONS,
-    on_gpu=Scale(settings=replace(_SETTINGS, epochs=10, batch_size=512, seeds=3), options=_OPTIONS),
+    on_gpu=Preset(settings=replace(_SETTINGS, epochs=10, batch_size=512, seeds=3), options=_OPTIONS),
     prepare=prepare,
-    intended_use="Repeating the course's lesson on embeddings of categories.",
+    intended_use="Reproducing the course's lesson on embeddings of categories.",
     out_of_scope="Planning for real shops.",
-    caveats=("The weather is that which came, where a forecast would be used in earnest.",),
+    caveats=("The inputs are the observed weather; in production, a forecast would be used.",),
 )

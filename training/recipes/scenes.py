@@ -1,4 +1,4 @@
-"""What there is to see in parts of street scenes: the frames of CamVid, cut into tiles with several labels each."""
+"""Multi-label classification of street scenes: CamVid's frames, cut into tiles with several labels each."""
 
 import csv
 from dataclasses import replace
@@ -9,33 +9,33 @@ from PIL import Image
 
 from training.core.config import Settings
 from training.core.errors import CannotTrain
-from training.core.recipe import DataCard, Recipe, Scale
+from training.core.recipe import DataCard, Preset, Recipe
 from training.learners.classification.base import Options
 from training.recipes.camvid import RECIPE as CAMVID
 
-LABELS = CAMVID.options.labels[:-1]  # Less what is unlabelled.
-_ACROSS, _DOWN = 3, 2
+LABELS = CAMVID.options.labels[:-1]  # Without "Unlabelled".
+_COLUMNS, _ROWS = 3, 2
 _MIN_FRACTION = 0.01
 
 
-def cut_into_tiles(camvid: Path, folder: Path) -> None:
-    """Writes each frame's six tiles of 160×180 pixels and labels.csv: the classes that cover 1 % of a tile, or more.
+def write_tiles(camvid: Path, folder: Path) -> None:
+    """Write each frame's six tiles of 160×180 pixels, and labels.csv: the classes that cover at least 1 % of a tile.
 
-    The split is the official one: frames of one film resemble each other. Raises CannotTrain.
+    The split is the official one, since frames of one video are similar. Raises CannotTrain.
     """
     rows = []
     for part, split in (("train", "train"), ("val", "validation")):
-        pictures = next(iter(sorted(camvid.rglob(f"{part}annot"))), None)
-        if pictures is None:
-            raise CannotTrain(f"{camvid} holds no folder {part}annot: it is not CamVid in the layout of SegNet.")
+        annotations = next(iter(sorted(camvid.rglob(f"{part}annot"))), None)
+        if annotations is None:
+            raise CannotTrain(f"{camvid} contains no folder {part}annot: it is not CamVid in the layout of SegNet.")
         (folder / split).mkdir()
-        for annotation in sorted(pictures.glob("*.png")):
-            frame = next(pictures.with_name(part).glob(annotation.stem + ".*"), None)
+        for annotation in sorted(annotations.glob("*.png")):
+            frame = next(annotations.with_name(part).glob(annotation.stem + ".*"), None)
             if frame is None:
-                raise CannotTrain(f"{annotation} is the annotation of a frame that is not there.")
+                raise CannotTrain(f"There is no frame for the annotation {annotation}.")
             try:
-                with Image.open(frame) as picture, Image.open(annotation) as mask:
-                    tiles = _tiles(picture.convert("RGB"), np.asarray(mask))
+                with Image.open(frame) as image, Image.open(annotation) as mask:
+                    tiles = _tiles(image.convert("RGB"), np.asarray(mask))
             except OSError as error:
                 raise CannotTrain(f"{frame} or its annotation cannot be read: {error}.") from None
             for number, (tile, tags) in enumerate(tiles):
@@ -49,13 +49,13 @@ def cut_into_tiles(camvid: Path, folder: Path) -> None:
 
 
 def _tiles(frame: Image.Image, mask: np.ndarray) -> list[tuple[Image.Image, list[str]]]:
-    width, height = frame.width // _ACROSS, frame.height // _DOWN
+    width, height = frame.width // _COLUMNS, frame.height // _ROWS
     tiles = []
-    for top in range(0, height * _DOWN, height):
-        for left in range(0, width * _ACROSS, width):
+    for top in range(0, height * _ROWS, height):
+        for left in range(0, width * _COLUMNS, width):
             part = mask[top : top + height, left : left + width]
-            shares = np.bincount(part.ravel(), minlength=len(LABELS))[: len(LABELS)] / part.size
-            tags = [label for label, share in zip(LABELS, shares, strict=True) if share >= _MIN_FRACTION]
+            fractions = np.bincount(part.ravel(), minlength=len(LABELS))[: len(LABELS)] / part.size
+            tags = [label for label, fraction in zip(LABELS, fractions, strict=True) if fraction >= _MIN_FRACTION]
             tiles.append((frame.crop((left, top, left + width, top + height)), tags))
     return tiles
 
@@ -65,30 +65,30 @@ _OPTIONS = Options(frozen_epochs=2, size=192, train_size=160, smallest_crop=0.8)
 RECIPE = Recipe(
     name="scenes",
     task="classification",
-    title="What is there to see in this part of a street scene?",
-    summary="tiles of street scenes, 11 labels, several each, with a MobileNetV2",
+    title="What is visible in this part of a street scene?",
+    summary="tiles of street scenes, 11 labels, multi-label, with a MobileNetV2",
     expected="micro F1 of 0.85 on the tiles of the official validation frames; 23 minutes on one busy CPU core",
     source=CAMVID.source,
-    prepare=cut_into_tiles,
+    prepare=write_tiles,
     data=DataCard(
         name="CamVid (SegNet's version), frames of 480×360 cut into six tiles of 160×180",
         licence=CAMVID.data.licence,
         address=CAMVID.data.address,
         redistributable=False,
         description=(
-            "A tile is tagged with every class that covers at least 1 % of it; what is unlabelled is no class. "
-            "The validation tiles are those of the official validation frames."
+            "A tile is tagged with every class that covers at least 1 % of it, except Unlabelled. The validation tiles "
+            "are those of the official validation frames."
         ),
     ),
     settings=Settings(epochs=7, batch_size=32),
     options=_OPTIONS,
-    on_gpu=Scale(Settings(epochs=20, batch_size=64), replace(_OPTIONS, size=224, train_size=224)),
-    intended_use="Showing how pictures with several labels are learnt; a first look at what a street scene holds.",
+    on_gpu=Preset(Settings(epochs=20, batch_size=64), replace(_OPTIONS, size=224, train_size=224)),
+    intended_use="Demonstrating multi-label classification; a first impression of what a street scene contains.",
     out_of_scope=(
-        "Driving, or any decision about safety. Scenes unlike Cambridge by day, seen from a car, in 2007. "
-        "Whole photos of other places: it was trained on tiles, a sixth of a frame each."
+        "Driving, or any decision about safety. Scenes unlike Cambridge by day, seen from a car, in 2007. Whole "
+        "photos: it was trained on tiles, each a sixth of a frame."
     ),
-    caveats=("The data may be used for research only, not commercially; so should the model be.",),
-    cpu_caveats=("Trained with what a CPU affords: tiles of 160 pixels (192 when it is asked) and 9 epochs.",),
-    limits=(("micro_f1", 0.80),),
+    caveats=("The data is for research only, not for commercial use; the same applies to the model.",),
+    cpu_caveats=("Trained on a CPU budget: tiles of 160 pixels (192 in service) and 9 epochs.",),
+    min_metrics=(("micro_f1", 0.80),),
 )

@@ -1,4 +1,4 @@
-"""The report of a run, one HTML page that needs no other file, and the card of a published model."""
+"""The report of a run, a self-contained HTML page, and the card of a published model."""
 
 import base64
 import shlex
@@ -20,38 +20,43 @@ from training.reporting.run_folder import Plan
 
 @dataclass(frozen=True)
 class ReportContext:
-    """All that a report and a card are written from."""
+    """What a report and a card are written from.
+
+    Attributes:
+        trained_with: the code version that started the run.
+    """
 
     plan: Plan
-    outcome: RunResult
-    findings: Evaluation
+    result: RunResult
+    evaluation: Evaluation
     data_summary: str
     hub_tag: str
     runtime: Runtime
     trained_with: str
 
     def _context(self) -> dict[str, Any]:
-        chosen = {**asdict(self.plan.settings), **asdict(self.plan.options)}
+        values = {**asdict(self.plan.settings), **asdict(self.plan.options)}
         return {
             "recipe": self.plan.recipe,
             "plan": self.plan,
-            "outcome": self.outcome,
-            "findings": self.findings,
-            "described": self.data_summary,
+            "result": self.result,
+            "evaluation": self.evaluation,
+            "data_summary": self.data_summary,
             "runtime": self.runtime,
             "command": self.plan.command,
-            "epochs": len(self.outcome.histories[0]),
-            "settings": {name: _shown(value) for name, value in chosen.items()},
+            "epochs": len(self.result.histories[0]),
+            "settings": {name: _format_value(value) for name, value in values.items()},
         }
 
     def report(self) -> str:
-        """The HTML page."""
-        curves = plots.curves(self.outcome.histories)
-        return rendered("report.html.jinja", {**self._context(), "curves": curves})
+        """Return the HTML page."""
+        curves = plots.draw_training_curves(self.result.histories)
+        return render_template("report.html.jinja", {**self._context(), "curves": curves})
 
     def card(self, manifest: Manifest, parity: Parity) -> str:
-        """The model's README, Markdown with the front matter that model hubs read."""
-        more = {
+        """Return the model's README: Markdown with the front matter that model hubs read."""
+        context = {
+            **self._context(),
             "manifest": manifest,
             "parity": parity,
             "tolerance": TOLERANCE,
@@ -59,30 +64,30 @@ class ReportContext:
             "pipeline": self.hub_tag,
             "trained_with": self.trained_with,
         }
-        return rendered("card.md.jinja", {**self._context(), **more}) + "\n"
+        return render_template("card.md.jinja", context) + "\n"
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def rendered(template: str, context: Mapping[str, Any]) -> str:
-    """A template of training/templates/ with what it names; every name must be there."""
+def render_template(name: str, context: Mapping[str, Any]) -> str:
+    """Render a template of training/reporting/templates/; raises UndefinedError where the context lacks a name."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=jinja2.select_autoescape(["html.jinja"]),
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["png"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode("ascii")
-    return environment.get_template(template).render(context)
+    return environment.get_template(name).render(context)
 
 
-def reproducing(name: str, chosen: Mapping[str, Any], defaults: Mapping[str, Any], data: Path | None) -> str:
-    """The command that makes the same model: the options that differ from their defaults, and no others."""
+def reproduction_command(name: str, values: Mapping[str, Any], defaults: Mapping[str, Any], data: Path | None) -> str:
+    """Return the command that trains the same model, with the options that differ from their defaults."""
     words = ["python", "-m", "training", name]
     if data:
         words += ["--data", str(data)]
-    for option, value in chosen.items():
+    for option, value in values.items():
         if value == defaults[option]:
             continue
         flag = "--" + option.replace("_", "-")

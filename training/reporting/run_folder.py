@@ -1,4 +1,4 @@
-"""Run folders: where a training run keeps its checkpoints, its history and its report, and how it is found again."""
+"""Run folders, where a training run keeps its checkpoints, history and report, and how to find them again."""
 
 import csv
 import hashlib
@@ -22,13 +22,13 @@ from training.engine.runtime import Runtime
 
 _SETTINGS, _DONE, _LOCK, _CODE = "settings.json", "done.json", ".lock", "code.txt"
 _PUBLISHED = "published.txt"
-OF_NO_CONSEQUENCE = ("workers", "threads", "checkpoint_steps", "device", "cache_mb")
-"""Settings that change how long a run takes, and not what comes of it."""
+SETTINGS_WITHOUT_EFFECT = ("workers", "threads", "checkpoint_steps", "device", "cache_mb")
+"""Settings that change how long a run takes, but not its result."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a run's result follows from."""
+    """All that determines the result of a run."""
 
     recipe: Recipe
     settings: Settings
@@ -36,29 +36,29 @@ class Plan:
     command: str
 
     def fingerprint(self, learner: Learner, runtime: Runtime) -> dict[str, Any]:
-        """What must be the same for a run to be the same run."""
-        chosen = {**asdict(self.settings), **asdict(self.options), "precision": runtime.precision}
+        """Return the values that must be equal for a run to be resumed."""
+        values = {**asdict(self.settings), **asdict(self.options), "precision": runtime.precision}
         task = json.dumps({**parameters_of(learner.task), **files_of(learner.task)}, sort_keys=True)
         return {
             "recipe": self.recipe.name,
             "task": self.recipe.task,
             "device": runtime.device.type,
-            "processes": runtime.world,
+            "processes": runtime.world_size,
             "samples": len(learner.samples),
             "parameters": hashlib.sha256(task.encode()).hexdigest(),
             **{
                 name: list(value) if isinstance(value, tuple) else value
-                for name, value in chosen.items()
-                if name not in OF_NO_CONSEQUENCE
+                for name, value in values.items()
+                if name not in SETTINGS_WITHOUT_EFFECT
             },
         }
 
 
-def chosen_folder(root: Path, fingerprint: dict[str, Any], resume: str) -> Path:
-    """The folder of an earlier run with this fingerprint, or a new one.
+def find_or_create(root: Path, fingerprint: dict[str, Any], resume: str) -> Path:
+    """Return the folder of the latest run with this fingerprint, or a new one.
 
-    `resume` is `auto` (an unfinished run is resumed), `always` (a finished one too), `keep` (the same, or a new one
-    where there is none) or `never`. Raises CannotTrain where a run must be resumed and there is none.
+    `resume` is `auto` (resume an unfinished run), `always` (or a finished one; raises CannotTrain if there is none),
+    `keep` (or a finished one; a new folder if there is none) or `never`.
     """
     for folder in sorted(root.glob("*/"), reverse=True) if resume != "never" else ():
         settings = folder / _SETTINGS
@@ -67,20 +67,20 @@ def chosen_folder(root: Path, fingerprint: dict[str, Any], resume: str) -> Path:
         if resume in ("always", "keep") or not (folder / _DONE).exists():
             return folder
     if resume == "always":
-        raise CannotTrain(f"No run in {root} has these settings and this data: leave --resume out to start one.")
-    folder = _new(root)
+        raise CannotTrain(f"No run in {root} has these settings and this data; omit --resume to start one.")
+    folder = _create(root)
     (folder / _SETTINGS).write_text(json.dumps(fingerprint, indent=1) + "\n")
     (folder / _CODE).write_text(code_version() + "\n")
     return folder
 
 
-def trained_with(folder: Path) -> str:
-    """The commit of the code that the run in this folder began with, or `unknown`."""
+def read_code_version(folder: Path) -> str:
+    """Return the commit of the code that started the run in this folder, or `unknown`."""
     path = folder / _CODE
     return path.read_text().strip() if path.exists() else "unknown"
 
 
-def _new(root: Path) -> Path:
+def _create(root: Path) -> Path:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for suffix in ("", *(f"-{i}" for i in range(2, 100))):
         folder = root / (stamp + suffix)
@@ -89,15 +89,15 @@ def _new(root: Path) -> Path:
             return folder
         except FileExistsError:
             continue
-    raise CannotTrain(f"{root} holds a hundred runs of this second.")
+    raise CannotTrain(f"{root} already contains a hundred runs started in this second.")
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder for this process; the lock goes with the process, also when it is killed."""
+def lock(folder: Path) -> Iterator[None]:
+    """Lock the folder for this process; the lock is released when the process ends, even if it is killed."""
     try:
         import fcntl
-    except ImportError:  # Where there is no such lock, two runs started at once must be told apart by hand.
+    except ImportError:  # On this platform, nothing keeps two runs from using the same folder.
         yield
         return
     with (folder / _LOCK).open("w") as file:
@@ -118,37 +118,37 @@ def _is_running(folder: Path) -> bool:
     return False
 
 
-def mark_done(folder: Path, facts: dict[str, Any]) -> None:
-    """Writes that the run is complete."""
-    (folder / _DONE).write_text(json.dumps(facts, indent=1) + "\n")
+def mark_done(folder: Path, metrics: dict[str, Any]) -> None:
+    """Record that the run is complete, with its metrics."""
+    (folder / _DONE).write_text(json.dumps(metrics, indent=1) + "\n")
 
 
-def figures_of(folder: Path) -> dict[str, Any]:
-    """What `mark_done` wrote; nothing where the run is not complete."""
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Return what `mark_done` wrote; empty if the run is not complete."""
     path = folder / _DONE
-    facts: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return facts
+    metrics: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return metrics
 
 
 def mark_published(folder: Path, model: Path) -> None:
-    """Writes which model was published of this run."""
+    """Record which model was published from this run."""
     (folder / _PUBLISHED).write_text(f"{model.resolve()}\n", encoding="utf-8")
 
 
-def published_as(folder: Path, models: Path) -> str:
-    """Name and version of the model that was published of this run among `models`; empty where there is none now."""
+def published_version(folder: Path, models: Path) -> str:
+    """Return name/version of the model published from this run, if it still exists in `models`; otherwise empty."""
     path = folder / _PUBLISHED
     model = Path(path.read_text(encoding="utf-8").strip()) if path.exists() else Path()
-    there = model.is_dir() and model.parent.parent == models.resolve()
-    return f"{model.parent.name}/{model.name}" if there else ""
+    exists = model.is_dir() and model.parent.parent == models.resolve()
+    return f"{model.parent.name}/{model.name}" if exists else ""
 
 
-def write_history(folder: Path, rows: Sequence[EpochLog]) -> None:
-    """history.json and history.csv: a row an epoch."""
-    (folder / "history.json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
-    flat = [{k: v for k, v in asdict(row).items() if k != "scores"} | row.scores for row in rows]
+def write_history(folder: Path, logs: Sequence[EpochLog]) -> None:
+    """Write history.json and history.csv, with a row per epoch."""
+    (folder / "history.json").write_text(json.dumps([asdict(log) for log in logs], indent=1) + "\n")
+    rows = [{k: v for k, v in asdict(log).items() if k != "scores"} | log.scores for log in logs]
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(flat[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(flat)
+    writer.writerows(rows)
     (folder / "history.csv").write_text(text.getvalue())

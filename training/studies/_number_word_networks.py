@@ -1,7 +1,7 @@
-"""The steps from a fully connected network to a language model, as the course takes them (fast.ai 2019, lesson 7).
+"""The steps from a fully connected network to a language model, as in the course (fast.ai 2019, lesson 7).
 
-Each says which word comes next: of tokens int64 (n, time) the logits (n, predicted, vocabulary), where the last
-`predicted` places are told. `begins` says that the words do not go on where the last ones ended.
+Each network predicts next words: it maps tokens int64 (n, time) to logits (n, predicted, vocabulary), for the last
+`predicted` positions. `begins` says that the tokens do not continue those of the previous batch.
 """
 
 from abc import abstractmethod
@@ -16,7 +16,7 @@ WIDTH = 64
 
 
 class NextWord(nn.Module):
-    """What all of them are: words in, a hidden state, logits out."""
+    """Base class: from words to a hidden state to logits."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
@@ -26,62 +26,62 @@ class NextWord(nn.Module):
 
     @abstractmethod
     def forward(self, tokens: Tensor, begins: bool) -> Tensor:
-        """Logits (n, predicted, vocabulary)."""
+        """Return logits (n, predicted, vocabulary)."""
 
     def penalty(self) -> Tensor | float:
-        """What the loss of the last step has beside its cross-entropy."""
+        """Return what to add to the cross-entropy of the last step."""
         return 0.0
 
-    def told(self, hidden: Tensor) -> Tensor:
-        """Logits of hidden states (n, predicted, width)."""
-        normed = self.norm(hidden.flatten(0, 1)).view_as(hidden)
-        found: Tensor = self.head(normed)
-        return found
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits of hidden states (n, predicted, width)."""
+        normalised = self.norm(hidden.flatten(0, 1)).view_as(hidden)
+        logits: Tensor = self.head(normalised)
+        return logits
 
 
 class ThreeWords(NextWord):
-    """Three words, one layer each, all written out; the fourth is told."""
+    """Predicts the fourth word from three, with the layer of each word written out."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__(vocabulary)
         self.mix = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, tokens: Tensor, begins: bool) -> Tensor:
-        """Of tokens (n, 3)."""
+        """Return the logits for tokens (n, 3)."""
         hidden = torch.relu(self.mix(self.embedding(tokens[:, 0])))
         hidden = torch.relu(self.mix(hidden + self.embedding(tokens[:, 1])))
         hidden = torch.relu(self.mix(hidden + self.embedding(tokens[:, 2])))
-        return self.told(hidden[:, None])
+        return self.logits(hidden[:, None])
 
 
 class Loop(NextWord):
     """The same layers in a loop: a recurrent network.
 
-    With `every`, it tells the next word after each word, not after the last one only; with `keeps`, its hidden state
-    goes on from batch to batch, without gradients.
+    With `every_word`, it predicts the next word after each word instead of after the last only; with `keeps_state`, its
+    hidden state is carried over from batch to batch, without gradients.
     """
 
-    def __init__(self, vocabulary: int, *, every: bool = False, keeps: bool = False) -> None:
+    def __init__(self, vocabulary: int, *, every_word: bool = False, keeps_state: bool = False) -> None:
         super().__init__(vocabulary)
         self.mix = nn.Linear(WIDTH, WIDTH)
-        self.every, self.keeps = every, keeps
+        self.every_word, self.keeps_state = every_word, keeps_state
         self._hidden: Tensor | None = None
 
     def forward(self, tokens: Tensor, begins: bool) -> Tensor:
-        """Of tokens (n, time)."""
-        hidden = self._hidden if self.keeps and not begins else None
+        """Return the logits for tokens (n, time)."""
+        hidden = self._hidden if self.keeps_state and not begins else None
         if hidden is None:
             hidden = torch.zeros(len(tokens), WIDTH, device=tokens.device)
-        found = []
+        states = []
         for word in self.embedding(tokens).unbind(1):
             hidden = torch.relu(self.mix(hidden + word))
-            found.append(hidden)
+            states.append(hidden)
         self._hidden = hidden.detach()
-        return self.told(torch.stack(found if self.every else found[-1:], dim=1))
+        return self.logits(torch.stack(states if self.every_word else states[-1:], dim=1))
 
 
 class Recurrent(NextWord):
-    """torch's recurrent layers, as `layers` makes them, which keep their state and tell every next word."""
+    """torch's recurrent layers, created by `layers`; keeps its state and predicts every next word."""
 
     def __init__(self, vocabulary: int, layers: Callable[[], nn.RNNBase]) -> None:
         super().__init__(vocabulary)
@@ -89,10 +89,10 @@ class Recurrent(NextWord):
         self._hidden: Tensor | None = None
 
     def forward(self, tokens: Tensor, begins: bool) -> Tensor:
-        """Of tokens (n, time)."""
-        found, hidden = self.layers(self.embedding(tokens), None if begins else self._hidden)
+        """Return the logits for tokens (n, time)."""
+        states, hidden = self.layers(self.embedding(tokens), None if begins else self._hidden)
         self._hidden = hidden.detach()
-        return self.told(found)
+        return self.logits(states)
 
 
 class Regularised(NextWord):
@@ -108,7 +108,7 @@ class Regularised(NextWord):
         super().__init__(vocabulary)
         self.encoder = Encoder(Sizes(vocabulary, WIDTH, self._INNER, layers=2), dropouts)
         self.embedding = self.encoder.embedding
-        # As nn.Embedding begins, not as small as for a large vocabulary: so few steps could not make up for it.
+        # As in nn.Embedding; weights as small as for a large vocabulary would need more steps than this study takes.
         nn.init.normal_(self.embedding.weight)
         self.norm = nn.Identity()
         self.head.weight = self.embedding.weight
@@ -116,13 +116,13 @@ class Regularised(NextWord):
         self._penalty: Tensor | float = 0.0
 
     def forward(self, tokens: Tensor, begins: bool) -> Tensor:
-        """Of tokens (n, time)."""
+        """Return the logits for tokens (n, time)."""
         raw, dropped, state = self.encoder(tokens, None if begins else self._state)
         self._state = tuple((hidden.detach(), cell.detach()) for hidden, cell in state)
         activation = dropped[-1].pow(2).mean()
         self._penalty = self._ACTIVATION * activation + self._CHANGE * raw[-1].diff(dim=1).pow(2).mean()
-        return self.told(dropped[-1])
+        return self.logits(dropped[-1])
 
     def penalty(self) -> Tensor | float:
-        """Large activations, and large changes of them (Merity et al. 2017)."""
+        """Penalise large activations, and large changes of them (Merity et al. 2017)."""
         return self._penalty

@@ -1,8 +1,8 @@
-"""Studies: comparisons that train and print a table, and publish no model; found by file name, as recipes are.
+"""Studies: comparisons of networks that publish a page instead of a model; study by file name, as recipes are.
 
     python -m training human_numbers --mirror ../shared/data --publish
 
-writes a report into `--runs`, and with `--publish` a card into `--cards`, with the command that makes it again.
+writes a report to `--runs` and, with `--publish`, a page to `--cards`.
 """
 
 import argparse
@@ -23,16 +23,16 @@ from training.core.recipe import DataCard
 from training.core.results import Figure, Table
 from training.core.sources import Source
 from training.data.download import Fetcher
-from training.engine.runtime import Runtime, hardware, started
+from training.engine.runtime import Runtime, describe_hardware, start_runtime
 from training.reporting import run_folder
-from training.reporting.report import rendered, reproducing
+from training.reporting.report import render_template, reproduction_command
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What came of a study: tables, sentences that say what to see in them, and figures for the report.
+class StudyResult:
+    """The result of a study: tables, notes on what they show, and figures for the report.
 
-    `seconds` is what its trainings took, also those of a run that was broken off; 0: as long as this one ran.
+    `seconds` is the training time, including that of a run that was interrupted; 0: the duration of this process.
     """
 
     tables: tuple[Table, ...]
@@ -42,15 +42,15 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What a study works with.
+class StudyContext:
+    """What a study needs to run.
 
     Attributes:
-        data: the folder that was fetched.
-        folder: of this run, for checkpoints: what lies there is gone on from.
-        options: the study's own, as they were chosen.
-        settings: seed, device and threads, as they were chosen.
-        say: prints a line, at once.
+        data: the folder that was downloaded.
+        folder: the run folder, for checkpoints; training resumes from those that exist.
+        options: the study's own options.
+        settings: the settings, of which seed, seeds, device and threads matter to a study.
+        log: prints a line.
     """
 
     data: Path
@@ -58,7 +58,7 @@ class Bench:
     options: Any
     settings: Settings
     runtime: Runtime
-    say: Callable[[str], None]
+    log: Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ class Study:
     """A comparison on a named data set.
 
     Attributes:
-        expected: the result and the time it takes, in words.
-        settings: of which a user chooses seed, seeds, device and threads.
+        expected: the result and the training time to expect, in words.
+        settings: the default settings.
         options: a frozen dataclass of the study's own options, with their defaults.
-        compare: does the work.
+        compare: trains and compares the networks.
     """
 
     name: str
@@ -80,102 +80,107 @@ class Study:
     data: DataCard
     settings: Settings
     options: Any
-    compare: Callable[[Bench], Comparison]
+    compare: Callable[[StudyContext], StudyResult]
 
 
 def study_names() -> tuple[str, ...]:
-    """The files of training/studies/."""
+    """Return the names of the files in training/studies/."""
     return tuple(sorted(module.name for module in iter_modules(studies.__path__) if not module.name.startswith("_")))
 
 
-def study(name: str) -> Study:
-    """The study of that name, which is a file's."""
-    found: Study = import_module(f"training.studies.{name}").STUDY
-    return found
+def load_study(name: str) -> Study:
+    """Import the study of this name, which is also its file's."""
+    study: Study = import_module(f"training.studies.{name}").STUDY
+    return study
 
 
-def conduct(found: Study, arguments: list[str]) -> None:
-    """Runs a study as the command line says. Raises CannotTrain."""
-    chosen = _parser(found).parse_args(arguments)
-    settings, options = overlay(found.settings, chosen), overlay(found.options, chosen)
-    fetcher = Fetcher(Path(chosen.data_dir), chosen.mirror)
-    with started(settings) as runtime:
-        if runtime.world > 1:
+def run_study(study: Study, options: list[str]) -> None:
+    """Run a study with these command-line options. Raises CannotTrain."""
+    arguments = _parser(study).parse_args(options)
+    settings, study_options = overlay(study.settings, arguments), overlay(study.options, arguments)
+    fetcher = Fetcher(Path(arguments.data_dir), arguments.mirror)
+    with start_runtime(settings) as runtime:
+        if runtime.world_size > 1:
             raise CannotTrain("A study runs in one process: start it without torchrun.")
-        data = fetcher.fetched(found.source)
-        print(f"{found.name}: {found.summary}", flush=True)
-        fingerprint = _fingerprint(found, settings, options, runtime, fetcher.sha256(found.source))
-        folder = run_folder.chosen_folder(Path(chosen.runs) / found.name, fingerprint, chosen.resume)
-        with run_folder.locked(folder):
-            began = time.monotonic()
-            bench = Bench(data, folder, options, settings, runtime, lambda text: print(text, flush=True))
-            made = found.compare(bench)
-            seconds = made.seconds or time.monotonic() - began
-            made = replace(made, notes=(*made.notes, f"Made in {seconds / 60:.1f} minutes on: {hardware(runtime)}."))
-            _conclude(found, made, folder, chosen, _command(found, settings, options))
+        data = fetcher.fetch(study.source)
+        print(f"{study.name}: {study.summary}", flush=True)
+        fingerprint = _fingerprint(study, settings, study_options, runtime, fetcher.sha256(study.source))
+        folder = run_folder.find_or_create(Path(arguments.runs) / study.name, fingerprint, arguments.resume)
+        with run_folder.lock(folder):
+            started = time.monotonic()
+            context = StudyContext(data, folder, study_options, settings, runtime, lambda text: print(text, flush=True))
+            result = study.compare(context)
+            seconds = result.seconds or time.monotonic() - started
+            result = replace(
+                result,
+                notes=(*result.notes, f"Training time: {seconds / 60:.1f} minutes on {describe_hardware(runtime)}."),
+            )
+            _report_and_publish(study, result, folder, arguments, _command(study, settings, study_options))
 
 
-def _conclude(found: Study, made: Comparison, folder: Path, chosen: argparse.Namespace, command: str) -> None:
-    facts = {
-        "study": found,
-        "made": made,
+def _report_and_publish(
+    study: Study, result: StudyResult, folder: Path, arguments: argparse.Namespace, command: str
+) -> None:
+    context = {
+        "study": study,
+        "result": result,
         "command": command,
-        "code": run_folder.trained_with(folder),
-        "now": code_version(),
+        "code": run_folder.read_code_version(folder),
+        "current_code": code_version(),
     }
-    (folder / "index.html").write_text(rendered("study.html.jinja", facts), encoding="utf-8")
-    run_folder.mark_done(folder, {"study": found.name})
-    for note in made.notes:
+    (folder / "index.html").write_text(render_template("study.html.jinja", context), encoding="utf-8")
+    run_folder.mark_done(folder, {"study": study.name})
+    for note in result.notes:
         print(note)
     print(f"Report: {folder / 'index.html'}")
-    if chosen.publish:
-        card = Path(chosen.cards) / f"{found.name}.md"
+    if arguments.publish:
+        card = Path(arguments.cards) / f"{study.name}.md"
         card.parent.mkdir(parents=True, exist_ok=True)
-        card.write_text(rendered("study.md.jinja", facts) + "\n", encoding="utf-8")
+        card.write_text(render_template("study.md.jinja", context) + "\n", encoding="utf-8")
         print(f"Published: {card}")
 
 
-def _fingerprint(found: Study, settings: Settings, options: Any, runtime: Runtime, sha256: str) -> dict[str, Any]:
-    """What must be the same for a run to be the same run."""
-    chosen = {
+def _fingerprint(study: Study, settings: Settings, options: Any, runtime: Runtime, sha256: str) -> dict[str, Any]:
+    """The values that must be equal for a run to be resumed."""
+    values = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in (asdict(settings) | asdict(options)).items()
-        if name not in run_folder.OF_NO_CONSEQUENCE
+        if name not in run_folder.SETTINGS_WITHOUT_EFFECT
     }
-    return {"study": found.name, "device": runtime.device.type, "data": sha256, **chosen}
+    return {"study": study.name, "device": runtime.device.type, "data": sha256, **values}
 
 
-def _command(found: Study, settings: Settings, options: Any) -> str:
-    chosen, defaults = asdict(settings) | asdict(options), asdict(found.settings) | asdict(found.options)
-    telling = {name: value for name, value in chosen.items() if name not in run_folder.OF_NO_CONSEQUENCE}
-    return reproducing(found.name, telling, defaults, None)
+def _command(study: Study, settings: Settings, options: Any) -> str:
+    values, defaults = asdict(settings) | asdict(options), asdict(study.settings) | asdict(study.options)
+    relevant = {name: value for name, value in values.items() if name not in run_folder.SETTINGS_WITHOUT_EFFECT}
+    return reproduction_command(study.name, relevant, defaults, None)
 
 
-def _parser(found: Study) -> argparse.ArgumentParser:
+def _parser(study: Study) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog=f"python -m training {found.name}",
+        prog=f"python -m training {study.name}",
         usage="%(prog)s [options]",
-        description=f"{found.summary}\n\nExpect {found.expected}.",
+        description=f"{study.summary}\n\nExpect {study.expected}.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    flow = parser.add_argument_group("what to do")
-    flow.add_argument("--publish", action="store_true", help="write the card under --cards")
-    flow.add_argument(
+    actions = parser.add_argument_group("actions")
+    actions.add_argument("--publish", action="store_true", help="write the page to --cards")
+    actions.add_argument(
         "--fresh",
         dest="resume",
         action="store_const",
         const="never",
         default="auto",
-        help="begin anew, even where an unfinished run could be resumed",
+        help="start a new run, even if an unfinished one could be resumed",
     )
-    places = parser.add_argument_group("where things lie")
+    paths = parser.add_argument_group("paths")
     for flag, default, text in (
-        ("--data-dir", os.environ.get("SEVENFOLD_DATA", ".data"), "where fetched data lies"),
+        ("--data-dir", os.environ.get("SEVENFOLD_DATA", ".data"), "folder for downloaded data"),
         ("--mirror", os.environ.get("SEVENFOLD_MIRROR", ""), "where to look for data before its official address"),
-        ("--runs", "runs", "of checkpoints and reports"),
-        ("--cards", "docs/studies", "where cards are published"),
+        ("--runs", "runs", "folder for checkpoints and reports"),
+        ("--cards", "docs/studies", "folder for published pages"),
     ):
-        places.add_argument(flag, default=default, metavar="DIR", help=f"{text} (default: {default or 'none'})")
-    add_options(parser, found.settings, "training")
-    add_options(parser, found.options, "this study")
+        paths.add_argument(flag, default=default, metavar="DIR", help=f"{text} (default: {default or 'none'})")
+    add_options(parser, study.settings, "training")
+    add_options(parser, study.options, "this study")
     return parser

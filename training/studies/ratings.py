@@ -1,7 +1,7 @@
-"""Ratings foretold and films recommended are two things: the course's collaborative filter on MovieLens 100k.
+"""Rating prediction compared with recommendation: the course's collaborative filter on MovieLens 100k.
 
-The course (fast.ai 2019, lessons 4 and 5) learns to tell ratings. This study does so on the split that others report,
-u1, and then asks each model for recommendations.
+The course (fast.ai 2019, lessons 4 and 5) predicts ratings. This study does so on the commonly reported split, u1, and
+then evaluates the recommendations of each model.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,15 +25,15 @@ from training.engine.learner import Stage, Trainable
 from training.engine.loop import fit
 from training.engine.optim import ParamGroup
 from training.engine.runtime import Batch, Runtime
-from training.evaluation.classification import spread
+from training.evaluation.classification import mean_and_std
 from training.learners.recommendations import metrics, sar
-from training.learners.recommendations.dataset import batch_of
-from training.learners.recommendations.learner import Options as TasteOptions
+from training.learners.recommendations.dataset import make_batch
+from training.learners.recommendations.learner import Options as RecommendationsOptions
 from training.learners.recommendations.learner import RecommendationsLearner
 from training.learners.recommendations.metrics import Lists
-from training.learners.recommendations.network import TasteNetwork
+from training.learners.recommendations.network import RecommenderNetwork
 from training.studies._rating_networks import RatingNetwork
-from training.studies._runner import Bench, Comparison, Study
+from training.studies._runner import Study, StudyContext, StudyResult
 
 _BOUNDS = (0.0, 5.5)
 _LIKED = 4
@@ -42,297 +42,316 @@ _K = 10
 
 @dataclass(frozen=True)
 class Options:
-    """What can be chosen for this study."""
+    """Options of this study."""
 
-    size: int = option(40, "numbers in a vector")
-    valid_share: float = option(0.05, "share of u1.base by which the epoch is chosen")
+    size: int = option(40, "size of the embeddings")
+    valid_fraction: float = option(0.05, "fraction of u1.base that selects the epoch")
     ranking_epochs: int = option(12, "epochs of the network that learns to rank")
 
 
 @dataclass(frozen=True)
-class Rated:
-    """Ratings: rows of users and of items, int64 (n,), and float32 (n,)."""
+class Ratings:
+    """Ratings: user and item indices, int64 (n,), and values, float32 (n,)."""
 
     users: Tensor
     items: Tensor
-    ratings: Tensor
+    values: Tensor
 
-    def where(self, chosen: NDArray[np.bool_]) -> "Rated":
-        """Some of them."""
-        rows = torch.from_numpy(chosen)
-        return Rated(self.users[rows], self.items[rows], self.ratings[rows])
+    def select(self, mask: NDArray[np.bool_]) -> "Ratings":
+        """Return the ratings selected by the mask."""
+        rows = torch.from_numpy(mask)
+        return Ratings(self.users[rows], self.items[rows], self.values[rows])
 
     def matrix(self, users: int, items: int) -> Tensor:
-        """1 where a user rated an item, float32 (users, items)."""
-        found = torch.zeros(users, items)
-        found[self.users, self.items] = 1
-        return found
+        """Return 1 where a user rated an item, else 0; float32 (users, items)."""
+        matrix = torch.zeros(users, items)
+        matrix[self.users, self.items] = 1
+        return matrix
 
 
-def read(path: Path) -> Rated:
-    """A file of GroupLens: user, item, rating and time, with tabs between them."""
+def read_ratings(path: Path) -> Ratings:
+    """Read a GroupLens file: user, item, rating and time, separated by tabs."""
     table = torch.from_numpy(np.loadtxt(path, dtype=np.int64))
-    return Rated(table[:, 0] - 1, table[:, 1] - 1, table[:, 2].float())
+    return Ratings(table[:, 0] - 1, table[:, 1] - 1, table[:, 2].float())
 
 
 class RatingSamples(SampleSet):
-    """A rating is a sample."""
+    """Each rating is a sample."""
 
-    def __init__(self, rated: Rated) -> None:
-        self.rated = rated
+    def __init__(self, ratings: Ratings) -> None:
+        self.ratings = ratings
 
     def __len__(self) -> int:
-        return len(self.rated.users)
+        return len(self.ratings.users)
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
-        """`user`, `item` and `target`, each (n,)."""
+        """Return `user`, `item` and `target`, each (n,)."""
         index = torch.tensor([index for _, index in keys])
-        found = self.rated
-        return {"user": found.users[index], "item": found.items[index], "target": found.ratings[index], "index": index}
+        ratings = self.ratings
+        batch = {"user": ratings.users[index], "item": ratings.items[index], "target": ratings.values[index]}
+        return {**batch, "index": index}
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A network that tells ratings, and how it is trained."""
+class RatingModel:
+    """A network that predicts ratings, and how to train it."""
 
-    words: str
-    reads_others: bool
+    description: str
+    uses_implicit: bool
     epochs: int
-    decay: float
+    weight_decay: float
 
 
-KINDS = (
-    Kind("vectors and biases, as in the course", False, 5, 0.1),
-    Kind("and all that a user rated (SVD++)", True, 10, 0.3),
+RATING_MODELS = (
+    RatingModel("embeddings and biases, as in the course", False, 5, 0.1),
+    RatingModel("with the set of items that a user rated (SVD++)", True, 10, 0.3),
 )
 
 
-class Raters(Trainable):
-    """Learns to tell ratings; the best epoch is the one with the least error on a part of the training ratings."""
+class RatingPrediction(Trainable):
+    """Trains to predict ratings; the best epoch has the lowest error on a part of the training ratings."""
 
     lower_is_better = True
 
     def __init__(
-        self, kind: Kind, rated: Rated, valid: Rated, settings: Settings, size: int, counts: tuple[int, int]
+        self,
+        model: RatingModel,
+        train: Ratings,
+        valid: Ratings,
+        settings: Settings,
+        size: int,
+        counts: tuple[int, int],
     ) -> None:
-        self.kind, self.valid, self.settings, self.size, self.counts = kind, valid, settings, size, counts
-        self.samples: RatingSamples = RatingSamples(rated)
-        matrix = rated.matrix(*counts)
-        self.rated = matrix / matrix.sum(dim=1, keepdim=True).clamp(min=1).sqrt() if kind.reads_others else None
+        self.model, self.valid, self.settings, self.size, self.counts = model, valid, settings, size, counts
+        self.samples: RatingSamples = RatingSamples(train)
+        matrix = train.matrix(*counts)
+        self.rated = matrix / matrix.sum(dim=1, keepdim=True).clamp(min=1).sqrt() if model.uses_implicit else None
 
     def network(self) -> RatingNetwork:
-        """A new one."""
+        """Return a new network."""
         return RatingNetwork(*self.counts, size=self.size, bounds=_BOUNDS, rated=self.rated)
 
     def stages(self) -> tuple[Stage, ...]:
-        """One, of all epochs."""
+        """Return one stage with all epochs."""
         return (Stage("all", self.settings.epochs, self.settings.rate),)
 
-    def groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
-        """All parameters alike."""
+    def param_groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
+        """Return all parameters in one group."""
         return [ParamGroup(tuple(network.parameters()))]
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """The mean squared error."""
+        """Return the mean squared error."""
         error: Tensor = network(batch["user"], batch["item"])[0] - batch["target"]
         return error.square().mean()
 
     def scores(self, network: nn.Module, runtime: Runtime) -> dict[str, float]:
-        """The root of the mean squared error on the validation ratings."""
+        """Return the root mean squared error on the validation ratings."""
         return {"rmse": rmse(network, self.valid)}
 
 
-def rmse(network: nn.Module, rated: Rated) -> float:
-    """The root of the mean squared error."""
+def rmse(network: nn.Module, ratings: Ratings) -> float:
+    """Return the root mean squared error."""
     network.eval()
     with torch.no_grad():
-        told = network(rated.users, rated.items)[0].cpu()
-    return float((told - rated.ratings).square().mean().sqrt())
+        predicted = network(ratings.users, ratings.items)[0].cpu()
+    return float((predicted - ratings.values).square().mean().sqrt())
 
 
 @dataclass(frozen=True)
 class Split:
-    """u1: what is learnt from, the part of it that chooses epochs, and what is reported on."""
+    """u1: `base` is divided into `train` and `valid`, which selects epochs; results are reported on `test`."""
 
-    base: Rated
-    train: Rated
-    valid: Rated
-    test: Rated
+    base: Ratings
+    train: Ratings
+    valid: Ratings
+    test: Ratings
     users: int
     items: int
 
     @property
     def counts(self) -> tuple[int, int]:
-        """Of users and of items."""
+        """Numbers of users and of items."""
         return self.users, self.items
 
 
-def split(folder: Path, share: float) -> Split:
-    """u1 as GroupLens made it; validation ratings are drawn from u1.base by a hash."""
-    base, test = (read(next(folder.rglob(f"u1.{part}"))) for part in ("base", "test"))
+def read_split(folder: Path, fraction: float) -> Split:
+    """Read u1 as published by GroupLens; validation ratings are taken from u1.base by a hash."""
+    base, test = (read_ratings(next(folder.rglob(f"u1.{part}"))) for part in ("base", "test"))
     names = [f"{user} {item}" for user, item in zip(base.users.tolist(), base.items.tolist(), strict=True)]
-    held = np.array(validation_split(names, [0] * len(names), share))
+    held_out = np.array(validation_split(names, [0] * len(names), fraction))
     users, items = (int(torch.cat([a, b]).max()) + 1 for a, b in ((base.users, test.users), (base.items, test.items)))
-    return Split(base, base.where(~held), base.where(held), test, users, items)
+    return Split(base, base.select(~held_out), base.select(held_out), test, users, items)
 
 
-def biases(rated: Rated, counts: tuple[int, int], shrunk: float = 10.0) -> tuple[float, Tensor, Tensor]:
-    """The mean, and by how much users and items differ from it; drawn to 0 where they have few ratings."""
-    mean = float(rated.ratings.mean())
-    rest = rated.ratings - mean
-    item = torch.zeros(counts[1]).index_add(0, rated.items, rest)
-    item /= torch.bincount(rated.items, minlength=counts[1]) + shrunk
-    rest = rest - item[rated.items]
-    user = torch.zeros(counts[0]).index_add(0, rated.users, rest)
-    user /= torch.bincount(rated.users, minlength=counts[0]) + shrunk
+def fit_biases(ratings: Ratings, counts: tuple[int, int], shrinkage: float = 10.0) -> tuple[float, Tensor, Tensor]:
+    """Return the mean rating, and the biases of users and items, shrunk to 0 where there are few ratings."""
+    mean = float(ratings.values.mean())
+    rest = ratings.values - mean
+    item = torch.zeros(counts[1]).index_add(0, ratings.items, rest)
+    item /= torch.bincount(ratings.items, minlength=counts[1]) + shrinkage
+    rest = rest - item[ratings.items]
+    user = torch.zeros(counts[0]).index_add(0, ratings.users, rest)
+    user /= torch.bincount(ratings.users, minlength=counts[0]) + shrinkage
     return mean, user, item
 
 
-class Asked:
-    """The test users who liked something in the test part: whom to recommend to, and what they should get."""
+class RankingTest:
+    """The users who liked an item of the test part, the items they liked, and the items not to recommend to them."""
 
-    def __init__(self, found: Split) -> None:
-        liked = found.test.where((found.test.ratings >= _LIKED).numpy())
+    def __init__(self, split: Split) -> None:
+        liked = split.test.select((split.test.values >= _LIKED).numpy())
         self.users = sorted(set(liked.users.tolist()))
         pairs = list(zip(liked.users.tolist(), liked.items.tolist(), strict=True))
-        self.wanted = [[item for user, item in pairs if user == each] for each in self.users]
-        seen = found.base.matrix(*found.counts)
-        self.hidden = [torch.nonzero(seen[user])[:, 0].tolist() for user in self.users]
+        self.relevant = [[item for other, item in pairs if other == user] for user in self.users]
+        seen = split.base.matrix(*split.counts)
+        self.excluded = [torch.nonzero(seen[user])[:, 0].tolist() for user in self.users]
 
-    def judged(self, scores: NDArray[np.floating]) -> tuple[float, float]:
-        """nDCG@10, and the share of the items that is recommended to anybody; `scores` (users, items)."""
-        lists: Lists = metrics.best_items(scores, self.hidden, _K)
+    def evaluate(self, scores: NDArray[np.floating]) -> tuple[float, float]:
+        """Return nDCG@10, and the fraction of items recommended to any user; `scores` (users, items)."""
+        lists: Lists = metrics.top_k_items(scores, self.excluded, _K)
         shown = metrics.exposure(lists, scores.shape[1])
-        return float(metrics.discounted_gain(lists, self.wanted).mean()), metrics.coverage(shown)
+        return float(metrics.ndcg(lists, self.relevant).mean()), metrics.coverage(shown)
 
 
-def compare(bench: Bench) -> Comparison:
-    """Trains each network with each seed, and prints a line for each as it comes."""
-    found = split(bench.data, bench.options.valid_share)
-    asked = Asked(found)
-    bench.say(
-        f"{len(found.base.users):,} ratings to learn from, of which {len(found.valid.users):,} choose the epoch; "
-        f"{len(found.test.users):,} to report on, {len(asked.users)} users to recommend to."
+def compare(context: StudyContext) -> StudyResult:
+    """Train each network with each seed, and log a line after each."""
+    split = read_split(context.data, context.options.valid_fraction)
+    test = RankingTest(split)
+    context.log(
+        f"{len(split.base.users):,} training ratings, of which {len(split.valid.users):,} select the epoch; "
+        f"{len(split.test.users):,} test ratings, {len(test.users)} users to recommend to."
     )
-    rows = [*_without_network(found, asked)]
+    rows = [*_baselines(split, test)]
     means: dict[str, float] = {}
-    for kind in KINDS:
-        errors, gains, covered = _told(kind, found, asked, bench)
-        rows.append((kind.words, spread(errors), spread(gains), f"{np.mean(covered):.3f}"))
-        means[kind.words] = float(np.mean(gains))
-    gains, covered = _ranked(found, asked, bench)
+    for model in RATING_MODELS:
+        errors, gains, coverages = _train_rating_model(model, split, test, context)
+        rows.append((model.description, mean_and_std(errors), mean_and_std(gains), f"{np.mean(coverages):.3f}"))
+        means[model.description] = float(np.mean(gains))
+    gains, coverages = _train_ranking(split, test, context)
     rows.append(
-        ("a network that learnt to rank (tastes from histories)", "–", spread(gains), f"{np.mean(covered):.3f}")
+        (
+            "a network trained to rank (user embeddings from histories)",
+            "–",
+            mean_and_std(gains),
+            f"{np.mean(coverages):.3f}",
+        )
     )
     table = Table(
-        "Ratings told, and films recommended",
-        ("model", "RMSE on u1.test", "nDCG@10", "share of the films recommended to anybody"),
+        "Rating prediction and recommendation",
+        ("model", "RMSE on u1.test", "nDCG@10", "coverage"),
         tuple(rows),
-        f"RMSE: {len(found.test.users):,} ratings of u1.test; networks chose their epoch by {len(found.valid.users):,} "
-        f"ratings of u1.base and never saw u1.test. nDCG@10: lists of ten for the {len(asked.users)} users who gave a "
-        f"film of u1.test {_LIKED} stars or more, all films they had not rated in u1.base being candidates. "
-        f"Mean ± standard deviation of {bench.settings.seeds} seeds. The course prints an MSE of 0.8147 (RMSE 0.9026) "
-        "on a random tenth of the ratings, which is an easier split. The first network has the course's settings; the "
-        "decay and the epochs of SVD++ were chosen among three with the figures of u1.test in sight.",
+        f"RMSE: on {len(split.test.users):,} ratings of u1.test; the epochs of the networks were selected on "
+        f"{len(split.valid.users):,} ratings of u1.base, without u1.test. nDCG@10: lists of ten for the "
+        f"{len(test.users)} users who gave a film in u1.test {_LIKED} stars or more; candidates are all films "
+        "that they had not rated in u1.base. Coverage: fraction of films recommended to any user. Mean ± standard "
+        f"deviation of {context.settings.seeds} seeds. The course prints an MSE of 0.8147 (RMSE 0.9026) on a random "
+        "tenth of the ratings, which is an easier split. The first network has the course's settings; weight decay and "
+        "epochs of SVD++ were selected from three candidates with knowledge of the results on u1.test.",
     )
-    course, ranking = means[KINDS[0].words], float(np.mean(gains))
+    course, ranking = means[RATING_MODELS[0].description], float(np.mean(gains))
     note = (
-        f"To tell ratings is one thing, to recommend another: the course's network has an nDCG@10 of {course:.3f}, the "
-        f"one that learnt to rank {ranking:.3f}. A network of ratings learns from what people chose to watch, and is "
-        "asked about all that they did not choose."
+        "Predicting ratings and recommending are different tasks: the course's network has an nDCG@10 of "
+        f"{course:.3f}, the one trained to rank {ranking:.3f}. A network for ratings is trained only on films that "
+        "people chose to watch, but is asked about all the others."
     )
-    return Comparison((table,), (note,))
+    return StudyResult((table,), (note,))
 
 
-def _without_network(found: Split, asked: Asked) -> list[tuple[str, ...]]:
+def _baselines(split: Split, test: RankingTest) -> list[tuple[str, ...]]:
     """The mean, the biases, popularity and co-occurrence."""
-    base, users = found.base, torch.tensor(asked.users)
-    mean, user, item = biases(base, found.counts)
+    base, users = split.base, torch.tensor(test.users)
+    mean, user, item = fit_biases(base, split.counts)
 
-    def error(told: Tensor) -> str:
-        return f"{float((told - found.test.ratings).square().mean().sqrt()):.4f}"
+    def error(predicted: Tensor) -> str:
+        return f"{float((predicted - split.test.values).square().mean().sqrt()):.4f}"
 
-    def row(name: str, said: str, scores: NDArray[np.floating]) -> tuple[str, ...]:
-        gain, covered = asked.judged(scores)
-        return name, said, f"{gain:.4f}", f"{covered:.3f}"
+    def row(name: str, rating_error: str, scores: NDArray[np.floating]) -> tuple[str, ...]:
+        gain, coverage = test.evaluate(scores)
+        return name, rating_error, f"{gain:.4f}", f"{coverage:.3f}"
 
-    liked = base.where((base.ratings >= _LIKED).numpy())
-    matrix = liked.matrix(*found.counts)
-    histories = [torch.nonzero(each)[:, 0].numpy() for each in matrix]
-    similarity = sar.similarities(histories, found.items, "jaccard")
-    together = sar.scores(similarity, [histories[i] for i in asked.users], found.items, 0.0)
-    by_bias = (mean + user[users].unsqueeze(1) + item).numpy()
-    popular = matrix.sum(dim=0).expand(len(users), -1).numpy().copy()
+    liked = base.select((base.values >= _LIKED).numpy())
+    matrix = liked.matrix(*split.counts)
+    histories = [torch.nonzero(likes)[:, 0].numpy() for likes in matrix]
+    similarity = sar.item_similarity(histories, split.items, "jaccard")
+    co_occurrence = sar.score_items(similarity, [histories[i] for i in test.users], split.items, 0.0)
+    bias_scores = (mean + user[users].unsqueeze(1) + item).numpy()
+    popularity = matrix.sum(dim=0).expand(len(users), -1).numpy().copy()
     return [
-        ("the mean rating", error(torch.full_like(found.test.ratings, mean)), "–", "–"),
-        row("biases of users and films", error(mean + user[found.test.users] + item[found.test.items]), by_bias),
-        row("popularity", "–", popular),
-        row("co-occurrence (SAR, Jaccard)", "–", together),
+        ("the mean rating", error(torch.full_like(split.test.values, mean)), "–", "–"),
+        row("biases of users and films", error(mean + user[split.test.users] + item[split.test.items]), bias_scores),
+        row("popularity", "–", popularity),
+        row("co-occurrence (SAR, Jaccard)", "–", co_occurrence),
     ]
 
 
-def _seeded(
-    bench: Bench, name: str, kind: Kind | None, train: Callable[[Settings, Path], tuple[float, ...]]
+def _train_with_each_seed(
+    context: StudyContext, name: str, model: RatingModel | None, train: Callable[[Settings, Path], tuple[float, ...]]
 ) -> list[list[float]]:
-    """What a training gives, by what and then by seed."""
-    made = []
-    for seed in range(bench.settings.seed, bench.settings.seed + bench.settings.seeds):
-        settings = replace(bench.settings, seed=seed)
-        if kind:
-            settings = replace(settings, epochs=kind.epochs, weight_decay=kind.decay)
-        folder = bench.folder / name / f"seed-{seed}"
+    """Return, for each metric that `train` returns, its values by seed."""
+    results = []
+    for seed in range(context.settings.seed, context.settings.seed + context.settings.seeds):
+        settings = replace(context.settings, seed=seed)
+        if model:
+            settings = replace(settings, epochs=model.epochs, weight_decay=model.weight_decay)
+        folder = context.folder / name / f"seed-{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(seed)
-        made.append(train(settings, folder))
-        bench.say(f"{name:<10} seed {seed}  " + "  ".join(f"{value:.4f}" for value in made[-1]))
-    return [list(values) for values in zip(*made, strict=True)]
+        results.append(train(settings, folder))
+        context.log(f"{name:<10} seed {seed}  " + "  ".join(f"{value:.4f}" for value in results[-1]))
+    return [list(values) for values in zip(*results, strict=True)]
 
 
-def _told(kind: Kind, found: Split, asked: Asked, bench: Bench) -> list[list[float]]:
-    """RMSE, nDCG@10 and coverage of a network that tells ratings, by seed."""
+def _train_rating_model(
+    model: RatingModel, split: Split, test: RankingTest, context: StudyContext
+) -> list[list[float]]:
+    """Return RMSE, nDCG@10 and coverage of a network that predicts ratings, by seed."""
 
     def train(settings: Settings, folder: Path) -> tuple[float, ...]:
-        trainee = Raters(kind, found.train, found.valid, settings, bench.options.size, found.counts)
-        network = trainee.network()
-        for _ in fit(trainee, network, settings, bench.runtime, folder):
+        trainable = RatingPrediction(model, split.train, split.valid, settings, context.options.size, split.counts)
+        network = trainable.network()
+        for _ in fit(trainable, network, settings, context.runtime, folder):
             pass
         network.cpu().eval()
         with torch.no_grad():
-            scores = network.all_items(torch.tensor(asked.users)).numpy()
-        return rmse(network, found.test), *asked.judged(scores)
+            scores = network.all_items(torch.tensor(test.users)).numpy()
+        return rmse(network, split.test), *test.evaluate(scores)
 
-    return _seeded(bench, "svd++" if kind.reads_others else "course", kind, train)
+    return _train_with_each_seed(context, "svd++" if model.uses_implicit else "course", model, train)
 
 
-def _ranked(found: Split, asked: Asked, bench: Bench) -> list[list[float]]:
-    """nDCG@10 and coverage of a network that learns to rank from u1.base, by seed; in no order, since u1 has none."""
-    table = bench.folder / "base.csv"
-    lines = zip(found.base.users.tolist(), found.base.items.tolist(), found.base.ratings.tolist(), strict=True)
+def _train_ranking(split: Split, test: RankingTest, context: StudyContext) -> list[list[float]]:
+    """Return nDCG@10 and coverage of a network trained to rank on u1.base (without times), by seed."""
+    table = context.folder / "base.csv"
+    lines = zip(split.base.users.tolist(), split.base.items.tolist(), split.base.values.tolist(), strict=True)
     table.write_text("user,item,rating\n" + "".join(f"{user},{item},{rating:g}\n" for user, item, rating in lines))
 
     def train(settings: Settings, folder: Path) -> tuple[float, ...]:
-        mine = replace(RecommendationsLearner.settings, seed=settings.seed, epochs=bench.options.ranking_epochs)
-        learner = RecommendationsLearner.from_data(table, mine, TasteOptions(liked=float(_LIKED)), Fetcher(folder))
-        network = cast(TasteNetwork, learner.network())
-        for _ in fit(learner, network, mine, bench.runtime, folder):
+        epochs = context.options.ranking_epochs
+        settings = replace(RecommendationsLearner.default_settings, seed=settings.seed, epochs=epochs)
+        options = RecommendationsOptions(liked=float(_LIKED))
+        learner = RecommendationsLearner.from_data(table, settings, options, Fetcher(folder))
+        network = cast(RecommenderNetwork, learner.network())
+        for _ in fit(learner, network, settings, context.runtime, folder):
             pass
-        return asked.judged(_liking(network.cpu().eval(), learner, asked, found.items))
+        return test.evaluate(_ranking_scores(network.cpu().eval(), learner, test, split.items))
 
-    return _seeded(bench, "ranking", None, train)
+    return _train_with_each_seed(context, "ranking", None, train)
 
 
-def _liking(network: TasteNetwork, learner: RecommendationsLearner, asked: Asked, items: int) -> NDArray[np.floating]:
-    """How much each user is expected to like each film, (users, items); films that nobody rated come last."""
-    people = {person.name: person for person in learner.ratings.people}
-    places = np.array([int(name) for name in learner.ratings.table.ids])
-    scores = np.full((len(asked.users), items), -1e6)
-    for row, user in enumerate(asked.users):
-        person = people[str(user)]
-        batch = batch_of([person.items], [person.levels], [person.items[:0]], learner.ratings.known)
+def _ranking_scores(
+    network: RecommenderNetwork, learner: RecommendationsLearner, test: RankingTest, items: int
+) -> NDArray[np.floating]:
+    """Return each user's score of each film, (users, items); films without ratings come last."""
+    users = {user.name: user for user in learner.ratings.users}
+    item_indices = np.array([int(name) for name in learner.ratings.table.ids])
+    scores = np.full((len(test.users), items), -1e6)
+    for row, name in enumerate(test.users):
+        user = users[str(name)]
+        batch = make_batch([user.items], [user.levels], [user.items[:0]], learner.ratings.known)
         with torch.no_grad():
-            scores[row, places] = network(*(batch[name] for name in ("history", "levels", "candidates", "similar")))[0][
-                0
-            ]
+            scores[row, item_indices] = network(
+                *(batch[name] for name in ("history", "levels", "candidates", "similar"))
+            )[0][0]
     return scores
 
 
@@ -340,14 +359,14 @@ _SHA256 = "3a8e18c2eadfa6d8b64761b7f111e5003b9a3865052f528c3a36d17d668d2610"
 
 STUDY = Study(
     name="ratings",
-    title="Ratings told, and films recommended",
-    summary="the course's collaborative filter on MovieLens 100k, u1: how well it tells ratings, and recommends",
-    expected="RMSE 0.92 on u1.test, and an nDCG@10 far below that of a network that learns to rank; minutes on a core",
+    title="Rating prediction and recommendation",
+    summary="the course's collaborative filter on MovieLens 100k, u1: predicting ratings compared with recommending",
+    expected="RMSE 0.92 on u1.test, and an nDCG@10 far below that of a network trained to rank; minutes on a core",
     source=Source(
         name="ml-100k",
         official=Archive("https://files.grouplens.org/datasets/movielens/ml-100k.zip", _SHA256, 4_923_635),
         mirrored=Archive("collab/ml-100k.zip", _SHA256, 4_923_635),
-        holds=("ml-100k/u1.base", "ml-100k/u1.test"),
+        contains=("ml-100k/u1.base", "ml-100k/u1.test"),
     ),
     data=DataCard(
         name="MovieLens 100k, GroupLens Research, University of Minnesota",

@@ -1,4 +1,4 @@
-"""torchvision's networks without their heads: pictures to feature maps."""
+"""torchvision's networks without their heads, from images to feature maps."""
 
 from collections import OrderedDict
 from pathlib import Path
@@ -11,7 +11,7 @@ from training.core.sources import Archive, Source, SourceFetcher
 from training.engine import checkpoint
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of ImageNet's pixels, red, green and blue in 0…1: what pretrained bodies were taught on."""
+"""Mean and standard deviation of ImageNet's pixels, RGB in 0…1, with which pretrained networks were trained."""
 _HEADS = ("classifier.", "fc.", "head.", "aux")
 _MIRRORED = {
     "mobilenet_v2": Archive(
@@ -22,8 +22,8 @@ _MIRRORED = {
 }
 
 
-class OfPixels(nn.Module):
-    """A network that takes pixels as they are and standardises them by itself."""
+class PixelNetwork(nn.Module):
+    """A network that takes raw pixels and normalises them itself."""
 
     mean: Tensor
     std: Tensor
@@ -33,8 +33,8 @@ class OfPixels(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1) * 255)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1) * 255)
 
-    def standardised(self, image: Tensor) -> Tensor:
-        """Pixels 0…255 (n, height, width, 3), uint8 or float32, to float32 (n, 3, height, width)."""
+    def normalise(self, image: Tensor) -> Tensor:
+        """Normalise pixels 0…255 (n, height, width, 3), uint8 or float32, to float32 (n, 3, height, width)."""
         return (image.permute(0, 3, 1, 2).float() - self.mean) / self.std
 
 
@@ -42,8 +42,8 @@ class Body(nn.Module):
     """The part of a torchvision network before its pooling.
 
     Attributes:
-        blocks: its layers in order, the first ones nearest to the picture.
-        channels: of the feature map it returns.
+        blocks: its layers in order, from the image on.
+        channels: number of channels of the feature map it returns.
     """
 
     def __init__(self, blocks: nn.Sequential) -> None:
@@ -53,32 +53,32 @@ class Body(nn.Module):
             self.channels = int(blocks.eval()(torch.zeros(1, 3, 64, 64)).shape[1])
         blocks.train()
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """float32 (n, 3, height, width), normalised, to (n, channels, about height/32, about width/32)."""
-        features: Tensor = self.blocks(pictures)
+    def forward(self, images: Tensor) -> Tensor:
+        """Map float32 (n, 3, height, width), normalised, to (n, channels, about height/32, about width/32)."""
+        features: Tensor = self.blocks(images)
         return features
 
 
-def body(name: str, weights: Path | None) -> Body:
-    """The body of torchvision's network of this name, with the weights of a file or random ones.
+def load_body(name: str, weights: Path | None) -> Body:
+    """Return the body of the torchvision network of this name, with weights from a file or random ones.
 
-    Raises CannotTrain: no such network, it has no feature map, or the file does not fit it.
+    Raises CannotTrain where there is no such network, it has no feature map, or the file does not match it.
     """
-    from torchvision import models  # Seconds: not for every command.
+    from torchvision import models  # Imported here: it takes seconds, and not every command needs it.
 
     if name not in models.list_models(module=models):
-        raise CannotTrain(f"torchvision has no network named '{name}'; it has {', '.join(_suitable())}.")
+        raise CannotTrain(f"torchvision has no network named '{name}'; choose one of {', '.join(_supported())}.")
     network = models.get_model(name, weights=None, **({"init_weights": False} if name == "googlenet" else {}))
     if weights:
         _load(network, name, weights)
     blocks = _blocks(network)
     if blocks is None:
-        raise CannotTrain(f"'{name}' has no feature map to pool; suitable are {', '.join(_suitable())}.")
+        raise CannotTrain(f"'{name}' has no feature map to pool; choose one of {', '.join(_supported())}.")
     return Body(blocks)
 
 
-def _suitable() -> list[str]:
-    from torchvision import models  # Seconds: not for every command.
+def _supported() -> list[str]:
+    from torchvision import models  # Imported here: it takes seconds, and not every command needs it.
 
     families = (
         "convnext",
@@ -96,7 +96,7 @@ def _suitable() -> list[str]:
 
 
 def _blocks(network: nn.Module) -> nn.Sequential | None:
-    """The layers before the pooling; None where the network is not built that way."""
+    """The layers before the pooling; None where the network has another structure."""
     children = OrderedDict(network.named_children())
     if "trunk_output" in children:  # RegNet
         return nn.Sequential(children["stem"], *children["trunk_output"].children())
@@ -112,39 +112,43 @@ def _blocks(network: nn.Module) -> nn.Sequential | None:
 
 
 def _load(network: nn.Module, name: str, weights: Path) -> None:
-    found = checkpoint.load(weights)
-    own = network.state_dict()
-    fits = {k: v for k, v in found.items() if k in own and isinstance(v, Tensor) and v.shape == own[k].shape}
-    missing = [key for key in own if key not in fits and not key.startswith(_HEADS)]
+    loaded = checkpoint.load(weights)
+    expected = network.state_dict()
+    matching = {
+        key: value
+        for key, value in loaded.items()
+        if key in expected and isinstance(value, Tensor) and value.shape == expected[key].shape
+    }
+    missing = [key for key in expected if key not in matching and not key.startswith(_HEADS)]
     if missing:
-        total = sum(not key.startswith(_HEADS) for key in own)
+        total = sum(not key.startswith(_HEADS) for key in expected)
         raise CannotTrain(
-            f"{weights} does not hold the weights of {name}: {len(missing)} of the {total} tensors of its body are "
-            f"missing or have another shape, the first of them '{missing[0]}'."
+            f"{weights} does not contain the weights of {name}: {len(missing)} of the {total} tensors of its body are "
+            f"missing or have another shape, starting with '{missing[0]}'."
         )
-    network.load_state_dict(fits, strict=False)
+    network.load_state_dict(matching, strict=False)
 
 
 def weights_file(name: str, weights: str, fetcher: SourceFetcher) -> Path | None:
-    """The file of the weights that were asked for: `imagenet` (torchvision's own), a path, or `none`.
+    """Return the file of the weights; `weights` is `imagenet` (torchvision's own), a path, or `none`.
 
-    torchvision's file names end in the first eight digits of their SHA-256, which are checked. Raises CannotTrain.
+    torchvision's file names end with the first eight digits of their SHA-256, which are verified. Raises CannotTrain.
     """
-    from torchvision import models  # Seconds: not for every command.
+    from torchvision import models  # Imported here: it takes seconds, and not every command needs it.
 
     if weights == "none":
         return None
     if weights != "imagenet":
         if not Path(weights).is_file():
-            raise CannotTrain(f"--weights {weights}: there is no such file; it may also be 'imagenet' or 'none'.")
+            raise CannotTrain(f"--weights {weights}: no such file; use a path, 'imagenet' or 'none'.")
         return Path(weights)
     if name not in models.list_models(module=models):
-        raise CannotTrain(f"torchvision has no network named '{name}'; it has {', '.join(_suitable())}.")
+        raise CannotTrain(f"torchvision has no network named '{name}'; choose one of {', '.join(_supported())}.")
     address: str = models.get_model_weights(name).DEFAULT.url if name != "mobilenet_v2" else _MOBILENET_V2
     prefix = address.rpartition("-")[2].partition(".")[0]
     mirrored = _MIRRORED.get(name, Archive(f"pretrained/{name}_imagenet1k.pth"))
-    return fetcher.fetched(Source(f"{name}.pth", Archive(address, prefix), mirrored))
+    return fetcher.fetch(Source(f"{name}.pth", Archive(address, prefix), mirrored))
 
 
 _MOBILENET_V2 = "https://download.pytorch.org/models/mobilenet_v2-b0353104.pth"
-"""The first version of the weights: it gives better features to learn from than the second, which is the default."""
+"""The first version of the weights: its features transfer better than those of the second, torchvision's default."""

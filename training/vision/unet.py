@@ -1,4 +1,4 @@
-"""A U-Net over a pretrained body: features as fine as the picture, from what the body sees at every scale."""
+"""A U-Net over a pretrained body: features at the resolution of the image, from the body's features at each scale."""
 
 from collections.abc import Sequence
 
@@ -10,53 +10,52 @@ from training.vision.backbones import Body
 
 
 class UNet(nn.Module):
-    """The body on the way down, and a block for each of its scales on the way up (Ronneberger et al. 2015).
+    """The body as encoder, and a decoder block for each of its scales (Ronneberger et al. 2015).
 
-    On the way up a block doubles the size by a pixel shuffle, brings it to the size of the body's features at that
-    scale, whatever that is (a picture's sides need not be multiples of anything), and mixes the two. The last block
-    mixes with the picture itself. With fewer widths than the body has scales it stops before: at a quarter of the size,
-    say.
+    A decoder block doubles the size by a pixel shuffle, resizes to the size of the encoder's features at that scale (an
+    image's sides need not be multiples of anything), and mixes the two. The last block mixes with the image itself.
+    With fewer widths than the body has scales, the output is coarser than the image, a quarter of its size for example.
 
     Attributes:
-        channels: of the features it returns.
+        channels: number of channels of the features it returns.
     """
 
     def __init__(self, body: Body, *, widths: Sequence[int] = (160, 96, 64, 48, 16)) -> None:
-        """`widths` are the channels after each doubling; of five, the last ones are as fine as the picture."""
+        """`widths` are the channels after each doubling; the fifth has the resolution of the image."""
         super().__init__()
         self.body = body
-        self.taken = _last_of_each_scale(body)
-        scales = [channels for _, channels in self.taken]
+        self.skips = _last_block_of_each_scale(body)
+        scales = [channels for _, channels in self.skips]
         if len(widths) > len(scales):
-            raise ValueError(f"The body has {len(scales)} scales above its last; there are {len(widths)} widths.")
-        scales, self.taken = scales[len(scales) - len(widths) :], self.taken[len(scales) - len(widths) :]
-        blocks, coarse = [], body.channels
+            raise ValueError(f"The body has {len(scales)} scales above its last, but there are {len(widths)} widths.")
+        scales, self.skips = scales[len(scales) - len(widths) :], self.skips[len(scales) - len(widths) :]
+        blocks, channels = [], body.channels
         for width, skipped in zip(widths, reversed(scales), strict=True):
-            blocks.append(_Up(coarse, skipped, width))
-            coarse = width
+            blocks.append(_DecoderBlock(channels, skipped, width))
+            channels = width
         self.up = nn.ModuleList(blocks)
-        self.channels = coarse
+        self.channels = channels
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        """float32 (n, 3, height, width), normalised, to features (n, channels, height, width)."""
-        wanted = {index for index, _ in self.taken}
-        kept = [pictures] if -1 in wanted else []
-        features = pictures
+    def forward(self, images: Tensor) -> Tensor:
+        """Map float32 (n, 3, height, width), normalised, to features (n, channels, height, width)."""
+        skip_indices = {index for index, _ in self.skips}
+        skips = [images] if -1 in skip_indices else []
+        features = images
         for index, block in enumerate(self.body.blocks):
             features = block(features)
-            if index in wanted:
-                kept.append(features)
-        for block, skipped in zip(self.up, reversed(kept), strict=True):
+            if index in skip_indices:
+                skips.append(features)
+        for block, skipped in zip(self.up, reversed(skips), strict=True):
             features = block(features, skipped)
         return features
 
 
-class _Up(nn.Module):
-    """Twice the size, then mixed with the features that were skipped."""
+class _DecoderBlock(nn.Module):
+    """Doubles the size, then mixes with the skipped features."""
 
     def __init__(self, coarse: int, skipped: int, width: int) -> None:
         super().__init__()
-        self.larger = Doubling(coarse, width)
+        self.larger = PixelShuffleUpsample(coarse, width)
         self.norm = nn.BatchNorm2d(skipped)
         self.mix = nn.Sequential(
             nn.Conv2d(width + skipped, width, 3, padding=1, bias=False),
@@ -68,16 +67,16 @@ class _Up(nn.Module):
         )
 
     def forward(self, coarse: Tensor, skipped: Tensor) -> Tensor:
-        # Always, also where the sizes are equal already: a condition on a size would be burnt into the exported graph.
+        # Even where the sizes are equal already: a condition on a size would be frozen into the exported graph.
         doubled = interpolate(self.larger(coarse), skipped.shape[-2:], mode="bilinear", align_corners=False)
         mixed: Tensor = self.mix(torch.cat([doubled, self.norm(skipped)], dim=1))
         return mixed
 
 
-class Doubling(nn.Module):
+class PixelShuffleUpsample(nn.Module):
     """A convolution and a pixel shuffle: (n, channels, h, w) to (n, width, 2h, 2w).
 
-    It begins as nearest-neighbour resizing (ICNR, Aitken et al. 2017), so that no checkerboard has to be unlearnt.
+    Initialised as nearest-neighbour resizing (ICNR, Aitken et al. 2017), which avoids checkerboard artefacts.
     """
 
     def __init__(self, channels: int, width: int, *, activation: bool = True) -> None:
@@ -92,14 +91,14 @@ class Doubling(nn.Module):
             nn.init.zeros_(self.convolution.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Tensor) -> Tensor:
-        """(n, channels, h, w) to (n, width, 2h, 2w)."""
+        """Map (n, channels, h, w) to (n, width, 2h, 2w)."""
         doubled: Tensor = self.shuffle(self.activation(self.convolution(features)))
         return doubled
 
 
-def _last_of_each_scale(body: Body) -> list[tuple[int, int]]:
-    """(index, channels) of the last block of each scale but the coarsest; index -1 is the picture itself."""
-    found: list[tuple[int, int]] = []
+def _last_block_of_each_scale(body: Body) -> list[tuple[int, int]]:
+    """(index, channels) of the last block of each scale but the coarsest; index -1 is the image itself."""
+    blocks: list[tuple[int, int]] = []
     features, height = torch.zeros(1, 3, 128, 128), 128
     was_training = body.training
     body.eval()
@@ -108,7 +107,7 @@ def _last_of_each_scale(body: Body) -> list[tuple[int, int]]:
             channels = features.shape[1]
             features = block(features)
             if features.shape[2] != height:
-                found.append((index - 1, channels))
+                blocks.append((index - 1, channels))
                 height = features.shape[2]
     body.train(was_training)
-    return found
+    return blocks

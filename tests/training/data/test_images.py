@@ -9,16 +9,16 @@ from tasks.classification import Classification
 from tasks.contract import Limits
 from training.core.errors import CannotTrain
 from training.data.images import LabelledImages, augmentation
-from training.engine.batches import loader
+from training.engine.batches import make_loader
 from training.engine.runtime import Runtime
 from training.learners.classification.image_folder import read_folder
 
 
-def read(folder, **more):
-    return read_folder(folder, **{"unreadable": "refuse", "valid_share": 0.25, "size": 32} | more)
+def read(folder, **changes):
+    return read_folder(folder, **{"unreadable": "refuse", "valid_fraction": 0.25, "size": 32} | changes)
 
 
-def test_the_folders_are_the_labels_and_every_class_is_validated(photos):
+def test_the_folders_are_the_labels_and_every_class_has_validation_images(photos):
     found = read(photos(count=12, classes=("red", "green", "blue")))
 
     assert found.labels == ("blue", "green", "red")
@@ -26,7 +26,7 @@ def test_the_folders_are_the_labels_and_every_class_is_validated(photos):
     assert [sum(photo.label == label for photo in found.validation) for label in range(3)] == [3, 3, 3]
 
 
-def test_the_same_folder_is_split_the_same_way_wherever_it_lies(photos, tmp_path):
+def test_the_split_does_not_depend_on_the_path_of_the_folder(photos, tmp_path):
     folder = photos()
     shutil.copytree(folder, tmp_path / "moved")
 
@@ -36,7 +36,7 @@ def test_the_same_folder_is_split_the_same_way_wherever_it_lies(photos, tmp_path
 
 
 @pytest.mark.parametrize("name", ["validation", "valid", "val"])
-def test_folders_for_training_and_validation_are_kept_as_they_are(photos, tmp_path, name):
+def test_folders_for_training_and_validation_define_the_split(photos, tmp_path, name):
     photos("all/train", count=6)
     photos(f"all/{name}", count=3, first=100)
 
@@ -46,14 +46,14 @@ def test_folders_for_training_and_validation_are_kept_as_they_are(photos, tmp_pa
     assert name in found.split
 
 
-def test_the_only_folder_of_an_unpacked_archive_is_looked_into(photos, tmp_path):
+def test_the_only_folder_of_an_unpacked_archive_is_entered(photos, tmp_path):
     photos("outer/inner/train", count=4)
     photos("outer/inner/validation", count=2, first=100)
 
     assert len(read(tmp_path / "outer").train) == 8
 
 
-def test_copies_of_a_picture_are_never_on_both_sides(photos):
+def test_copies_of_an_image_are_never_on_both_sides(photos):
     folder = photos(count=10)
     for path in list(folder.rglob("*.png")):
         Image.open(path).save(path.with_name(path.stem + "-saved-again.bmp"))
@@ -65,7 +65,7 @@ def test_copies_of_a_picture_are_never_on_both_sides(photos):
     assert len(sides) < len(found.train)
 
 
-def test_training_pictures_that_are_copies_of_validation_pictures_are_left_out(photos, tmp_path):
+def test_training_images_that_are_copies_of_validation_images_are_left_out(photos, tmp_path):
     photos("all/train", count=6)
     photos("all/validation", count=2, first=0)
 
@@ -75,9 +75,9 @@ def test_training_pictures_that_are_copies_of_validation_pictures_are_left_out(p
     assert "4 training pictures left out" in found.notices[0]
 
 
-def test_an_unreadable_picture_is_named_and_refused_or_skipped(photos):
+def test_an_unreadable_image_is_named_and_refused_or_skipped(photos):
     folder = photos(count=6)
-    (folder / "red" / "broken.jpg").write_bytes(b"this is no picture")
+    (folder / "red" / "broken.jpg").write_bytes(b"not an image")
 
     with pytest.raises(CannotTrain, match=r"broken\.jpg.*--unreadable skip"):
         read(folder)
@@ -87,7 +87,7 @@ def test_an_unreadable_picture_is_named_and_refused_or_skipped(photos):
     assert "broken.jpg skipped" in found.notices[0]
 
 
-def test_files_that_are_no_pictures_by_name_do_not_matter(photos):
+def test_files_without_an_image_suffix_are_ignored(photos):
     folder = photos(count=6)
     (folder / "red" / "Thumbs.db").write_bytes(b"x")
     (folder / "notes.txt").write_text("x")
@@ -95,7 +95,7 @@ def test_files_that_are_no_pictures_by_name_do_not_matter(photos):
     assert not read(folder).notices
 
 
-def test_wrong_folders_are_each_told_apart(photos, tmp_path):
+def test_each_kind_of_wrong_folder_has_its_own_message(photos, tmp_path):
     (tmp_path / "empty").mkdir()
     photos("single", classes=("red",))
     photos("odd/train", count=4)
@@ -111,54 +111,54 @@ def test_wrong_folders_are_each_told_apart(photos, tmp_path):
             read(tmp_path / folder)
 
 
-def samples(photos, **more) -> LabelledImages:
+def make_samples(photos, **options) -> LabelledImages:
     found = read(photos())
     task = Classification(found.labels, size=32)
-    return LabelledImages(*listed(found.train), task, **more)
+    return LabelledImages(*paths_and_targets(found.train), task, **options)
 
 
-def listed(photos):
+def paths_and_targets(photos):
     return [photo.path for photo in photos], torch.tensor([photo.label for photo in photos])
 
 
-def test_without_augmentation_a_sample_is_what_the_service_makes_of_the_file(photos):
-    made = samples(photos)
-    task, path = made.task, made.paths[3]
+def test_without_augmentation_a_sample_equals_what_the_service_computes(photos):
+    samples = make_samples(photos)
+    task, path = samples.task, samples.paths[3]
 
-    batch = made.__getitems__([(0, 3)])
+    batch = samples.__getitems__([(0, 3)])
 
     request = task.parse({"image": path.read_bytes()}, Limits())
     served = task.preprocess(task.decode(request, Limits())).arrays["image"]
     assert torch.equal(batch["image"], torch.from_numpy(served.copy()))
-    assert batch["target"].tolist() == [int(made.targets[3])]
+    assert batch["target"].tolist() == [int(samples.targets[3])]
 
 
-def test_augmentation_follows_from_seed_epoch_and_picture_and_not_from_who_prepares_it(photos):
-    made = samples(photos, seed=3, augment=augmentation(32, 0.5))
+def test_augmentation_depends_on_seed_epoch_and_image_not_on_the_process(photos):
+    samples = make_samples(photos, seed=3, augment=augmentation(32, 0.5))
     keys = [[(0, 1), (0, 2)], [(1, 1), (0, 5)]]
     runtime = Runtime(torch.device("cpu"))
 
     torch.manual_seed(1)
-    alone = [batch["image"] for batch in loader(made, keys, runtime, workers=0)]
+    without_workers = [batch["image"] for batch in make_loader(samples, keys, runtime, workers=0)]
     torch.manual_seed(2)
-    helped = [batch["image"] for batch in loader(made, keys, runtime, workers=2)]
+    with_workers = [batch["image"] for batch in make_loader(samples, keys, runtime, workers=2)]
 
-    assert all(torch.equal(one, other) for one, other in zip(alone, helped, strict=True))
-    assert not torch.equal(alone[0][0], alone[1][0])
-
-
-def test_pictures_beyond_the_memory_set_aside_are_decoded_again_and_are_the_same(photos):
-    kept = samples(photos)
-    poor = LabelledImages(kept.paths, kept.targets, kept.task, cache_bytes=48 * 40 * 3 * 2)
-    kept.fill()
-    poor.fill()
-    keys = [(0, index) for index in range(len(kept))]
-
-    assert torch.equal(kept.__getitems__(keys)["image"], poor.__getitems__(keys)["image"])
+    assert all(torch.equal(a, b) for a, b in zip(without_workers, with_workers, strict=True))
+    assert not torch.equal(without_workers[0][0], without_workers[1][0])
 
 
-def test_training_may_see_smaller_pictures_than_the_service(photos):
-    made = samples(photos, size=24, augment=augmentation(24, 0.5))
+def test_images_beyond_the_cache_are_decoded_again_with_the_same_result(photos):
+    cached = make_samples(photos)
+    small_cache = LabelledImages(cached.paths, cached.targets, cached.task, cache_bytes=48 * 40 * 3 * 2)
+    cached.fill_cache()
+    small_cache.fill_cache()
+    keys = [(0, index) for index in range(len(cached))]
 
-    assert made.__getitems__([(0, 0)])["image"].shape == (1, 24, 24, 3)
-    assert replace(made.task, size=24).inputs[0].shape == (24, 24, 3)
+    assert torch.equal(cached.__getitems__(keys)["image"], small_cache.__getitems__(keys)["image"])
+
+
+def test_training_images_may_be_smaller_than_those_of_the_service(photos):
+    samples = make_samples(photos, size=24, augment=augmentation(24, 0.5))
+
+    assert samples.__getitems__([(0, 0)])["image"].shape == (1, 24, 24, 3)
+    assert replace(samples.task, size=24).inputs[0].shape == (24, 24, 3)

@@ -11,19 +11,19 @@ from training.core.config import Settings
 from training.core.errors import CannotTrain
 from training.engine import checkpoint
 from training.engine.loop import fit, train_step
-from training.engine.optim import optimiser
+from training.engine.optim import make_optimizer
 from training.engine.runtime import Runtime
 
 TABULAR = ("--target", "churn", "--epochs", "4", "--batch-size", "16", "--threads", "1", "--checkpoint-steps", "3")
-PICTURES = (
+IMAGES = (
     *("--backbone", "shufflenet_v2_x0_5", "--weights", "none", "--size", "32", "--epochs", "2", "--batch-size", "8"),
     *("--threads", "1", "--precision", "fp32", "--checkpoint-steps", "1", "--mixup", "0.4"),
 )
 
 
 @pytest.fixture
-def finished(tmp_path, capsys):
-    """Runs a command line to its end, in this process: starting another takes longer than the training."""
+def train(tmp_path, capsys):
+    """Run a command line in this process, since starting another takes longer than the training."""
 
     def run(*arguments):
         places = ["--runs", tmp_path / "runs", "--models", tmp_path / "models", "--data-dir", tmp_path / "data"]
@@ -33,42 +33,45 @@ def finished(tmp_path, capsys):
     return run
 
 
-def killed_after(process, runs, epochs):
-    """Kills the process once its last checkpoint is of that epoch or a later one, in the middle of it."""
+def kill_after(process, runs, epochs):
+    """Kill the process in the middle of an epoch, once its checkpoint is from that epoch or a later one."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         for path in runs.rglob(checkpoint.LAST):
-            place = checkpoint.load(path)["place"]
-            if place["epoch"] >= epochs and place["step"]:
+            progress = checkpoint.load(path)["progress"]
+            if progress["epoch"] >= epochs and progress["step"]:
                 process.send_signal(signal.SIGKILL)
                 process.communicate()
                 return path
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
-    raise AssertionError("The run never came that far.")
+    raise AssertionError("The run did not reach that epoch.")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "more", "epochs"), [("tabular", TABULAR, 1), ("classification", PICTURES, 0)])
-def test_a_run_that_was_killed_and_resumed_ends_exactly_as_an_unbroken_one(
-    command, finished, photos, table, tmp_path, task, more, epochs
+@pytest.mark.parametrize(("task", "more", "epochs"), [("tabular", TABULAR, 1), ("classification", IMAGES, 0)])
+def test_a_killed_and_resumed_run_ends_exactly_like_an_uninterrupted_one(
+    command, train, photos, table, tmp_path, task, more, epochs
 ):
     data = table() if task == "tabular" else photos(count=20)
     arguments = (task, "--data", data, *more)
-    finished(*arguments)
-    (tmp_path / "runs").rename(tmp_path / "unbroken")
-    place = killed_after(command(*arguments), tmp_path / "runs", epochs)
+    train(*arguments)
+    (tmp_path / "runs").rename(tmp_path / "uninterrupted")
+    last = kill_after(command(*arguments), tmp_path / "runs", epochs)
 
-    finished(*arguments)
+    train(*arguments)
 
-    assert len(list((tmp_path / "runs" / task).iterdir())) == 1, "it went on in the same folder"
+    assert len(list((tmp_path / "runs" / task).iterdir())) == 1, "it resumed in the same folder"
     for name in (checkpoint.LAST, checkpoint.BEST):
-        (whole,) = (tmp_path / "unbroken").rglob(name)
-        expected, got = checkpoint.load(whole), checkpoint.load(place.with_name(name))
+        (path,) = (tmp_path / "uninterrupted").rglob(name)
+        expected, got = checkpoint.load(path), checkpoint.load(last.with_name(name))
         assert all(torch.equal(expected["network"][key], got["network"][key]) for key in expected["network"])
     losses = [
-        [(row["loss"], row["scores"]) for row in json.loads(next((tmp_path / where).rglob("history.json")).read_text())]
-        for where in ("unbroken", "runs")
+        [
+            (row["loss"], row["scores"])
+            for row in json.loads(next((tmp_path / folder).rglob("history.json")).read_text())
+        ]
+        for folder in ("uninterrupted", "runs")
     ]
     assert losses[0] == losses[1]
 
@@ -78,21 +81,20 @@ def test_the_best_weights_are_kept_and_restored(tmp_path):
     settings = Settings(epochs=6, batch_size=16, rate=0.05)
     network = learner.network()
 
-    # The rate is so high that the last epoch is not the best one by construction: its score is made to be the least.
-    learner.worth = lambda epoch: -epoch
+    learner.score_of_epoch = lambda epoch: -epoch
     rows = list(fit(learner, network, settings, CPU, tmp_path))
 
     best = max(rows, key=lambda row: row.scores["score"])
-    kept = checkpoint.load(tmp_path / checkpoint.BEST)
+    saved = checkpoint.load(tmp_path / checkpoint.BEST)
     assert best.epoch == 1
-    assert kept["scores"] == best.scores
-    assert all(torch.equal(kept["network"][name], value) for name, value in network.state_dict().items())
+    assert saved["scores"] == best.scores
+    assert all(torch.equal(saved["network"][name], value) for name, value in network.state_dict().items())
     assert not torch.equal(
         checkpoint.load(tmp_path / checkpoint.LAST)["network"]["0.weight"], network.state_dict()["0.weight"]
     )
 
 
-def test_a_finished_run_is_not_trained_again(tmp_path):
+def test_a_train_run_is_not_trained_again(tmp_path):
     settings = Settings(epochs=3, batch_size=16)
     first, second = SmallLearner(), SmallLearner()
     network, other = first.network(), second.network()
@@ -121,20 +123,20 @@ def test_training_lowers_the_loss_and_the_same_seed_gives_the_same_network(tmp_p
     assert torch.equal(networks[0][0].weight, networks[1][0].weight)
 
 
-def test_a_loss_that_is_no_number_ends_training_with_advice(tmp_path):
+def test_an_infinite_loss_ends_training_with_advice(tmp_path):
     learner = SmallLearner()
-    learner.factor = float("inf")
+    learner.loss_factor = float("inf")
 
-    with pytest.raises(CannotTrain, match="no longer a number in epoch 1: train with a lower --rate"):
+    with pytest.raises(CannotTrain, match="infinite or NaN in epoch 1; train with a lower --rate"):
         list(fit(learner, learner.network(), Settings(epochs=1, batch_size=16), CPU, tmp_path))
 
 
 def test_gradients_are_clipped_before_the_step():
     learner = SmallLearner()
     network = learner.network()
-    learner.factor = 1e6
+    learner.loss_factor = 1e6
     batch = learner.samples.__getitems__([(0, i) for i in range(16)])
-    optimizer = optimiser(learner.groups(network, learner.stages()[1]), 0.01, 0.0)
+    optimizer = make_optimizer(learner.param_groups(network, learner.stages()[1]), 0.01, 0.0)
 
     train_step(network, learner.loss, batch, optimizer, CPU, clip=0.5)
 
@@ -142,7 +144,7 @@ def test_gradients_are_clipped_before_the_step():
     assert float(norm) == pytest.approx(0.5, rel=1e-3)
 
 
-def test_bfloat16_trains_about_as_well_as_single_precision(tmp_path):
+def test_bfloat16_reaches_about_the_loss_of_single_precision(tmp_path):
     settings = Settings(epochs=4, batch_size=16, rate=0.02)
     losses = {}
     for precision in ("fp32", "bf16"):
@@ -156,7 +158,7 @@ def test_bfloat16_trains_about_as_well_as_single_precision(tmp_path):
     assert losses["bf16"] == pytest.approx(losses["fp32"], abs=0.05)
 
 
-def test_a_checkpoint_is_replaced_whole_and_holds_nothing_that_runs(tmp_path):
+def test_a_checkpoint_is_replaced_atomically_and_a_truncated_one_is_refused(tmp_path):
     path = tmp_path / checkpoint.LAST
     checkpoint.save(path, {"a": torch.ones(2)})
     checkpoint.save(path, {"a": torch.zeros(2)})

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from training.engine.lr_finder import find_rate
-from training.engine.optim import ParamGroup, one_cycle, optimiser
+from training.engine.optim import ParamGroup, make_optimizer, one_cycle_schedule
 
 
-def small_network():
+def toy_network():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
 
@@ -27,9 +27,9 @@ def loss(network, batch):
 
 
 @given(st.integers(4, 300))
-def test_the_rate_rises_to_its_peak_and_falls_to_nearly_nothing_while_momentum_does_the_opposite(steps):
-    optimizer = optimiser([ParamGroup(tuple(small_network().parameters()))], 0.01, 0.1)
-    schedule = one_cycle(optimizer, steps)
+def test_the_rate_rises_to_its_peak_and_falls_to_near_zero_while_momentum_does_the_opposite(steps):
+    optimizer = make_optimizer([ParamGroup(tuple(toy_network().parameters()))], 0.01, 0.1)
+    schedule = one_cycle_schedule(optimizer, steps)
     rates, momenta = [], []
 
     for _ in range(steps):
@@ -50,8 +50,8 @@ def test_the_rate_rises_to_its_peak_and_falls_to_nearly_nothing_while_momentum_d
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_a_schedule_of_a_few_steps_works(steps):
-    optimizer = optimiser([ParamGroup(tuple(small_network().parameters()))], 0.01, 0.1)
-    schedule = one_cycle(optimizer, steps)
+    optimizer = make_optimizer([ParamGroup(tuple(toy_network().parameters()))], 0.01, 0.1)
+    schedule = one_cycle_schedule(optimizer, steps)
 
     for _ in range(steps):
         assert 0 < optimizer.param_groups[0]["lr"] <= 0.01
@@ -59,22 +59,22 @@ def test_a_schedule_of_a_few_steps_works(steps):
         schedule.step()
 
 
-def test_slower_groups_stay_slower_by_the_same_factor_all_the_way():
-    network = small_network()
+def test_slower_groups_stay_slower_by_the_same_factor():
+    network = toy_network()
     groups = [ParamGroup(tuple(network[3].parameters())), ParamGroup(tuple(network[0].parameters()), 0.125)]
-    optimizer = optimiser(groups, 0.01, 0.1)
-    schedule = one_cycle(optimizer, 20)
+    optimizer = make_optimizer(groups, 0.01, 0.1)
+    schedule = one_cycle_schedule(optimizer, 20)
 
     for _ in range(19):
-        by_rate = sorted({group["lr"] for group in optimizer.param_groups})
-        assert by_rate[0] == pytest.approx(by_rate[-1] / 8, rel=1e-6)
+        rates = sorted({group["lr"] for group in optimizer.param_groups})
+        assert rates[0] == pytest.approx(rates[-1] / 8, rel=1e-6)
         optimizer.step()
         schedule.step()
 
 
 def test_norms_and_biases_have_no_weight_decay_and_weights_do():
-    network = small_network()
-    optimizer = optimiser([ParamGroup(tuple(network.parameters()))], 0.01, 0.1)
+    network = toy_network()
+    optimizer = make_optimizer([ParamGroup(tuple(network.parameters()))], 0.01, 0.1)
 
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
 
@@ -88,39 +88,39 @@ def test_norms_and_biases_have_no_weight_decay_and_weights_do():
     }
 
 
-def test_what_is_frozen_is_not_given_to_the_optimiser():
-    network = small_network()
+def test_frozen_parameters_are_not_given_to_the_optimiser():
+    network = toy_network()
     network[0].weight.requires_grad = False
 
-    optimizer = optimiser([ParamGroup(tuple(network.parameters()))], 0.01, 0.1)
+    optimizer = make_optimizer([ParamGroup(tuple(network.parameters()))], 0.01, 0.1)
 
     assert all(p.requires_grad for group in optimizer.param_groups for p in group["params"])
 
 
-def test_the_search_for_a_rate_leaves_network_and_optimiser_as_they_were():
-    network = small_network()
-    optimizer = optimiser([ParamGroup(tuple(network.parameters()))], 0.01, 0.1)
+def test_the_rate_search_restores_network_and_optimiser():
+    network = toy_network()
+    optimizer = make_optimizer([ParamGroup(tuple(network.parameters()))], 0.01, 0.1)
     loss(network, next(batches())).backward()
     optimizer.step()
     before = copy.deepcopy((network.state_dict(), optimizer.state_dict()))
 
-    found = find_rate(network, loss, optimizer, batches(), steps=60)
+    search = find_rate(network, loss, optimizer, batches(), steps=60)
 
     after = network.state_dict()
     assert all(torch.equal(before[0][name], after[name]) for name in after)
     for key, state in before[1]["state"].items():
         assert all(torch.equal(state[name], optimizer.state_dict()["state"][key][name]) for name in state)
     assert before[1]["param_groups"] == optimizer.state_dict()["param_groups"]
-    assert found.rates[0] == pytest.approx(1e-6)
-    assert 1e-6 < found.suggestion < 1.0
+    assert search.rates[0] == pytest.approx(1e-6)
+    assert 1e-6 < search.suggestion < 1.0
 
 
-def test_the_suggested_rate_lies_where_the_loss_falls_and_not_where_it_explodes():
-    network = small_network()
-    optimizer = optimiser([ParamGroup(tuple(network.parameters()))], 0.01, 0.1)
+def test_the_suggested_rate_is_where_the_loss_falls_not_where_it_diverges():
+    network = toy_network()
+    optimizer = make_optimizer([ParamGroup(tuple(network.parameters()))], 0.01, 0.1)
 
-    found = find_rate(network, loss, optimizer, batches(), high=100.0, steps=120)
+    search = find_rate(network, loss, optimizer, batches(), high=100.0, steps=120)
 
-    best = found.rates[found.losses.index(min(found.losses))]
-    assert found.suggestion <= best
-    assert max(found.losses) <= 4 * min(found.losses) + 1e-6
+    best = search.rates[search.losses.index(min(search.losses))]
+    assert search.suggestion <= best
+    assert max(search.losses) <= 4 * min(search.losses) + 1e-6

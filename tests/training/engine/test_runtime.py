@@ -11,7 +11,7 @@ from training.core.config import Settings
 from training.core.errors import CannotTrain
 from training.engine import checkpoint
 from training.engine.loop import fit
-from training.engine.runtime import Runtime, started
+from training.engine.runtime import Runtime, start_runtime
 
 SETTINGS = Settings(epochs=3, batch_size=24, device="cpu", threads=1, precision="fp32")
 PROGRAM = """
@@ -20,19 +20,19 @@ from pathlib import Path
 from tests.training.toy_learner import SmallLearner
 from tests.training.engine.test_runtime import SETTINGS
 from training.engine.loop import fit
-from training.engine.runtime import started
-with started(SETTINGS) as runtime:
+from training.engine.runtime import start_runtime
+with start_runtime(SETTINGS) as runtime:
     torch.manual_seed(0)
     learner = SmallLearner()
     rows = list(fit(learner, learner.network(), SETTINGS, runtime, Path(sys.argv[1])))
-    assert runtime.world == 2
+    assert runtime.world_size == 2
     assert runtime.broadcast(f"process {runtime.rank}") == "process 0"
     print(f"rank {runtime.rank} score {rows[-1].scores['score']:.6f}", flush=True)
 """
 
 
 @pytest.mark.slow
-def test_two_processes_come_to_the_result_of_one_at_the_same_global_batch(tmp_path):
+def test_two_processes_give_the_result_of_one_with_the_same_global_batch(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     (tmp_path / "one").mkdir()
@@ -51,7 +51,7 @@ def test_two_processes_come_to_the_result_of_one_at_the_same_global_batch(tmp_pa
         tmp_path / "two",
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(  # noqa: PLW1510 -- what it printed is part of the assertion.
+    done = subprocess.run(  # noqa: PLW1510 -- its output is part of the assertion.
         [str(word) for word in command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=200
     )
 
@@ -65,30 +65,36 @@ def test_two_processes_come_to_the_result_of_one_at_the_same_global_batch(tmp_pa
         assert f"rank {rank} score {alone[-1].scores['score']:.6f}" in done.stdout
 
 
-def test_asking_for_a_device_that_is_not_there_is_an_error():
+def test_requesting_a_missing_device_is_an_error():
     if torch.cuda.is_available():
-        pytest.skip("there is a CUDA device here")
-    with pytest.raises(CannotTrain, match="finds no CUDA device"), started(Settings(device="cuda")):
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(CannotTrain, match="finds no CUDA device"), start_runtime(Settings(device="cuda")):
         pass
 
 
-def test_a_batch_that_cannot_be_dealt_out_evenly_is_an_error(monkeypatch):
+def test_a_batch_size_not_divisible_by_the_processes_is_an_error(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
 
-    with pytest.raises(CannotTrain, match="--batch-size 32 cannot be dealt out evenly to 3"), started(Settings()):
+    with (
+        pytest.raises(CannotTrain, match="--batch-size 32 cannot be divided evenly among 3"),
+        start_runtime(Settings()),
+    ):
         pass
 
 
-def test_the_precision_says_how_it_was_chosen():
-    with started(Settings(device="cpu", precision="bf16")) as asked, started(Settings(device="cpu")) as found:
+def test_the_precision_comes_with_the_reason_for_it():
+    with (
+        start_runtime(Settings(device="cpu", precision="bf16")) as requested,
+        start_runtime(Settings(device="cpu")) as automatic,
+    ):
         pass
 
-    assert (asked.precision, asked.reason) == ("bf16", "as asked")
-    assert "bfloat16" in found.reason
+    assert (requested.precision, requested.reason) == ("bf16", "as requested")
+    assert "bfloat16" in automatic.reason
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_small_network_trains_on_a_gpu_in_bfloat16(tmp_path):
     runtime = Runtime(torch.device("cuda", 0), "bf16")
     learner = SmallLearner()

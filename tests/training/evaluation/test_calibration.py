@@ -5,45 +5,45 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.evaluation.calibration import (
-    at_temperature_one,
     expected_calibration_error,
-    reliability,
-    shares,
-    temperature,
+    fit_blend_weights,
+    fit_temperature,
+    reliability_bins,
+    undo_temperature,
 )
 
 
-def overconfident(factor: float, count: int = 4000):
-    """Logits whose probabilities would be right if they were divided by `factor`, with targets drawn from them."""
+def overconfident_logits(factor: float, count: int = 4000):
+    """Logits that are calibrated once divided by `factor`, and targets drawn from their probabilities."""
     generator = torch.Generator().manual_seed(0)
-    honest = torch.randn(count, 4, generator=generator) * 1.5
-    targets = torch.multinomial(honest.softmax(dim=1), 1, generator=generator).squeeze(1)
-    return honest * factor, targets
+    calibrated = torch.randn(count, 4, generator=generator) * 1.5
+    targets = torch.multinomial(calibrated.softmax(dim=1), 1, generator=generator).squeeze(1)
+    return calibrated * factor, targets
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 3.0])
-def test_the_temperature_undoes_too_much_or_too_little_confidence(factor):
-    logits, targets = overconfident(factor)
+def test_the_temperature_corrects_over_and_underconfidence(factor):
+    logits, targets = overconfident_logits(factor)
 
-    assert temperature(logits, targets) == pytest.approx(factor, rel=0.1)
+    assert fit_temperature(logits, targets) == pytest.approx(factor, rel=0.1)
 
 
 def test_calibrating_lowers_the_calibration_error():
-    logits, targets = overconfident(3.0)
+    logits, targets = overconfident_logits(3.0)
 
     before = expected_calibration_error(logits.softmax(dim=1).numpy(), targets.numpy())
-    calibrated = (logits / temperature(logits, targets)).softmax(dim=1).numpy()
+    calibrated = (logits / fit_temperature(logits, targets)).softmax(dim=1).numpy()
 
     assert before > 0.15
     assert expected_calibration_error(calibrated, targets.numpy()) < 0.03
 
 
-@pytest.mark.parametrize("right", [True, False])
-def test_samples_that_are_all_right_or_all_wrong_give_a_finite_temperature(right):
+@pytest.mark.parametrize("correct", [True, False])
+def test_samples_that_are_all_correct_or_all_wrong_give_a_finite_temperature(correct):
     logits = torch.tensor([[9.0, 0.0]] * 20)
-    targets = torch.zeros(20, dtype=torch.long) if right else torch.ones(20, dtype=torch.long)
+    targets = torch.zeros(20, dtype=torch.long) if correct else torch.ones(20, dtype=torch.long)
 
-    assert 0.05 <= temperature(logits, targets) <= 20
+    assert 0.05 <= fit_temperature(logits, targets) <= 20
 
 
 @given(st.integers(1, 60), st.integers(2, 5), st.integers(0, 99))
@@ -52,21 +52,21 @@ def test_every_sample_is_in_one_bin_of_the_reliability_diagram(count, classes, s
     probabilities = random.dirichlet(np.ones(classes), count)
     targets = random.integers(0, classes, count)
 
-    assert sum(n for _, _, n in reliability(probabilities, targets)) == count
+    assert sum(n for _, _, n in reliability_bins(probabilities, targets)) == count
     assert 0 <= expected_calibration_error(probabilities, targets) <= 1
 
 
-def test_probabilities_at_temperature_one_are_those_before_calibration():
+def test_undoing_the_temperature_gives_the_uncalibrated_probabilities():
     logits = torch.randn(20, 3, generator=torch.Generator().manual_seed(1))
 
-    found = at_temperature_one((logits / 2.5).softmax(dim=1).numpy(), 2.5)
+    uncalibrated = undo_temperature((logits / 2.5).softmax(dim=1).numpy(), 2.5)
 
-    assert found == pytest.approx(logits.softmax(dim=1).numpy(), abs=1e-5)
+    assert uncalibrated == pytest.approx(logits.softmax(dim=1).numpy(), abs=1e-5)
 
 
-def test_a_dozen_samples_that_are_all_right_do_not_ask_for_certainty():
+def test_the_blend_weight_of_a_few_correct_samples_stays_moderate():
     logits = torch.tensor([[2.0, -2.0], [-2.0, 2.0]] * 6)
 
-    (share,) = shares([logits], torch.tensor([0, 1] * 6))
+    (weight,) = fit_blend_weights([logits], torch.tensor([0, 1] * 6))
 
-    assert 1.0 < share < 2.0
+    assert 1.0 < weight < 2.0

@@ -32,8 +32,8 @@ from training.learners.keypoints.network import (
 from training.learners.keypoints.skeleton import pair_of, pairs_of, twins_of
 from training.publishing import export
 from training.publishing.publish import replay
-from training.registry import learner_type, recipe
-from training.vision.backbones import body
+from training.registry import learner_type, load_recipe
+from training.vision.backbones import load_body
 
 SHARED = ROOT.parent / "shared" / "data"
 SIZE = 64
@@ -41,7 +41,7 @@ SIZE = 64
 
 def network(head, points=3):
     torch.manual_seed(0)
-    return keypoint_network(body("shufflenet_v2_x0_5", None), head, points=points, size=SIZE, dropout=0.0)
+    return keypoint_network(load_body("shufflenet_v2_x0_5", None), head, points=points, size=SIZE, dropout=0.0)
 
 
 def pixels(count=2):
@@ -161,7 +161,7 @@ def test_the_exported_graph_agrees_with_the_network(head, between, tmp_path):
     served = ServedKeypoints(whole, Nearness(between, 0.05), 1.5, torch.tensor([0.1, -0.2, 0.0])).eval()
 
     task = Keypoints(("a", "b", "c"), SIZE)
-    what = export.Artefacts(half=False, torchscript=True)
+    what = export.Artefacts(fp16=False, torchscript=True)
     parity = export.export(served, task, {"image": pixels(8).numpy()}, tmp_path, what)
 
     assert parity.largest < export.TOLERANCE
@@ -265,7 +265,7 @@ def test_names_that_are_no_points_are_mistakes():
 
 
 def test_the_68_points_of_a_face_are_each_others_twins():
-    options = recipe("faces").options
+    options = load_recipe("faces").options
     names = options.names
 
     twins = twins_of(names, options.twins)
@@ -284,10 +284,10 @@ def test_the_68_points_of_a_face_are_each_others_twins():
 @pytest.mark.shared
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real data is not in ../shared/data")
 def test_faces_are_split_by_person_and_look_alike_in_a_mirror(tmp_path):
-    found = recipe("faces")
+    found = load_recipe("faces")
     fetcher = Fetcher(tmp_path, str(SHARED), lambda text: None)
 
-    learner = learner_type(found.task).from_data(fetcher.fetched(found.source), found.settings, found.options, fetcher)
+    learner = learner_type(found.task).from_data(fetcher.fetch(found.source), found.settings, found.options, fetcher)
 
     person = re.compile(found.options.group_pattern)
     train, validation = (
@@ -373,7 +373,7 @@ def test_pictures_with_points_become_a_report_and_a_model_that_finds_them(train,
     assert figures["mean_error"] < 0.5
     image, points = dots(1000)
     image.save(tmp_path / "new.png")
-    run = export.runner(model / "model.onnx", task)
+    run = export.onnx_runner(model / "model.onnx", task)
     answer = task.answer(run, {"image": (tmp_path / "new.png").read_bytes(), "overlay": True})
     assert (answer.width, answer.height) == (72, 72)
     assert answer.overlay is not None
@@ -393,9 +393,9 @@ def test_pictures_with_points_become_a_report_and_a_model_that_finds_them(train,
 def test_data_that_may_be_passed_on_gives_goldens_of_its_own(dotted):
     learner_class = learner_type("keypoints")
     options = replace(
-        learner_class.options, backbone="shufflenet_v2_x0_5", weights="none", size=64, group_column="film"
+        learner_class.default_options, backbone="shufflenet_v2_x0_5", weights="none", size=64, group_column="film"
     )
-    learner = learner_class.from_data(dotted, learner_class.settings, options, Fetcher(dotted))
+    learner = learner_class.from_data(dotted, learner_class.default_settings, options, Fetcher(dotted))
     torch.manual_seed(0)
     served = learner.to_inference_module(learner.network())
 

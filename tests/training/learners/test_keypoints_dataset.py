@@ -14,7 +14,7 @@ from tasks.contract import Limits
 from tasks.keypoints import Keypoints
 from tests.training.conftest import picture
 from training.core.errors import CannotTrain
-from training.engine.batches import loader
+from training.engine.batches import make_loader
 from training.engine.runtime import Runtime
 from training.learners.keypoints.annotations import TableRules, read_points
 from training.learners.keypoints.dataset import KeypointImages, Turning, turned
@@ -298,9 +298,9 @@ def test_changes_follow_from_seed_epoch_and_picture_and_not_from_who_prepares_th
     runtime = Runtime(torch.device("cpu"))
 
     torch.manual_seed(1)
-    alone = list(loader(made, keys, runtime, workers=0))
+    alone = list(make_loader(made, keys, runtime, workers=0))
     torch.manual_seed(2)
-    helped = list(loader(made, keys, runtime, workers=2))
+    helped = list(make_loader(made, keys, runtime, workers=2))
 
     for name in ("image", "target"):
         assert all(

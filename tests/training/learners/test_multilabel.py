@@ -17,9 +17,9 @@ from training.learners.classification.label_csv import read_tags, table_file
 from training.learners.classification.learner import ClassificationLearner
 from training.learners.classification.multilabel_metrics import best_thresholds, crossed, f_score, majority, tag_metrics
 from training.publishing.publish import replay
-from training.recipes.cards import tags_of_boxes
-from training.recipes.scenes import LABELS, cut_into_tiles
-from training.registry import recipe
+from training.recipes.cards import copy_tagged_images
+from training.recipes.scenes import LABELS, write_tiles
+from training.registry import load_recipe
 
 
 def tagged_folder(folder, rows, columns=("image_name", "tags")):
@@ -44,7 +44,7 @@ def some_rows(count=24):
 
 
 def read(folder, **more):
-    return read_tags(table_file(folder), **{"unreadable": "refuse", "valid_share": 0.25, "size": 32} | more)
+    return read_tags(table_file(folder), **{"unreadable": "refuse", "valid_fraction": 0.25, "size": 32} | more)
 
 
 def test_the_layout_of_planet_is_read_and_each_tag_is_on_both_sides(tmp_path):
@@ -164,7 +164,7 @@ def test_the_majority_of_each_label_is_what_training_mostly_says():
 
 def test_the_loss_falls_with_the_right_tags_and_mixed_pictures_have_mixed_ones(tmp_path):
     folder = tagged_folder(tmp_path / "planet", some_rows())
-    options = ClassificationLearner.options
+    options = ClassificationLearner.default_options
     learner = ClassificationLearner.from_data(
         folder, Settings(), type(options)(weights="none", size=32, mixup=0.4), None
     )
@@ -215,7 +215,7 @@ def test_a_frame_becomes_six_tiles_tagged_by_what_covers_a_hundredth(tmp_path):
         Image.new("RGB", (480, 360), "grey").save(tmp_path / "CamVid" / part / "a.jpg")
     (tmp_path / "tiles").mkdir()
 
-    cut_into_tiles(tmp_path / "CamVid", tmp_path / "tiles")
+    write_tiles(tmp_path / "CamVid", tmp_path / "tiles")
 
     rows = list(csv.DictReader((tmp_path / "tiles" / "labels.csv").read_text().splitlines()))
     assert [row["tags"] for row in rows[:6]] == ["Sky Pole", "Sky", "", "Road", "Road", "Road"]
@@ -232,12 +232,12 @@ def test_boxes_of_the_repository_become_the_tags_of_the_pack(tmp_path):
     (images / "train_labels.csv").write_text(rows)
     (tmp_path / "made").mkdir()
 
-    tags_of_boxes(tmp_path / "repository", tmp_path / "made")
+    copy_tagged_images(tmp_path / "repository", tmp_path / "made")
 
     assert (tmp_path / "made" / "labels.csv").read_text().splitlines() == ["image_name,tags", "IMG_1,ace queen"]
     assert (tmp_path / "made" / "train" / "IMG_1.JPG").is_file()
 
 
 def test_scenes_share_their_data_with_the_segmentation_of_the_same_frames():
-    assert recipe("scenes").source == recipe("camvid").source
-    assert recipe("scenes").data.licence == recipe("camvid").data.licence
+    assert load_recipe("scenes").source == load_recipe("camvid").source
+    assert load_recipe("scenes").data.licence == load_recipe("camvid").data.licence

@@ -21,8 +21,8 @@ from training.learners.segmentation.learner import Options, SegmentationLearner,
 from training.learners.segmentation.network import Segmenter, ServedSegmenter
 from training.publishing import export
 from training.publishing.publish import replay
-from training.registry import recipe
-from training.vision.backbones import body
+from training.registry import load_recipe
+from training.vision.backbones import load_body
 
 SHARED = ROOT.parent / "shared" / "data"
 
@@ -93,7 +93,7 @@ def test_iou_is_counted_over_all_pixels_and_skips_classes_that_are_nowhere():
 @pytest.mark.parametrize("fine", [True, False])
 @pytest.mark.parametrize("size", [(36, 48), (37, 51), (64, 33)])
 def test_the_network_answers_for_each_pixel_of_any_size(fine, size):
-    network = Segmenter(body("resnet18", None), 3, fine=fine, dropout=0.0).eval()
+    network = Segmenter(load_body("resnet18", None), 3, fine=fine, dropout=0.0).eval()
 
     with torch.no_grad():
         (logits,) = network(torch.zeros(1, *size, 3, dtype=torch.uint8))
@@ -140,12 +140,12 @@ def test_colours_are_given_one_for_each_label_or_are_an_error(streets):
 @pytest.mark.shared
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the real data is not in ../shared/data")
 def test_camvid_is_eleven_classes_in_the_split_of_the_tutorial_with_void_left_out(tmp_path):
-    found = recipe("camvid")
+    found = load_recipe("camvid")
     folder = read_masks(
-        Fetcher(tmp_path, str(SHARED), lambda text: None).fetched(found.source),
+        Fetcher(tmp_path, str(SHARED), lambda text: None).fetch(found.source),
         labels=found.options.labels,
         unreadable="refuse",
-        valid_share=0.2,
+        valid_fraction=0.2,
         size=480,
     )
 
@@ -177,7 +177,7 @@ def test_pictures_with_masks_become_a_report_and_a_model_that_answers(streets, t
     picture, _ = scene(1000, (96, 72))
     picture.save(tmp_path / "new.png")
     body = {"image": (tmp_path / "new.png").read_bytes()}
-    answer = task.answer(export.runner(model / "model.onnx", task), body)
+    answer = task.answer(export.onnx_runner(model / "model.onnx", task), body)
     assert (answer.width, answer.height) == (96, 72)
     assert sum(entry.share for entry in answer.classes) == pytest.approx(1, abs=1e-4)
     assert {golden.request.get("mask") for golden in read_goldens(model)} == {None, "none"}

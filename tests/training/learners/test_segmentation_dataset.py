@@ -22,7 +22,7 @@ def streets(tmp_path):
 
 
 def read(folder, **more):
-    return read_masks(folder, **{"unreadable": "refuse", "valid_share": 0.25, "size": 48} | more)
+    return read_masks(folder, **{"unreadable": "refuse", "valid_fraction": 0.25, "size": 48} | more)
 
 
 def test_images_and_masks_become_pairs_with_the_labels_of_the_codes_and_void_left_out(streets):

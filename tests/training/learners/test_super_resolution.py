@@ -22,9 +22,9 @@ from training.learners.super_resolution.learner import Options, SuperResolutionL
 from training.learners.super_resolution.metrics import Judged, Quality, psnr, ssim, summary
 from training.learners.super_resolution.network import Bicubic, Generator, ServedGenerator
 from training.learners.super_resolution.perceptual import Perception, gram
-from training.publishing.export import runner
+from training.publishing.export import onnx_runner
 from training.publishing.publish import replay
-from training.vision.backbones import body
+from training.vision.backbones import load_body
 
 BODY = "shufflenet_v2_x0_5"
 
@@ -56,7 +56,7 @@ def good(tmp_path):
 
 
 def read(folder, **more):
-    return read_sharp(folder, **{"unreadable": "refuse", "valid_share": 0.25, "smallest": 64} | more)
+    return read_sharp(folder, **{"unreadable": "refuse", "valid_fraction": 0.25, "smallest": 64} | more)
 
 
 class TestDamage:
@@ -208,7 +208,7 @@ class TestSamples:
     def test_a_sample_follows_from_the_seed_and_its_key_and_other_epochs_show_other_parts(self, good):
         folder = good("a.png", "b.png")
         one, other = self.crops(folder), self.crops(folder)
-        other.fill()
+        other.fill_cache()
         torch.rand(17)
 
         batch, same = one.__getitems__([(0, 1), (0, 3)]), other.__getitems__([(0, 1), (0, 3)])
@@ -235,7 +235,7 @@ class TestSamples:
     def test_a_large_picture_is_made_smaller_first(self, good):
         samples = self.crops(good("a.png", size=(300, 150)), longest=100)
 
-        assert samples.picture(0).image.size == (100, 50)
+        assert samples.image(0).image.size == (100, 50)
 
 
 class TestNetwork:
@@ -253,7 +253,7 @@ class TestNetwork:
         assert apart.max() < 1.5  # Pillow rounds after each of its two passes.
 
     def test_untrained_it_is_bicubic_resizing_at_any_size(self):
-        made = Generator(body(BODY, None), 2, width=8, blocks=1).eval()
+        made = Generator(load_body(BODY, None), 2, width=8, blocks=1).eval()
         for size in ((32, 32), (33, 50)):
             image = torch.randint(0, 256, (2, *size, 3), dtype=torch.uint8)
             pictures = image.permute(0, 3, 1, 2).float() / 255
@@ -261,7 +261,7 @@ class TestNetwork:
                 assert torch.allclose(made(image)[0], made.bicubic(pictures), atol=1e-6)
 
     def test_half_precision_does_not_reach_the_picture_itself(self):
-        made = Generator(body(BODY, None), 2, width=8, blocks=1).eval()
+        made = Generator(load_body(BODY, None), 2, width=8, blocks=1).eval()
         image = torch.randint(0, 256, (1, 32, 32, 3), dtype=torch.uint8)
         with torch.no_grad():
             exact = made(image)[0]
@@ -269,7 +269,7 @@ class TestNetwork:
                 assert torch.allclose(made(image)[0], exact, atol=1e-6)
 
     def test_training_leaves_the_statistics_of_the_body_alone_and_updates_those_of_its_own(self):
-        made = Generator(body(BODY, None), 2, width=8, blocks=1).train()
+        made = Generator(load_body(BODY, None), 2, width=8, blocks=1).train()
         before = {name: value.clone() for name, value in made.named_buffers() if "running_mean" in name}
 
         made(torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8))
@@ -296,7 +296,7 @@ class TestPerception:
     @pytest.fixture
     def perception(self):
         torch.manual_seed(0)
-        return Perception(body(BODY, None))
+        return Perception(load_body(BODY, None))
 
     def test_a_picture_looks_like_itself_and_less_so_the_more_is_changed(self, perception):
         wanted = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -407,7 +407,7 @@ class TestLearner:
         assert psnr(restored, learner._resized(worse.pixels)) > 50
 
     def test_golden_requests_are_parts_that_differ_in_their_files(self, good):
-        learner = self.learner(good(*(f"{n}.png" for n in range(12)), size=(240, 200)), valid_share=0.3)
+        learner = self.learner(good(*(f"{n}.png" for n in range(12)), size=(240, 200)), valid_fraction=0.3)
 
         task, bodies = learner.golden_requests(learner.to_inference_module(learner.network()))
 
@@ -459,7 +459,7 @@ def test_a_folder_of_good_pictures_becomes_a_model_that_answers(good, command, t
     assert "is invented" in (model / "README.md").read_text()
     assert len(read_goldens(model)) == 3
     task = manifest.load_task(model)
-    answer = task.answer(runner(model / "model.onnx", task), {"image": one_pixel()})
+    answer = task.answer(onnx_runner(model / "model.onnx", task), {"image": one_pixel()})
     assert (answer.width, answer.height) == (2, 2)
     (report,) = (tmp_path / "runs" / "mine").glob("*/index.html")
     assert "Worst first" in report.read_text()

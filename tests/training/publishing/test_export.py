@@ -11,13 +11,13 @@ from tasks.contract import TensorSpec
 from tasks.tabular import Tabular
 from training.core.errors import CannotTrain
 from training.learners.tabular.network import ServedTabular, TabularNetwork
-from training.publishing.export import OPSET, TORCHSCRIPT, Artefacts, export, runner
+from training.publishing.export import OPSET, TORCHSCRIPT, Artefacts, export, onnx_runner
 
-FULL = Artefacts(half=False)
+FULL = Artefacts(fp16=False)
 CITY, AGE = CategoryColumn("city", ("Oslo", "Lima")), NumberColumn("age", 0, 99)
 
 
-def served(columns) -> ServedTabular:
+def make_served(columns) -> ServedTabular:
     torch.manual_seed(0)
     numbers = torch.randn(50, sum(column is AGE for column in columns)) * 20 + 40
     cities = [2 for column in columns if column is CITY]
@@ -25,7 +25,7 @@ def served(columns) -> ServedTabular:
     return ServedTabular(TabularNetwork(cities, numbers, 3, **settings), 1.3)
 
 
-def samples(task, count=20):
+def make_samples(task, count=20):
     random = np.random.default_rng(0)
     rows = {
         column.name: [random.choice(["Oslo", "Lima", "Rome", None]) for _ in range(count)]
@@ -42,9 +42,9 @@ def task_of(*columns) -> Tabular:
 
 @pytest.mark.parametrize("columns", [(CITY, AGE), (CITY,), (AGE,)], ids=["both", "categories", "numbers"])
 def test_the_graph_agrees_with_the_network_at_every_batch_size(tmp_path, columns):
-    task, module = task_of(*columns), served(columns)
+    task, module = task_of(*columns), make_served(columns)
 
-    parity = export(module, task, samples(task), tmp_path, FULL)
+    parity = export(module, task, make_samples(task), tmp_path, FULL)
 
     assert parity.batches == (1, 2, 7, 20)
     assert parity.largest < 1e-5
@@ -54,40 +54,40 @@ def test_the_graph_agrees_with_the_network_at_every_batch_size(tmp_path, columns
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx"]
     graph = onnx.load(tmp_path / "model.onnx")
     assert {entry.domain: entry.version for entry in graph.opset_import}[""] == OPSET
-    assert [each.type.tensor_type.shape.dim[0].dim_param for each in graph.graph.input] == ["batch", "batch"]
+    assert [tensor.type.tensor_type.shape.dim[0].dim_param for tensor in graph.graph.input] == ["batch", "batch"]
 
 
-def test_the_graph_does_not_tell_where_it_was_made(tmp_path):
-    export(Painter(), Painting("y", ("a", "b"), ()), pictures(), tmp_path, FULL)
+def test_the_graph_contains_no_paths_of_this_machine(tmp_path):
+    export(Painter(), Painting("y", ("a", "b"), ()), make_images(), tmp_path, FULL)
 
     content = (tmp_path / "model.onnx").read_bytes()
     assert b".py" not in content
     assert b"stack_trace" not in content
 
 
-def test_a_network_left_in_training_mode_is_exported_as_it_is_served(tmp_path):
-    task, module = task_of(CITY, AGE), served((CITY, AGE)).train()
+def test_a_network_in_training_mode_is_exported_in_evaluation_mode(tmp_path):
+    task, module = task_of(CITY, AGE), make_served((CITY, AGE)).train()
 
-    assert export(module, task, samples(task), tmp_path, FULL).largest < 1e-5
+    assert export(module, task, make_samples(task), tmp_path, FULL).largest < 1e-5
 
 
-def test_torchscript_is_written_on_request_and_gives_the_same(tmp_path):
-    task, module = task_of(CITY, AGE), served((CITY, AGE))
-    arrays = samples(task)
+def test_torchscript_is_written_on_request_with_equal_outputs(tmp_path):
+    task, module = task_of(CITY, AGE), make_served((CITY, AGE))
+    arrays = make_samples(task)
 
-    export(module, task, arrays, tmp_path, Artefacts(half=False, torchscript=True))
+    export(module, task, arrays, tmp_path, Artefacts(fp16=False, torchscript=True))
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # That TorchScript is deprecated is known; torch says so since 2.11.
+        warnings.simplefilter("ignore")  # torch warns since 2.11 that TorchScript is deprecated.
         loaded = torch.jit.load(tmp_path / TORCHSCRIPT)
-    (got,) = loaded(*(torch.from_numpy(arrays[spec.name].copy()) for spec in task.inputs))
-    assert got.detach().numpy() == pytest.approx(
-        runner(tmp_path / "model.onnx", task)(arrays)["probabilities"], abs=1e-5
+    (probabilities,) = loaded(*(torch.from_numpy(arrays[spec.name].copy()) for spec in task.inputs))
+    assert probabilities.detach().numpy() == pytest.approx(
+        onnx_runner(tmp_path / "model.onnx", task)(arrays)["probabilities"], abs=1e-5
     )
 
 
-class BurnedIn(nn.Module):
-    """Takes one way for a batch of two, with which it is exported, and another for all others."""
+class DiffersWhenTraced(nn.Module):
+    """Computes something else when traced than when called."""
 
     def __init__(self):
         super().__init__()
@@ -98,22 +98,22 @@ class BurnedIn(nn.Module):
         return ((self.head(numbers.nan_to_num() / 100) * factor).softmax(dim=1),)
 
 
-def test_a_graph_that_does_not_do_what_the_network_does_is_refused(tmp_path):
+def test_a_graph_that_differs_from_the_network_is_rejected(tmp_path):
     task = task_of(AGE)
 
     with pytest.raises(CannotTrain, match=r"and the network disagree by .* in probabilities with a batch of 1"):
-        export(BurnedIn(), task, samples(task), tmp_path, FULL)
+        export(DiffersWhenTraced(), task, make_samples(task), tmp_path, FULL)
 
 
-def test_a_graph_with_other_tensors_than_the_task_names_is_refused(tmp_path):
+def test_a_graph_with_other_tensors_than_the_task_declares_is_rejected(tmp_path):
     task = Tabular("y", ("a", "b"), (CITY, AGE))
 
     with pytest.raises(CannotTrain, match=r"probabilities is float32 .*3.*, not float32 \(2,\)"):
-        export(served((CITY, AGE)), task, samples(task), tmp_path, FULL)
+        export(make_served((CITY, AGE)), task, make_samples(task), tmp_path, FULL)
 
 
 class Painter(nn.Module):
-    """A class for each pixel, and a picture: outputs that are compared by what they mean."""
+    """A class per pixel, and an image: outputs that are compared by their kind."""
 
     def __init__(self):
         super().__init__()
@@ -129,7 +129,7 @@ class Painter(nn.Module):
 
 
 class Painting(Tabular):
-    """A task of such outputs, as far as the exporter asks."""
+    """A task with such outputs, as far as the exporter needs it."""
 
     inputs = (TensorSpec("image", "uint8", (16, 16, 3)),)
     outputs = (
@@ -138,31 +138,31 @@ class Painting(Tabular):
     )
 
 
-def pictures(count=9):
+def make_images(count=9):
     return {"image": np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), np.uint8)}
 
 
-def test_classes_are_compared_by_their_share_and_pixels_by_levels(tmp_path):
-    parity = export(Painter(), Painting("y", ("a", "b"), ()), pictures(), tmp_path, FULL)
+def test_classes_are_compared_by_fraction_and_pixels_by_levels(tmp_path):
+    parity = export(Painter(), Painting("y", ("a", "b"), ()), make_images(), tmp_path, FULL)
 
     assert parity.between_batches == ("mask in 0.000% of its elements", "picture by 0 levels of 255")
     assert parity.largest is None
     assert [words.split()[0] for words in parity.agreement] == ["mask", "picture"]
 
 
-def test_weights_are_stored_in_16_bits_and_what_that_changes_is_measured(tmp_path):
+def test_weights_are_stored_in_16_bits_and_the_change_is_measured(tmp_path):
     (tmp_path / "half").mkdir()
-    export(Painter(), Painting("y", ("a", "b"), ()), pictures(), tmp_path, FULL)
-    parity = export(Painter(), Painting("y", ("a", "b"), ()), pictures(), tmp_path / "half", Artefacts())
+    export(Painter(), Painting("y", ("a", "b"), ()), make_images(), tmp_path, FULL)
+    parity = export(Painter(), Painting("y", ("a", "b"), ()), make_images(), tmp_path / "half", Artefacts())
 
-    whole, half = (path.stat().st_size for path in (tmp_path / "model.onnx", tmp_path / "half" / "model.onnx"))
+    full_size, half_size = (path.stat().st_size for path in (tmp_path / "model.onnx", tmp_path / "half" / "model.onnx"))
     kinds = {tensor.data_type for tensor in onnx.load(tmp_path / "half" / "model.onnx").graph.initializer}
-    assert half < whole - 3000
+    assert half_size < full_size - 3000
     assert onnx.TensorProto.FLOAT16 in kinds
     assert [word.split()[0] for word in parity.rounding] == ["mask", "picture"]
 
 
-def test_weights_that_16_bits_cannot_hold_are_not_published_in_them(tmp_path):
+def test_weights_that_lose_too_much_in_16_bits_are_not_published(tmp_path):
     painter = Painter()
     with torch.no_grad():
         painter.mix.weight.mul_(1e-6)
@@ -171,10 +171,10 @@ def test_weights_that_16_bits_cannot_hold_are_not_published_in_them(tmp_path):
         painter.colours.weight.mul_(1e6)
 
     with pytest.raises(CannotTrain, match=r"16 bits changes .* --full-precision"):
-        export(painter, Painting("y", ("a", "b"), ()), pictures(), tmp_path, Artefacts())
+        export(painter, Painting("y", ("a", "b"), ()), make_images(), tmp_path, Artefacts())
 
 
-def test_classes_that_differ_too_often_stop_the_export(tmp_path):
+def test_classes_that_differ_too_often_are_rejected(tmp_path):
     class Undecided(Painter):
         def forward(self, image):
             mask, picture = super().forward(image)
@@ -182,4 +182,4 @@ def test_classes_that_differ_too_often_stop_the_export(tmp_path):
             return (mask + 1 if traced else mask), picture
 
     with pytest.raises(CannotTrain, match=r"disagree by .* in mask"):
-        export(Undecided(), Painting("y", ("a", "b"), ()), pictures(), tmp_path, FULL)
+        export(Undecided(), Painting("y", ("a", "b"), ()), make_images(), tmp_path, FULL)

@@ -1,4 +1,4 @@
-"""The recipes on the real data; the short part of it. Training them takes minutes and is done by `make train`."""
+"""The recipes on the real data, without training, which takes minutes and is done by `make train`."""
 
 import datetime
 
@@ -8,12 +8,12 @@ import torch
 
 from tests.training.conftest import ROOT
 from training.data.download import Fetcher
-from training.registry import learner_type, recipe, recipe_names
-from training.vision.backbones import body, weights_file
+from training.registry import learner_type, load_recipe, recipe_names
+from training.vision.backbones import load_body, weights_file
 
 SHARED = ROOT.parent / "shared" / "data"
-NOT_THERE = ("rossmann",)
-"""Recipes whose data may not be passed on and lies nowhere but at its official address."""
+NOT_ON_MIRROR = ("rossmann",)
+"""Recipes whose data is not redistributable and available at its official address only."""
 pytestmark = [
     pytest.mark.shared,
     pytest.mark.skipif(not SHARED.is_dir(), reason="the real data is not in ../shared/data"),
@@ -25,32 +25,36 @@ def fetcher(tmp_path_factory) -> Fetcher:
     return Fetcher(tmp_path_factory.mktemp("data"), str(SHARED), lambda text: None)
 
 
-def test_the_mirror_holds_what_the_recipes_name(fetcher):
-    for name in set(recipe_names()) - set(NOT_THERE):
-        folder = fetcher.fetched(recipe(name).source)
+def test_the_mirror_has_the_data_of_the_recipes(fetcher):
+    for name in set(recipe_names()) - set(NOT_ON_MIRROR):
+        folder = fetcher.fetch(load_recipe(name).source)
 
-        assert all(list(folder.rglob(pattern)) for pattern in recipe(name).source.holds)
+        assert all(list(folder.rglob(pattern)) for pattern in load_recipe(name).source.contains)
 
 
-def test_clothing_is_ten_classes_with_the_validation_folder_of_its_authors(fetcher):
-    found = recipe("clothing")
-    learner = learner_type(found.task).from_data(fetcher.fetched(found.source), found.settings, found.options, fetcher)
+def test_clothing_has_ten_classes_and_the_official_validation_folder(fetcher):
+    recipe = load_recipe("clothing")
+    learner = learner_type(recipe.task).from_data(
+        fetcher.fetch(recipe.source), recipe.settings, recipe.options, fetcher
+    )
 
     assert len(learner.task.labels) == 10
     assert (len(learner.samples), len(learner.held_out)) == (3068, 341)
     assert learner.weights == weights_file("mobilenet_v2", "imagenet", fetcher)
 
 
-def test_the_pretrained_weights_fit_and_know_pictures(fetcher):
-    made = body("mobilenet_v2", weights_file("mobilenet_v2", "imagenet", fetcher)).eval()
+def test_the_pretrained_weights_match_and_give_features(fetcher):
+    body = load_body("mobilenet_v2", weights_file("mobilenet_v2", "imagenet", fetcher)).eval()
 
     with torch.no_grad():
-        assert float(made(torch.randn(1, 3, 64, 64)).abs().mean()) > 0.01
+        assert float(body(torch.randn(1, 3, 64, 64)).abs().mean()) > 0.01
 
 
-def test_adult_reads_neither_race_nor_sex(fetcher):
-    found = recipe("adult")
-    learner = learner_type(found.task).from_data(fetcher.fetched(found.source), found.settings, found.options, fetcher)
+def test_adult_uses_neither_race_nor_sex(fetcher):
+    recipe = load_recipe("adult")
+    learner = learner_type(recipe.task).from_data(
+        fetcher.fetch(recipe.source), recipe.settings, recipe.options, fetcher
+    )
 
     names = {column.name for column in learner.task.columns}
     assert not names & {"race", "sex", "fnlwgt", "income"}
@@ -59,10 +63,10 @@ def test_adult_reads_neither_race_nor_sex(fetcher):
     assert learner.task.labels == ("<=50K", ">50K")
 
 
-def test_bikes_learns_before_september_2012_and_never_from_what_adds_up_to_the_demand(fetcher, tmp_path):
-    found = recipe("bikes")
-    found.prepare(fetcher.fetched(found.source), tmp_path)
-    learner = learner_type(found.task).from_data(tmp_path, found.settings, found.options, fetcher)
+def test_bikes_trains_on_data_before_september_2012_without_parts_of_the_target(fetcher, tmp_path):
+    recipe = load_recipe("bikes")
+    recipe.prepare(fetcher.fetch(recipe.source), tmp_path)
+    learner = learner_type(recipe.task).from_data(tmp_path, recipe.settings, recipe.options, fetcher)
 
     names = {column.name for column in learner.task.columns} | set(learner.task.ignored)
     assert not names & {"casual", "registered", "cnt", "instant"}
@@ -75,24 +79,24 @@ def test_bikes_learns_before_september_2012_and_never_from_what_adds_up_to_the_d
     assert learner.train_frame["temp_1h_ago"][0] is None
 
 
-def test_the_published_models_are_the_recipes_and_reach_what_they_promise():
+def test_the_published_models_can_be_replayed_and_reach_their_limits():
     from tasks.manifest import read_manifest
     from training.publishing.publish import replay
 
     for name in recipe_names():
         for folder in sorted((ROOT / "models" / name).glob("[0-9]*")):
             replay(folder)
-            figures = {metric.name: metric.value for metric in read_manifest(folder).metrics}
-            assert all(figures[metric] >= least for metric, least in recipe(name).limits)
+            metrics = {metric.name: metric.value for metric in read_manifest(folder).metrics}
+            assert all(metrics[metric] >= minimum for metric, minimum in load_recipe(name).min_metrics)
 
 
-def test_bikes_never_reads_the_months_that_are_kept_aside(tmp_path):
+def test_bikes_never_reads_the_test_months(tmp_path):
     header = "instant,dteday,season,yr,mnth,hr,holiday,weekday,workingday,weathersit,temp,atemp,hum,windspeed,"
     header += "casual,registered,cnt"
     days = ("2012-10-31", "2012-11-01", "2012-12-31")
     rows = [f"{i},{day},4,1,10,0,0,3,1,1,0.4,0.4,0.5,0.1,3,5,8" for i, day in enumerate(days)]
     (tmp_path / "hour.csv").write_text("\n".join([header, *rows]) + "\n")
-    prepare = recipe("bikes").prepare
+    prepare = load_recipe("bikes").prepare
 
     prepare(tmp_path, tmp_path)
 

@@ -18,11 +18,11 @@ from tasks.contract import Arrays
 from training.core.config import option
 from training.core.results import Figure
 from training.data.images import LabelledImages, augmentation
-from training.engine.inference import predicted
+from training.engine.inference import collect_outputs
 from training.engine.runtime import Batch, Runtime
 from training.learners.classification.network import Classifier, FlipTTA
 from training.reporting import plots
-from training.vision.backbones import body
+from training.vision.backbones import load_body
 from training.vision.learner import ImageLearner, ImageOptions
 
 Listed = tuple[Sequence[Path], Tensor]
@@ -46,7 +46,7 @@ class ClassesLearner(ImageLearner):
     """Learns labels of pictures, with a map of where each was seen."""
 
     hub_tag: ClassVar[str] = "image-classification"
-    options: ClassVar[Options] = Options()
+    default_options: ClassVar[Options] = Options()
     task: Classification
     samples: LabelledImages
     held_out: LabelledImages
@@ -58,11 +58,11 @@ class ClassesLearner(ImageLearner):
         size = options.train_size or options.size
         augment = augmentation(size, options.smallest_crop) if options.augment else None
         self.samples = LabelledImages(
-            *train, task, seed=self.trained_with.seed, augment=augment, size=size, cache_bytes=self.room
+            *train, task, seed=self.trained_with.seed, augment=augment, size=size, cache_bytes=self.cache_bytes
         )
-        self.held_out = LabelledImages(*kept, task, cache_bytes=self.room // 4)
-        self.samples.fill()
-        self.held_out.fill()
+        self.held_out = LabelledImages(*kept, task, cache_bytes=self.cache_bytes // 4)
+        self.samples.fill_cache()
+        self.held_out.fill_cache()
         self.targets = self.held_out.targets
 
     def _new_task(self, labels: tuple[str, ...], thresholds: tuple[float, ...] = ()) -> Classification:
@@ -71,7 +71,7 @@ class ClassesLearner(ImageLearner):
     def network(self) -> nn.Module:
         """The classifier; channels last, the layout that convolutions run fastest in."""
         options = self.chosen
-        network = Classifier(body(options.backbone, self.weights), len(self.task.labels), dropout=options.dropout)
+        network = Classifier(load_body(options.backbone, self.weights), len(self.task.labels), dropout=options.dropout)
         return network.to(memory_format=torch.channels_last)
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
@@ -92,7 +92,7 @@ class ClassesLearner(ImageLearner):
 
     def _logits(self, network: nn.Module, runtime: Runtime) -> Tensor:
         """Of the validation pictures."""
-        return predicted(network, ["image"], self.held_out, runtime, batch_size=64)
+        return collect_outputs(network, ["image"], self.held_out, runtime, batch_size=64)
 
     def _on_cpu(self, network: nn.Module) -> nn.Module:
         """A copy of the whole network in float32."""
@@ -112,21 +112,21 @@ class ClassesLearner(ImageLearner):
             with torch.no_grad():
                 evidence = served(batch["image"])[1][0, label].numpy()
             name = self.held_out.paths[index].name[:40]
-            shown.append((self.held_out.picture(index).image, evidence, f"{caption}\n{name}"))
-        return (Figure(title, plots.pictures(shown), note),) if shown else ()
+            shown.append((self.held_out.image(index).image, evidence, f"{caption}\n{name}"))
+        return (Figure(title, plots.draw_evidence_maps(shown), note),) if shown else ()
 
     def _notes_on_the_network(self) -> list[str]:
         mirrored = ["The graph averages over the picture and its mirror image (test-time augmentation)."]
-        return [self._body_note(), *(mirrored if self.chosen.tta else [])]
+        return [self._backbone_note(), *(mirrored if self.chosen.tta else [])]
 
-    def validation(self, count: int) -> Arrays:
+    def validation_inputs(self, count: int) -> Arrays:
         """Pictures from all over the validation set."""
         chosen = np.linspace(0, len(self.held_out) - 1, min(count, len(self.held_out))).round().astype(int)
         return {"image": self.held_out.__getitems__([(0, int(index)) for index in chosen])["image"].numpy()}
 
     def _small_jpeg(self, index: int) -> bytes:
         """A validation picture, small enough for a repository: its shorter side no longer than the network sees."""
-        image = self.held_out.picture(index).image
+        image = self.held_out.image(index).image
         ratio = min(1.0, self.task.size / min(image.size))
         small = image.resize((round(image.width * ratio), round(image.height * ratio)), Image.Resampling.LANCZOS)
         return encode_image(small, "jpeg", quality=85)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.core.errors import CannotTrain
-from training.data.images import image_files, readable
+from training.data.images import filter_readable, image_files
 from training.data.splits import validation_split
 
 _TRAIN, _VALIDATION = ("train", "training"), ("validation", "valid", "val")
@@ -31,10 +31,10 @@ class ImageFolder:
     notices: tuple[str, ...] = ()
 
 
-def read_folder(folder: Path, *, unreadable: str, valid_share: float, size: int) -> ImageFolder:
+def read_folder(folder: Path, *, unreadable: str, valid_fraction: float, size: int) -> ImageFolder:
     """Reads a folder of classes, or one of `train` and `validation` (or `valid`, `val`) folders of classes.
 
-    Without a validation folder, `valid_share` of each class is kept for it, copies of a picture on one side. Files
+    Without a validation folder, `valid_fraction` of each class is kept for it, copies of a picture on one side. Files
     that are no picture by their name are not read. `unreadable` is what happens to pictures that cannot be decoded:
     `skip` or `refuse`.
 
@@ -58,8 +58,10 @@ def read_folder(folder: Path, *, unreadable: str, valid_share: float, size: int)
         kept = _read(known, labels, unreadable, size, notices)
         photos = _without_copies(photos, kept, notices)
         return ImageFolder(labels, photos, kept, f"the folders '{train.name}' and '{validation.name}'", tuple(notices))
-    held = validation_split([photo.perceptual_hash for photo in photos], [photo.label for photo in photos], valid_share)
-    split = f"{valid_share:.0%} of each class held out for validation by the hash of the picture"
+    held = validation_split(
+        [photo.perceptual_hash for photo in photos], [photo.label for photo in photos], valid_fraction
+    )
+    split = f"{valid_fraction:.0%} of each class held out for validation by the hash of the picture"
     return ImageFolder(
         labels,
         tuple(photo for photo, out in zip(photos, held, strict=True) if not out),
@@ -100,7 +102,7 @@ def _read(
 ) -> tuple[LabelledImage, ...]:
     """Every picture that can be decoded."""
     label_of = {file: labels.index(folder.name) for folder in classes for file in image_files(folder)}
-    found = readable(list(label_of), unreadable=unreadable, size=size, notices=notices)
+    found = filter_readable(list(label_of), unreadable=unreadable, size=size, warnings=notices)
     photos = tuple(LabelledImage(file, label_of[file], perceptual_hash) for file, perceptual_hash in found)
     for label, name in enumerate(labels):
         if not any(photo.label == label for photo in photos) and any(folder.name == name for folder in classes):

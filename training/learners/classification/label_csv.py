@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from training.core.errors import CannotTrain
-from training.data.images import image_files, readable
+from training.data.images import filter_readable, image_files
 from training.data.splits import validation_split
 
 TABLE = "labels.csv"
@@ -52,22 +52,22 @@ def table_file(data: Path) -> Path | None:
     return next((place / TABLE for place in places if (place / TABLE).is_file()), None)
 
 
-def read_tags(table: Path, *, unreadable: str, valid_share: float, size: int) -> TagTable:
+def read_tags(table: Path, *, unreadable: str, valid_fraction: float, size: int) -> TagTable:
     """Reads a table with the columns image_name and tags (space separated), and the pictures in folders beside it.
 
-    A third column, split (train or validation), says which pictures validate; else `valid_share` of them do, by the
+    A third column, split (train or validation), says which pictures validate; else `valid_fraction` of them do, by the
     hash of what they look like: copies of a picture on one side, and the rarer tags on both as far as that can be.
 
     Raises CannotTrain: a column or a picture is missing, a picture is named twice, or there is no tag.
     """
     rows = _rows(table)
     notices: list[str] = []
-    found = dict(readable([row.path for row in rows], unreadable=unreadable, size=size, notices=notices))
+    found = dict(filter_readable([row.path for row in rows], unreadable=unreadable, size=size, warnings=notices))
     rows = [row for row in rows if row.path in found]
     counts = Counter(tag for row in rows for tag in row.tags)
     if not counts:
         raise CannotTrain(f"{table} gives no picture a tag.")
-    train, validation, split = _split(rows, found, counts, valid_share)
+    train, validation, split = _split(rows, found, counts, valid_fraction)
     if not train or not validation:
         raise CannotTrain(f"{table} leaves no pictures to {'train on' if not train else 'validate with'}.")
     if not any(picture.tags for picture in validation):
@@ -135,7 +135,7 @@ def _part(row: dict[str, str], table: Path, number: int) -> str:
 
 
 def _split(
-    rows: Sequence[Tagged], perceptual_hash: dict[Path, str], counts: Counter[str], valid_share: float
+    rows: Sequence[Tagged], perceptual_hash: dict[Path, str], counts: Counter[str], valid_fraction: float
 ) -> tuple[tuple[Tagged, ...], tuple[Tagged, ...], str]:
     parts = {row.part for row in rows}
     if parts - {""}:
@@ -147,7 +147,7 @@ def _split(
     # A picture stands for its rarest tag, so that rare tags are on both sides.
     order = {tag: i for i, (tag, _) in enumerate(sorted(counts.items(), key=lambda item: (item[1], item[0])))}
     rarest = [min((order[tag] for tag in row.tags), default=len(order)) for row in rows]
-    held = validation_split([perceptual_hash[row.path] for row in rows], rarest, valid_share)
-    split = f"{valid_share:.0%} of the pictures held out for validation by the hash of what they look like"
+    held = validation_split([perceptual_hash[row.path] for row in rows], rarest, valid_fraction)
+    split = f"{valid_fraction:.0%} of the pictures held out for validation by the hash of what they look like"
     train = tuple(row for row, out in zip(rows, held, strict=True) if not out)
     return train, tuple(row for row, out in zip(rows, held, strict=True) if out), split

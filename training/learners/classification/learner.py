@@ -44,10 +44,10 @@ class ClassificationLearner(ClassesLearner):
             return TagsLearner.from_data(data, settings, options, fetcher)
         return super().from_data(data, settings, options, fetcher)
 
-    def _open(self, data: Path) -> None:
+    def _load_data(self, data: Path) -> None:
         options = self.chosen
         self.folder = read_folder(
-            data, unreadable=options.unreadable, valid_share=options.valid_share, size=options.size
+            data, unreadable=options.unreadable, valid_fraction=options.valid_fraction, size=options.size
         )
         task = self._new_task(self.folder.labels)
         self._prepare(task, _listed(self.folder.train), _listed(self.folder.validation))
@@ -71,30 +71,30 @@ class ClassificationLearner(ClassesLearner):
         """Calibrated on the validation pictures."""
         whole = self._on_cpu(network)
         logits = self._logits(whole, Runtime(torch.device("cpu")))
-        return ServedClassifier(whole, calibration.temperature(logits, self.targets)).eval()
+        return ServedClassifier(whole, calibration.fit_temperature(logits, self.targets)).eval()
 
     def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
         """Accuracy, calibration, confusions, and the worst mistakes with what the network looked at."""
         temperature = float(cast(ServedClassifier, served).temperature)
         labels, targets = self.task.labels, self.targets.numpy()
         probabilities = self._probabilities(served)
-        before = calibration.at_temperature_one(probabilities, temperature)
-        matrix = classification.confusions(probabilities, targets, labels)
-        classes = classification.per_class(probabilities, targets, labels)
-        confused = classification.most_confused(matrix, labels)
+        before = calibration.undo_temperature(probabilities, temperature)
+        matrix = classification.confusion_matrix(probabilities, targets, labels)
+        classes = classification.per_class_table(probabilities, targets, labels)
+        confused = classification.most_confused_table(matrix, labels)
         bins = {
-            "as trained": calibration.reliability(before, targets),
-            "calibrated": calibration.reliability(probabilities, targets),
+            "as trained": calibration.reliability_bins(before, targets),
+            "calibrated": calibration.reliability_bins(probabilities, targets),
         }
         return Evaluation(
             metrics=classification_metrics(probabilities, before, targets, f"{len(targets)} validation pictures"),
             notes=self._notes(trained, targets, temperature, float((probabilities.argmax(axis=1) == targets).mean())),
             tables=(classes, confused),
             figures=(
-                Figure("Confusion matrix", plots.confusion(matrix, labels)),
-                Figure("Reliability", plots.reliability(bins), f"Temperature {temperature:.3f}."),
+                Figure("Confusion matrix", plots.draw_confusion_matrix(matrix, labels)),
+                Figure("Reliability", plots.draw_reliability(bins), f"Temperature {temperature:.3f}."),
                 *self._worst(probabilities, targets, served),
-                self._varied(),
+                self._augmentation_figure(),
             ),
             failures=_failures(classes, confused),
         )
@@ -107,13 +107,14 @@ class ClassificationLearner(ClassesLearner):
         notes = [
             f"Split: {self.folder.split}. The best epoch was chosen and the temperature ({temperature:.3f}) fitted on "
             "the same validation pictures, so expect a little less on new ones.",
-            classification.certainty(accuracy, len(targets)),
+            classification.accuracy_interval_note(accuracy, len(targets)),
             f"Always answering '{common}' would be right for {counts.max() / len(targets):.1%} of them.",
         ]
         if len(trained) > 1:
             accuracies = [each.scores["accuracy"] for each in trained]
             notes.append(
-                f"Accuracy over {len(trained)} seeds: {classification.spread(accuracies)}; the first is published."
+                f"Accuracy over {len(trained)} seeds: {classification.mean_and_std(accuracies)}; "
+                "the first is published."
             )
         return (*notes, *self._notes_on_the_network())
 

@@ -34,11 +34,13 @@ from training.reporting import plots
 class TagsLearner(ClassesLearner):
     """Learns each tag of a picture from a table of them."""
 
-    def _open(self, data: Path) -> None:
+    def _load_data(self, data: Path) -> None:
         options, table = self.chosen, table_file(data)
         if table is None:
             raise CannotTrain(f"{data} holds no labels.csv.")
-        self.table = read_tags(table, unreadable=options.unreadable, valid_share=options.valid_share, size=options.size)
+        self.table = read_tags(
+            table, unreadable=options.unreadable, valid_fraction=options.valid_fraction, size=options.size
+        )
         train, kept = self.table.train, self.table.validation
         # Until training is over; then validation chooses them.
         task = self._new_task(self.table.labels, (0.5,) * len(self.table.labels))
@@ -75,7 +77,7 @@ class TagsLearner(ClassesLearner):
         """Calibrated on the validation pictures."""
         whole = self._on_cpu(network)
         logits = self._logits(whole, Runtime(torch.device("cpu")))
-        found = calibration.temperature(logits, self.targets, loss=binary_cross_entropy_with_logits)
+        found = calibration.fit_temperature(logits, self.targets, loss=binary_cross_entropy_with_logits)
         return ServedTags(whole, found).eval()
 
     def calibrated_task(self, served: nn.Module) -> Task:
@@ -94,18 +96,18 @@ class TagsLearner(ClassesLearner):
         labels = per_label(probabilities, targets, thresholds, self.task.labels)
         samples = f"{len(targets)} validation pictures"
         bins = {
-            "as trained": calibration.reliability(*two_sided(before, targets)),
-            "calibrated": calibration.reliability(*two_sided(probabilities, targets)),
+            "as trained": calibration.reliability_bins(*two_sided(before, targets)),
+            "calibrated": calibration.reliability_bins(*two_sided(probabilities, targets)),
         }
         return Evaluation(
             metrics=tag_metrics(probabilities, before, targets, thresholds, samples),
             notes=self._notes(trained, targets, temperature),
             tables=(labels,),
             figures=(
-                Figure("F1 of each label", plots.bars(self.task.labels, _column(labels, 4), "F1", "F1")),
-                Figure("Reliability", plots.reliability(bins), f"Temperature {temperature:.3f}."),
+                Figure("F1 of each label", plots.draw_bars(self.task.labels, _column(labels, 4), "F1", "F1")),
+                Figure("Reliability", plots.draw_reliability(bins), f"Temperature {temperature:.3f}."),
                 *self._worst(probabilities, targets, thresholds, served),
-                self._varied(),
+                self._augmentation_figure(),
             ),
             failures=_failures(labels),
         )
@@ -122,7 +124,7 @@ class TagsLearner(ClassesLearner):
         ]
         if len(trained) > 1:
             found = [each.scores["average_precision"] for each in trained]
-            notes.append(f"Mean average precision over {len(trained)} seeds: {classification.spread(found)}.")
+            notes.append(f"Mean average precision over {len(trained)} seeds: {classification.mean_and_std(found)}.")
         return (*notes, *self._notes_on_the_network())
 
     def _worst(

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from training.vision.backbones import Body, OfPixels
+from training.vision.backbones import Body, PixelNetwork
 
 
-class Classifier(OfPixels):
+class Classifier(PixelNetwork):
     """Body → dropout → 1×1 convolution → mean over the places.
 
     The convolution before the mean gives each class's evidence at each place; pooling it is the same as pooling the
@@ -22,7 +22,7 @@ class Classifier(OfPixels):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels 0…255 (n, height, width, 3), uint8 or float32, to logits (n, classes) and map (n, classes, h, w)."""
-        pictures = self.standardised(image)
+        pictures = self.normalise(image)
         evidence = self.head(self.dropout(self.body(pictures))).float()
         return evidence.mean(dim=(2, 3)), evidence
 

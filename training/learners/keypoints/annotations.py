@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.core.errors import CannotTrain
-from training.data.images import decoded, readable
+from training.data.images import decode_file, filter_readable
 
 _NAMED = re.compile(r".+[ _.][xyXY]")
 _X, _Y = re.compile(r"(.+?)[ _.]?[xX]"), re.compile(r"(.+?)[ _.]?[yY]")
@@ -100,7 +100,7 @@ def read_points(data: Path, rules: TableRules) -> PointData:
     _refuse_twice(rows)
     notices: list[str] = []
     perceptual_hash = dict(
-        readable([row.path for row in rows], unreadable=rules.unreadable, size=rules.size, notices=notices)
+        filter_readable([row.path for row in rows], unreadable=rules.unreadable, size=rules.size, warnings=notices)
     )
     kept = [row for row in rows if row.path in perceptual_hash]
     marked = _within(kept, rules, notices)
@@ -251,7 +251,7 @@ def _within(rows: Sequence[_Row], rules: TableRules, notices: list[str]) -> list
     """The rows with what lies outside their pictures refused, clipped to the edge or dropped."""
 
     def size(row: _Row) -> tuple[int, int]:
-        picture = decoded(row.path, rules.size)
+        picture = decode_file(row.path, rules.size)
         return picture.width, picture.height
 
     found, moved = [], 0

@@ -143,9 +143,9 @@ class KeypointImages(ImageSamples):
 
     def sample(self, key: Key) -> Batch:
         """`image` uint8 (size, size, 3) and `target` float32 (k, 2) in pixels of the square, NaN where missing."""
-        picture, points = self.picture(key[1]), self.points[key[1]]
+        picture, points = self.image(key[1]), self.points[key[1]]
         if self.turning:
-            self.draw_for(key)
+            self.seed_generator(key)
             # A large JPEG is decoded smaller than the picture that the points are those of.
             drawn = points * (picture.image.width / picture.width, picture.image.height / picture.height)
             image, points = turned(picture.image, drawn, self.task.size, self.turning)

@@ -21,10 +21,10 @@ from training.core.config import option
 from training.core.errors import CannotTrain
 from training.core.results import Evaluation, Figure, Table, Trained
 from training.data.splits import validation_split
-from training.engine.inference import predicted
+from training.engine.inference import collect_outputs
 from training.engine.runtime import Batch, Runtime
 from training.evaluation.calibration import BINS
-from training.evaluation.classification import spread
+from training.evaluation.classification import mean_and_std
 from training.learners.keypoints import metrics
 from training.learners.keypoints import plots as keypoint_plots
 from training.learners.keypoints.annotations import Marked, PointData, TableRules, read_points
@@ -41,7 +41,7 @@ from training.learners.keypoints.network import (
 from training.learners.keypoints.plots import Shown
 from training.learners.keypoints.skeleton import pair_of, pairs_of, twins_of
 from training.reporting import plots
-from training.vision.backbones import body
+from training.vision.backbones import load_body
 from training.vision.learner import ImageLearner, ImageOptions
 
 _CPU = Runtime(torch.device("cpu"))
@@ -107,12 +107,12 @@ class KeypointsLearner(ImageLearner):
     data_kind: ClassVar[str] = "a folder with pictures and a CSV file: the picture's name, then x and y of each point"
     hub_tag: ClassVar[str] = "keypoint-detection"
     lower_is_better: bool = True
-    options: ClassVar[Options] = Options()
+    default_options: ClassVar[Options] = Options()
     body_name: ClassVar[str] = "features.body"
     samples: KeypointImages
     held_out: KeypointImages
 
-    def _open(self, data: Path) -> None:
+    def _load_data(self, data: Path) -> None:
         options: Options = self.chosen
         rules = {name: getattr(options, name) for name in TableRules.__dataclass_fields__}
         self.data: PointData = read_points(data, TableRules(**rules))
@@ -123,7 +123,7 @@ class KeypointsLearner(ImageLearner):
         self.between = pair_of(names, options.between)
         self.task: Keypoints = Keypoints(names, options.size, "pad", pairs_of(names, options.links, "links"))
         groups = [each.group for each in self.data.marked]
-        held = validation_split(groups, [0] * len(groups), options.valid_share)
+        held = validation_split(groups, [0] * len(groups), options.valid_fraction)
         turning = Turning(
             degrees=options.rotation,
             smallest=options.smallest,
@@ -134,18 +134,18 @@ class KeypointsLearner(ImageLearner):
         train = [each for each, out in zip(self.data.marked, held, strict=True) if not out]
         self.marked = [each for each, out in zip(self.data.marked, held, strict=True) if out]
         self.samples = self._pictures(train, seed=self.trained_with.seed, turning=turning if options.augment else None)
-        self.held_out = self._pictures(self.marked, cache_bytes=self.room // 4)
+        self.held_out = self._pictures(self.marked, cache_bytes=self.cache_bytes // 4)
         self._measure_truth()
 
     def _pictures(self, marked: Sequence[Marked], **more: Any) -> KeypointImages:
         paths, points = [each.path for each in marked], [each.points for each in marked]
-        made = KeypointImages(paths, points, self.task, **{"cache_bytes": self.room} | more)
-        made.fill()
+        made = KeypointImages(paths, points, self.task, **{"cache_bytes": self.cache_bytes} | more)
+        made.fill_cache()
         return made
 
     def _measure_truth(self) -> None:
         """Frames and sizes of the validation pictures. Raises CannotTrain where no error could be measured."""
-        made = [self.task.preprocess(self.held_out.picture(i)).context for i in range(len(self.held_out))]
+        made = [self.task.preprocess(self.held_out.image(i)).context for i in range(len(self.held_out))]
         self.frames: list[Frame] = [frame for frame, _ in made]
         longest = [max(frame.width, frame.height) for frame in self.frames]
         self.truth = np.stack([each.points for each in self.marked])
@@ -170,7 +170,7 @@ class KeypointsLearner(ImageLearner):
         """The network; channels last, the layout that convolutions run fastest in."""
         options = self.chosen
         made = keypoint_network(
-            body(options.backbone, self.weights),
+            load_body(options.backbone, self.weights),
             options.head,
             points=len(self.task.names),
             size=options.size,
@@ -184,7 +184,7 @@ class KeypointsLearner(ImageLearner):
 
     def scores(self, network: nn.Module, runtime: Runtime) -> dict[str, float]:
         """The mean error on the validation pictures, and the share of points within 5 %."""
-        found = predicted(network, ["image"], self.held_out, runtime, batch_size=64).numpy()
+        found = collect_outputs(network, ["image"], self.held_out, runtime, batch_size=64).numpy()
         errors = self._errors(self._placed(found))
         return {"error": metrics.mean_error(errors), "pck_5": metrics.share_within(errors, 0.05)}
 
@@ -201,7 +201,7 @@ class KeypointsLearner(ImageLearner):
         if self.chosen.tta:
             whole = FlipTTA(whole, self.twins, self.task.size)
         nearness = Nearness(self.between, self.chosen.near)
-        joined = predicted(_Joined(whole), ["image"], self.held_out, _CPU, batch_size=64)
+        joined = collect_outputs(_Joined(whole), ["image"], self.held_out, _CPU, batch_size=64)
         errors = self._errors(self._placed(joined[..., :2].numpy()))
         near = nearness(joined[..., :2], joined[..., 2])
         known = torch.from_numpy(~np.isnan(errors))
@@ -210,7 +210,7 @@ class KeypointsLearner(ImageLearner):
         return ServedKeypoints(whole, nearness, fit.slope, fit.offsets).eval()
 
     def _measured(self, served: ServedKeypoints) -> _Measured:
-        joined = predicted(_Joined(served.network), ["image"], self.held_out, _CPU, batch_size=64)
+        joined = collect_outputs(_Joined(served.network), ["image"], self.held_out, _CPU, batch_size=64)
         points = self._placed(joined[..., :2].numpy())
         near = served.nearness(joined[..., :2], joined[..., 2])
         confidence = (served.slope * near + served.offsets).sigmoid()
@@ -266,8 +266,8 @@ class KeypointsLearner(ImageLearner):
         low, high = metrics.interval(found.errors, groups)
         how = "by group" if self.data.grouped else "by picture, copies on one side"
         notes = [
-            f"Split {how}: {self.chosen.valid_share:.0%} held out for validation by a hash. The best epoch was chosen "
-            "and the confidence fitted on the same pictures, so expect a little less on new ones.",
+            f"Split {how}: {self.chosen.valid_fraction:.0%} held out for validation by a hash. The best epoch was "
+            "chosen and the confidence fitted on the same pictures, so expect a little less on new ones.",
             f"With {self._group_count} groups, the mean error stands for one between {low:.2%} and {high:.2%} "
             "(95 %, bootstrap over groups).",
             f"Confidence: the probability that a point lies within {self.chosen.near:.0%} of "
@@ -275,10 +275,10 @@ class KeypointsLearner(ImageLearner):
         ]
         if len(trained) > 1:
             errors = [each.scores["error"] for each in trained]
-            notes.append(f"Mean error over {len(trained)} seeds: {spread(errors)}; the first is published.")
+            notes.append(f"Mean error over {len(trained)} seeds: {mean_and_std(errors)}; the first is published.")
         if self.chosen.tta:
             notes.append("The graph averages over the picture and its mirror image (test-time augmentation).")
-        return (*notes, f"Head: {self.chosen.head}.", self._body_note())
+        return (*notes, f"Head: {self.chosen.head}.", self._backbone_note())
 
     def _by_turn(self, found: _Measured) -> Table:
         """A head that is turned away shows less between its eyes: thirds by that share of the whole."""
@@ -311,12 +311,14 @@ class KeypointsLearner(ImageLearner):
         colours = "Blue: where a point was marked; orange: where it was found."
         with_any = [i for i in range(len(self.task.names)) if known[:, i].any()]
         values = [float(np.nanmean(found.errors[:, i])) * 100 for i in with_any]
-        bars = plots.bars([self.task.names[i] for i in with_any], values, "Error by point", "mean error, %")
+        bars = plots.draw_bars([self.task.names[i] for i in with_any], values, "Error by point", "mean error, %")
         return (
             Figure("The largest errors", self._drawn(order[:12], found, by_picture), colours),
             Figure("Typical answers", self._drawn(middle, found, by_picture), colours),
             Figure("Cumulative error", keypoint_plots.cumulative(by_picture, found.errors[known])),
-            Figure("Reliability", plots.reliability(bins), f"Of the confidence to be within {self.chosen.near:.0%}."),
+            Figure(
+                "Reliability", plots.draw_reliability(bins), f"Of the confidence to be within {self.chosen.near:.0%}."
+            ),
             Figure("Error by point", bars),
             Figure("One picture, as it is seen in training", self._seen()),
         )
@@ -324,7 +326,7 @@ class KeypointsLearner(ImageLearner):
     def _drawn(self, places: NDArray[np.integer], found: _Measured, by_picture: NDArray[np.floating]) -> bytes:
         shown = []
         for index in places.tolist():
-            picture, frame = self.held_out.picture(index), self.frames[index]
+            picture, frame = self.held_out.image(index), self.frames[index]
             image = picture.image.resize((frame.width, frame.height), Image.Resampling.BILINEAR)
             sure = float(found.confidence[index].mean())
             caption = f"error {by_picture[index]:.1%}, confidence {sure:.2f}"
@@ -353,7 +355,7 @@ class KeypointsLearner(ImageLearner):
             "It always answers with all of its points, also where the picture shows none of them.",
         )
 
-    def validation(self, count: int) -> Arrays:
+    def validation_inputs(self, count: int) -> Arrays:
         """Pictures from all over the validation set."""
         chosen = np.linspace(0, len(self.held_out) - 1, min(count, len(self.held_out))).round().astype(int)
         return {"image": self.held_out.__getitems__([(0, int(index)) for index in chosen])["image"].numpy()}
@@ -364,7 +366,7 @@ class KeypointsLearner(ImageLearner):
         each = np.where(np.isnan(found.errors), np.inf, found.errors).mean(axis=1)
         bodies: list[dict[str, Any]] = []
         for index in np.argsort(each, kind="stable")[:3].tolist():
-            image = self.held_out.picture(index).image
+            image = self.held_out.image(index).image
             ratio = min(1.0, self.task.size / max(image.size))
             small = image.resize((max(1, round(image.width * ratio)), max(1, round(image.height * ratio))))
             bodies.append({"image": base64.b64encode(encode_image(small, "jpeg")).decode("ascii")})

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from training.vision.backbones import Body, OfPixels
+from training.vision.backbones import Body, PixelNetwork
 from training.vision.unet import UNet
 
 _MARGIN = 0.1
@@ -15,7 +15,7 @@ _MIN_SPREAD, _MAX_SPREAD = 1 / 400, 1 / 4
 HEADS = ("heatmaps", "coordinates")
 
 
-class KeypointNetwork(OfPixels):
+class KeypointNetwork(PixelNetwork):
     """Normalise → features → head.
 
     Attributes:
@@ -32,7 +32,7 @@ class KeypointNetwork(OfPixels):
 
         A spread says how unsure a point is: the standard deviation of its place along each axis.
         """
-        pictures = self.standardised(image)
+        pictures = self.normalise(image)
         found: tuple[Tensor, ...] = self.head(self.features(pictures))
         return found
 

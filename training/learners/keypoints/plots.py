@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from training.reporting.plots import _BLUE, _GREY, _ORANGE, _plain, _png, _sheet
+from training.reporting.plots import BLUE, GREY, ORANGE, new_figure, style_axes, to_png
 
 Numbers = NDArray[np.floating]
 
@@ -25,7 +25,7 @@ class Shown:
 def points(shown: Sequence[Shown], columns: int = 4) -> bytes:
     """Pictures around their points: a blue dot where it was marked, an orange one where it was found, joined."""
     rows = (len(shown) + columns - 1) // columns
-    sheet = _sheet(2.9 * columns, 3.1 * rows)
+    sheet = new_figure(2.9 * columns, 3.1 * rows)
     grid = sheet.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
@@ -33,13 +33,13 @@ def points(shown: Sequence[Shown], columns: int = 4) -> bytes:
         axes.imshow(np.asarray(each.image), extent=(0, each.image.width, each.image.height, 0))
         for one, other in zip(each.marked, each.found, strict=True):
             axes.plot([one[0], other[0]], [one[1], other[1]], color="white", linewidth=0.8)
-        axes.scatter(each.marked[:, 0], each.marked[:, 1], s=7, color=_BLUE, zorder=3)
-        axes.scatter(each.found[:, 0], each.found[:, 1], s=7, color=_ORANGE, zorder=4)
+        axes.scatter(each.marked[:, 0], each.marked[:, 1], s=7, color=BLUE, zorder=3)
+        axes.scatter(each.found[:, 0], each.found[:, 1], s=7, color=ORANGE, zorder=4)
         left, top, right, bottom = _around(each)
         axes.set_xlim(left, right)
         axes.set_ylim(bottom, top)
         axes.set_title(each.caption, fontsize=9)
-    return _png(sheet)
+    return to_png(sheet)
 
 
 def _around(shown: Shown) -> tuple[float, float, float, float]:
@@ -55,7 +55,7 @@ def _around(shown: Shown) -> tuple[float, float, float, float]:
 def augmented(shown: Sequence[tuple[Image.Image, Numbers]], columns: int = 6) -> bytes:
     """One picture, changed in many ways, with its points."""
     rows = (len(shown) + columns - 1) // columns
-    sheet = _sheet(1.9 * columns, 1.9 * rows)
+    sheet = new_figure(1.9 * columns, 1.9 * rows)
     grid = sheet.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
@@ -63,23 +63,23 @@ def augmented(shown: Sequence[tuple[Image.Image, Numbers]], columns: int = 6) ->
         axes.imshow(np.asarray(image), extent=(0, image.width, image.height, 0))
         # The first half and the second half in two colours: a mirrored picture must have exchanged them.
         half = (len(marked) + 1) // 2
-        axes.scatter(marked[:half, 0], marked[:half, 1], s=3, color=_BLUE)
-        axes.scatter(marked[half:, 0], marked[half:, 1], s=3, color=_ORANGE)
+        axes.scatter(marked[:half, 0], marked[:half, 1], s=3, color=BLUE)
+        axes.scatter(marked[half:, 0], marked[half:, 1], s=3, color=ORANGE)
         axes.set_xlim(0, image.width)
         axes.set_ylim(image.height, 0)
-    return _png(sheet)
+    return to_png(sheet)
 
 
 def cumulative(by_picture: Numbers, by_point: Numbers) -> bytes:
     """The share of pictures, and of points, whose error is at most so large."""
-    sheet = _sheet(6, 4)
+    sheet = new_figure(6, 4)
     axes = sheet.subplots()
-    for values, colour, name in ((by_picture, _BLUE, "pictures, mean error"), (by_point, _ORANGE, "single points")):
+    for values, colour, name in ((by_picture, BLUE, "pictures, mean error"), (by_point, ORANGE, "single points")):
         known = np.sort(values[~np.isnan(values)])
         axes.plot(known * 100, np.arange(1, len(known) + 1) / len(known), color=colour, label=name)
-    axes.axvline(5, color=_GREY, linestyle=":", linewidth=1)
-    _plain(axes, "Cumulative error", "error, % of the normalising distance", "share")
+    axes.axvline(5, color=GREY, linestyle=":", linewidth=1)
+    style_axes(axes, "Cumulative error", "error, % of the normalising distance", "share")
     axes.set_xlim(0, 25)
     axes.set_ylim(0, 1.02)
     axes.legend(frameon=False, loc="lower right")
-    return _png(sheet)
+    return to_png(sheet)

@@ -14,7 +14,7 @@ from tasks._images import DecodedImage, Frame
 from tasks._masks import Colour
 from tasks.segmentation import Segmentation, ViewWindows
 from training.core.errors import CannotTrain
-from training.data.images import ImageSamples, decoded, image_files, readable
+from training.data.images import ImageSamples, decode_file, filter_readable, image_files
 from training.data.splits import validation_split
 from training.engine.batches import Key
 from training.engine.runtime import Batch
@@ -67,7 +67,7 @@ class MaskFolder:
 
 
 def read_masks(
-    folder: Path, *, labels: Sequence[str] = (), void: int = -1, unreadable: str, valid_share: float, size: int
+    folder: Path, *, labels: Sequence[str] = (), void: int = -1, unreadable: str, valid_fraction: float, size: int
 ) -> MaskFolder:
     """Reads `images` and `masks` (with or without `train` and `val` in them), or `train`, `trainannot`, `val`, ….
 
@@ -100,8 +100,8 @@ def read_masks(
         if len(alone) < len(pairs):
             notices.append(f"{len(pairs) - len(alone)} training pictures left out: copies of validation pictures.")
         return MaskFolder(classes, alone, kept, "the folders of the data, as they are", tuple(notices))
-    held = validation_split([pair.perceptual_hash for pair in pairs], [0] * len(pairs), valid_share)
-    split = f"{valid_share:.0%} of the pictures held out for validation by their hash"
+    held = validation_split([pair.perceptual_hash for pair in pairs], [0] * len(pairs), valid_fraction)
+    split = f"{valid_fraction:.0%} of the pictures held out for validation by their hash"
     train_part, kept = (tuple(p for p, out in zip(pairs, held, strict=True) if out == side) for side in (False, True))
     if not kept:
         raise CannotTrain(f"{root} has one picture only: there is none left to validate on.")
@@ -151,7 +151,7 @@ def _paired(pictures: Path, masks: Path, unreadable: str, size: int, notices: li
             raise CannotTrain(f"{names[missing[0]]} {sentence}{more}.")
     if not by_name:
         raise CannotTrain(f"There are no pictures (JPEG, PNG, WebP or BMP) in {pictures}.")
-    found = readable(list(by_name.values()), unreadable=unreadable, size=size, notices=notices)
+    found = filter_readable(list(by_name.values()), unreadable=unreadable, size=size, warnings=notices)
     mask_of = {path: masks_by_name[name] for name, path in by_name.items()}
     with ThreadPoolExecutor() as pool:
         return tuple(pool.map(lambda each: _checked(each[0], mask_of[each[0]], each[1], size), found))
@@ -170,7 +170,7 @@ def _without_ending(masks: dict[str, Path], pictures: Collection[str]) -> dict[s
 
 
 def _checked(path: Path, mask: Path, perceptual_hash: str, size: int) -> Pair:
-    picture, indices = decoded(path, size), read_mask(mask)
+    picture, indices = decode_file(path, size), read_mask(mask)
     height, width = indices.shape
     if (picture.width, picture.height) != (width, height):
         raise CannotTrain(
@@ -319,9 +319,9 @@ class MaskedImages(ImageSamples):
     def sample(self, key: Key) -> Batch:
         """`image` uint8 (height, width, 3) and `target` uint8 (height, width)."""
         index, window = self.places[key[1]]
-        picture, mask = self.picture(index), self.mask(index)
+        picture, mask = self.image(index), self.mask(index)
         if self.crop:
-            self.draw_for(key)
+            self.seed_generator(key)
             picture, target = self._part(picture, mask, self.crop)
             pixels = self._cropped.preprocess(picture).arrays["image"][0]
         else:

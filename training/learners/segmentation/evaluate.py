@@ -112,22 +112,22 @@ def findings(evidence: Evidence, samples: MaskedImages, counts: Matrix, notes: S
     labels, matrix, palette = evidence.labels, evidence.matrix, evidence.held_out.task.palette
     before, after = evidence.probabilities(1.0), evidence.probabilities(evidence.temperature)
     bins = {
-        "as trained": calibration.reliability(before, evidence.targets),
-        "calibrated": calibration.reliability(after, evidence.targets),
+        "as trained": calibration.reliability_bins(before, evidence.targets),
+        "calibrated": calibration.reliability_bins(after, evidence.targets),
     }
-    confused = classification.most_confused(matrix, labels)
+    confused = classification.most_confused_table(matrix, labels)
     return Evaluation(
         metrics=_metrics(evidence, matrix, before, after),
         notes=(*notes, _certainty(evidence)),
         tables=(_per_class(matrix, counts, labels), confused),
         figures=(
             *_worst(evidence),
-            Figure("IoU of each class", plots.bars(labels, np.nan_to_num(class_ious(matrix)).tolist(), "", "IoU")),
+            Figure("IoU of each class", plots.draw_bars(labels, np.nan_to_num(class_ious(matrix)).tolist(), "", "IoU")),
             Figure("Confusion matrix", segmentation_plots.shares(matrix, labels), "In hundredths of each class."),
-            Figure("Reliability", plots.reliability(bins), f"Of pixels; temperature {evidence.temperature:.3f}."),
+            Figure("Reliability", plots.draw_reliability(bins), f"Of pixels; temperature {evidence.temperature:.3f}."),
             Figure(
                 "One picture as training sees it",
-                plots.variations(_variations(samples, palette)),
+                plots.draw_image_grid(_variations(samples, palette)),
                 "The first training picture in eight epochs, its labels laid over it.",
             ),
         ),

@@ -21,13 +21,13 @@ from tasks.segmentation import Segmentation
 from training.core.config import Settings, option
 from training.core.errors import CannotTrain
 from training.core.results import Evaluation, Trained
-from training.engine.inference import answered
+from training.engine.inference import iterate_outputs
 from training.engine.runtime import Batch, Runtime
 from training.evaluation import calibration, classification
 from training.learners.segmentation.dataset import IGNORED, Classes, MaskedImages, read_masks
 from training.learners.segmentation.evaluate import Evidence, class_mean_iou, confusions, findings, some_pixels
 from training.learners.segmentation.network import Segmenter, ServedSegmenter
-from training.vision.backbones import body
+from training.vision.backbones import load_body
 from training.vision.learner import ImageLearner, ImageOptions
 
 _CPU = Runtime(torch.device("cpu"))
@@ -61,20 +61,20 @@ class SegmentationLearner(ImageLearner):
         "a folder of `images` and `masks` of the same names (PNGs of label indices), with or without codes.txt"
     )
     hub_tag: ClassVar[str] = "image-segmentation"
-    settings: ClassVar[Settings] = Settings(epochs=20, batch_size=8, rate=2e-3, label_smoothing=0.0)
-    options: ClassVar[Options] = Options()
+    default_settings: ClassVar[Settings] = Settings(epochs=20, batch_size=8, rate=2e-3, label_smoothing=0.0)
+    default_options: ClassVar[Options] = Options()
     body_name: ClassVar[str] = "unet.body"
     samples: MaskedImages
     held_out: MaskedImages
 
-    def _open(self, data: Path) -> None:
+    def _load_data(self, data: Path) -> None:
         options = self.chosen
         self.folder = read_masks(
             data,
             labels=options.labels,
             void=options.void,
             unreadable=options.unreadable,
-            valid_share=options.valid_share,
+            valid_fraction=options.valid_fraction,
             size=max(options.width, options.height),
         )
         classes = self.folder.classes
@@ -90,11 +90,11 @@ class SegmentationLearner(ImageLearner):
             seed=self.trained_with.seed,
             crop=crop,
             change=options.augment,
-            cache_bytes=self.room,
+            cache_bytes=self.cache_bytes,
         )
-        self.held_out = MaskedImages(self.folder.validation, classes, self.task, cache_bytes=self.room // 4)
-        self.samples.fill()
-        self.held_out.fill()
+        self.held_out = MaskedImages(self.folder.validation, classes, self.task, cache_bytes=self.cache_bytes // 4)
+        self.samples.fill_cache()
+        self.held_out.fill_cache()
         self.counts = self.samples.pixels_of_each()
         self.weights_of_classes = _weights(self.counts, options.balance)
 
@@ -109,7 +109,10 @@ class SegmentationLearner(ImageLearner):
         options = self.chosen
         try:
             network = Segmenter(
-                body(options.backbone, self.weights), len(self.task.labels), fine=options.fine, dropout=options.dropout
+                load_body(options.backbone, self.weights),
+                len(self.task.labels),
+                fine=options.fine,
+                dropout=options.dropout,
             )
         except ValueError as error:
             raise CannotTrain(f"--backbone {options.backbone} does not suit a U-Net: {error}") from None
@@ -138,7 +141,7 @@ class SegmentationLearner(ImageLearner):
         classes = len(self.task.labels)
         matrix = torch.zeros(classes, classes, dtype=torch.int64, device=runtime.device)
         loss = torch.zeros(2, dtype=torch.float64, device=runtime.device)
-        for batch, (logits,) in answered(network, ["image"], self.held_out, runtime, batch_size=_AT_ONCE):
+        for batch, (logits,) in iterate_outputs(network, ["image"], self.held_out, runtime, batch_size=_AT_ONCE):
             target = batch["target"].long()
             matrix += confusions(logits.argmax(dim=1), target, classes)
             loss[0] += cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
@@ -154,14 +157,14 @@ class SegmentationLearner(ImageLearner):
 
     def _answers(self, network: nn.Module) -> Iterator[tuple[Batch, Tensor]]:
         """The validation samples in batches with their logits, exact, on the CPU."""
-        for batch, (logits,) in answered(network, ["image"], self.held_out, _CPU, batch_size=_AT_ONCE):
+        for batch, (logits,) in iterate_outputs(network, ["image"], self.held_out, _CPU, batch_size=_AT_ONCE):
             yield batch, logits
 
     def to_inference_module(self, network: nn.Module) -> nn.Module:
         """Calibrated on validation pixels; the task gets the example whose answer is clearest."""
         whole = copy.deepcopy(network).float().cpu().eval()
         logits, targets = zip(*(some_pixels(batch, found) for batch, found in self._answers(whole)), strict=True)
-        temperature = calibration.temperature(torch.cat(logits), torch.cat(targets))
+        temperature = calibration.fit_temperature(torch.cat(logits), torch.cat(targets))
         served = ServedSegmenter(whole, temperature).eval()
         self.task = replace(self.task, scene=self._clearest_scene(served))
         return served
@@ -194,14 +197,14 @@ class SegmentationLearner(ImageLearner):
             f"Split: {self.folder.split}. The best epoch was chosen and the temperature ({segmenter.temperature:.3f}) "
             "fitted on the same validation pictures, so expect a little less on new ones.",
             "All figures are of pixels at the network's resolution, pixels without a label (void) left out.",
-            self._body_note(),
+            self._backbone_note(),
         ]
         if len(trained) > 1:
             found = [each.scores["mean_iou"] for each in trained]
-            notes.insert(1, f"Class-mean IoU over {len(trained)} seeds: {classification.spread(found)}.")
+            notes.insert(1, f"Class-mean IoU over {len(trained)} seeds: {classification.mean_and_std(found)}.")
         return findings(evidence, self.samples, self.counts, notes)
 
-    def validation(self, count: int) -> Arrays:
+    def validation_inputs(self, count: int) -> Arrays:
         """Pictures from all over the validation set; few, since each is as large as fifty of a classifier's."""
         chosen = np.linspace(0, len(self.held_out) - 1, min(count, 12, len(self.held_out))).round().astype(int)
         return {"image": self.held_out.__getitems__([(0, int(index)) for index in chosen])["image"].numpy()}

@@ -4,13 +4,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from training.vision.backbones import Body, OfPixels
+from training.vision.backbones import Body, PixelNetwork
 from training.vision.unet import UNet
 
 _WIDTHS = (160, 96, 64, 48, 16)
 
 
-class Segmenter(OfPixels):
+class Segmenter(PixelNetwork):
     """U-Net → dropout of whole channels → 1×1 convolution: the evidence for each class at each pixel.
 
     `fine`: the U-Net goes up to the picture's own size; else to half of it, and the evidence is interpolated.
@@ -24,7 +24,7 @@ class Segmenter(OfPixels):
 
     def forward(self, image: Tensor) -> tuple[Tensor]:
         """Pixels 0…255 (n, height, width, 3), uint8 or float32, to logits (n, classes, height, width), float32."""
-        pictures = self.standardised(image)
+        pictures = self.normalise(image)
         evidence = self.head(self.dropout(self.unet(pictures))).float()
         # Always, also where it has the size already: a condition on a size would be burnt into the exported graph.
         return (interpolate(evidence, image.shape[1:3], mode="bilinear", align_corners=False),)

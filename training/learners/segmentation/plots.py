@@ -9,7 +9,7 @@ from PIL import Image
 
 from tasks._masks import Colour, Mask
 from training.learners.segmentation.dataset import IGNORED
-from training.reporting.plots import _png, _sheet
+from training.reporting.plots import new_figure, to_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Sheet
@@ -33,7 +33,7 @@ def overlaid(picture: Pixels, mask: Mask, colours: Sequence[Colour]) -> Pixels:
 
 def strips(shown: Sequence[tuple[Pixels, Mask, Mask, str]], labels: Sequence[str], colours: Sequence[Colour]) -> bytes:
     """A row for each picture, what it is, and what was said of it: those three, and where the two differ, in white."""
-    sheet = _sheet(12, 2.5 * len(shown) + 0.5)
+    sheet = new_figure(12, 2.5 * len(shown) + 0.5)
     grid = sheet.subplots(len(shown), 4, squeeze=False)
     for row, (picture, target, said, caption) in zip(grid, shown, strict=True):
         wrong = ((target != said) & (target != IGNORED)).astype(np.uint8) * 255
@@ -44,14 +44,14 @@ def strips(shown: Sequence[tuple[Pixels, Mask, Mask, str]], labels: Sequence[str
             axes.set_axis_off()
             axes.set_title(title, fontsize=8, loc="left")
     _legend(sheet, labels, colours)
-    return _png(sheet)
+    return to_png(sheet)
 
 
 def shares(matrix: NDArray[np.integer], labels: Sequence[str]) -> bytes:
     """A confusion matrix in hundredths of each class: what its pixels were called."""
     count = len(labels)
     side = min(11.0, max(4.0, 1.6 + 0.5 * count))
-    sheet = _sheet(side, side)
+    sheet = new_figure(side, side)
     axes = sheet.subplots()
     parts = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(parts, cmap="Blues", vmin=0, vmax=1)
@@ -63,7 +63,7 @@ def shares(matrix: NDArray[np.integer], labels: Sequence[str]) -> bytes:
         for i, j in zip(*np.nonzero(parts >= 0.005), strict=True):
             colour = "white" if parts[i, j] > 0.5 else "black"
             axes.text(j, i, f"{100 * parts[i, j]:.0f}", ha="center", va="center", color=colour, fontsize=9)
-    return _png(sheet)
+    return to_png(sheet)
 
 
 def _legend(sheet: "Sheet", labels: Sequence[str], colours: Sequence[Colour]) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tasks._images import DecodedImage
 from training.core.errors import CannotTrain
-from training.data.images import ImageSamples, image_files, readable
+from training.data.images import ImageSamples, filter_readable, image_files
 from training.data.splits import validation_split
 from training.engine.batches import Key
 from training.engine.runtime import Batch
@@ -42,7 +42,7 @@ class SharpFolder:
     notices: tuple[str, ...] = ()
 
 
-def read_sharp(folder: Path, *, unreadable: str, valid_share: float, smallest: int) -> SharpFolder:
+def read_sharp(folder: Path, *, unreadable: str, valid_fraction: float, smallest: int) -> SharpFolder:
     """Reads a folder of pictures, or the data sets that super-resolution is usually compared on.
 
     Pictures with a side shorter than `smallest` pixels are left out, and of copies all but those of one side of the
@@ -54,15 +54,18 @@ def read_sharp(folder: Path, *, unreadable: str, valid_share: float, smallest: i
     if not files:
         raise CannotTrain(f"No pictures (JPEG, PNG, WebP or BMP) in {folder}.")
     notices: list[str] = []
-    likenesses = dict(readable(_large(files, smallest, notices), unreadable=unreadable, size=smallest, notices=notices))
+    likenesses = dict(
+        filter_readable(_large(files, smallest, notices), unreadable=unreadable, size=smallest, warnings=notices)
+    )
     judged = [file for each in tests.values() for file in each]
     kept_apart = {
-        perceptual_hash for _, perceptual_hash in readable(judged, unreadable="refuse", size=smallest, notices=notices)
+        perceptual_hash
+        for _, perceptual_hash in filter_readable(judged, unreadable="refuse", size=smallest, warnings=notices)
     }
     own = [file for file, perceptual_hash in likenesses.items() if perceptual_hash not in kept_apart]
     if len(own) < len(likenesses):
         notices.append(f"{len(likenesses) - len(own)} pictures left out: copies of test pictures.")
-    out = validation_split([likenesses[file] for file in own], [0] * len(own), valid_share)
+    out = validation_split([likenesses[file] for file in own], [0] * len(own), valid_fraction)
     train = tuple(file for file, held in zip(own, out, strict=True) if not held)
     validation = tuple(file for file, held in zip(own, out, strict=True) if held)
     if not train or not validation:
@@ -70,7 +73,7 @@ def read_sharp(folder: Path, *, unreadable: str, valid_share: float, smallest: i
             f"{folder} has {len(own)} different picture(s) of at least {smallest}×{smallest} pixels; two are needed, "
             "one to learn from and one to validate on, and hundreds to learn well."
         )
-    split = f"{valid_share:.0%} of the pictures held out for validation by the hash of what they look like"
+    split = f"{valid_fraction:.0%} of the pictures held out for validation by the hash of what they look like"
     return SharpFolder(train, validation, tests, split, tuple(notices))
 
 
@@ -114,9 +117,9 @@ class SharpImages(ImageSamples):
         super().__init__(paths, enough=longest, seed=seed, cache_bytes=cache_bytes)
         self.longest = longest
 
-    def picture(self, index: int) -> DecodedImage:
+    def image(self, index: int) -> DecodedImage:
         """The picture, made smaller where it is too large."""
-        found = super().picture(index)
+        found = super().image(index)
         image, longest = found.image, max(found.image.size)
         if longest > self.longest:
             width, height = (max(1, round(side * self.longest / longest)) for side in image.size)
@@ -142,9 +145,9 @@ class DamagedCrops(SharpImages):
     def sample(self, key: Key) -> Batch:
         """`image` uint8 (size, size, 3), `wanted` uint8 (scale·size, scale·size, 3), and `looks`, a bool."""
         epoch, index = key
-        self.draw_for(key)
+        self.seed_generator(key)
         random = np.random.default_rng(int(torch.randint(2**62, (1,))))
-        worse, wanted = self.crops.draw(self.picture(index % len(self.paths)).image, random)
+        worse, wanted = self.crops.draw(self.image(index % len(self.paths)).image, random)
         return {
             "image": torch.tensor(worse.pixels),
             "wanted": torch.tensor(wanted),
@@ -164,12 +167,12 @@ class DegradedImages(SharpImages):
 
     def pair(self, index: int) -> tuple[Degraded, NDArray[np.uint8]]:
         """The picture made worse, and as it is."""
-        wanted = whole_multiple(self.picture(index).image, self.scale)
+        wanted = whole_multiple(self.image(index).image, self.scale)
         digest = hashlib.sha256(self.paths[index].stem.encode()).digest()
         random = np.random.default_rng(int.from_bytes(digest[:8], "big"))
         return degraded(wanted, self.scale, self.damage, random), np.asarray(wanted)
 
     def clean_pair(self, index: int) -> tuple[Degraded, NDArray[np.uint8]]:
         """The picture only made smaller, and as it is."""
-        wanted = whole_multiple(self.picture(index).image, self.scale)
+        wanted = whole_multiple(self.image(index).image, self.scale)
         return clean(wanted, self.scale), np.asarray(wanted)

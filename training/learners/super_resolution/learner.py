@@ -29,7 +29,7 @@ from training.learners.super_resolution.metrics import Judged, Pixels, Quality, 
 from training.learners.super_resolution.network import Generator, ServedGenerator
 from training.learners.super_resolution.perceptual import Perception
 from training.learners.super_resolution.plots import Strip, middle_of, strips
-from training.vision.backbones import body
+from training.vision.backbones import load_body
 from training.vision.learner import ImageLearner, ImageOptions
 
 _TILES_AT_ONCE = 8
@@ -41,7 +41,7 @@ class Options(ImageOptions):
 
     frozen_epochs: int = option(0, "epochs before the others, in which a pretrained body stays frozen")
     frozen_rate: float = option(1e-3, "peak learning rate while the body is frozen")
-    valid_share: float = option(0.1, "share held out for validation")
+    valid_fraction: float = option(0.1, "share held out for validation")
     scale: int = option(2, "how many times as wide and as high the answer is")
     tile: int = option(128, "side length of what the network sees at once in service, in pixels")
     crop: int = option(64, "the same in training, in pixels of the smaller picture")
@@ -64,18 +64,18 @@ class SuperResolutionLearner(ImageLearner):
     summary: ClassVar[str] = "the same picture, larger and cleaner: from good pictures that are made worse on the way"
     data_kind: ClassVar[str] = "a folder of good pictures, in folders or not"
     hub_tag: ClassVar[str] = "image-to-image"
-    options: ClassVar[Options] = Options()
+    default_options: ClassVar[Options] = Options()
     body_name: ClassVar[str] = "unet.body"
     lower_is_better: bool = True
     task: SuperResolution
     samples: DamagedCrops
     held_out: DegradedImages
 
-    def _open(self, data: Path) -> None:
+    def _load_data(self, data: Path) -> None:
         options, self.task = self.chosen, _task(self.chosen)
         smallest = 32 * options.scale
         self.folder = read_sharp(
-            data, unreadable=options.unreadable, valid_share=options.valid_share, smallest=smallest
+            data, unreadable=options.unreadable, valid_fraction=options.valid_fraction, smallest=smallest
         )
         always = Damage(options.lowest_quality, options.highest_quality)
         sometimes = Damage(options.lowest_quality, options.highest_quality, options.text, options.clean)
@@ -86,17 +86,17 @@ class SuperResolutionLearner(ImageLearner):
             pixel_epochs=options.pixel_epochs,
             longest=options.longest,
             seed=self.trained_with.seed,
-            cache_bytes=self.room,
+            cache_bytes=self.cache_bytes,
         )
         self.held_out = self._damaged(self.folder.validation, always)
         self.tests = {name: self._damaged(files, always) for name, files in self.folder.tests.items()}
-        self.samples.fill()
-        self.held_out.fill()
-        self.perception = Perception(body(options.backbone, self.weights))
+        self.samples.fill_cache()
+        self.held_out.fill_cache()
+        self.perception = Perception(load_body(options.backbone, self.weights))
 
     def _damaged(self, files: Sequence[Path], damage: Damage) -> DegradedImages:
         options = self.chosen
-        return DegradedImages(files, options.scale, damage, longest=options.longest, cache_bytes=self.room // 4)
+        return DegradedImages(files, options.scale, damage, longest=options.longest, cache_bytes=self.cache_bytes // 4)
 
     def data_summary(self) -> str:
         """Counts, and what was found on reading."""
@@ -110,7 +110,7 @@ class SuperResolutionLearner(ImageLearner):
         """The generator; channels last, the layout that convolutions run fastest in."""
         options = self.chosen
         made = Generator(
-            body(options.backbone, self.weights), options.scale, width=options.width, blocks=options.blocks
+            load_body(options.backbone, self.weights), options.scale, width=options.width, blocks=options.blocks
         )
         return made.to(memory_format=torch.channels_last)
 
@@ -130,7 +130,7 @@ class SuperResolutionLearner(ImageLearner):
         network.eval()
         perception = self.perception.to(runtime.device)
         sums = torch.zeros(5, dtype=torch.float64, device=runtime.device)
-        for index in range(runtime.rank, len(self.held_out), runtime.world):
+        for index in range(runtime.rank, len(self.held_out), runtime.world_size):
             worse, wanted = self.held_out.pair(index)
             restored = _whole(network, worse.pixels, runtime)
             resized, covered = self._resized(worse.pixels), self._larger(worse.covered)
@@ -224,7 +224,7 @@ class SuperResolutionLearner(ImageLearner):
             "by another measure.",
             f"Split: {self.folder.split}. The best epoch is the one of the least distance on the validation pictures; "
             "nothing was chosen on the test pictures.",
-            self._body_note(),
+            self._backbone_note(),
         ]
         if len(trained) > 1:
             gains = ", ".join(f"{each.scores['gain']:.2f}" for each in trained)
@@ -240,7 +240,7 @@ class SuperResolutionLearner(ImageLearner):
             Figure(title, strips([self._strip(served, index, judged[index]) for index in indices]), note)
             for title, indices in chosen.items()
         ]
-        return (*shown, self._varied())
+        return (*shown, self._augmentation_figure())
 
     def _strip(self, served: nn.Module, index: int, judged: Judged) -> Strip:
         worse, wanted = self.held_out.pair(index)
@@ -254,7 +254,7 @@ class SuperResolutionLearner(ImageLearner):
             middle=middle_of(worse.covered),
         )
 
-    def validation(self, count: int) -> Arrays:
+    def validation_inputs(self, count: int) -> Arrays:
         """Tiles from all over the validation pictures."""
         pictures = min(count, len(self.held_out))
         each = -(-count // pictures)
