@@ -29,7 +29,7 @@ def measure_training(*, repeats: int) -> dict[str, Any]:
     settings = Settings(epochs=1, batch_size=_BATCH)
     bare, looped = [], []
     with tempfile.TemporaryDirectory() as folder, start_runtime(settings) as runtime:
-        _write_pictures(Path(folder))
+        _write_images(Path(folder))
         learner = ClassificationLearner(Path(folder), settings, Options(weights="none"), None)
         for turn in range(repeats):
             bare.append(_bare(learner, runtime))

@@ -64,7 +64,7 @@ def _perceptual_hash(file: Path, size: int) -> tuple[str, str]:
 
 def decode_file(file: Path, size: int) -> DecodedImage:
     """Decode the image as the service does. Raises InvalidInput, OSError."""
-    return decode_image(file.read_bytes(), max_pixels=Limits().pixels, enough=size)
+    return decode_image(file.read_bytes(), max_pixels=Limits().pixels, min_side=size)
 
 
 def augmentation(size: int, smallest_crop: float) -> Augment:

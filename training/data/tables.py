@@ -237,12 +237,12 @@ def _date_column(values: pl.Series, requested: Sequence[str]) -> DateColumn:
     clock = known.dtype == pl.Datetime and bool((known.dt.time() != time(0)).any())
     texts = _date_texts(known, clock=clock)
     ordered = sorted(set(texts))
-    when = _dates.moments(texts)
-    since, days = _dates.moments(ordered[:1]), float(_dates.part("elapsed", when, when.min()).max())
+    when = _dates.parse_dates(texts)
+    since, days = _dates.parse_dates(ordered[:1]), float(_dates.date_part("elapsed", when, when.min()).max())
     excluded = () if days >= _YEAR else _SEASONAL_PARTS
     parts: list[NumberColumn | CategoryColumn] = []
     for name in requested or [name for name in _DEFAULT_PARTS if name not in excluded]:
-        distinct = np.unique(_dates.part(name, when, since))
+        distinct = np.unique(_dates.date_part(name, when, since))
         if len(distinct) > 1 and name in _dates.NUMBERS:
             parts.append(NumberColumn(name, float(distinct[0]), float(distinct[-1])))
         elif len(distinct) > 1:

@@ -27,7 +27,7 @@ from training.core.errors import CannotTrain
 from training.publishing.fp16 import store_as_fp16
 
 OPSET = 20
-TOLERANCE = AGREEMENT["value"]
+TOLERANCE = FLOAT32_TOLERANCE["value"]
 """Tolerance of the parity check for numbers; multiplied by an output's largest magnitude where that exceeds 1."""
 TORCHSCRIPT = "model.ts"
 _BATCHES = (1, 2, 7)
@@ -53,7 +53,7 @@ class Parity:
     largest: float | None
     agreement: tuple[str, ...]
     invariance: dict[str, float]
-    between_batches: tuple[str, ...]
+    deviation_in_batches: tuple[str, ...]
     rounding: tuple[str, ...]
     samples: int
     batches: tuple[int, ...]
@@ -104,8 +104,8 @@ def export(served: nn.Module, task: Task, samples: Arrays, folder: Path, artefac
     if artefacts.fp16:
         parity = replace(parity, rounding=_convert_to_fp16(path, task, samples))
     invariance = measure_batch_invariance(onnx_runner(path, task), task, samples, parity.batches)
-    words = tuple(in_words(spec, invariance[spec.name]) for spec in task.outputs)
-    return replace(parity, invariance=invariance, between_batches=words)
+    words = tuple(describe_difference(spec, invariance[spec.name]) for spec in task.outputs)
+    return replace(parity, invariance=invariance, deviation_in_batches=words)
 
 
 def _dynamic_axes(spec: TensorSpec) -> dict[int, str]:
@@ -186,7 +186,7 @@ def _check_parity(served: nn.Module, traced: Any, run: Run, task: Task, samples:
                 _check_deviation(name, spec, deviation, size)
                 largest[spec.name] = max(largest[spec.name], deviation)
     numbers = [largest[spec.name] for spec in task.outputs if spec.kind == "value"]
-    words = tuple(in_words(spec, largest[spec.name]) for spec in task.outputs)
+    words = tuple(describe_difference(spec, largest[spec.name]) for spec in task.outputs)
     return Parity(max(numbers, default=None), words, {}, (), (), count, sizes)
 
 
@@ -207,18 +207,18 @@ def _convert_to_fp16(path: Path, task: Task, samples: Arrays) -> tuple[str, ...]
     words = []
     for spec in task.outputs:
         deviation = _difference(spec, exact[spec.name], rounded[spec.name])
-        if not deviation <= ROUNDING[spec.kind]:
+        if not deviation <= FLOAT16_TOLERANCE[spec.kind]:
             raise CannotTrain(
                 f"Storing the weights in 16 bits changes {spec.name} by {deviation:.1e}; the limit is "
-                f"{ROUNDING[spec.kind]:g}. Publish them in 32 bits with --full-precision."
+                f"{FLOAT16_TOLERANCE[spec.kind]:g}. Publish them in 32 bits with --full-precision."
             )
-        words.append(in_words(spec, deviation))
+        words.append(describe_difference(spec, deviation))
     return tuple(words)
 
 
 def _check_deviation(exported: str, spec: TensorSpec, deviation: float, size: int) -> None:
     """Raise CannotTrain where the deviation is too large, or NaN."""
-    limit = AGREEMENT[spec.kind]
+    limit = FLOAT32_TOLERANCE[spec.kind]
     if not deviation <= limit:
         raise CannotTrain(
             f"Not published: {exported} and the network disagree by {deviation:.1e} in {spec.name} with a batch of "
@@ -238,4 +238,4 @@ def _difference(spec: TensorSpec, expected: Array, actual: Array) -> float:
         raise CannotTrain(f"The exported graph's output is not what the task declares: {problem}.")
     if expected.shape != actual.shape:
         raise CannotTrain(f"The exported graph's {spec.name} has shape {actual.shape}, the network's {expected.shape}.")
-    return difference(spec, expected, actual)
+    return output_difference(spec, expected, actual)

@@ -127,7 +127,7 @@ def replay(folder: Path) -> None:
     run = onnx_runner(folder / MODEL, task)
     for number, golden in enumerate(read_goldens(folder)):
         answer = _answer(task, run, golden.request)
-        if deviation := difference(golden.answer, answer, manifest.golden_tolerance):
+        if deviation := first_difference(golden.answer, answer, manifest.golden_tolerance):
             raise BrokenModel(f"golden request {number} is not reproduced: {deviation}.")
 
 

@@ -196,7 +196,7 @@ def test_answer_depends_neither_on_padding_nor_on_the_batch() -> None:
 
 
 def make_training(settings: Settings, start: StoredLanguageModel | None = None) -> LanguageModelTraining:
-    tokenizer = trained(["one two three four"] * 3, size=300, least=1)
+    tokenizer = train_tokenizer(["one two three four"] * 3, size=300, min_count=1)
     return LanguageModelTraining(
         texts(), texts(8, seed=1), tokenizer, SIZES, Dropouts().times(0.1), settings, window=6, frequent=5, start=start
     )
@@ -237,7 +237,7 @@ def test_folder_without_a_language_model_is_a_clear_error(tmp_path: Path) -> Non
 
 
 def test_tokenizer_reads_any_text_and_returns_offsets() -> None:
-    tokenizer = tokenizer_from(trained(["a film"], size=300, least=1))
+    tokenizer = load_tokenizer(train_tokenizer(["a film"], size=300, min_count=1))
 
     found = tokenizer.encode("Sooooooo 👍", add_special_tokens=False)
 

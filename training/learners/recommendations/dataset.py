@@ -31,14 +31,14 @@ def make_batch(
         items: how many items there are.
         max_history: the most items of a history to use, the latest.
     """
-    length = bucket(min(max_history, max(map(len, histories), default=0)))
+    length = bucket_length(min(max_history, max(map(len, histories), default=0)))
     numbers = [(history[-max_history:] + 1).tolist() for history in histories]
     candidates = torch.ones(len(numbers), items, dtype=torch.uint8)
     for row, rows in zip(candidates, hidden, strict=True):
         row[torch.from_numpy(rows)] = 0
     return {
-        "history": torch.from_numpy(filled(numbers, length)),
-        "levels": torch.from_numpy(filled([values[-max_history:].tolist() for values in levels], length)),
+        "history": torch.from_numpy(pad_histories(numbers, length)),
+        "levels": torch.from_numpy(pad_histories([values[-max_history:].tolist() for values in levels], length)),
         "candidates": candidates,
         "similar": torch.zeros(len(numbers), 1, dtype=torch.uint8),
     }

@@ -189,7 +189,7 @@ class RecommendationsLearner(Learner):
     def to_inference_module(self, network: nn.Module) -> nn.Module:
         """Return the module to export, with embeddings rounded to float16."""
         exact = cast(RecommenderNetwork, network).float().cpu().eval()
-        return ServedRecommender(exact, self.likes, k=self.task.most, liked_from=self._liked_from).eval()
+        return ServedRecommender(exact, self.likes, k=self.task.list_length, liked_from=self._liked_from).eval()
 
     def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
         """Evaluate on the test items, beside co-occurrence and popularity, by groups, with exposure and examples."""

@@ -120,9 +120,9 @@ class RecommenderNetwork(nn.Module):
 
 def history_weights(history: Tensor, levels: Tensor, rank_weights: Tensor, level_weights: Tensor) -> Tensor:
     """Return the weight of each place of the histories, (n, length); 0 where there is no item."""
-    filled = history != NO_ITEM
-    ranks = filled.sum(dim=1, keepdim=True) - 1 - torch.arange(history.shape[1], device=history.device)
-    return rank_weights[ranks.clamp(0, len(rank_weights) - 1)] * level_weights[levels] * filled
+    pad_histories = history != NO_ITEM
+    ranks = pad_histories.sum(dim=1, keepdim=True) - 1 - torch.arange(history.shape[1], device=history.device)
+    return rank_weights[ranks.clamp(0, len(rank_weights) - 1)] * level_weights[levels] * pad_histories
 
 
 def normaliser(weights: Tensor) -> Tensor:
@@ -174,14 +174,14 @@ class ServedRecommender(nn.Module):
         is_candidate = candidates != 0
         probabilities = torch.where(is_candidate, logits, _FAR_BELOW).softmax(dim=1)
         scores = torch.where(similar != 0, self._cosines(history[:, 0]), probabilities)
-        best, items = torch.where(is_candidate, scores, NOT_WANTED).topk(self.k, dim=1)
+        best, items = torch.where(is_candidate, scores, EXCLUDED_SCORE).topk(self.k, dim=1)
         contributions = parts @ embedding(items, self.target_embeddings).transpose(1, 2)
         liked = (history != NO_ITEM) & ((levels == NO_RATING) | (levels >= self.liked_from))
         # An item is not its own reason.
         may_explain = liked.unsqueeze(2) & (history.unsqueeze(2) != items.unsqueeze(1) + 1)
         largest, because = torch.where(may_explain, contributions, _FAR_BELOW).max(dim=1)
         # Items that are not candidates all have the same score, so their order is undefined: hide which ones they are.
-        shown = best > NOT_WANTED / 2
+        shown = best > EXCLUDED_SCORE / 2
         largest = torch.where(shown & (largest > _FAR_BELOW / 2), largest, 0.0)
         return torch.where(shown, items, 0), best, torch.where(largest != 0, because, 0), largest
 

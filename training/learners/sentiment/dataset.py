@@ -109,7 +109,7 @@ class LabelledTexts(SampleSet):
         """Return the batch of these texts."""
         indices = [index for _, index in keys]
         texts = [self.texts[i] for i in indices]
-        tokens = torch.from_numpy(padded(texts, max(map(len, texts))))
+        tokens = torch.from_numpy(pad_tokens(texts, max(map(len, texts))))
         return {"tokens": tokens, "target": self.targets[indices], "index": torch.tensor(indices)}
 
 

@@ -122,8 +122,8 @@ def _combine_parts(tokenized: TokenizedText, probabilities: FloatArray, evidence
     token_evidence = np.concatenate(
         [weight * part[1 : 1 + n] for weight, part, n in zip(weights, evidence, tokenized.counts, strict=True)]
     )
-    spans = words_of(tokenized.text)
-    columns = [evidence_by_word(tokenized.spans, column, spans) for column in token_evidence.T]
+    spans = find_words(tokenized.text)
+    columns = [sum_word_evidence(tokenized.spans, column, spans) for column in token_evidence.T]
     words = tuple(tokenized.text[start:end].lower() for start, end in spans)
     return TextPrediction(weights @ probabilities.astype(np.float64), total, len(weights), words, np.stack(columns, 1))
 

@@ -66,7 +66,7 @@ def load_language_model(folder: Path) -> StoredLanguageModel:
     try:
         tokenizer = (folder / _TOKENIZER).read_text("utf-8")
         sizes = Sizes(**json.loads((folder / _DESCRIPTION).read_bytes())["sizes"])
-        tokenizer_from(tokenizer)
+        load_tokenizer(tokenizer)
     except Exception as error:  # tokenizers raises a bare Exception if the file is not one of its own.
         raise CannotTrain(f"{folder} holds no language model: {error}.") from None
     state = checkpoint.load(folder / _WEIGHTS)

@@ -119,9 +119,9 @@ class SentimentLearner(Learner):
         if self.stored:
             tokenizer = self.stored.tokenizer
         else:
-            tokenizer = trained_tokenizer([*texts, *corpus], size=options.vocabulary)
+            tokenizer = train_tokenizer([*texts, *corpus], size=options.vocabulary)
         self.task = Sentiment(data.names, tokenizer)
-        loaded = tokenizer_from(tokenizer)
+        loaded = load_tokenizer(tokenizer)
         self.train_tokens = encode_all(loaded, texts)
         """Those of the labelled training texts first, then those of texts without a label."""
         self.corpus_tokens = encode_all(loaded, corpus)

@@ -160,7 +160,7 @@ class TabularBase(Learner):
 
     def data_summary(self) -> str:
         """Describe the rows, the target and the columns, with notices from reading the table."""
-        table = self.task.table
+        table = self.task.schema
         counts = f"{len(self.samples):,} rows to train on, {len(self.held_out):,} to validate, {self.split.method}"
         kinds = f"{len(table.categories)} columns of categories, {len(table.numbers)} of numbers"
         if dates := [column for column in self.task.columns if column.kind == "date"]:
@@ -171,7 +171,7 @@ class TabularBase(Learner):
 
     def _tabular_network(self, outputs: int) -> TabularNetwork:
         """Return a new network with the statistics of the training rows as buffers."""
-        options, table = self.options, self.task.table
+        options, table = self.options, self.task.schema
         return TabularNetwork(
             [len(column.values) for column in table.categories],
             self.samples.inputs["numbers"],
@@ -206,7 +206,7 @@ class TabularBase(Learner):
         no_value: tuple[str | None, ...] = (None,) * FIRST_KNOWN
         return [
             EmbeddingTable(column.name, (*no_value, *column.values), cast(nn.Embedding, layer).weight.detach().numpy())
-            for column, layer in zip(self.task.table.categories, backbone.embeddings, strict=True)
+            for column, layer in zip(self.task.schema.categories, backbone.embeddings, strict=True)
         ]
 
     def embedding_views(
@@ -231,7 +231,7 @@ class TabularBase(Learner):
         count = min(len(self.held_out), 20_000)
         permutation = torch.randperm(count, generator=torch.Generator().manual_seed(0))
         inputs = {name: tensor[:count] for name, tensor in self.held_out.inputs.items()}
-        table, increases = self.task.table, dict[str, float]()
+        table, increases = self.task.schema, dict[str, float]()
         unpermuted = loss(_run(served, inputs), count)
         names = [column.name for column in table.categories], [column.name for column in table.numbers]
         for kind, columns in zip(INPUTS, names, strict=True):

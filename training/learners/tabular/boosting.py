@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tasks._tables import MISSING, Columns
+from tasks._tables import MISSING, TableSchema
 from training.data.tables import RowSamples
 
 FloatArray = NDArray[np.floating]
@@ -35,12 +35,12 @@ def boosting_features(rows: RowSamples) -> FloatArray:
     return features
 
 
-def categorical_mask(table: Columns) -> list[bool]:
+def categorical_mask(table: TableSchema) -> list[bool]:
     """Say for each feature whether boosting treats it as a category."""
     return [len(column.values) + 2 <= _MAX_CATEGORIES for column in table.categories] + [False] * len(table.numbers)
 
 
-def boost_classifier(table: Columns, train: RowSamples, valid: RowSamples, classes: int, seed: int) -> FloatArray:
+def boost_classifier(table: TableSchema, train: RowSamples, valid: RowSamples, classes: int, seed: int) -> FloatArray:
     """Train on one set of rows and return the probabilities (n, classes) of the other."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
@@ -71,7 +71,7 @@ class BoostedRegression:
 
 
 def boost_regressor(
-    table: Columns,
+    table: TableSchema,
     train: RowSamples,
     valid: RowSamples,
     held_out: NDArray[np.bool_],

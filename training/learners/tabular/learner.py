@@ -160,7 +160,7 @@ class TabularLearner(TabularBase):
     ) -> tuple[Table, str]:
         """Tabulate the network beside gradient boosting on the same split, and say which is better."""
         seed = self.settings.seed
-        boosted = boost_classifier(self.task.table, self.samples, self.held_out, len(self.task.labels), seed)
+        boosted = boost_classifier(self.task.schema, self.samples, self.held_out, len(self.task.labels), seed)
         names = ["accuracy", *(["roc_auc"] if len(self.task.labels) == 2 else []), "cross_entropy"]
         network_metrics = classification.classification_scores(probabilities, self.targets)
         boosting_metrics = classification.classification_scores(boosted, self.targets)

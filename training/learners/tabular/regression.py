@@ -168,7 +168,7 @@ class RegressionLearner(TabularBase):
         def loss(values: NDArray[np.floating], rows: NDArray[np.bool_]) -> float:
             return compute_error(self.metrics[0], self.scale.bounded(values), true[rows])
 
-        return boost_regressor(self.task.table, self.samples, self.held_out, held_out, loss, seeds)
+        return boost_regressor(self.task.schema, self.samples, self.held_out, held_out, loss, seeds)
 
     def _times(self) -> pl.Series | None:
         """Return the times of the validation rows: the column of the split, or the first complete column of dates."""
