@@ -149,7 +149,7 @@ def test_learner_of_a_task_imports_no_other_task_s_learner() -> None:
     assert violations == set()
 
 
-@pytest.mark.parametrize("package", ["tasks", "service"])
+@pytest.mark.parametrize("package", FORBIDDEN)
 def test_no_circular_imports(package: str) -> None:
     remaining = {
         module_name(path): {m for m in imported_modules(path) if is_in(m, package)} for path in files_in(package)

@@ -15,7 +15,9 @@ from service.app import create_app
 from service.backends.base import OpenBackend
 from service.server import Service
 from service.settings import Settings
-from tests.model_folders import COLOURS, CREDIT, colours_graph, credit_graph, publish
+from tests.model_folders import publish
+from tests.tiny.classification import COLOURS, colours_graph
+from tests.tiny.tabular import CREDIT, credit_graph
 
 
 @dataclass

@@ -18,10 +18,11 @@ import onnxruntime
 import pytest
 
 from service.process.watchdog import EXIT_BROKEN
-from tests.model_folders import CREDIT, credit_graph, publish
+from tests.model_folders import publish
 from tests.service.faulty_server import HANGS, LOSES
 from tests.service.program import ROOT, program, read_until, started
 from tests.tiny.models import tiny
+from tests.tiny.tabular import CREDIT, credit_graph
 from tests.waiting import wait_until
 
 ROW = {"rows": [{"income": 50, "debt": 5, "job": "baker"}]}

@@ -11,8 +11,8 @@ import pytest
 from tasks import task_type
 from tasks.contract import Arrays, Limits, Task, TensorSpec, build_task, files_of, parameters_of
 from tasks.tabular import Tabular
-from tests.model_folders import CREDIT
 from tests.tiny.models import every_task
+from tests.tiny.tabular import CREDIT
 
 EXAMPLES = every_task()
 

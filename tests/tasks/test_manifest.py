@@ -11,8 +11,9 @@ import pytest
 from tasks._images import encode_image
 from tasks.goldens import first_difference
 from tasks.manifest import BrokenModel, read_manifest, verify_files
-from tests.model_folders import CREDIT, credit_graph, publish
+from tests.model_folders import publish
 from tests.tiny.models import every_task, tiny
+from tests.tiny.tabular import CREDIT, credit_graph
 
 ANSWER = {"label": "cat", "probability": 0.9, "labels": [{"label": "cat", "probability": 0.9}], "seen": True}
 

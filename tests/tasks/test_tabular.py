@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from tasks._tables import CategoryColumn, NumberColumn
 from tasks.contract import Arrays, InvalidOutput, Limits, build_task, parameters_of
 from tasks.tabular import NumberAnswer, Tabular, TabularAnswer, with_examples
-from tests.model_folders import CREDIT, runner
-from tests.tiny.tabular import HIRES, hires_graph
+from tests.model_folders import runner
+from tests.tiny.tabular import CREDIT, HIRES, hires_graph
 
 ROW = {"when": "2012-06-01T08:00", "temp": 20, "weather": "clear"}
 

@@ -1,11 +1,30 @@
-"""Tiny classifiers, one with a single label and one with several; see tests/model_folders.py."""
+"""Tiny classifiers, one with a single label and one with several; see tests/tiny/models.py."""
 
 from dataclasses import replace
 
-from tests.model_folders import COLOURS as TASK
-from tests.model_folders import colours_graph as graph
+import numpy as np
+from onnx import TensorProto, helper
 
-__all__ = ["TAGS", "TASK", "VARIANTS", "graph"]
+from tasks.classification import Classification
+from tests.tiny.graphs import build_graph
+
+COLOURS = Classification(labels=("red", "green", "blue"), size=32)
+"""Predicts the most frequent colour of an image."""
+
+
+def colours_graph() -> bytes:
+    """Make a graph of the mean of each colour: activation maps (batch, 3, 32, 32) and the softmax of their means."""
+    nodes = [
+        helper.make_node("Cast", ["image"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["pixels"], ["planes"], perm=[0, 3, 1, 2]),
+        helper.make_node("Mul", ["planes", "scale"], ["activation_map"]),
+        helper.make_node("ReduceMean", ["activation_map", "axes"], ["means"], keepdims=0),
+        helper.make_node("Softmax", ["means"], ["probabilities"], axis=1),
+    ]
+    return build_graph(COLOURS, nodes, {"scale": np.float32(1 / 25), "axes": np.array([2, 3], np.int64)})
+
+
+TASK, graph = COLOURS, colours_graph
 
 TAGS = replace(TASK, thresholds=(0.3, 0.3, 0.3))
 """Multi-label: which colours does an image have much of? The graph is the same."""

@@ -73,8 +73,8 @@ def expected_calibration_error(
     probabilities: NDArray[np.floating], targets: NDArray[np.integer], bins: int = BINS
 ) -> float:
     """Return the mean of |confidence − accuracy| over bins of equal width, weighted by their counts."""
-    filled = reliability_bins(probabilities, targets, bins)
-    return sum(abs(confidence - accuracy) * count for confidence, accuracy, count in filled) / len(targets)
+    pad_histories = reliability_bins(probabilities, targets, bins)
+    return sum(abs(confidence - accuracy) * count for confidence, accuracy, count in pad_histories) / len(targets)
 
 
 def undo_temperature(probabilities: NDArray[np.floating], temperature: float) -> NDArray[np.floating]:

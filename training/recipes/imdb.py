@@ -6,7 +6,7 @@ from training.core.recipe import DataCard, Preset, Recipe
 from training.core.sources import Archive, Source
 from training.learners.sentiment.learner import Options, SentimentLearner
 
-_OPTIONS = Options(neighbours=100, corpus="wikitext-2")
+_OPTIONS = Options(files_per_group=100, corpus="wikitext-2")
 
 RECIPE = Recipe(
     name="imdb",
@@ -46,7 +46,7 @@ RECIPE = Recipe(
             lm_epochs=4,
             tuning_epochs=4,
             lm_dropout=1.0,
-            longest=1000,
+            max_tokens=1000,
         ),
     ),
     intended_use="Whether an English review, of a film or something similar, is positive or negative.",

@@ -39,7 +39,7 @@ RECIPE = Recipe(
         ),
     ),
     settings=replace(RecommendationsLearner.default_settings, epochs=6, seeds=3),
-    options=Options(liked=4.0, features=("genres",), window=64, ahead=1),
+    options=Options(liked=4.0, features=("genres",), window=64, targets_per_sample=1),
     intended_use="Learning and demonstrating how recommendations are trained, evaluated and served.",
     out_of_scope=(
         "Commercial use, which the data's licence forbids. Other catalogues and other populations: 610 users of one "

@@ -21,7 +21,7 @@ _OPTIONS = Options(
     # As many rows as in Kaggle's test set, plus the rest of that day: 41,395, as in the course.
     valid_fraction=_TEST_ROWS / _ROWS,
     log_target="yes",
-    measure="rmspe",
+    metric="rmspe",
     audit=("StoreType", "Assortment", "State"),
     layers=("1000", "500"),
     dropout=0.04,

@@ -22,7 +22,7 @@ from training.engine.runtime import Batch, Runtime
 from training.evaluation.classification import mean_and_std
 from training.learners.sentiment.awd_lstm import Dropouts
 from training.learners.sentiment.dataset import Stream, Tokens
-from training.learners.sentiment.plots import comparison
+from training.learners.sentiment.plots import draw_curves
 from training.studies._number_word_networks import WIDTH, Loop, NextWord, Recurrent, Regularised, ThreeWords
 from training.studies._runner import Study, StudyContext, StudyResult
 
@@ -176,7 +176,7 @@ def compare(context: StudyContext) -> StudyResult:
         "width and initial weights); the others were not tuned. The course's figures are those printed in its "
         "notebook, which uses a different schedule for each network.",
     )
-    figure = Figure("Accuracy per epoch", comparison(curves, "Next-word accuracy", "epoch", "accuracy"))
+    figure = Figure("Accuracy per epoch", draw_curves(curves, "Next-word accuracy", "epoch", "accuracy"))
     seconds = sum(log.seconds for runs in histories.values() for logs in runs for log in logs)
     return StudyResult((table,), _notes(histories), (figure,), seconds)
 

@@ -27,11 +27,11 @@ from training.engine.optim import ParamGroup
 from training.engine.runtime import Batch, Runtime
 from training.evaluation.classification import mean_and_std
 from training.learners.recommendations import metrics, sar
-from training.learners.recommendations.dataset import batch_of
+from training.learners.recommendations.dataset import make_batch
 from training.learners.recommendations.learner import Options as RecommendationsOptions
 from training.learners.recommendations.learner import RecommendationsLearner
 from training.learners.recommendations.metrics import Lists
-from training.learners.recommendations.network import TasteNetwork
+from training.learners.recommendations.network import RecommenderNetwork
 from training.studies._rating_networks import RatingNetwork
 from training.studies._runner import Study, StudyContext, StudyResult
 
@@ -208,9 +208,9 @@ class RankingTest:
 
     def evaluate(self, scores: NDArray[np.floating]) -> tuple[float, float]:
         """Return nDCG@10, and the fraction of items recommended to any user; `scores` (users, items)."""
-        lists: Lists = metrics.best_items(scores, self.excluded, _K)
+        lists: Lists = metrics.top_k_items(scores, self.excluded, _K)
         shown = metrics.exposure(lists, scores.shape[1])
-        return float(metrics.discounted_gain(lists, self.relevant).mean()), metrics.coverage(shown)
+        return float(metrics.ndcg(lists, self.relevant).mean()), metrics.coverage(shown)
 
 
 def compare(context: StudyContext) -> StudyResult:
@@ -272,8 +272,8 @@ def _baselines(split: Split, test: RankingTest) -> list[tuple[str, ...]]:
     liked = base.select((base.values >= _LIKED).numpy())
     matrix = liked.matrix(*split.counts)
     histories = [torch.nonzero(likes)[:, 0].numpy() for likes in matrix]
-    similarity = sar.similarities(histories, split.items, "jaccard")
-    co_occurrence = sar.scores(similarity, [histories[i] for i in test.users], split.items, 0.0)
+    similarity = sar.item_similarity(histories, split.items, "jaccard")
+    co_occurrence = sar.score_items(similarity, [histories[i] for i in test.users], split.items, 0.0)
     bias_scores = (mean + user[users].unsqueeze(1) + item).numpy()
     popularity = matrix.sum(dim=0).expand(len(users), -1).numpy().copy()
     return [
@@ -330,7 +330,7 @@ def _train_ranking(split: Split, test: RankingTest, context: StudyContext) -> li
         settings = replace(RecommendationsLearner.default_settings, seed=settings.seed, epochs=epochs)
         options = RecommendationsOptions(liked=float(_LIKED))
         learner = RecommendationsLearner.from_data(table, settings, options, Fetcher(folder))
-        network = cast(TasteNetwork, learner.network())
+        network = cast(RecommenderNetwork, learner.network())
         for _ in fit(learner, network, settings, context.runtime, folder):
             pass
         return test.evaluate(_ranking_scores(network.cpu().eval(), learner, test, split.items))
@@ -339,15 +339,15 @@ def _train_ranking(split: Split, test: RankingTest, context: StudyContext) -> li
 
 
 def _ranking_scores(
-    network: TasteNetwork, learner: RecommendationsLearner, test: RankingTest, items: int
+    network: RecommenderNetwork, learner: RecommendationsLearner, test: RankingTest, items: int
 ) -> NDArray[np.floating]:
     """Return each user's score of each film, (users, items); films without ratings come last."""
-    people = {person.name: person for person in learner.ratings.people}
+    users = {user.name: user for user in learner.ratings.users}
     item_indices = np.array([int(name) for name in learner.ratings.table.ids])
     scores = np.full((len(test.users), items), -1e6)
-    for row, user in enumerate(test.users):
-        person = people[str(user)]
-        batch = batch_of([person.items], [person.levels], [person.items[:0]], learner.ratings.known)
+    for row, name in enumerate(test.users):
+        user = users[str(name)]
+        batch = make_batch([user.items], [user.levels], [user.items[:0]], learner.ratings.known)
         with torch.no_grad():
             scores[row, item_indices] = network(
                 *(batch[name] for name in ("history", "levels", "candidates", "similar"))

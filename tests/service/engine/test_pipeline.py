@@ -11,8 +11,8 @@ from service.backends.fake import out_of_memory
 from service.engine.request import PredictRequest
 from service.errors import NoMemory, Overloaded
 from tests.images import encode_image
-from tests.model_folders import CREDIT, credit_graph
 from tests.tiny.models import tiny
+from tests.tiny.tabular import CREDIT, credit_graph
 from tests.virtual_clock import now, run_virtually
 from tests.virtual_pipeline import VirtualDevice, VirtualModel, batch_size
 

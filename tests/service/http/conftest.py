@@ -12,8 +12,9 @@ import pytest
 
 from service.backends.fake import FakeBackend, Gate, backend_error, slow
 from tasks.contract import Arrays, Run
-from tests.model_folders import CREDIT, credit_graph, publish, update_checksums
+from tests.model_folders import publish, update_checksums
 from tests.service.conftest import Running, Start
+from tests.tiny.tabular import CREDIT, credit_graph
 from tests.waiting import wait_until
 
 URL = "/v1/models/credit/predict"

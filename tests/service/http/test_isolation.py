@@ -5,9 +5,10 @@ from pathlib import Path
 
 import httpx
 
-from tests.model_folders import CREDIT, failing_credit_graph, publish
+from tests.model_folders import publish
 from tests.service.conftest import Start
 from tests.service.http.conftest import FAILS, RETURNS_NAN, URL, StartBlocked
+from tests.tiny.tabular import CREDIT, failing_credit_graph
 
 
 def test_requests_that_break_a_batch_fail_alone(start_blocked: StartBlocked) -> None:

@@ -5,8 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tests.model_folders import CREDIT, credit_graph, publish
+from tests.model_folders import publish
 from tests.service.conftest import Running
+from tests.tiny.tabular import CREDIT, credit_graph
 from tests.waiting import wait_until
 
 ROW = {"rows": [{"income": 50, "debt": 5, "job": "baker"}]}

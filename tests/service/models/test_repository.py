@@ -12,17 +12,10 @@ from service.backends.base import Backend
 from service.backends.fake import FakeBackend
 from service.backends.onnx import OnnxRuntime
 from tasks.contract import Arrays, Run, TensorSpec, parameters_of
-from tests.model_folders import (
-    COLOURS,
-    CREDIT,
-    colours_graph,
-    credit_graph,
-    edit_manifest,
-    publish,
-    runner,
-    update_checksums,
-)
+from tests.model_folders import edit_manifest, publish, runner, update_checksums
 from tests.service.conftest import Running, Start
+from tests.tiny.classification import COLOURS, colours_graph
+from tests.tiny.tabular import CREDIT, credit_graph
 from tests.waiting import wait_until
 
 CREDIT_ROW = {"rows": [{"income": 50, "debt": 5, "job": "baker"}]}

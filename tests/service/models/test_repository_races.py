@@ -18,7 +18,8 @@ from service.models import repository as repository_module
 from service.models.model import Model
 from service.models.repository import Repository
 from tasks.contract import Task
-from tests.model_folders import CREDIT, credit_graph, publish
+from tests.model_folders import publish
+from tests.tiny.tabular import CREDIT, credit_graph
 from tests.virtual_pipeline import VirtualDevice
 
 _LOADER_METHODS = (

@@ -12,7 +12,7 @@ from service.backends.base import Backend
 from service.backends.fake import FakeBackend, Fault, Gate, failing, slow
 from service.backends.onnx import OnnxRuntime
 from tasks.contract import TensorSpec
-from tests.model_folders import COLOURS, CREDIT, colours_graph, credit_graph, publish, with_other_checksum
+from tests.model_folders import publish, with_other_checksum
 from tests.service.conftest import Running, Start
 from tests.service.models.shadow_server import (
     LENIENT,
@@ -24,6 +24,8 @@ from tests.service.models.shadow_server import (
     publish_credit,
     report,
 )
+from tests.tiny.classification import COLOURS, colours_graph
+from tests.tiny.tabular import CREDIT, credit_graph
 from tests.waiting import wait_until
 
 

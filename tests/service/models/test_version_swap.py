@@ -13,8 +13,10 @@ import pytest
 
 from service.models.model import LoadState
 from tasks.contract import Task
-from tests.model_folders import COLOURS, CREDIT, colours_graph, credit_graph, publish, with_other_checksum
+from tests.model_folders import publish, with_other_checksum
 from tests.service.conftest import Running, Start
+from tests.tiny.classification import COLOURS, colours_graph
+from tests.tiny.tabular import CREDIT, credit_graph
 from tests.waiting import wait_until
 
 _CLIENTS_PER_MODEL = 2

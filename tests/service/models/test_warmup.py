@@ -17,9 +17,10 @@ from service.engine.pipeline import Pipeline
 from service.models.verification import GoldenRun
 from service.models.warmup import measure_memory, warm_up
 from tasks.contract import Arrays, Limits, Run, Task, TensorSpec
-from tests.model_folders import CREDIT, credit_graph, publish
+from tests.model_folders import publish
 from tests.service.conftest import Start
 from tests.tiny.models import every_task, graph_of
+from tests.tiny.tabular import CREDIT, credit_graph
 from tests.virtual_pipeline import VirtualDevice
 
 ROW = {"income": 50, "debt": 5, "job": "baker"}

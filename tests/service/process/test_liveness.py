@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.process.liveness import Liveness
-from tests.model_folders import COLOURS
 from tests.service.conftest import Running, Start
+from tests.tiny.classification import COLOURS
 from tests.waiting import wait_until
 
 

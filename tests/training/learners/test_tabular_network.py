@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks._tables import MISSING, UNKNOWN
-from training.learners.tabular.network import Numbers, TabularNetwork, embedding_size
+from training.learners.tabular.network import NumericEncoder, TabularNetwork, embedding_size
 
 
 def make_network(categories=(3, 5), columns=2, **options):
@@ -34,7 +34,7 @@ def test_unknown_and_missing_values_give_finite_logits_that_differ_from_known_on
 
 @given(st.floats(-(2.0**99), 2.0**99, width=32))
 def test_any_finite_number_gives_bounded_features(value):
-    numbers = Numbers(torch.tensor([[0.0], [0.0], [5.0], [99999.0]]), 8)
+    numbers = NumericEncoder(torch.tensor([[0.0], [0.0], [5.0], [99999.0]]), 8)
 
     features = numbers(torch.tensor([[value]]))
 
@@ -44,7 +44,7 @@ def test_any_finite_number_gives_bounded_features(value):
 
 def test_the_other_values_of_a_mostly_zero_column_are_distinguished():
     values = torch.cat([torch.zeros(950), torch.linspace(100, 20000, 50)]).unsqueeze(1)
-    numbers = Numbers(values, 16)
+    numbers = NumericEncoder(values, 16)
 
     low, high = numbers(torch.tensor([[150.0]])), numbers(torch.tensor([[9000.0]]))
 
@@ -52,7 +52,7 @@ def test_the_other_values_of_a_mostly_zero_column_are_distinguished():
 
 
 def test_a_column_without_known_numbers_and_a_table_without_numbers_work():
-    empty = Numbers(torch.full((5, 1), torch.nan), 4)
+    empty = NumericEncoder(torch.full((5, 1), torch.nan), 4)
     no_numbers = make_network(columns=0).eval()
 
     assert empty(torch.tensor([[3.0], [torch.nan]])).isfinite().all()
@@ -63,7 +63,7 @@ def test_training_drops_a_fraction_of_the_values_and_serving_none():
     network = make_network(value_dropout=0.5)
     categories, numbers = torch.full((400, 2), 2), torch.ones(400, 2)
 
-    dropped_categories, dropped_numbers = network._blank(categories, numbers)
+    dropped_categories, dropped_numbers = network._drop_values(categories, numbers)
 
     assert {UNKNOWN, MISSING} <= set(dropped_categories.flatten().tolist())
     assert 0.4 < dropped_numbers.isnan().float().mean() < 0.6

@@ -195,7 +195,7 @@ def test_the_network_has_the_courses_22_categories_and_16_numbers(official, tmp_
     assert {column.name for column in table.numbers} == set(NUMBERS)
     assert learner.scale.log
     assert learner.scale.low == 0
-    assert learner.measures[0] == "rmspe"
+    assert learner.metrics[0] == "rmspe"
     assert learner.valid_frame["Date"].min() > learner.train_frame["Date"].max()
 
 

@@ -22,16 +22,16 @@ _ONES = (
 _TENS = ("", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 
 
-def in_words(number: int) -> str:
+def describe_difference(number: int) -> str:
     if number >= 1000:
-        return f"{in_words(number // 1000)} thousand {in_words(number % 1000)}".strip()
+        return f"{describe_difference(number // 1000)} thousand {describe_difference(number % 1000)}".strip()
     if number >= 100:
-        return f"{in_words(number // 100)} hundred {in_words(number % 100)}".strip()
+        return f"{describe_difference(number // 100)} hundred {describe_difference(number % 100)}".strip()
     return _ONES[number] if number < 20 else f"{_TENS[number // 10]} {_ONES[number % 10]}".strip()
 
 
 def lines(first: int, last: int) -> str:
-    return "".join(f"{in_words(number)} \n" for number in range(first, last + 1))
+    return "".join(f"{describe_difference(number)} \n" for number in range(first, last + 1))
 
 
 @pytest.fixture(scope="session")

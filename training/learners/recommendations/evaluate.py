@@ -1,4 +1,4 @@
-"""What is known of a recommender: beside popularity and co-occurrence, by groups, and who gets shown to whom."""
+"""Evaluation of a recommender: beside popularity and co-occurrence, by groups, and how evenly items are shown."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,326 +16,392 @@ from tasks.recommendations import Recommendations
 from training.core.results import EmbeddingTable, Evaluation, Figure, Table
 from training.evaluation.embeddings import axis_extremes_table
 from training.learners.recommendations import metrics, sar
-from training.learners.recommendations.dataset import EvalQuery, batch_of
+from training.learners.recommendations.dataset import EvalQuery, make_batch
 from training.learners.recommendations.interactions import Ratings
 from training.learners.recommendations.metrics import Lists
-from training.learners.recommendations.plots import exposed, item_planes
-from training.learners.recommendations.sar import VARIANTS, Sar
+from training.learners.recommendations.plots import draw_exposure
+from training.learners.recommendations.sar import VARIANTS, SarVariant
+from training.reporting.embedding_plots import draw_embedding_planes
 
 K = 10
-_BATCH = 32
-_RARE = 10
-_SMALL = 30
-Asked = Sequence[EvalQuery]
+_NETWORK_BATCH = 32
+_BASELINE_BATCH = 256
+_MAX_RARE_LIKES = 10
+_MIN_GROUP = 30
+_NETWORK = "this network"
+Queries = Sequence[EvalQuery]
 
 
 @dataclass(frozen=True)
-class Judge:
-    """What recommenders are judged by: the questions to choose by, and those to report."""
+class Recommenders:
+    """Recommends by the network and by baselines.
+
+    Attributes:
+        ratings: what the recommenders learn from.
+        task: of the network.
+        valid: queries to choose by.
+        test: queries to report.
+    """
 
     ratings: Ratings
     task: Recommendations
-    validating: Asked
-    testing: Asked
+    valid: Queries
+    test: Queries
 
     @cached_property
     def likes(self) -> NDArray[np.int64]:
-        """How many people liked each item in training."""
+        """How many users like each item in training."""
         return self.ratings.likes
 
     @cached_property
-    def trained(self) -> list[NDArray[np.int64]]:
-        """What each user liked in training, by rows."""
-        return [
-            person.items[: person.trained_until][person.liked[: person.trained_until]] for person in self.ratings.people
-        ]
+    def liked_in_training(self) -> list[NDArray[np.int64]]:
+        """Rows of the items that each user liked in training."""
+        return [user.items[: user.train_end][user.liked[: user.train_end]] for user in self.ratings.users]
 
-    def by_network(self, served: nn.Module, asked: Asked) -> Lists:
-        """The lists that the exported graph gives."""
+    def by_network(self, served: nn.Module, queries: Queries) -> Lists:
+        """Return the lists of the exported module."""
         lists = []
-        for start in range(0, len(asked), _BATCH):
-            few = asked[start : start + _BATCH]
-            histories = [each.history for each in few]
-            levels = [each.person.levels[: each.until] for each in few]
-            batch = batch_of(histories, levels, histories, self.ratings.known)
+        for batch in _batches(queries, _NETWORK_BATCH):
+            histories = [query.history for query in batch]
+            inputs = make_batch(histories, [query.levels for query in batch], histories, self.ratings.known)
             with torch.no_grad():
-                rows, scores = served(*(batch[spec.name] for spec in self.task.inputs))[:2]
+                rows, scores = served(*(inputs[spec.name] for spec in self.task.inputs))[:2]
             lists.append(np.where(scores[:, :K].numpy() > -1, rows[:, :K].numpy(), -1))
         return np.concatenate(lists)
 
-    def by_popularity(self, asked: Asked) -> Lists:
-        """The items that most liked in training."""
-        return self._best(asked, lambda few: np.tile(self.likes.astype(np.float32), (len(few), 1)))
+    def by_popularity(self, queries: Queries) -> Lists:
+        """Return the items that most users like in training."""
+        return self._top_items(queries, lambda batch: np.tile(self.likes.astype(np.float32), (len(batch), 1)))
 
-    def by_co_occurrence(self, variant: Sar, similarity: object, asked: Asked) -> Lists:
-        """The lists of a variant of SAR."""
-        known, half = self.ratings.known, variant.half_life
-        return self._best(asked, lambda few: sar.scores(similarity, [each.liked for each in few], known, half))
+    def by_co_occurrence(self, variant: SarVariant, similarity: object, queries: Queries) -> Lists:
+        """Return the lists of a variant of SAR."""
+        items, half_life = self.ratings.known, variant.half_life
+        return self._top_items(
+            queries,
+            lambda batch: sar.score_items(similarity, [query.liked for query in batch], items, half_life),
+        )
 
-    def _best(self, asked: Asked, scored: Callable[[Asked], NDArray[np.floating]]) -> Lists:
-        lists = []
-        for start in range(0, len(asked), 256):
-            few = asked[start : start + 256]
-            lists.append(metrics.best_items(scored(few), [each.history.tolist() for each in few], K))
+    def _top_items(self, queries: Queries, score: Callable[[Queries], NDArray[np.floating]]) -> Lists:
+        lists = [
+            metrics.top_k_items(score(batch), [query.history.tolist() for query in batch], K)
+            for batch in _batches(queries, _BASELINE_BATCH)
+        ]
         return np.concatenate(lists)
 
-    def best_variant(self) -> tuple[Sar, dict[str, object]]:
-        """The variant of SAR that is best on the validation items, and the similarities it was chosen among."""
+    def select_sar(self) -> tuple[SarVariant, dict[str, object]]:
+        """Return the variant of SAR that is best on the validation queries, and the similarities of all kinds."""
         kinds = sorted({variant.similarity for variant in VARIANTS})
-        found: dict[str, object] = {kind: sar.similarities(self.trained, self.ratings.known, kind) for kind in kinds}
-        gains = {
-            variant: gain(self.by_co_occurrence(variant, found[variant.similarity], self.validating), self.validating)
+        similarities: dict[str, object] = {
+            kind: sar.item_similarity(self.liked_in_training, self.ratings.known, kind) for kind in kinds
+        }
+        scores = {
+            variant: mean_ndcg(self.by_co_occurrence(variant, similarities[variant.similarity], self.valid), self.valid)
             for variant in VARIANTS
         }
-        return max(gains, key=lambda variant: gains[variant]), found
+        return max(scores, key=lambda variant: scores[variant]), similarities
 
 
-def gains_of(lists: Lists, asked: Asked) -> NDArray[np.floating]:
-    """NDCG of each list."""
-    return metrics.discounted_gain(lists, [[each.wanted] for each in asked])
+def _batches(queries: Queries, size: int) -> list[Queries]:
+    return [queries[start : start + size] for start in range(0, len(queries), size)]
 
 
-def gain(lists: Lists, asked: Asked) -> float:
-    """Mean nDCG."""
-    return float(gains_of(lists, asked).mean())
+def _targets(queries: Queries) -> list[list[int]]:
+    return [[query.target] for query in queries]
+
+
+def ndcg_per_query(lists: Lists, queries: Queries) -> NDArray[np.floating]:
+    """Compute the nDCG of each list."""
+    return metrics.ndcg(lists, _targets(queries))
+
+
+def mean_ndcg(lists: Lists, queries: Queries) -> float:
+    """Compute the mean nDCG."""
+    return float(ndcg_per_query(lists, queries).mean())
+
+
+@dataclass(frozen=True)
+class _TestResults:
+    """Results on the test queries.
+
+    Attributes:
+        lists: by the name of each recommender, the network first.
+        ndcg: of each query, for the network, tuned SAR, plain SAR and popularity.
+        exposures: how often each item is shown, by the name of each recommender.
+        seeds: mean nDCG of the network of each seed.
+        variant: the tuned variant of SAR.
+    """
+
+    lists: dict[str, Lists]
+    ndcg: tuple[NDArray[np.floating], ...]
+    exposures: dict[str, NDArray[np.int64]]
+    seeds: list[float]
+    variant: SarVariant
+
+    @property
+    def network_lists(self) -> Lists:
+        return self.lists[_NETWORK]
+
+
+def _run_on_test(recommenders: Recommenders, served: Sequence[nn.Module]) -> _TestResults:
+    queries = recommenders.test
+    tuned, similarities = recommenders.select_sar()
+    plain = SarVariant()
+
+    def co_occurrence(variant: SarVariant) -> Lists:
+        return recommenders.by_co_occurrence(variant, similarities[variant.similarity], queries)
+
+    lists = {
+        _NETWORK: recommenders.by_network(served[0], queries),
+        f"co-occurrence (SAR), tuned: {tuned.description}": co_occurrence(tuned),
+        f"co-occurrence (SAR), plain: {plain.description}": co_occurrence(plain),
+        "popularity": recommenders.by_popularity(queries),
+    }
+    ndcg = tuple(ndcg_per_query(recommended, queries) for recommended in lists.values())
+    others = [mean_ndcg(recommenders.by_network(module, queries), queries) for module in served[1:]]
+    items = recommenders.ratings.known
+    exposures = {name: metrics.exposure(recommended, items) for name, recommended in lists.items()}
+    return _TestResults(lists, ndcg, exposures, [float(ndcg[0].mean()), *others], tuned)
 
 
 def evaluate_recommender(
-    judge: Judge, served: Sequence[nn.Module], embeddings: Sequence[EmbeddingTable], grouped: Sequence[str]
+    recommenders: Recommenders,
+    served: Sequence[nn.Module],
+    item_embeddings: EmbeddingTable,
+    feature_columns: Sequence[str],
 ) -> Evaluation:
-    """All that is measured of the first of the networks, and how much the others differ."""
-    asked, known = judge.testing, judge.ratings.known
-    variant, similarity = judge.best_variant()
-    plain = Sar()
-    lists = {
-        "this network": judge.by_network(served[0], asked),
-        f"co-occurrence (SAR), tuned: {variant.words}": judge.by_co_occurrence(
-            variant, similarity[variant.similarity], asked
-        ),
-        f"co-occurrence (SAR), plain: {plain.words}": judge.by_co_occurrence(plain, similarity["jaccard"], asked),
-        "popularity": judge.by_popularity(asked),
-    }
-    ours, tuned, untuned, popular = (gains_of(each, asked) for each in lists.values())
-    seeds = [float(ours.mean()), *(gain(judge.by_network(each, asked), asked) for each in served[1:])]
-    shown = {name: metrics.exposure(each, known) for name, each in lists.items()}
-    first = lists["this network"]
-    named = [EmbeddingTable(each.field, each.values, each.vectors, each.names) for each in embeddings[:1]]
+    """Evaluate the first of the exported modules, one per seed, and how much the others differ.
+
+    Args:
+        recommenders: the queries and baselines.
+        served: the exported modules.
+        item_embeddings: of the first network.
+        feature_columns: columns of the items to report the metrics by.
+    """
+    results = _run_on_test(recommenders, served)
+    lists = results.network_lists
+    embeddings = [_most_liked(item_embeddings, recommenders.likes)]
     return Evaluation(
-        metrics=_metrics(judge, first, ours, tuned, untuned, popular, seeds),
-        notes=_notes(judge, ours, tuned, variant),
+        metrics=_metrics(recommenders, results),
+        notes=_notes(recommenders, results),
         tables=(
-            _comparison(judge, lists),
-            _exposure_table(judge, shown),
-            _by_history(judge, lists),
-            *(_by_kind(judge, first, name) for name in grouped),
-            _examples(judge, first),
-            axis_extremes_table(_most_liked(named, judge.likes), 4),
+            _comparison_table(recommenders, results.lists),
+            _exposure_table(recommenders, results.exposures),
+            _history_table(recommenders, results),
+            *(_feature_table(recommenders, lists, name) for name in feature_columns),
+            _example_table(recommenders, lists),
+            axis_extremes_table(embeddings, 4),
         ),
         figures=(
             Figure(
                 "Popularity and exposure",
-                exposed(shown, judge.likes),
-                "Left: how often an item is among the ten recommendations, against how many like it. Right: what share "
-                "of all recommendations the most shown items get (Lorenz curves; dotted: all alike).",
+                draw_exposure(results.exposures, recommenders.likes),
+                "Left: how often an item is among the ten recommendations, over how many users like it. Right: the "
+                "fraction of all recommendations that goes to the most shown items (Lorenz curves; dotted: uniform).",
             ),
             Figure(
                 "Embeddings of the items",
-                item_planes(_most_liked(named, judge.likes)),
-                "The most liked items along the first two principal axes of what was learnt of them.",
+                draw_embedding_planes(embeddings, columns=1),
+                "The most liked items along the first two principal axes of their embeddings.",
             ),
         ),
-        failures=_failures(judge, first, shown["this network"]),
-        caveats=_caveats(judge),
+        failures=_failures(recommenders, lists, results.exposures[_NETWORK]),
+        caveats=_caveats(recommenders),
     )
 
 
-def _metrics(
-    judge: Judge,
-    lists: Lists,
-    ours: NDArray[np.floating],
-    tuned: NDArray[np.floating],
-    untuned: NDArray[np.floating],
-    popular: NDArray[np.floating],
-    seeds: Sequence[float],
-) -> tuple[Metric, ...]:
-    asked = judge.testing
-    wanted = [[each.wanted] for each in asked]
-    shown = metrics.exposure(lists, judge.ratings.known)
-    how = f"the last liked item of {len(asked):,} users, all items they had not rated are candidates"
-    low, high = metrics.interval(ours)
-    mean, deviation = float(np.mean(seeds)), float(np.std(seeds, ddof=1)) if len(seeds) > 1 else 0.0
-    found = [
-        ("ndcg_at_10", ours.mean(), f"{how}; 95 % interval over users {low:.4f} to {high:.4f}"),
-        ("hit_rate_at_10", metrics.hit_rate(lists, wanted), f"{how}; with one item each, also the recall"),
-        ("sar_ndcg_at_10", tuned.mean(), f"co-occurrence, the best of {len(VARIANTS)} variants by validation; {how}"),
-        ("plain_sar_ndcg_at_10", untuned.mean(), f"co-occurrence by Jaccard, all liked items count alike; {how}"),
-        ("popularity_ndcg_at_10", popular.mean(), f"what most like; {how}"),
-        ("ndcg_over_sar", ours.mean() / max(tuned.mean(), 1e-9), "ndcg_at_10 / sar_ndcg_at_10"),
-        ("ndcg_over_popularity", ours.mean() / max(popular.mean(), 1e-9), "ndcg_at_10 / popularity_ndcg_at_10"),
-        ("coverage", metrics.coverage(shown), f"share of the items in any of the {len(asked):,} lists of ten"),
-        ("gini_of_exposure", metrics.gini(shown), "0: all items are shown alike, 1: one has everything"),
+def _metrics(recommenders: Recommenders, results: _TestResults) -> tuple[Metric, ...]:
+    queries, lists, exposures = recommenders.test, results.network_lists, results.exposures[_NETWORK]
+    network, tuned, plain, popularity = results.ndcg
+    protocol = f"the last liked item of {len(queries):,} users; all items that they had not rated are candidates"
+    low, high = metrics.bootstrap_interval(network)
+    rows = [
+        ("ndcg_at_10", network.mean(), f"{protocol}; 95 % interval over users {low:.4f} to {high:.4f}"),
+        (
+            "hit_rate_at_10",
+            metrics.hit_rate(lists, _targets(queries)),
+            f"{protocol}; equals the recall, since each user has one target",
+        ),
+        ("sar_ndcg_at_10", tuned.mean(), f"co-occurrence, best of {len(VARIANTS)} variants on validation; {protocol}"),
+        ("plain_sar_ndcg_at_10", plain.mean(), f"co-occurrence by Jaccard, equal affinities; {protocol}"),
+        ("popularity_ndcg_at_10", popularity.mean(), f"the most liked items; {protocol}"),
+        ("ndcg_over_sar", network.mean() / max(tuned.mean(), 1e-9), "ndcg_at_10 / sar_ndcg_at_10"),
+        ("ndcg_over_popularity", network.mean() / max(popularity.mean(), 1e-9), "ndcg_at_10 / popularity_ndcg_at_10"),
+        ("coverage", metrics.coverage(exposures), f"fraction of the items in any of the {len(queries):,} lists of ten"),
+        ("gini_of_exposure", metrics.gini(exposures), "0: all items are shown equally often, 1: only one is shown"),
         (
             "mean_popularity",
-            metrics.mean_popularity(lists, judge.likes),
-            "how many users like what is recommended, on average over the lists of ten",
+            metrics.mean_popularity(lists, recommenders.likes),
+            "how many users like a recommended item, on average over the lists of ten",
         ),
     ]
-    if len(seeds) > 1:
-        found += [
-            ("ndcg_at_10_mean", mean, f"mean over {len(seeds)} seeds; {how}"),
-            ("ndcg_at_10_sd", deviation, f"standard deviation over {len(seeds)} seeds"),
+    if (seeds := len(results.seeds)) > 1:
+        deviation = float(np.std(results.seeds, ddof=1))
+        rows += [
+            ("ndcg_at_10_mean", float(np.mean(results.seeds)), f"mean over {seeds} seeds; {protocol}"),
+            ("ndcg_at_10_sd", deviation, f"standard deviation over {seeds} seeds"),
         ]
-    return tuple(Metric(name=name, value=float(value), protocol=protocol) for name, value, protocol in found)
+    return tuple(Metric(name=name, value=float(value), protocol=how) for name, value, how in rows)
 
 
-def _notes(judge: Judge, ours: NDArray[np.floating], tuned: NDArray[np.floating], variant: Sar) -> tuple[str, ...]:
-    low, high = metrics.interval(ours - tuned)
-    verdict = "more than" if low > 0 else "not surely more than"
-    sooner = "by time" if judge.ratings.ordered else "in an order drawn by a hash, since the data has no times"
+def _notes(recommenders: Recommenders, results: _TestResults) -> tuple[str, ...]:
+    network, tuned = results.ndcg[:2]
+    low, high = metrics.bootstrap_interval(network - tuned)
+    verdict = "a significant" if low > 0 else "not a significant"
+    order = "by time" if recommenders.ratings.ordered else "by a hash, since the data has no times"
     return (
-        f"Split: each user's ratings are taken {sooner}. The last item they liked is the test, the one before it the "
-        "validation; all that comes before that is for training, what lies between or after is not used. The network "
-        "and the co-occurrence are trained on the same ratings and asked with the same histories (all before the item "
-        "in question); the best epoch and the best variant of co-occurrence were both chosen on the validation items.",
-        f"nDCG@10 is {ours.mean() - tuned.mean():+.4f} above that of co-occurrence, {verdict} chance: 95 % interval "
-        f"over users {low:+.4f} to {high:+.4f}, paired. Co-occurrence here is {variant.words}.",
-        "Users are split in time each by themselves: training has seen what others did later than the test item.",
+        f"Split: each user's ratings are ordered {order}. The last liked item is for testing, the one before it for "
+        "validation, and everything before that for training; what lies between or after is not used. The network and "
+        "co-occurrence learn from the same ratings and get the same histories (everything before the target); the best "
+        "epoch and the best variant of co-occurrence were both chosen on the validation items.",
+        f"nDCG@10 differs from that of co-occurrence by {network.mean() - tuned.mean():+.4f}, {verdict} gain: 95 % "
+        f"interval over users {low:+.4f} to {high:+.4f}, paired. This variant of co-occurrence is "
+        f"{results.variant.description}.",
+        "Each user is split in time separately: training includes ratings of other users that are later than a "
+        "user's test item.",
     )
 
 
-def _comparison(judge: Judge, lists: dict[str, Lists]) -> Table:
-    wanted = [[each.wanted] for each in judge.testing]
+def _comparison_table(recommenders: Recommenders, lists: dict[str, Lists]) -> Table:
+    targets = _targets(recommenders.test)
     rows = []
-    for name, each in lists.items():
-        shown = metrics.exposure(each, judge.ratings.known)
-        gains = gains_of(each, judge.testing)
-        low, high = metrics.interval(gains)
+    for name, recommended in lists.items():
+        exposures = metrics.exposure(recommended, recommenders.ratings.known)
+        ndcg = metrics.ndcg(recommended, targets)
+        low, high = metrics.bootstrap_interval(ndcg)
         rows.append(
             (
                 name,
-                f"{gains.mean():.4f} ({low:.4f}–{high:.4f})",
-                f"{metrics.hit_rate(each, wanted):.4f}",
-                f"{metrics.coverage(shown):.3f}",
-                f"{metrics.gini(shown):.3f}",
-                f"{metrics.mean_popularity(each, judge.likes):.1f}",
+                f"{ndcg.mean():.4f} ({low:.4f}–{high:.4f})",
+                f"{metrics.hit_rate(recommended, targets):.4f}",
+                f"{metrics.coverage(exposures):.3f}",
+                f"{metrics.gini(exposures):.3f}",
+                f"{metrics.mean_popularity(recommended, recommenders.likes):.1f}",
             )
         )
     header = ("recommender", "nDCG@10", "hit rate@10", "coverage", "Gini of exposure", "mean popularity")
-    return Table("Against what needs no network", header, tuple(rows))
+    return Table("Against baselines without a network", header, tuple(rows))
 
 
-def _exposure_table(judge: Judge, shown: dict[str, NDArray[np.int64]]) -> Table:
-    share = partial(metrics.share_of_most_popular, likes=judge.likes)
+def _exposure_table(recommenders: Recommenders, exposures: dict[str, NDArray[np.int64]]) -> Table:
+    likes = recommenders.likes
+    top = partial(metrics.exposure_of_most_popular, likes=likes)
     rows = tuple(
-        (name, f"{share(counts, share=0.01):.1%}", f"{share(counts, share=0.1):.1%}", f"{(counts > 0).sum():,}")
-        for name, counts in shown.items()
+        (name, f"{top(counts, fraction=0.01):.1%}", f"{top(counts, fraction=0.1):.1%}", f"{(counts > 0).sum():,}")
+        for name, counts in {**exposures, "likes in training": likes}.items()
     )
-    liked = ("what people like", f"{share(judge.likes, share=0.01):.1%}", f"{share(judge.likes, share=0.1):.1%}")
-    rows = (*rows, (*liked, f"{(judge.likes > 0).sum():,}"))
-    header = ("recommender", "goes to the most popular 1 %", "to the most popular 10 %", "items shown at all")
-    note = "Of the lists of ten for all test users; the last row is the share of the likes in training."
-    return Table("Popularity against exposure", header, rows, note)
+    header = ("recommender", "goes to the most popular 1 %", "to the most popular 10 %", "items shown")
+    return Table("Popularity against exposure", header, rows, "Lists of ten for all test users.")
 
 
-def _by_history(judge: Judge, lists: dict[str, Lists]) -> Table:
-    sizes = np.array([len(each.liked) for each in judge.testing])
+def _history_table(recommenders: Recommenders, results: _TestResults) -> Table:
+    sizes = np.array([len(query.liked) for query in recommenders.test])
     edges = [0, *np.unique(np.quantile(sizes, [0.25, 0.5, 0.75]).round()).astype(int).tolist(), int(sizes.max())]
-    gains = [gains_of(each, judge.testing) for each in lists.values()]
-    hits = metrics.found(lists["this network"], [[each.wanted] for each in judge.testing])
+    network, tuned, _, popularity = results.ndcg
+    has_hit = metrics.has_hit(results.network_lists, _targets(recommenders.test))
     rows = []
     for low, high in pairwise(edges):
-        mine = (sizes > low) & (sizes <= high)
-        if mine.any():
-            count = f"{mine.sum()}{'*' if mine.sum() < _SMALL else ''}"
-            figures = [f"{each[mine].mean():.4f}" for each in (gains[0], gains[1], gains[-1])]
-            rows.append((f"{low + 1} to {high}", count, *figures, f"{hits[mine].mean():.3f}"))
-    header = ("liked before", "users", "nDCG@10", "co-occurrence's", "popularity's", "hit rate@10")
-    note = f"* fewer than {_SMALL} users: the figures are uncertain."
+        members = (sizes > low) & (sizes <= high)
+        if members.any():
+            count = f"{members.sum()}{'*' if members.sum() < _MIN_GROUP else ''}"
+            means = [f"{ndcg[members].mean():.4f}" for ndcg in (network, tuned, popularity)]
+            rows.append((f"{low + 1} to {high}", count, *means, f"{has_hit[members].mean():.3f}"))
+    header = ("liked before", "users", "nDCG@10", "of co-occurrence", "of popularity", "hit rate@10")
+    note = f"* fewer than {_MIN_GROUP} users: the figures are uncertain."
     return Table("By the length of the history", header, tuple(rows), note)
 
 
-def _by_kind(judge: Judge, lists: Lists, name: str) -> Table:
-    """By the kinds (genres) of the item that was to be found."""
-    values = judge.ratings.table.details[name]
-    kinds = [[part.strip() for part in values[each.wanted].split("|") if part.strip()] for each in judge.testing]
-    gains = gains_of(lists, judge.testing)
-    hit = metrics.found(lists, [[each.wanted] for each in judge.testing])
-    counts = Counter(kind for row in kinds for kind in row)
-    shown = Counter(kind.strip() for row in lists[lists >= 0] for kind in values[row].split("|") if kind.strip())
+def _feature_table(recommenders: Recommenders, lists: Lists, column: str) -> Table:
+    """Tabulate the metrics by the features (genres) of the target."""
+    features = [_split_features(value) for value in recommenders.ratings.table.details[column]]
+    queries = recommenders.test
+    features_of_targets = [features[query.target] for query in queries]
+    ndcg = ndcg_per_query(lists, queries)
+    has_hit = metrics.has_hit(lists, _targets(queries))
+    counts = Counter(feature for row in features_of_targets for feature in row)
+    recommended = lists[lists >= 0]
+    shown = Counter(feature for row in recommended for feature in features[row])
     rows = []
-    for kind, count in counts.most_common(20):
-        mine = np.array([kind in row for row in kinds])
-        star = "*" if count < _SMALL else ""
-        share = f"{shown[kind] / max(1, (lists >= 0).sum()):.1%}"
-        wanted = f"{count / len(kinds):.1%}"
-        rows.append((kind, f"{count}{star}", f"{gains[mine].mean():.4f}", f"{hit[mine].mean():.3f}", wanted, share))
-    header = (name, "test items", "nDCG@10", "hit rate@10", "share of the test items", "share of what is recommended")
-    return Table(f"By {name}", header, tuple(rows), f"An item may be of several. * fewer than {_SMALL}.")
+    for feature, count in counts.most_common(20):
+        members = np.array([feature in row for row in features_of_targets])
+        rows.append(
+            (
+                feature,
+                f"{count}{'*' if count < _MIN_GROUP else ''}",
+                f"{ndcg[members].mean():.4f}",
+                f"{has_hit[members].mean():.3f}",
+                f"{count / len(queries):.1%}",
+                f"{shown[feature] / max(1, len(recommended)):.1%}",
+            )
+        )
+    header = (column, "test items", "nDCG@10", "hit rate@10", "of the test items", "of the recommendations")
+    return Table(f"By {column}", header, tuple(rows), f"An item may have several. * fewer than {_MIN_GROUP}.")
 
 
-def _examples(judge: Judge, lists: Lists) -> Table:
-    """Recommendations for a few users, evenly from the first to the last."""
-    titles = judge.ratings.table.titles
+def _split_features(value: str) -> list[str]:
+    return [part.strip() for part in value.split("|") if part.strip()]
+
+
+def _example_table(recommenders: Recommenders, lists: Lists) -> Table:
+    """Tabulate recommendations for a few users, evenly spread from the first to the last."""
+    titles, queries = recommenders.ratings.table.titles, recommenders.test
     rows = []
-    for place in np.linspace(0, len(judge.testing) - 1, min(5, len(judge.testing))).astype(int).tolist():
-        each = judge.testing[place]
-        liked = ", ".join(titles[row] for row in each.liked[-3:])
-        best = ", ".join(titles[row] for row in lists[place][:5] if row >= 0)
-        found = "yes" if each.wanted in lists[place] else "no"
-        rows.append((each.person.name, liked, best, titles[each.wanted], found))
+    for index in np.linspace(0, len(queries) - 1, min(5, len(queries))).astype(int).tolist():
+        query = queries[index]
+        liked = ", ".join(titles[row] for row in query.liked[-3:])
+        best = ", ".join(titles[row] for row in lists[index][:5] if row >= 0)
+        is_hit = "yes" if query.target in lists[index] else "no"
+        rows.append((query.user.name, liked, best, titles[query.target], is_hit))
     header = ("user", "liked last", "the first five recommendations", "liked next", "among the ten")
     return Table("Examples", header, tuple(rows))
 
 
-def _most_liked(tables: Sequence[EmbeddingTable], likes: NDArray[np.int64], most: int = 300) -> list[EmbeddingTable]:
-    """The embeddings of the most liked items: of the others little was learnt."""
-    rows = np.argsort(-likes, kind="stable")[:most].tolist()
-    return [
-        EmbeddingTable(
-            table.field,
-            tuple(table.values[row] for row in rows),
-            table.vectors[rows],
-            tuple((table.names or tuple(map(str, table.values)))[row] for row in rows),
-        )
-        for table in tables
-    ]
+def _most_liked(table: EmbeddingTable, likes: NDArray[np.int64], count: int = 300) -> EmbeddingTable:
+    """Return the embeddings of the most liked items; those of the others are hardly trained."""
+    rows = np.argsort(-likes, kind="stable")[:count].tolist()
+    names = table.names or tuple(map(str, table.values))
+    return EmbeddingTable(
+        table.field, tuple(table.values[row] for row in rows), table.vectors[rows], tuple(names[row] for row in rows)
+    )
 
 
-def _failures(judge: Judge, lists: Lists, shown: NDArray[np.int64]) -> tuple[str, ...]:
-    hit = metrics.found(lists, [[each.wanted] for each in judge.testing])
-    likes = np.array([judge.likes[each.wanted] for each in judge.testing])
-    rare = likes < _RARE
+def _failures(recommenders: Recommenders, lists: Lists, exposures: NDArray[np.int64]) -> tuple[str, ...]:
+    queries, ratings = recommenders.test, recommenders.ratings
+    has_hit = metrics.has_hit(lists, _targets(queries))
+    likes = np.array([recommenders.likes[query.target] for query in queries])
+    rare = likes < _MAX_RARE_LIKES
     unknown = likes == 0
-    found = [
-        f"For {(~hit).sum():,} of {len(hit):,} test users the item they liked next was not among the ten.",
-        f"{(shown == 0).sum():,} of {len(shown):,} items are in none of the {len(lists):,} lists of ten.",
+    failures = [
+        f"For {(~has_hit).sum():,} of {len(queries):,} test users, the item that they liked next is not in the list.",
+        f"{(exposures == 0).sum():,} of {len(exposures):,} items are in none of the {len(lists):,} lists of ten.",
     ]
     if rare.any():
-        found.append(
-            f"Of {rare.sum()} test items that fewer than {_RARE} users liked in training, {hit[rare].sum()} were "
-            f"found; of the {(~rare).sum()} others, {hit[~rare].sum()}."
+        failures.append(
+            f"Of {rare.sum()} test items that fewer than {_MAX_RARE_LIKES} users like in training, "
+            f"{has_hit[rare].sum()} are recommended; of the {(~rare).sum()} others, {has_hit[~rare].sum()}."
         )
     if unknown.any():
-        found.append(f"{unknown.sum()} test items nobody liked in training; {hit[unknown].sum()} of them were found.")
-    cold = len(judge.ratings.table) - judge.ratings.known
-    if cold:
-        found.append(f"{cold:,} items of the table were never rated: they are known by name, and never recommended.")
-    return tuple(found)
+        failures.append(
+            f"Of {unknown.sum()} test items that no user likes in training, {has_hit[unknown].sum()} are recommended."
+        )
+    never_rated = len(ratings.table) - ratings.known
+    if never_rated:
+        failures.append(
+            f"{never_rated:,} items of the table were never rated: they have a name, but are not recommended."
+        )
+    return tuple(failures)
 
 
-def _caveats(judge: Judge) -> tuple[str, ...]:
-    first = (
-        "Recommendations shape what people see, and so what the next model learns from: trained again and again on its "
-        "own effects, it narrows. Watch coverage and Gini of exposure over the versions, and keep a share of what is "
-        "shown that no model chose."
-    )
-    told = "`users.json` holds what each known user rated: guard it as what it is, data on people."
-    kept = (told,) if judge.task.users else ()
-    if not judge.ratings.ordered:
-        return (first, *kept)
-    return (
-        first,
-        *kept,
-        "The latest ratings count most, and in the order in which they are sent. In data where people rate lists that "
-        "a site showed them, part of what looks like taste is the order of those lists.",
-    )
+def _caveats(recommenders: Recommenders) -> tuple[str, ...]:
+    caveats = [
+        "Recommendations influence what users see, and so what the next model learns from: retrained on its own "
+        "effects, a model recommends fewer and fewer items. Watch the coverage and the Gini coefficient of exposure "
+        "from version to version, and show some items that no model chose."
+    ]
+    if recommenders.task.users:
+        caveats.append("`users.json` holds what each known user rated: protect it as personal data.")
+    if recommenders.ratings.ordered:
+        caveats.append(
+            "The latest ratings have the largest weight, in the order in which they are sent. If users rated lists "
+            "that a site showed them, part of what the model learns is the order of those lists."
+        )
+    return tuple(caveats)

@@ -1,91 +1,92 @@
-"""Golden requests for recommendations: those whose lists keep their order when another machine rounds otherwise."""
+"""Golden requests for recommendations: requests whose lists keep their order despite rounding on another machine."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from tasks.contract import Arrays, Limits
 from tasks.recommendations import Recommendations
 
-_TRIED = 40
-_CLEAR = 0.01
-"""The least gap between two neighbours in a list, as a share of the larger score."""
+_CANDIDATES = 40
+"""How many requests of each kind are compared."""
+_MIN_GAP = 0.01
+"""The smallest gap between neighbours in a list, relative to the larger score."""
 
 
-def clear_requests(task: Recommendations, served: nn.Module) -> tuple[Recommendations, list[dict[str, Any]]]:
-    """The task with a clear example, and request bodies: a user, ratings, nobody in particular, like an item.
+def select_golden_requests(task: Recommendations, served: nn.Module) -> tuple[Recommendations, list[dict[str, Any]]]:
+    """Return the task with a clear example, and requests by user, by ratings, without a history, and by a similar item.
 
-    Each is the clearest of some dozens; where none is clear enough, the first few of a list are asked for only. Where
-    the task keeps no users, none of the bodies names one.
+    Each request is the one with the clearest order among several; if its list has close scores, only the first few
+    items are requested. If the task keeps no users, no request names one.
     """
-    rated = _clearest(task, served, iter(list(_ratings(task)) or _most_liked(task)))
-    similar = _clearest(task, served, _similar(task))
-    named = [each["item"] for each in rated["ratings"]]
-    user = _clearest(task, served, _users(task)) if task.users else None
-    calibrated_task = replace(task, example_user=user["user"] if user else "", example_items=tuple(named))
-    without = {**(user or rated), "exclude": [named[0]], "k": 2}
-    popular = _clearest(calibrated_task, served, iter([{"ratings": [], "k": 5}]))
-    seen = _clearest(calibrated_task, served, iter([{**rated, "include_seen": True}]))
-    return calibrated_task, [*([user] if user else []), rated, popular, similar, without, seen]
+    by_ratings = _clearest(task, served, list(_ratings_requests(task)) or _most_liked_requests(task))
+    by_item = _clearest(task, served, _similar_requests(task))
+    items = [rating["item"] for rating in by_ratings["ratings"]]
+    by_user = _clearest(task, served, _user_requests(task)) if task.users else None
+    task = replace(task, example_user=by_user["user"] if by_user else "", example_items=tuple(items))
+    with_exclusion = {**(by_user or by_ratings), "exclude": [items[0]], "k": 2}
+    popular = _clearest(task, served, [{"ratings": [], "k": 5}])
+    with_seen = _clearest(task, served, [{**by_ratings, "include_seen": True}])
+    return task, [*([by_user] if by_user else []), by_ratings, popular, by_item, with_exclusion, with_seen]
 
 
-def _users(task: Recommendations) -> Iterator[dict[str, Any]]:
+def _user_requests(task: Recommendations) -> Iterator[dict[str, Any]]:
     for name in _spread(list(task.users)):
         yield {"user": name, "k": 5}
 
 
-def _ratings(task: Recommendations) -> Iterator[dict[str, Any]]:
-    """The three best known of the latest items that a user liked."""
+def _ratings_requests(task: Recommendations) -> Iterator[dict[str, Any]]:
+    """Generate requests with the three most popular of the latest items that a user liked."""
     for name in _spread(list(task.users)):
         numbers, levels = task.users[name]
         liked = [i for i, level in enumerate(levels) if task.is_liked(level)][-20:]
         best = sorted(sorted(liked, key=lambda i: -task.items.likes[numbers[i] - 1])[:3])
         if best:
-            rating = [{} if task.scale is None else {"rating": task.scale.rating(levels[i])} for i in best]
+            ratings = [{} if task.scale is None else {"rating": task.scale.rating(levels[i])} for i in best]
             items = [task.items.ids[numbers[i] - 1] for i in best]
-            yield {"ratings": [{"item": item, **more} for item, more in zip(items, rating, strict=True)], "k": 5}
+            yield {"ratings": [{"item": item, **rating} for item, rating in zip(items, ratings, strict=True)], "k": 5}
 
 
-def _most_liked(task: Recommendations) -> list[dict[str, Any]]:
-    """Pairs of the items that most liked: what stands in for histories where no user's is kept, or liked anything."""
+def _most_liked_requests(task: Recommendations) -> list[dict[str, Any]]:
+    """Return requests with pairs of the most liked items, for a task whose users are not kept or liked nothing."""
     rating = {} if task.scale is None else {"rating": task.scale.high}
-    names = [task.items.ids[row] for row in _by_likes(task)]
-    return [{"ratings": [{"item": item, **rating} for item in pair], "k": 5} for pair in pairwise(names)]
+    items = [task.items.ids[row] for row in _most_liked_rows(task)]
+    return [{"ratings": [{"item": item, **rating} for item in pair], "k": 5} for pair in pairwise(items)]
 
 
-def _similar(task: Recommendations) -> Iterator[dict[str, Any]]:
-    for row in _by_likes(task):
+def _similar_requests(task: Recommendations) -> Iterator[dict[str, Any]]:
+    for row in _most_liked_rows(task):
         yield {"similar_to": task.items.ids[row], "k": 5}
 
 
-def _by_likes(task: Recommendations) -> list[int]:
-    """The rows of some dozens of items, those first that most liked."""
-    rows: list[int] = np.argsort(-np.array(task.items.likes[: task.known]), kind="stable")[:_TRIED].tolist()
+def _most_liked_rows(task: Recommendations) -> list[int]:
+    rows: list[int] = np.argsort(-np.array(task.items.likes[: task.known]), kind="stable")[:_CANDIDATES].tolist()
     return rows
 
 
 def _spread(names: list[str]) -> list[str]:
-    return [names[i] for i in np.linspace(0, len(names) - 1, min(_TRIED, len(names))).astype(int).tolist()]
+    return [names[i] for i in np.linspace(0, len(names) - 1, min(_CANDIDATES, len(names))).astype(int).tolist()]
 
 
-def _clearest(task: Recommendations, served: nn.Module, bodies: Iterator[dict[str, Any]]) -> dict[str, Any]:
-    """The body whose list has the widest gaps; with a smaller k where even that one has narrow ones."""
-    chances = [(body, _gaps(task, served, body)) for body in bodies]
-    body, gaps = max(chances, key=lambda chance: chance[1][: chance[0]["k"]].min(initial=np.inf))
-    clear = int((np.cumprod(gaps >= _CLEAR)).sum())
-    return {**body, "k": max(1, min(body["k"], clear))}
+def _clearest(task: Recommendations, served: nn.Module, requests: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Return the request whose list has the widest smallest gap, its k reduced to before the first narrow gap."""
+    candidates = [(request, _relative_gaps(task, served, request)) for request in requests]
+    request, gaps = max(candidates, key=lambda candidate: candidate[1][: candidate[0]["k"]].min(initial=np.inf))
+    clear = int((np.cumprod(gaps >= _MIN_GAP)).sum())
+    return {**request, "k": max(1, min(request["k"], clear))}
 
 
-def _gaps(task: Recommendations, served: nn.Module, body: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.floating]]:
-    """Between each score and the next, as shares of the larger one."""
-    request = task.parse(body, Limits())
-    arrays: Arrays = task.preprocess(task.decode(request, Limits())).arrays
+def _relative_gaps(task: Recommendations, served: nn.Module, request: dict[str, Any]) -> NDArray[np.floating]:
+    """Return the gap between each score and the next, relative to the larger one; 1 after the last."""
+    raw = task.decode(task.parse(request, Limits()), Limits())
+    arrays: Arrays = task.preprocess(raw).arrays
     with torch.no_grad():
         scores = served(*(torch.from_numpy(arrays[spec.name]) for spec in task.inputs))[1][0].numpy()
-    there = scores[scores > -1]
-    return np.append((there[:-1] - there[1:]) / np.maximum(np.abs(there[:-1]), 1e-9), np.ones(1))
+    scores = scores[scores > -1]
+    return np.append((scores[:-1] - scores[1:]) / np.maximum(np.abs(scores[:-1]), 1e-9), np.ones(1))

@@ -1,12 +1,12 @@
-"""Ratings and items from tables: who liked what and when, numbered for the network, and what is held out.
+"""Reads tables of ratings and items: numbers the items, orders the ratings of each user, and splits them.
 
-The split leaves the last out: of each user's liked items the last one is for testing, the one before it for validation,
-and all that they did before that for training.
+Leave-one-out split: the last liked item of each user is for testing, the one before it for validation, and everything
+before that for training.
 """
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,8 +21,8 @@ from training.data.tables import read_table
 _MAX_ITEMS = 100_000
 _MAX_LEVELS = 20
 _MIN_LIKED = 3
-"""Of a user who is asked about: one to test, one to validate, one to know something of them."""
-_NAMES = {
+"""Liked items of a user with held-out ones: one to test, one to validate, and one for the history."""
+_COLUMN_NAMES = {
     "user": ("user", "userid", "customer", "customerid", "member", "memberid", "visitor", "visitorid", "uid"),
     "item": (
         "item",
@@ -41,12 +41,15 @@ _NAMES = {
     "time": ("timestamp", "time", "datetime", "date", "ratedat", "createdat"),
     "title": ("title", "name", "itemname", "productname", "movietitle"),
 }
-_TABLES = {"ratings": ("ratings", "interactions", "events"), "items": ("items", "movies", "films", "products", "books")}
+_TABLE_NAMES = {
+    "ratings": ("ratings", "interactions", "events"),
+    "items": ("items", "movies", "films", "products", "books"),
+}
 
 
 @dataclass(frozen=True)
 class ColumnNames:
-    """What the user says the columns are called; empty: guessed from the usual names."""
+    """Names of columns as the user gives them; empty: guessed from common names."""
 
     user: str = ""
     item: str = ""
@@ -55,13 +58,13 @@ class ColumnNames:
 
 
 @dataclass(frozen=True)
-class Person:
-    """What one user rated, in order.
+class User:
+    """The ratings of one user, in order.
 
     Attributes:
         name: the user's id.
-        items: int64 (n,), the items' rows in the table.
-        levels: int64 (n,), of the ratings; 0 where there are none.
+        items: int64 (n,), rows of the item table.
+        levels: int64 (n,), of the ratings; 0 if the data has none.
         liked: bool (n,).
     """
 
@@ -72,125 +75,130 @@ class Person:
 
     @cached_property
     def held_out(self) -> tuple[int, int] | None:
-        """The places of the validation item and of the test item; None where too few were liked to hold any out."""
+        """The places of the validation item and the test item; None if the user likes too few items."""
         places = np.flatnonzero(self.liked)
         if len(places) < _MIN_LIKED:
             return None
         return int(places[-2]), int(places[-1])
 
     @property
-    def trained_until(self) -> int:
-        """The place before which all is for training."""
+    def train_end(self) -> int:
+        """The place at which the training items end."""
         return self.held_out[0] if self.held_out else len(self.items)
 
 
 @dataclass(frozen=True)
 class Ratings:
-    """All that was read.
+    """Ratings of items by users.
 
     Attributes:
         table: the items; those that were rated come first.
         known: how many items were rated.
-        people: by the order of their ids in the data.
-        scale: None where nobody rated.
-        ordered: whether the data says when.
-        notices: what was found odd on reading, in sentences.
+        users: in the order of their ids.
+        scale: of the ratings; None if there are none, or only one.
+        ordered: whether the data has times.
+        notices: what users of the data should know, in sentences.
     """
 
     table: ItemTable
     known: int
-    people: tuple[Person, ...]
+    users: tuple[User, ...]
     scale: Scale | None
     ordered: bool
     notices: tuple[str, ...]
 
     @cached_property
     def likes(self) -> NDArray[np.int64]:
-        """How many people liked each known item in training, (known,)."""
-        rows = [person.items[: person.trained_until][person.liked[: person.trained_until]] for person in self.people]
+        """How many users like each rated item in training, (known,)."""
+        rows = [user.items[: user.train_end][user.liked[: user.train_end]] for user in self.users]
         return np.bincount(np.concatenate(rows), minlength=self.known)
 
 
 def read_ratings(data: Path, names: ColumnNames, *, liked: float, seed: int) -> Ratings:
-    """The ratings in a table, or in a folder that holds them beside a table of the items.
+    """Read a table of ratings, or a folder that holds one and possibly a table of items.
 
-    `liked` is the rating from which on an item counts as liked; 0: all count. Raises CannotTrain.
+    Args:
+        data: the table or the folder.
+        names: of the columns.
+        liked: the lowest rating of a liked item; 0: all rated items are liked.
+        seed: decides the order of ratings that have the same time or none.
+
+    Raises CannotTrain.
     """
-    path = _table(data, "ratings") if data.is_dir() else data
+    path = _find_table(data, "ratings") if data.is_dir() else data
     if path is None:
         raise CannotTrain(f"{data} holds no table of ratings: name it ratings.csv, or name the file with --data.")
     notices: list[str] = []
-    frame, scale = _cleaned(read_table(path), path, names, liked, notices)
+    frame, scale = _select_columns(read_table(path), path, names, liked, notices)
     ordered = "time" in frame.columns
-    frame = _in_order(frame, path, seed, notices)
-    items = _table(data, "items") if data.is_dir() else None
+    frame = _sort_by_user_and_time(frame, path, seed, notices)
     ids = frame["item"].unique(maintain_order=True).sort().to_list()
     ids = sorted(ids, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
     if len(ids) > _MAX_ITEMS:
         raise CannotTrain(f"{path} rates {len(ids):,} items; at most {_MAX_ITEMS:,} are accepted.")
-    people = _people(frame, ids, scale)
-    table = _item_table(items, ids, names, notices)
-    found = Ratings(table, len(ids), people, scale, ordered, tuple(notices))
-    _check(found, path)
-    likes = (*found.likes.tolist(), *(0 for _ in range(len(table) - len(ids))))
-    return Ratings(
-        ItemTable(table.ids, table.titles, likes, table.details), len(ids), people, scale, ordered, tuple(notices)
-    )
+    users = _group_by_user(frame, ids, scale)
+    table = _make_item_table(_find_table(data, "items") if data.is_dir() else None, ids, names, notices)
+    ratings = Ratings(table, len(ids), users, scale, ordered, tuple(notices))
+    _check(ratings, path)
+    likes = (*ratings.likes.tolist(), *(0 for _ in range(len(table) - len(ids))))
+    return replace(ratings, table=ItemTable(table.ids, table.titles, likes, table.details))
 
 
-def _table(folder: Path, kind: str) -> Path | None:
-    for name in _TABLES[kind]:
-        for ending in ("csv", "parquet", "pq"):
-            if found := sorted(folder.rglob(f"{name}.{ending}")):
-                return found[0]
+def _find_table(folder: Path, kind: str) -> Path | None:
+    for name in _TABLE_NAMES[kind]:
+        for suffix in ("csv", "parquet", "pq"):
+            if paths := sorted(folder.rglob(f"{name}.{suffix}")):
+                return paths[0]
     return None
 
 
-def column(frame: pl.DataFrame, kind: str, named: str, path: Path) -> str | None:
-    """The column of a kind: the one that is named, or the first with a usual name. Raises CannotTrain."""
-    if named:
-        if named not in frame.columns:
-            raise CannotTrain(f"{path} has no column '{named}'; its columns are {', '.join(frame.columns)}.")
-        return named
-    plain = {_plain(name): name for name in reversed(frame.columns)}
-    return next((plain[name] for name in _NAMES[kind] if name in plain), None)
+def find_column(frame: pl.DataFrame, kind: str, name: str, path: Path) -> str | None:
+    """Return the column with this name or, if it is empty, with a common name of its kind. Raises CannotTrain."""
+    if name:
+        if name not in frame.columns:
+            raise CannotTrain(f"{path} has no column '{name}'; its columns are {', '.join(frame.columns)}.")
+        return name
+    columns = {_normalise_name(column): column for column in reversed(frame.columns)}
+    return next((columns[common] for common in _COLUMN_NAMES[kind] if common in columns), None)
 
 
-def _plain(name: str) -> str:
+def _normalise_name(name: str) -> str:
     return name.lower().replace("_", "").replace(" ", "").replace("-", "")
 
 
-def _cleaned(
+def _select_columns(
     frame: pl.DataFrame, path: Path, names: ColumnNames, liked: float, notices: list[str]
 ) -> tuple[pl.DataFrame, Scale | None]:
-    """Columns user, item, and rating and time where there are any; and the scale of the ratings."""
-    chosen = {kind: column(frame, kind, getattr(names, kind), path) for kind in ("user", "item", "rating", "time")}
+    """Return the columns user, item and, if present, rating and time, without incomplete rows; and the rating scale."""
+    columns = {
+        kind: find_column(frame, kind, getattr(names, kind), path) for kind in ("user", "item", "rating", "time")
+    }
     for kind in ("user", "item"):
-        if chosen[kind] is None:
+        if columns[kind] is None:
             raise CannotTrain(
                 f"{path} has no column that looks like the {kind}'s: name it with --{kind}-column; its columns are "
                 f"{', '.join(frame.columns)}."
             )
-    found = frame.select(pl.col(name).alias(kind) for kind, name in chosen.items() if name)
-    found = found.with_columns(pl.col("user", "item").cast(pl.String))
-    needed = found.drop_nulls(["user", "item", *(["rating"] if "rating" in found.columns else [])])
-    if needed.height < found.height:
-        notices.append(f"{found.height - needed.height:,} rows without a user, an item or a rating are left out.")
-    if not needed.height:
+    selected = frame.select(pl.col(name).alias(kind) for kind, name in columns.items() if name)
+    selected = selected.with_columns(pl.col("user", "item").cast(pl.String))
+    complete = selected.drop_nulls(["user", "item", *(["rating"] if "rating" in selected.columns else [])])
+    if complete.height < selected.height:
+        notices.append(f"{selected.height - complete.height:,} rows without a user, an item or a rating are left out.")
+    if not complete.height:
         raise CannotTrain(f"{path} holds no row with a user and an item.")
-    return needed, _scale(needed, path, liked)
+    return complete, _rating_scale(complete, path, liked)
 
 
-def _scale(frame: pl.DataFrame, path: Path, liked: float) -> Scale | None:
+def _rating_scale(frame: pl.DataFrame, path: Path, liked: float) -> Scale | None:
     if "rating" not in frame.columns:
         return None
     column = frame["rating"]
     if not column.dtype.is_numeric():
-        odd = column.filter(column.cast(pl.Float64, strict=False).is_null())
-        raise CannotTrain(f"{path}: a rating is to be a number, and one is '{odd[0]}'.")
+        invalid = column.filter(column.cast(pl.Float64, strict=False).is_null())
+        raise CannotTrain(f"{path}: ratings must be numbers, but one is '{invalid[0]}'.")
     values = column.cast(pl.Float64).unique().sort().to_numpy()
     if not np.isfinite(values).all():
-        raise CannotTrain(f"{path}: a rating is to be a number, and one is infinite or none.")
+        raise CannotTrain(f"{path}: ratings must be numbers, but one is infinite or NaN.")
     low, high = float(values[0]), float(values[-1])
     if low == high:
         return None
@@ -201,44 +209,45 @@ def _scale(frame: pl.DataFrame, path: Path, liked: float) -> Scale | None:
     return Scale(low, high, levels, max(liked, low) if liked else low)
 
 
-def _in_order(frame: pl.DataFrame, path: Path, seed: int, notices: list[str]) -> pl.DataFrame:
-    """By user and time; what happened at one time, and all where there is no time, in an order that is none."""
+def _sort_by_user_and_time(frame: pl.DataFrame, path: Path, seed: int, notices: list[str]) -> pl.DataFrame:
+    """Sort the rows by user and time, those without a time or with the same time by a hash, without repeated items."""
     if "time" in frame.columns:
-        frame = frame.with_columns(_times(frame["time"], path))
+        frame = frame.with_columns(_times_as_numbers(frame["time"], path))
         if frame["time"].null_count():
-            raise CannotTrain(f"{path}: {frame['time'].null_count():,} rows have no time; give it to all, or to none.")
+            raise CannotTrain(f"{path}: {frame['time'].null_count():,} rows have no time; all or none must have one.")
     else:
         frame = frame.with_columns(time=pl.lit(0.0))
-    chance = [
+    hashes = [
         hashlib.blake2b(f"{seed} {user} {item}".encode(), digest_size=8).digest()
         for user, item in zip(frame["user"].to_list(), frame["item"].to_list(), strict=True)
     ]
-    ordered = frame.with_columns(chance=pl.Series(chance)).sort("user", "time", "chance", maintain_order=True)
-    once = ordered.unique(["user", "item"], keep="last", maintain_order=True)
-    if once.height < ordered.height:
-        notices.append(f"{ordered.height - once.height:,} ratings are left out: the same user rated the item later.")
-    return once
+    ordered = frame.with_columns(hash=pl.Series(hashes)).sort("user", "time", "hash", maintain_order=True)
+    latest = ordered.unique(["user", "item"], keep="last", maintain_order=True)
+    if latest.height < ordered.height:
+        notices.append(f"{ordered.height - latest.height:,} ratings are left out: the same user rated the item later.")
+    return latest
 
 
-def _times(values: pl.Series, path: Path) -> pl.Series:
-    """Times as numbers that grow."""
+def _times_as_numbers(values: pl.Series, path: Path) -> pl.Series:
     if values.dtype.is_numeric():
         return values.cast(pl.Float64)
     if values.dtype == pl.String:
-        read = values.str.to_datetime(strict=False, time_unit="us", time_zone="UTC")
-        odd = values.filter(read.is_null() & values.is_not_null())
-        if len(odd):
-            read = values.str.to_date(strict=False).cast(pl.Datetime("us"))
-            odd = values.filter(read.is_null() & values.is_not_null())
-        if len(odd):
-            raise CannotTrain(f"{path}: '{odd[0]}' cannot be read as a time; write 2024-05-31 12:00:00, or seconds.")
-        values = read
+        times = values.str.to_datetime(strict=False, time_unit="us", time_zone="UTC")
+        invalid = values.filter(times.is_null() & values.is_not_null())
+        if len(invalid):
+            times = values.str.to_date(strict=False).cast(pl.Datetime("us"))
+            invalid = values.filter(times.is_null() & values.is_not_null())
+        if len(invalid):
+            raise CannotTrain(
+                f"{path}: '{invalid[0]}' cannot be read as a time; write 2024-05-31 12:00:00, or seconds."
+            )
+        values = times
     if not values.dtype.is_temporal():
-        raise CannotTrain(f"{path}: the column of times holds {values.dtype}, which is no time.")
+        raise CannotTrain(f"{path}: the column of times holds {values.dtype}, which is not a time.")
     return values.cast(pl.Datetime("us")).dt.epoch("us").cast(pl.Float64)
 
 
-def _people(frame: pl.DataFrame, ids: Sequence[str], scale: Scale | None) -> tuple[Person, ...]:
+def _group_by_user(frame: pl.DataFrame, ids: Sequence[str], scale: Scale | None) -> tuple[User, ...]:
     rows = {name: row for row, name in enumerate(ids)}
     items = np.array([rows[name] for name in frame["item"].to_list()], np.int64)
     levels, liked = np.zeros(len(items), np.int64), np.ones(len(items), np.bool_)
@@ -246,85 +255,93 @@ def _people(frame: pl.DataFrame, ids: Sequence[str], scale: Scale | None) -> tup
         ratings = frame["rating"].cast(pl.Float64).to_numpy()
         levels = np.array([scale.level(rating) for rating in ratings], np.int64)
         liked = levels >= scale.liked_from
-    users = frame["user"].to_numpy()
-    starts = np.flatnonzero(np.concatenate([[True], users[1:] != users[:-1]]))
-    ends = [*starts[1:].tolist(), len(users)]
+    names = frame["user"].to_numpy()
+    starts = np.flatnonzero(np.concatenate([[True], names[1:] != names[:-1]])).tolist()
+    ends = [*starts[1:], len(names)]
     return tuple(
-        Person(str(users[start]), items[start:end], levels[start:end], liked[start:end])
-        for start, end in zip(starts.tolist(), ends, strict=True)
+        User(str(names[start]), items[start:end], levels[start:end], liked[start:end])
+        for start, end in zip(starts, ends, strict=True)
     )
 
 
-def _item_table(path: Path | None, ids: Sequence[str], names: ColumnNames, notices: list[str]) -> ItemTable:
-    """Rated items first, then those of the items' table that nobody rated."""
+def _make_item_table(path: Path | None, ids: Sequence[str], names: ColumnNames, notices: list[str]) -> ItemTable:
+    """Return the rated items, followed by items of the table that no user rated."""
     if path is None:
         return ItemTable(tuple(ids), tuple(ids), (0,) * len(ids))
-    read = read_items(path, names.item)
-    rows, rated = read.rows, set(ids)
-    order = [*ids, *(name for name in read.ids if name not in rated)]
+    table = read_items(path, names.item)
+    rows, rated = table.rows, set(ids)
+    order = [*ids, *(name for name in table.ids if name not in rated)]
     missing = [name for name in ids if name not in rows]
     if missing:
-        notices.append(f"{len(missing):,} items have no row in {path.name}; they are called by their ids.")
+        notices.append(f"{len(missing):,} items have no row in {path.name}; their ids serve as titles.")
 
-    def arranged(values: Sequence[str], otherwise: Sequence[str]) -> tuple[str, ...]:
+    def reorder(values: Sequence[str], defaults: Sequence[str]) -> tuple[str, ...]:
         return tuple(
-            values[rows[name]] if name in rows else other for name, other in zip(order, otherwise, strict=True)
+            values[rows[name]] if name in rows else default for name, default in zip(order, defaults, strict=True)
         )
 
-    details = {name: arranged(values, [""] * len(order)) for name, values in read.details.items()}
-    return ItemTable(tuple(order), arranged(read.titles, order), (0,) * len(order), details)
+    details = {name: reorder(values, [""] * len(order)) for name, values in table.details.items()}
+    return ItemTable(tuple(order), reorder(table.titles, order), (0,) * len(order), details)
 
 
-def read_items(path: Path, named: str = "") -> ItemTable:
-    """A table of items: id, title, and whatever else it says. Raises CannotTrain."""
+def read_items(path: Path, item_column: str = "") -> ItemTable:
+    """Read a table of items with an id, a title and any further columns. Raises CannotTrain."""
     frame = read_table(path)
-    key = column(frame, "item", named if named in frame.columns else "", path)
-    key = key or ("id" if "id" in frame.columns else None)
-    if key is None:
+    id_column = find_column(frame, "item", item_column if item_column in frame.columns else "", path)
+    id_column = id_column or ("id" if "id" in frame.columns else None)
+    if id_column is None:
         columns = ", ".join(frame.columns)
         raise CannotTrain(f"{path} has no column that looks like the item's id; its columns are {columns}.")
-    frame = frame.filter(pl.col(key).is_not_null()).with_columns(pl.all().cast(pl.String))
-    doubled = frame.filter(pl.col(key).is_duplicated())[key]
-    if len(doubled):
-        raise CannotTrain(f"{path} holds the item '{doubled[0]}' twice.")
-    title = column(frame, "title", "", path) or key
-    ids = frame[key].to_list()
+    frame = frame.filter(pl.col(id_column).is_not_null()).with_columns(pl.all().cast(pl.String))
+    repeated = frame.filter(pl.col(id_column).is_duplicated())[id_column]
+    if len(repeated):
+        raise CannotTrain(f"{path} holds the item '{repeated[0]}' twice.")
+    title_column = find_column(frame, "title", "", path) or id_column
+    ids = frame[id_column].to_list()
+    titles = tuple(title or name for title, name in zip(frame[title_column].to_list(), ids, strict=True))
     details = {
         name: tuple(frame[name].fill_null("").to_list())
         for name in frame.columns
-        if name not in (key, title, "available")
+        if name not in (id_column, title_column, "available")
     }
-    withdrawn: tuple[str, ...] = ()
-    if "available" in frame.columns:
-        said = frame["available"].str.to_lowercase().to_list()
-        odd = [word for word in said if word not in (None, "true", "false", "yes", "no", "1", "0")]
-        if odd:
-            raise CannotTrain(f"{path}: `available` is to be true or false, and one is '{odd[0]}'.")
-        withdrawn = tuple(name for name, word in zip(ids, said, strict=True) if word in ("false", "no", "0"))
-    titles = tuple(said or name for said, name in zip(frame[title].to_list(), ids, strict=True))
-    return ItemTable(tuple(ids), titles, (0,) * len(ids), details, withdrawn)
+    return ItemTable(tuple(ids), titles, (0,) * len(ids), details, _withdrawn_items(frame, ids, path))
 
 
-def _check(found: Ratings, path: Path) -> None:
-    """Raises CannotTrain where there is too little to learn from."""
-    if len(found.people) < 2:
-        raise CannotTrain(f"{path} holds one user; to learn who likes what, it takes many.")
-    if found.known < 2:
+def _withdrawn_items(frame: pl.DataFrame, ids: Sequence[str], path: Path) -> tuple[str, ...]:
+    """Return the ids of items that the column `available`, if there is one, says are withdrawn."""
+    if "available" not in frame.columns:
+        return ()
+    values = frame["available"].str.to_lowercase().to_list()
+    invalid = [value for value in values if value not in (None, "true", "false", "yes", "no", "1", "0")]
+    if invalid:
+        raise CannotTrain(f"{path}: `available` must be true or false, but one is '{invalid[0]}'.")
+    return tuple(name for name, value in zip(ids, values, strict=True) if value in ("false", "no", "0"))
+
+
+def _check(ratings: Ratings, path: Path) -> None:
+    """Raise CannotTrain if there is too little to learn from."""
+    if len(ratings.users) < 2:
+        raise CannotTrain(f"{path} holds one user; training needs many.")
+    if ratings.known < 2:
         raise CannotTrain(f"{path} holds one item; there is nothing to choose from.")
-    if not any(person.held_out for person in found.people):
+    if not any(user.held_out for user in ratings.users):
         raise CannotTrain(
-            f"No user of {path} likes {_MIN_LIKED} items or more: one to test on, one to validate on, and one to "
-            "know something of them."
+            f"No user of {path} likes {_MIN_LIKED} items or more: one to test, one to validate, and one for the "
+            "history."
         )
 
 
-def kinds_of(values: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.float32]]:
-    """What the values of a column hold, split at `|`, and each row's share of each: float32 (n, kinds)."""
+def encode_features(values: Sequence[str]) -> tuple[tuple[str, ...], NDArray[np.float32]]:
+    """Encode values that are lists separated by `|` (genres).
+
+    Returns the distinct elements, and each row's fraction of each of them, (n, elements): its sum is 1, or 0 if the
+    value is empty.
+    """
     parts = [[part.strip() for part in value.split("|") if part.strip()] for value in values]
     names = sorted({part for row in parts for part in row})
-    places = {name: i for i, name in enumerate(names)}
-    shares = np.zeros((len(values), len(names)), np.float32)
-    for row, found in enumerate(parts):
-        for part in found:
-            shares[row, places[part]] = 1 / len(found)
-    return tuple(names), shares
+    columns = {name: i for i, name in enumerate(names)}
+    fractions = np.zeros((len(values), len(names)), np.float32)
+    for row, elements in enumerate(parts):
+        for element in elements:
+            fractions[row, columns[element]] = 1 / len(elements)
+    return tuple(names), fractions

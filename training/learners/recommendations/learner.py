@@ -1,7 +1,7 @@
-"""How recommendations are learnt: from what people liked next, with popularity and co-occurrence beside it to beat."""
+"""Learns recommendations from what users liked next, with popularity and co-occurrence as baselines."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -21,42 +21,40 @@ from training.engine.inference import iterate_outputs
 from training.engine.learner import Learner, Stage
 from training.engine.optim import ParamGroup
 from training.engine.runtime import Batch, Runtime
-from training.learners.recommendations.dataset import NO_TARGET, EvalQueries, HistorySamples, batch_of
-from training.learners.recommendations.evaluate import Judge, evaluate_recommender
-from training.learners.recommendations.goldens import clear_requests
-from training.learners.recommendations.interactions import ColumnNames, Person, kinds_of, read_ratings
-from training.learners.recommendations.network import ServedTaste, TasteNetwork
+from training.learners.recommendations.dataset import NO_TARGET, EvalQueries, HistorySamples, make_batch
+from training.learners.recommendations.evaluate import Recommenders, evaluate_recommender
+from training.learners.recommendations.goldens import select_golden_requests
+from training.learners.recommendations.interactions import ColumnNames, User, encode_features, read_ratings
+from training.learners.recommendations.network import RecommenderNetwork, ServedRecommender
 
 INPUTS = ("history", "levels", "candidates", "similar")
 _BATCH = 64
-_CPU = Runtime(torch.device("cpu"))
+_K = 10
 
 
 @dataclass(frozen=True)
 class Options:
-    """What can be chosen for recommendations."""
+    """Options of the learner of recommendations."""
 
-    user_column: str = option("", "the column of users, where its name is not a usual one")
-    item_column: str = option("", "the column of items, where its name is not a usual one")
-    rating_column: str = option("", "the column of ratings, where its name is not a usual one")
-    time_column: str = option("", "the column of times, where its name is not a usual one")
-    liked: float = option(0.0, "ratings from this on say that somebody liked an item; 0: all do")
+    user_column: str = option("", "the column of users; empty: guessed from its name")
+    item_column: str = option("", "the column of items; empty: guessed from its name")
+    rating_column: str = option("", "the column of ratings; empty: guessed from its name")
+    time_column: str = option("", "the column of times; empty: guessed from its name")
+    liked: float = option(0.0, "the lowest rating of a liked item; 0: all rated items are liked")
     features: tuple[str, ...] = option((), "columns of the items' table that the network reads too (genres)")
-    size: int = option(64, "numbers in a taste")
-    window: int = option(128, "how much of a history a training sample has")
-    ahead: int = option(3, "how many items that were liked next a training sample is to foresee")
-    dropped: float = option(0.3, "share of a taste that is dropped in training")
-    forgotten: float = option(0.2, "share of a history that is forgotten in training")
-    unrated: float = option(0.1, "share of the liked items of a history whose rating is hidden in training")
-    keep_users: bool = option(
-        True, "keep what each user rated in the model, so that they can be asked for by their ids"
-    )
+    embedding_size: int = option(64, "size of the embeddings of users and items")
+    window: int = option(128, "the most items in the history of a training sample")
+    targets_per_sample: int = option(3, "how many of the next liked items a training sample predicts")
+    dropout: float = option(0.3, "fraction of the user embedding that training drops")
+    history_dropout: float = option(0.2, "fraction of a history that training drops")
+    rating_dropout: float = option(0.1, "fraction of the liked items of a history whose rating training hides")
+    keep_users: bool = option(True, "keep each user's ratings in the model, so that requests can name users by id")
 
 
 class RecommendationsLearner(Learner):
-    """Learns what people like next, from what they rated or chose."""
+    """Learns what users like next, from what they rated or chose."""
 
-    summary: ClassVar[str] = "what will a user like next? from who liked what, with when if known"
+    summary: ClassVar[str] = "predict what a user will like next, from ratings or choices, with times if known"
     data_kind: ClassVar[str] = "a CSV or Parquet file of users, items and, if known, ratings and times, or its folder"
     default_settings: ClassVar[Settings] = Settings(
         epochs=12, batch_size=256, rate=5e-3, weight_decay=0.1, label_smoothing=0.0, precision="fp32", threads=1
@@ -65,23 +63,28 @@ class RecommendationsLearner(Learner):
     hub_tag: ClassVar[str] = "other"
 
     def __init__(self, data: Path, settings: Settings, options: Options) -> None:
-        self.trained_with, self.chosen = settings, options
+        self.settings, self.options = settings, options
         names = ColumnNames(options.user_column, options.item_column, options.rating_column, options.time_column)
         self.ratings = read_ratings(data, names, liked=options.liked, seed=settings.seed)
-        self.features, self.feature_names = self._features()
+        self.features = self._encode_features()
         self.samples: HistorySamples = HistorySamples(
-            self.ratings, window=options.window, ahead=options.ahead, unrated=options.unrated
+            self.ratings,
+            window=options.window,
+            targets_per_sample=options.targets_per_sample,
+            rating_dropout=options.rating_dropout,
         )
         if not len(self.samples):
-            raise CannotTrain(f"{data}: nobody liked two items, so there is nothing to learn from.")
-        self.validating, self.testing = EvalQueries(self.ratings, test=False), EvalQueries(self.ratings, test=True)
+            raise CannotTrain(f"{data}: no user likes two items, so there is nothing to learn from.")
+        self.valid, self.test = EvalQueries(self.ratings, test=False), EvalQueries(self.ratings, test=True)
         self.task: Recommendations = Recommendations(
             known=self.ratings.known,
             scale=self.ratings.scale,
             ordered=self.ratings.ordered,
             items=self.ratings.table,
-            users={each.name: _numbered(each) for each in self.ratings.people} if options.keep_users else {},
-            example_user=self.testing.asked[0].person.name if options.keep_users else "",
+            users={user.name: _item_numbers_and_levels(user) for user in self.ratings.users}
+            if options.keep_users
+            else {},
+            example_user=self.test.queries[0].user.name if options.keep_users else "",
             example_items=tuple(self.ratings.table.ids[row] for row in np.argsort(-self.ratings.likes)[:2]),
         )
 
@@ -93,132 +96,130 @@ class RecommendationsLearner(Learner):
         options: Options,
         fetcher: SourceFetcher,  # noqa: ARG003
     ) -> "RecommendationsLearner":
-        """Reads the tables. Raises CannotTrain."""
-        for name, least in (("size", 1), ("window", 1), ("ahead", 1)):
-            if getattr(options, name) < least:
-                raise CannotTrain(f"--{name} is to be {least} or more.")
+        """Read the tables. Raises CannotTrain."""
+        for name in ("embedding_size", "window", "targets_per_sample"):
+            if getattr(options, name) < 1:
+                raise CannotTrain(f"--{name.replace('_', '-')} must be at least 1.")
         if options.window > MAX_HISTORY:
-            raise CannotTrain(f"--window is to be {MAX_HISTORY} at most, as much as the graph reads.")
+            raise CannotTrain(f"--window must be at most {MAX_HISTORY}, the history that the graph reads.")
         return cls(data, settings, options)
 
-    def _features(self) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-        """Each rated item's share of each kind of each chosen column, (items, kinds), and the kinds."""
+    def _encode_features(self) -> NDArray[np.float32]:
+        """Return the features of the rated items from the chosen columns, (items, features), each row's sum 1 or 0."""
         table, known = self.ratings.table, self.ratings.known
-        parts, names = [np.zeros((known, 0), np.float32)], list[str]()
-        for name in self.chosen.features:
+        parts = [np.zeros((known, 0), np.float32)]
+        for name in self.options.features:
             if name not in table.details:
-                there = ", ".join(table.details) or "none"
-                raise CannotTrain(f"--features {name}: the items' table has no such column; its columns are: {there}.")
-            kinds, shares = kinds_of(table.details[name][:known])
-            parts.append(shares)
-            names += kinds
-        return np.concatenate(parts, axis=1), tuple(names)
+                columns = ", ".join(table.details) or "none"
+                raise CannotTrain(
+                    f"--features {name}: the items' table has no such column; its columns are: {columns}."
+                )
+            parts.append(encode_features(table.details[name][:known])[1])
+        return np.concatenate(parts, axis=1)
 
     def data_summary(self) -> str:
-        """Counts, the split, and what was found on reading."""
-        people, liked = self.ratings.people, int(self.ratings.likes.sum())
-        total = sum(len(person.items) for person in people)
-        scale = self.ratings.scale
-        what = (
-            "chosen"
-            if scale is None
-            else "all ratings count as liked, low ones too: --liked N has only N or more do so"
-        )
-        if scale and scale.liked_from > 1:
+        """Describe the ratings and the split, with notices from reading the tables."""
+        users, scale = self.ratings.users, self.ratings.scale
+        total, liked = sum(len(user.items) for user in users), int(self.ratings.likes.sum())
+        if scale is None:
+            what = "chosen"
+        elif scale.liked_from > 1:
             what = f"liked: a rating of {scale.rating(scale.liked_from):g} or more"
-        when = "by time" if self.ratings.ordered else "by a hash, since there are no times"
+        else:
+            what = "all ratings count as liked, low ones too; with --liked N, only N or more do"
+        order = "by time" if self.ratings.ordered else "by a hash, since there are no times"
         counts = (
-            f"{total:,} ratings by {len(people):,} users of {self.ratings.known:,} items ({what}); {liked:,} liked "
-            f"ones to train on; the last two of {len(self.testing):,} users held out, {when}."
+            f"{total:,} ratings by {len(users):,} users of {self.ratings.known:,} items ({what}); {liked:,} liked "
+            f"ones to train on; the last two of {len(self.test):,} users held out, {order}."
         )
         return "\n".join([counts, *self.ratings.notices])
 
     @property
     def likes(self) -> Tensor:
-        """How many people liked each item in training, float32 (items,)."""
+        """How many users like each item in training, float32 (items,)."""
         return torch.from_numpy(self.ratings.likes).float()
 
+    @property
+    def _liked_from(self) -> int:
+        return self.ratings.scale.liked_from if self.ratings.scale else 1
+
     def network(self) -> nn.Module:
-        """Tastes from histories."""
-        options, scale = self.chosen, self.ratings.scale
-        return TasteNetwork(
+        """Return a new network."""
+        options, scale = self.options, self.ratings.scale
+        return RecommenderNetwork(
             torch.from_numpy(self.features),
             self.likes,
-            size=options.size,
+            embedding_size=options.embedding_size,
             levels=scale.levels if scale else 0,
-            liked_from=scale.liked_from if scale else 1,
+            liked_from=self._liked_from,
             ordered=self.ratings.ordered,
-            dropped=options.dropped,
-            forgotten=options.forgotten,
+            dropout=options.dropout,
+            history_dropout=options.history_dropout,
         )
 
     def stages(self) -> tuple[Stage, ...]:
-        """One."""
-        return (Stage("all", self.trained_with.epochs, self.trained_with.rate),)
+        """Return the only stage."""
+        return (Stage("all", self.settings.epochs, self.settings.rate),)
 
     def param_groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
-        """All parameters alike."""
-        return [ParamGroup(tuple(parameter for parameter in network.parameters()))]
+        """Return all parameters as one group."""
+        return [ParamGroup(tuple(network.parameters()))]
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Cross entropy of the items that were liked next, among all that were not yet rated."""
-        expected = network(*(batch[name] for name in INPUTS))[0].log_softmax(dim=1)
+        """Cross-entropy of the items that were liked next, among all items not rated before."""
+        log_probabilities = network(*(batch[name] for name in INPUTS))[0].log_softmax(dim=1)
         targets = batch["target"]
-        there = targets != NO_TARGET
-        mean: Tensor = (expected.gather(1, targets.clamp(min=0)) * there).sum() / there.sum()
+        is_target = targets != NO_TARGET
+        mean: Tensor = (log_probabilities.gather(1, targets.clamp(min=0)) * is_target).sum() / is_target.sum()
         return -mean
 
     def scores(self, network: nn.Module, runtime: Runtime) -> dict[str, float]:
-        """NDCG and hit rate at 10, and cross entropy, of the validation items among all items not yet rated."""
+        """Return nDCG and hit rate at 10, and cross-entropy, of the validation items among all items not yet rated."""
         sums = torch.zeros(4, device=runtime.device)
-        for batch, outputs in iterate_outputs(network, INPUTS, self.validating, runtime, batch_size=_BATCH):
+        for batch, outputs in iterate_outputs(network, INPUTS, self.valid, runtime, batch_size=_BATCH):
             logits, target = outputs[0].float(), batch["target"]
-            ours = logits.gather(1, target)
-            rank = (logits > ours).sum(dim=1)
-            gain = torch.where(rank < 10, 1 / torch.log2(rank + 2.0), 0.0)
-            surprise = -logits.log_softmax(dim=1).gather(1, target)
-            sums += torch.stack([gain.sum(), (rank < 10).sum(), surprise.sum(), torch.tensor(len(rank))])
-        ndcg, hits, surprise, count = runtime.all_reduce_sum(sums).tolist()
-        return {"ndcg_at_10": ndcg / count, "hit_rate_at_10": hits / count, "loss": surprise / count}
+            rank = (logits > logits.gather(1, target)).sum(dim=1)
+            is_hit = rank < _K
+            ndcg = torch.where(is_hit, 1 / torch.log2(rank + 2.0), 0.0)
+            loss = -logits.log_softmax(dim=1).gather(1, target)
+            sums += torch.stack([ndcg.sum(), is_hit.sum(), loss.sum(), torch.tensor(len(rank))])
+        ndcg_sum, hits, loss_sum, count = runtime.all_reduce_sum(sums).tolist()
+        return {"ndcg_at_10": ndcg_sum / count, "hit_rate_at_10": hits / count, "loss": loss_sum / count}
 
     def to_inference_module(self, network: nn.Module) -> nn.Module:
-        """With tables of 16 bits."""
-        scale = self.ratings.scale
-        liked_from = scale.liked_from if scale else 1
-        exact = cast(TasteNetwork, network).float().cpu().eval()
-        return ServedTaste(exact, self.likes, most=self.task.list_length, liked_from=liked_from).eval()
+        """Return the module to export, with embeddings rounded to float16."""
+        exact = cast(RecommenderNetwork, network).float().cpu().eval()
+        return ServedRecommender(exact, self.likes, k=self.task.list_length, liked_from=self._liked_from).eval()
 
     def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
-        """Figures on the test items, beside co-occurrence and popularity; by groups; who gets shown; examples."""
-        others = [self.to_inference_module(each.network) for each in trained[1:]]
-        judge = Judge(self.ratings, self.task, self.validating.asked, self.testing.asked)
-        return evaluate_recommender(
-            judge, [served, *others], self.embeddings(trained[0].network), self.chosen.features[:1]
-        )
+        """Evaluate on the test items, beside co-occurrence and popularity, by groups, with exposure and examples."""
+        others = [self.to_inference_module(run.network) for run in trained[1:]]
+        recommenders = Recommenders(self.ratings, self.task, self.valid.queries, self.test.queries)
+        items = self.embeddings(trained[0].network)[0]
+        return evaluate_recommender(recommenders, [served, *others], items, self.options.features[:1])
 
     def validation_inputs(self, count: int) -> Arrays:
-        """The last moments of as many users, evenly from the first to the last, by the same bucket."""
-        places = np.linspace(0, len(self.testing) - 1, min(count, len(self.testing))).astype(np.int64).tolist()
-        batch = self.testing.__getitems__([(0, place) for place in places])
+        """Return test queries of up to `count` users, evenly spread from the first to the last, in one bucket."""
+        indices = np.linspace(0, len(self.test) - 1, min(count, len(self.test))).astype(np.int64).tolist()
+        batch = self.test.__getitems__([(0, index) for index in indices])
         return {name: batch[name].numpy() for name in INPUTS}
 
     def golden_requests(self, served: nn.Module) -> tuple[Task, list[dict[str, Any]]]:
-        """For a user, for ratings, for nobody in particular, and like an item: those whose lists have no near ties."""
-        return clear_requests(replace(self.task), served)
+        """Return requests by user, by ratings, without a history and by a similar item, all without close scores."""
+        return select_golden_requests(self.task, served)
 
     def embeddings(self, network: nn.Module) -> Sequence[EmbeddingTable]:
-        """What each item asks of a taste, and each user's taste; but for a bias, their product orders the items."""
-        served = cast(ServedTaste, self.to_inference_module(network))
-        table, people, known = self.ratings.table, self.ratings.people, self.ratings.known
-        tastes = []
+        """Return the embeddings of items and of users; except for a bias, their product ranks the items."""
+        served = cast(ServedRecommender, self.to_inference_module(network))
+        table, users, known = self.ratings.table, self.ratings.users, self.ratings.known
+        vectors = []
         with torch.no_grad():
-            for person in people:
-                batch = batch_of([person.items], [person.levels], [person.items[:0]], known)
-                tastes.append(served.taste(batch["history"], batch["levels"])[0].numpy())
-        items = EmbeddingTable("item", table.ids[:known], served.wanted.numpy(), table.titles[:known])
-        users = EmbeddingTable("user", tuple(person.name for person in people), np.concatenate(tastes))
-        return [items, users]
+            for user in users:
+                batch = make_batch([user.items], [user.levels], [user.items[:0]], known)
+                vectors.append(served.user_embedding(batch["history"], batch["levels"])[0].numpy())
+        items = EmbeddingTable("item", table.ids[:known], served.target_embeddings.numpy(), table.titles[:known])
+        return [items, EmbeddingTable("user", tuple(user.name for user in users), np.concatenate(vectors))]
 
 
-def _numbered(person: Person) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return tuple((person.items + 1).tolist()), tuple(person.levels.tolist())
+def _item_numbers_and_levels(user: User) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tuple((user.items + 1).tolist()), tuple(user.levels.tolist())

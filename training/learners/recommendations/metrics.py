@@ -1,6 +1,6 @@
-"""How good a list of recommendations is, and how evenly a catalogue is shown; knows nothing of networks.
+"""Metrics of recommendation lists: ranking quality, and how evenly a catalogue is shown.
 
-Every item that a user has not rated is a candidate: no metric here is sampled.
+No metric is sampled: every item that a user has not rated is a candidate.
 """
 
 from collections.abc import Sequence
@@ -9,88 +9,93 @@ import numpy as np
 from numpy.typing import NDArray
 
 Lists = NDArray[np.integer]
-"""A list of items for each user, the best first: (users, k); -1 where a list is shorter."""
+"""A list of items for each user, the best first: (users, k); -1 after the end of a shorter list."""
+Targets = Sequence[Sequence[int]]
+"""The items that each user should get."""
 
 
-def discounted_gain(lists: Lists, wanted: Sequence[Sequence[int]]) -> NDArray[np.floating]:
-    """NDCG of each list, (users,): Σ 1/log2(1 + rank) over the wanted items in it, divided by the most there can be.
+def ndcg(lists: Lists, targets: Targets) -> NDArray[np.floating]:
+    """Compute the nDCG of each list, (users,): Σ 1/log2(1 + rank) over the targets in it, divided by its maximum.
 
     Järvelin and Kekäläinen 2002, "Cumulated gain-based evaluation of IR techniques", with gains of 0 and 1.
     """
     discounts = 1 / np.log2(np.arange(2, lists.shape[1] + 2))
-    best = [discounts[: len(set(items))].sum() for items in wanted]
-    gains: NDArray[np.floating] = (hits(lists, wanted) @ discounts) / np.array(best)
+    ideal = [discounts[: len(set(items))].sum() for items in targets]
+    gains: NDArray[np.floating] = (hit_matrix(lists, targets) @ discounts) / np.array(ideal)
     return gains
 
 
-def hits(lists: Lists, wanted: Sequence[Sequence[int]]) -> NDArray[np.bool_]:
-    """Which places of the lists hold a wanted item, bool (users, k)."""
-    return np.stack([np.isin(row, list(items)) for row, items in zip(lists, wanted, strict=True)])
+def hit_matrix(lists: Lists, targets: Targets) -> NDArray[np.bool_]:
+    """Return which places of the lists hold a target, bool (users, k)."""
+    return np.stack([np.isin(row, list(items)) for row, items in zip(lists, targets, strict=True)])
 
 
-def found(lists: Lists, wanted: Sequence[Sequence[int]]) -> NDArray[np.bool_]:
-    """Which lists hold a wanted item, bool (users,)."""
-    return np.array([bool(row.any()) for row in hits(lists, wanted)])
+def has_hit(lists: Lists, targets: Targets) -> NDArray[np.bool_]:
+    """Return which lists hold a target, bool (users,)."""
+    return np.array([bool(row.any()) for row in hit_matrix(lists, targets)])
 
 
-def recall(lists: Lists, wanted: Sequence[Sequence[int]]) -> NDArray[np.floating]:
-    """The share of the wanted items that is in each list, (users,)."""
-    sizes = np.array([len(set(items)) for items in wanted])
-    shares: NDArray[np.floating] = hits(lists, wanted).sum(axis=1) / sizes
-    return shares
+def recall(lists: Lists, targets: Targets) -> NDArray[np.floating]:
+    """Compute the fraction of the targets that is in each list, (users,)."""
+    counts = np.array([len(set(items)) for items in targets])
+    fractions: NDArray[np.floating] = hit_matrix(lists, targets).sum(axis=1) / counts
+    return fractions
 
 
-def hit_rate(lists: Lists, wanted: Sequence[Sequence[int]]) -> float:
-    """The share of the lists that hold a wanted item."""
-    return float(found(lists, wanted).mean())
+def hit_rate(lists: Lists, targets: Targets) -> float:
+    """Compute the fraction of the lists that hold a target."""
+    return float(has_hit(lists, targets).mean())
 
 
 def exposure(lists: Lists, items: int) -> NDArray[np.int64]:
-    """In how many lists each item is, (items,)."""
+    """Count how many lists each item is in, (items,)."""
     return np.bincount(lists[lists >= 0], minlength=items)
 
 
-def coverage(shown: NDArray[np.integer]) -> float:
-    """The share of the items that is shown to anybody."""
-    return float((shown > 0).mean())
+def coverage(exposures: NDArray[np.integer]) -> float:
+    """Compute the fraction of the items that is in any list."""
+    return float((exposures > 0).mean())
 
 
-def gini(shown: NDArray[np.integer]) -> float:
-    """How unevenly items are shown: 0 where all are shown equally often, nearly 1 where one has everything."""
-    total = shown.sum()
+def gini(exposures: NDArray[np.integer]) -> float:
+    """Compute the Gini coefficient: 0 if all items are shown equally often, nearly 1 if only one is shown."""
+    total = exposures.sum()
     if not total:
         return 0.0
-    ranks = np.arange(1, len(shown) + 1)
-    return float((2 * ranks - len(shown) - 1) @ np.sort(shown) / (len(shown) * total))
+    ranks = np.arange(1, len(exposures) + 1)
+    return float((2 * ranks - len(exposures) - 1) @ np.sort(exposures) / (len(exposures) * total))
 
 
-def share_of_most_popular(shown: NDArray[np.integer], likes: NDArray[np.integer], share: float) -> float:
-    """The share of what is shown that goes to the most popular `share` of the items (one at least)."""
-    top = np.argsort(-likes, kind="stable")[: max(1, round(share * len(likes)))]
-    return float(shown[top].sum() / max(1, shown.sum()))
+def exposure_of_most_popular(exposures: NDArray[np.integer], likes: NDArray[np.integer], fraction: float) -> float:
+    """Compute which fraction of the exposure goes to the most popular `fraction` of the items (at least one item)."""
+    top = np.argsort(-likes, kind="stable")[: max(1, round(fraction * len(likes)))]
+    return float(exposures[top].sum() / max(1, exposures.sum()))
 
 
 def mean_popularity(lists: Lists, likes: NDArray[np.integer]) -> float:
-    """How many people like what is recommended, on average."""
+    """Compute how many users like a recommended item on average."""
     return float(likes[lists[lists >= 0]].mean())
 
 
-def best_items(scores: NDArray[np.floating], hidden: Sequence[Sequence[int]], k: int) -> Lists:
-    """The k items of the highest scores but the hidden ones, (users, k); of equal ones the first. Changes `scores`."""
+def top_k_items(scores: NDArray[np.floating], hidden: Sequence[Sequence[int]], k: int) -> Lists:
+    """Return the k best items of each user that are not hidden, (users, k); the first of equal ones.
+
+    Overwrites the `scores` of hidden items.
+    """
     for row, items in zip(scores, hidden, strict=True):
         row[list(items)] = -np.inf
     k = min(k, scores.shape[1])
     lists = np.full((len(scores), k), -1)
-    for place, row in enumerate(scores):
-        least = np.partition(row, -k)[-k]
-        best = np.flatnonzero((row >= least) & np.isfinite(row))
+    for top, row in zip(lists, scores, strict=True):
+        threshold = np.partition(row, -k)[-k]
+        best = np.flatnonzero((row >= threshold) & np.isfinite(row))
         best = best[np.argsort(-row[best], kind="stable")][:k]
-        lists[place, : len(best)] = best
+        top[: len(best)] = best
     return lists
 
 
-def interval(values: NDArray[np.floating], *, draws: int = 2_000, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of the mean over users, by bootstrap over them."""
+def bootstrap_interval(values: NDArray[np.floating], *, draws: int = 2_000, seed: int = 0) -> tuple[float, float]:
+    """Compute the 95 % interval of the mean of `values`, one per user, by bootstrap over the users."""
     random = np.random.default_rng(seed)
     means = [values[random.integers(0, len(values), len(values))].mean() for _ in range(draws)]
     low, high = np.quantile(means, [0.025, 0.975])

@@ -1,8 +1,9 @@
-"""Networks that factorise who likes what: tastes for recommendations, and the rating model of the course.
+"""The recommender network: a user embedding from the history, and a score for each item.
 
-A taste is a sum over what somebody rated (asymmetric factorisation: Paterek 2007, "Improving regularized singular value
-decomposition for collaborative filtering"; Kabbur et al. 2013, "FISM"), so nobody needs a vector of their own: who
-comes with a history has a taste, and each item of it has its exact share in the score of each recommendation.
+A user embedding is a weighted sum over the items that the user rated (asymmetric factorisation: Paterek 2007,
+"Improving regularized singular value decomposition for collaborative filtering"; Kabbur et al. 2013, "FISM"). So a user
+who was not in the training data needs only a history, and each item of the history has an exact share in the score of
+each recommendation.
 """
 
 import math
@@ -16,23 +17,23 @@ from tasks.recommendations import EXCLUDED_SCORE
 
 _FAR_BELOW = -1e4
 _EXACT_RANKS = 4
-_RANKS = 19
+_RANK_BANDS = 19
 
 
-def rank_bands(longest: int) -> Tensor:
-    """The band of each rank from the latest on: the first ones alone, then two bands an octave; int64 (longest,)."""
-    bands = [rank if rank < _EXACT_RANKS else int(2 * math.log2(rank)) for rank in range(longest)]
-    return torch.tensor(bands).clamp(max=_RANKS - 1)
+def rank_bands(ranks: int) -> Tensor:
+    """Return the band of each rank from the latest on, int64 (ranks,): one each at first, then two per octave."""
+    bands = [rank if rank < _EXACT_RANKS else int(2 * math.log2(rank)) for rank in range(ranks)]
+    return torch.tensor(bands).clamp(max=_RANK_BANDS - 1)
 
 
-class TasteNetwork(nn.Module):
-    """How much somebody with this history will like each item next.
+class RecommenderNetwork(nn.Module):
+    """Predicts which item a user with this history will like next.
 
-        taste = Σ w·p(item) / √Σ |w|   w = weight of the rank from the latest on × weight of the rating's level
-        logit of item j = taste · q(j) + b(j)
+        user = Σ w·p(item) / √Σ |w|   w = weight of the rank from the latest on × weight of the rating's level
+        logit of item j = user · q(j) + b(j)
 
-    p and q are an embedding of the item itself and one of its features (genres), so that rare items borrow from others
-    of their kind.
+    p and q are each the sum of an embedding of the item itself and embeddings of its features (genres), so that rare
+    items learn from others with the same features.
     """
 
     bands: Tensor
@@ -43,138 +44,153 @@ class TasteNetwork(nn.Module):
         features: Tensor,
         likes: Tensor,
         *,
-        size: int,
+        embedding_size: int,
         levels: int,
         liked_from: int,
         ordered: bool,
-        dropped: float,
-        forgotten: float,
+        dropout: float,
+        history_dropout: float,
     ) -> None:
-        """`features` float32 (items, features), each row's sum 1 or 0; `likes` float32 (items,), counts.
+        """Build the network.
 
-        `dropped` is the share of a taste that training drops, `forgotten` that of a history.
+        Args:
+            features: of the items, float32 (items, features), each row's sum 1 or 0.
+            likes: how many users like each item, float32 (items,).
+            embedding_size: of users and items.
+            levels: how many levels of ratings there are.
+            liked_from: the lowest level of a liked item.
+            ordered: whether the weights depend on the rank.
+            dropout: fraction of the user embedding that training drops.
+            history_dropout: fraction of the history that training drops.
         """
         super().__init__()
-        count = len(features)
-        self.dropped, self.forgotten, self.ordered, self.liked_from = dropped, forgotten, ordered, liked_from
+        items = len(features)
+        self.dropout, self.history_dropout = dropout, history_dropout
+        self.ordered, self.liked_from = ordered, liked_from
         self.register_buffer("features", features)
         self.register_buffer("bands", rank_bands(MAX_HISTORY))
-        self.given = nn.Embedding(count + 1, size)
-        self.wanted = nn.Embedding(count, size)
-        self.given_features = nn.Parameter(torch.empty(features.shape[1], size))
-        self.wanted_features = nn.Parameter(torch.empty(features.shape[1], size))
-        for parameter in (self.given.weight, self.wanted.weight, self.given_features, self.wanted_features):
+        self.history_items = nn.Embedding(items + 1, embedding_size)
+        self.target_items = nn.Embedding(items, embedding_size)
+        self.history_features = nn.Parameter(torch.empty(features.shape[1], embedding_size))
+        self.target_features = nn.Parameter(torch.empty(features.shape[1], embedding_size))
+        for parameter in (
+            self.history_items.weight,
+            self.target_items.weight,
+            self.history_features,
+            self.target_features,
+        ):
             nn.init.normal_(parameter, std=0.05)
         self.bias = nn.Parameter((likes + 1).log() - (likes.max() + 1).log())
-        self.rank_weight = nn.Parameter(-0.35 * torch.arange(_RANKS))
-        self.level_weight = nn.Parameter(torch.full((levels + 1,), 0.5))
+        self.log_band_weights = nn.Parameter(-0.35 * torch.arange(_RANK_BANDS))
+        self.raw_level_weights = nn.Parameter(torch.full((levels + 1,), 0.5))
 
-    def given_table(self) -> Tensor:
-        """What each item says of who rated it: (items + 1, size), the first row for no item."""
-        items = self.given.weight[1:] + self.features @ self.given_features
+    def history_embeddings(self) -> Tensor:
+        """Return the embedding p of each item, (items + 1, embedding_size); the first row stands for no item."""
+        items = self.history_items.weight[1:] + self.features @ self.history_features
         return torch.cat([torch.zeros_like(items[:1]), items])
 
-    def wanted_table(self) -> Tensor:
-        """What each item asks of a taste: (items, size)."""
-        return self.wanted.weight + self.features @ self.wanted_features
+    def target_embeddings(self) -> Tensor:
+        """Return the embedding q of each item, (items, embedding_size)."""
+        return self.target_items.weight + self.features @ self.target_features
 
-    def weights_of_ranks(self) -> Tensor:
-        """The weight of each rank from the latest on, (LONGEST,)."""
-        weights = self.rank_weight.exp()[self.bands]
+    def rank_weights(self) -> Tensor:
+        """Return the weight of each rank from the latest on, (MAX_HISTORY,)."""
+        weights = self.log_band_weights.exp()[self.bands]
         return weights if self.ordered else torch.ones_like(weights)
 
-    def weights_of_levels(self) -> Tensor:
-        """The weight of each level of ratings, the first for no rating: (levels + 1,).
+    def level_weights(self) -> Tensor:
+        """Return the weight of each level of ratings, (levels + 1,); the first is for no rating.
 
-        What says that an item was liked has a positive one; another may speak against what the item stands for.
+        Levels of liked items, and no rating, have positive weights; others may have negative ones.
         """
-        levels = torch.arange(len(self.level_weight), device=self.level_weight.device)
+        levels = torch.arange(len(self.raw_level_weights), device=self.raw_level_weights.device)
         liked = (levels == NO_RATING) | (levels >= self.liked_from)
-        return torch.where(liked, softplus(self.level_weight), self.level_weight)
+        return torch.where(liked, softplus(self.raw_level_weights), self.raw_level_weights)
 
     def forward(self, history: Tensor, levels: Tensor, candidates: Tensor, similar: Tensor) -> tuple[Tensor]:
-        """int64 (n, length) twice, uint8 (n, items) to logits (n, items), far below zero for what is no candidate."""
-        weights = weights_in(history, levels, self.weights_of_ranks(), self.weights_of_levels())
-        if self.training and self.forgotten:
-            weights = weights * (torch.rand_like(weights) >= self.forgotten)
-        taste = (weights.unsqueeze(2) * embedding(history, self.given_table())).sum(dim=1)
-        taste = dropout(taste / total(weights), self.dropped, self.training)
-        logits = taste @ self.wanted_table().T + self.bias
+        """Map int64 (n, length) twice and uint8 (n, items) to logits (n, items), far below zero if not a candidate."""
+        weights = history_weights(history, levels, self.rank_weights(), self.level_weights())
+        if self.training and self.history_dropout:
+            weights = weights * (torch.rand_like(weights) >= self.history_dropout)
+        user = (weights.unsqueeze(2) * embedding(history, self.history_embeddings())).sum(dim=1)
+        user = dropout(user / normaliser(weights), self.dropout, self.training)
+        logits = user @ self.target_embeddings().T + self.bias
         return (logits.masked_fill(candidates == 0, _FAR_BELOW),)
 
 
-def weights_in(history: Tensor, levels: Tensor, of_ranks: Tensor, of_levels: Tensor) -> Tensor:
-    """The weight of each place of the histories, (n, length); 0 where no item is."""
-    filled = history != NO_ITEM
-    ranks = filled.sum(dim=1, keepdim=True) - 1 - torch.arange(history.shape[1], device=history.device)
-    return of_ranks[ranks.clamp(0, len(of_ranks) - 1)] * of_levels[levels] * filled
+def history_weights(history: Tensor, levels: Tensor, rank_weights: Tensor, level_weights: Tensor) -> Tensor:
+    """Return the weight of each place of the histories, (n, length); 0 where there is no item."""
+    pad_histories = history != NO_ITEM
+    ranks = pad_histories.sum(dim=1, keepdim=True) - 1 - torch.arange(history.shape[1], device=history.device)
+    return rank_weights[ranks.clamp(0, len(rank_weights) - 1)] * level_weights[levels] * pad_histories
 
 
-def total(weights: Tensor) -> Tensor:
-    """By what a taste is divided, (n, 1); 1 where the history is empty."""
-    whole = weights.abs().sum(dim=1, keepdim=True)
-    return torch.where(whole > 0, whole, 1.0).sqrt()
+def normaliser(weights: Tensor) -> Tensor:
+    """Return the divisor of each user embedding, √Σ |w|, (n, 1); 1 if the history is empty."""
+    total = weights.abs().sum(dim=1, keepdim=True)
+    return torch.where(total > 0, total, 1.0).sqrt()
 
 
-class ServedTaste(nn.Module):
-    """What is exported: the best items with their probabilities, and what of the history speaks for each most.
+class ServedRecommender(nn.Module):
+    """The exported recommender: the best items with their probabilities, and the liked item that adds most to each.
 
-    The tables are rounded to what 16 bits can hold, once and for all: so storing them so changes no order.
+    Embeddings and biases are rounded to float16 here, so that a file in half precision ranks items in the same order.
     """
 
-    given: Tensor
-    wanted: Tensor
+    history_embeddings: Tensor
+    target_embeddings: Tensor
     bias: Tensor
     popularity: Tensor
-    of_ranks: Tensor
-    of_levels: Tensor
+    rank_weights: Tensor
+    level_weights: Tensor
     norms: Tensor
 
-    def __init__(self, network: TasteNetwork, likes: Tensor, *, most: int, liked_from: int) -> None:
-        """`likes` are counts, (items,): what is said where nothing is known of a taste."""
+    def __init__(self, network: RecommenderNetwork, likes: Tensor, *, k: int, liked_from: int) -> None:
+        """`likes` counts the users who like each item, (items,): they rank the items for an empty history."""
         super().__init__()
-        self.most, self.liked_from = most, liked_from
+        self.k, self.liked_from = k, liked_from
         with torch.no_grad():
-            self.register_buffer("given", _rounded(network.given_table()))
-            self.register_buffer("wanted", _rounded(network.wanted_table()))
-            self.register_buffer("bias", _rounded(network.bias))
-            self.register_buffer("popularity", _rounded((likes + 0.01).log()))
-            self.register_buffer("of_ranks", network.weights_of_ranks().clone())
-            self.register_buffer("of_levels", network.weights_of_levels().clone())
-            self.register_buffer("norms", _rounded(self.wanted.norm(dim=1).clamp(min=1e-3)))
+            self.register_buffer("history_embeddings", _round_to_half(network.history_embeddings()))
+            self.register_buffer("target_embeddings", _round_to_half(network.target_embeddings()))
+            self.register_buffer("bias", _round_to_half(network.bias))
+            self.register_buffer("popularity", _round_to_half((likes + 0.01).log()))
+            self.register_buffer("rank_weights", network.rank_weights().clone())
+            self.register_buffer("level_weights", network.level_weights().clone())
+            self.register_buffer("norms", _round_to_half(self.target_embeddings.norm(dim=1).clamp(min=1e-3)))
 
-    def taste(self, history: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-        """The taste (n, size), and what each place of the history adds to it (n, length, size)."""
-        weights = weights_in(history, levels, self.of_ranks, self.of_levels)
-        parts = (weights / total(weights)).unsqueeze(2) * embedding(history, self.given)
+    def user_embedding(self, history: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the user embedding (n, size), and what each place of the history adds to it (n, length, size)."""
+        weights = history_weights(history, levels, self.rank_weights, self.level_weights)
+        parts = (weights / normaliser(weights)).unsqueeze(2) * embedding(history, self.history_embeddings)
         return parts.sum(dim=1), parts
 
     def forward(
         self, history: Tensor, levels: Tensor, candidates: Tensor, similar: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """int64 (n, length) twice, uint8 (n, items) and (n, 1) to the four outputs, each (n, most)."""
-        taste, parts = self.taste(history, levels)
-        known = (history != NO_ITEM).any(dim=1, keepdim=True)
-        logits = torch.where(known, taste @ self.wanted.T + self.bias, self.popularity)
-        wanted = candidates != 0
-        probabilities = torch.where(wanted, logits, _FAR_BELOW).softmax(dim=1)
+        """Map int64 (n, length) twice, uint8 (n, items) and uint8 (n, 1) to the task's four outputs, each (n, k)."""
+        user, parts = self.user_embedding(history, levels)
+        has_history = (history != NO_ITEM).any(dim=1, keepdim=True)
+        logits = torch.where(has_history, user @ self.target_embeddings.T + self.bias, self.popularity)
+        is_candidate = candidates != 0
+        probabilities = torch.where(is_candidate, logits, _FAR_BELOW).softmax(dim=1)
         scores = torch.where(similar != 0, self._cosines(history[:, 0]), probabilities)
-        best, places = torch.where(wanted, scores, EXCLUDED_SCORE).topk(self.most, dim=1)
-        shares = parts @ embedding(places, self.wanted).transpose(1, 2)
+        best, items = torch.where(is_candidate, scores, EXCLUDED_SCORE).topk(self.k, dim=1)
+        contributions = parts @ embedding(items, self.target_embeddings).transpose(1, 2)
         liked = (history != NO_ITEM) & ((levels == NO_RATING) | (levels >= self.liked_from))
-        speaks = liked.unsqueeze(2) & (history.unsqueeze(2) != places.unsqueeze(1) + 1)  # No item is its own reason.
-        most, because = torch.where(speaks, shares, _FAR_BELOW).max(dim=1)
-        # Of what is not to be recommended all scores are equal, and their order nobody's: it is not shown.
-        there = best > EXCLUDED_SCORE / 2
-        most = torch.where(there & (most > _FAR_BELOW / 2), most, 0.0)
-        return torch.where(there, places, 0), best, torch.where(most != 0, because, 0), most
+        # An item is not its own reason.
+        may_explain = liked.unsqueeze(2) & (history.unsqueeze(2) != items.unsqueeze(1) + 1)
+        largest, because = torch.where(may_explain, contributions, _FAR_BELOW).max(dim=1)
+        # Items that are not candidates all have the same score, so their order is undefined: hide which ones they are.
+        shown = best > EXCLUDED_SCORE / 2
+        largest = torch.where(shown & (largest > _FAR_BELOW / 2), largest, 0.0)
+        return torch.where(shown, items, 0), best, torch.where(largest != 0, because, 0), largest
 
     def _cosines(self, number: Tensor) -> Tensor:
-        """Of the angles between the items of these numbers and all items, (n, items)."""
+        """Return the cosine similarity of the items with these numbers (from 1) and all items, (n, items)."""
         row = (number - 1).clamp(min=0)
-        ours = embedding(row, self.wanted) / embedding(row, self.norms.unsqueeze(1))
-        return ours @ self.wanted.T / self.norms
+        unit = embedding(row, self.target_embeddings) / embedding(row, self.norms.unsqueeze(1))
+        return unit @ self.target_embeddings.T / self.norms
 
 
-def _rounded(values: Tensor) -> Tensor:
+def _round_to_half(values: Tensor) -> Tensor:
     return values.half().float()

@@ -1,4 +1,4 @@
-"""The AWD-LSTM language model, and a classifier on its encoder; they read what tasks/_text.py makes of a text.
+"""The AWD-LSTM language model, and a text classifier on its encoder. Both read tokens as encoded by tasks/_text.py.
 
 Merity et al. 2017, "Regularizing and Optimizing LSTM Language Models"; Howard and Ruder 2018, "Universal Language Model
 Fine-tuning for Text Classification" (ULMFiT).
@@ -17,14 +17,14 @@ from torch.nn.functional import cross_entropy, dropout
 from tasks._text import PADDING
 
 _SHARPNESS = 30.0
-"""How close to a largest value is close: a token that is 0.1 below it has a twentieth of its share."""
+"""Of the softmax that stands for the position of a maximum: a value 0.1 below it gets a twentieth of its weight."""
 State = tuple[tuple[Tensor, Tensor], ...]
 """(hidden, cell) of each layer, each (n, width)."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the encoder: `layers` LSTMs of `hidden` units, but the last, whose outputs are embeddings again."""
+    """Sizes of the encoder: `layers` LSTMs with `hidden` units each, except the last: its outputs are embeddings."""
 
     vocabulary: int
     embedding: int = 400
@@ -33,13 +33,13 @@ class Sizes:
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Of what each layer gives, the embedding's first."""
+        """The widths of the embedding's output and of each layer's."""
         return (self.embedding, *([self.hidden] * (self.layers - 1)), self.embedding)
 
 
 @dataclass(frozen=True)
 class Dropouts:
-    """Shares that are dropped in training: whole words, inputs, recurrent weights, between layers, and at the end."""
+    """Dropout rates of whole words, the embeddings, recurrent weights, the output of inner layers, and of the last."""
 
     words: float = 0.02
     inputs: float = 0.25
@@ -48,20 +48,20 @@ class Dropouts:
     outputs: float = 0.1
 
     def times(self, factor: float) -> "Dropouts":
-        """All of them scaled, as suits the amount of data."""
-        shares = (self.words, self.inputs, self.weights, self.hidden, self.outputs)
-        return Dropouts(*(min(0.9, share * factor) for share in shares))
+        """Scale all rates, each to 0.9 at most; less data needs larger ones."""
+        rates = (self.words, self.inputs, self.weights, self.hidden, self.outputs)
+        return Dropouts(*(min(0.9, rate * factor) for rate in rates))
 
 
-def locked(x: Tensor, share: float, *, training: bool) -> Tensor:
-    """Drops the same features at all times: x (n, time, width); Gal and Ghahramani 2016."""
-    if not training or not share:
+def variational_dropout(x: Tensor, rate: float, *, training: bool) -> Tensor:
+    """Drop the same features at all time steps of x (n, time, width); Gal and Ghahramani 2016."""
+    if not training or not rate:
         return x
-    return x * dropout(x.new_ones(len(x), 1, x.shape[2]), share)
+    return x * dropout(x.new_ones(len(x), 1, x.shape[2]), rate)
 
 
 class Encoder(nn.Module):
-    """From tokens to what each layer makes of them."""
+    """Embeds tokens and runs the LSTM layers."""
 
     def __init__(self, sizes: Sizes, dropouts: Dropouts) -> None:
         super().__init__()
@@ -74,35 +74,35 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(nn.LSTM(a, b, batch_first=True) for a, b in pairwise(widths))
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[list[Tensor], list[Tensor], State]:
-        """What each layer gives for tokens (n, time), and the state at the end.
+        """Run tokens (n, time), padded on the right, from a state; from zeros if there is none.
 
-        The outputs (n, time, width), the embedding's first, come twice: as they are, and after dropout. Padding is on
-        the right, where it changes nothing before it.
+        Returns the outputs (n, time, width) of the embedding and of each layer, first without and then with dropout,
+        and the state at the end.
         """
-        shares = self.dropouts
-        raw = [self._embedded(tokens)]
-        dropped = [locked(raw[0], shares.inputs, training=self.training)]
-        after = []
+        rates = self.dropouts
+        raw = [self._embed(tokens)]
+        dropped = [variational_dropout(raw[0], rates.inputs, training=self.training)]
+        next_state = []
         for i, layer in enumerate(self.layers):
-            given = None if state is None else (state[i][0][None], state[i][1][None])
-            x, (hidden, cell) = self._run(layer, dropped[-1], given)
-            last = i == len(self.layers) - 1
+            layer_state = None if state is None else (state[i][0][None], state[i][1][None])
+            x, (hidden, cell) = self._run_layer(layer, dropped[-1], layer_state)
+            rate = rates.outputs if i == len(self.layers) - 1 else rates.hidden
             raw.append(x)
-            dropped.append(locked(x, shares.outputs if last else shares.hidden, training=self.training))
-            after.append((hidden[0], cell[0]))
-        return raw, dropped, tuple(after)
+            dropped.append(variational_dropout(x, rate, training=self.training))
+            next_state.append((hidden[0], cell[0]))
+        return raw, dropped, tuple(next_state)
 
-    def _embedded(self, tokens: Tensor) -> Tensor:
+    def _embed(self, tokens: Tensor) -> Tensor:
         x: Tensor = self.embedding(tokens)
         if not self.training or not self.dropouts.words:
             return x
-        kept = dropout(x.new_ones(self.sizes.vocabulary), self.dropouts.words)
-        return x * kept[tokens][..., None]
+        word_mask = dropout(x.new_ones(self.sizes.vocabulary), self.dropouts.words)
+        return x * word_mask[tokens][..., None]
 
-    def _run(
+    def _run_layer(
         self, layer: nn.Module, x: Tensor, state: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The layer with part of its recurrent weights dropped: the same part at all times (DropConnect)."""
+        """Run a layer with some of its recurrent weights dropped, the same at all time steps (DropConnect)."""
         if not self.training or not self.dropouts.weights:
             return cast(tuple[Tensor, tuple[Tensor, Tensor]], layer(x, state))
         weights: dict[str, Tensor] = dict(layer.named_parameters())
@@ -111,9 +111,10 @@ class Encoder(nn.Module):
 
 
 class TwoLevelSoftmax(nn.Module):
-    """The exact softmax over a vocabulary in two levels (Grave et al. 2017), its weights tied to the embedding's.
+    """The exact softmax over a vocabulary in two levels (Grave et al. 2017), with the embedding's weights.
 
-    The first has the frequent tokens and "another one"; which of the others it is, is asked only where it is needed.
+    The first level holds the frequent tokens and one class for all rare ones; the second level, over the rare tokens,
+    is computed only where it is needed.
     """
 
     frequent: Tensor
@@ -121,6 +122,7 @@ class TwoLevelSoftmax(nn.Module):
     place: Tensor
 
     def __init__(self, order: Sequence[int], frequent: int, width: int) -> None:
+        """`order` holds all tokens, the most frequent first; the first `frequent` ones are in the first level."""
         super().__init__()
         ranked = torch.tensor(list(order))
         self.register_buffer("frequent", ranked[:frequent])
@@ -130,78 +132,77 @@ class TwoLevelSoftmax(nn.Module):
         self.other = nn.Parameter(torch.zeros(1, width))
 
     def forward(self, x: Tensor, targets: Tensor, embedding: Tensor) -> Tensor:
-        """The negative logarithm of each target's probability, (n,).
+        """Return the negative log-likelihood of each target, (n,).
 
         x is (n, width), targets (n,), embedding (vocabulary, width).
         """
-        many = len(self.frequent)
+        frequent = len(self.frequent)
         places = self.place[targets]
-        loss = cross_entropy(self._first(x, embedding), places.clamp(max=many), reduction="none")
-        far = (places >= many).nonzero()[:, 0]
+        loss = cross_entropy(self._first_level(x, embedding), places.clamp(max=frequent), reduction="none")
+        is_rare = (places >= frequent).nonzero()[:, 0]
         if not len(self.rare):
             return loss
-        beyond = cross_entropy(self._second(x[far], embedding), places[far] - many, reduction="none")
-        return loss.index_add(0, far, beyond)
+        second = self._second_level(x[is_rare], embedding)
+        return loss.index_add(0, is_rare, cross_entropy(second, places[is_rare] - frequent, reduction="none"))
 
-    def likeliest(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """The likeliest token for each of x (n, width): int64 (n,)."""
-        many = len(self.frequent)
-        first = self._first(x, embedding)
-        found = first[:, :many].argmax(1)
-        # A rare token can be the likeliest only where "another one" is.
-        far = (first.argmax(1) == many).nonzero()[:, 0]
-        if len(self.rare) and len(far):
-            best, which = self._second(x[far], embedding).log_softmax(1).max(1)
-            wins = first[far, many] + best > first[far, :many].amax(1)
-            found = found.index_put((far,), torch.where(wins, which + many, found[far]))
-        return torch.cat([self.frequent, self.rare])[found]
+    def most_likely(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Return the most likely token for each of x (n, width): int64 (n,)."""
+        frequent = len(self.frequent)
+        first = self._first_level(x, embedding)
+        places = first[:, :frequent].argmax(1)
+        # A rare token can be the most likely one only if the class of rare tokens is.
+        may_be_rare = (first.argmax(1) == frequent).nonzero()[:, 0]
+        if len(self.rare) and len(may_be_rare):
+            best, which = self._second_level(x[may_be_rare], embedding).log_softmax(1).max(1)
+            is_rare = first[may_be_rare, frequent] + best > first[may_be_rare, :frequent].amax(1)
+            places = places.index_put((may_be_rare,), torch.where(is_rare, which + frequent, places[may_be_rare]))
+        return torch.cat([self.frequent, self.rare])[places]
 
-    def _first(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Logits (n, frequent + 1); only (n, frequent) where there are no others."""
+    def _first_level(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Return logits (n, frequent + 1), or (n, frequent) if no token is rare."""
         if not len(self.rare):
             return (x @ embedding[self.frequent].T + self.bias[:-1]).float()
         weight = torch.cat([embedding[self.frequent], self.other])
         return (x @ weight.T + torch.cat([self.bias[: len(self.frequent)], self.bias[-1:]])).float()
 
-    def _second(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Logits (n, rare)."""
+    def _second_level(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Return logits (n, rare)."""
         return (x @ embedding[self.rare].T + self.bias[len(self.frequent) : -1]).float()
 
 
 class LanguageModel(nn.Module):
-    """Says at each token which one comes next. `state` is where the last step of training left each row."""
+    """Predicts each next token. Buffers hold the state in which the last batch left each row."""
 
     def __init__(self, encoder: Encoder, order: Sequence[int], frequent: int, rows: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.softmax = TwoLevelSoftmax(order, frequent, encoder.sizes.embedding)
-        self.names = []
+        self.state_names = []
         for i, width in enumerate(encoder.sizes.widths[1:]):
             for name in ("hidden", "cell"):
                 self.register_buffer(f"{name}_{i}", torch.zeros(rows, width))
-                self.names.append(f"{name}_{i}")
-        # Each process reads texts of its own: DistributedDataParallel must not make their states the first one's.
-        self._ddp_params_and_buffers_to_ignore = self.names
+                self.state_names.append(f"{name}_{i}")
+        # Each process reads its own texts: DistributedDataParallel must not overwrite their states by the first's.
+        self._ddp_params_and_buffers_to_ignore = self.state_names
 
     def forward(self, tokens: Tensor, begins: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """How well each token of (n, time + 1) but the first was foreseen.
+        """Predict each token of (n, time + 1) except the first, starting from the last state unless `begins`.
 
-        The tokens go on where the last ones ended, unless `begins`. Returns negative log-likelihoods (n · time,),
-        whether each was the likeliest, and the last layer's outputs (n, time, width) before and after dropout.
+        Returns the negative log-likelihoods (n · time,), whether each token was the most likely one (n · time,; zeros
+        in training), and the last layer's outputs (n, time, width) without and with dropout.
         """
         rows = len(tokens)
         state = None if bool(begins.any()) else self._state(rows)
-        raw, dropped, after = self.encoder(tokens[:, :-1], state)
+        raw, dropped, next_state = self.encoder(tokens[:, :-1], state)
         with torch.no_grad():
-            for i, pair in enumerate(after):
+            for i, pair in enumerate(next_state):
                 for name, value in zip(("hidden", "cell"), pair, strict=True):
                     getattr(self, f"{name}_{i}")[:rows] = value
         targets = tokens[:, 1:].flatten()
         last, embedding = dropped[-1].flatten(0, 1), self.encoder.embedding.weight
         loss = self.softmax(last, targets, embedding)
-        # In training nobody asks.
-        right = torch.zeros_like(targets) if self.training else self.softmax.likeliest(last, embedding) == targets
-        return loss, right, raw[-1], dropped[-1]
+        is_right = torch.zeros_like(targets) if self.training else self.softmax.most_likely(last, embedding) == targets
+        return loss, is_right, raw[-1], dropped[-1]
 
     def _state(self, rows: int) -> State:
         return tuple(
@@ -211,81 +212,81 @@ class LanguageModel(nn.Module):
 
 
 class TextClassifier(nn.Module):
-    """A linear head on the largest and the mean value over time of all that the encoder's layers give."""
+    """A linear head on the mean and the maximum over time of the outputs of the encoder's embedding and layers."""
 
-    def __init__(self, encoder: Encoder, classes: int, share: float) -> None:
+    def __init__(self, encoder: Encoder, classes: int, head_dropout: float) -> None:
         super().__init__()
         self.encoder = encoder
         width = 2 * sum(encoder.sizes.widths)
         self.norm = nn.BatchNorm1d(width)
-        self.dropout = nn.Dropout(share)
+        self.dropout = nn.Dropout(head_dropout)
         self.head = nn.Linear(width, classes)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor]:
-        """Logits (n, classes) of tokens (n, time), padded on the right."""
+        """Map tokens (n, time), padded on the right, to logits (n, classes)."""
         _, layers, _ = self.encoder(tokens)
-        features = pooled(layers, tokens != PADDING)
+        features = pool(layers, tokens != PADDING)
         return (self.head(self.dropout(self.norm(features.float()))),)
 
 
-def pooled(layers: Sequence[Tensor], there: Tensor) -> Tensor:
-    """The mean and the largest value over time of each layer's outputs: (n, 2 · sum of the widths).
+def pool(layers: Sequence[Tensor], is_token: Tensor) -> Tensor:
+    """Return the mean and the maximum over time of each layer's outputs: (n, 2 · sum of the widths).
 
-    `there` (n, time) says which tokens are no padding.
+    `is_token` (n, time) is False at padding.
     """
-    mask = there[..., None]
+    mask = is_token[..., None]
     count = mask.sum(1)
     means = [(x * mask).sum(1) / count for x in layers]
-    peaks = [x.masked_fill(~mask, -torch.inf).amax(1) for x in layers]
-    return torch.cat([*means, *peaks], dim=1)
+    maxima = [x.masked_fill(~mask, -torch.inf).amax(1) for x in layers]
+    return torch.cat([*means, *maxima], dim=1)
 
 
-class Explained(nn.Module):
-    """The classifier as it is served: probabilities, and what each token adds to each class's logit.
+class ServedSentiment(nn.Module):
+    """The exported classifier: probabilities, and the evidence of each token for each class.
 
-    The head is linear in the pooled features, so a logit is a sum over tokens: a mean is made of all of them, a largest
-    value of the token that has it. (The same is true of class activation maps for pictures, Zhou et al. 2016.) What
-    n-grams add, where there are any, is such a sum too. `shares` say how much each of the two counts for.
+    The head is linear in the pooled features, so a logit is a sum over tokens: every token contributes to a mean, and
+    the token with the largest value to a maximum. (Class activation maps of images use the same fact, Zhou et al.
+    2016.) The logits of n-grams, if there are any, are such a sum too; `blend_weights` weight the two.
     """
 
     weight: Tensor
     bias: Tensor
 
     def __init__(
-        self, trained: TextClassifier, n_grams: nn.Module | None = None, shares: Sequence[float] = (1.0,)
+        self, classifier: TextClassifier, n_grams: nn.Module | None = None, blend_weights: Sequence[float] = (1.0,)
     ) -> None:
         super().__init__()
-        self.encoder, self.n_grams, self.shares = trained.encoder, n_grams, tuple(shares)
-        norm, head = trained.norm, trained.head
-        assert norm.running_var is not None  # noqa: S101 — it is tracked: that is BatchNorm's default.
+        self.encoder, self.n_grams, self.blend_weights = classifier.encoder, n_grams, tuple(blend_weights)
+        norm, head = classifier.norm, classifier.head
+        assert norm.running_var is not None  # noqa: S101 — BatchNorm tracks it by default.
         assert norm.running_mean is not None  # noqa: S101
         with torch.no_grad():
             scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-            weight = shares[0] * head.weight * scale
-            bias = shares[0] * (head.bias + head.weight @ (norm.bias - norm.running_mean * scale))
-        # Only differences between classes count.
+            weight = blend_weights[0] * head.weight * scale
+            bias = blend_weights[0] * (head.bias + head.weight @ (norm.bias - norm.running_mean * scale))
+        # Only differences between classes matter.
         self.register_buffer("weight", weight - weight.mean(0))
         self.register_buffer("bias", bias - bias.mean())
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities (n, classes) and evidence (n, time, classes), 0 at padding."""
-        evidence = self._of_layers(tokens)
+        """Map tokens (n, time) to probabilities (n, classes) and evidence (n, time, classes), which is 0 at padding."""
+        evidence = self._network_evidence(tokens)
         if self.n_grams is not None:
-            added = self.shares[1] * self.n_grams(tokens)
+            added = self.blend_weights[1] * self.n_grams(tokens)
             evidence = evidence + added - added.mean(2, keepdim=True)
         return (evidence.sum(1) + self.bias).softmax(1), evidence
 
-    def _of_layers(self, tokens: Tensor) -> Tensor:
+    def _network_evidence(self, tokens: Tensor) -> Tensor:
         _, layers, _ = self.encoder(tokens)
         mask = (tokens != PADDING)[..., None]
         widths = self.encoder.sizes.widths
-        parts = torch.split(self.weight, [*widths, *widths], dim=1)
+        weights = torch.split(self.weight, [*widths, *widths], dim=1)
         count = mask.sum(1, keepdim=True)
         evidence = torch.zeros_like(layers[0][..., :1])
-        for x, mean, peak in zip(layers, parts[: len(widths)], parts[len(widths) :], strict=True):
-            known = x.masked_fill(~mask, -torch.inf)
-            largest = known.amax(1, keepdim=True)
-            # Tokens that come close share the peak: rounding must not decide between them.
-            at = (_SHARPNESS * (known - largest)).softmax(1) * largest
-            evidence = evidence + (x * mask / count) @ mean.T + at @ peak.T
+        for x, mean_weight, max_weight in zip(layers, weights[: len(widths)], weights[len(widths) :], strict=True):
+            values = x.masked_fill(~mask, -torch.inf)
+            maximum = values.amax(1, keepdim=True)
+            # Tokens close to the maximum share it: rounding must not decide which of them has it.
+            maximum_parts = (_SHARPNESS * (values - maximum)).softmax(1) * maximum
+            evidence = evidence + (x * mask / count) @ mean_weight.T + maximum_parts @ max_weight.T
         return evidence

@@ -1,4 +1,4 @@
-"""Texts at large, for a language model to begin with."""
+"""General texts for a language model to start with."""
 
 import re
 from pathlib import Path
@@ -14,37 +14,38 @@ _WIKITEXT_2 = Source(
     ),
     contains=("wiki.valid.tokens",),
 )
-_SOURCES = {"wikitext-2": _WIKITEXT_2}
+_CORPORA = {"wikitext-2": _WIKITEXT_2}
 _HEADING = re.compile(r"^ = [^=].* = $")
 
 
 def corpus_names() -> tuple[str, ...]:
-    """Those that can be asked for."""
-    return tuple(_SOURCES)
+    """Return the names of all corpora."""
+    return tuple(_CORPORA)
 
 
-def corpus(name: str, fetcher: SourceFetcher) -> tuple[str, ...]:
-    """The articles of a corpus: all of its files, since nothing is judged on them; none where it cannot be had."""
+def load_corpus(name: str, fetcher: SourceFetcher) -> tuple[str, ...]:
+    """Return the articles of all files of a corpus, or none if it cannot be downloaded."""
     try:
-        folder = fetcher.fetch(_SOURCES[name])
+        folder = fetcher.fetch(_CORPORA[name])
     except CannotTrain as error:
-        fetcher.log(f"The language model goes without {name}: {error}")
+        fetcher.log(f"The language model is trained without {name}: {error}")
         return ()
-    return tuple(text for path in sorted(folder.rglob("wiki.*.tokens")) for text in articles(path))
+    return tuple(text for path in sorted(folder.rglob("wiki.*.tokens")) for text in read_articles(path))
 
 
-def articles(path: Path) -> list[str]:
-    """The articles of a WikiText file, in ordinary spelling: its tokens are set apart by spaces and `@-@`."""
-    found: list[list[str]] = []
+def read_articles(path: Path) -> list[str]:
+    """Read the articles of a WikiText file and undo its tokenization."""
+    articles: list[list[str]] = []
     for line in path.read_text("utf-8").splitlines():
         if _HEADING.match(line):
-            found.append([])
-        elif line.strip() and found and not line.startswith(" ="):
-            found[-1].append(_joined(line.strip()))
-    return ["\n".join(lines) for lines in found if lines]
+            articles.append([])
+        elif line.strip() and articles and not line.startswith(" ="):
+            articles[-1].append(_detokenize(line.strip()))
+    return ["\n".join(lines) for lines in articles if lines]
 
 
-def _joined(line: str) -> str:
+def _detokenize(line: str) -> str:
+    """Remove the spaces and the `@-@` that separate tokens."""
     line = re.sub(r" @([-,.])@ ", r"\1", line).replace("<unk>", "something")
     line = re.sub(r" ([.,;:!?)\]']|'s|n't)", r"\1", line)
     return re.sub(r"([(\[]) ", r"\1", line)

@@ -1,13 +1,12 @@
-"""What is known of a classifier of texts: by length, by the words that decide, where it errs, and whom it names.
+"""Evaluation of a text classifier: accuracy by length, deciding words, mistakes, a baseline, and identity terms.
 
-All of it is found by way of the task, as the service answers: long texts in parts, and words joined from their tokens.
+Texts are predicted through the task, as the service does it: long texts in parts, and words joined from their tokens.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,65 +17,68 @@ from tasks.contract import Arrays, Run, Samples
 from tasks.sentiment import Sentiment, TokenizedText, find_words, sum_word_evidence
 from training.core.results import Figure, Table
 from training.evaluation import classification
+from training.learners.sentiment import plots as sentiment_plots
 from training.learners.sentiment.tfidf_baseline import Baseline
+from training.reporting import plots
 
-Numbers = NDArray[np.floating]
+FloatArray = NDArray[np.floating]
 Targets = NDArray[np.integer]
 
 _LENGTHS = (64, 128, 256, 512, 1024)
 _MIN_COUNT = 20
 _MAX_WORDS = 20
-_QUOTED = 160
-"""Characters of a text that are shown of it."""
+_MIN_GROUP = 50
+_MAX_QUOTED_CHARACTERS = 160
 _BATCH = 32
 
 
 @dataclass(frozen=True)
-class Said:
-    """What was said of one text.
+class TextPrediction:
+    """The prediction of one text.
 
     Attributes:
         probabilities: of each label, float64 (labels,).
-        tokens, parts: how long the text is, and in how many parts it was read.
-        words: its words, in small letters.
-        evidence: what each of them added to each label's score, float64 (words, labels).
+        tokens: how long the text is.
+        parts: in how many parts it was read.
+        words: its words, in lower case.
+        evidence: what each word adds to the logit of each label, float64 (words, labels).
     """
 
-    probabilities: Numbers
+    probabilities: FloatArray
     tokens: int
     parts: int
     words: tuple[str, ...]
-    evidence: Numbers
+    evidence: FloatArray
 
 
 @dataclass(frozen=True)
-class Judged:
-    """What was said of the validation texts, and what is true of them."""
+class PredictedTexts:
+    """Predictions of the validation texts, with their true labels."""
 
     labels: tuple[str, ...]
     texts: Sequence[str]
     targets: Targets
-    said: Sequence[Said]
+    predictions: Sequence[TextPrediction]
 
     @property
-    def probabilities(self) -> Numbers:
-        """float64 (texts, labels)."""
-        return np.array([each.probabilities for each in self.said])
+    def probabilities(self) -> FloatArray:
+        """Of each text and label, float64 (texts, labels)."""
+        return np.array([prediction.probabilities for prediction in self.predictions])
 
     @property
-    def right(self) -> NDArray[np.bool_]:
-        """Whether the likeliest label is the true one."""
-        found: NDArray[np.bool_] = self.probabilities.argmax(axis=1) == self.targets
-        return found
+    def is_right(self) -> NDArray[np.bool_]:
+        """Whether the most likely label of each text is the true one."""
+        is_right: NDArray[np.bool_] = self.probabilities.argmax(axis=1) == self.targets
+        return is_right
 
     @property
     def tokens(self) -> NDArray[np.int64]:
-        """How long the texts are."""
-        return np.array([each.tokens for each in self.said], np.int64)
+        """How long each text is."""
+        return np.array([prediction.tokens for prediction in self.predictions], np.int64)
 
 
-def runs(served: nn.Module, names: Sequence[str] = ("probabilities", "evidence")) -> Run:
-    """Runs the module that is to be exported as the service runs its graph."""
+def module_runner(served: nn.Module, names: Sequence[str] = ("probabilities", "evidence")) -> Run:
+    """Return a function that runs the module to export as the service runs its graph."""
 
     def run(arrays: Arrays) -> Arrays:
         with torch.no_grad():
@@ -86,23 +88,23 @@ def runs(served: nn.Module, names: Sequence[str] = ("probabilities", "evidence")
     return run
 
 
-def said_of(task: Sentiment, run: Run, texts: Sequence[str]) -> list[Said]:
-    """What is said of each text; those of one bucket share batches."""
-    waiting: dict[int, list[tuple[int, Samples]]] = {}
-    found: dict[int, Said] = {}
+def predict_texts(task: Sentiment, run: Run, texts: Sequence[str]) -> list[TextPrediction]:
+    """Predict texts; those of one length bucket share batches."""
+    pending: dict[int, list[tuple[int, Samples]]] = {}
+    predictions: dict[int, TextPrediction] = {}
     for i, text in enumerate(texts):
         samples = task.preprocess(text)
-        batch = waiting.setdefault(samples.arrays["tokens"].shape[1], [])
+        batch = pending.setdefault(samples.arrays["tokens"].shape[1], [])
         batch.append((i, samples))
-        if sum(len(each) for _, each in batch) >= _BATCH:
-            found.update(_answered(run, batch))
+        if sum(len(samples) for _, samples in batch) >= _BATCH:
+            predictions.update(_predict_batch(run, batch))
             batch.clear()
-    for batch in waiting.values():
-        found.update(_answered(run, batch))
-    return [found[i] for i in range(len(texts))]
+    for batch in pending.values():
+        predictions.update(_predict_batch(run, batch))
+    return [predictions[i] for i in range(len(texts))]
 
 
-def _answered(run: Run, batch: Sequence[tuple[int, Samples]]) -> Iterator[tuple[int, Said]]:
+def _predict_batch(run: Run, batch: Sequence[tuple[int, Samples]]) -> Iterator[tuple[int, TextPrediction]]:
     if not batch:
         return
     outputs = run({"tokens": np.concatenate([samples.arrays["tokens"] for _, samples in batch])})
@@ -110,36 +112,36 @@ def _answered(run: Run, batch: Sequence[tuple[int, Samples]]) -> Iterator[tuple[
     for i, samples in batch:
         rows = slice(start, start + len(samples))
         start = rows.stop
-        yield i, _said(samples.context, outputs["probabilities"][rows], outputs["evidence"][rows])
+        yield i, _combine_parts(samples.context, outputs["probabilities"][rows], outputs["evidence"][rows])
 
 
-def _said(tokenized: TokenizedText, probabilities: Numbers, evidence: Numbers) -> Said:
-    shares = np.array(tokenized.counts, np.float64) / max(1, sum(tokenized.counts))
-    of_tokens = np.concatenate(
-        [share * part[1 : 1 + n] for share, part, n in zip(shares, evidence, tokenized.counts, strict=True)]
+def _combine_parts(tokenized: TokenizedText, probabilities: FloatArray, evidence: FloatArray) -> TextPrediction:
+    """Average the parts of a text, weighted by their lengths, and sum the evidence of tokens by word."""
+    total = sum(tokenized.counts)
+    weights = np.array(tokenized.counts, np.float64) / max(1, total)
+    token_evidence = np.concatenate(
+        [weight * part[1 : 1 + n] for weight, part, n in zip(weights, evidence, tokenized.counts, strict=True)]
     )
-    places = find_words(tokenized.text)
-    columns = [sum_word_evidence(tokenized.spans, column, places) for column in of_tokens.T]
-    words = tuple(tokenized.text[start:end].lower() for start, end in places)
-    return Said(
-        shares @ probabilities.astype(np.float64), sum(tokenized.counts), len(shares), words, np.stack(columns, 1)
-    )
+    spans = find_words(tokenized.text)
+    columns = [sum_word_evidence(tokenized.spans, column, spans) for column in token_evidence.T]
+    words = tuple(tokenized.text[start:end].lower() for start, end in spans)
+    return TextPrediction(weights @ probabilities.astype(np.float64), total, len(weights), words, np.stack(columns, 1))
 
 
-def length_table(judged: Judged) -> Table:
-    """Accuracy by how long the texts are."""
+def tabulate_lengths(predicted: PredictedTexts) -> Table:
+    """Tabulate the accuracy by length of the texts."""
     rows = []
-    for name, members in _by_length(judged.tokens):
-        right, count = judged.right[members], int(members.sum())
-        low, high = classification.wilson_interval(float(right.mean()), count)
-        sure = judged.probabilities[members].max(axis=1).mean()
-        rows.append((name, f"{count:,}", f"{right.mean():.3f}", f"{low:.3f} to {high:.3f}", f"{sure:.3f}"))
-    several = sum(each.parts > 1 for each in judged.said)
-    note = f"{several:,} of the texts were read in parts." if several else ""
-    return Table("By length", ("tokens", "n", "accuracy", "95 %", "mean confidence"), tuple(rows), note)
+    for name, members in _length_groups(predicted.tokens):
+        is_right, count = predicted.is_right[members], int(members.sum())
+        low, high = classification.wilson_interval(float(is_right.mean()), count)
+        confidence = predicted.probabilities[members].max(axis=1).mean()
+        rows.append((name, f"{count:,}", f"{is_right.mean():.3f}", f"{low:.3f} to {high:.3f}", f"{confidence:.3f}"))
+    split = sum(prediction.parts > 1 for prediction in predicted.predictions)
+    note = f"{split:,} of the texts were read in parts." if split else ""
+    return Table("By length", ("tokens", "count", "accuracy", "95 %", "mean confidence"), tuple(rows), note)
 
 
-def _by_length(tokens: NDArray[np.int64]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+def _length_groups(tokens: NDArray[np.int64]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     low = 0
     for high in (*_LENGTHS, int(max(tokens.max(), _LENGTHS[-1])) + 1):
         members = (tokens > low) & (tokens <= high)
@@ -150,100 +152,105 @@ def _by_length(tokens: NDArray[np.int64]) -> Iterator[tuple[str, NDArray[np.bool
 
 
 @dataclass(frozen=True)
-class Word:
-    """A word, what it added on average to a label's score, and how often it was seen."""
+class WordWeight:
+    """A word, what it adds on average to the logit of a label, and how often it occurs."""
 
     word: str
     weight: float
     count: int
 
 
-def deciding_words(judged: Judged, least: int = _MIN_COUNT, most: int = _MAX_WORDS) -> dict[str, list[Word]]:
-    """For each label, the words of at least `least` occurrences that on average add most to its score."""
-    places: dict[str, int] = {}
-    rows = [places.setdefault(word, len(places)) for each in judged.said for word in each.words]
+def find_deciding_words(
+    predicted: PredictedTexts, min_count: int = _MIN_COUNT, max_words: int = _MAX_WORDS
+) -> dict[str, list[WordWeight]]:
+    """Return the words that add most on average to the logit of each label, among those that occur often enough."""
+    indices: dict[str, int] = {}
+    rows = [indices.setdefault(word, len(indices)) for prediction in predicted.predictions for word in prediction.words]
     if not rows:
-        return {label: [] for label in judged.labels}
-    evidence = np.concatenate([each.evidence for each in judged.said])
+        return {label: [] for label in predicted.labels}
+    evidence = np.concatenate([prediction.evidence for prediction in predicted.predictions])
     counts = np.bincount(rows)
-    names, seen = list(places), counts >= least
-    found = {}
-    for label, column in zip(judged.labels, evidence.T, strict=True):
-        means = np.where(seen, np.bincount(rows, weights=column) / counts, 0.0)
-        order = [i for i in np.argsort(-means, kind="stable")[:most].tolist() if means[i] > 0]
-        found[label] = [Word(names[i], float(means[i]), int(counts[i])) for i in order]
-    return found
+    names, is_frequent = list(indices), counts >= min_count
+    words = {}
+    for label, column in zip(predicted.labels, evidence.T, strict=True):
+        means = np.where(is_frequent, np.bincount(rows, weights=column) / counts, 0.0)
+        order = [i for i in np.argsort(-means, kind="stable")[:max_words].tolist() if means[i] > 0]
+        words[label] = [WordWeight(names[i], float(means[i]), int(counts[i])) for i in order]
+    return words
 
 
-def words_table(words: dict[str, list[Word]], least: int = _MIN_COUNT) -> Table:
-    """The words that decide for each label, the strongest first."""
+def tabulate_words(words: dict[str, list[WordWeight]], min_count: int = _MIN_COUNT) -> Table:
+    """Tabulate the deciding words of each label, the strongest first."""
     rows = tuple(
-        (label, ", ".join(f"{each.word} {each.weight:+.2f}" for each in found) or "–") for label, found in words.items()
+        (label, ", ".join(f"{weight.word} {weight.weight:+.2f}" for weight in weights) or "–")
+        for label, weights in words.items()
     )
-    note = f"What a word of at least {least} occurrences adds on average to the label's score, in logits."
-    return Table("The words that decide", ("label", "words"), rows, note)
+    note = f"What a word with at least {min_count} occurrences adds on average to the label's logit."
+    return Table("Deciding words", ("label", "words"), rows, note)
 
 
-def wrong_table(judged: Judged, *, quoted: bool, most: int = 10) -> Table:
-    """The surest mistakes; where the texts may be passed on, how each begins, else the words that misled."""
-    said = judged.probabilities.argmax(axis=1)
-    sure = judged.probabilities.max(axis=1)
-    order = [i for i in np.argsort(-sure, kind="stable").tolist() if not judged.right[i]][:most]
+def tabulate_mistakes(predicted: PredictedTexts, *, quoted: bool, count: int = 10) -> Table:
+    """Tabulate the most confident mistakes, with the beginning of the text if it may be quoted, else with words."""
+    labels = predicted.probabilities.argmax(axis=1)
+    confidence = predicted.probabilities.max(axis=1)
+    order = [i for i in np.argsort(-confidence, kind="stable").tolist() if not predicted.is_right[i]][:count]
     rows = tuple(
         (
-            judged.labels[judged.targets[i]],
-            judged.labels[said[i]],
-            f"{sure[i]:.3f}",
-            str(judged.said[i].tokens),
-            _beginning(judged.texts[i]) if quoted else ", ".join(_strongest(judged.said[i], int(said[i]))),
+            predicted.labels[predicted.targets[i]],
+            predicted.labels[labels[i]],
+            f"{confidence[i]:.3f}",
+            str(predicted.predictions[i].tokens),
+            _beginning(predicted.texts[i])
+            if quoted
+            else ", ".join(_strongest_words(predicted.predictions[i], int(labels[i]))),
         )
         for i in order
     )
-    header = ("is", "said", "probability", "tokens", "text" if quoted else "words that misled")
-    return Table("The surest mistakes", header, rows)
+    header = ("true", "predicted", "probability", "tokens", "text" if quoted else "misleading words")
+    return Table("Most confident mistakes", header, rows)
 
 
 def _beginning(text: str) -> str:
-    plain = " ".join(text.split()).replace("|", "/")
-    return plain if len(plain) <= _QUOTED else plain[:_QUOTED].rsplit(" ", 1)[0] + " …"
+    line = " ".join(text.split()).replace("|", "/")
+    return line if len(line) <= _MAX_QUOTED_CHARACTERS else line[:_MAX_QUOTED_CHARACTERS].rsplit(" ", 1)[0] + " …"
 
 
-def _strongest(said: Said, label: int, most: int = 4) -> list[str]:
-    order = np.argsort(-said.evidence[:, label], kind="stable").tolist()
-    return list(dict.fromkeys(said.words[i] for i in order))[:most]
+def _strongest_words(prediction: TextPrediction, label: int, count: int = 4) -> list[str]:
+    order = np.argsort(-prediction.evidence[:, label], kind="stable").tolist()
+    return list(dict.fromkeys(prediction.words[i] for i in order))[:count]
 
 
-def against_baseline(judged: Judged, baseline: Baseline) -> tuple[Table, str]:
-    """The network beside tf-idf on the same split, and a sentence on who wins."""
-    count = len(judged.targets)
+def compare_with_baseline(predicted: PredictedTexts, baseline: Baseline) -> tuple[Table, str]:
+    """Tabulate the published model beside tf-idf on the same split, and say which is better."""
+    count = len(predicted.targets)
     rows, accuracies = [], []
-    for name, probabilities in (("what is served", judged.probabilities), ("tf-idf", baseline.probabilities)):
-        found = classification.classification_scores(probabilities, judged.targets)
-        low, high = classification.wilson_interval(found["accuracy"], count)
-        accuracies.append(found["accuracy"])
-        more = f"{found['roc_auc']:.4f}" if "roc_auc" in found else "–"
-        rows.append(
-            (name, f"{found['accuracy']:.4f}", f"{low:.4f} to {high:.4f}", more, f"{found['cross_entropy']:.4f}")
-        )
-    table = Table(
-        "Beside a baseline", ("", "accuracy", "95 %", "ROC AUC", "cross entropy"), tuple(rows), f"{baseline.words}."
-    )
-    ours, theirs = accuracies
-    only_ours = int((judged.right & (baseline.probabilities.argmax(axis=1) != judged.targets)).sum())
-    only_theirs = int((~judged.right & (baseline.probabilities.argmax(axis=1) == judged.targets)).sum())
-    verb = "beats" if ours > theirs else "does not beat"
+    models = (("this model (published)", predicted.probabilities), ("tf-idf", baseline.probabilities))
+    for name, probabilities in models:
+        scores = classification.classification_scores(probabilities, predicted.targets)
+        low, high = classification.wilson_interval(scores["accuracy"], count)
+        accuracies.append(scores["accuracy"])
+        roc_auc = f"{scores['roc_auc']:.4f}" if "roc_auc" in scores else "–"
+        interval = f"{low:.4f} to {high:.4f}"
+        rows.append((name, f"{scores['accuracy']:.4f}", interval, roc_auc, f"{scores['cross_entropy']:.4f}"))
+    header = ("", "accuracy", "95 %", "ROC AUC", "cross entropy")
+    table = Table("Against a baseline", header, tuple(rows), f"{baseline.description}.")
+    model_accuracy, baseline_accuracy = accuracies
+    baseline_is_right = baseline.probabilities.argmax(axis=1) == predicted.targets
+    only_model = int((predicted.is_right & ~baseline_is_right).sum())
+    only_baseline = int((~predicted.is_right & baseline_is_right).sum())
+    verb = "beats" if model_accuracy > baseline_accuracy else "does not beat"
     verdict = (
-        f"What is served {verb} tf-idf with logistic regression on the same split: {ours:.4f} against {theirs:.4f}; "
-        f"{only_ours} texts only it gets right, {only_theirs} only the baseline "
-        f"(p = {_sign(only_ours, only_theirs):.2g})."
+        f"The model {verb} logistic regression on tf-idf on the same split: accuracy {model_accuracy:.4f} against "
+        f"{baseline_accuracy:.4f}; {only_model} texts are right only with the model, {only_baseline} only with the "
+        f"baseline (p = {_mcnemar_p_value(only_model, only_baseline):.2g})."
     )
     return table, verdict
 
 
-def _sign(one: int, other: int) -> float:
-    """How likely so unequal a split is by chance: the exact test of McNemar (1947), two-sided."""
-    total = one + other
-    tail = sum(math.comb(total, k) for k in range(min(one, other) + 1))
+def _mcnemar_p_value(first: int, second: int) -> float:
+    """Return the probability of so unequal a split by chance: the exact two-sided test of McNemar (1947)."""
+    total = first + second
+    tail = sum(math.comb(total, k) for k in range(min(first, second) + 1))
     return min(1.0, float(Fraction(2 * tail, 2**total)))
 
 
@@ -263,61 +270,62 @@ _IDENTITIES = (
 )
 
 
-def identity_table(task: Sentiment, run: Run, label: int) -> tuple[Table, str]:
-    """How far the probability of a label moves where one word says who somebody is; and a sentence on that.
+def measure_identity_terms(task: Sentiment, run: Run, label: int) -> tuple[Table, str]:
+    """Measure how far identity terms move the probability of a label in neutral sentences.
 
-    The sentences praise and condemn nothing: whatever the word adds, the network has from its texts.
+    Returns a table and a sentence. The sentences express no opinion, so any difference comes from the training texts.
     """
     texts = [template.format(identity) for identity in _IDENTITIES for template in _TEMPLATES]
-    said = said_of(task, run, texts)
-    scores = np.array([each.probabilities[label] for each in said]).reshape(len(_IDENTITIES), len(_TEMPLATES))
-    means = scores.mean(axis=1)
+    predictions = predict_texts(task, run, texts)
+    probabilities = np.array([prediction.probabilities[label] for prediction in predictions])
+    probabilities = probabilities.reshape(len(_IDENTITIES), len(_TEMPLATES))
+    means = probabilities.mean(axis=1)
     order = np.argsort(-means, kind="stable").tolist()
-    reach = scores.max(axis=0) - scores.min(axis=0)
+    spread = probabilities.max(axis=0) - probabilities.min(axis=0)
     rows = tuple((_IDENTITIES[i], f"{means[i]:.3f}", f"{means[i] - means.mean():+.3f}") for i in order)
     name = task.labels[label]
-    note = (
-        f"Mean over {len(_TEMPLATES)} sentences like “{_TEMPLATES[0].format('…')}”, which praise and condemn nothing."
-    )
-    table = Table("Who is named", ("in the sentence", f"probability of {name}", "against the mean"), rows, note)
+    note = f"Mean over {len(_TEMPLATES)} neutral sentences such as “{_TEMPLATES[0].format('…')}”."
+    header = ("identity term", f"probability of {name}", "difference from the mean")
     sentence = (
-        f"In a neutral sentence, the word that says who somebody is moves the probability of '{name}' by up to "
-        f"{reach.max():.2f}: '{_IDENTITIES[order[0]]}' scores highest and '{_IDENTITIES[order[-1]]}' lowest."
+        f"In a neutral sentence, an identity term moves the probability of '{name}' by up to {spread.max():.2f}: "
+        f"'{_IDENTITIES[order[0]]}' scores highest and '{_IDENTITIES[order[-1]]}' lowest."
     )
-    return table, sentence
+    return Table("Identity terms", header, rows, note), sentence
 
 
-def failures(judged: Judged) -> tuple[str, ...]:
-    """Sentences on what it gets wrong: the worst lengths, and which label it misses more."""
-    groups = [(name, float(judged.right[m].mean()), int(m.sum())) for name, m in _by_length(judged.tokens)]
-    large = [group for group in groups if group[2] >= 50] or groups
+def describe_failures(predicted: PredictedTexts) -> tuple[str, ...]:
+    """Return sentences on the hardest lengths and the label that is missed most."""
+    groups = [
+        (name, float(predicted.is_right[members].mean()), int(members.sum()))
+        for name, members in _length_groups(predicted.tokens)
+    ]
+    large = [group for group in groups if group[2] >= _MIN_GROUP] or groups
     name, accuracy, count = min(large, key=lambda group: group[1])
-    shares = [float(judged.right[judged.targets == i].mean()) for i in range(len(judged.labels)) if i in judged.targets]
-    worst = int(np.argmin(shares))
+    present = [i for i in range(len(predicted.labels)) if i in predicted.targets]
+    recalls = [float(predicted.is_right[predicted.targets == i].mean()) for i in present]
+    worst = int(np.argmin(recalls))
+    label = predicted.labels[present[worst]]
     return (
-        f"Texts of {name} tokens are the hardest: {accuracy:.3f} are right (n = {count:,}).",
-        f"The label '{judged.labels[worst]}' is missed most: {1 - shares[worst]:.1%} of its texts are given another.",
+        f"Texts of {name} tokens are the hardest: accuracy {accuracy:.3f} on {count:,} texts.",
+        f"The label '{label}' is missed most: {1 - recalls[worst]:.1%} of its texts get another.",
     )
 
 
-def views(judged: Judged, words: dict[str, list[Word]], curves: dict[str, Any], note: str) -> tuple[Figure, ...]:
-    """The figures of the report: confusions, reliability, accuracy by length, and the words."""
-    from training.learners.sentiment import plots as sentiment_plots
-    from training.reporting import plots
-
-    matrix = classification.confusion_matrix(judged.probabilities, judged.targets, judged.labels)
-    lengths = [
-        (
-            name,
-            float(judged.right[m].mean()),
-            *classification.wilson_interval(float(judged.right[m].mean()), int(m.sum())),
-        )
-        for name, m in _by_length(judged.tokens)
+def draw_figures(
+    predicted: PredictedTexts, words: dict[str, list[WordWeight]], curves: dict[str, list[tuple[float, float, int]]]
+) -> tuple[Figure, ...]:
+    """Draw the confusion matrix, the reliability `curves`, the accuracy by length, and the deciding words."""
+    matrix = classification.confusion_matrix(predicted.probabilities, predicted.targets, predicted.labels)
+    lengths = []
+    for name, members in _length_groups(predicted.tokens):
+        accuracy = float(predicted.is_right[members].mean())
+        lengths.append((name, accuracy, *classification.wilson_interval(accuracy, int(members.sum()))))
+    figures = [
+        Figure("Confusion matrix", plots.draw_confusion_matrix(matrix, predicted.labels)),
+        Figure("Reliability", plots.draw_reliability(curves)),
+        Figure("Accuracy by length", sentiment_plots.draw_accuracy_by_length(lengths)),
     ]
-    shown = {label: [(each.word, each.weight) for each in found] for label, found in words.items() if found}
-    found = [
-        Figure("Confusion matrix", plots.draw_confusion_matrix(matrix, judged.labels)),
-        Figure("Reliability", plots.draw_reliability(curves), note),
-        Figure("Accuracy by length", sentiment_plots.by_length(lengths)),
-    ]
-    return (*found, Figure("The words that decide", sentiment_plots.words(shown))) if shown else tuple(found)
+    shown = {label: [(word.word, word.weight) for word in weights] for label, weights in words.items() if weights}
+    if shown:
+        figures.append(Figure("Deciding words", sentiment_plots.draw_word_weights(shown)))
+    return tuple(figures)

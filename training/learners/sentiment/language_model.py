@@ -1,4 +1,4 @@
-"""The language model as something to train, to keep and to start from."""
+"""Training of a language model, and saving it for other runs to start from."""
 
 import json
 from collections.abc import Sequence
@@ -19,16 +19,24 @@ from training.engine.learner import Stage, Trainable
 from training.engine.optim import ParamGroup
 from training.engine.runtime import Batch, Runtime
 from training.learners.sentiment.awd_lstm import Dropouts, Encoder, LanguageModel, Sizes
-from training.learners.sentiment.dataset import Stream, Tokens, counts
+from training.learners.sentiment.dataset import Stream, Tokens, count_tokens
 
-_WEIGHTS, _TOKENIZER, _ABOUT = "language_model.pt", "tokenizer.json", "language_model.json"
-_ACTIVATION, _CHANGE = 2.0, 1.0
-"""Of the penalties on large outputs and on their change from token to token (Merity et al. 2017, α and β)."""
+_WEIGHTS, _TOKENIZER, _DESCRIPTION = "language_model.pt", "tokenizer.json", "language_model.json"
+_OUTPUT_PENALTY, _CHANGE_PENALTY = 2.0, 1.0
+"""Weights of the penalties on large outputs and on their change between tokens (Merity et al. 2017, α and β)."""
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A language model that others start from: its tokenizer, its sizes and its weights."""
+class StoredLanguageModel:
+    """A language model that others start from.
+
+    Attributes:
+        tokenizer: as JSON.
+        sizes: of the encoder.
+        frequent: how many tokens the first level of the softmax has.
+        order: all tokens, the most frequent first.
+        weights: of the network, by name.
+    """
 
     tokenizer: str
     sizes: Sizes
@@ -36,31 +44,37 @@ class Stored:
     order: tuple[int, ...]
     weights: dict[str, Tensor]
 
+    @property
+    def encoder_weights(self) -> dict[str, Tensor]:
+        """The weights of the encoder, by their names in it."""
+        prefix = "encoder."
+        return {name.removeprefix(prefix): value for name, value in self.weights.items() if name.startswith(prefix)}
 
-def write(folder: Path, stored: Stored, about: dict[str, Any]) -> None:
-    """Writes a language model into the folder; `about` says what it was trained on and what it reaches."""
+
+def save_language_model(folder: Path, stored: StoredLanguageModel, description: dict[str, Any]) -> None:
+    """Write a language model into the folder, with a description of its data and scores."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _TOKENIZER).write_text(stored.tokenizer, encoding="utf-8")
     state = {"weights": stored.weights, "order": list(stored.order), "frequent": stored.frequent}
     checkpoint.save(folder / _WEIGHTS, state)
-    told = {"sizes": asdict(stored.sizes), **about}
-    (folder / _ABOUT).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps({"sizes": asdict(stored.sizes), **description}, indent=1)
+    (folder / _DESCRIPTION).write_text(text + "\n", encoding="utf-8")
 
 
-def read(folder: Path) -> Stored:
-    """The language model in a folder. Raises CannotTrain where there is none."""
+def load_language_model(folder: Path) -> StoredLanguageModel:
+    """Read the language model in a folder. Raises CannotTrain if there is none."""
     try:
         tokenizer = (folder / _TOKENIZER).read_text("utf-8")
-        sizes = Sizes(**json.loads((folder / _ABOUT).read_bytes())["sizes"])
+        sizes = Sizes(**json.loads((folder / _DESCRIPTION).read_bytes())["sizes"])
         load_tokenizer(tokenizer)
-    except Exception as error:  # tokenizers raises a bare Exception where the file is none of its own.
+    except Exception as error:  # tokenizers raises a bare Exception if the file is not one of its own.
         raise CannotTrain(f"{folder} holds no language model: {error}.") from None
     state = checkpoint.load(folder / _WEIGHTS)
-    return Stored(tokenizer, sizes, state["frequent"], tuple(state["order"]), state["weights"])
+    return StoredLanguageModel(tokenizer, sizes, state["frequent"], tuple(state["order"]), state["weights"])
 
 
-class LanguageModelling(Trainable):
-    """Trains a language model on texts, from nothing or from a stored one."""
+class LanguageModelTraining(Trainable):
+    """Trains a language model on texts, from scratch or from a stored one."""
 
     lower_is_better = True
 
@@ -75,7 +89,7 @@ class LanguageModelling(Trainable):
         *,
         window: int,
         frequent: int,
-        start: Stored | None = None,
+        start: StoredLanguageModel | None = None,
     ) -> None:
         self.sizes, self.dropouts, self.settings = sizes, dropouts, settings
         self.tokenizer, self.start = tokenizer, start
@@ -86,7 +100,7 @@ class LanguageModelling(Trainable):
         self.order = start.order if start else _by_frequency(texts, sizes.vocabulary)
 
     def network(self) -> nn.Module:
-        """The language model, new or as it was stored."""
+        """Return the language model, new or with the stored weights."""
         encoder = Encoder(self.sizes, self.dropouts)
         network = LanguageModel(encoder, self.order, self.frequent, self.settings.batch_size)
         if self.start:
@@ -94,41 +108,43 @@ class LanguageModelling(Trainable):
         return network
 
     def stages(self) -> tuple[Stage, ...]:
-        """One: everything learns at one rate."""
+        """Return the only stage."""
         return (Stage("language model", self.settings.epochs, self.settings.rate),)
 
     def param_groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
-        """All parameters."""
+        """Return all parameters as one group."""
         return [ParamGroup(tuple(network.parameters()))]
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy, with the penalties on the last layer's outputs."""
+        """Cross-entropy, plus the penalties on the last layer's outputs."""
         losses, _, raw, dropped = network(batch["tokens"], batch["begins"])
-        penalty = _ACTIVATION * dropped.float().pow(2).mean()
+        penalty = _OUTPUT_PENALTY * dropped.float().pow(2).mean()
         if raw.shape[1] > 1:
-            penalty = penalty + _CHANGE * (raw[:, 1:] - raw[:, :-1]).float().pow(2).mean()
+            penalty = penalty + _CHANGE_PENALTY * (raw[:, 1:] - raw[:, :-1]).float().pow(2).mean()
         total: Tensor = losses.mean() + penalty
         return total
 
     def scores(self, network: nn.Module, runtime: Runtime) -> dict[str, float]:
-        """Perplexity a token, and how often the next one was the likeliest."""
-        trained = [getattr(network, name).clone() for name in network.names]  # type: ignore[union-attr]
+        """Return the perplexity per token, and the accuracy of the most likely token. Keeps the network's state."""
+        names: list[str] = network.state_names  # type: ignore[assignment]
+        training_state = [getattr(network, name).clone() for name in names]
         sums = torch.zeros(3, dtype=torch.float64, device=runtime.device)
-        pieces = iterate_outputs(network, ("tokens", "begins"), self.held_out, runtime, batch_size=self.held_out.rows)
-        for _, (losses, right, *_) in pieces:
-            sums += torch.stack([losses.double().sum(), right.double().sum(), torch.ones_like(right).double().sum()])
-        for name, value in zip(network.names, trained, strict=True):  # type: ignore[arg-type]
+        batches = iterate_outputs(network, ("tokens", "begins"), self.held_out, runtime, batch_size=self.held_out.rows)
+        for _, (losses, is_right, *_) in batches:
+            count = torch.ones_like(is_right).double().sum()
+            sums += torch.stack([losses.double().sum(), is_right.double().sum(), count])
+        for name, value in zip(names, training_state, strict=True):
             getattr(network, name).copy_(value)
-        loss, right, count = runtime.all_reduce_sum(sums).tolist()
-        return {"perplexity": float(np.exp(loss / count)), "next_token_accuracy": right / count}
+        loss, right, tokens = runtime.all_reduce_sum(sums).tolist()
+        return {"perplexity": float(np.exp(loss / tokens)), "next_token_accuracy": right / tokens}
 
-    def stored(self, network: nn.Module) -> Stored:
-        """The trained network as others start from it."""
-        names = set(network.names)  # type: ignore[arg-type]
-        weights = {name: value.cpu() for name, value in network.state_dict().items() if name not in names}
-        return Stored(self.tokenizer, self.sizes, self.frequent, tuple(self.order), weights)
+    def to_stored(self, network: nn.Module) -> StoredLanguageModel:
+        """Return the trained network for others to start from."""
+        state_names = set(network.state_names)  # type: ignore[arg-type]
+        weights = {name: value.cpu() for name, value in network.state_dict().items() if name not in state_names}
+        return StoredLanguageModel(self.tokenizer, self.sizes, self.frequent, tuple(self.order), weights)
 
 
 def _by_frequency(texts: Sequence[Tokens], vocabulary: int) -> tuple[int, ...]:
-    order: list[int] = np.argsort(-counts(texts, vocabulary), kind="stable").tolist()
+    order: list[int] = np.argsort(-count_tokens(texts, vocabulary), kind="stable").tolist()
     return tuple(order)

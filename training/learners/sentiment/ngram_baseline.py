@@ -1,4 +1,4 @@
-"""What counting alone predicts of the next token: a unigram and a bigram, beside which a language model is shown."""
+"""Unigram and bigram language models, as baselines of the neural one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,84 +9,89 @@ from numpy.typing import NDArray
 from training.core.results import Table
 
 Tokens = NDArray[np.integer]
+FloatArray = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
-class Predicted:
-    """How well the next token is predicted: perplexity a token, and how often it was the likeliest."""
+class LanguageModelScores:
+    """How well the next token is predicted: the perplexity per token, and the accuracy of the most likely token."""
 
     perplexity: float
     accuracy: float
 
 
-def unigram(train: Tokens, valid: Tokens, vocabulary: int) -> Predicted:
-    """Each token as often as it was seen, and once more; what came before counts for nothing. Tokens (n,)."""
+def score_unigram(train: Tokens, valid: Tokens, vocabulary: int) -> LanguageModelScores:
+    """Score a unigram model with add-one smoothing; tokens are (n,)."""
     counts = np.bincount(train, minlength=vocabulary) + 1.0
-    shares = counts / counts.sum()
-    return _predicted(shares[valid[1:]], valid[1:] == int(counts.argmax()))
+    probabilities = counts / counts.sum()
+    return _scores(probabilities[valid[1:]], valid[1:] == int(counts.argmax()))
 
 
-def bigram(train: Tokens, valid: Tokens, vocabulary: int) -> Predicted:
-    """Interpolated Kneser and Ney (Chen and Goodman 1999) after one token; tokens (n,).
+def score_bigram(train: Tokens, valid: Tokens, vocabulary: int) -> LanguageModelScores:
+    """Score an interpolated Kneser-Ney bigram model (Chen and Goodman 1999); tokens are (n,).
 
-    Counts are discounted by what Ney, Essen and Kneser estimate; what that leaves is shared out by how many different
-    tokens each one was seen to follow, and once more.
+    Counts are discounted by the estimate of Ney, Essen and Kneser. The probability that this frees is distributed in
+    proportion to how many different tokens each token follows, plus one.
     """
     pairs, counts = np.unique(_pairs(train, vocabulary), return_counts=True)
-    before, after = np.divmod(pairs, vocabulary)
+    previous, following = np.divmod(pairs, vocabulary)
     once, twice = int((counts == 1).sum()), int((counts == 2).sum())
     discount = once / (once + 2 * twice) if once else 0.5
-    follows = np.bincount(after, minlength=vocabulary) + 1.0
-    spread = follows / follows.sum()
-    totals = np.bincount(before, weights=counts, minlength=vocabulary)
-    kinds = np.bincount(before, minlength=vocabulary)
-    left = np.where(totals > 0, discount * kinds / np.maximum(totals, 1), 1.0)
-    probabilities = (counts - discount) / totals[before] + left[before] * spread[after]
-    context, following = valid[:-1], valid[1:]
-    wanted = _pairs(valid, vocabulary)
-    places = np.minimum(np.searchsorted(pairs, wanted), len(pairs) - 1)
-    found = np.where(pairs[places] == wanted, probabilities[places], left[context] * spread[following])
-    best = _likeliest(before, after, probabilities, left * spread.max(), int(spread.argmax()))
-    return _predicted(found, best[context] == following)
+    continuations = np.bincount(following, minlength=vocabulary) + 1.0
+    backoff = continuations / continuations.sum()
+    totals = np.bincount(previous, weights=counts, minlength=vocabulary)
+    kinds = np.bincount(previous, minlength=vocabulary)
+    freed = np.where(totals > 0, discount * kinds / np.maximum(totals, 1), 1.0)
+    seen = (counts - discount) / totals[previous] + freed[previous] * backoff[following]
+    context, target = valid[:-1], valid[1:]
+    valid_pairs = _pairs(valid, vocabulary)
+    places = np.minimum(np.searchsorted(pairs, valid_pairs), len(pairs) - 1)
+    probabilities = np.where(pairs[places] == valid_pairs, seen[places], freed[context] * backoff[target])
+    best = _most_likely(previous, following, seen, freed * backoff.max(), int(backoff.argmax()))
+    return _scores(probabilities, best[context] == target)
 
 
 def _pairs(tokens: Tokens, vocabulary: int) -> NDArray[np.int64]:
-    found: NDArray[np.int64] = tokens[:-1].astype(np.int64) * vocabulary + tokens[1:]
-    return found
+    pairs: NDArray[np.int64] = tokens[:-1].astype(np.int64) * vocabulary + tokens[1:]
+    return pairs
 
 
-def _likeliest(
-    before: Tokens, after: Tokens, probabilities: NDArray[np.floating], unseen: NDArray[np.floating], most: int
+def _most_likely(
+    previous: Tokens, following: Tokens, seen: FloatArray, unseen: FloatArray, most_common: int
 ) -> NDArray[np.int64]:
-    """After each token, the likeliest one: of those seen there, or `most`, the one that follows most, at `unseen`."""
-    best, score = np.full(len(unseen), most, np.int64), unseen.copy()
-    order = np.lexsort((probabilities, before))
-    last = np.append(before[order][1:] != before[order][:-1], True)
-    rows, chosen = before[order][last], order[last]
-    better = probabilities[chosen] > score[rows]
-    best[rows[better]] = after[chosen[better]]
+    """Return the most likely token after each token.
+
+    That is the best of the pairs (`previous`, `following`) by their probabilities `seen`, or the token `most_common`,
+    whose probability after each token is `unseen`.
+    """
+    best, score = np.full(len(unseen), most_common, np.int64), unseen.copy()
+    order = np.lexsort((seen, previous))
+    is_last = np.append(previous[order][1:] != previous[order][:-1], True)
+    contexts, pairs = previous[order][is_last], order[is_last]
+    better = seen[pairs] > score[contexts]
+    best[contexts[better]] = following[pairs[better]]
     return best
 
 
-def _predicted(probabilities: NDArray[np.floating], right: NDArray[np.bool_]) -> Predicted:
-    return Predicted(float(np.exp(-np.log(probabilities).mean())), float(right.mean()))
+def _scores(probabilities: FloatArray, is_right: NDArray[np.bool_]) -> LanguageModelScores:
+    return LanguageModelScores(float(np.exp(-np.log(probabilities).mean())), float(is_right.mean()))
 
 
-def language_table(
-    models: Mapping[str, Predicted], train: Sequence[Tokens], valid: Sequence[Tokens], vocabulary: int
+def language_model_table(
+    models: Mapping[str, LanguageModelScores], train: Sequence[Tokens], valid: Sequence[Tokens], vocabulary: int
 ) -> Table:
-    """Language models by name beside both, on the same tokens; the texts of each side are read one after the other."""
-    known, new = np.concatenate(list(train)), np.concatenate(list(valid))
+    """Tabulate language models beside both baselines, on the same tokens; the texts of each side are joined."""
+    train_tokens, valid_tokens = np.concatenate(list(train)), np.concatenate(list(valid))
     rows = {
         **models,
-        "bigram, Kneser and Ney": bigram(known, new, vocabulary),
-        "unigram": unigram(known, new, vocabulary),
+        "bigram, Kneser-Ney": score_bigram(train_tokens, valid_tokens, vocabulary),
+        "unigram": score_unigram(train_tokens, valid_tokens, vocabulary),
     }
     return Table(
         "The language model",
-        ("", "perplexity a token", "next token right"),
-        tuple((who, f"{each.perplexity:.1f}", f"{each.accuracy:.1%}") for who, each in rows.items()),
-        f"On the {len(new):,} tokens of the validation texts, of {vocabulary:,} kinds; both counts are of the "
-        f"same {len(known):,} tokens that the language model learnt its data's language from. Figures of another "
-        "tokenizer cannot be compared.",
+        ("", "perplexity per token", "next token right"),
+        tuple((name, f"{scores.perplexity:.1f}", f"{scores.accuracy:.1%}") for name, scores in rows.items()),
+        f"On the {len(valid_tokens):,} tokens of the validation texts, with a vocabulary of {vocabulary:,}. The "
+        f"baselines count the {len(train_tokens):,} tokens of the training texts, which the language model learnt "
+        "from too. Figures of another tokenizer cannot be compared.",
     )

@@ -1,4 +1,4 @@
-"""Texts with labels, as people keep them: a table, or a folder for each label; and which of them belong together."""
+"""Reads labelled texts from a table or from a folder per label, and groups texts that belong together."""
 
 import hashlib
 import re
@@ -13,43 +13,43 @@ import polars as pl
 from tasks.sentiment import strip_control_characters
 from training.core.errors import CannotTrain
 
-_TEXT_NAMES = ("text", "review", "sentence", "content", "comment", "body", "message", "tweet", "document")
-_LABEL_NAMES = ("label", "sentiment", "class", "category", "target", "polarity", "rating")
-_TRAIN, _ASIDE = ("train", "training"), ("test", "valid", "validation", "val", "dev")
+_TEXT_COLUMNS = ("text", "review", "sentence", "content", "comment", "body", "message", "tweet", "document")
+_LABEL_COLUMNS = ("label", "sentiment", "class", "category", "target", "polarity", "rating")
+_TRAIN, _OTHER_SPLITS = ("train", "training"), ("test", "valid", "validation", "val", "dev")
 _UNLABELLED = ("unsup", "unlabelled", "unlabeled")
-_SPELT_OUT = {"pos": "positive", "neg": "negative"}
-_TABLES = (".csv", ".tsv", ".parquet", ".pq")
+_LONG_NAMES = {"pos": "positive", "neg": "negative"}
+_TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
 _MAX_LABELS = 200
-_NUMBERED = re.compile(r"(\d{1,15})(_\d+)?")
+_NUMBERED_FILE = re.compile(r"(\d{1,15})(_\d+)?")
 
 
 @dataclass(frozen=True)
 class TextRules:
-    """How texts are found.
+    """How to find texts.
 
     Attributes:
-        text_column, label_column: of a table; empty: guessed from their names.
+        text_column, label_column: of a table; empty: guessed from common names.
         group_column: of a table: texts of one group stay on one side of a split; empty: equal texts are a group.
-        neighbours: of files that are numbered: so many consecutive numbers are a group; 0: equal texts are.
+        files_per_group: of numbered files: this many consecutive numbers are a group; 0: equal texts are.
     """
 
     text_column: str = ""
     label_column: str = ""
     group_column: str = ""
-    neighbours: int = 0
+    files_per_group: int = 0
 
 
 @dataclass(frozen=True)
-class Texts:
-    """What was read.
+class TextData:
+    """Labelled texts, and texts without a label.
 
     Attributes:
         texts: without control characters, as the service reads them too.
         labels: of each text, an index of `names`.
         names: of the labels.
-        groups: of each text; what is equal stays on one side of a split.
+        groups: of each text; texts of one group stay on one side of a split.
         unlabelled: texts that only a language model can read.
-        notices: what was found on reading.
+        notices: what users of the data should know, in sentences.
     """
 
     texts: tuple[str, ...]
@@ -61,8 +61,8 @@ class Texts:
 
 
 @dataclass
-class _Found:
-    """Texts as they come; a label of None is none, and a group of none is found from the text."""
+class _RawTexts:
+    """Texts as read. A label of None means unlabelled; a group of None means that equal texts are a group."""
 
     texts: list[str] = field(default_factory=list)
     labels: list[str | None] = field(default_factory=list)
@@ -75,78 +75,76 @@ class _Found:
         self.groups.append(group)
 
 
-def read_texts(path: Path, rules: TextRules) -> Texts:
-    """Reads a table of texts and labels (CSV, TSV or Parquet), or a folder with a folder of .txt files for each label.
+def read_texts(path: Path, rules: TextRules) -> TextData:
+    """Read a table of texts and labels (CSV, TSV or Parquet), or a folder with one folder of .txt files per label.
 
-    Of a folder with `train` in it, only that is read, and `test` never; texts in `unsup`, and rows without a label,
-    are returned apart. Empty texts are left out.
+    If a folder contains `train`, only that is read, never `test`. Texts in `unsup` and rows without a label are
+    returned as unlabelled. Empty texts are left out.
 
-    Raises CannotTrain: there are no texts, no labels, or a label with a single text; a file is not UTF-8.
+    Raises CannotTrain: there are no texts, no labels, or a label with a single text; or a file is not UTF-8.
     """
-    found = _read_folder(path, rules) if path.is_dir() else _read_table(path, rules)
-    places = [i for i, text in enumerate(found.texts) if text.strip()]
-    if len(places) < len(found.texts):
-        found.notices.append(f"{len(found.texts) - len(places):,} empty texts were left out.")
-    places = _without_known(_without_copies(places, found), found)
-    labelled = [i for i in places if found.labels[i] is not None]
-    values = [str(found.labels[i]) for i in labelled]
-    groups = [found.groups[i] or perceptual_hash(found.texts[i]) for i in labelled]
-    names = _names(values, groups, path)
-    _note_contradictions([found.texts[i] for i in labelled], values, found.notices)
-    index = {name: i for i, name in enumerate(names)}
-    return Texts(
-        texts=tuple(found.texts[i] for i in labelled),
-        labels=tuple(index[value] for value in values),
-        names=tuple(_SPELT_OUT.get(name, name) for name in names),
+    raw = _read_folder(path, rules) if path.is_dir() else _read_table(path, rules)
+    kept = [i for i, text in enumerate(raw.texts) if text.strip()]
+    if len(kept) < len(raw.texts):
+        raw.notices.append(f"{len(raw.texts) - len(kept):,} empty texts were left out.")
+    kept = _drop_labelled_copies(_drop_copies_across_groups(kept, raw), raw)
+    labelled = [i for i in kept if raw.labels[i] is not None]
+    labels = [str(raw.labels[i]) for i in labelled]
+    groups = [raw.groups[i] or normalised_hash(raw.texts[i]) for i in labelled]
+    names = _label_names(labels, groups, path)
+    _note_contradictions([raw.texts[i] for i in labelled], labels, raw.notices)
+    indices = {name: i for i, name in enumerate(names)}
+    return TextData(
+        texts=tuple(raw.texts[i] for i in labelled),
+        labels=tuple(indices[label] for label in labels),
+        names=tuple(_LONG_NAMES.get(name, name) for name in names),
         groups=tuple(groups),
-        unlabelled=tuple(found.texts[i] for i in places if found.labels[i] is None),
-        notices=tuple(found.notices),
+        unlabelled=tuple(raw.texts[i] for i in kept if raw.labels[i] is None),
+        notices=tuple(raw.notices),
     )
 
 
-def perceptual_hash(text: str) -> str:
-    """A hash that texts share which differ in no more than capitals, blanks and how their letters are encoded."""
-    plain = " ".join(unicodedata.normalize("NFKC", text).lower().split())
-    return hashlib.sha256(plain.encode()).hexdigest()
+def normalised_hash(text: str) -> str:
+    """Return a hash that is equal for texts that differ only in case, whitespace and Unicode form."""
+    normalised = " ".join(unicodedata.normalize("NFKC", text).lower().split())
+    return hashlib.sha256(normalised.encode()).hexdigest()
 
 
-def _without_copies(places: Sequence[int], found: _Found) -> list[int]:
-    """Where groups are told, a text may stand in two of them: then the first keeps it."""
-    first: dict[str, str] = {}
+def _drop_copies_across_groups(indices: Sequence[int], raw: _RawTexts) -> list[int]:
+    """Drop copies of a text in another group: the first group keeps it."""
+    first_group: dict[str, str] = {}
     kept = []
-    for i in places:
-        group = found.groups[i]
-        if group is None or first.setdefault(perceptual_hash(found.texts[i]), group) == group:
+    for i in indices:
+        group = raw.groups[i]
+        if group is None or first_group.setdefault(normalised_hash(raw.texts[i]), group) == group:
             kept.append(i)
-    if len(kept) < len(places):
-        found.notices.append(f"{len(places) - len(kept):,} texts were left out: copies of texts in another group.")
+    if len(kept) < len(indices):
+        raw.notices.append(f"{len(indices) - len(kept):,} texts were left out: copies of texts in another group.")
     return kept
 
 
-def _without_known(places: Sequence[int], found: _Found) -> list[int]:
-    """Without unlabelled texts that stand there with a label too: one of those may be for validation."""
-    known = {perceptual_hash(found.texts[i]) for i in places if found.labels[i] is not None}
-    kept = [i for i in places if found.labels[i] is not None or perceptual_hash(found.texts[i]) not in known]
-    if len(kept) < len(places):
-        found.notices.append(
-            f"{len(places) - len(kept):,} unlabelled texts were left out: they have a label elsewhere."
-        )
+def _drop_labelled_copies(indices: Sequence[int], raw: _RawTexts) -> list[int]:
+    """Drop unlabelled copies of labelled texts, since the labelled ones may be for validation."""
+    labelled = {normalised_hash(raw.texts[i]) for i in indices if raw.labels[i] is not None}
+    kept = [i for i in indices if raw.labels[i] is not None or normalised_hash(raw.texts[i]) not in labelled]
+    if len(kept) < len(indices):
+        raw.notices.append(f"{len(indices) - len(kept):,} unlabelled texts were left out: copies of labelled texts.")
     return kept
 
 
-def _names(values: Sequence[str], groups: Sequence[str], path: Path) -> list[str]:
-    """The labels in order, numbers by their size. Raises CannotTrain where there is nothing to tell apart."""
-    counts = Counter(values)
+def _label_names(labels: Sequence[str], groups: Sequence[str], path: Path) -> list[str]:
+    """Return the distinct labels in order, numbers by size. Raises CannotTrain if they cannot be learnt."""
+    counts = Counter(labels)
     if not counts:
         raise CannotTrain(f"{path} holds no text with a label.")
     if len(counts) == 1:
         raise CannotTrain(f"{path} has texts of one label only, '{next(iter(counts))}': it needs two or more.")
     if len(counts) > _MAX_LABELS:
         raise CannotTrain(
-            f"{path} has {len(counts):,} labels; at most {_MAX_LABELS} can be told apart. Is that the label column?"
+            f"{path} has {len(counts):,} labels; at most {_MAX_LABELS} are accepted. Is it the label column?"
         )
-    different = Counter(value for value, _ in set(zip(values, groups, strict=True)))
-    if rare := [name for name in sorted(counts) if different[name] < 2]:
+    groups_of_label = Counter(label for label, _ in set(zip(labels, groups, strict=True)))
+    if rare := [name for name in sorted(counts) if groups_of_label[name] < 2]:
         what = "one text" if counts[rare[0]] == 1 else "one group of texts"
         raise CannotTrain(f"The label '{rare[0]}' has {what}: it needs two or more, to train and to validate.")
     if all(re.fullmatch(r"-?\d{1,15}", name) for name in counts):
@@ -154,52 +152,52 @@ def _names(values: Sequence[str], groups: Sequence[str], path: Path) -> list[str
     return sorted(counts)
 
 
-def _note_contradictions(texts: Sequence[str], values: Sequence[str], notices: list[str]) -> None:
-    labels: dict[str, set[str]] = {}
-    for text, value in zip(texts, values, strict=True):
-        labels.setdefault(perceptual_hash(text), set()).add(value)
-    if several := sum(len(found) > 1 for found in labels.values()):
-        notices.append(f"{several:,} texts stand there with more than one label.")
+def _note_contradictions(texts: Sequence[str], labels: Sequence[str], notices: list[str]) -> None:
+    labels_of_text: dict[str, set[str]] = {}
+    for text, label in zip(texts, labels, strict=True):
+        labels_of_text.setdefault(normalised_hash(text), set()).add(label)
+    if count := sum(len(distinct) > 1 for distinct in labels_of_text.values()):
+        notices.append(f"{count:,} texts occur with more than one label.")
 
 
-def _read_folder(folder: Path, rules: TextRules) -> _Found:
-    root, found = _root(folder), _Found()
-    folders = [path for path in _folders(root) if any(path.glob("*.txt"))]
-    labelled = [path for path in folders if path.name not in (*_UNLABELLED, *_ASIDE)]
+def _read_folder(folder: Path, rules: TextRules) -> _RawTexts:
+    root, raw = _find_root(folder), _RawTexts()
+    folders = [path for path in _subfolders(root) if any(path.glob("*.txt"))]
+    labelled = [path for path in folders if path.name not in (*_UNLABELLED, *_OTHER_SPLITS)]
     if not labelled:
         raise CannotTrain(f"{root} has no folders with .txt files in them: it needs a folder for each label.")
-    if root != folder and (aside := [path.name for path in _folders(root.parent) if path.name in _ASIDE]):
-        found.notices.append(f"Only the folder '{root.name}' was read, not '{aside[0]}'.")
+    if root != folder and (others := [path.name for path in _subfolders(root.parent) if path.name in _OTHER_SPLITS]):
+        raw.notices.append(f"Only the folder '{root.name}' was read, not '{others[0]}'.")
     for path in folders:
         if path in labelled:
             for file in sorted(path.glob("*.txt")):
-                found.add(_content(file), path.name, _group(file, rules.neighbours))
+                raw.add(_read_file(file), path.name, _file_group(file, rules.files_per_group))
         elif path.name in _UNLABELLED:
             for file in sorted(path.glob("*.txt")):
-                found.add(_content(file), None, None)
-    return found
+                raw.add(_read_file(file), None, None)
+    return raw
 
 
-def _root(folder: Path) -> Path:
-    """The folder that holds the labels' folders: `train`, or the only folder of an unpacked archive."""
-    inner = _folders(folder)
-    outers = [folder, *inner] if len(inner) == 1 else [folder]
-    found = (outer / name for outer in outers for name in _TRAIN if (outer / name).is_dir())
-    return next(found, folder)
+def _find_root(folder: Path) -> Path:
+    """Return the folder that holds the labels' folders: `train`, also inside the only folder of an archive."""
+    subfolders = _subfolders(folder)
+    parents = [folder, *subfolders] if len(subfolders) == 1 else [folder]
+    candidates = (parent / name for parent in parents for name in _TRAIN if (parent / name).is_dir())
+    return next(candidates, folder)
 
 
-def _folders(folder: Path) -> list[Path]:
+def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _group(file: Path, neighbours: int) -> str | None:
-    numbered = _NUMBERED.fullmatch(file.stem)
-    if not neighbours or not numbered:
+def _file_group(file: Path, files_per_group: int) -> str | None:
+    numbered = _NUMBERED_FILE.fullmatch(file.stem)
+    if not files_per_group or not numbered:
         return None
-    return f"{file.parent.name}/{int(numbered[1]) // neighbours}"
+    return f"{file.parent.name}/{int(numbered[1]) // files_per_group}"
 
 
-def _content(file: Path) -> str:
+def _read_file(file: Path) -> str:
     try:
         return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -208,40 +206,40 @@ def _content(file: Path) -> str:
         raise CannotTrain(f"{file} cannot be read: {error.strerror}.") from None
 
 
-def _read_table(path: Path, rules: TextRules) -> _Found:
-    frame = _frame(path)
-    texts = _text_column(frame, rules.text_column, path)
-    labels = _column(frame, rules.label_column, _LABEL_NAMES, "--label-column", path)
-    if texts == labels:
-        raise CannotTrain(f"The texts and the labels cannot both be in the column '{texts}'.")
+def _read_table(path: Path, rules: TextRules) -> _RawTexts:
+    frame = _read_frame(path)
+    text_column = _find_text_column(frame, rules.text_column, path)
+    label_column = _find_column(frame, rules.label_column, _LABEL_COLUMNS, "--label-column", path)
+    if text_column == label_column:
+        raise CannotTrain(f"The texts and the labels cannot both be in the column '{text_column}'.")
     groups: Sequence[str | None] = [None] * frame.height
     if rules.group_column:
-        column = _column(frame, rules.group_column, (), "--group-column", path)
-        groups = [_stripped(value) for value in frame[column].cast(pl.String).to_list()]
-    found = _Found()
-    for text, label, group in zip(frame[texts].to_list(), _labels(frame[labels]), groups, strict=True):
-        found.add(text or "", label, group)
-    return found
+        column = _find_column(frame, rules.group_column, (), "--group-column", path)
+        groups = [_strip(value) for value in frame[column].cast(pl.String).to_list()]
+    raw = _RawTexts()
+    for text, label, group in zip(frame[text_column].to_list(), _read_labels(frame[label_column]), groups, strict=True):
+        raw.add(text or "", label, group)
+    return raw
 
 
-def _labels(column: pl.Series) -> Iterator[str | None]:
+def _read_labels(column: pl.Series) -> Iterator[str | None]:
     if column.dtype.is_float() and bool((column.drop_nulls().drop_nans() % 1 == 0).all()):
         column = column.fill_nan(None).cast(pl.Int64)
-    return (_stripped(value) for value in column.cast(pl.String).to_list())
+    return (_strip(value) for value in column.cast(pl.String).to_list())
 
 
-def _stripped(value: str | None) -> str | None:
+def _strip(value: str | None) -> str | None:
     return (value or "").strip() or None
 
 
-def _frame(path: Path) -> pl.DataFrame:
-    if path.suffix.lower() not in _TABLES:
-        raise CannotTrain(f"{path} is neither a table ({', '.join(_TABLES)}) nor a folder.")
+def _read_frame(path: Path) -> pl.DataFrame:
+    if path.suffix.lower() not in _TABLE_SUFFIXES:
+        raise CannotTrain(f"{path} is neither a table ({', '.join(_TABLE_SUFFIXES)}) nor a folder.")
     try:
         if path.suffix.lower() in (".parquet", ".pq"):
             frame = pl.read_parquet(path)
         else:
-            frame = pl.read_csv(path.read_bytes(), separator=_separator(path), infer_schema=False)
+            frame = pl.read_csv(path.read_bytes(), separator=_guess_separator(path), infer_schema=False)
     except pl.exceptions.NoDataError:
         raise CannotTrain(f"{path} is empty.") from None
     except (pl.exceptions.PolarsError, OSError) as error:
@@ -254,28 +252,28 @@ def _frame(path: Path) -> pl.DataFrame:
     return frame
 
 
-def _separator(path: Path) -> str:
+def _guess_separator(path: Path) -> str:
     with path.open("rb") as file:
         header = file.readline(100_000)
     return max(",\t;", key=lambda separator: header.count(separator.encode()))
 
 
-def _text_column(frame: pl.DataFrame, wanted: str, path: Path) -> str:
-    name = _column(frame, wanted, _TEXT_NAMES, "--text-column", path)
-    if frame[name].dtype != pl.String:
-        raise CannotTrain(f"The column '{name}' of {path} holds no texts: choose another with --text-column.")
-    return name
+def _find_text_column(frame: pl.DataFrame, name: str, path: Path) -> str:
+    column = _find_column(frame, name, _TEXT_COLUMNS, "--text-column", path)
+    if frame[column].dtype != pl.String:
+        raise CannotTrain(f"The column '{column}' of {path} holds no texts: choose another with --text-column.")
+    return column
 
 
-def _column(frame: pl.DataFrame, wanted: str, usual: Sequence[str], flag: str, path: Path) -> str:
-    """The column of that name, or the first of a usual name. Raises CannotTrain."""
-    if wanted and wanted not in frame.columns:
-        raise CannotTrain(f"{path} has no column '{wanted}'; its columns are {', '.join(frame.columns)[:500]}.")
-    spelt = {name.strip().lower(): name for name in reversed(frame.columns)}
-    found = wanted or next((spelt[name] for name in usual if name in spelt), "")
+def _find_column(frame: pl.DataFrame, name: str, common_names: Sequence[str], flag: str, path: Path) -> str:
+    """Return the column with this name or, if it is empty, with a common name. Raises CannotTrain."""
+    if name and name not in frame.columns:
+        raise CannotTrain(f"{path} has no column '{name}'; its columns are {', '.join(frame.columns)[:500]}.")
+    columns = {column.strip().lower(): column for column in reversed(frame.columns)}
+    found = name or next((columns[common] for common in common_names if common in columns), "")
     if not found:
         raise CannotTrain(
-            f"None of the columns of {path} ({', '.join(frame.columns)[:500]}) is called {', '.join(usual[:3])} or the "
-            f"like: say which it is with {flag}."
+            f"None of the columns of {path} ({', '.join(frame.columns)[:500]}) is called {', '.join(common_names[:3])} "
+            f"or the like: name it with {flag}."
         )
     return found

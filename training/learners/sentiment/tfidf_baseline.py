@@ -1,4 +1,4 @@
-"""What a classifier of texts is shown beside: tf-idf of words and pairs of words, and logistic regression on it."""
+"""Logistic regression on tf-idf of words and word pairs: the baseline of a text classifier."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,49 +9,51 @@ from numpy.typing import NDArray
 
 from training.data.splits import validation_split
 
-_STRENGTHS = (1.0, 3.0, 10.0, 30.0)
-_INNER_SHARE = 0.15
+_INVERSE_PENALTIES = (1.0, 3.0, 10.0, 30.0)
+_DEFAULT_INVERSE_PENALTY = 10.0
+_TUNING_FRACTION = 0.15
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """Its probabilities of the validation texts, float64 (n, classes), and how it was made, in words."""
+    """Probabilities of the validation texts, float64 (n, classes), and a description of the model."""
 
     probabilities: NDArray[np.floating]
-    words: str
+    description: str
 
 
-def tf_idf(
+def fit_tfidf(
     texts: Sequence[str], labels: Sequence[int], groups: Sequence[str], valid: Sequence[str], classes: int
 ) -> Baseline:
-    """Learns from the same texts, and chooses the strength of its penalty on a part of them, by their groups."""
+    """Train on the training texts, with a penalty chosen on groups held out of them, and predict the valid ones."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    least = 2 if len(texts) > 1000 else 1
-    vectors = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=least, strip_accents="unicode")
-    features = vectors.fit_transform(texts)
-    targets, inner = np.array(labels), np.array(validation_split(groups, labels, _INNER_SHARE))
-    strength = _STRENGTHS[2]
-    if inner.any() and len(set(targets[~inner].tolist())) > 1:
-        known, new = features[~inner], features[inner]
-        scores = {
-            each: float((_fitted(known, targets[~inner], each).predict(new) == targets[inner]).mean())
-            for each in _STRENGTHS
-        }
-        strength = max(scores, key=lambda each: scores[each])
-    regression = _fitted(features, targets, strength)
+    min_count = 2 if len(texts) > 1000 else 1
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=min_count, strip_accents="unicode")
+    features = vectorizer.fit_transform(texts)
+    targets, held_out = np.array(labels), np.array(validation_split(groups, labels, _TUNING_FRACTION))
+    best = _DEFAULT_INVERSE_PENALTY
+    if held_out.any() and len(set(targets[~held_out].tolist())) > 1:
+        inner, inner_targets = features[~held_out], targets[~held_out]
+        accuracies = {}
+        for c in _INVERSE_PENALTIES:
+            predicted = _fit_regression(inner, inner_targets, c).predict(features[held_out])
+            accuracies[c] = float((predicted == targets[held_out]).mean())
+        best = max(accuracies, key=lambda c: accuracies[c])
+    regression = _fit_regression(features, targets, best)
     probabilities: NDArray[np.floating] = np.zeros((len(valid), classes))
-    probabilities[:, regression.classes_] = regression.predict_proba(vectors.transform(valid))
-    words = (
-        f"tf-idf of {features.shape[1]:,} words and pairs of words, sublinear, and logistic regression with C = "
-        f"{strength:g}, chosen on {_INNER_SHARE:.0%} of the training texts"
+    probabilities[:, regression.classes_] = regression.predict_proba(vectorizer.transform(valid))
+    description = (
+        f"tf-idf of {features.shape[1]:,} words and word pairs, sublinear, and logistic regression with C = {best:g}, "
+        f"chosen on {_TUNING_FRACTION:.0%} of the training texts"
     )
-    return Baseline(probabilities, words)
+    return Baseline(probabilities, description)
 
 
-def _fitted(features: Any, targets: NDArray[np.integer], strength: float) -> Any:
+def _fit_regression(features: Any, targets: NDArray[np.integer], inverse_penalty: float) -> Any:
     from sklearn.linear_model import LogisticRegression
 
-    two = len(set(targets.tolist())) == 2
-    solver = "liblinear" if two else "lbfgs"
-    return LogisticRegression(C=strength, solver=solver, dual=two, max_iter=1000, random_state=0).fit(features, targets)
+    binary = len(set(targets.tolist())) == 2
+    solver = "liblinear" if binary else "lbfgs"
+    regression = LogisticRegression(C=inverse_penalty, solver=solver, dual=binary, max_iter=1000, random_state=0)
+    return regression.fit(features, targets)

@@ -1,4 +1,4 @@
-"""What the learners of tables share, be the target a class or a number: reading, splitting, the network, embeddings."""
+"""What the classifier and the regression of tables share: options, reading, splitting, the network, embeddings."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -24,8 +24,8 @@ from training.data.tables import ColumnKinds, RowSamples, infer_columns, read_ta
 from training.engine.learner import Learner, Stage
 from training.engine.optim import ParamGroup
 from training.evaluation.embeddings import axis_extremes_table
-from training.learners.tabular.embedding_transfer import Reuse
-from training.learners.tabular.network import NumberNetwork, TabularNetwork
+from training.learners.tabular.embedding_transfer import EmbeddingTransfer
+from training.learners.tabular.network import RegressionNetwork, TabularNetwork
 from training.reporting import plots
 from training.reporting.embedding_plots import draw_embedding_planes
 
@@ -34,140 +34,144 @@ INPUTS = ("categories", "numbers")
 
 @dataclass(frozen=True)
 class Options:
-    """What can be chosen for tables."""
+    """Options of the learners of tables."""
 
     target: str = option("", "the column to predict")
     kind: str = option(
-        "auto", "what it is; auto: a number where it holds many different ones", choices=("auto", "class", "number")
+        "auto", "kind of the target; auto: a number if it has many different ones", choices=("auto", "class", "number")
     )
-    categories: tuple[str, ...] = option((), "columns to read as categories, whatever they look like")
-    numbers: tuple[str, ...] = option((), "columns to read as numbers, whatever they look like")
-    dates: tuple[str, ...] = option((), "columns that must be dates (2012-09-01, or with T08:00); others are found out")
-    date_parts: tuple[str, ...] = option((), "which parts of dates to read: year, month, …; none: those that may help")
+    categories: tuple[str, ...] = option((), "columns to read as categories")
+    numbers: tuple[str, ...] = option((), "columns to read as numbers")
+    dates: tuple[str, ...] = option((), "columns that must be dates (2012-09-01, or with T08:00); others are detected")
+    date_parts: tuple[str, ...] = option((), "parts of dates to read: year, month, …; empty: those that may help")
     ignore: tuple[str, ...] = option((), "columns not to learn from")
-    audit: tuple[str, ...] = option((), "columns by which the figures are also reported in groups")
-    header: tuple[str, ...] = option((), "the names of the columns, where a CSV file has no header")
-    file: str = option("", "the table's file, where --data is a folder")
-    valid_fraction: float = option(0.2, "share of the rows held out for validation")
-    split_column: str = option("", "a column that says train or valid of each row")
-    split_time: str = option("", "a column of times: the latest rows are held out, by --valid-fraction or --split-from")
-    split_from: str = option("", "with --split-time: the first moment that is held out, 2012-09-01 say")
+    audit: tuple[str, ...] = option((), "columns by which the metrics are also reported")
+    header: tuple[str, ...] = option((), "names of the columns, for a CSV file without a header")
+    file: str = option("", "file name of the table, if --data is a folder")
+    valid_fraction: float = option(0.2, "fraction of the rows held out for validation")
+    split_column: str = option("", "a column that says train or valid for each row")
+    split_time: str = option("", "a column of times: hold out the latest rows, by --valid-fraction or --split-from")
+    split_from: str = option("", "with --split-time: the first time that is held out, such as 2012-09-01")
     log_target: str = option(
-        "auto", "learn the logarithm of a number; auto: where that is less skewed", choices=("auto", "yes", "no")
+        "auto", "learn the logarithm of a number; auto: if that is less skewed", choices=("auto", "yes", "no")
     )
-    bounds: tuple[str, ...] = option((), "least and largest number ever answered; none: a fifth beyond the data")
-    measure: str = option(
-        "auto", "of a number's error, to choose the best epoch by", choices=("auto", "rmse", "mae", "rmsle", "rmspe")
+    bounds: tuple[str, ...] = option(
+        (), "smallest and largest number to predict; empty: a fifth of the range beyond the data"
+    )
+    metric: str = option(
+        "auto", "error of a number by which to choose the best epoch", choices=("auto", "rmse", "mae", "rmsle", "rmspe")
     )
     layers: tuple[str, ...] = option(("256", "128"), "sizes of the hidden layers")
-    dropout: float = option(0.2, "share of the features that are dropped in training")
-    bins: int = option(48, "into how many bins a number is spread")
-    value_dropout: float = option(0.01, "share of the values that training replaces by unknown or missing ones")
+    dropout: float = option(0.2, "dropout after each hidden layer")
+    bins: int = option(48, "bins of each number")
+    value_dropout: float = option(0.01, "fraction of the values that training replaces by unknown or missing ones")
 
 
-class RowsLearner(Learner):
-    """Learns one column of a table from the others."""
+class TabularBase(Learner):
+    """Learns one column of a table from the others; subclasses say what kind of target it is."""
 
     data_kind: ClassVar[str] = "a CSV or Parquet file"
-    # A second thread has so little to do in a network of this size that waiting for it costs more.
+    # In a network of this size a second thread costs more in waiting than it saves.
     default_settings: ClassVar[Settings] = Settings(
         epochs=20, batch_size=256, rate=3e-3, weight_decay=0.02, label_smoothing=0.0, precision="fp32", threads=1
     )
     default_options: ClassVar[Options] = Options()
 
     def __init__(self, path: Path, frame: pl.DataFrame, settings: Settings, options: Options) -> None:
-        self.trained_with, self.chosen = settings, options
+        self.settings, self.options = settings, options
         self.notices: list[str] = []
-        self._check(frame)
+        self._check_options(frame)
         self.splitter = Splitter(options.valid_fraction, options.split_column, options.split_time, options.split_from)
         self.splitter.check(frame)
-        frame = self._complete(frame)
+        frame = self._drop_incomplete(frame)
         self._read_target(path, frame)
         self.split: Split = self.splitter.split(frame, self._strata(frame))
         held, used = self.split.held_out, self.split.used
         if not used.all():
-            self.notices.append(f"{int((~used).sum()):,} rows are kept aside, as '{options.split_column}' says.")
+            self.notices.append(
+                f"{int((~used).sum()):,} rows belong to neither split, by the column '{options.split_column}'."
+            )
         self.train_frame, self.valid_frame = frame.filter(used & ~held), frame.filter(held)
-        columns, left_out, notices = infer_columns(self.train_frame, options.target, self._kinds())
+        columns, ignored, notices = infer_columns(self.train_frame, options.target, self._column_kinds())
         self.notices += notices
-        self.task: Tabular = self._task(columns, left_out)
-        self.samples: RowSamples = self._rows(self.train_frame)
-        self.held_out = self._rows(self.valid_frame)
+        self.task: Tabular = self._make_task(columns, ignored)
+        self.samples: RowSamples = self._make_samples(self.train_frame)
+        self.held_out = self._make_samples(self.valid_frame)
 
     @classmethod
-    def from_data(cls, data: Path, settings: Settings, options: Options, fetcher: SourceFetcher) -> "RowsLearner":  # noqa: ARG003
-        """Reads the table. Raises CannotTrain."""
-        return cls(*table_at(data, options), settings, options)
+    def from_data(cls, data: Path, settings: Settings, options: Options, fetcher: SourceFetcher) -> "TabularBase":  # noqa: ARG003
+        """Read the table. Raises CannotTrain."""
+        return cls(*read_target_table(data, options), settings, options)
 
     @abstractmethod
     def _read_target(self, path: Path, frame: pl.DataFrame) -> None:
-        """Looks at the target in all rows that have one. Raises CannotTrain where it cannot be learnt."""
+        """Check the target in all rows that have one. Raises CannotTrain if it cannot be learnt."""
 
     @abstractmethod
     def _strata(self, frame: pl.DataFrame) -> NDArray[np.integer]:
-        """For each row what a random split is to keep in proportion."""
+        """Return the stratum of each row; a random split keeps the strata in proportion."""
 
     @abstractmethod
-    def _task(self, columns: tuple[Column, ...], left_out: tuple[str, ...]) -> Tabular:
-        """The task; `self.train_frame` is there."""
+    def _make_task(self, columns: tuple[Column, ...], ignored: tuple[str, ...]) -> Tabular:
+        """Return the task. `train_frame` and `valid_frame` are set by then. Raises CannotTrain."""
 
     @abstractmethod
     def _targets(self, frame: pl.DataFrame) -> NDArray[np.generic]:
-        """What the loss compares with, for each row."""
+        """Return the target of each row as the loss needs it."""
 
     @abstractmethod
-    def _kind_of_target(self) -> str:
-        """What is predicted, in words."""
+    def _describe_target(self) -> str:
+        """Describe what is predicted, for the summary of the data."""
 
-    def _check(self, frame: pl.DataFrame) -> None:
-        options = self.chosen
+    def _check_options(self, frame: pl.DataFrame) -> None:
+        options = self.options
         if not all(size.isdigit() and int(size) for size in options.layers):
-            raise CannotTrain(f"--layers {','.join(options.layers)}: these are to be whole numbers, 256,128 say.")
+            raise CannotTrain(f"--layers {','.join(options.layers)}: give whole numbers above 0, such as 256,128.")
         for name in options.audit:
             if name not in frame.columns:
                 raise CannotTrain(f"--audit {name}: there is no such column.")
         if options.split_column == options.target or options.split_time == options.target:
-            raise CannotTrain(f"The target '{options.target}' cannot say how the table is split.")
+            raise CannotTrain(f"The table cannot be split by its target '{options.target}'.")
 
-    def _complete(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """Without the rows that have no target, or no place in the split."""
-        for name in filter(None, (self.chosen.target, self.chosen.split_column, self.chosen.split_time)):
-            here = frame[name].is_not_null()
+    def _drop_incomplete(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """Drop the rows without a target, or without a value of the column that splits the table."""
+        for name in filter(None, (self.options.target, self.options.split_column, self.options.split_time)):
+            present = frame[name].is_not_null()
             if frame[name].dtype.is_float():
-                here = here & frame[name].is_finite()
-            missing = int((~here).sum())
+                present = present & frame[name].is_finite()
+            missing = int((~present).sum())
             if missing:
                 self.notices.append(f"{missing} rows without a value of '{name}' are left out.")
-                frame = frame.filter(here)
+                frame = frame.filter(present)
         if not frame.height:
-            raise CannotTrain(f"No row has a value of '{self.chosen.target}'.")
+            raise CannotTrain(f"No row has a value of '{self.options.target}'.")
         return frame
 
-    def _kinds(self) -> ColumnKinds:
-        options = self.chosen
+    def _column_kinds(self) -> ColumnKinds:
+        options = self.options
         split = tuple(name for name in (options.split_column,) if name and name not in options.ignore)
         return ColumnKinds(
             options.categories, options.numbers, (*options.ignore, *split), options.dates, options.date_parts
         )
 
-    def _rows(self, frame: pl.DataFrame) -> RowSamples:
+    def _make_samples(self, frame: pl.DataFrame) -> RowSamples:
         arrays = self.task.preprocess(request_values(frame, self.task.columns)).arrays
         return RowSamples({name: arrays[name] for name in INPUTS}, self._targets(frame))
 
     def data_summary(self) -> str:
-        """Counts, kinds of columns, and what was found on reading."""
+        """Describe the rows, the target and the columns, with notices from reading the table."""
         table = self.task.schema
         counts = f"{len(self.samples):,} rows to train on, {len(self.held_out):,} to validate, {self.split.method}"
         kinds = f"{len(table.categories)} columns of categories, {len(table.numbers)} of numbers"
         if dates := [column for column in self.task.columns if column.kind == "date"]:
-            parts = ", ".join(f"{column.name} ({', '.join(each.name for each in column.parts)})" for column in dates)
+            parts = ", ".join(f"{column.name} ({', '.join(part.name for part in column.parts)})" for column in dates)
             kinds += f", with the parts of {parts}"
         ignored = f"; not read: {', '.join(self.task.ignored)}" if self.task.ignored else ""
-        return "\n".join([f"{counts}; {self._kind_of_target()}; {kinds}{ignored}.", *self.notices])
+        return "\n".join([f"{counts}; {self._describe_target()}; {kinds}{ignored}.", *self.notices])
 
-    def _network_of(self, outputs: int) -> TabularNetwork:
-        """Embeddings and a perceptron, with the statistics of the training rows as buffers."""
-        options, table = self.chosen, self.task.schema
+    def _tabular_network(self, outputs: int) -> TabularNetwork:
+        """Return a new network with the statistics of the training rows as buffers."""
+        options, table = self.options, self.task.schema
         return TabularNetwork(
             [len(column.values) for column in table.categories],
             self.samples.inputs["numbers"],
@@ -176,79 +180,84 @@ class RowsLearner(Learner):
             dropout=options.dropout,
             bins=options.bins,
             value_dropout=options.value_dropout,
-            straight=[i for i, column in enumerate(table.numbers) if column.name in self._elapsed()],
+            unbinned=[i for i, column in enumerate(table.numbers) if column.name in self._elapsed_times()],
         )
 
-    def _elapsed(self) -> set[str]:
-        """What counts the time since training began: it goes on past the last value, and no bin would."""
+    def _elapsed_times(self) -> set[str]:
+        """Return the columns of time since training began: they go on beyond the training data, where no bin is."""
         return {f"{column.name}.elapsed" for column in self.task.columns if column.kind == "date"}
 
     def stages(self) -> tuple[Stage, ...]:
-        """One."""
-        return (Stage("all", self.trained_with.epochs, self.trained_with.rate),)
+        """Return the only stage."""
+        return (Stage("all", self.settings.epochs, self.settings.rate),)
 
     def param_groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
-        """All parameters alike."""
+        """Return all parameters as one group."""
         return [ParamGroup(tuple(network.parameters()))]
 
     def validation_inputs(self, count: int) -> Arrays:
-        """Validation rows, evenly from the first to the last."""
-        places = np.linspace(0, len(self.held_out) - 1, min(count, len(self.held_out))).astype(np.int64)
-        return {name: tensor[torch.from_numpy(places)].numpy() for name, tensor in self.held_out.inputs.items()}
+        """Return up to `count` validation rows, evenly spread from the first to the last."""
+        rows = np.linspace(0, len(self.held_out) - 1, min(count, len(self.held_out))).astype(np.int64)
+        return {name: tensor[torch.from_numpy(rows)].numpy() for name, tensor in self.held_out.inputs.items()}
 
     def embeddings(self, network: nn.Module) -> Sequence[EmbeddingTable]:
-        """Those of each column of categories, parts of dates among them; the first two rows stand for no value."""
-        rows = cast(TabularNetwork, network.rows if isinstance(network, NumberNetwork) else network)
-        nothing: tuple[str | None, ...] = (None,) * FIRST_KNOWN
+        """Return the embeddings of each categorical column and date part; the first two rows stand for no value."""
+        backbone = cast(TabularNetwork, network.backbone if isinstance(network, RegressionNetwork) else network)
+        no_value: tuple[str | None, ...] = (None,) * FIRST_KNOWN
         return [
-            EmbeddingTable(column.name, (*nothing, *column.values), cast(nn.Embedding, layer).weight.detach().numpy())
-            for column, layer in zip(self.task.schema.categories, rows.embeddings, strict=True)
+            EmbeddingTable(column.name, (*no_value, *column.values), cast(nn.Embedding, layer).weight.detach().numpy())
+            for column, layer in zip(self.task.schema.categories, backbone.embeddings, strict=True)
         ]
 
-    def embedding_views(self, network: nn.Module, reuse: Reuse) -> tuple[tuple[Table, ...], tuple[Figure, ...]]:
-        """The embeddings by their principal axes, the extreme items named, and in other models."""
-        every = self.embeddings(network)
-        tables = [table for table in every if len(table.values) >= FIRST_KNOWN + 3][:12]
-        if not every:
+    def embedding_views(
+        self, network: nn.Module, transfer: EmbeddingTransfer
+    ) -> tuple[tuple[Table, ...], tuple[Figure, ...]]:
+        """Return tables and a figure of the embeddings: extreme values, use in other models, principal axes."""
+        embeddings = self.embeddings(network)
+        if not embeddings:
             return (), ()
-        other = reuse.table(every)
-        if not tables:
-            return (other,), ()
-        note = "Each column's categories along the first two principal axes of what was learnt of them."
-        return (axis_extremes_table(tables), other), (Figure("Embeddings", draw_embedding_planes(tables), note),)
+        comparison = transfer.compare(embeddings)
+        shown = [table for table in embeddings if len(table.values) >= FIRST_KNOWN + 3][:12]
+        if not shown:
+            return (comparison,), ()
+        note = "The embeddings of each column's categories along their first two principal axes."
+        return (axis_extremes_table(shown), comparison), (Figure("Embeddings", draw_embedding_planes(shown), note),)
 
     def _importance(self, served: nn.Module, loss: Callable[[Tensor, int], float], what: str) -> Figure:
-        """How much is lost when a column's values are dealt to other rows; `loss` tells it from the outputs."""
+        """Draw the permutation feature importance.
+
+        `loss` computes a loss from outputs and their count; `what` names its increase.
+        """
         count = min(len(self.held_out), 20_000)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+        permutation = torch.randperm(count, generator=torch.Generator().manual_seed(0))
         inputs = {name: tensor[:count] for name, tensor in self.held_out.inputs.items()}
-        table, losses = self.task.schema, dict[str, float]()
-        full = loss(_outputs(served, inputs), count)
+        table, increases = self.task.schema, dict[str, float]()
+        unpermuted = loss(_run(served, inputs), count)
         names = [column.name for column in table.categories], [column.name for column in table.numbers]
         for kind, columns in zip(INPUTS, names, strict=True):
-            for place, column in enumerate(columns):
-                batch_keys = {name: tensor.clone() for name, tensor in inputs.items()}
-                batch_keys[kind][:, place] = batch_keys[kind][order, place]
-                losses[column] = loss(_outputs(served, batch_keys), count) - full
-        shown = sorted(losses, key=lambda name: -losses[name])[:25]
-        png = plots.draw_bars(shown, [losses[name] for name in shown], "Importance of the columns", what)
-        note = f"{what.capitalize()} when a column's values are shuffled among the rows."
-        return Figure("What the network reads", png, note)
+            for index, column in enumerate(columns):
+                permuted = {name: tensor.clone() for name, tensor in inputs.items()}
+                permuted[kind][:, index] = permuted[kind][permutation, index]
+                increases[column] = loss(_run(served, permuted), count) - unpermuted
+        shown = sorted(increases, key=lambda name: -increases[name])[:25]
+        png = plots.draw_bars(shown, [increases[name] for name in shown], "Importance of the columns", what)
+        note = f"Permutation feature importance: {what} when a column's values are shuffled among the rows."
+        return Figure("Feature importance", png, note)
 
 
-def _outputs(served: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+def _run(served: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
         return cast(Tensor, served(*(inputs[name] for name in INPUTS))[0])
 
 
-def table_at(data: Path, options: Options) -> tuple[Path, pl.DataFrame]:
-    """The table's file and what it holds. Raises CannotTrain."""
+def read_target_table(data: Path, options: Options) -> tuple[Path, pl.DataFrame]:
+    """Find and read the table; return its file too. Raises CannotTrain."""
     if not options.target:
         raise CannotTrain("Which column is to be predicted? Name it with --target.")
     if data.is_dir():
-        found = sorted(data.rglob(options.file or "*.csv"))
-        if len(found) != 1:
-            wanted = options.file or "*.csv"
-            raise CannotTrain(f"{data} holds {len(found)} files {wanted}: name the table itself with --data.")
-        data = found[0]
+        pattern = options.file or "*.csv"
+        files = sorted(data.rglob(pattern))
+        if len(files) != 1:
+            raise CannotTrain(f"{data} holds {len(files)} files {pattern}: name the table itself with --data.")
+        data = files[0]
     return data, read_table(data, header=options.header)

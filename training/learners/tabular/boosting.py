@@ -1,4 +1,4 @@
-"""Gradient boosting beside the network: what to beat on a table, on the very same columns and rows."""
+"""Gradient boosting on the same columns and rows: the baseline that a network for tables must beat."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,101 +11,111 @@ from numpy.typing import NDArray
 from tasks._tables import MISSING, TableSchema
 from training.data.tables import RowSamples
 
-Numbers = NDArray[np.floating]
+FloatArray = NDArray[np.floating]
 
-_GROUPED = 255
-"""How many categories of a column scikit-learn's boosting can keep apart as such."""
+_MAX_CATEGORIES = 255
+"""The most categories of a column that scikit-learn's boosting can treat as such."""
 _MAX_TUNING_ROWS = 100_000
 """Rows on which settings are compared; more would take hours and change little."""
-_TRIED: tuple[dict[str, Any], ...] = (
+_SETTINGS: tuple[dict[str, Any], ...] = (
     {"learning_rate": 0.06, "max_leaf_nodes": 31},
     {"learning_rate": 0.06, "max_leaf_nodes": 15},
     {"learning_rate": 0.03, "max_leaf_nodes": 63, "l2_regularization": 5.0},
     {"learning_rate": 0.06, "max_leaf_nodes": 31, "categories_in_order": 1},
     {"learning_rate": 0.06, "max_leaf_nodes": 15, "categories_in_order": 1},
 )
-"""The settings that are compared; categories in order: as numbers, which suits the hours of a day."""
+"""The settings that are compared. `categories_in_order` treats categories as numbers, which suits hours of a day."""
 
 
-def features(rows: RowSamples) -> Numbers:
-    """Categories as numbers beside the numbers; a missing category as NaN."""
+def boosting_features(rows: RowSamples) -> FloatArray:
+    """Return the indices of categories and the numbers as one array (n, columns), NaN where a value is missing."""
     categories = rows.inputs["categories"].double()
     parts = [categories.masked_fill(categories == MISSING, torch.nan), rows.inputs["numbers"].double()]
-    found: Numbers = torch.cat(parts, dim=1).numpy()
-    return found
+    features: FloatArray = torch.cat(parts, dim=1).numpy()
+    return features
 
 
-def grouped(table: TableSchema) -> list[bool]:
-    """Which of the features are categories that boosting keeps apart."""
-    return [len(column.values) + 2 <= _GROUPED for column in table.categories] + [False] * len(table.numbers)
+def categorical_mask(table: TableSchema) -> list[bool]:
+    """Say for each feature whether boosting treats it as a category."""
+    return [len(column.values) + 2 <= _MAX_CATEGORIES for column in table.categories] + [False] * len(table.numbers)
 
 
-def boosted_classes(table: TableSchema, train: RowSamples, valid: RowSamples, classes: int, seed: int) -> Numbers:
-    """Probabilities (n, classes) of the validation rows."""
+def boost_classifier(table: TableSchema, train: RowSamples, valid: RowSamples, classes: int, seed: int) -> FloatArray:
+    """Train on one set of rows and return the probabilities (n, classes) of the other."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     booster = HistGradientBoostingClassifier(
         max_iter=500,
         learning_rate=0.06,
         early_stopping=True,
-        categorical_features=grouped(table),
+        categorical_features=categorical_mask(table),
         random_state=seed,
     )
-    booster.fit(features(train), train.targets.numpy())
-    found: Numbers = np.zeros((len(valid), classes))
-    found[:, booster.classes_] = booster.predict_proba(features(valid))
-    return found
+    booster.fit(boosting_features(train), train.targets.numpy())
+    probabilities: FloatArray = np.zeros((len(valid), classes))
+    probabilities[:, booster.classes_] = booster.predict_proba(boosting_features(valid))
+    return probabilities
 
 
 @dataclass(frozen=True)
-class Boosted:
-    """What boosting says of the validation rows, one array a seed, as it is learnt; and how it was tuned, in words."""
+class BoostedRegression:
+    """Predictions of gradient boosting.
 
-    found: tuple[Numbers, ...]
-    words: str
+    Attributes:
+        predictions: of the validation rows, transformed as in training; one array (n,) per seed.
+        description: of the model and how it was tuned.
+    """
+
+    predictions: tuple[FloatArray, ...]
+    description: str
 
 
-def boosted_numbers(
+def boost_regressor(
     table: TableSchema,
     train: RowSamples,
     valid: RowSamples,
-    inner: NDArray[np.bool_],
-    judged: Callable[[Numbers, NDArray[np.bool_]], float],
+    held_out: NDArray[np.bool_],
+    loss: Callable[[FloatArray, NDArray[np.bool_]], float],
     seeds: list[int],
-) -> Boosted:
-    """Trains with each of a few settings, keeps the best, and trains that anew for each seed.
+) -> BoostedRegression:
+    """Train with each of a few settings, then train the best settings anew for each seed.
 
-    `inner` says of each training row whether it is held out while settings are compared: the rows that validate are
-    not looked at. `judged` gives the error of what was found for those rows, and which they are.
+    Args:
+        table: the columns of both sets of rows.
+        train: the training rows.
+        valid: the rows to predict. They take no part in choosing the settings.
+        held_out: bool over the training rows, those that the settings are compared on.
+        loss: the error of predictions for the training rows that a mask selects.
+        seeds: of the regressors.
     """
-    inputs, targets = features(train), train.targets.numpy()
-    some = np.zeros(len(targets), bool)
-    some[-_MAX_TUNING_ROWS:] = True
-    fitted, kept = ~inner & some, inner & some
-    errors = []
-    for settings in _TRIED:
+    inputs, targets = boosting_features(train), train.targets.numpy()
+    latest = np.zeros(len(targets), bool)
+    latest[-_MAX_TUNING_ROWS:] = True
+    fitted, compared = ~held_out & latest, held_out & latest
+    losses = []
+    for settings in _SETTINGS:
         booster = _regressor(table, seeds[0], settings).fit(inputs[fitted], targets[fitted])
-        errors.append(judged(booster.predict(inputs[kept]), kept))
-    best = _TRIED[int(np.argmin(errors))]
-    asked = features(valid)
-    found = tuple(_regressor(table, seed, best).fit(inputs, targets).predict(asked) for seed in seeds)
+        losses.append(loss(booster.predict(inputs[compared]), compared))
+    best = _SETTINGS[int(np.argmin(losses))]
+    valid_inputs = boosting_features(valid)
+    predictions = tuple(_regressor(table, seed, best).fit(inputs, targets).predict(valid_inputs) for seed in seeds)
     shown = ", ".join(f"{name} {value:g}" for name, value in best.items()).replace("_", " ")
-    return Boosted(
-        found,
-        f"scikit-learn's HistGradientBoostingRegressor on the same columns, rows and target, stopped early on a tenth "
-        f"of the training rows; the best of {len(_TRIED)} settings by rows held out of the training rows ({shown})",
+    return BoostedRegression(
+        predictions,
+        f"scikit-learn's HistGradientBoostingRegressor on the same columns, rows and target, with early stopping on a "
+        f"tenth of the training rows; the best of {len(_SETTINGS)} settings on held-out training rows ({shown})",
     )
 
 
 def _regressor(table: TableSchema, seed: int, settings: dict[str, Any]) -> Any:
     from sklearn.ensemble import HistGradientBoostingRegressor
 
-    own = {name: value for name, value in settings.items() if name != "categories_in_order"}
+    parameters = {name: value for name, value in settings.items() if name != "categories_in_order"}
     return HistGradientBoostingRegressor(
         max_iter=1500,
         early_stopping=True,
         n_iter_no_change=20,
-        categorical_features=None if "categories_in_order" in settings else grouped(table),
+        categorical_features=None if "categories_in_order" in settings else categorical_mask(table),
         random_state=seed,
-        **own,
+        **parameters,
     )

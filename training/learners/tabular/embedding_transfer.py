@@ -1,4 +1,4 @@
-"""Do embeddings help other models? The same rows given to them twice: a column for each category, or its embedding."""
+"""Do embeddings help other models? Trains the same models on one-hot categories and on embeddings."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,59 +10,60 @@ from numpy.typing import NDArray
 from training.core.results import EmbeddingTable, Table
 from training.data.tables import RowSamples
 
-Numbers = NDArray[np.floating]
+FloatArray = NDArray[np.floating]
+Indices = NDArray[np.integer]
 
 _MAX_TRAIN_ROWS, _MAX_VALID_ROWS = 20_000, 5_000
 _NEIGHBOURS = 10
 
 
 @dataclass(frozen=True)
-class Reuse:
-    """What is compared.
+class EmbeddingTransfer:
+    """Compares models on one-hot categories with models on embeddings.
 
     Attributes:
-        train: the rows that the other models learn from; the network learnt its embeddings from them too.
-        valid: the rows that they are measured on.
-        classes: whether the target is one of classes.
-        measure: what the figure is called.
-        judged: the figure of what a model said of some validation rows, which are given by their places.
+        train: rows to train the models on. The network learnt its embeddings from them too.
+        valid: rows to measure the models on.
+        is_classification: whether the target is a class.
+        metric: name of the metric.
+        score: computes the metric from predictions of the validation rows at these indices.
     """
 
     train: RowSamples
     valid: RowSamples
-    classes: bool
-    measure: str
-    judged: Callable[[Any, NDArray[np.integer]], float]
+    is_classification: bool
+    metric: str
+    score: Callable[[Any, Indices], float]
 
-    def table(self, embeddings: Sequence[EmbeddingTable]) -> Table:
-        """Two models, each with one-hot columns and with the embeddings."""
-        fitted, kept = _some(len(self.train), _MAX_TRAIN_ROWS), _some(len(self.valid), _MAX_VALID_ROWS)
-        targets = self.train.targets.numpy()[fitted]
-        inputs: dict[str, Callable[[RowSamples, NDArray[np.integer]], Numbers]] = {
-            "a column for each category": lambda rows, places: one_hot(rows, places, embeddings),
-            "embeddings": lambda rows, places: embedded(rows, places, embeddings),
+    def compare(self, embeddings: Sequence[EmbeddingTable]) -> Table:
+        """Tabulate the metric of two models, each with one-hot columns and with the embeddings."""
+        train, valid = _spread(len(self.train), _MAX_TRAIN_ROWS), _spread(len(self.valid), _MAX_VALID_ROWS)
+        targets = self.train.targets.numpy()[train]
+        numbers = _standardise(self.train, self.valid, train, valid)
+        encoders: dict[str, Callable[[RowSamples, Indices, Sequence[EmbeddingTable]], FloatArray]] = {
+            "one-hot": one_hot,
+            "embeddings": embed,
         }
         rows = []
-        for name, made in self._models().items():
-            figures = []
-            for each in inputs.values():
-                columns = [each(self.train, fitted), each(self.valid, kept)]
-                standard = _standardised(self.train, self.valid, fitted, kept)
-                joined = [np.hstack([left, right]) for left, right in zip(columns, standard, strict=True)]
-                model = made().fit(joined[0], targets)
-                figures.append(f"{self.judged(model.predict(joined[1]), kept):.4f}")
-            rows.append((name, *figures))
+        for name, new_model in self._models().items():
+            scores = []
+            for encode in encoders.values():
+                train_inputs = np.hstack([encode(self.train, train, embeddings), numbers[0]])
+                valid_inputs = np.hstack([encode(self.valid, valid, embeddings), numbers[1]])
+                model = new_model().fit(train_inputs, targets)
+                scores.append(f"{self.score(model.predict(valid_inputs), valid):.4f}")
+            rows.append((name, *scores))
         note = (
-            f"The {self.measure} of other models on {len(kept):,} validation rows, with {len(fitted):,} rows to learn "
-            "from and the same numbers, standardised; the embeddings were learnt by the network from the training rows."
+            f"The {self.metric} of other models on {len(valid):,} validation rows, trained on {len(train):,} rows with "
+            "the same numbers, standardised; the network learnt the embeddings from the training rows."
         )
-        return Table("Embeddings in other models", ("", *inputs), tuple(rows), note)
+        return Table("Embeddings in other models", ("", *encoders), tuple(rows), note)
 
     def _models(self) -> dict[str, Callable[[], Any]]:
         from sklearn.linear_model import LogisticRegression, Ridge
         from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
-        if self.classes:
+        if self.is_classification:
             return {
                 "logistic regression": lambda: LogisticRegression(max_iter=2000),
                 f"{_NEIGHBOURS} nearest neighbours": lambda: KNeighborsClassifier(_NEIGHBOURS),
@@ -73,31 +74,32 @@ class Reuse:
         }
 
 
-def one_hot(rows: RowSamples, places: NDArray[np.integer], tables: Sequence[EmbeddingTable]) -> Numbers:
-    """A column of zeros and ones for each value of each field, no value included."""
-    categories = rows.inputs["categories"].numpy()[places]
+def one_hot(rows: RowSamples, indices: Indices, tables: Sequence[EmbeddingTable]) -> FloatArray:
+    """Encode the categories of these rows one-hot; a missing and an unknown value have a column too."""
+    categories = rows.inputs["categories"].numpy()[indices]
     return np.hstack([np.eye(len(table.values))[categories[:, i]] for i, table in enumerate(tables)])
 
 
-def embedded(rows: RowSamples, places: NDArray[np.integer], tables: Sequence[EmbeddingTable]) -> Numbers:
-    """The vector of each row's value of each field."""
-    categories = rows.inputs["categories"].numpy()[places]
+def embed(rows: RowSamples, indices: Indices, tables: Sequence[EmbeddingTable]) -> FloatArray:
+    """Encode the categories of these rows by their embeddings."""
+    categories = rows.inputs["categories"].numpy()[indices]
     return np.hstack([table.vectors[categories[:, i]] for i, table in enumerate(tables)])
 
 
-def _standardised(
-    train: RowSamples, valid: RowSamples, fitted: NDArray[np.integer], kept: NDArray[np.integer]
-) -> tuple[Numbers, Numbers]:
-    """The numbers of both, by the mean and deviation of the former; the mean where one is missing."""
-    known, asked = train.inputs["numbers"].double().numpy()[fitted], valid.inputs["numbers"].double().numpy()[kept]
-    here = ~np.isnan(known)
-    count = np.maximum(here.sum(axis=0), 1)
-    mean = np.where(here, known, 0).sum(axis=0) / count
-    deviation = np.sqrt(np.where(here, (known - mean) ** 2, 0).sum(axis=0) / count)
+def _standardise(
+    train: RowSamples, valid: RowSamples, train_indices: Indices, valid_indices: Indices
+) -> tuple[FloatArray, FloatArray]:
+    """Standardise the numbers of both by the statistics of the training rows; a missing value becomes the mean."""
+    train_numbers = train.inputs["numbers"].double().numpy()[train_indices]
+    valid_numbers = valid.inputs["numbers"].double().numpy()[valid_indices]
+    known = ~np.isnan(train_numbers)
+    count = np.maximum(known.sum(axis=0), 1)
+    mean = np.where(known, train_numbers, 0).sum(axis=0) / count
+    deviation = np.sqrt(np.where(known, (train_numbers - mean) ** 2, 0).sum(axis=0) / count)
     scale = np.where(deviation > 0, deviation, 1)
-    return np.nan_to_num((known - mean) / scale), np.nan_to_num((asked - mean) / scale)
+    return np.nan_to_num((train_numbers - mean) / scale), np.nan_to_num((valid_numbers - mean) / scale)
 
 
-def _some(count: int, most: int) -> NDArray[np.integer]:
-    """Places evenly from the first to the last, at most so many."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
+def _spread(count: int, limit: int) -> Indices:
+    """Return at most `limit` indices, evenly spread from the first to the last."""
+    return np.unique(np.linspace(0, count - 1, min(count, limit)).astype(np.int64))

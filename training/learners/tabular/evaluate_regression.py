@@ -1,238 +1,255 @@
-"""What is known of a network of numbers: its figures beside those of gradient boosting, over time and by group."""
+"""Evaluation of a regression network: metrics, gradient boosting for comparison, and errors over time and by group."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
 
 import numpy as np
+import polars as pl
 from numpy.typing import NDArray
 
 from tasks.manifest import Metric
-from training.core.results import Evaluation, Figure, Table, Trained
+from training.core.results import Evaluation, Figure, Table
+from training.data.table_split import Split
 from training.data.tables import times_as_text
 from training.evaluation.classification import mean_and_std
 from training.learners.tabular import plots
-from training.learners.tabular.boosting import Boosted, boosted_numbers
-from training.learners.tabular.residuals import Predicted, by_column, by_time, worst, worst_group
-from training.learners.tabular.target_scale import WORDS, error, explained
+from training.learners.tabular.boosting import BoostedRegression
+from training.learners.tabular.regression_metrics import DESCRIPTIONS, compute_error, r2
+from training.learners.tabular.residuals import (
+    Predictions,
+    describe_worst_group,
+    tabulate_column,
+    tabulate_over_time,
+    tabulate_worst,
+)
+from training.learners.tabular.target_scale import TargetScale
 
-if TYPE_CHECKING:
-    from training.learners.tabular.regression import NumbersLearner
+FloatArray = NDArray[np.floating]
 
-Numbers = NDArray[np.floating]
-
-_SHOWN = {"rmsle": "RMSLE", "rmspe": "RMSPE", "rmse": "RMSE", "mae": "MAE"}
-_DRAW = 14 * 24
+_MAX_DRAWN = 14 * 24
+"""Rows of the plot of the last predictions: two weeks of hours."""
 
 
 @dataclass(frozen=True)
-class NumberFindings:
-    """The parts of the findings on a learner's first trained network.
+class RegressionReport:
+    """Builds the evaluation of a regression network from its predictions on the validation rows.
 
     Attributes:
-        learner: whose validation rows these are.
-        trained: the networks of all seeds.
-        said: what the first one says, as it is served.
-        stretch: by which calibration stretched its interval.
+        metrics: names of the error metrics; the best epoch was chosen by the first one.
+        scale: transforms the target to what is learnt.
+        predictions: of the published network.
+        scores: validation scores of the networks, one dict per seed.
+        boosted: predictions of gradient boosting.
+        train_mean: mean of the transformed training targets.
+        train_range: smallest and largest training target.
+        target_coverage: fraction of true values that the interval is meant to contain.
+        conformal_scale: factor by which calibration scaled the interval.
+        split: how the rows were held out.
+        times: the time of each row, if the data has one.
+        audit: columns of the rows by which the errors are grouped.
     """
 
-    learner: "NumbersLearner"
-    trained: Sequence[Trained]
-    said: Predicted
-    stretch: float
+    metrics: tuple[str, ...]
+    scale: TargetScale
+    predictions: Predictions
+    scores: Sequence[dict[str, float]]
+    boosted: BoostedRegression
+    train_mean: float
+    train_range: tuple[float, float]
+    target_coverage: float
+    conformal_scale: float
+    split: Split
+    times: pl.Series | None
+    audit: Sequence[pl.Series]
 
-    def written(self, tables: tuple[Table, ...], more: tuple[Figure, ...]) -> Evaluation:
-        """All of it, with the tables and figures that the learner adds."""
-        learner, said, first = self.learner, self.said, self.learner.measures[0]
-        boosted = self._boosted()
-        times = learner.times()
-        over_time = by_time(times, said, first) if times is not None else ()
-        groups = tuple(by_column(learner.valid_frame[name], said, first) for name in learner.chosen.audit)
-        baseline, verdict = self._against(boosted)
+    def evaluation(self, tables: tuple[Table, ...], figures: tuple[Figure, ...]) -> Evaluation:
+        """Return the evaluation, with these tables and figures at its end."""
+        main = self.metrics[0]
+        over_time = tabulate_over_time(self.times, self.predictions, main) if self.times is not None else ()
+        groups = tuple(tabulate_column(column, self.predictions, main) for column in self.audit)
+        comparison, verdict = self._compare_with_boosting()
         return Evaluation(
-            metrics=(*self._metrics(), *self._over_seeds(boosted)),
-            notes=(self._protocol(), verdict, self._on_the_interval()),
-            tables=(baseline, *over_time, *groups, self._worst(), *tables),
-            figures=(*self._figures(), *_drawn(groups), *more),
+            metrics=(*self._published_metrics(), *self._metrics_over_seeds()),
+            notes=(self._describe_protocol(), verdict, self._describe_interval()),
+            tables=(comparison, *over_time, *groups, self._worst_rows(), *tables),
+            figures=(*self._figures(), *_draw_groups(groups), *figures),
             failures=self._failures((*over_time, *groups)),
             caveats=self._caveats(),
         )
 
     @property
     def _samples(self) -> str:
-        return f"{len(self.said.truth):,} validation rows"
+        return f"{len(self.predictions.true):,} validation rows"
 
-    def _metrics(self) -> tuple[Metric, ...]:
-        said, measured = self.said, int(self.said.measured.sum())
-        found = [
-            Metric(name=name, value=error(name, said.value, said.truth), protocol=f"{WORDS[name]}, {self._samples}")
-            for name in self.learner.measures
+    def _error(self, metric: str) -> float:
+        return compute_error(metric, self.predictions.value, self.predictions.true)
+
+    def _published_metrics(self) -> tuple[Metric, ...]:
+        predictions, measured = self.predictions, int(self.predictions.measures_coverage.sum())
+        metrics = [
+            Metric(name=name, value=self._error(name), protocol=f"{DESCRIPTIONS[name]}, {self._samples}")
+            for name in self.metrics
         ]
-        r2 = explained(said.value, said.truth)
-        found.append(Metric(name="r2", value=r2, protocol=f"{WORDS['r2']}, {self._samples}"))
-        share = f"{self.learner.task.coverage:.0%}"
+        explained = r2(predictions.value, predictions.true)
+        metrics.append(Metric(name="r2", value=explained, protocol=f"{DESCRIPTIONS['r2']}, {self._samples}"))
         protocol = (
-            f"share of {measured:,} validation rows that did not calibrate it in the interval meant to hold {share}"
+            f"fraction of {measured:,} validation rows, not used to calibrate it, in the interval that is meant to "
+            f"contain {self.target_coverage:.0%}"
         )
-        found.append(Metric(name="coverage", value=said.covered(), protocol=protocol))
-        width = float(np.median(said.high - said.low))
-        found.append(Metric(name="interval_width", value=width, protocol=f"median, {self._samples}"))
-        return tuple(found)
+        metrics.append(Metric(name="coverage", value=predictions.coverage(), protocol=protocol))
+        width = float(np.median(predictions.high - predictions.low))
+        metrics.append(Metric(name="interval_width", value=width, protocol=f"median, {self._samples}"))
+        return tuple(metrics)
 
-    def _boosted(self) -> Boosted:
-        learner = self.learner
-        inner = learner.splitter.inner_holdout(learner.train_frame, learner.strata_of_training())
-        truth = learner.train_truth()
+    def _errors(self, metric: str) -> tuple[list[float], list[float]]:
+        """Return the errors of the networks and of gradient boosting, one per seed."""
+        true = self.predictions.true
+        boosted = [compute_error(metric, self.scale.bounded(value), true) for value in self.boosted.predictions]
+        return [scores[metric] for scores in self.scores], boosted
 
-        def judged(found: Numbers, where: NDArray[np.bool_]) -> float:
-            return error(learner.measures[0], self._bounded(found), truth[where])
+    def _metrics_over_seeds(self) -> tuple[Metric, ...]:
+        main = self.metrics[0]
+        network, boosted = self._errors(main)
+        seeds = len(network)
+        over = f"over {seeds} seeds, {self._samples}" if seeds > 1 else self._samples
+        mean = "mean " if seeds > 1 else ""
+        metrics = []
+        if seeds > 1:
+            protocol = f"{over}, best epoch of each"
+            deviation = float(np.std(network, ddof=1))
+            metrics += [
+                Metric(name=f"{main}_mean", value=float(np.mean(network)), protocol=f"mean {protocol}"),
+                Metric(name=f"{main}_sd", value=deviation, protocol=f"standard deviation {protocol}"),
+            ]
+        protocol = f"{mean}of gradient boosting, {over}"
+        metrics.append(Metric(name=f"boosting_{main}", value=float(np.mean(boosted)), protocol=protocol))
+        ratio = float(np.mean(network) / np.mean(boosted))
+        protocol = f"{main} of the network over that of gradient boosting, {mean}{over}; below 1 the network is better"
+        metrics.append(Metric(name=f"{main}_to_boosting", value=ratio, protocol=protocol))
+        return tuple(metrics)
 
-        seeds = [each.seed for each in self.trained]
-        return boosted_numbers(learner.task.schema, learner.samples, learner.held_out, inner, judged, seeds)
-
-    def _bounded(self, learnt: Numbers) -> Numbers:
-        """In the target's unit and within the bounds: what the network cannot exceed, boosting is not to either."""
-        return self.learner.in_its_unit(learnt).clip(self.learner.scale.low, self.learner.scale.high)
-
-    def _errors(self, measure: str, boosted: Boosted) -> tuple[list[float], list[float]]:
-        """Of the network and of boosting, one a seed."""
-        theirs = [error(measure, self._bounded(found), self.said.truth) for found in boosted.found]
-        return [each.scores[measure] for each in self.trained], theirs
-
-    def _over_seeds(self, boosted: Boosted) -> tuple[Metric, ...]:
-        first = self.learner.measures[0]
-        own, theirs = self._errors(first, boosted)
-        count = len(own)
-        over = f"over {count} seeds, {self._samples}" if count > 1 else self._samples
-        found = []
-        if count > 1:
-            best = f"{over}, best epoch of each"
-            found.append(Metric(name=f"{first}_mean", value=float(np.mean(own)), protocol=f"mean {best}"))
-            deviation = float(np.std(own, ddof=1))
-            found.append(Metric(name=f"{first}_sd", value=deviation, protocol=f"standard deviation {best}"))
-        ratio = float(np.mean(own) / np.mean(theirs))
-        mean = "mean " if count > 1 else ""
-        theirs_words = f"{mean}of gradient boosting, {over}"
-        found.append(Metric(name=f"boosting_{first}", value=float(np.mean(theirs)), protocol=theirs_words))
-        ratio_words = (
-            f"{first} of the network over that of gradient boosting, {mean}{over}; below 1 the network is better"
-        )
-        found.append(Metric(name=f"{first}_to_boosting", value=ratio, protocol=ratio_words))
-        return tuple(found)
-
-    def _against(self, boosted: Boosted) -> tuple[Table, str]:
-        """The network beside boosting and beside a guess that knows no column, and who wins."""
-        names = self.learner.measures
-        each = {name: self._errors(name, boosted) for name in names}
-        guess = self._bounded(np.full(len(self.said.truth), float(self.learner.samples.targets.mean())))
+    def _compare_with_boosting(self) -> tuple[Table, str]:
+        """Tabulate the network beside gradient boosting and a constant prediction, and say which is better."""
+        names, true = self.metrics, self.predictions.true
+        errors = {name: self._errors(name) for name in names}
+        constant = self.scale.bounded(np.full(len(true), self.train_mean))
         rows = [
-            ("this network (published)", *(f"{error(name, self.said.value, self.said.truth):.4f}" for name in names)),
-            (f"gradient boosting, {len(boosted.found)} seeds", *(mean_and_std(each[name][1]) for name in names)),
-            ("always the training rows' mean", *(f"{error(name, guess, self.said.truth):.4f}" for name in names)),
+            ("this network (published)", *(f"{self._error(name):.4f}" for name in names)),
+            (
+                f"gradient boosting, {len(self.boosted.predictions)} seeds",
+                *(mean_and_std(errors[name][1]) for name in names),
+            ),
+            ("mean of the training rows", *(f"{compute_error(name, constant, true):.4f}" for name in names)),
         ]
-        if len(self.trained) > 1:
+        if len(self.scores) > 1:
             rows.insert(
-                1, (f"the network, {len(self.trained)} seeds", *(mean_and_std(each[name][0]) for name in names))
+                1, (f"the network, {len(self.scores)} seeds", *(mean_and_std(errors[name][0]) for name in names))
             )
-        header = ("", *(_SHOWN[name] for name in names))
-        table = Table("Against gradient boosting", header, tuple(rows), f"{boosted.words}.")
-        return table, _verdict(
-            {name: (float(np.mean(own)), float(np.mean(theirs))) for name, (own, theirs) in each.items()}
-        )
+        header = ("", *(name.upper() for name in names))
+        table = Table("Against gradient boosting", header, tuple(rows), f"{self.boosted.description}.")
+        means = {
+            name: (float(np.mean(network)), float(np.mean(boosted))) for name, (network, boosted) in errors.items()
+        }
+        return table, _verdict(means)
 
-    def _protocol(self) -> str:
-        first = _SHOWN[self.learner.measures[0]]
+    def _describe_protocol(self) -> str:
         return (
-            f"Validated on rows held out {self.learner.split.method}. The best epoch was chosen by the {first} on "
-            "them; the settings of gradient boosting by training rows alone."
+            f"Validated on rows held out {self.split.method}. The best epoch was chosen by {self.metrics[0].upper()} "
+            "on them; the settings of gradient boosting were chosen on training rows alone."
         )
 
-    def _on_the_interval(self) -> str:
-        share = self.learner.task.coverage
+    def _describe_interval(self) -> str:
         return (
-            f"The {share:.0%} interval is the network's own, its ends {self.stretch:.2f} times as far out as "
-            f"it says, by conformal calibration on half of the validation rows "
-            f"({self.learner.split.calibration_rule}); it held "
-            f"for {self.said.covered():.1%} of the other half."
+            f"The {self.target_coverage:.0%} interval is predicted by the network and scaled by "
+            f"{self.conformal_scale:.2f}, by conformal calibration on half of the validation rows "
+            f"({self.split.calibration_rule}); it contains {self.predictions.coverage():.1%} of the other half."
         )
 
-    def _worst(self) -> Table:
-        times = self.learner.times()
-        named = [f"validation row {i}" for i in range(len(self.said.truth))]
-        names = named if times is None else times_as_text(times)
-        return worst(names, self.said, np.abs(self._apart()))
+    def _worst_rows(self) -> Table:
+        names = [f"validation row {i}" for i in range(len(self.predictions.true))]
+        times = names if self.times is None else times_as_text(self.times)
+        return tabulate_worst(times, self.predictions, np.abs(self._residuals()))
 
-    def _apart(self) -> Numbers:
-        """Said less is, as it is learnt: a share, all but, where that is the logarithm."""
-        scale = self.learner.scale
+    def _residuals(self) -> FloatArray:
+        """Return predicted minus true values, transformed: with the logarithm, nearly a relative error."""
+        scale, predictions = self.scale, self.predictions
         if not scale.log:
-            return self.said.value - self.said.truth
-        truth = np.maximum(self.said.truth, scale.low)
-        found: Numbers = np.log(self.said.value + scale.shift) - np.log(truth + scale.shift)
-        return found
+            return predictions.value - predictions.true
+        true = np.maximum(predictions.true, scale.low)
+        residuals: FloatArray = np.log(predictions.value + scale.shift) - np.log(true + scale.shift)
+        return residuals
 
     def _figures(self) -> tuple[Figure, ...]:
-        said, log = self.said, self.learner.scale.log
-        note = "In logarithms: 0.1 is about 10 % too much." if log else "In the target's unit."
-        found = [
-            Figure("Said and is", plots.against_truth(said.truth, said.value, log=log)),
-            Figure("Errors", plots.spread(self._apart()), note),
+        predictions, log, residuals = self.predictions, self.scale.log, self._residuals()
+        note = "In logarithms: 0.1 is about 10 % too high." if log else "In the target's unit."
+        figures = [
+            Figure(
+                "Predicted and true values",
+                plots.draw_predicted_and_true(predictions.true, predictions.value, log=log),
+            ),
+            Figure("Errors", plots.draw_residual_histogram(residuals), note),
         ]
-        times = self.learner.times()
-        if times is not None:
-            when = times.to_list()
-            residuals = plots.residuals(when, self._apart(), "Errors over time")
-            found.append(Figure("Errors over time", residuals, note))
-            last = np.argsort(times.to_numpy(), kind="stable")[-_DRAW:]
-            some = [when[i] for i in last]
-            parts = said.truth[last], said.value[last], said.low[last], said.high[last]
-            drawn = plots.over_time(some, *parts, "The last validation rows")
-            found.append(Figure("The last validation rows", drawn, "With the interval."))
-        return tuple(found)
+        if self.times is not None:
+            times = self.times.to_list()
+            png = plots.draw_residuals_over_time(times, residuals, "Errors over time")
+            figures.append(Figure("Errors over time", png, note))
+            last = np.argsort(self.times.to_numpy(), kind="stable")[-_MAX_DRAWN:]
+            png = plots.draw_predictions_over_time(
+                [times[i] for i in last],
+                predictions.true[last],
+                predictions.value[last],
+                predictions.low[last],
+                predictions.high[last],
+                "The last validation rows",
+            )
+            figures.append(Figure("The last validation rows", png, "With the interval."))
+        return tuple(figures)
 
     def _failures(self, tables: Sequence[Table]) -> tuple[str, ...]:
-        said = self.said
-        bias = float((said.value - said.truth).mean())
-        much = "too much" if bias > 0 else "too little"
-        share = abs(bias) / max(abs(float(said.truth.mean())), 1e-30)
-        found = [f"Over all validation rows it says {abs(bias):.3g} {much} on average, {share:.1%} of the mean."]
-        found += [sentence for table in tables if (sentence := worst_group(table))]
-        below, above = float((said.truth < said.low).mean()), float((said.truth > said.high).mean())
-        found.append(f"{below:.1%} of the truth lay below its interval, {above:.1%} above.")
-        return tuple(found)
+        true, value = self.predictions.true, self.predictions.value
+        bias = float((value - true).mean())
+        direction = "high" if bias > 0 else "low"
+        fraction = abs(bias) / max(abs(float(true.mean())), 1e-30)
+        below = float((true < self.predictions.low).mean())
+        above = float((true > self.predictions.high).mean())
+        return (
+            f"Predictions are {abs(bias):.3g} too {direction} on average, {fraction:.1%} of the mean true value.",
+            *(sentence for table in tables if (sentence := describe_worst_group(table))),
+            f"{below:.1%} of the true values lie below their interval, {above:.1%} above.",
+        )
 
     def _caveats(self) -> tuple[str, ...]:
-        scale = self.learner.scale
-        least, most = cast(tuple[float, float], self.learner.task.spread)
-        found = [
-            f"Training saw {least:g} to {most:g}; no answer lies beyond {scale.low:g} and {scale.high:g}, whatever is "
-            "asked."
-        ]
-        if scale.log:
-            found.append(
-                "The logarithm was learnt: errors count by their share, and the answer is nearer to the middle of what "
-                "may come than to its mean, which is larger."
-            )
-        return tuple(found)
+        scale = self.scale
+        smallest, largest = self.train_range
+        bounds = (
+            f"Training targets range from {smallest:g} to {largest:g}; every prediction lies between {scale.low:g} and "
+            f"{scale.high:g}, whatever the row."
+        )
+        logarithm = (
+            "The network learns the logarithm: errors count relative to the true value, and a prediction is close to "
+            "the median of possible values rather than to their mean, which is larger."
+        )
+        return (bounds, logarithm) if scale.log else (bounds,)
 
 
-def _drawn(groups: Sequence[Table]) -> tuple[Figure, ...]:
+def _draw_groups(tables: Sequence[Table]) -> tuple[Figure, ...]:
     return tuple(
         Figure(
             table.title,
-            plots.groups(table.title, [row[0] for row in table.rows], [float(row[3]) for row in table.rows]),
+            plots.draw_group_errors(table.title, [row[0] for row in table.rows], [float(row[3]) for row in table.rows]),
         )
-        for table in groups
+        for table in tables
     )
 
 
 def _verdict(errors: dict[str, tuple[float, float]]) -> str:
-    """Which of the two is better, plainly; the errors are those of the network first."""
-    better = [name for name, (own, theirs) in errors.items() if own < theirs]
-    told = ", ".join(f"{_SHOWN[name]} {own:.4f} against {theirs:.4f}" for name, (own, theirs) in errors.items())
+    """Say whether the network or gradient boosting is better, from their errors by metric."""
+    better = [name.upper() for name, (network, boosted) in errors.items() if network < boosted]
+    shown = ", ".join(
+        f"{name.upper()} {network:.4f} against {boosted:.4f}" for name, (network, boosted) in errors.items()
+    )
     if len(better) == len(errors):
-        return f"The network beats gradient boosting: {told}."
+        return f"The network beats gradient boosting: {shown}."
     if not better:
-        return f"Gradient boosting beats the network: {told} (network first). For accuracy alone, use it instead."
-    wins = ", ".join(_SHOWN[name] for name in better)
-    return f"Neither wins: the network is better in {wins} only; {told} (network first)."
+        return f"Gradient boosting beats the network: {shown} (network first). For accuracy alone, use it instead."
+    return f"Neither wins: the network is better in {', '.join(better)} only; {shown} (network first)."

@@ -1,4 +1,4 @@
-"""How a number is learnt from the other columns of a table, with an interval around it."""
+"""Learns a number from the other columns of a table, with an interval around it."""
 
 import copy
 from collections.abc import Sequence
@@ -20,172 +20,178 @@ from training.core.results import Evaluation, Trained
 from training.data.tables import request_values
 from training.engine.inference import iterate_outputs
 from training.engine.runtime import Batch, Runtime
-from training.learners.tabular.base import INPUTS, RowsLearner
-from training.learners.tabular.embedding_transfer import Reuse
-from training.learners.tabular.evaluate_regression import NumberFindings
-from training.learners.tabular.network import NumberNetwork, ServedNumber, pinball
-from training.learners.tabular.residuals import Predicted
-from training.learners.tabular.target_scale import error, measures_for, scale_of, stretch_for
+from training.learners.tabular.base import INPUTS, TabularBase
+from training.learners.tabular.boosting import BoostedRegression, boost_regressor
+from training.learners.tabular.conformal import fit_conformal_scale
+from training.learners.tabular.embedding_transfer import EmbeddingTransfer
+from training.learners.tabular.evaluate_regression import RegressionReport
+from training.learners.tabular.network import RegressionNetwork, ServedRegression, pinball_loss
+from training.learners.tabular.regression_metrics import compute_error, select_metrics
+from training.learners.tabular.residuals import Predictions
+from training.learners.tabular.target_scale import fit_target_scale
 
+_BATCH = 4096
+_CPU = Runtime(torch.device("cpu"))
 _STRATA = 10
-_MIN_ROWS = 10
-"""Rows to validate: half of them calibrate the interval, and the others tell how often it holds."""
+_MIN_VALID_ROWS = 10
+"""Half of the validation rows calibrate the interval, and the other half measures its coverage."""
 
 
-class NumbersLearner(RowsLearner):
+class RegressionLearner(TabularBase):
     """Learns a number, or its logarithm, within bounds."""
 
-    summary: ClassVar[str] = "what number does this row lead to?"
+    summary: ClassVar[str] = "predict a number from the other columns of a table"
     hub_tag: ClassVar[str] = "tabular-regression"
     lower_is_better = True
 
     def _read_target(self, path: Path, frame: pl.DataFrame) -> None:
-        measures_for(_values(frame, self.chosen.target), log=False, options=self.chosen.measure)
+        select_metrics(self._target_values(frame), log=False, preferred=self.options.metric)
 
     def _strata(self, frame: pl.DataFrame) -> NDArray[np.integer]:
-        """Tenths of the target, so that both sides of a random split have as many large numbers."""
-        values = _values(frame, self.chosen.target)
+        """Return the tenth of the target that each row is in: a random split keeps them in proportion."""
+        values = self._target_values(frame)
         edges = np.quantile(values, np.linspace(0, 1, _STRATA + 1)[1:-1])
         return np.searchsorted(edges, values)
 
-    def _task(self, columns: tuple[Column, ...], left_out: tuple[str, ...]) -> Tabular:
-        target, options = self.chosen.target, self.chosen
-        if self.valid_frame.height < _MIN_ROWS:
+    def _make_task(self, columns: tuple[Column, ...], ignored: tuple[str, ...]) -> Tabular:
+        target, options = self.options.target, self.options
+        if self.valid_frame.height < _MIN_VALID_ROWS:
             raise CannotTrain(
-                f"The split leaves {self.valid_frame.height} rows to validate; a number needs {_MIN_ROWS}."
+                f"The split leaves {self.valid_frame.height} validation rows; a number needs {_MIN_VALID_ROWS}."
             )
-        numbers = _values(self.train_frame, target)
-        self.scale = scale_of(target, numbers, log=options.log_target, bounds=options.bounds)
-        every = np.concatenate([numbers, _values(self.valid_frame, target)])
-        self.measures = measures_for(every, log=self.scale.log, options=options.measure)
-        return Tabular(target, (), columns, left_out, spread=(float(numbers.min()), float(numbers.max())))
+        train, valid = self._target_values(self.train_frame), self._target_values(self.valid_frame)
+        self.scale = fit_target_scale(target, train, log=options.log_target, bounds=options.bounds)
+        every = np.concatenate([train, valid])
+        self.metrics = select_metrics(every, log=self.scale.log, preferred=options.metric)
+        return Tabular(target, (), columns, ignored, spread=(float(train.min()), float(train.max())))
 
     def _targets(self, frame: pl.DataFrame) -> NDArray[np.generic]:
-        """As they are learnt, float32; held within the bounds, which validation may go beyond."""
-        values = _values(frame, self.chosen.target).clip(self.scale.low, self.scale.high)
-        found: NDArray[np.generic] = self.scale.learnt(torch.from_numpy(values)).float().numpy()
-        return found
+        """Return the transformed targets, float32; those of validation rows beyond the bounds are clipped."""
+        values = self._target_values(frame).clip(self.scale.low, self.scale.high)
+        targets: NDArray[np.generic] = self.scale.transform(torch.from_numpy(values)).float().numpy()
+        return targets
 
-    def _kind_of_target(self) -> str:
+    def _describe_target(self) -> str:
         scale, spread = self.scale, self.task.spread or (0.0, 0.0)
-        learnt = f"as log({scale.shift:g} + number)" if scale.shift else "by its logarithm" if scale.log else "as it is"
-        bounds = f"answers lie between {scale.low:g} and {scale.high:g}"
-        return f"a number, {spread[0]:g} to {spread[1]:g}, learnt {learnt}, {bounds}"
+        how = f"as log({scale.shift:g} + number)" if scale.shift else "as its logarithm" if scale.log else "as it is"
+        bounds = f"predictions lie between {scale.low:g} and {scale.high:g}"
+        return f"a number, {spread[0]:g} to {spread[1]:g}, learnt {how}, {bounds}"
+
+    def _target_values(self, frame: pl.DataFrame) -> NDArray[np.floating]:
+        return frame[self.options.target].cast(pl.Float64).to_numpy()
 
     @property
-    def truth(self) -> NDArray[np.floating]:
-        """The numbers of the validation rows, float64, in their own unit."""
-        return _values(self.valid_frame, self.chosen.target)
+    def true_values(self) -> NDArray[np.floating]:
+        """The targets of the validation rows, float64, in their own unit."""
+        return self._target_values(self.valid_frame)
 
-    def train_truth(self) -> NDArray[np.floating]:
-        """The numbers of the training rows, float64, in their own unit."""
-        return _values(self.train_frame, self.chosen.target)
-
-    def strata_of_training(self) -> NDArray[np.integer]:
-        """The strata of the training rows."""
-        return self._strata(self.train_frame)
-
-    def network(self) -> NumberNetwork:
-        """A number within bounds, and two distances."""
-        return NumberNetwork(self._network_of(1), self.scale, self.samples.targets.double())
+    def network(self) -> RegressionNetwork:
+        """Return a new network of a value within bounds and its interval."""
+        return RegressionNetwork(self._tabular_network(1), self.scale, self.samples.targets.double())
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Squared error of the number, in standard deviations, and the quantile loss of the distances around it."""
-        number, distances = network(*(batch[name] for name in INPUTS))
-        unit = _inner(network).unit
-        off = mse_loss(number / unit, batch["target"] / unit)
+        """Squared error of the value, in standard deviations, plus the quantile loss of the interval around it."""
+        value, distances = network(*(batch[name] for name in INPUTS))
+        unit = _unwrap(network).unit
+        squared = mse_loss(value / unit, batch["target"] / unit)
         outside = 1 - self.task.coverage
-        return off + pinball(number.detach() / unit, distances / unit, batch["target"] / unit, outside)
+        return squared + pinball_loss(value.detach() / unit, distances / unit, batch["target"] / unit, outside)
 
-    def _said(self, network: nn.Module, runtime: Runtime) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-        """The numbers (n,) and the distances (n, 2) of the validation rows, as they are learnt."""
-        count = len(self.held_out)
-        found = torch.zeros(count, 3, device=runtime.device)
-        for batch, (number, distances) in iterate_outputs(network, INPUTS, self.held_out, runtime, batch_size=4096):
-            found[batch["index"]] = torch.cat([number[:, None], distances], dim=1).float()
-        both = runtime.all_reduce_sum(found).cpu().numpy()
-        return both[:, 0], both[:, 1:]
-
-    def in_its_unit(self, learnt: NDArray[np.floating]) -> NDArray[np.floating]:
-        """What the network says, in the target's own unit, float64."""
-        exact = learnt.astype(np.float64)
-        return np.exp(exact) - self.scale.shift if self.scale.log else exact
-
-    def _bounded(self, learnt: NDArray[np.floating]) -> NDArray[np.floating]:
-        return self.in_its_unit(learnt).clip(self.scale.low, self.scale.high)
+    def _predict_transformed(
+        self, network: nn.Module, runtime: Runtime
+    ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+        """Return the transformed values (n,) and distances (n, 2) of the validation rows."""
+        outputs = torch.zeros(len(self.held_out), 3, device=runtime.device)
+        for batch, (value, distances) in iterate_outputs(network, INPUTS, self.held_out, runtime, batch_size=_BATCH):
+            outputs[batch["index"]] = torch.cat([value[:, None], distances], dim=1).float()
+        gathered = runtime.all_reduce_sum(outputs).cpu().numpy()
+        return gathered[:, 0], gathered[:, 1:]
 
     def scores(self, network: nn.Module, runtime: Runtime) -> dict[str, float]:
-        """The errors on the validation rows, the one that decides first."""
-        value = self.in_its_unit(self._said(network, runtime)[0])
-        return {measure: error(measure, value, self.truth) for measure in self.measures}
+        """Return the error metrics on the validation rows, the main one first."""
+        value = self.scale.inverse_transform(self._predict_transformed(network, runtime)[0])
+        return {metric: compute_error(metric, value, self.true_values) for metric in self.metrics}
 
     def to_inference_module(self, network: nn.Module) -> nn.Module:
-        """With the interval stretched so that it holds on half of the validation rows."""
-        exact = cast(NumberNetwork, copy.deepcopy(network).float().cpu())
-        number, distances = self._said(exact, Runtime(torch.device("cpu")))
+        """Return the module to export, its interval calibrated on half of the validation rows."""
+        exact = cast(RegressionNetwork, copy.deepcopy(network).float().cpu())
+        value, distances = self._predict_transformed(exact, _CPU)
         half = self.split.calibration
-        truth = self.held_out.targets.numpy()
-        stretch = stretch_for(number[half], distances[half], truth[half], self.task.coverage)
-        return ServedNumber(exact, self.scale, stretch).eval()
+        targets = self.held_out.targets.numpy()
+        factor = fit_conformal_scale(value[half], distances[half], targets[half], self.task.coverage)
+        return ServedRegression(exact, self.scale, factor).eval()
 
-    def predicted(self, served: nn.Module) -> Predicted:
-        """What the served network says of the validation rows."""
-        found = []
-        for _, (value, interval) in iterate_outputs(
-            served, INPUTS, self.held_out, Runtime(torch.device("cpu")), batch_size=4096
-        ):
-            found.append(torch.cat([value[:, None], interval], dim=1))
-        value, low, high = torch.cat(found).double().numpy().T
-        return Predicted(self.truth, value, low, high, ~self.split.calibration)
+    def predict(self, served: nn.Module) -> Predictions:
+        """Return what the exported module predicts for the validation rows."""
+        outputs = [
+            torch.cat([value[:, None], interval], dim=1)
+            for _, (value, interval) in iterate_outputs(served, INPUTS, self.held_out, _CPU, batch_size=_BATCH)
+        ]
+        value, low, high = torch.cat(outputs).double().numpy().T
+        return Predictions(self.true_values, value, low, high, ~self.split.calibration)
 
     def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
-        """Figures with their spread over the seeds, against gradient boosting, over time and by audit group."""
-        said = self.predicted(served)
-        first = self.measures[0]
-        tables, planes = self.embedding_views(
-            trained[0].network,
-            Reuse(
-                self.samples,
-                self.held_out,
-                classes=False,
-                measure=first.upper(),
-                judged=lambda said, rows: error(first, self._bounded(said), self.truth[rows]),
-            ),
+        """Evaluate over the seeds, against gradient boosting, over time and by audit group."""
+        main = self.metrics[0]
+        transfer = EmbeddingTransfer(
+            self.samples,
+            self.held_out,
+            is_classification=False,
+            metric=main.upper(),
+            score=lambda values, rows: compute_error(main, self.scale.bounded(values), self.true_values[rows]),
         )
-        importance = self._importance(served, self._loss_of_first, f"{self.measures[0].upper()} added")
-        return NumberFindings(self, trained, said, float(cast(ServedNumber, served).stretch)).written(
-            tables, (importance, *planes)
+        tables, planes = self.embedding_views(trained[0].network, transfer)
+        importance = self._importance(served, self._main_error, f"{main.upper()} added")
+        report = RegressionReport(
+            metrics=self.metrics,
+            scale=self.scale,
+            predictions=self.predict(served),
+            scores=[run.scores for run in trained],
+            boosted=self._boost([run.seed for run in trained]),
+            train_mean=float(self.samples.targets.mean()),
+            train_range=cast(tuple[float, float], self.task.spread),
+            target_coverage=self.task.coverage,
+            conformal_scale=float(cast(ServedRegression, served).conformal_scale),
+            split=self.split,
+            times=self._times(),
+            audit=[self.valid_frame[name] for name in self.options.audit],
         )
+        return report.evaluation(tables, (importance, *planes))
 
-    def _loss_of_first(self, value: Tensor, count: int) -> float:
-        return error(self.measures[0], value[:count].double().numpy(), self.truth[:count])
+    def _main_error(self, value: Tensor, count: int) -> float:
+        return compute_error(self.metrics[0], value[:count].double().numpy(), self.true_values[:count])
 
-    def times(self) -> pl.Series | None:
-        """When the validation rows were: the column they were split by, or the first one of dates, if each has one."""
+    def _boost(self, seeds: list[int]) -> BoostedRegression:
+        held_out = self.splitter.inner_holdout(self.train_frame, self._strata(self.train_frame))
+        true = self._target_values(self.train_frame)
+
+        def loss(values: NDArray[np.floating], rows: NDArray[np.bool_]) -> float:
+            return compute_error(self.metrics[0], self.scale.bounded(values), true[rows])
+
+        return boost_regressor(self.task.schema, self.samples, self.held_out, held_out, loss, seeds)
+
+    def _times(self) -> pl.Series | None:
+        """Return the times of the validation rows: the column of the split, or the first complete column of dates."""
         dates = [column.name for column in self.task.columns if column.kind == "date"]
-        names = [name for name in (self.chosen.split_time, *dates) if name and not self.valid_frame[name].null_count()]
+        names = [name for name in (self.options.split_time, *dates) if name and not self.valid_frame[name].null_count()]
         return self.valid_frame[names[0]] if names else None
 
     def golden_requests(self, served: nn.Module) -> tuple[Task, list[dict[str, Any]]]:
-        """A complete row that was answered well and is neither small nor large, and three at once, one with a hole."""
-        said = self.predicted(served)
-        order = np.argsort(np.abs(said.value - np.quantile(said.truth, 0.7)), kind="stable")
-        inside = (said.low <= said.truth) & (said.truth <= said.high)
+        """Return a complete row of a fairly high value that was predicted well, and three rows with a missing value."""
+        predictions = self.predict(served)
+        distance = np.abs(predictions.value - np.quantile(predictions.true, 0.7))
+        order = np.argsort(distance, kind="stable").tolist()
         table = request_values(self.valid_frame, self.task.columns)
-        rows = [{name: values[i] for name, values in table.items()} for i in order.tolist() if inside[i]]
+        rows = [{name: values[i] for name, values in table.items()} for i in order if predictions.is_covered[i]]
         complete = [row for row in rows if None not in row.values()]
         if not complete:
             return self.task, [self.task.example()]
         first = complete[0]
-        last = list(first)[-1]
-        several = [complete[len(complete) // 3], complete[-1], {**first, last: None}]
-        return with_examples(self.task, first), [{"rows": [first]}, {"rows": several}]
+        incomplete = {**first, list(first)[-1]: None}
+        three = [complete[len(complete) // 3], complete[-1], incomplete]
+        return with_examples(self.task, first), [{"rows": [first]}, {"rows": three}]
 
 
-def _values(frame: pl.DataFrame, target: str) -> NDArray[np.floating]:
-    return frame[target].cast(pl.Float64).to_numpy()
-
-
-def _inner(network: nn.Module) -> NumberNetwork:
-    """The network itself, where several processes have wrapped it."""
-    return cast(NumberNetwork, getattr(network, "module", network))
+def _unwrap(network: nn.Module) -> RegressionNetwork:
+    """Return the network itself if DistributedDataParallel wraps it."""
+    return cast(RegressionNetwork, getattr(network, "module", network))

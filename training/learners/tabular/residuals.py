@@ -1,4 +1,4 @@
-"""How far numbers that were predicted lie from the truth: over time, by group, and at their worst."""
+"""Residuals of a regression network: over time, by group, and the worst rows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,110 +9,113 @@ from numpy.typing import NDArray
 
 from training.core.results import Table
 from training.evaluation.subgroups import assign_groups, sort_groups
-from training.learners.tabular.target_scale import error
+from training.learners.tabular.regression_metrics import compute_error
 
-Numbers = NDArray[np.floating]
+FloatArray = NDArray[np.floating]
 
-_FEW = 100
-_WEEKS = 15
-_MAX_PERIODS = 40
-_NOTE = f"Groups of fewer than {_FEW} rows are marked *: their figures are uncertain."
-_MEASURES = {"rmsle": "RMSLE", "rmspe": "RMSPE", "rmse": "RMSE", "mae": "MAE"}
+_MIN_GROUP = 100
+_MAX_WEEKS = 15
+_MAX_MONTHS = 40
+_NOTE = f"* fewer than {_MIN_GROUP} rows: the figures are uncertain."
 
 
 @dataclass(frozen=True)
-class Predicted:
-    """What was said of some rows, all (n,) in the target's own unit.
+class Predictions:
+    """Predictions of validation rows, each array (n,), in the target's unit.
 
     Attributes:
-        truth: what it was.
-        value: what was said.
+        true: the true values.
+        value: the predicted values.
         low: the lower end of the interval.
-        high: its upper end.
-        measured: the rows that did not calibrate the interval: how often it holds is told from them alone.
+        high: the upper end of the interval.
+        measures_coverage: bool, the rows that did not calibrate the interval. Coverage is measured on them alone.
     """
 
-    truth: Numbers
-    value: Numbers
-    low: Numbers
-    high: Numbers
-    measured: NDArray[np.bool_]
+    true: FloatArray
+    value: FloatArray
+    low: FloatArray
+    high: FloatArray
+    measures_coverage: NDArray[np.bool_]
 
-    def covered(self, where: NDArray[np.bool_] | None = None) -> float:
-        """The share of the measuring rows (of those in `where`) that lie in their interval; NaN if there are none."""
-        rows = self.measured if where is None else self.measured & where
-        inside = (self.low <= self.truth) & (self.truth <= self.high)
-        return float(inside[rows].mean()) if rows.any() else float("nan")
+    @property
+    def is_covered(self) -> NDArray[np.bool_]:
+        """Whether the true value lies in the interval."""
+        covered: NDArray[np.bool_] = (self.low <= self.true) & (self.true <= self.high)
+        return covered
+
+    def coverage(self, members: NDArray[np.bool_] | None = None) -> float:
+        """Return the fraction of rows (of `members`, if given) that lie in their interval; NaN if there are none."""
+        rows = self.measures_coverage if members is None else self.measures_coverage & members
+        return float(self.is_covered[rows].mean()) if rows.any() else float("nan")
 
 
-def by_group(title: str, names: Sequence[str], said: Predicted, measure: str) -> Table:
-    """Errors of the rows of each name: how many, the mean truth, the mean error, one measure, and the coverage."""
+def tabulate_groups(title: str, groups: Sequence[str], predictions: Predictions, metric: str) -> Table:
+    """Tabulate the errors by group: count, mean true value, mean error, one metric, and coverage.
+
+    `groups` holds the group of each row.
+    """
     rows = []
-    labels = np.array(names)
-    for name in sort_groups(set(names)):
-        members = labels == name
+    group_of_row = np.array(groups)
+    for group in sort_groups(set(groups)):
+        members = group_of_row == group
         count = int(members.sum())
-        truth, value = said.truth[members], said.value[members]
-        bias = float((value - truth).mean())
-        covered = said.covered(members)
+        true, value = predictions.true[members], predictions.value[members]
+        coverage = predictions.coverage(members)
         rows.append(
             (
-                name,
-                f"{count}{'*' if count < _FEW else ''}",
-                f"{truth.mean():.4g}",
-                f"{bias:+.3g}",
-                f"{error(measure, value, truth):.4g}",
-                "–" if np.isnan(covered) else f"{covered:.2f}",
+                group,
+                f"{count}{'*' if count < _MIN_GROUP else ''}",
+                f"{true.mean():.4g}",
+                f"{float((value - true).mean()):+.3g}",
+                f"{compute_error(metric, value, true):.4g}",
+                "–" if np.isnan(coverage) else f"{coverage:.2f}",
             )
         )
-    header = ("group", "n", "mean", "mean error", _MEASURES[measure], "in the interval")
+    header = ("group", "count", "mean", "mean error", metric.upper(), "coverage of the interval")
     return Table(title, header, tuple(rows), _NOTE)
 
 
-def by_column(column: pl.Series, said: Predicted, measure: str) -> Table:
-    """As `by_group`, for an audit column."""
-    return by_group(f"By {column.name}", assign_groups(column), said, measure)
+def tabulate_column(column: pl.Series, predictions: Predictions, metric: str) -> Table:
+    """As `tabulate_groups`, for the values or ranges of an audit column."""
+    return tabulate_groups(f"By {column.name}", assign_groups(column), predictions, metric)
 
 
-def by_time(times: pl.Series, said: Predicted, measure: str) -> tuple[Table, ...]:
-    """As `by_group`, for each week or month (or tenth of the time), and for each hour where the times have hours."""
+def tabulate_over_time(times: pl.Series, predictions: Predictions, metric: str) -> tuple[Table, ...]:
+    """As `tabulate_groups`, by week, month or year (or tenth of a numeric time), and by hour if there are hours."""
     if not times.dtype.is_temporal():
         tenths = (times.rank("dense") - 1) * 10 // times.n_unique() + 1
-        names = [f"tenth {int(tenth):2d}" for tenth in tenths.to_list()]
-        return (by_group(f"Over time, by tenths of {times.name}", names, said, measure),)
-    found = [by_group(*_periods(times), said, measure)]
+        groups = [f"tenth {int(tenth):2d}" for tenth in tenths.to_list()]
+        return (tabulate_groups(f"Over time, by tenths of {times.name}", groups, predictions, metric),)
+    tables = [tabulate_groups(*_periods(times), predictions, metric)]
     if times.dtype == pl.Datetime and times.dt.hour().n_unique() > 1:
         hours = [f"{hour:02d} h" for hour in times.dt.hour().to_list()]
-        found.append(by_group("By the hour", hours, said, measure))
-    return tuple(found)
+        tables.append(tabulate_groups("By the hour", hours, predictions, metric))
+    return tuple(tables)
 
 
 def _periods(times: pl.Series) -> tuple[str, list[str]]:
     days = times.cast(pl.Date)
     length = (days.max() - days.min()).days if len(days) else 0  # type: ignore[operator,union-attr]
-    if length <= 7 * _WEEKS:
+    if length <= 7 * _MAX_WEEKS:
         return "Over time, by weeks", days.dt.truncate("1w").dt.to_string("week of %Y-%m-%d").to_list()
-    if length <= 31 * _MAX_PERIODS:
+    if length <= 31 * _MAX_MONTHS:
         return "Over time, by months", days.dt.to_string("%Y-%m").to_list()
     return "Over time, by years", days.dt.to_string("%Y").to_list()
 
 
-def worst(rows: Sequence[str], said: Predicted, apart: Numbers, count: int = 8) -> Table:
-    """The rows that were missed by most; `apart` is the distance by which they are ranked, `rows` what to call them."""
-    order = np.argsort(-apart, kind="stable")[:count]
-    shown = tuple(
-        (rows[i], f"{said.truth[i]:.5g}", f"{said.value[i]:.5g}", f"{said.low[i]:.5g} to {said.high[i]:.5g}")
-        for i in order
-    )
-    return Table("Worst rows", ("row", "is", "said", "interval"), shown)
+def tabulate_worst(names: Sequence[str], predictions: Predictions, errors: FloatArray, count: int = 8) -> Table:
+    """Tabulate the rows with the largest of `errors`; `names` says what to call each row."""
+    order = np.argsort(-errors, kind="stable")[:count]
+    true, value, low, high = predictions.true, predictions.value, predictions.low, predictions.high
+    rows = tuple((names[i], f"{true[i]:.5g}", f"{value[i]:.5g}", f"{low[i]:.5g} to {high[i]:.5g}") for i in order)
+    return Table("Worst rows", ("row", "true", "predicted", "interval"), rows)
 
 
-def worst_group(table: Table) -> str | None:
-    """A sentence on the large group with the largest error; None where there is only one."""
+def describe_worst_group(table: Table) -> str | None:
+    """Return a sentence on the large group with the largest error; None if there is only one large group."""
     large = [row for row in table.rows if not row[1].endswith("*")]
     if len(large) < 2:
         return None
-    row = max(large, key=lambda each: float(each[4]))
-    return (
-        f"{table.title}, it errs most for {row[0]}: {table.header[4]} {row[4]} of {row[1]} rows (mean error {row[3]})."
-    )
+    group, count, _, bias, error, _ = max(large, key=lambda row: float(row[4]))
+    metric = table.header[4]
+    return f"{table.title}, the error is largest for {group}: {metric} {error} on {count} rows (mean error {bias})."
