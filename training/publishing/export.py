@@ -43,7 +43,7 @@ class Parity:
         agreement: per output, in words: the largest difference between the network and the exported graphs.
         invariance: per output: the largest difference between a sample's output alone and in a batch, in ONNX Runtime
             on a CPU; relative, a fraction, or levels, depending on the output's kind.
-        deviation_in_batches: the same in words.
+        batch_deviation: the same in words.
         rounding: per output, in words: the change caused by storing the weights in 16 bits; empty where they are stored
             in 32.
         samples: number of real samples that were compared.
@@ -53,7 +53,7 @@ class Parity:
     largest: float | None
     agreement: tuple[str, ...]
     invariance: dict[str, float]
-    deviation_in_batches: tuple[str, ...]
+    batch_deviation: tuple[str, ...]
     rounding: tuple[str, ...]
     samples: int
     batches: tuple[int, ...]
@@ -105,7 +105,7 @@ def export(served: nn.Module, task: Task, samples: Arrays, folder: Path, artefac
         parity = replace(parity, rounding=_convert_to_fp16(path, task, samples))
     invariance = measure_batch_invariance(onnx_runner(path, task), task, samples, parity.batches)
     words = tuple(describe_difference(spec, invariance[spec.name]) for spec in task.outputs)
-    return replace(parity, invariance=invariance, deviation_in_batches=words)
+    return replace(parity, invariance=invariance, batch_deviation=words)
 
 
 def _dynamic_axes(spec: TensorSpec) -> dict[int, str]:

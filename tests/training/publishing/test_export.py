@@ -48,7 +48,7 @@ def test_the_graph_agrees_with_the_network_at_every_batch_size(tmp_path, columns
 
     assert parity.batches == (1, 2, 7, 20)
     assert parity.largest < 1e-5
-    (between,) = parity.deviation_in_batches
+    (between,) = parity.batch_deviation
     assert float(between.removeprefix("probabilities by ")) < 1e-5
     assert parity.rounding == ()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx"]
@@ -145,7 +145,7 @@ def make_images(count=9):
 def test_classes_are_compared_by_fraction_and_pixels_by_levels(tmp_path):
     parity = export(Painter(), Painting("y", ("a", "b"), ()), make_images(), tmp_path, FULL)
 
-    assert parity.deviation_in_batches == ("mask in 0.000% of its elements", "picture by 0 levels of 255")
+    assert parity.batch_deviation == ("mask in 0.000% of its elements", "picture by 0 levels of 255")
     assert parity.largest is None
     assert [words.split()[0] for words in parity.agreement] == ["mask", "picture"]
 
