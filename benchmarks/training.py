@@ -35,7 +35,7 @@ def measure_training(*, repeats: int) -> dict[str, Any]:
             bare.append(_bare(learner, runtime))
             looped.append(_full_loop(learner, settings, runtime, Path(folder) / f"run-{turn}"))
     ratio = statistics.median(looped) / statistics.median(bare)
-    network = {"network": learner.chosen.backbone, "size": learner.chosen.size, "batch": _BATCH}
+    network = {"network": learner.options.backbone, "size": learner.options.size, "batch": _BATCH}
     machine = {"device": str(runtime.device), "precision": runtime.precision}
     return {**network, **machine, "bare_per_second": bare, "loop_per_second": looped, "ratio": ratio}
 

@@ -35,14 +35,14 @@ class ImageLearner(Learner):
     """A learner whose network has a `body` (training/vision/backbones.py); the rest of the network is its head.
 
     Attributes:
-        chosen: the options.
+        options: the options.
         trained_with: the settings.
         weights: the file of the body's pretrained weights; None: random weights.
         held_out: the validation samples.
         body_name: name of the body's submodule in the network.
     """
 
-    chosen: Any
+    options: Any
     samples: ImageSamples
     held_out: ImageSamples
     default_settings: ClassVar[Settings] = Settings()
@@ -50,7 +50,7 @@ class ImageLearner(Learner):
     body_name: ClassVar[str] = "body"
 
     def __init__(self, data: Path, settings: Settings, options: Any, weights: Path | None) -> None:
-        self.chosen, self.trained_with, self.weights = options, settings, weights
+        self.options, self.trained_with, self.weights = options, settings, weights
         self._load_data(data)
 
     @classmethod
@@ -65,14 +65,14 @@ class ImageLearner(Learner):
     @property
     def cache_bytes(self) -> int:
         """Bytes for decoded training images; validation images have another quarter of that."""
-        return int(self.chosen.cache_mb) << 20
+        return int(self.options.cache_mb) << 20
 
     def stages(self) -> tuple[Stage, ...]:
         """Head and norms first, then all layers; without pretrained weights, all layers from the start."""
         all_layers = Stage("all", self.trained_with.epochs, self.trained_with.rate)
-        if not self.weights or not self.chosen.frozen_epochs:
+        if not self.weights or not self.options.frozen_epochs:
             return (all_layers,)
-        return (Stage("frozen", self.chosen.frozen_epochs, self.chosen.frozen_rate, frozen=True), all_layers)
+        return (Stage("frozen", self.options.frozen_epochs, self.options.frozen_rate, frozen=True), all_layers)
 
     def param_groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
         """Head, upper half and lower half of the body.
@@ -89,7 +89,7 @@ class ImageLearner(Learner):
         head = ParamGroup(tuple(parameter for parameter in network.parameters() if id(parameter) not in body_ids))
         if stage.frozen:
             return [head, ParamGroup(tuple(body.parameters()))]
-        blocks, ratio = body.blocks, self.chosen.discriminative
+        blocks, ratio = body.blocks, self.options.discriminative
         half = len(blocks) // 2
         return [
             head,
@@ -105,4 +105,4 @@ class ImageLearner(Learner):
 
     def _backbone_note(self) -> str:
         weights = self.weights.name if self.weights else "random"
-        return f"Backbone: torchvision's {self.chosen.backbone}; initial weights: {weights}."
+        return f"Backbone: torchvision's {self.options.backbone}; initial weights: {weights}."

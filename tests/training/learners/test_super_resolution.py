@@ -391,7 +391,7 @@ class TestLearner:
                 return [float(learner.loss(network, batch)) for batch in batches]
 
         with_looks = losses()
-        learner.chosen = replace(learner.chosen, feature_weight=0.0, style_weight=0.0)
+        learner.options = replace(learner.options, feature_weight=0.0, style_weight=0.0)
         without = losses()
 
         assert with_looks[0] == without[0]

@@ -53,7 +53,7 @@ class ClassesLearner(ImageLearner):
 
     def _prepare(self, task: Classification, train: Listed, kept: Listed) -> None:
         """Sets the task and the samples: paths and targets to train on, and to validate with."""
-        options = self.chosen
+        options = self.options
         self.task = task
         size = options.train_size or options.size
         augment = augmentation(size, options.smallest_crop) if options.augment else None
@@ -66,20 +66,20 @@ class ClassesLearner(ImageLearner):
         self.targets = self.held_out.targets
 
     def _new_task(self, labels: tuple[str, ...], thresholds: tuple[float, ...] = ()) -> Classification:
-        return Classification(labels, self.chosen.size, cast(Fit, self.chosen.fit), thresholds)
+        return Classification(labels, self.options.size, cast(Fit, self.options.fit), thresholds)
 
     def network(self) -> nn.Module:
         """The classifier; channels last, the layout that convolutions run fastest in."""
-        options = self.chosen
+        options = self.options
         network = Classifier(load_body(options.backbone, self.weights), len(self.task.labels), dropout=options.dropout)
         return network.to(memory_format=torch.channels_last)
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
         """The loss of the logits, of mixed pictures where mixup is on."""
         image, target = batch["image"], batch["target"]
-        if not self.chosen.mixup:
+        if not self.options.mixup:
             return self._loss(network(image)[0], target)
-        share = float(torch.distributions.Beta(self.chosen.mixup, self.chosen.mixup).sample())
+        share = float(torch.distributions.Beta(self.options.mixup, self.options.mixup).sample())
         other = torch.randperm(len(target)).to(target.device)
         logits = network(torch.lerp(image[other].float(), image.float(), share))[0]
         return share * self._loss(logits, target) + (1 - share) * self._loss(logits, target[other])
@@ -88,7 +88,7 @@ class ClassesLearner(ImageLearner):
         raise NotImplementedError
 
     def _whole(self, network: nn.Module) -> nn.Module:
-        return FlipTTA(network) if self.chosen.tta else network
+        return FlipTTA(network) if self.options.tta else network
 
     def _logits(self, network: nn.Module, runtime: Runtime) -> Tensor:
         """Of the validation pictures."""
@@ -117,7 +117,7 @@ class ClassesLearner(ImageLearner):
 
     def _notes_on_the_network(self) -> list[str]:
         mirrored = ["The graph averages over the picture and its mirror image (test-time augmentation)."]
-        return [self._backbone_note(), *(mirrored if self.chosen.tta else [])]
+        return [self._backbone_note(), *(mirrored if self.options.tta else [])]
 
     def validation_inputs(self, count: int) -> Arrays:
         """Pictures from all over the validation set."""

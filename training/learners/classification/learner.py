@@ -45,7 +45,7 @@ class ClassificationLearner(ClassesLearner):
         return super().from_data(data, settings, options, fetcher)
 
     def _load_data(self, data: Path) -> None:
-        options = self.chosen
+        options = self.options
         self.folder = read_folder(
             data, unreadable=options.unreadable, valid_fraction=options.valid_fraction, size=options.size
         )

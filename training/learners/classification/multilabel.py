@@ -35,7 +35,7 @@ class TagsLearner(ClassesLearner):
     """Learns each tag of a picture from a table of them."""
 
     def _load_data(self, data: Path) -> None:
-        options, table = self.chosen, table_file(data)
+        options, table = self.options, table_file(data)
         if table is None:
             raise CannotTrain(f"{data} holds no labels.csv.")
         self.table = read_tags(

@@ -113,7 +113,7 @@ class KeypointsLearner(ImageLearner):
     held_out: KeypointImages
 
     def _load_data(self, data: Path) -> None:
-        options: Options = self.chosen
+        options: Options = self.options
         rules = {name: getattr(options, name) for name in TableRules.__dataclass_fields__}
         self.data: PointData = read_points(data, TableRules(**rules))
         names = self.data.names
@@ -168,7 +168,7 @@ class KeypointsLearner(ImageLearner):
 
     def network(self) -> nn.Module:
         """The network; channels last, the layout that convolutions run fastest in."""
-        options = self.chosen
+        options = self.options
         made = keypoint_network(
             load_body(options.backbone, self.weights),
             options.head,
@@ -198,14 +198,14 @@ class KeypointsLearner(ImageLearner):
     def to_inference_module(self, network: nn.Module) -> nn.Module:
         """Calibrated on the validation pictures."""
         whole: nn.Module = copy.deepcopy(network).float().cpu().eval()
-        if self.chosen.tta:
+        if self.options.tta:
             whole = FlipTTA(whole, self.twins, self.task.size)
-        nearness = Nearness(self.between, self.chosen.near)
+        nearness = Nearness(self.between, self.options.near)
         joined = collect_outputs(_Joined(whole), ["image"], self.held_out, _CPU, batch_size=64)
         errors = self._errors(self._placed(joined[..., :2].numpy()))
         near = nearness(joined[..., :2], joined[..., 2])
         known = torch.from_numpy(~np.isnan(errors))
-        right = torch.from_numpy(errors <= self.chosen.near)
+        right = torch.from_numpy(errors <= self.options.near)
         fit = metrics.calibrated(near, right, known)
         return ServedKeypoints(whole, nearness, fit.slope, fit.offsets).eval()
 
@@ -241,7 +241,7 @@ class KeypointsLearner(ImageLearner):
         return f"the distance between {one} and {other}"
 
     def _metrics(self, found: _Measured, groups: Sequence[str]) -> tuple[Metric, ...]:
-        near, errors = self.chosen.near, found.errors
+        near, errors = self.options.near, found.errors
         known = ~np.isnan(errors)
         right, samples = errors[known] <= near, f"{len(errors)} validation pictures"
         samples += f" of {self._group_count} groups that training never saw" if self.data.grouped else ""
@@ -266,19 +266,19 @@ class KeypointsLearner(ImageLearner):
         low, high = metrics.interval(found.errors, groups)
         how = "by group" if self.data.grouped else "by picture, copies on one side"
         notes = [
-            f"Split {how}: {self.chosen.valid_fraction:.0%} held out for validation by a hash. The best epoch was "
+            f"Split {how}: {self.options.valid_fraction:.0%} held out for validation by a hash. The best epoch was "
             "chosen and the confidence fitted on the same pictures, so expect a little less on new ones.",
             f"With {self._group_count} groups, the mean error stands for one between {low:.2%} and {high:.2%} "
             "(95 %, bootstrap over groups).",
-            f"Confidence: the probability that a point lies within {self.chosen.near:.0%} of "
+            f"Confidence: the probability that a point lies within {self.options.near:.0%} of "
             f"{self._relative_to()} from where it was marked.",
         ]
         if len(trained) > 1:
             errors = [each.scores["error"] for each in trained]
             notes.append(f"Mean error over {len(trained)} seeds: {mean_and_std(errors)}; the first is published.")
-        if self.chosen.tta:
+        if self.options.tta:
             notes.append("The graph averages over the picture and its mirror image (test-time augmentation).")
-        return (*notes, f"Head: {self.chosen.head}.", self._backbone_note())
+        return (*notes, f"Head: {self.options.head}.", self._backbone_note())
 
     def _by_turn(self, found: _Measured) -> Table:
         """A head that is turned away shows less between its eyes: thirds by that share of the whole."""
@@ -303,7 +303,7 @@ class KeypointsLearner(ImageLearner):
         by_picture[known.any(axis=1)] = np.nanmean(found.errors[known.any(axis=1)], axis=1)
         order = np.argsort(-np.nan_to_num(by_picture, nan=-1), kind="stable")
         middle = order[len(order) // 2 - 4 :][:8]
-        right = found.errors[known] <= self.chosen.near
+        right = found.errors[known] <= self.options.near
         bins = {
             "the spread by itself": metrics.reliability(spoken_probability(found.nearness).numpy()[known], right),
             "calibrated": metrics.reliability(found.confidence[known], right),
@@ -317,7 +317,7 @@ class KeypointsLearner(ImageLearner):
             Figure("Typical answers", self._drawn(middle, found, by_picture), colours),
             Figure("Cumulative error", keypoint_plots.cumulative(by_picture, found.errors[known])),
             Figure(
-                "Reliability", plots.draw_reliability(bins), f"Of the confidence to be within {self.chosen.near:.0%}."
+                "Reliability", plots.draw_reliability(bins), f"Of the confidence to be within {self.options.near:.0%}."
             ),
             Figure("Error by point", bars),
             Figure("One picture, as it is seen in training", self._seen()),
@@ -345,13 +345,13 @@ class KeypointsLearner(ImageLearner):
         large = float((np.nanmean(each, axis=1) > 0.10).mean())
         known = ~np.isnan(found.errors)
         surest = known & (found.confidence >= np.quantile(found.confidence[known], 0.9))
-        wrong = float((found.errors[surest] > self.chosen.near).mean())
+        wrong = float((found.errors[surest] > self.options.near).mean())
         said = float(found.confidence[surest].mean())
         return (
             f"In {large:.1%} of the validation pictures the mean error is above 10 %.",
             f"The weakest part is {worst[0]}: a mean error of {worst[2]}, {worst[3]} of its points within 5 %.",
             f"Of the tenth of its points that it is surest of (confidence {said:.2f} on average), {wrong:.1%} are "
-            f"further away than {self.chosen.near:.0%}.",
+            f"further away than {self.options.near:.0%}.",
             "It always answers with all of its points, also where the picture shows none of them.",
         )
 

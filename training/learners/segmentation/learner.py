@@ -68,7 +68,7 @@ class SegmentationLearner(ImageLearner):
     held_out: MaskedImages
 
     def _load_data(self, data: Path) -> None:
-        options = self.chosen
+        options = self.options
         self.folder = read_masks(
             data,
             labels=options.labels,
@@ -106,7 +106,7 @@ class SegmentationLearner(ImageLearner):
 
     def network(self) -> nn.Module:
         """The U-Net; channels last, the layout that convolutions run fastest in. Raises CannotTrain."""
-        options = self.chosen
+        options = self.options
         try:
             network = Segmenter(
                 load_body(options.backbone, self.weights),
@@ -134,7 +134,7 @@ class SegmentationLearner(ImageLearner):
             label_smoothing=self.trained_with.label_smoothing,
         )
         loss = total / weights[target[known]].sum().clamp(min=1)
-        return loss + self.chosen.dice * _dice(logits, target, known) if self.chosen.dice else loss
+        return loss + self.options.dice * _dice(logits, target, known) if self.options.dice else loss
 
     def scores(self, network: nn.Module, runtime: Runtime) -> dict[str, float]:
         """Class-mean IoU, pixel accuracy and cross entropy over all validation pixels together."""

@@ -72,7 +72,7 @@ class SuperResolutionLearner(ImageLearner):
     held_out: DegradedImages
 
     def _load_data(self, data: Path) -> None:
-        options, self.task = self.chosen, _task(self.chosen)
+        options, self.task = self.options, _task(self.options)
         smallest = 32 * options.scale
         self.folder = read_sharp(
             data, unreadable=options.unreadable, valid_fraction=options.valid_fraction, smallest=smallest
@@ -95,7 +95,7 @@ class SuperResolutionLearner(ImageLearner):
         self.perception = Perception(load_body(options.backbone, self.weights))
 
     def _damaged(self, files: Sequence[Path], damage: Damage) -> DegradedImages:
-        options = self.chosen
+        options = self.options
         return DegradedImages(files, options.scale, damage, longest=options.longest, cache_bytes=self.cache_bytes // 4)
 
     def data_summary(self) -> str:
@@ -108,7 +108,7 @@ class SuperResolutionLearner(ImageLearner):
 
     def network(self) -> nn.Module:
         """The generator; channels last, the layout that convolutions run fastest in."""
-        options = self.chosen
+        options = self.options
         made = Generator(
             load_body(options.backbone, self.weights), options.scale, width=options.width, blocks=options.blocks
         )
@@ -122,7 +122,7 @@ class SuperResolutionLearner(ImageLearner):
         if not bool(batch["looks"].all()):
             return pixels
         features, styles = self.perception.to(restored.device).loss(restored, wanted)
-        total: Tensor = pixels + self.chosen.feature_weight * features + self.chosen.style_weight * styles
+        total: Tensor = pixels + self.options.feature_weight * features + self.options.style_weight * styles
         return total
 
     def scores(self, network: nn.Module, runtime: Runtime) -> dict[str, float]:
@@ -210,7 +210,7 @@ class SuperResolutionLearner(ImageLearner):
         return restored
 
     def _notes(self, trained: Sequence[Trained]) -> tuple[str, ...]:
-        options = self.chosen
+        options = self.options
         notes = [
             f"Pictures are judged whole, through the tiles that are served, after they were made {options.scale} times "
             "smaller (by box, bilinear or bicubic resizing), had one text or several drawn over them, and went through "
