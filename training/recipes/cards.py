@@ -51,7 +51,7 @@ def _read_tags(source: Path) -> dict[str, set[str]]:
     raise CannotTrain(f"{source} contains neither labels.csv nor train_labels.csv.")
 
 
-_OPTIONS = Options(frozen_epochs=4, smallest_crop=0.8)
+_OPTIONS = Options(frozen_epochs=4, min_crop_fraction=0.8)
 
 RECIPE = Recipe(
     name="cards",

@@ -60,7 +60,7 @@ def _tiles(frame: Image.Image, mask: np.ndarray) -> list[tuple[Image.Image, list
     return tiles
 
 
-_OPTIONS = Options(frozen_epochs=2, size=192, train_size=160, smallest_crop=0.8)
+_OPTIONS = Options(frozen_epochs=2, size=192, train_size=160, min_crop_fraction=0.8)
 
 RECIPE = Recipe(
     name="scenes",

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import nn
 
+from tasks.contract import Arrays
 from training.core.config import Settings, option
 from training.core.results import Figure
 from training.core.sources import SourceFetcher
@@ -96,6 +98,11 @@ class ImageLearner(Learner):
             ParamGroup(tuple(blocks[half:].parameters()), ratio**-0.5),
             ParamGroup(tuple(blocks[:half].parameters()), 1 / ratio),
         ]
+
+    def validation_inputs(self, count: int) -> Arrays:
+        """Return up to `count` validation images, evenly spaced over the validation set."""
+        indices = np.linspace(0, len(self.held_out) - 1, min(count, len(self.held_out))).round().astype(int)
+        return {"image": self.held_out.__getitems__([(0, int(index)) for index in indices])["image"].numpy()}
 
     def _augmentation_figure(self, count: int = 12) -> Figure:
         """One training image, as augmented in `count` epochs."""

@@ -72,7 +72,7 @@ def test_training_images_that_are_copies_of_validation_images_are_left_out(photo
     found = read(tmp_path / "all")
 
     assert len(found.train) == 8
-    assert "4 training pictures left out" in found.notices[0]
+    assert "4 training images left out" in found.warnings[0]
 
 
 def test_an_unreadable_image_is_named_and_refused_or_skipped(photos):
@@ -84,7 +84,7 @@ def test_an_unreadable_image_is_named_and_refused_or_skipped(photos):
     found = read(folder, unreadable="skip")
 
     assert len(found.train) + len(found.validation) == 12
-    assert "broken.jpg skipped" in found.notices[0]
+    assert "broken.jpg skipped" in found.warnings[0]
 
 
 def test_files_without_an_image_suffix_are_ignored(photos):
@@ -92,7 +92,7 @@ def test_files_without_an_image_suffix_are_ignored(photos):
     (folder / "red" / "Thumbs.db").write_bytes(b"x")
     (folder / "notes.txt").write_text("x")
 
-    assert not read(folder).notices
+    assert not read(folder).warnings
 
 
 def test_each_kind_of_wrong_folder_has_its_own_message(photos, tmp_path):
@@ -102,9 +102,9 @@ def test_each_kind_of_wrong_folder_has_its_own_message(photos, tmp_path):
     photos("odd/valid", count=2, classes=("green", "blue"))
 
     for folder, sentence in [
-        ("empty", "No pictures"),
+        ("empty", "No images"),
         ("single", "one class only, 'red'"),
-        ("odd", "'blue' is a class of .*valid and not of"),
+        ("odd", "'blue' is in .*valid but not in"),
         ("nowhere", "is not a folder"),
     ]:
         with pytest.raises(CannotTrain, match=sentence):

@@ -1,11 +1,11 @@
-"""Folders of pictures, one folder a class: what is in them, and how it is split."""
+"""Image folders with one subfolder per class: reading them and splitting off a validation set."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from training.core.errors import CannotTrain
-from training.data.images import filter_readable, image_files
+from training.data.images import image_files
 from training.data.splits import validation_split
 
 _TRAIN, _VALIDATION = ("train", "training"), ("validation", "valid", "val")
@@ -13,7 +13,7 @@ _TRAIN, _VALIDATION = ("train", "training"), ("validation", "valid", "val")
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """A picture's file, its class as an index, and what its content looks like."""
+    """An image file, the index of its class, and a perceptual hash of its content."""
 
     path: Path
     label: int
@@ -22,99 +22,99 @@ class LabelledImage:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """What lies in a folder of pictures, and how it is split; `split` says how in words."""
+    """The contents of an image folder and their split; `split` describes the split in words."""
 
     labels: tuple[str, ...]
     train: tuple[LabelledImage, ...]
     validation: tuple[LabelledImage, ...]
     split: str
-    notices: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def read_folder(folder: Path, *, unreadable: str, valid_fraction: float, size: int) -> ImageFolder:
-    """Reads a folder of classes, or one of `train` and `validation` (or `valid`, `val`) folders of classes.
+    """Read a folder of class folders, or of `train` and `validation` (or `valid`, `val`) folders of class folders.
 
-    Without a validation folder, `valid_fraction` of each class is kept for it, copies of a picture on one side. Files
-    that are no picture by their name are not read. `unreadable` is what happens to pictures that cannot be decoded:
-    `skip` or `refuse`.
+    Without a validation folder, `valid_fraction` of each class is held out, and copies of an image stay on one side of
+    the split. Files without an image extension are ignored. `unreadable` (`skip` or `refuse`) says what to do with
+    images that cannot be decoded.
 
-    Raises CannotTrain: there is no folder, no picture, one class, or an unreadable file that is to be refused.
+    Raises CannotTrain if there is no folder, no image or only one class, or for an unreadable image with `refuse`.
     """
     if not folder.is_dir():
         raise CannotTrain(f"{folder} is not a folder.")
-    root = _root(folder)
-    train, validation = _part(root, _TRAIN), _part(root, _VALIDATION)
+    root = _find_root(folder)
+    train, validation = _first_existing(root, _TRAIN), _first_existing(root, _VALIDATION)
     if validation and not train:
-        raise CannotTrain(f"{root} has a folder '{validation.name}' and no folder 'train'.")
-    classes = _classes(train or root)
-    labels = tuple(path.name for path in classes)
-    notices: list[str] = []
-    photos = _read(classes, labels, unreadable, size, notices)
+        raise CannotTrain(f"{root} has a folder '{validation.name}' but no folder 'train'.")
+    class_folders = _class_folders(train or root)
+    labels = tuple(path.name for path in class_folders)
+    warnings: list[str] = []
+    images = _read_images(class_folders, labels, unreadable, size, warnings)
     if train and validation:
-        known = _classes(validation)
-        for path in known:
+        validation_folders = _class_folders(validation)
+        for path in validation_folders:
             if path.name not in labels:
-                raise CannotTrain(f"'{path.name}' is a class of {validation} and not of {train}.")
-        kept = _read(known, labels, unreadable, size, notices)
-        photos = _without_copies(photos, kept, notices)
-        return ImageFolder(labels, photos, kept, f"the folders '{train.name}' and '{validation.name}'", tuple(notices))
-    held = validation_split(
-        [photo.perceptual_hash for photo in photos], [photo.label for photo in photos], valid_fraction
-    )
-    split = f"{valid_fraction:.0%} of each class held out for validation by the hash of the picture"
+                raise CannotTrain(f"The class '{path.name}' is in {validation} but not in {train}.")
+        held_out = _read_images(validation_folders, labels, unreadable, size, warnings)
+        images = _without_copies(images, held_out, warnings)
+        split = f"the folders '{train.name}' and '{validation.name}'"
+        return ImageFolder(labels, images, held_out, split, tuple(warnings))
+    hashes, targets = [image.perceptual_hash for image in images], [image.label for image in images]
+    is_validation = validation_split(hashes, targets, valid_fraction)
     return ImageFolder(
         labels,
-        tuple(photo for photo, out in zip(photos, held, strict=True) if not out),
-        tuple(photo for photo, out in zip(photos, held, strict=True) if out),
-        split,
-        tuple(notices),
+        tuple(image for image, held in zip(images, is_validation, strict=True) if not held),
+        tuple(image for image, held in zip(images, is_validation, strict=True) if held),
+        f"{valid_fraction:.0%} of each class, chosen by a perceptual hash of the image, is held out for validation",
+        tuple(warnings),
     )
 
 
-def _root(folder: Path) -> Path:
-    """The folder that holds the split: of an unpacked archive it is the only folder in it."""
-    inner = _folders(folder)
-    return inner[0] if len(inner) == 1 and _part(inner[0], _TRAIN) else folder
+def _find_root(folder: Path) -> Path:
+    """Return the folder that holds the split: in an unpacked archive, its only subfolder."""
+    subfolders = _subfolders(folder)
+    return subfolders[0] if len(subfolders) == 1 and _first_existing(subfolders[0], _TRAIN) else folder
 
 
-def _folders(folder: Path) -> list[Path]:
+def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _part(root: Path, names: Sequence[str]) -> Path | None:
+def _first_existing(root: Path, names: Sequence[str]) -> Path | None:
     return next((root / name for name in names if (root / name).is_dir()), None)
 
 
-def _classes(root: Path) -> list[Path]:
-    """The folders that hold pictures."""
-    found = [path for path in _folders(root) if image_files(path)]
-    if not found:
+def _class_folders(root: Path) -> list[Path]:
+    """Return the subfolders that contain images. Raises CannotTrain if there are fewer than two."""
+    folders = [path for path in _subfolders(root) if image_files(path)]
+    if not folders:
         raise CannotTrain(
-            f"No pictures (JPEG, PNG, WebP or BMP) in folders of {root}: it needs a folder for each class."
+            f"No images (JPEG, PNG, WebP or BMP) in subfolders of {root}. Put the images of each class into a folder "
+            "of their own."
         )
-    if len(found) == 1:
-        raise CannotTrain(f"{root} has pictures of one class only, '{found[0].name}': it needs two or more.")
-    return found
+    if len(folders) == 1:
+        raise CannotTrain(f"{root} has images of one class only, '{folders[0].name}'; at least two are needed.")
+    return folders
 
 
-def _read(
-    classes: Sequence[Path], labels: Sequence[str], unreadable: str, size: int, notices: list[str]
+def _read_images(
+    folders: Sequence[Path], labels: Sequence[str], unreadable: str, size: int, warnings: list[str]
 ) -> tuple[LabelledImage, ...]:
-    """Every picture that can be decoded."""
-    label_of = {file: labels.index(folder.name) for folder in classes for file in image_files(folder)}
-    found = filter_readable(list(label_of), unreadable=unreadable, size=size, warnings=notices)
-    photos = tuple(LabelledImage(file, label_of[file], perceptual_hash) for file, perceptual_hash in found)
+    """Return every image that can be decoded."""
+    label_of = {file: labels.index(folder.name) for folder in folders for file in image_files(folder)}
+    decodable = filter_readable(list(label_of), unreadable=unreadable, size=size, warnings=warnings)
+    images = tuple(LabelledImage(file, label_of[file], perceptual_hash) for file, perceptual_hash in decodable)
     for label, name in enumerate(labels):
-        if not any(photo.label == label for photo in photos) and any(folder.name == name for folder in classes):
-            raise CannotTrain(f"No picture of class '{name}' can be read.")
-    return photos
+        if not any(image.label == label for image in images) and any(folder.name == name for folder in folders):
+            raise CannotTrain(f"No image of class '{name}' can be read.")
+    return images
 
 
 def _without_copies(
-    photos: tuple[LabelledImage, ...], validation: tuple[LabelledImage, ...], notices: list[str]
+    train: tuple[LabelledImage, ...], validation: tuple[LabelledImage, ...], warnings: list[str]
 ) -> tuple[LabelledImage, ...]:
-    seen = {photo.perceptual_hash for photo in validation}
-    kept = tuple(photo for photo in photos if photo.perceptual_hash not in seen)
-    if len(kept) < len(photos):
-        notices.append(f"{len(photos) - len(kept)} training pictures left out: copies of validation pictures.")
+    validation_hashes = {image.perceptual_hash for image in validation}
+    kept = tuple(image for image in train if image.perceptual_hash not in validation_hashes)
+    if len(kept) < len(train):
+        warnings.append(f"{len(train) - len(kept)} training images left out: they are copies of validation images.")
     return kept

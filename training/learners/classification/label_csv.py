@@ -1,8 +1,8 @@
-"""Pictures with several tags each, from a table beside them in the layout of Kaggle's Planet set."""
+"""Images with several tags each, listed in a CSV file in the layout of Kaggle's Planet data set."""
 
 import csv
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,144 +10,148 @@ import torch
 from torch import Tensor
 
 from training.core.errors import CannotTrain
-from training.data.images import filter_readable, image_files
+from training.data.images import image_files
 from training.data.splits import validation_split
 
 TABLE = "labels.csv"
-_PICTURE, _TAGS, _SPLIT = "image_name", "tags", "split"
+_IMAGE_COLUMN, _TAGS_COLUMN, _SPLIT_COLUMN = "image_name", "tags", "split"
 _TRAIN, _VALIDATION = ("train", "training"), ("validation", "valid", "val")
 
 
 @dataclass(frozen=True)
-class Tagged:
-    """A picture's file, its tags, and which part it is for: `train`, `validation` or empty where nothing says so."""
+class TaggedImage:
+    """An image file and its tags; `split` is `train`, `validation`, or empty if the table does not say."""
 
     path: Path
     tags: frozenset[str]
-    part: str = ""
+    split: str = ""
 
 
 @dataclass(frozen=True)
 class TagTable:
-    """What a table of tags names, and how it is split; `split` says how in words."""
+    """The images of a table of tags and their split; `split` describes the split in words."""
 
     labels: tuple[str, ...]
-    train: tuple[Tagged, ...]
-    validation: tuple[Tagged, ...]
+    train: tuple[TaggedImage, ...]
+    validation: tuple[TaggedImage, ...]
     split: str
-    notices: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
-    def targets(self, pictures: Sequence[Tagged]) -> Tensor:
-        """1 for each tag a picture has, else 0: float32 (n, labels)."""
-        rows = [[float(label in picture.tags) for label in self.labels] for picture in pictures]
-        return torch.tensor(rows).reshape(len(pictures), len(self.labels))
+    def targets(self, images: Sequence[TaggedImage]) -> Tensor:
+        """Return multi-hot targets, float32 (n, labels)."""
+        rows = [[float(label in image.tags) for label in self.labels] for image in images]
+        return torch.tensor(rows).reshape(len(images), len(self.labels))
 
 
-def table_file(data: Path) -> Path | None:
-    """The table of tags at or in `data`, or in the only folder of it; None where there is none."""
+def find_table(data: Path) -> Path | None:
+    """Return the table of tags at `data`, in it, or in its only subfolder; None if there is none."""
     if data.is_file():
         return data if data.suffix.lower() == ".csv" else None
-    inner = [path for path in data.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    places = [data, *inner[:1]] if len(inner) == 1 else [data]
-    return next((place / TABLE for place in places if (place / TABLE).is_file()), None)
+    subfolders = [path for path in data.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    folders = [data, *subfolders] if len(subfolders) == 1 else [data]
+    return next((folder / TABLE for folder in folders if (folder / TABLE).is_file()), None)
 
 
 def read_tags(table: Path, *, unreadable: str, valid_fraction: float, size: int) -> TagTable:
-    """Reads a table with the columns image_name and tags (space separated), and the pictures in folders beside it.
+    """Read a CSV file with the columns image_name and tags (space separated), and the images in folders beside it.
 
-    A third column, split (train or validation), says which pictures validate; else `valid_fraction` of them do, by the
-    hash of what they look like: copies of a picture on one side, and the rarer tags on both as far as that can be.
+    An optional third column, split (train or validation), selects the validation images. Without it, `valid_fraction`
+    of the images are held out by their perceptual hash: copies of an image stay on one side, and rare tags are put on
+    both sides if possible.
 
-    Raises CannotTrain: a column or a picture is missing, a picture is named twice, or there is no tag.
+    Raises CannotTrain if a column or an image is missing, an image is listed twice, or there is no tag.
     """
-    rows = _rows(table)
-    notices: list[str] = []
-    found = dict(filter_readable([row.path for row in rows], unreadable=unreadable, size=size, warnings=notices))
-    rows = [row for row in rows if row.path in found]
-    counts = Counter(tag for row in rows for tag in row.tags)
-    if not counts:
-        raise CannotTrain(f"{table} gives no picture a tag.")
-    train, validation, split = _split(rows, found, counts, valid_fraction)
+    rows = _read_rows(table)
+    warnings: list[str] = []
+    hashes = dict(filter_readable([row.path for row in rows], unreadable=unreadable, size=size, warnings=warnings))
+    rows = [row for row in rows if row.path in hashes]
+    tag_counts = Counter(tag for row in rows for tag in row.tags)
+    if not tag_counts:
+        raise CannotTrain(f"No image in {table} has a tag.")
+    train, validation, split = _split_rows(rows, hashes, tag_counts, valid_fraction)
     if not train or not validation:
-        raise CannotTrain(f"{table} leaves no pictures to {'train on' if not train else 'validate with'}.")
-    if not any(picture.tags for picture in validation):
-        raise CannotTrain(f"No picture of {table} that is to validate has a tag.")
-    labels = tuple(sorted(counts))
+        raise CannotTrain(f"The split of {table} leaves no images for {'training' if not train else 'validation'}.")
+    if not any(image.tags for image in validation):
+        raise CannotTrain(f"No validation image in {table} has a tag.")
+    labels = tuple(sorted(tag_counts))
     for label in labels:
-        for part, pictures in (("train on", train), ("validate with", validation)):
-            if not any(label in picture.tags for picture in pictures):
-                notices.append(f"'{label}' has no picture to {part}.")
-    return TagTable(labels, train, validation, split, tuple(notices))
+        for name, images in (("training", train), ("validation", validation)):
+            if not any(label in image.tags for image in images):
+                warnings.append(f"The label '{label}' has no {name} image.")
+    return TagTable(labels, train, validation, split, tuple(warnings))
 
 
-def _rows(table: Path) -> list[Tagged]:
-    files = _by_name(table.parent)
-    rows: list[Tagged] = []
-    seen: dict[str, int] = {}
-    paths: dict[Path, int] = {}
+def _read_rows(table: Path) -> list[TaggedImage]:
     try:
         text = table.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise CannotTrain(f"{table} is not UTF-8: save it anew as UTF-8.") from None
+        raise CannotTrain(f"{table} is not UTF-8. Save it as UTF-8.") from None
     try:
-        reader = csv.DictReader(text.splitlines())
-        missing = {_PICTURE, _TAGS} - set(reader.fieldnames or ())
-        if missing:
-            columns = ", ".join(reader.fieldnames or ()) or "none"
-            raise CannotTrain(f"{table} has no column {' and '.join(sorted(missing))}; its columns are {columns}.")
-        for number, row in enumerate(reader, 2):
-            name = row[_PICTURE] or ""
-            if name in seen:
-                raise CannotTrain(f"{table}, line {number}: {name} was named before, in line {seen[name]}.")
-            seen[name] = number
-            if name not in files:
-                raise CannotTrain(f"{table}, line {number}: there is no picture {name!r} in folders of {table.parent}.")
-            path = files[name]
-            if path is None:
-                raise CannotTrain(
-                    f"{table}, line {number}: {name} may be any of several pictures: name its folder too."
-                )
-            if path in paths:
-                raise CannotTrain(f"{table}, line {number}: {name} is the picture of line {paths[path]} once more.")
-            paths[path] = number
-            rows.append(Tagged(path, frozenset((row[_TAGS] or "").split()), _part(row, table, number)))
+        rows = list(_parse_rows(table, csv.DictReader(text.splitlines())))
     except csv.Error as error:
-        raise CannotTrain(f"{table} is no table of comma-separated values: {error}.") from None
+        raise CannotTrain(f"{table} is not a valid CSV file: {error}.") from None
     if not rows:
         raise CannotTrain(f"{table} has no rows.")
     return rows
 
 
-def _by_name(folder: Path) -> dict[str, Path | None]:
-    """Pictures by file name, and by what stands before its ending; None where a name fits several."""
-    found: dict[str, Path | None] = {}
+def _parse_rows(table: Path, reader: "csv.DictReader[str]") -> Iterator[TaggedImage]:
+    files = _index_by_name(table.parent)
+    line_of_name: dict[str, int] = {}
+    line_of_path: dict[Path, int] = {}
+    missing = {_IMAGE_COLUMN, _TAGS_COLUMN} - set(reader.fieldnames or ())
+    if missing:
+        columns = ", ".join(reader.fieldnames or ()) or "none"
+        raise CannotTrain(f"{table} has no column {' and '.join(sorted(missing))}; its columns are {columns}.")
+    for number, row in enumerate(reader, 2):
+        name = row[_IMAGE_COLUMN] or ""
+        if name in line_of_name:
+            raise CannotTrain(f"{table}, line {number}: {name} is already listed in line {line_of_name[name]}.")
+        line_of_name[name] = number
+        if name not in files:
+            raise CannotTrain(f"{table}, line {number}: there is no image {name!r} in the folders of {table.parent}.")
+        path = files[name]
+        if path is None:
+            raise CannotTrain(f"{table}, line {number}: {name} matches several images; include its folder.")
+        if path in line_of_path:
+            raise CannotTrain(f"{table}, line {number}: {name} is the same image as in line {line_of_path[path]}.")
+        line_of_path[path] = number
+        yield TaggedImage(path, frozenset((row[_TAGS_COLUMN] or "").split()), _parse_split(row, table, number))
+
+
+def _index_by_name(folder: Path) -> dict[str, Path | None]:
+    """Index the images by file name, stem and relative path; None for a name that matches several images."""
+    index: dict[str, Path | None] = {}
     for path in image_files(folder):
         for name in {path.name, path.stem, path.relative_to(folder).as_posix()}:
-            found[name] = None if name in found else path
-    return found
+            index[name] = None if name in index else path
+    return index
 
 
-def _part(row: dict[str, str], table: Path, number: int) -> str:
-    part = (row.get(_SPLIT) or "").strip().lower()
-    if part and part not in (*_TRAIN, *_VALIDATION):
-        raise CannotTrain(f"{table}, line {number}: the split is 'train' or 'validation', not '{part[:40]}'.")
-    return "validation" if part in _VALIDATION else "train" if part else ""
+def _parse_split(row: dict[str, str], table: Path, number: int) -> str:
+    split = (row.get(_SPLIT_COLUMN) or "").strip().lower()
+    if split and split not in (*_TRAIN, *_VALIDATION):
+        raise CannotTrain(f"{table}, line {number}: the split must be 'train' or 'validation', not '{split[:40]}'.")
+    return "validation" if split in _VALIDATION else "train" if split else ""
 
 
-def _split(
-    rows: Sequence[Tagged], perceptual_hash: dict[Path, str], counts: Counter[str], valid_fraction: float
-) -> tuple[tuple[Tagged, ...], tuple[Tagged, ...], str]:
-    parts = {row.part for row in rows}
-    if parts - {""}:
-        if "" in parts:
-            raise CannotTrain(f"The column {_SPLIT} is empty for some pictures and not for others.")
-        # Taken at its word, copies or not: of plain tiles many look alike and are none.
-        train = tuple(row for row in rows if row.part == "train")
-        return train, tuple(row for row in rows if row.part != "train"), f"the column '{_SPLIT}' of the table"
-    # A picture stands for its rarest tag, so that rare tags are on both sides.
-    order = {tag: i for i, (tag, _) in enumerate(sorted(counts.items(), key=lambda item: (item[1], item[0])))}
-    rarest = [min((order[tag] for tag in row.tags), default=len(order)) for row in rows]
-    held = validation_split([perceptual_hash[row.path] for row in rows], rarest, valid_fraction)
-    split = f"{valid_fraction:.0%} of the pictures held out for validation by the hash of what they look like"
-    train = tuple(row for row, out in zip(rows, held, strict=True) if not out)
-    return train, tuple(row for row, out in zip(rows, held, strict=True) if out), split
+def _split_rows(
+    rows: Sequence[TaggedImage], hashes: dict[Path, str], tag_counts: Counter[str], valid_fraction: float
+) -> tuple[tuple[TaggedImage, ...], tuple[TaggedImage, ...], str]:
+    """Return the training rows, the validation rows, and a description of the split."""
+    splits = {row.split for row in rows}
+    if splits - {""}:
+        if "" in splits:
+            raise CannotTrain(f"The column '{_SPLIT_COLUMN}' is empty for some images but not for others.")
+        # Copies are not removed here: many uniform tiles look alike without being copies.
+        train = tuple(row for row in rows if row.split == "train")
+        validation = tuple(row for row in rows if row.split != "train")
+        return train, validation, f"the column '{_SPLIT_COLUMN}' of the table"
+    # Stratify by each image's rarest tag, so that rare tags are on both sides.
+    rank = {tag: i for i, (tag, _) in enumerate(sorted(tag_counts.items(), key=lambda item: (item[1], item[0])))}
+    rarest = [min((rank[tag] for tag in row.tags), default=len(rank)) for row in rows]
+    is_validation = validation_split([hashes[row.path] for row in rows], rarest, valid_fraction)
+    train = tuple(row for row, held in zip(rows, is_validation, strict=True) if not held)
+    validation = tuple(row for row, held in zip(rows, is_validation, strict=True) if held)
+    split = f"{valid_fraction:.0%} of the images, chosen by a perceptual hash, are held out for validation"
+    return train, validation, split

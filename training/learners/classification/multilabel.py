@@ -1,4 +1,4 @@
-"""How pictures with several tags each are learnt: the classifier's network, a sigmoid, and a threshold for each tag."""
+"""Multi-label image classification: the classifier's network with a sigmoid and one threshold per label."""
 
 import base64
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -17,161 +18,161 @@ from training.core.errors import CannotTrain
 from training.core.results import Evaluation, Figure, Table, Trained
 from training.engine.runtime import Runtime
 from training.evaluation import calibration, classification
-from training.learners.classification.base import ClassesLearner
-from training.learners.classification.label_csv import read_tags, table_file
+from training.learners.classification.base import BaseClassificationLearner
+from training.learners.classification.label_csv import find_table, read_tags
 from training.learners.classification.multilabel_metrics import (
+    as_binary_samples,
     best_thresholds,
     f_score,
-    majority,
-    per_label,
-    tag_metrics,
-    two_sided,
+    majority_predictions,
+    multilabel_metrics,
+    per_label_table,
 )
-from training.learners.classification.network import ServedTags
+from training.learners.classification.network import ServedMultiLabelClassifier
 from training.reporting import plots
 
 
-class TagsLearner(ClassesLearner):
-    """Learns each tag of a picture from a table of them."""
+class MultiLabelLearner(BaseClassificationLearner):
+    """Trains a multi-label image classifier from a table of tags."""
 
     def _load_data(self, data: Path) -> None:
-        options, table = self.options, table_file(data)
+        options, table = self.options, find_table(data)
         if table is None:
-            raise CannotTrain(f"{data} holds no labels.csv.")
+            raise CannotTrain(f"There is no labels.csv in {data}.")
         self.table = read_tags(
             table, unreadable=options.unreadable, valid_fraction=options.valid_fraction, size=options.size
         )
-        train, kept = self.table.train, self.table.validation
-        # Until training is over; then validation chooses them.
+        train, validation = self.table.train, self.table.validation
+        # The thresholds are placeholders; `calibrated_task` sets them from the validation images after training.
         task = self._new_task(self.table.labels, (0.5,) * len(self.table.labels))
-        self._prepare(
+        self._load_samples(
             task,
-            ([picture.path for picture in train], self.table.targets(train)),
-            ([picture.path for picture in kept], self.table.targets(kept)),
+            ([image.path for image in train], self.table.targets(train)),
+            ([image.path for image in validation], self.table.targets(validation)),
         )
 
     def data_summary(self) -> str:
-        """Counts, and what was found on reading."""
+        """Return the counts, the split, and any warnings."""
         table = self.table
         tags = float(self.samples.targets.sum()) / len(table.train)
-        counts = f"{len(table.train):,} pictures to train on, {len(table.validation):,} to validate: {table.split}"
-        return "\n".join([f"{len(table.labels)} labels, {tags:.1f} a picture; {counts}.", *table.notices])
+        counts = f"{len(table.train):,} training images, {len(table.validation):,} validation images: {table.split}"
+        return "\n".join([f"{len(table.labels)} labels, {tags:.1f} per image; {counts}.", *table.warnings])
 
-    def _loss(self, logits: Tensor, target: Tensor) -> Tensor:
-        # Smoothed half as much as a class: a tag that is surely absent is no evidence for the others.
+    def _loss_of_logits(self, logits: Tensor, target: Tensor) -> Tensor:
+        # Half the smoothing of a single-label class: the absence of a tag says nothing about the other tags.
         smoothing = self.trained_with.label_smoothing / 2
         return binary_cross_entropy_with_logits(logits, target * (1 - smoothing) + smoothing / 2)
 
     def scores(self, network: nn.Module, runtime: Runtime) -> dict[str, float]:
-        """Mean average precision, micro F1 at 0.5, and the loss on the validation pictures."""
+        """Return mean average precision, micro F1 at threshold 0.5, and loss on the validation images."""
         from sklearn.metrics import average_precision_score
 
-        logits = self._logits(self._whole(network), runtime)
+        logits = self._validation_logits(self._with_tta(network), runtime)
         targets, known = self.targets.numpy(), self.targets.numpy().any(axis=0)
         precision = average_precision_score(targets[:, known], logits.numpy()[:, known], average="macro")
         loss = binary_cross_entropy_with_logits(logits, self.targets)
-        at_half = f_score((logits > 0).numpy(), targets.astype(int))
-        return {"average_precision": float(precision), "micro_f1": at_half, "loss": float(loss)}
+        micro_f1 = f_score((logits > 0).numpy(), targets.astype(int))
+        return {"average_precision": float(precision), "micro_f1": micro_f1, "loss": float(loss)}
 
     def to_inference_module(self, network: nn.Module) -> nn.Module:
-        """Calibrated on the validation pictures."""
-        whole = self._on_cpu(network)
-        logits = self._logits(whole, Runtime(torch.device("cpu")))
-        found = calibration.fit_temperature(logits, self.targets, loss=binary_cross_entropy_with_logits)
-        return ServedTags(whole, found).eval()
+        """Return the module to export, calibrated on the validation images."""
+        float32 = self._float32_copy(network)
+        logits = self._validation_logits(float32, Runtime(torch.device("cpu")))
+        temperature = calibration.fit_temperature(logits, self.targets, loss=binary_cross_entropy_with_logits)
+        return ServedMultiLabelClassifier(float32, temperature).eval()
 
     def calibrated_task(self, served: nn.Module) -> Task:
-        """With the thresholds that validation chose."""
-        return self._settled(self._probabilities(served))
+        """Return the task with the thresholds that are best on the validation images."""
+        return self._with_thresholds(self._validation_probabilities(served).calibrated)
 
-    def _settled(self, probabilities: Any) -> Classification:
+    def _with_thresholds(self, probabilities: NDArray[np.floating]) -> Classification:
         return replace(self.task, thresholds=best_thresholds(probabilities, self.targets.numpy().astype(int)))
 
     def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
-        """F scores, thresholds, calibration, and the worst mistakes with what the network looked at."""
-        temperature = float(cast(ServedTags, served).temperature)
-        probabilities, targets = self._probabilities(served), self.targets.numpy().astype(int)
-        before = _at_temperature_one(probabilities, temperature)
-        thresholds = self._settled(probabilities).thresholds
-        labels = per_label(probabilities, targets, thresholds, self.task.labels)
-        samples = f"{len(targets)} validation pictures"
+        """Report F scores, thresholds, calibration, and the worst mistakes with their activation maps."""
+        temperature = float(cast(ServedMultiLabelClassifier, served).temperature)
+        uncalibrated, probabilities = self._validation_probabilities(served)
+        targets = self.targets.numpy().astype(int)
+        thresholds = self._with_thresholds(probabilities).thresholds
+        table = per_label_table(probabilities, targets, thresholds, self.task.labels)
+        samples = f"{len(targets)} validation images"
         bins = {
-            "as trained": calibration.reliability_bins(*two_sided(before, targets)),
-            "calibrated": calibration.reliability_bins(*two_sided(probabilities, targets)),
+            "uncalibrated": calibration.reliability_bins(*as_binary_samples(uncalibrated, targets)),
+            "calibrated": calibration.reliability_bins(*as_binary_samples(probabilities, targets)),
         }
+        f1_by_label = [float(row[4]) for row in table.rows]
         return Evaluation(
-            metrics=tag_metrics(probabilities, before, targets, thresholds, samples),
+            metrics=multilabel_metrics(probabilities, uncalibrated, targets, thresholds, samples),
             notes=self._notes(trained, targets, temperature),
-            tables=(labels,),
+            tables=(table,),
             figures=(
-                Figure("F1 of each label", plots.draw_bars(self.task.labels, _column(labels, 4), "F1", "F1")),
+                Figure("F1 per label", plots.draw_bars(self.task.labels, f1_by_label, "F1", "F1")),
                 Figure("Reliability", plots.draw_reliability(bins), f"Temperature {temperature:.3f}."),
-                *self._worst(probabilities, targets, thresholds, served),
+                *self._worst_mistakes(probabilities, targets, thresholds, served),
                 self._augmentation_figure(),
             ),
-            failures=_failures(labels),
+            failures=_failures(table),
         )
 
-    def _notes(self, trained: Sequence[Trained], targets: Any, temperature: float) -> tuple[str, ...]:
-        train = self.samples.targets.numpy().astype(int)
-        always = majority(train, len(targets))
-        course = np.ones_like(targets, bool)
+    def _notes(self, trained: Sequence[Trained], targets: NDArray[np.integer], temperature: float) -> tuple[str, ...]:
+        majority = majority_predictions(self.samples.targets.numpy().astype(int), len(targets))
+        all_labels = np.ones_like(targets, bool)
         notes = [
             f"Split: {self.table.split}. The best epoch, the thresholds and the temperature ({temperature:.3f}) were "
-            "chosen on the same validation pictures; `micro_f1_crossed` says what thresholds cost that are not.",
-            f"Always answering each label's majority would have a micro F1 of {f_score(always, targets):.3f}; always "
-            f"answering every label, one of {f_score(course, targets):.3f}.",
+            "chosen on the same validation images, so expect slightly lower scores on new images; `micro_f1_crossed` "
+            "uses thresholds tuned on other images.",
+            f"Baselines: always predicting each label's majority has a micro F1 of {f_score(majority, targets):.3f}; "
+            f"always predicting every label, {f_score(all_labels, targets):.3f}.",
         ]
         if len(trained) > 1:
-            found = [each.scores["average_precision"] for each in trained]
-            notes.append(f"Mean average precision over {len(trained)} seeds: {classification.mean_and_std(found)}.")
-        return (*notes, *self._notes_on_the_network())
+            scores = [run.scores["average_precision"] for run in trained]
+            notes.append(f"Mean average precision over {len(trained)} seeds: {classification.mean_and_std(scores)}.")
+        return (*notes, *self._network_notes())
 
-    def _worst(
-        self, probabilities: Any, targets: Any, thresholds: Sequence[float], served: nn.Module
+    def _worst_mistakes(
+        self,
+        probabilities: NDArray[np.floating],
+        targets: NDArray[np.integer],
+        thresholds: Sequence[float],
+        served: nn.Module,
     ) -> tuple[Figure, ...]:
-        """The tags that were missed, or given, against the greatest odds: one a picture."""
+        """Show the most confident wrong labels, at most one per image."""
         wrong = (probabilities >= np.array(thresholds)) != targets.astype(bool)
-        surprise = np.where(wrong, np.abs(targets - probabilities), 0.0)
-        indices = np.argsort(-surprise.max(axis=1), kind="stable")[:12]
-        chosen = []
-        for index in indices[surprise[indices].max(axis=1) > 0].tolist():
-            label = int(surprise[index].argmax())
-            said = "missed" if targets[index, label] else "wrongly given"
-            chosen.append((index, label, f"{self.task.labels[label]} {said}, {probabilities[index, label]:.2f}"))
-        return self._shown(chosen, served, "Worst mistakes", "Orange: what speaks for the tag that is named.")
+        error = np.where(wrong, np.abs(targets - probabilities), 0.0)
+        indices = np.argsort(-error.max(axis=1), kind="stable")[:12]
+        entries = []
+        for index in indices[error[indices].max(axis=1) > 0].tolist():
+            label = int(error[index].argmax())
+            kind = "missed" if targets[index, label] else "false positive"
+            entries.append((index, label, f"{self.task.labels[label]} {kind}, {probabilities[index, label]:.2f}"))
+        return self._evidence_figures(entries, served, "Worst mistakes", "Orange: evidence for the named label.")
 
     def golden_requests(self, served: nn.Module) -> tuple[Task, list[dict[str, Any]]]:
-        """Pictures whose probabilities all lie far from their thresholds; one asks for everything there is."""
-        probabilities, targets = self._probabilities(served), self.targets.numpy().astype(bool)
-        task = self._settled(probabilities)
+        """Return requests with images whose probabilities are all far from their thresholds.
+
+        The second request also asks for the heat map and for all labels.
+        """
+        probabilities = self._validation_probabilities(served).calibrated
+        targets = self.targets.numpy().astype(bool)
+        task = self._with_thresholds(probabilities)
         margins = np.abs(probabilities - np.array(task.thresholds)).min(axis=1)
-        right = ((probabilities >= np.array(task.thresholds)) == targets).all(axis=1)
-        clearest = np.argsort(-margins * right, kind="stable")[:3].tolist()
-        clear = [index for index in clearest if margins[index] > 0.05 and right[index]]
+        correct = ((probabilities >= np.array(task.thresholds)) == targets).all(axis=1)
+        clearest = np.argsort(-margins * correct, kind="stable")[:3].tolist()
         bodies: list[dict[str, Any]] = [
-            {"image": base64.b64encode(self._small_jpeg(index)).decode("ascii")} for index in clear
+            {"image": base64.b64encode(self._downscaled_jpeg(index)).decode("ascii")}
+            for index in clearest
+            if margins[index] > 0.05 and correct[index]
         ]
         if len(bodies) > 1:
             bodies[1] = {**bodies[1], "heatmap": True, "all_labels": True}
         return task, bodies or [task.example()]
 
 
-def _at_temperature_one(probabilities: Any, temperature: float) -> Any:
-    """What the probabilities were before they were calibrated."""
-    exact = np.clip(probabilities.astype(np.float64), 1e-12, 1 - 1e-12)
-    return 1 / (1 + np.exp(-np.log(exact / (1 - exact)) * temperature))
-
-
-def _column(table: Table, index: int) -> list[float]:
-    return [float(row[index]) for row in table.rows]
-
-
-def _failures(labels: Table) -> tuple[str, ...]:
-    """The labels that are found least reliably."""
-    weakest = sorted((row for row in labels.rows if row[-1] != "0"), key=lambda row: float(row[4]))[:3]
+def _failures(table: Table) -> tuple[str, ...]:
+    """Describe the labels with the lowest F1."""
+    weakest = sorted((row for row in table.rows if row[-1] != "0"), key=lambda row: float(row[4]))[:3]
     return tuple(
-        f"'{name}' has an F1 of {f1}: {float(recall):.0%} of its {count} pictures are found, and "
-        f"{float(precision):.0%} of those that get it have it."
+        f"'{name}' has an F1 of {f1}: the model finds {float(recall):.0%} of its {count} images, and "
+        f"{float(precision):.0%} of the images predicted to have it do."
         for name, _, precision, recall, f1, _, count in weakest
     )

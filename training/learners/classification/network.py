@@ -1,4 +1,4 @@
-"""A picture classifier whose class-activation map costs nothing more than the answer."""
+"""An image classifier that returns a class activation map at no extra cost."""
 
 import torch
 from torch import Tensor, nn
@@ -7,28 +7,32 @@ from training.vision.backbones import Body, PixelNetwork
 
 
 class Classifier(PixelNetwork):
-    """Body → dropout → 1×1 convolution → mean over the places.
+    """Body → dropout → 1×1 convolution → mean over all positions.
 
-    The convolution before the mean gives each class's evidence at each place; pooling it is the same as pooling the
-    features first and applying a linear layer (Zhou et al. 2016), and the map is there without a backward pass.
+    The convolution before the mean gives the evidence for each class at each position. Pooling the evidence gives the
+    same logits as pooling the features and applying a linear layer (Zhou et al. 2016), so the activation map needs no
+    backward pass.
     """
 
     def __init__(self, body: Body, classes: int, *, dropout: float) -> None:
         super().__init__()
         self.body = body
-        # Whole channels: the same as dropping features after the pooling.
+        # Dropping whole channels is the same as dropping features after pooling.
         self.dropout = nn.Dropout2d(dropout)
         self.head = nn.Conv2d(body.channels, classes, kernel_size=1)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels 0…255 (n, height, width, 3), uint8 or float32, to logits (n, classes) and map (n, classes, h, w)."""
-        pictures = self.normalise(image)
-        evidence = self.head(self.dropout(self.body(pictures))).float()
+        """Return logits (n, classes) and activation map (n, classes, h, w).
+
+        `image` holds pixel values 0…255, (n, height, width, 3), uint8 or float32.
+        """
+        features = self.body(self.normalise(image))
+        evidence = self.head(self.dropout(features)).float()
         return evidence.mean(dim=(2, 3)), evidence
 
 
 class ServedClassifier(nn.Module):
-    """What is exported: calibrated probabilities and the activation map."""
+    """The exported module: calibrated probabilities and the activation map."""
 
     temperature: Tensor
 
@@ -38,30 +42,32 @@ class ServedClassifier(nn.Module):
         self.register_buffer("temperature", torch.tensor(temperature))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 (n, height, width, 3) to probabilities (n, classes) and map (n, classes, h, w)."""
+        """Return probabilities (n, classes) and map (n, classes, h, w) for uint8 images (n, height, width, 3)."""
         logits, evidence = self.network(image)
-        return self._probabilities(logits / self.temperature), evidence
+        return self.probabilities(logits / self.temperature), evidence
 
-    def _probabilities(self, logits: Tensor) -> Tensor:
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the probabilities (n, classes), which sum to 1 for each image."""
         return logits.softmax(dim=1)
 
 
-class ServedTags(ServedClassifier):
-    """The same for several labels: the probability of each, whatever the others'."""
+class ServedMultiLabelClassifier(ServedClassifier):
+    """The exported module for several labels per image: an independent probability for each label."""
 
-    def _probabilities(self, logits: Tensor) -> Tensor:
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Return the probabilities (n, classes), each between 0 and 1."""
         return logits.sigmoid()
 
 
 class FlipTTA(nn.Module):
-    """Test-time augmentation: the mean over a picture and its mirror image; twice the cost."""
+    """Test-time augmentation: averages over the image and its mirror image, at twice the cost."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """As the network's own, with the map of the mirror image turned back."""
+        """Return the mean logits and the mean map, with the map of the mirror image flipped back."""
         logits, evidence = self.network(image)
-        others, mirrored = self.network(image.flip(2))
-        return (logits + others) / 2, (evidence + mirrored.flip(3)) / 2
+        mirrored_logits, mirrored_evidence = self.network(image.flip(2))
+        return (logits + mirrored_logits) / 2, (evidence + mirrored_evidence.flip(3)) / 2

@@ -31,8 +31,8 @@ class Bicubic(nn.Module):
     def forward(self, pictures: Tensor) -> Tensor:
         """(n, 3, height, width) to (n, 3, scale·height, scale·width)."""
         reach = _TAPS // 2
-        pad_tokens = pad(pictures, (reach, reach, reach, reach), mode="replicate")
-        return pixel_shuffle(conv2d(pad_tokens, self.kernels.to(pad_tokens.dtype), groups=3), self.scale)
+        padded = pad(pictures, (reach, reach, reach, reach), mode="replicate")
+        return pixel_shuffle(conv2d(padded, self.kernels.to(padded.dtype), groups=3), self.scale)
 
 
 def _keys(distance: Tensor) -> Tensor:
