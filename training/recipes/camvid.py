@@ -57,7 +57,7 @@ RECIPE = Recipe(
     options=_OPTIONS,
     on_gpu=Preset(
         Settings(epochs=80, batch_size=16, rate=1e-3, label_smoothing=0.0),
-        replace(_OPTIONS, backbone="resnet50", fine=True, crop_width=480, crop_height=360),
+        replace(_OPTIONS, backbone="resnet50", full_resolution=True, crop_width=480, crop_height=360),
     ),
     intended_use="Learning and comparing segmentation methods; rough segmentation of street scenes.",
     out_of_scope=(

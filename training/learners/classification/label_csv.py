@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from training.core.errors import CannotTrain
-from training.data.images import image_files
+from training.data.images import filter_readable, image_files
 from training.data.splits import validation_split
 
 TABLE = "labels.csv"

@@ -1,4 +1,4 @@
-"""Pictures with a mask each as samples to train on: found, paired, checked, and changed together."""
+"""Images with one mask each: pairing, validation, and samples whose image and mask are augmented together."""
 
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,366 +20,372 @@ from training.engine.batches import Key
 from training.engine.runtime import Batch
 
 IGNORED = 255
-"""In a target: a pixel of which nobody says what it is."""
-_TRAIN, _VALIDATION = ("train", "training"), ("val", "valid", "validation")
-_PICTURES, _MASKS = ("images", "pictures"), ("masks", "labels", "annotations")
-_VOID_NAMES = {"void", "unlabelled", "unlabeled", "unlabel", "unknown", "ignore", "ignored"}
-_BORDER = (124, 116, 104)
+"""Target value of unlabelled pixels."""
 CODES = "codes.txt"
+_TRAIN, _VALIDATION = ("train", "training"), ("val", "valid", "validation")
+_IMAGES, _MASKS = ("images", "pictures"), ("masks", "labels", "annotations")
+_VOID_NAMES = {"void", "unlabelled", "unlabeled", "unlabel", "unknown", "ignore", "ignored"}
+_BORDER = (124, 116, 104)  # ImageNet's mean colour.
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The labels, which index in a mask is which, and their colours where the masks have a palette.
+    """The classes of a set of masks.
 
     Attributes:
-        labels: without void.
-        index: for each value 0…255 of a mask the label's index, or IGNORED.
-        colours: of the labels; none where the masks are grey.
+        labels: names of the classes, without void.
+        index_of_value: for each mask value 0…255, the index of its label, or IGNORED.
+        colours: one per label; empty if the masks have no palette.
     """
 
     labels: tuple[str, ...]
-    index: NDArray[np.uint8]
+    index_of_value: NDArray[np.uint8]
     colours: tuple[Colour, ...] = ()
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A picture and its mask; their size, what the picture looks like, and the indices that occur in the mask."""
+class ImageMaskPair:
+    """An image and its mask, their size, a perceptual hash of the image, and the values that occur in the mask."""
 
-    picture: Path
+    image: Path
     mask: Path
     width: int
     height: int
     perceptual_hash: str
-    indices: frozenset[int]
+    mask_values: frozenset[int]
 
 
 @dataclass(frozen=True)
 class MaskFolder:
-    """What lies in a folder of pictures and masks, and how it is split; `split` says how in words."""
+    """The contents of a folder of images and masks and their split; `split` describes the split in words."""
 
     classes: Classes
-    train: tuple[Pair, ...]
-    validation: tuple[Pair, ...]
+    train: tuple[ImageMaskPair, ...]
+    validation: tuple[ImageMaskPair, ...]
     split: str
-    notices: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
-def read_masks(
+def read_mask_folder(
     folder: Path, *, labels: Sequence[str] = (), void: int = -1, unreadable: str, valid_fraction: float, size: int
 ) -> MaskFolder:
-    """Reads `images` and `masks` (with or without `train` and `val` in them), or `train`, `trainannot`, `val`, ….
+    """Read a folder with `images` and `masks` (optionally with `train` and `val` in them), or `train`, `trainannot`, ….
 
-    A picture and its mask have the same name but for the ending. The labels are the lines of `codes.txt`, else
-    `labels`, else the indices themselves. `void` is the index of pixels that nobody labelled; -1: the line of
-    `codes.txt` that says so, and 255, but for masks of nothing else than 0 and 255.
+    An image and its mask have the same name except for the extension. The labels are the lines of `codes.txt`, else
+    `labels`, else the mask values themselves. `void` is the mask value of unlabelled pixels. By default (-1) it is the
+    value that `codes.txt` names void, and 255; masks that contain only 0 and 255 have no void.
 
-    Raises CannotTrain: no such folders, a picture without its mask or the reverse, sizes that differ, a mask in
-    colours, an index that is no label.
+    Raises CannotTrain if the folders are missing, an image has no mask or a mask no image, their sizes differ, a mask
+    is in colour, or a mask value has no label.
     """
     if not folder.is_dir():
         raise CannotTrain(f"{folder} is not a folder.")
-    root = _root(folder)
-    train, validation = _part(root, _TRAIN), _part(root, _VALIDATION)
-    notices: list[str] = []
-    if not train:
-        pictures, masks = _picked(root, _PICTURES), _picked(root, _MASKS)
-        if not (pictures and masks):
+    root = _find_root(folder)
+    train_folders, validation_folders = _split_folders(root, _TRAIN), _split_folders(root, _VALIDATION)
+    warnings: list[str] = []
+    if not train_folders:
+        images, masks = _first_existing(root, _IMAGES), _first_existing(root, _MASKS)
+        if not (images and masks):
             raise CannotTrain(
-                f"{root} has neither the folders 'images' and 'masks' nor 'train' and 'trainannot': pictures lie in "
-                "the first, their masks, of the same names, in the second."
+                f"{root} has neither the folders 'images' and 'masks' nor 'train' and 'trainannot'. Put the images "
+                "into the first and their masks, with the same names, into the second."
             )
-        train = (pictures, masks)
-    pairs = _paired(*train, unreadable, size, notices)
-    kept = _paired(*validation, unreadable, size, notices) if validation else ()
-    classes = _classes(root, labels, void, (*pairs, *kept))
-    if kept:
-        seen = {pair.perceptual_hash for pair in kept}
-        alone = tuple(pair for pair in pairs if pair.perceptual_hash not in seen)
-        if len(alone) < len(pairs):
-            notices.append(f"{len(pairs) - len(alone)} training pictures left out: copies of validation pictures.")
-        return MaskFolder(classes, alone, kept, "the folders of the data, as they are", tuple(notices))
-    held = validation_split([pair.perceptual_hash for pair in pairs], [0] * len(pairs), valid_fraction)
-    split = f"{valid_fraction:.0%} of the pictures held out for validation by their hash"
-    train_part, kept = (tuple(p for p, out in zip(pairs, held, strict=True) if out == side) for side in (False, True))
-    if not kept:
-        raise CannotTrain(f"{root} has one picture only: there is none left to validate on.")
-    return MaskFolder(classes, train_part, kept, split, tuple(notices))
+        train_folders = (images, masks)
+    pairs = _read_pairs(*train_folders, unreadable, size, warnings)
+    validation = _read_pairs(*validation_folders, unreadable, size, warnings) if validation_folders else ()
+    classes = _find_classes(root, labels, void, (*pairs, *validation))
+    if validation:
+        validation_hashes = {pair.perceptual_hash for pair in validation}
+        train = tuple(pair for pair in pairs if pair.perceptual_hash not in validation_hashes)
+        if len(train) < len(pairs):
+            removed = len(pairs) - len(train)
+            warnings.append(f"{removed} training images left out: they are copies of validation images.")
+        return MaskFolder(classes, train, validation, "the training and validation folders", tuple(warnings))
+    is_validation = validation_split([pair.perceptual_hash for pair in pairs], [0] * len(pairs), valid_fraction)
+    split = f"{valid_fraction:.0%} of the images, chosen by a perceptual hash, are held out for validation"
+    train = tuple(pair for pair, held in zip(pairs, is_validation, strict=True) if not held)
+    validation = tuple(pair for pair, held in zip(pairs, is_validation, strict=True) if held)
+    if not validation:
+        raise CannotTrain(f"{root} has only one image, which leaves none for validation.")
+    return MaskFolder(classes, train, validation, split, tuple(warnings))
 
 
-def _root(folder: Path) -> Path:
-    """The folder that holds the pictures: of an unpacked archive it may be a folder or two further in."""
+def _find_root(folder: Path) -> Path:
+    """Return the folder that holds the images; in an unpacked archive it may be one or two levels down."""
     candidates = [folder, *sorted(path for path in folder.glob("*/") if path.is_dir()), *sorted(folder.glob("*/*/"))]
     for path in candidates:
-        if _part(path, _TRAIN) or (_picked(path, _PICTURES) and _picked(path, _MASKS)):
+        if _split_folders(path, _TRAIN) or (_first_existing(path, _IMAGES) and _first_existing(path, _MASKS)):
             return path
     return folder
 
 
-def _picked(root: Path, names: Sequence[str]) -> Path | None:
+def _first_existing(root: Path, names: Sequence[str]) -> Path | None:
     return next((root / name for name in names if (root / name).is_dir()), None)
 
 
-def _part(root: Path, names: Sequence[str]) -> tuple[Path, Path] | None:
-    """The folders of pictures and masks of a part of the split, in any of the layouts."""
-    pictures, masks = _picked(root, _PICTURES), _picked(root, _MASKS)
+def _split_folders(root: Path, names: Sequence[str]) -> tuple[Path, Path] | None:
+    """Return the image and mask folders of one side of the split, in any of the supported layouts."""
+    images, masks = _first_existing(root, _IMAGES), _first_existing(root, _MASKS)
     for name in names:
-        for places in (
+        for folders in (
             (root / name, root / f"{name}annot"),
-            (pictures / name, masks / name) if pictures and masks else None,
-            *((root / name / p, root / name / m) for p in _PICTURES for m in _MASKS),
+            (images / name, masks / name) if images and masks else None,
+            *((root / name / image_name, root / name / mask_name) for image_name in _IMAGES for mask_name in _MASKS),
         ):
-            if places and places[0].is_dir() and places[1].is_dir():
-                return places
+            if folders and folders[0].is_dir() and folders[1].is_dir():
+                return folders
     return None
 
 
-def _paired(pictures: Path, masks: Path, unreadable: str, size: int, notices: list[str]) -> tuple[Pair, ...]:
-    """Every picture that can be decoded, with its mask."""
-    by_name = {path.relative_to(pictures).with_suffix("").as_posix(): path for path in image_files(pictures)}
-    masks_by_name = _without_ending(
-        {path.relative_to(masks).with_suffix("").as_posix(): path for path in image_files(masks)}, by_name
+def _read_pairs(
+    images: Path, masks: Path, unreadable: str, size: int, warnings: list[str]
+) -> tuple[ImageMaskPair, ...]:
+    """Return every image that can be decoded, with its mask."""
+    image_of_name = {path.relative_to(images).with_suffix("").as_posix(): path for path in image_files(images)}
+    mask_of_name = _strip_common_suffix(
+        {path.relative_to(masks).with_suffix("").as_posix(): path for path in image_files(masks)}, image_of_name
     )
-    for names, others, sentence in (
-        (by_name, masks_by_name, f"has no mask of the same name in {masks}"),
-        (masks_by_name, by_name, f"has no picture of the same name in {pictures}"),
+    for files, counterparts, problem in (
+        (image_of_name, mask_of_name, f"has no mask of the same name in {masks}"),
+        (mask_of_name, image_of_name, f"has no image of the same name in {images}"),
     ):
-        missing = sorted(set(names) - set(others))
+        missing = sorted(set(files) - set(counterparts))
         if missing:
-            more = f", nor have {len(missing) - 1} others" if len(missing) > 1 else ""
-            raise CannotTrain(f"{names[missing[0]]} {sentence}{more}.")
-    if not by_name:
-        raise CannotTrain(f"There are no pictures (JPEG, PNG, WebP or BMP) in {pictures}.")
-    found = filter_readable(list(by_name.values()), unreadable=unreadable, size=size, warnings=notices)
-    mask_of = {path: masks_by_name[name] for name, path in by_name.items()}
+            others = f" (and {len(missing) - 1} others)" if len(missing) > 1 else ""
+            raise CannotTrain(f"{files[missing[0]]} {problem}{others}.")
+    if not image_of_name:
+        raise CannotTrain(f"There are no images (JPEG, PNG, WebP or BMP) in {images}.")
+    decodable = filter_readable(list(image_of_name.values()), unreadable=unreadable, size=size, warnings=warnings)
+    mask_of_image = {path: mask_of_name[name] for name, path in image_of_name.items()}
     with ThreadPoolExecutor() as pool:
-        return tuple(pool.map(lambda each: _checked(each[0], mask_of[each[0]], each[1], size), found))
+        return tuple(pool.map(lambda entry: _check_pair(entry[0], mask_of_image[entry[0]], entry[1], size), decodable))
 
 
-def _without_ending(masks: dict[str, Path], pictures: Collection[str]) -> dict[str, Path]:
-    """The masks by their pictures' names, where each mask's has the same ending more (`_P` in the course's CamVid)."""
-    if not masks or set(masks) & set(pictures):
+def _strip_common_suffix(masks: dict[str, Path], image_names: Collection[str]) -> dict[str, Path]:
+    """Strip a suffix that all mask names add to their images' names, such as `_P` in the fast.ai course's CamVid."""
+    if not masks or set(masks) & set(image_names):
         return masks
     first = min(masks)
-    beginnings = [first[:length] for length in range(len(first) - 1, 0, -1) if first[:length] in pictures]
-    ending = first[len(beginnings[0]) :] if beginnings else ""
-    if not ending or not all(name.endswith(ending) for name in masks):
+    stems = [first[:length] for length in range(len(first) - 1, 0, -1) if first[:length] in image_names]
+    suffix = first[len(stems[0]) :] if stems else ""
+    if not suffix or not all(name.endswith(suffix) for name in masks):
         return masks
-    return {name.removesuffix(ending): path for name, path in masks.items()}
+    return {name.removesuffix(suffix): path for name, path in masks.items()}
 
 
-def _checked(path: Path, mask: Path, perceptual_hash: str, size: int) -> Pair:
-    picture, indices = decode_file(path, size), read_mask(mask)
-    height, width = indices.shape
-    if (picture.width, picture.height) != (width, height):
+def _check_pair(path: Path, mask_path: Path, perceptual_hash: str, size: int) -> ImageMaskPair:
+    image, mask = decode_file(path, size), read_mask(mask_path)
+    height, width = mask.shape
+    if (image.width, image.height) != (width, height):
         raise CannotTrain(
-            f"{path} has {picture.width}×{picture.height} pixels and its mask {mask} {width}×{height}: "
-            "a mask has a pixel for each of its picture's."
+            f"{path} has {image.width}×{image.height} pixels but its mask {mask_path} has {width}×{height}. A mask "
+            "must have the size of its image."
         )
-    return Pair(
-        path, mask, width, height, perceptual_hash, frozenset(np.flatnonzero(np.bincount(indices.ravel())).tolist())
-    )
+    values = frozenset(np.flatnonzero(np.bincount(mask.ravel())).tolist())
+    return ImageMaskPair(path, mask_path, width, height, perceptual_hash, values)
 
 
 def read_mask(path: Path) -> NDArray[np.uint8]:
-    """A mask's indices, uint8 (height, width). Raises CannotTrain: unreadable, or in colours."""
-    with _opened(path) as image:
+    """Return the values of a mask, uint8 (height, width). Raises CannotTrain if it is unreadable or in colour."""
+    with _open_mask(path) as image:
         if image.mode not in ("L", "P", "1"):
             raise CannotTrain(
-                f"{path} is a picture of mode {image.mode}: a mask is a PNG of one channel of 8 bits (grey or with a "
+                f"{path} has the mode {image.mode}. A mask must be a PNG with one 8-bit channel (greyscale or with a "
                 "palette) whose values are the indices of the labels."
             )
         return np.asarray(image).astype(np.uint8)
 
 
-def _opened(path: Path) -> Image.Image:
+def _open_mask(path: Path) -> Image.Image:
     try:
         image = Image.open(path)
         image.load()
-    except Exception as error:  # A decoder may raise anything at a broken file.
+    except Exception as error:  # Pillow's decoders raise many types of error for broken files.
         raise CannotTrain(f"The mask {path} cannot be read: {error}.") from None
     return image
 
 
-def _classes(root: Path, given: Sequence[str], void: int, pairs: Sequence[Pair]) -> Classes:
-    """The labels and what each index means, checked against the indices that occur."""
-    example = {value: pair.mask for pair in reversed(pairs) for value in pair.indices}
+def _find_classes(root: Path, given: Sequence[str], void: int, pairs: Sequence[ImageMaskPair]) -> Classes:
+    """Return the classes, checked against the values that occur in the masks."""
+    example = {value: pair.mask for pair in reversed(pairs) for value in pair.mask_values}
     if void < 0 and set(example) == {0, 255} and not (root / CODES).is_file() and len(given) in (0, 2):
-        return _black_and_white(tuple(given) or ("background", "foreground"))
-    names = _names(root, given, sorted(set(example) - {void, 255}))
-    named = {i for i, name in enumerate(names) if name.lower() in _VOID_NAMES}
-    voids = {255} | ({void} if void >= 0 else named)
+        return _binary_classes(tuple(given) or ("background", "foreground"))
+    names = _name_values(root, given, sorted(set(example) - {void, 255}))
+    void_values = {255} | ({void} if void >= 0 else {i for i, name in enumerate(names) if name.lower() in _VOID_NAMES})
     for value in sorted(example):
-        if value >= len(names) and value not in voids:
+        if value >= len(names) and value not in void_values:
             raise CannotTrain(
-                f"{example[value]} has pixels of the index {value}, and there are {len(names)} labels, 0 to "
-                f"{len(names) - 1} ({', '.join(names[:4])}, …). If {value} means 'unlabelled', say --void {value}."
+                f"{example[value]} contains the value {value}, but there are only {len(names)} labels, 0 to "
+                f"{len(names) - 1} ({', '.join(names[:4])}, …). If {value} means unlabelled, use --void {value}."
             )
-    kept = [value for value in range(len(names)) if value not in voids]
+    kept = [value for value in range(len(names)) if value not in void_values]
     if len(set(kept) & set(example)) < 2:
-        none = ", ".join(map(str, sorted(voids)))
+        listed = ", ".join(map(str, sorted(void_values)))
         raise CannotTrain(
-            f"The masks in {root} know fewer than two classes beside void ({none}): their pixels are to be the indices "
-            "0, 1, 2, … of the labels (--void says which index is none)."
+            f"The masks in {root} contain fewer than two classes besides void ({listed}). Mask values must be the "
+            "indices 0, 1, 2, … of the labels; --void sets the value of unlabelled pixels."
         )
-    index = np.full(256, IGNORED, np.uint8)
-    index[kept] = range(len(kept))
-    return Classes(tuple(names[value] for value in kept), index, _palette(pairs[0].mask, kept))
+    index_of_value = np.full(256, IGNORED, np.uint8)
+    index_of_value[kept] = range(len(kept))
+    return Classes(tuple(names[value] for value in kept), index_of_value, _palette_colours(pairs[0].mask, kept))
 
 
-def _black_and_white(names: tuple[str, ...]) -> Classes:
-    """Masks of 0 and 255 and nothing else: drawn in black and white, 255 is the second label and not void."""
-    index = np.full(256, IGNORED, np.uint8)
-    index[[0, 255]] = 0, 1
-    return Classes(names, index, ())
+def _binary_classes(names: tuple[str, ...]) -> Classes:
+    """Return the two classes of black-and-white masks, where 255 is the second label and not void."""
+    index_of_value = np.full(256, IGNORED, np.uint8)
+    index_of_value[[0, 255]] = 0, 1
+    return Classes(names, index_of_value, ())
 
 
-def _names(root: Path, given: Sequence[str], indices: Sequence[int]) -> list[str]:
-    """A name for each index, void among them."""
+def _name_values(root: Path, given: Sequence[str], values: Sequence[int]) -> list[str]:
+    """Return a name for each mask value, including void."""
     codes = root / CODES
     if codes.is_file():
-        names = _lines(codes)
+        names = _read_codes(codes)
     elif given:
         names = list(given)
     else:
-        names = [f"class {value}" for value in range(max(indices, default=0) + 1)]
+        names = [f"class {value}" for value in range(max(values, default=0) + 1)]
     if len(names) > 255:
-        raise CannotTrain(
-            f"{root} has {len(names)} labels: a mask of 8 bits holds at most 255, and one value for none."
-        )
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if doubled:
-        raise CannotTrain(f"'{doubled[0]}' stands twice among the labels of {codes if codes.is_file() else root}.")
+        raise CannotTrain(f"{root} has {len(names)} labels; an 8-bit mask can hold at most 255 labels besides void.")
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise CannotTrain(f"The label '{duplicates[0]}' occurs twice in {codes if codes.is_file() else root}.")
     return names
 
 
-def _lines(codes: Path) -> list[str]:
+def _read_codes(codes: Path) -> list[str]:
     try:
         return [line.strip() for line in codes.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except UnicodeDecodeError:
-        raise CannotTrain(f"{codes} is not UTF-8: save it anew as UTF-8.") from None
+        raise CannotTrain(f"{codes} is not UTF-8. Save it as UTF-8.") from None
 
 
-def _palette(mask: Path, kept: Sequence[int]) -> tuple[Colour, ...]:
-    """The labels' colours in a palette mask; none where it has no palette, or one with the same colour twice."""
-    with _opened(mask) as image:
-        levels = image.getpalette("RGB") if image.mode == "P" else None
-    colours = [(*levels[3 * i : 3 * i + 3],) for i in kept if 3 * i + 3 <= len(levels)] if levels else []
-    return tuple(colours) if len(set(colours)) == len(kept) else ()  # type: ignore[arg-type]
+def _palette_colours(mask: Path, values: Sequence[int]) -> tuple[Colour, ...]:
+    """Return the palette colours of the values; empty if the mask has no palette or the colours are not distinct."""
+    with _open_mask(mask) as image:
+        palette = image.getpalette("RGB") if image.mode == "P" else None
+    colours = [(*palette[3 * i : 3 * i + 3],) for i in values if 3 * i + 3 <= len(palette)] if palette else []
+    return tuple(colours) if len(set(colours)) == len(values) else ()  # type: ignore[arg-type]
 
 
 class MaskedImages(ImageSamples):
-    """Pictures with their masks; each sample is what the network sees of one.
+    """Images with masks as samples.
 
-    To validate, the whole of it as the service sees it (a very long picture is several samples, its windows); to
-    train, with `crop` (width, height), a random part, larger or smaller, mirrored or not, lighter or darker.
+    For validation a sample is what the service would pass to the network; a very long image gives several samples, one
+    for each of its windows. For training, with `crop` (width, height), a sample is a random crop; with `augment` it is
+    also scaled, flipped and colour-jittered.
+
+    Attributes:
+        windows: (index of the image, index of the window) of each sample.
     """
 
     def __init__(
         self,
-        pairs: Sequence[Pair],
+        pairs: Sequence[ImageMaskPair],
         classes: Classes,
         task: Segmentation,
         *,
         seed: int = 0,
         crop: tuple[int, int] | None = None,
-        change: bool = True,
+        augment: bool = True,
         cache_bytes: int = 4 << 30,
     ) -> None:
         room = cache_bytes - sum(pair.width * pair.height for pair in pairs)
-        super().__init__([p.picture for p in pairs], enough=max(task.width, task.height), seed=seed, cache_bytes=room)
-        self.pairs, self.classes, self.task, self.crop, self.change = tuple(pairs), classes, task, crop, change
-        self._masks = [self._target(index) if room > 0 else None for index in range(len(pairs))]
-        self._cropped = replace(task, width=crop[0], height=crop[1]) if crop else task
-        self.places = [
+        super().__init__(
+            [pair.image for pair in pairs], enough=max(task.width, task.height), seed=seed, cache_bytes=room
+        )
+        self.pairs, self.classes, self.task, self.crop, self.augment = tuple(pairs), classes, task, crop, augment
+        self._masks = [self._read_target(index) if room > 0 else None for index in range(len(pairs))]
+        self._crop_task = replace(task, width=crop[0], height=crop[1]) if crop else task
+        self.windows = [
             (index, window)
             for index, pair in enumerate(pairs)
             for window in range(1 if crop else len(task.windows(pair.width, pair.height)[1]))
         ]
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.windows)
 
-    def _target(self, index: int) -> NDArray[np.uint8]:
-        found: NDArray[np.uint8] = self.classes.index[read_mask(self.pairs[index].mask)]
-        return found
+    def _read_target(self, index: int) -> NDArray[np.uint8]:
+        target: NDArray[np.uint8] = self.classes.index_of_value[read_mask(self.pairs[index].mask)]
+        return target
 
     def mask(self, index: int) -> NDArray[np.uint8]:
-        """The whole target of a picture, uint8 (height, width): indices of labels, or IGNORED."""
-        kept = self._masks[index]
-        return self._target(index) if kept is None else kept
+        """Return the full target of an image, uint8 (height, width): indices of labels, or IGNORED."""
+        cached = self._masks[index]
+        return self._read_target(index) if cached is None else cached
 
-    def pixels_of_each(self) -> NDArray[np.int64]:
-        """How many pixels each label has in all pictures."""
+    def count_pixels_per_label(self) -> NDArray[np.int64]:
+        """Return the number of pixels of each label over all images."""
         counts = [np.bincount(self.mask(index).ravel(), minlength=256) for index in range(len(self.pairs))]
-        found: NDArray[np.int64] = np.sum(counts, axis=0)[: len(self.classes.labels)]
-        return found
+        total: NDArray[np.int64] = np.sum(counts, axis=0)[: len(self.classes.labels)]
+        return total
 
     def sample(self, key: Key) -> Batch:
-        """`image` uint8 (height, width, 3) and `target` uint8 (height, width)."""
-        index, window = self.places[key[1]]
-        picture, mask = self.image(index), self.mask(index)
+        """Return `image` uint8 (height, width, 3) and `target` uint8 (height, width)."""
+        index, window = self.windows[key[1]]
+        image, mask = self.image(index), self.mask(index)
         if self.crop:
             self.seed_generator(key)
-            picture, target = self._part(picture, mask, self.crop)
-            pixels = self._cropped.preprocess(picture).arrays["image"][0]
+            image, target = self._random_crop(image, mask, self.crop)
+            pixels = self._crop_task.preprocess(image).arrays["image"][0]
         else:
-            samples = self.task.preprocess(picture)
-            seen: ViewWindows = samples.context
+            samples = self.task.preprocess(image)
+            views: ViewWindows = samples.context
             pixels = samples.arrays["image"][window]
-            target = view_windows_of(mask, seen.frames[window], self.task.width, self.task.height)
+            target = project_mask(mask, views.frames[window], self.task.width, self.task.height)
         return {"image": torch.from_numpy(pixels.copy()), "target": torch.from_numpy(target)}
 
-    def _part(
-        self, picture: DecodedImage, mask: NDArray[np.uint8], crop: tuple[int, int]
+    def _random_crop(
+        self, image: DecodedImage, mask: NDArray[np.uint8], crop: tuple[int, int]
     ) -> tuple[DecodedImage, NDArray[np.uint8]]:
-        """A random part of the picture and of its mask; where the picture ends, a border that is void."""
-        left, top, right, bottom = self.task.windows(picture.width, picture.height)[1][0]
+        """Return a random crop of the image and its mask; beyond the image it is a border labelled void."""
+        left, top, right, bottom = self.task.windows(image.width, image.height)[1][0]
         width, height = right - left, bottom - top
-        factor, across, down, mirrored = torch.rand(4).tolist()
+        scale_draw, x_draw, y_draw, flip_draw = torch.rand(4).tolist()
         scale = min(self.task.width / width, self.task.height / height)
-        scale *= 0.75 * 2**factor if self.change else 1.0
-        # The part's place in the picture, in its pixels; the picture may be smaller than the part.
+        scale *= 0.75 * 2**scale_draw if self.augment else 1.0
+        # The crop's position in pixels of the image, which may be smaller than the crop.
         size = (crop[0] / scale, crop[1] / scale)
-        left = (picture.width - size[0]) * across
-        top = (picture.height - size[1]) * down
-        frame = Frame(picture.width, picture.height, scale, scale, -left * scale, -top * scale)
-        target = view_windows_of(mask, frame, *crop)
-        image = _pixels_of(picture, frame, *crop)
-        if self.change:
-            image = _lighter_or_darker(image)
-            if mirrored < 0.5:
-                image, target = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), target[:, ::-1].copy()
-        return DecodedImage(image, *crop), target
+        left = (image.width - size[0]) * x_draw
+        top = (image.height - size[1]) * y_draw
+        frame = Frame(image.width, image.height, scale, scale, -left * scale, -top * scale)
+        target = project_mask(mask, frame, *crop)
+        pixels = _project_image(image, frame, *crop)
+        if self.augment:
+            pixels = _jitter_colours(pixels)
+            if flip_draw < 0.5:
+                pixels, target = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT), target[:, ::-1].copy()
+        return DecodedImage(pixels, *crop), target
 
 
-def view_windows_of(mask: NDArray[np.uint8], frame: Frame, width: int, height: int) -> NDArray[np.uint8]:
-    """A picture's mask as the network sees it through the frame, by the nearest pixel; IGNORED beside the picture."""
+def project_mask(mask: NDArray[np.uint8], frame: Frame, width: int, height: int) -> NDArray[np.uint8]:
+    """Resample a mask to the network's input through the frame (nearest pixel); IGNORED outside the image."""
     columns = np.floor((np.arange(width) + 0.5 - frame.offset_x) / frame.scale_x).astype(np.intp)
     rows = np.floor((np.arange(height) + 0.5 - frame.offset_y) / frame.scale_y).astype(np.intp)
-    found: NDArray[np.uint8] = mask[:, np.clip(columns, 0, mask.shape[1] - 1)][np.clip(rows, 0, mask.shape[0] - 1)]
-    found[(rows < 0) | (rows >= mask.shape[0])] = IGNORED
-    found[:, (columns < 0) | (columns >= mask.shape[1])] = IGNORED
-    return found
+    target: NDArray[np.uint8] = mask[:, np.clip(columns, 0, mask.shape[1] - 1)][np.clip(rows, 0, mask.shape[0] - 1)]
+    target[(rows < 0) | (rows >= mask.shape[0])] = IGNORED
+    target[:, (columns < 0) | (columns >= mask.shape[1])] = IGNORED
+    return target
 
 
-def _pixels_of(picture: DecodedImage, frame: Frame, width: int, height: int) -> Image.Image:
-    """The picture as it lies in a tensor of this size through the frame, with a border where it ends."""
-    corners = np.array([[0.0, 0.0], [picture.width, picture.height]])
+def _project_image(image: DecodedImage, frame: Frame, width: int, height: int) -> Image.Image:
+    """Resample an image to this size through the frame, with a border outside the image."""
+    corners = np.array([[0.0, 0.0], [image.width, image.height]])
     (left, top), (right, bottom) = np.clip(np.rint(frame.to_network(corners)), 0, (width, height)).astype(int).tolist()
     right, bottom = max(right, left + 1), max(bottom, top + 1)
-    wanted = frame.to_image(np.array([[left, top], [right, bottom]], float))
-    ratio = np.array(picture.image.size) / (picture.width, picture.height)
-    (x0, y0), (x1, y1) = np.clip(wanted * ratio, 0, picture.image.size).tolist()
-    part = picture.image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=(x0, y0, x1, y1))
-    image = Image.new("RGB", (width, height), _BORDER)
-    image.paste(part, (left, top))
-    return image
+    source = frame.to_image(np.array([[left, top], [right, bottom]], float))
+    ratio = np.array(image.image.size) / (image.width, image.height)
+    (x0, y0), (x1, y1) = np.clip(source * ratio, 0, image.image.size).tolist()
+    visible = image.image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=(x0, y0, x1, y1))
+    canvas = Image.new("RGB", (width, height), _BORDER)
+    canvas.paste(visible, (left, top))
+    return canvas
 
 
-def _lighter_or_darker(image: Image.Image) -> Image.Image:
-    from torchvision.transforms import v2  # Seconds: not for every command.
+def _jitter_colours(image: Image.Image) -> Image.Image:
+    from torchvision.transforms import v2  # Imported here because it takes seconds.
 
-    changed: Image.Image = v2.ColorJitter(brightness=0.25, contrast=0.25, saturation=0.25)(image)
-    return changed
+    jittered: Image.Image = v2.ColorJitter(brightness=0.25, contrast=0.25, saturation=0.25)(image)
+    return jittered

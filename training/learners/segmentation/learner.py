@@ -1,4 +1,4 @@
-"""How the labeller of pixels is trained: our U-Net over a pretrained body."""
+"""Semantic segmentation: a U-Net over a pretrained backbone."""
 
 import copy
 import re
@@ -24,41 +24,51 @@ from training.core.results import Evaluation, Trained
 from training.engine.inference import iterate_outputs
 from training.engine.runtime import Batch, Runtime
 from training.evaluation import calibration, classification
-from training.learners.segmentation.dataset import IGNORED, Classes, MaskedImages, read_masks
-from training.learners.segmentation.evaluate import Evidence, class_mean_iou, confusions, findings, some_pixels
+from training.learners.segmentation.dataset import IGNORED, Classes, MaskedImages, read_mask_folder
+from training.learners.segmentation.evaluate import (
+    ValidationResults,
+    class_mean_iou,
+    confusion_counts,
+    evaluate_results,
+    sample_pixels,
+)
 from training.learners.segmentation.network import Segmenter, ServedSegmenter
 from training.vision.backbones import load_body
 from training.vision.learner import ImageLearner, ImageOptions
 
 _CPU = Runtime(torch.device("cpu"))
-_AT_ONCE = 4
-_SCENES = 40
+_BATCH_SIZE = 4
+"""Validation samples per batch."""
+_EXAMPLE_SCENES = 40
+"""Synthetic scenes among which the clearest becomes the task's example."""
 
 
 @dataclass(frozen=True)
 class Options(ImageOptions):
-    """What can be chosen for masks."""
+    """Options of the segmentation learner."""
 
-    width: int = option(480, "of the network's input, in pixels")
-    height: int = option(360, "of the network's input, in pixels")
-    fit: str = option("pad", "how a picture is brought to that size", choices=("pad", "squash"))
-    crop_width: int = option(320, "of the random part that is seen in training (0: the whole picture)")
-    crop_height: int = option(256, "the same")
-    fine: bool = option(False, "go up to every pixel (--no-fine: to every second, a third faster; between: linear)")
-    labels: tuple[str, ...] = option((), "of the indices in the masks, where there is no codes.txt")
-    void: int = option(-1, "index of pixels without a label; -1: the line of codes.txt that says Void, and 255")
-    colours: tuple[str, ...] = option((), "of the labels, as rrggbb; none: those of the masks' palette, if it has any")
-    dice: float = option(0.5, "weight of the soft Dice loss beside the cross entropy")
-    balance: float = option(0.5, "power of the class weights: 0: all alike, 1: as much as the class is rare")
-    dropout: float = option(0.1, "share of the channels that are dropped before the last layer")
+    width: int = option(480, "width of the network's input, in pixels")
+    height: int = option(360, "height of the network's input, in pixels")
+    fit: str = option("pad", "how an image is brought to that size", choices=("pad", "squash"))
+    crop_width: int = option(320, "width of the random crop in training; 0 = whole image")
+    crop_height: int = option(256, "height of the random crop in training; 0 = whole image")
+    full_resolution: bool = option(
+        False, "decode to full resolution; without it to half, interpolated to full, which is a third faster"
+    )
+    labels: tuple[str, ...] = option((), "names of the mask values, if there is no codes.txt")
+    void: int = option(-1, "mask value of unlabelled pixels; -1 = the line of codes.txt that says Void, and 255")
+    colours: tuple[str, ...] = option((), "colours of the labels, as rrggbb; default: the masks' palette, if any")
+    dice_weight: float = option(0.5, "weight of the soft Dice loss; the cross entropy has weight 1")
+    class_weight_power: float = option(0.5, "exponent of the inverse-frequency class weights; 0 = equal weights")
+    dropout: float = option(0.1, "fraction of the channels dropped before the last layer")
 
 
 class SegmentationLearner(ImageLearner):
-    """Learns the label of each pixel from pictures with masks."""
+    """Trains a semantic segmentation network from images with masks."""
 
-    summary: ClassVar[str] = "which pixels belong to what? a mask for each picture"
+    summary: ClassVar[str] = "which pixels belong to what? one mask per image"
     data_kind: ClassVar[str] = (
-        "a folder of `images` and `masks` of the same names (PNGs of label indices), with or without codes.txt"
+        "a folder with `images` and `masks` of the same names (PNGs of label indices), and optionally codes.txt"
     )
     hub_tag: ClassVar[str] = "image-segmentation"
     default_settings: ClassVar[Settings] = Settings(epochs=20, batch_size=8, rate=2e-3, label_smoothing=0.0)
@@ -69,7 +79,7 @@ class SegmentationLearner(ImageLearner):
 
     def _load_data(self, data: Path) -> None:
         options = self.options
-        self.folder = read_masks(
+        self.folder = read_mask_folder(
             data,
             labels=options.labels,
             void=options.void,
@@ -79,9 +89,8 @@ class SegmentationLearner(ImageLearner):
         )
         classes = self.folder.classes
         fit = cast(Literal["pad", "squash"], options.fit)
-        self.task: Segmentation = Segmentation(
-            classes.labels, options.width, options.height, fit, _colours(options.colours, classes)
-        )
+        colours = _parse_colours(options.colours, classes)
+        self.task: Segmentation = Segmentation(classes.labels, options.width, options.height, fit, colours)
         crop = (options.crop_width or options.width, options.crop_height or options.height)
         self.samples = MaskedImages(
             self.folder.train,
@@ -89,42 +98,42 @@ class SegmentationLearner(ImageLearner):
             self.task,
             seed=self.trained_with.seed,
             crop=crop,
-            change=options.augment,
+            augment=options.augment,
             cache_bytes=self.cache_bytes,
         )
         self.held_out = MaskedImages(self.folder.validation, classes, self.task, cache_bytes=self.cache_bytes // 4)
         self.samples.fill_cache()
         self.held_out.fill_cache()
-        self.counts = self.samples.pixels_of_each()
-        self.weights_of_classes = _weights(self.counts, options.balance)
+        self.train_counts = self.samples.count_pixels_per_label()
+        self.class_weights = _class_weights(self.train_counts, options.class_weight_power)
 
     def data_summary(self) -> str:
-        """Counts, and what was found on reading."""
+        """Return the counts, the split, and any warnings."""
         folder = self.folder
-        counts = f"{len(folder.train):,} pictures with masks to train on, {len(folder.validation):,} to validate"
-        return "\n".join([f"{len(folder.classes.labels)} labels, {counts}: {folder.split}.", *folder.notices])
+        counts = f"{len(folder.train):,} training images with masks, {len(folder.validation):,} validation images"
+        return "\n".join([f"{len(folder.classes.labels)} labels, {counts}: {folder.split}.", *folder.warnings])
 
     def network(self) -> nn.Module:
-        """The U-Net; channels last, the layout that convolutions run fastest in. Raises CannotTrain."""
+        """Return a new U-Net, in channels-last memory format (the fastest for convolutions). Raises CannotTrain."""
         options = self.options
         try:
             network = Segmenter(
                 load_body(options.backbone, self.weights),
                 len(self.task.labels),
-                fine=options.fine,
+                full_resolution=options.full_resolution,
                 dropout=options.dropout,
             )
         except ValueError as error:
-            raise CannotTrain(f"--backbone {options.backbone} does not suit a U-Net: {error}") from None
+            raise CannotTrain(f"--backbone {options.backbone} cannot be used in a U-Net: {error}") from None
         return network.to(memory_format=torch.channels_last)
 
     def loss(self, network: nn.Module, batch: Batch) -> Tensor:
-        """Cross entropy, rare classes weighing more, and soft Dice; void counts in neither."""
+        """Return class-weighted cross entropy plus soft Dice; void pixels count in neither."""
         logits = network(batch["image"])[0]
         target = batch["target"].long()
         known = target != IGNORED
-        weights = self.weights_of_classes.to(logits.device)
-        # A sum over weights: a batch that is all void is a loss of 0, and not 0/0.
+        weights = self.class_weights.to(logits.device)
+        # Sum and divide rather than take the mean: a batch that is all void then has loss 0 instead of NaN.
         total = cross_entropy(
             logits,
             target,
@@ -134,16 +143,17 @@ class SegmentationLearner(ImageLearner):
             label_smoothing=self.trained_with.label_smoothing,
         )
         loss = total / weights[target[known]].sum().clamp(min=1)
-        return loss + self.options.dice * _dice(logits, target, known) if self.options.dice else loss
+        dice_weight = self.options.dice_weight
+        return loss + dice_weight * soft_dice_loss(logits, target, known) if dice_weight else loss
 
     def scores(self, network: nn.Module, runtime: Runtime) -> dict[str, float]:
-        """Class-mean IoU, pixel accuracy and cross entropy over all validation pixels together."""
+        """Return class-mean IoU, pixel accuracy and cross entropy over all validation pixels."""
         classes = len(self.task.labels)
         matrix = torch.zeros(classes, classes, dtype=torch.int64, device=runtime.device)
         loss = torch.zeros(2, dtype=torch.float64, device=runtime.device)
-        for batch, (logits,) in iterate_outputs(network, ["image"], self.held_out, runtime, batch_size=_AT_ONCE):
+        for batch, (logits,) in iterate_outputs(network, ["image"], self.held_out, runtime, batch_size=_BATCH_SIZE):
             target = batch["target"].long()
-            matrix += confusions(logits.argmax(dim=1), target, classes)
+            matrix += confusion_counts(logits.argmax(dim=1), target, classes)
             loss[0] += cross_entropy(logits, target, ignore_index=IGNORED, reduction="sum")
             loss[1] += (target != IGNORED).sum()
         runtime.all_reduce_sum(matrix)
@@ -155,34 +165,37 @@ class SegmentationLearner(ImageLearner):
             "loss": float(loss[0] / loss[1].clamp(min=1)),
         }
 
-    def _answers(self, network: nn.Module) -> Iterator[tuple[Batch, Tensor]]:
-        """The validation samples in batches with their logits, exact, on the CPU."""
-        for batch, (logits,) in iterate_outputs(network, ["image"], self.held_out, _CPU, batch_size=_AT_ONCE):
+    def _validation_logits(self, network: nn.Module) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield the validation batches with their float32 logits, computed on the CPU."""
+        for batch, (logits,) in iterate_outputs(network, ["image"], self.held_out, _CPU, batch_size=_BATCH_SIZE):
             yield batch, logits
 
     def to_inference_module(self, network: nn.Module) -> nn.Module:
-        """Calibrated on validation pixels; the task gets the example whose answer is clearest."""
-        whole = copy.deepcopy(network).float().cpu().eval()
-        logits, targets = zip(*(some_pixels(batch, found) for batch, found in self._answers(whole)), strict=True)
+        """Return the module to export, calibrated on validation pixels; also sets the task's example scene."""
+        float32 = copy.deepcopy(network).float().cpu().eval()
+        pixels = [sample_pixels(batch, outputs) for batch, outputs in self._validation_logits(float32)]
+        logits, targets = zip(*pixels, strict=True)
         temperature = calibration.fit_temperature(torch.cat(logits), torch.cat(targets))
-        served = ServedSegmenter(whole, temperature).eval()
+        served = ServedSegmenter(float32, temperature).eval()
         self.task = replace(self.task, scene=self._clearest_scene(served))
         return served
 
     def _clearest_scene(self, served: ServedSegmenter) -> int:
-        """The synthetic scene of whose pixels the most doubtful is least in doubt: rounding will change none of them.
+        """Return the synthetic scene whose most uncertain pixel has the largest margin.
 
-        That is what a golden request must be: its mask is compared on other machines. The weights are tried as they
-        are and in the 16 bits that they are stored in.
+        The golden requests show this scene, and its mask must come out the same on other machines. Each scene is tried
+        with the weights as they are and rounded to the 16 bits they are stored in.
         """
-        stored = copy.deepcopy(served).half().float()
-        margins = [min(self._margin(each, scene) for each in (served, stored)) for scene in range(_SCENES)]
+        rounded = copy.deepcopy(served).half().float()
+        margins = [
+            min(self._min_margin(module, scene) for module in (served, rounded)) for scene in range(_EXAMPLE_SCENES)
+        ]
         return int(np.argmax(margins))
 
-    def _margin(self, served: ServedSegmenter, scene: int) -> float:
-        """How much likelier the first class is than the second, at the scene's most doubtful pixel."""
-        picture = decode_image(synthetic_scene(scene), max_pixels=Limits().pixels)
-        samples = self.task.preprocess(picture)
+    def _min_margin(self, served: ServedSegmenter, scene: int) -> float:
+        """Return the margin between the two most likely classes at the scene's most uncertain pixel."""
+        image = decode_image(synthetic_scene(scene), max_pixels=Limits().pixels)
+        samples = self.task.preprocess(image)
         with torch.no_grad():
             logits = served.network(torch.from_numpy(samples.arrays["image"].copy()))[0][0]
         first, second = (logits / served.temperature).softmax(dim=0).topk(2, dim=0).values.numpy()
@@ -190,59 +203,64 @@ class SegmentationLearner(ImageLearner):
         return float((first - second)[rows][:, columns].min())
 
     def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
-        """IoU of each class, calibration, confusions, and the worst masks beside their pictures."""
+        """Report the IoU of each class, calibration, confusions, and the worst masks beside their images."""
         segmenter = cast(ServedSegmenter, served)
-        evidence = Evidence.gathered(self._answers(segmenter.network), self.held_out, float(segmenter.temperature))
+        outputs = self._validation_logits(segmenter.network)
+        results = ValidationResults.collect(outputs, self.held_out, float(segmenter.temperature))
         notes = [
-            f"Split: {self.folder.split}. The best epoch was chosen and the temperature ({segmenter.temperature:.3f}) "
-            "fitted on the same validation pictures, so expect a little less on new ones.",
-            "All figures are of pixels at the network's resolution, pixels without a label (void) left out.",
+            f"Split: {self.folder.split}. The best epoch and the temperature ({segmenter.temperature:.3f}) were chosen "
+            "on the same validation images, so expect slightly lower scores on new images.",
+            "All metrics are computed over pixels at the network's resolution, without unlabelled (void) pixels.",
             self._backbone_note(),
         ]
         if len(trained) > 1:
-            found = [each.scores["mean_iou"] for each in trained]
-            notes.insert(1, f"Class-mean IoU over {len(trained)} seeds: {classification.mean_and_std(found)}.")
-        return findings(evidence, self.samples, self.counts, notes)
+            scores = [run.scores["mean_iou"] for run in trained]
+            notes.insert(1, f"Class-mean IoU over {len(trained)} seeds: {classification.mean_and_std(scores)}.")
+        return evaluate_results(results, self.samples, self.train_counts, notes)
 
     def validation_inputs(self, count: int) -> Arrays:
-        """Pictures from all over the validation set; few, since each is as large as fifty of a classifier's."""
-        chosen = np.linspace(0, len(self.held_out) - 1, min(count, 12, len(self.held_out))).round().astype(int)
-        return {"image": self.held_out.__getitems__([(0, int(index)) for index in chosen])["image"].numpy()}
+        """Return at most 12 validation images, since each is as large as fifty of a classifier's."""
+        return super().validation_inputs(min(count, 12))
 
     def golden_requests(self, served: nn.Module) -> tuple[Task, list[dict[str, Any]]]:
-        """The task's own scene: of real pictures some pixel is always in doubt, and a mask must come out the same."""
+        """Return the task's synthetic scene: every photo has uncertain pixels, and masks must be reproducible."""
         return self.task, self.task.examples()
 
 
-def _colours(given: Sequence[str], classes: Classes) -> tuple[Colour, ...]:
-    """The colours that were given, one for each label, or those of the masks. Raises CannotTrain."""
-    if not given:
+def _parse_colours(colours: Sequence[str], classes: Classes) -> tuple[Colour, ...]:
+    """Return the given colours, one per label, or those of the masks. Raises CannotTrain."""
+    if not colours:
         return classes.colours
-    if len(given) != len(classes.labels):
-        raise CannotTrain(f"--colours has {len(given)} colours for {len(classes.labels)} labels: give one for each.")
-    if not all(re.fullmatch("[0-9a-fA-F]{6}", colour) for colour in given):
-        raise CannotTrain("--colours are to be six hexadecimal digits each, such as 804080.")
-    return tuple((*bytes.fromhex(colour),) for colour in given)
+    if len(colours) != len(classes.labels):
+        raise CannotTrain(f"--colours has {len(colours)} colours for {len(classes.labels)} labels; give one per label.")
+    if not all(re.fullmatch("[0-9a-fA-F]{6}", colour) for colour in colours):
+        raise CannotTrain("--colours must be six hexadecimal digits each, such as 804080.")
+    return tuple((*bytes.fromhex(colour),) for colour in colours)
 
 
-def _weights(counts: NDArray[np.int64], power: float) -> Tensor:
-    """(median frequency / frequency)^power of each class, 0 for one that does not occur; no more than 10."""
-    seen = counts > 0
-    median = np.median(counts[seen])
-    weights = np.where(seen, (median / np.maximum(counts, 1)) ** power, 0.0)
+def _class_weights(counts: NDArray[np.int64], power: float) -> Tensor:
+    """Return (median frequency / frequency)^power for each class, at most 10; 0 for a class that does not occur."""
+    present = counts > 0
+    median = np.median(counts[present])
+    weights = np.where(present, (median / np.maximum(counts, 1)) ** power, 0.0)
     return torch.tensor(np.minimum(weights, 10.0), dtype=torch.float32)
 
 
-def _dice(logits: Tensor, target: Tensor, known: Tensor) -> Tensor:
-    """One minus the mean soft Dice (Milletari et al. 2016) of the classes in the batch, over its known pixels."""
+def soft_dice_loss(logits: Tensor, target: Tensor, known: Tensor) -> Tensor:
+    """Return 1 - mean soft Dice (Milletari et al. 2016) of the classes in the batch, over its known pixels.
+
+    Args:
+        logits: (n, classes, height, width).
+        target: class indices (n, height, width), int64.
+        known: bool (n, height, width), False for void pixels.
+    """
     probabilities = logits.softmax(dim=1) * known.unsqueeze(1)
-    places = (0, 2, 3)
-    right = torch.gather(probabilities, 1, target.where(known, 0).unsqueeze(1)) * known.unsqueeze(1)
+    true_probability = torch.gather(probabilities, 1, target.where(known, 0).unsqueeze(1)) * known.unsqueeze(1)
     classes = logits.shape[1]
-    flat = target[known]
-    true = torch.bincount(flat, minlength=classes).to(logits.dtype)
+    known_target = target[known]
+    true_counts = torch.bincount(known_target, minlength=classes).to(logits.dtype)
     overlap = torch.zeros(classes, device=logits.device, dtype=logits.dtype)
-    overlap = overlap.index_add(0, flat, right.squeeze(1)[known])
-    dice = 2 * overlap / (probabilities.sum(dim=places) + true).clamp(min=1)
-    present = true > 0
+    overlap = overlap.index_add(0, known_target, true_probability.squeeze(1)[known])
+    dice = 2 * overlap / (probabilities.sum(dim=(0, 2, 3)) + true_counts).clamp(min=1)
+    present = true_counts > 0
     return 1 - dice[present].mean() if present.any() else logits.sum() * 0

@@ -1,4 +1,4 @@
-"""A label for each pixel: our U-Net with a linear layer on top, and what of it is exported."""
+"""Semantic segmentation network: a U-Net with a linear layer per pixel, and the module that is exported."""
 
 import torch
 from torch import Tensor, nn
@@ -11,27 +11,31 @@ _WIDTHS = (160, 96, 64, 48, 16)
 
 
 class Segmenter(PixelNetwork):
-    """U-Net → dropout of whole channels → 1×1 convolution: the evidence for each class at each pixel.
+    """U-Net → channel dropout → 1×1 convolution: logits for each class at each pixel.
 
-    `fine`: the U-Net goes up to the picture's own size; else to half of it, and the evidence is interpolated.
+    With `full_resolution`, the U-Net decodes to the size of the image; otherwise to half of it, and the logits are
+    interpolated.
     """
 
-    def __init__(self, body: Body, classes: int, *, fine: bool, dropout: float) -> None:
+    def __init__(self, body: Body, classes: int, *, full_resolution: bool, dropout: float) -> None:
         super().__init__()
-        self.unet = UNet(body, widths=_WIDTHS if fine else _WIDTHS[:-1])
+        self.unet = UNet(body, widths=_WIDTHS if full_resolution else _WIDTHS[:-1])
         self.dropout = nn.Dropout2d(dropout)
         self.head = nn.Conv2d(self.unet.channels, classes, kernel_size=1)
 
     def forward(self, image: Tensor) -> tuple[Tensor]:
-        """Pixels 0…255 (n, height, width, 3), uint8 or float32, to logits (n, classes, height, width), float32."""
-        pictures = self.normalise(image)
-        evidence = self.head(self.dropout(self.unet(pictures))).float()
-        # Always, also where it has the size already: a condition on a size would be burnt into the exported graph.
-        return (interpolate(evidence, image.shape[1:3], mode="bilinear", align_corners=False),)
+        """Return logits, float32 (n, classes, height, width).
+
+        `image` holds pixel values 0…255, (n, height, width, 3), uint8 or float32.
+        """
+        features = self.unet(self.normalise(image))
+        logits = self.head(self.dropout(features)).float()
+        # Unconditional, even if the size already matches: a condition on a size would become a constant in the export.
+        return (interpolate(logits, image.shape[1:3], mode="bilinear", align_corners=False),)
 
 
 class ServedSegmenter(nn.Module):
-    """What is exported: each pixel's class, and the calibrated probability of that class."""
+    """The exported module: the class of each pixel and its calibrated probability."""
 
     temperature: Tensor
 
@@ -41,14 +45,14 @@ class ServedSegmenter(nn.Module):
         self.register_buffer("temperature", torch.tensor(temperature))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 (n, height, width, 3) to classes and probabilities × 255, both uint8 (n, height, width)."""
+        """Return classes and probabilities × 255, both uint8 (n, height, width), for uint8 images (n, h, w, 3)."""
         (logits,) = self.network(image)
-        return labelled(logits / self.temperature)
+        return decode_logits(logits / self.temperature)
 
 
-def labelled(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """What is served of calibrated logits (n, classes, height, width): the likeliest class, and how likely it is."""
-    top, mask = logits.max(dim=1)
-    # The soft-max of the largest is one over the sum of what all are beside it.
-    confidence = 1 / (logits - top.unsqueeze(1)).exp().sum(dim=1)
+def decode_logits(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the most likely class and its probability × 255 for calibrated logits (n, classes, height, width)."""
+    max_logits, mask = logits.max(dim=1)
+    # Softmax of the maximum: 1 / sum(exp(logit - max)).
+    confidence = 1 / (logits - max_logits.unsqueeze(1)).exp().sum(dim=1)
     return mask.to(torch.uint8), (confidence * 255).round().to(torch.uint8)
