@@ -63,7 +63,13 @@ def reliability_bins(
     probabilities: NDArray[np.floating], targets: NDArray[np.integer], bins: int = BINS
 ) -> list[tuple[float, float, int]]:
     """Return (mean confidence, accuracy, count) of each non-empty bin; bins have equal width."""
-    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == targets
+    return bin_by_confidence(probabilities.max(axis=1), probabilities.argmax(axis=1) == targets, bins)
+
+
+def bin_by_confidence(
+    confidence: NDArray[np.floating], correct: NDArray[np.bool_], bins: int = BINS
+) -> list[tuple[float, float, int]]:
+    """Return (mean confidence, accuracy, count) of each non-empty bin, from one confidence per sample, (n,)."""
     bin_index = np.minimum((confidence * bins).astype(int), bins - 1)
     members = [bin_index == i for i in range(bins)]
     return [(float(confidence[m].mean()), float(correct[m].mean()), int(m.sum())) for m in members if m.any()]
@@ -73,8 +79,13 @@ def expected_calibration_error(
     probabilities: NDArray[np.floating], targets: NDArray[np.integer], bins: int = BINS
 ) -> float:
     """Return the mean of |confidence − accuracy| over bins of equal width, weighted by their counts."""
-    pad_histories = reliability_bins(probabilities, targets, bins)
-    return sum(abs(confidence - accuracy) * count for confidence, accuracy, count in pad_histories) / len(targets)
+    return mean_calibration_gap(reliability_bins(probabilities, targets, bins))
+
+
+def mean_calibration_gap(filled_bins: Sequence[tuple[float, float, int]]) -> float:
+    """Return the mean of |confidence − accuracy| over the bins, weighted by their counts; 0 without samples."""
+    total = sum(count for _, _, count in filled_bins)
+    return sum(abs(confidence - accuracy) * count for confidence, accuracy, count in filled_bins) / max(1, total)
 
 
 def undo_temperature(probabilities: NDArray[np.floating], temperature: float) -> NDArray[np.floating]:

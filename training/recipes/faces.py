@@ -55,17 +55,17 @@ def _flip_pairs() -> tuple[str, ...]:
 _OPTIONS = Options(
     frozen_epochs=0,
     tables=("training_frames_keypoints.csv", "test_frames_keypoints.csv"),
-    pictures=("training", "test"),
+    image_folders=("training", "test"),
     names=_names(),
     group_pattern=r"^(.*)_\d+\.\w+$",
-    between=("right_eye_1", "left_eye_4"),
-    twins=_flip_pairs(),
+    normalisation_pair=("right_eye_1", "left_eye_4"),
+    flip_pairs=_flip_pairs(),
     links=_links(),
     outside="drop",
-    rotation=20.0,
-    smallest=0.8,
-    largest=1.4,
-    hidden=0.3,
+    max_rotation=20.0,
+    min_scale=0.8,
+    max_scale=1.4,
+    erase_probability=0.3,
     tta=True,
 )
 
@@ -103,7 +103,7 @@ RECIPE = Recipe(
     options=_OPTIONS,
     on_gpu=Preset(
         Settings(epochs=60, batch_size=64),
-        replace(_OPTIONS, backbone="resnet50", size=192, frozen_epochs=1, rotation=30.0, largest=1.6),
+        replace(_OPTIONS, backbone="resnet50", size=192, frozen_epochs=1, max_rotation=30.0, max_scale=1.6),
     ),
     intended_use=(
         "Learning and demonstrating keypoint detection; aligning, or placing drawings on, faces that were cropped with "

@@ -1,4 +1,4 @@
-"""Pictures with points as samples: turned, shifted, scaled, mirrored and hidden together with their points."""
+"""Images with keypoints as samples, and augmentations that move the points with the image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,116 +17,116 @@ from training.engine.batches import Key
 from training.engine.runtime import Batch
 
 Points = NDArray[np.float64]
-_BORDER = (124, 116, 104)  # The mean colour of ImageNet, as around padded pictures.
+_BORDER = (124, 116, 104)  # ImageNet's mean colour, as around padded images.
 
 
 @dataclass(frozen=True)
-class Turning:
-    """How pictures are changed, each time they are seen.
+class AugmentParams:
+    """Parameters of the random augmentation.
 
     Attributes:
-        degrees: the largest rotation either way.
-        smallest, largest: bounds of the scale, 1 being the picture as it fits the square.
-        shift: the largest shift along each axis, as a share of the square's side.
-        light: how much brightness, contrast and colour change.
-        hidden: how often a block of the picture is hidden.
-        twins: the index of each point's mirror twin; empty: pictures are not mirrored.
+        max_rotation: largest rotation in either direction, in degrees.
+        min_scale, max_scale: bounds of the scale, relative to the image fitted to the square.
+        max_shift: largest shift along each axis, as a fraction of the square's side.
+        colour_jitter: strength of the changes of brightness, contrast and saturation.
+        erase_probability: probability that a block of the image is erased.
+        flip_indices: for each point, the index of its counterpart in the mirror image; empty = no flips.
     """
 
-    degrees: float = 25.0
-    smallest: float = 0.75
-    largest: float = 1.6
-    shift: float = 0.15
-    light: float = 0.3
-    hidden: float = 0.4
-    twins: tuple[int, ...] = ()
+    max_rotation: float = 25.0
+    min_scale: float = 0.75
+    max_scale: float = 1.6
+    max_shift: float = 0.15
+    colour_jitter: float = 0.3
+    erase_probability: float = 0.4
+    flip_indices: tuple[int, ...] = ()
 
 
-def turned(image: Image.Image, points: Points, size: int, how: Turning) -> tuple[Image.Image, Points]:
-    """The picture, changed at random and size × size, and its points (k, 2) there; drawn from torch's generator.
+def augment_image(image: Image.Image, points: Points, size: int, params: AugmentParams) -> tuple[Image.Image, Points]:
+    """Return the augmented image, size × size, and its points (k, 2); randomness comes from torch's generator.
 
-    The picture is turned and scaled around the middle of its points, which stay inside the square as far as they fit;
-    a point that falls outside becomes NaN.
+    The image is rotated and scaled about the centre of its points, which are kept inside the square if they fit. A
+    point outside the square becomes NaN.
     """
-    image, points = _reduced(image, points, size)
-    matrix, offset = _drawn_geometry(image.size, points, size, how)
+    image, points = _downscale(image, points, size)
+    matrix, offset = _draw_affine(image.size, points, size, params)
     moved = points @ matrix.T + offset
-    changed = _transformed(image, matrix, offset, size)
-    if how.twins and _chance(0.5):
-        changed = changed.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        moved = (np.array([size, 0.0]) + moved * (-1.0, 1.0))[list(how.twins)]
-    changed = _hidden(_lit(changed, how.light), how.hidden)
+    augmented = _apply_affine(image, matrix, offset, size)
+    if params.flip_indices and _draw_bool(0.5):
+        augmented = augmented.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        moved = (np.array([size, 0.0]) + moved * (-1.0, 1.0))[list(params.flip_indices)]
+    augmented = _erase_block(_jitter_colours(augmented, params.colour_jitter), params.erase_probability)
     outside = ((moved < 0) | (moved > size)).any(axis=1, keepdims=True)
-    return changed, np.where(outside, np.nan, moved)
+    return augmented, np.where(outside, np.nan, moved)
 
 
-def _uniform(low: float, high: float) -> float:
+def _draw_uniform(low: float, high: float) -> float:
     return low + (high - low) * float(torch.rand(()))
 
 
-def _chance(share: float) -> bool:
-    return float(torch.rand(())) < share
+def _draw_bool(probability: float) -> bool:
+    return float(torch.rand(())) < probability
 
 
-def _reduced(image: Image.Image, points: Points, size: int) -> tuple[Image.Image, Points]:
-    """A picture less than twice as large as the square, so that scaling it down leaves no jagged edges."""
+def _downscale(image: Image.Image, points: Points, size: int) -> tuple[Image.Image, Points]:
+    """Reduce the image to less than twice the square's size, which avoids aliasing in the affine transform."""
     factor = max(image.size) // size
     return (image.reduce(factor), points / factor) if factor > 1 else (image, points)
 
 
-def _drawn_geometry(
-    sides: tuple[int, int], points: Points, size: int, how: Turning
+def _draw_affine(
+    image_size: tuple[int, int], points: Points, size: int, params: AugmentParams
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """A random matrix (2, 2) and offset (2,): a point p of the picture is at matrix · p + offset in the square."""
-    angle = np.radians(_uniform(-how.degrees, how.degrees))
-    fitting = size / max(sides)
-    scale = fitting * float(np.exp(_uniform(np.log(how.smallest), np.log(how.largest))))
+    """Draw a matrix (2, 2) and an offset (2,) that map a point p of the image to matrix · p + offset in the square."""
+    angle = np.radians(_draw_uniform(-params.max_rotation, params.max_rotation))
+    fit_scale = size / max(image_size)
+    scale = fit_scale * float(np.exp(_draw_uniform(np.log(params.min_scale), np.log(params.max_scale))))
     matrix = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     known = points[~np.isnan(points).any(axis=1)]
-    middle = (known.min(axis=0) + known.max(axis=0)) / 2 if len(known) else np.array(sides) / 2
-    usual = fitting * (middle - np.array(sides) / 2) + size / 2
-    place = usual + [size * _uniform(-how.shift, how.shift) for _ in range(2)]
+    centre = (known.min(axis=0) + known.max(axis=0)) / 2 if len(known) else np.array(image_size) / 2
+    fitted_centre = fit_scale * (centre - np.array(image_size) / 2) + size / 2
+    target = fitted_centre + [size * _draw_uniform(-params.max_shift, params.max_shift) for _ in range(2)]
     if len(known):
-        reach = (known - middle) @ matrix.T
-        low, high = 0.03 * size - reach.min(axis=0), 0.97 * size - reach.max(axis=0)
-        place = np.where(low < high, place.clip(np.minimum(low, high), np.maximum(low, high)), (low + high) / 2)
-    return matrix, place - matrix @ middle
+        extent = (known - centre) @ matrix.T
+        low, high = 0.03 * size - extent.min(axis=0), 0.97 * size - extent.max(axis=0)
+        target = np.where(low < high, target.clip(np.minimum(low, high), np.maximum(low, high)), (low + high) / 2)
+    return matrix, target - matrix @ centre
 
 
-def _transformed(
+def _apply_affine(
     image: Image.Image, matrix: NDArray[np.float64], offset: NDArray[np.float64], size: int
 ) -> Image.Image:
-    back = np.linalg.inv(matrix)
-    origin = -back @ offset
-    numbers = (back[0, 0], back[0, 1], origin[0], back[1, 0], back[1, 1], origin[1])
-    return image.transform((size, size), Image.Transform.AFFINE, numbers, Image.Resampling.BILINEAR, fillcolor=_BORDER)
+    inverse = np.linalg.inv(matrix)
+    origin = -inverse @ offset
+    data = (inverse[0, 0], inverse[0, 1], origin[0], inverse[1, 0], inverse[1, 1], origin[1])
+    return image.transform((size, size), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR, fillcolor=_BORDER)
 
 
-def _lit(image: Image.Image, light: float) -> Image.Image:
-    """Brighter or darker, flatter or harder, more or less colourful, now and then grey or out of focus."""
-    for change in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        image = change(image).enhance(_uniform(1 - light, 1 + light))
-    if _chance(0.1 if light else 0):
+def _jitter_colours(image: Image.Image, strength: float) -> Image.Image:
+    """Change brightness, contrast and saturation; sometimes convert to greyscale or blur."""
+    for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        image = enhancer(image).enhance(_draw_uniform(1 - strength, 1 + strength))
+    if _draw_bool(0.1 if strength else 0):
         image = image.convert("L").convert("RGB")
-    if _chance(0.15 if light else 0):
-        image = image.filter(ImageFilter.GaussianBlur(_uniform(0.3, 1.2)))
+    if _draw_bool(0.15 if strength else 0):
+        image = image.filter(ImageFilter.GaussianBlur(_draw_uniform(0.3, 1.2)))
     return image
 
 
-def _hidden(image: Image.Image, share: float) -> Image.Image:
-    """With a block of one colour somewhere, a tenth to a third of the picture's side long, as often as `share` says."""
-    if not _chance(share):
+def _erase_block(image: Image.Image, probability: float) -> Image.Image:
+    """With the given probability, erase a block with sides of a tenth to a third of the image's."""
+    if not _draw_bool(probability):
         return image
-    width, height = (int(image.width * _uniform(0.1, 0.33)) for _ in range(2))
-    left, top = int(_uniform(0, image.width - width)), int(_uniform(0, image.height - height))
-    colour = tuple(int(_uniform(0, 255)) for _ in range(3))
+    width, height = (int(image.width * _draw_uniform(0.1, 0.33)) for _ in range(2))
+    left, top = int(_draw_uniform(0, image.width - width)), int(_draw_uniform(0, image.height - height))
+    colour = tuple(int(_draw_uniform(0, 255)) for _ in range(3))
     image = image.copy()
     image.paste(colour, (left, top, left + width, top + height))
     return image
 
 
 class KeypointImages(ImageSamples):
-    """Pictures with points: changed (or not), then `task.preprocess`; the points follow through the Frame."""
+    """Images with points as samples: augmented or not, then `task.preprocess`; the points follow its frame."""
 
     def __init__(
         self,
@@ -135,26 +135,26 @@ class KeypointImages(ImageSamples):
         task: Keypoints,
         *,
         seed: int = 0,
-        turning: Turning | None = None,
+        augment: AugmentParams | None = None,
         cache_bytes: int = 4 << 30,
     ) -> None:
         super().__init__(paths, enough=task.size, seed=seed, cache_bytes=cache_bytes)
-        self.points, self.task, self.turning = tuple(points), task, turning
+        self.points, self.task, self.augment = tuple(points), task, augment
 
     def sample(self, key: Key) -> Batch:
-        """`image` uint8 (size, size, 3) and `target` float32 (k, 2) in pixels of the square, NaN where missing."""
-        picture, points = self.image(key[1]), self.points[key[1]]
-        if self.turning:
+        """Return `image` uint8 (size, size, 3) and `target` float32 (k, 2) in its pixels, NaN for missing points."""
+        image, points = self.image(key[1]), self.points[key[1]]
+        if self.augment:
             self.seed_generator(key)
-            # A large JPEG is decoded smaller than the picture that the points are those of.
-            drawn = points * (picture.image.width / picture.width, picture.image.height / picture.height)
-            image, points = turned(picture.image, drawn, self.task.size, self.turning)
-            picture = DecodedImage(image, *image.size)
-        made = self.task.preprocess(picture)
-        frame, _ = made.context
-        pixels = np.ascontiguousarray(made.arrays["image"][0])
-        return {"image": torch.from_numpy(pixels), "target": _tensor(frame.to_network(points))}
+            # The points are in pixels of the original, but a large JPEG is decoded at a reduced size.
+            decoded_points = points * (image.image.width / image.width, image.image.height / image.height)
+            augmented, points = augment_image(image.image, decoded_points, self.task.size, self.augment)
+            image = DecodedImage(augmented, *augmented.size)
+        samples = self.task.preprocess(image)
+        frame, _ = samples.context
+        pixels = np.ascontiguousarray(samples.arrays["image"][0])
+        return {"image": torch.from_numpy(pixels), "target": _to_tensor(frame.to_network(points))}
 
 
-def _tensor(points: NDArray[np.floating]) -> Tensor:
+def _to_tensor(points: NDArray[np.floating]) -> Tensor:
     return torch.from_numpy(points.astype(np.float32))

@@ -1,4 +1,4 @@
-"""The figures of a report on points, as PNG files."""
+"""Plots of keypoints for reports, as PNG files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,72 +13,75 @@ Numbers = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A picture with the points that were marked in it and those that were found, both (k, 2) in its pixels."""
+class KeypointComparison:
+    """An image with its true and predicted points, both (k, 2) in its pixels."""
 
     image: Image.Image
-    marked: Numbers
-    found: Numbers
+    true_points: Numbers
+    predicted_points: Numbers
     caption: str
 
 
-def points(shown: Sequence[Shown], columns: int = 4) -> bytes:
-    """Pictures around their points: a blue dot where it was marked, an orange one where it was found, joined."""
-    rows = (len(shown) + columns - 1) // columns
+def draw_comparisons(comparisons: Sequence[KeypointComparison], columns: int = 4) -> bytes:
+    """Draw true points (blue) and predicted points (orange), joined by lines, on images cropped to the points."""
+    rows = (len(comparisons) + columns - 1) // columns
     sheet = new_figure(2.9 * columns, 3.1 * rows)
     grid = sheet.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
-    for axes, each in zip(grid.flat, shown, strict=False):
-        axes.imshow(np.asarray(each.image), extent=(0, each.image.width, each.image.height, 0))
-        for one, other in zip(each.marked, each.found, strict=True):
-            axes.plot([one[0], other[0]], [one[1], other[1]], color="white", linewidth=0.8)
-        axes.scatter(each.marked[:, 0], each.marked[:, 1], s=7, color=BLUE, zorder=3)
-        axes.scatter(each.found[:, 0], each.found[:, 1], s=7, color=ORANGE, zorder=4)
-        left, top, right, bottom = _around(each)
+    for axes, comparison in zip(grid.flat, comparisons, strict=False):
+        image, true_points, predicted_points = comparison.image, comparison.true_points, comparison.predicted_points
+        axes.imshow(np.asarray(image), extent=(0, image.width, image.height, 0))
+        for true_point, predicted_point in zip(true_points, predicted_points, strict=True):
+            (x, y), (predicted_x, predicted_y) = true_point, predicted_point
+            axes.plot([x, predicted_x], [y, predicted_y], color="white", linewidth=0.8)
+        axes.scatter(true_points[:, 0], true_points[:, 1], s=7, color=BLUE, zorder=3)
+        axes.scatter(predicted_points[:, 0], predicted_points[:, 1], s=7, color=ORANGE, zorder=4)
+        left, top, right, bottom = _crop_box(comparison)
         axes.set_xlim(left, right)
         axes.set_ylim(bottom, top)
-        axes.set_title(each.caption, fontsize=9)
+        axes.set_title(comparison.caption, fontsize=9)
     return to_png(sheet)
 
 
-def _around(shown: Shown) -> tuple[float, float, float, float]:
-    """A box around all points, with room, within the picture."""
-    both = np.concatenate([shown.marked[~np.isnan(shown.marked).any(axis=1)], shown.found])
-    low, high = both.min(axis=0), both.max(axis=0)
-    room = 0.25 * float((high - low).max()) + 4
-    left, top = np.maximum(low - room, 0)
-    right, bottom = np.minimum(high + room, (shown.image.width, shown.image.height))
+def _crop_box(comparison: KeypointComparison) -> tuple[float, float, float, float]:
+    """Return (left, top, right, bottom) of a box around all points, with a margin, inside the image."""
+    known = comparison.true_points[~np.isnan(comparison.true_points).any(axis=1)]
+    points = np.concatenate([known, comparison.predicted_points])
+    low, high = points.min(axis=0), points.max(axis=0)
+    margin = 0.25 * float((high - low).max()) + 4
+    left, top = np.maximum(low - margin, 0)
+    right, bottom = np.minimum(high + margin, (comparison.image.width, comparison.image.height))
     return float(left), float(top), float(right), float(bottom)
 
 
-def augmented(shown: Sequence[tuple[Image.Image, Numbers]], columns: int = 6) -> bytes:
-    """One picture, changed in many ways, with its points."""
-    rows = (len(shown) + columns - 1) // columns
+def draw_augmentations(entries: Sequence[tuple[Image.Image, Numbers]], columns: int = 6) -> bytes:
+    """Draw several augmentations of an image with their points."""
+    rows = (len(entries) + columns - 1) // columns
     sheet = new_figure(1.9 * columns, 1.9 * rows)
     grid = sheet.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.axis("off")
-    for axes, (image, marked) in zip(grid.flat, shown, strict=False):
+    for axes, (image, points) in zip(grid.flat, entries, strict=False):
         axes.imshow(np.asarray(image), extent=(0, image.width, image.height, 0))
-        # The first half and the second half in two colours: a mirrored picture must have exchanged them.
-        half = (len(marked) + 1) // 2
-        axes.scatter(marked[:half, 0], marked[:half, 1], s=3, color=BLUE)
-        axes.scatter(marked[half:, 0], marked[half:, 1], s=3, color=ORANGE)
+        # The two halves of the points have different colours, which shows whether a flip exchanged the points.
+        half = (len(points) + 1) // 2
+        axes.scatter(points[:half, 0], points[:half, 1], s=3, color=BLUE)
+        axes.scatter(points[half:, 0], points[half:, 1], s=3, color=ORANGE)
         axes.set_xlim(0, image.width)
         axes.set_ylim(image.height, 0)
     return to_png(sheet)
 
 
-def cumulative(by_picture: Numbers, by_point: Numbers) -> bytes:
-    """The share of pictures, and of points, whose error is at most so large."""
+def draw_cumulative_error(image_errors: Numbers, point_errors: Numbers) -> bytes:
+    """Draw the cumulative distribution of the errors of images and of points."""
     sheet = new_figure(6, 4)
     axes = sheet.subplots()
-    for values, colour, name in ((by_picture, BLUE, "pictures, mean error"), (by_point, ORANGE, "single points")):
-        known = np.sort(values[~np.isnan(values)])
+    for errors, colour, name in ((image_errors, BLUE, "images, mean error"), (point_errors, ORANGE, "points")):
+        known = np.sort(errors[~np.isnan(errors)])
         axes.plot(known * 100, np.arange(1, len(known) + 1) / len(known), color=colour, label=name)
     axes.axvline(5, color=GREY, linestyle=":", linewidth=1)
-    style_axes(axes, "Cumulative error", "error, % of the normalising distance", "share")
+    style_axes(axes, "Cumulative error", "error, % of the normalising distance", "fraction")
     axes.set_xlim(0, 25)
     axes.set_ylim(0, 1.02)
     axes.legend(frameon=False, loc="lower right")

@@ -1,50 +1,55 @@
-"""What is said of points by their names: pairs, mirror twins, the two that errors are relative to."""
+"""Options that refer to points by name: pairs, mirror counterparts, and the pair that normalises errors."""
 
 from collections.abc import Sequence
 
 from training.core.errors import CannotTrain
 
 
-def pairs_of(names: Sequence[str], pairs: Sequence[str], flag: str) -> tuple[tuple[int, int], ...]:
-    """Pairs written as `a=b`, as indices. Raises CannotTrain where one is no pair of points."""
-    found = []
+def parse_pairs(names: Sequence[str], pairs: Sequence[str], flag: str) -> tuple[tuple[int, int], ...]:
+    """Return pairs written as `a=b` as indices. Raises CannotTrain for anything else."""
+    indices = []
     for pair in pairs:
-        one, sign, other = (part.strip() for part in pair.partition("="))
-        if not sign or one not in names or other not in names:
-            raise CannotTrain(f"--{flag} {pair}: it needs the names of two points, as a=b, of {_some(names)}.")
-        found.append((names.index(one), names.index(other)))
-    return tuple(found)
+        first, separator, second = (part.strip() for part in pair.partition("="))
+        if not separator or first not in names or second not in names:
+            raise CannotTrain(f"--{flag} {pair}: give two points as a=b; the points are {_abridge(names)}.")
+        indices.append((names.index(first), names.index(second)))
+    return tuple(indices)
 
 
-def twins_of(names: Sequence[str], pairs: Sequence[str]) -> tuple[int, ...]:
-    """The index of each point's mirror twin, itself where it has none; empty where nothing says what is left.
+def find_flip_indices(names: Sequence[str], flip_pairs: Sequence[str]) -> tuple[int, ...]:
+    """Return, for each point, the index of its counterpart in the mirror image, or its own if it has none.
 
-    Raises CannotTrain where a point would have two twins.
+    Without `flip_pairs`, points whose names differ by left and right are counterparts. Returns an empty tuple if no
+    point has a counterpart. Raises CannotTrain if a point would have two.
     """
-    found = list(range(len(names)))
-    if pairs:
-        for one, other in pairs_of(names, pairs, "twins"):
-            if found[one] != one or found[other] != other or one == other:
+    identity = list(range(len(names)))
+    indices = identity.copy()
+    if flip_pairs:
+        for first, second in parse_pairs(names, flip_pairs, "flip-pairs"):
+            if indices[first] != first or indices[second] != second or first == second:
                 raise CannotTrain(
-                    f"--twins: '{names[one]}' and '{names[other]}' cannot be twins, one has a twin already."
+                    f"--flip-pairs: '{names[first]}' and '{names[second]}' cannot be a pair; a point can be in one "
+                    "pair only."
                 )
-            found[one], found[other] = other, one
-        return tuple(found)
+            indices[first], indices[second] = second, first
+        return tuple(indices)
     for index, name in enumerate(names):
-        twin = name.replace("left", "\0").replace("right", "left").replace("\0", "right")
-        if twin != name and twin in names:
-            found[index] = names.index(twin)
-    return tuple(found) if found != list(range(len(names))) else ()
+        mirrored = name.replace("left", "\0").replace("right", "left").replace("\0", "right")
+        if mirrored != name and mirrored in names:
+            indices[index] = names.index(mirrored)
+    return tuple(indices) if indices != identity else ()
 
 
-def pair_of(names: Sequence[str], pair: Sequence[str]) -> tuple[int, int] | None:
-    """The indices of two points that `--between` names; None where it names none. Raises CannotTrain."""
+def parse_normalisation_pair(names: Sequence[str], pair: Sequence[str]) -> tuple[int, int] | None:
+    """Return the indices of the two points of `--normalisation-pair`; None if it is empty. Raises CannotTrain."""
     if not pair:
         return None
     if len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(names):
-        raise CannotTrain(f"--between {','.join(pair)}: it needs two points, as a,b, of {_some(names)}.")
+        raise CannotTrain(
+            f"--normalisation-pair {','.join(pair)}: give two points as a,b; the points are {_abridge(names)}."
+        )
     return names.index(pair[0]), names.index(pair[1])
 
 
-def _some(names: Sequence[str]) -> str:
+def _abridge(names: Sequence[str]) -> str:
     return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
