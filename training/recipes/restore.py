@@ -7,7 +7,7 @@ from training.core.recipe import DataCard, Preset, Recipe
 from training.core.sources import Archive, Source
 from training.learners.super_resolution.learner import Options
 
-_OPTIONS = Options(crops=8, pixel_epochs=5, blocks=4)
+_OPTIONS = Options(crops_per_image=8, pixel_epochs=5, blocks=4)
 
 RECIPE = Recipe(
     name="restore",
@@ -37,7 +37,16 @@ RECIPE = Recipe(
     options=_OPTIONS,
     on_gpu=Preset(
         Settings(epochs=60, batch_size=32, rate=1.5e-3),
-        replace(_OPTIONS, backbone="resnet34", width=64, blocks=12, crop=96, crops=16, pixel_epochs=45, text=0.8),
+        replace(
+            _OPTIONS,
+            backbone="resnet34",
+            width=64,
+            blocks=12,
+            crop_size=96,
+            crops_per_image=16,
+            pixel_epochs=45,
+            text_fraction=0.8,
+        ),
     ),
     intended_use="Enlarging one's own small, compressed or captioned images for viewing.",
     out_of_scope=(

@@ -1,4 +1,4 @@
-"""Folders of good pictures: which are to learn from, which are held out, and which are tests."""
+"""Folders of sharp images: their split, training crops, and whole images for evaluation."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,163 +16,188 @@ from training.data.images import ImageSamples, filter_readable, image_files
 from training.data.splits import validation_split
 from training.engine.batches import Key
 from training.engine.runtime import Batch
-from training.learners.super_resolution.degradation import Crops, Damage, Degraded, clean, degraded, whole_multiple
+from training.learners.super_resolution.degradation import (
+    CropSampler,
+    DegradationParams,
+    DegradedImage,
+    crop_to_multiple,
+    degrade,
+    downscale,
+)
 
-_BENCHMARKS = (
-    # In the pack of the mirror, and in the official archive of BSDS500, whose folder `val` is BSD100.
+_BENCHMARK_LAYOUTS = (
+    # The mirror's archive, and the official archive of BSDS500, whose folder `val` is BSD100.
     (("BSDS200", "T91"), {"BSD100": "BSD100", "Set5": "Set5/image_SRF_2"}),
     (("BSDS500/data/images/train",), {"BSD100": "BSDS500/data/images/val"}),
 )
-_GOOD_ONE = "_HR"
-"""In Set5 as it is passed on, the good one of each pair of files ends so."""
+"""Known collections: their folders of training images, and their test sets with the folder of each."""
+_SHARP_SUFFIX = "_HR"
+"""Set5 holds pairs of files; the name of the sharp one ends so."""
 
 
 @dataclass(frozen=True)
 class SharpFolder:
-    """What lies in a folder of good pictures; `split` says in words how it is divided.
+    """The contents of a folder of sharp images and their split; `split` describes the split in words.
 
     Attributes:
-        tests: sets of pictures to judge by, which nothing is chosen on, by their names.
+        tests: test sets by name; nothing is chosen on them.
     """
 
     train: tuple[Path, ...]
     validation: tuple[Path, ...]
     tests: dict[str, tuple[Path, ...]]
     split: str
-    notices: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
-def read_sharp(folder: Path, *, unreadable: str, valid_fraction: float, smallest: int) -> SharpFolder:
-    """Reads a folder of pictures, or the data sets that super-resolution is usually compared on.
+def read_sharp_folder(folder: Path, *, unreadable: str, valid_fraction: float, min_side: int) -> SharpFolder:
+    """Read a folder of images, or one of the benchmark collections for super-resolution.
 
-    Pictures with a side shorter than `smallest` pixels are left out, and of copies all but those of one side of the
-    split. Raises CannotTrain: there is no folder, fewer than two pictures, or an unreadable one that is refused.
+    Images with a side shorter than `min_side` pixels are left out, as are copies of test images. Copies of an image
+    stay on one side of the split.
+
+    Raises CannotTrain if there is no folder, there are fewer than two images, or for an unreadable image with `refuse`.
     """
     if not folder.is_dir():
         raise CannotTrain(f"{folder} is not a folder.")
-    files, tests = _found(folder)
+    files, tests = _find_images(folder)
     if not files:
-        raise CannotTrain(f"No pictures (JPEG, PNG, WebP or BMP) in {folder}.")
-    notices: list[str] = []
-    likenesses = dict(
-        filter_readable(_large(files, smallest, notices), unreadable=unreadable, size=smallest, warnings=notices)
-    )
-    judged = [file for each in tests.values() for file in each]
-    kept_apart = {
-        perceptual_hash
-        for _, perceptual_hash in filter_readable(judged, unreadable="refuse", size=smallest, warnings=notices)
-    }
-    own = [file for file, perceptual_hash in likenesses.items() if perceptual_hash not in kept_apart]
-    if len(own) < len(likenesses):
-        notices.append(f"{len(likenesses) - len(own)} pictures left out: copies of test pictures.")
-    out = validation_split([likenesses[file] for file in own], [0] * len(own), valid_fraction)
-    train = tuple(file for file, held in zip(own, out, strict=True) if not held)
-    validation = tuple(file for file, held in zip(own, out, strict=True) if held)
+        raise CannotTrain(f"No images (JPEG, PNG, WebP or BMP) in {folder}.")
+    warnings: list[str] = []
+    large = _filter_large(files, min_side, warnings)
+    hashes = dict(filter_readable(large, unreadable=unreadable, size=min_side, warnings=warnings))
+    test_files = [file for test_set in tests.values() for file in test_set]
+    readable_tests = filter_readable(test_files, unreadable="refuse", size=min_side, warnings=warnings)
+    test_hashes = {perceptual_hash for _, perceptual_hash in readable_tests}
+    usable = [file for file, perceptual_hash in hashes.items() if perceptual_hash not in test_hashes]
+    if len(usable) < len(hashes):
+        warnings.append(f"{len(hashes) - len(usable)} images left out: they are copies of test images.")
+    is_validation = validation_split([hashes[file] for file in usable], [0] * len(usable), valid_fraction)
+    train = tuple(file for file, held in zip(usable, is_validation, strict=True) if not held)
+    validation = tuple(file for file, held in zip(usable, is_validation, strict=True) if held)
     if not train or not validation:
         raise CannotTrain(
-            f"{folder} has {len(own)} different picture(s) of at least {smallest}×{smallest} pixels; two are needed, "
-            "one to learn from and one to validate on, and hundreds to learn well."
+            f"{folder} has {len(usable)} distinct image(s) of at least {min_side}×{min_side} pixels. At least two are "
+            "needed, one to train on and one to validate on; hundreds give good results."
         )
-    split = f"{valid_fraction:.0%} of the pictures held out for validation by the hash of what they look like"
-    return SharpFolder(train, validation, tests, split, tuple(notices))
+    split = f"{valid_fraction:.0%} of the images, chosen by a perceptual hash, are held out for validation"
+    return SharpFolder(train, validation, tests, split, tuple(warnings))
 
 
-def _found(folder: Path) -> tuple[list[Path], dict[str, tuple[Path, ...]]]:
-    """The pictures to learn from, and the tests, where this is a known collection."""
+def _find_images(folder: Path) -> tuple[list[Path], dict[str, tuple[Path, ...]]]:
+    """Return the images to train on, and the test sets if the folder is a known collection."""
     for root in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
-        for parts, tests in _BENCHMARKS:
-            if (root / parts[0]).is_dir():
-                files = [file for part in parts if (root / part).is_dir() for file in image_files(root / part)]
-                return files, {name: _good(root / path) for name, path in tests.items() if (root / path).is_dir()}
+        for train_names, test_names in _BENCHMARK_LAYOUTS:
+            if (root / train_names[0]).is_dir():
+                train_folders = [root / name for name in train_names if (root / name).is_dir()]
+                test_folders = {name: root / path for name, path in test_names.items() if (root / path).is_dir()}
+                files = [file for train_folder in train_folders for file in image_files(train_folder)]
+                return files, {name: _sharp_files(test_folder) for name, test_folder in test_folders.items()}
     return image_files(folder), {}
 
 
-def _good(folder: Path) -> tuple[Path, ...]:
+def _sharp_files(folder: Path) -> tuple[Path, ...]:
     files = image_files(folder)
-    pairs = [file for file in files if file.stem.endswith(_GOOD_ONE)]
-    return tuple(pairs or files)
+    sharp = [file for file in files if file.stem.endswith(_SHARP_SUFFIX)]
+    return tuple(sharp or files)
 
 
-def _large(files: Sequence[Path], smallest: int, notices: list[str]) -> list[Path]:
-    """Those that are large enough, or cannot be read at all, which is for others to say."""
-    large = [file for file in files if _shorter_side(file, smallest) >= smallest]
+def _filter_large(files: Sequence[Path], min_side: int, warnings: list[str]) -> list[Path]:
+    """Return the images that are large enough; unreadable files are kept, for `filter_readable` to report."""
+    large = [file for file in files if _shorter_side(file, min_side) >= min_side]
     if len(large) < len(files):
-        left_out = len(files) - len(large)
-        notices.append(f"{left_out} of {len(files)} pictures skipped: a side of fewer than {smallest} pixels.")
+        skipped = len(files) - len(large)
+        warnings.append(f"{skipped} of {len(files)} images skipped: they have a side of fewer than {min_side} pixels.")
     return large
 
 
-def _shorter_side(file: Path, otherwise: int) -> int:
+def _shorter_side(file: Path, default: int) -> int:
     try:
         with Image.open(file) as image:
             return min(image.size)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return otherwise
+        return default
 
 
 class SharpImages(ImageSamples):
-    """Good pictures, none with a side longer than `longest` pixels: photos straight from a camera are soft."""
+    """Sharp images, downscaled so that no side exceeds `max_side` pixels: photos straight from a camera are soft."""
 
-    def __init__(self, paths: Sequence[Path], *, longest: int, seed: int = 0, cache_bytes: int = 4 << 30) -> None:
-        super().__init__(paths, enough=longest, seed=seed, cache_bytes=cache_bytes)
-        self.longest = longest
+    def __init__(self, paths: Sequence[Path], *, max_side: int, seed: int = 0, cache_bytes: int = 4 << 30) -> None:
+        super().__init__(paths, enough=max_side, seed=seed, cache_bytes=cache_bytes)
+        self.max_side = max_side
 
     def image(self, index: int) -> DecodedImage:
-        """The picture, made smaller where it is too large."""
-        found = super().image(index)
-        image, longest = found.image, max(found.image.size)
-        if longest > self.longest:
-            width, height = (max(1, round(side * self.longest / longest)) for side in image.size)
+        """Return the image, downscaled if it is too large."""
+        decoded = super().image(index)
+        image, longer_side = decoded.image, max(decoded.image.size)
+        if longer_side > self.max_side:
+            width, height = (max(1, round(side * self.max_side / longer_side)) for side in image.size)
             image = image.resize((width, height), Image.Resampling.LANCZOS)
         return DecodedImage(image, *image.size)
 
 
-class DamagedCrops(SharpImages):
-    """Pairs to train on: `crops` random parts of each picture an epoch, made worse, other ones in each epoch.
+class TrainingCrops(SharpImages):
+    """Training pairs: random crops of each image with their degraded versions, different in each epoch.
 
-    In the first `pixel_epochs` a pair asks for pixels alone, in the others for what they look like too.
+    In the first `pixel_epochs` epochs, samples ask for the pixel loss only; afterwards for the perceptual loss as well.
     """
 
     def __init__(
-        self, paths: Sequence[Path], crops: Crops, *, a_picture: int, pixel_epochs: int, longest: int, **more: int
+        self,
+        paths: Sequence[Path],
+        sampler: CropSampler,
+        *,
+        crops_per_image: int,
+        pixel_epochs: int,
+        max_side: int,
+        seed: int = 0,
+        cache_bytes: int = 4 << 30,
     ) -> None:
-        super().__init__(paths, longest=longest, **more)
-        self.crops, self.a_picture, self.pixel_epochs = crops, a_picture, pixel_epochs
+        super().__init__(paths, max_side=max_side, seed=seed, cache_bytes=cache_bytes)
+        self.sampler, self.crops_per_image, self.pixel_epochs = sampler, crops_per_image, pixel_epochs
 
     def __len__(self) -> int:
-        return len(self.paths) * self.a_picture
+        return len(self.paths) * self.crops_per_image
 
     def sample(self, key: Key) -> Batch:
-        """`image` uint8 (size, size, 3), `wanted` uint8 (scale·size, scale·size, 3), and `looks`, a bool."""
+        """Return `image` uint8 (size, size, 3), `target` uint8 (scale·size, scale·size, 3) and `perceptual`, bool."""
         epoch, index = key
         self.seed_generator(key)
         random = np.random.default_rng(int(torch.randint(2**62, (1,))))
-        worse, wanted = self.crops.draw(self.image(index % len(self.paths)).image, random)
+        degraded, original = self.sampler.draw(self.image(index % len(self.paths)).image, random)
         return {
-            "image": torch.tensor(worse.pixels),
-            "wanted": torch.tensor(wanted),
-            "looks": torch.tensor(epoch >= self.pixel_epochs),
+            "image": torch.tensor(degraded.pixels),
+            "target": torch.tensor(original),
+            "perceptual": torch.tensor(epoch >= self.pixel_epochs),
         }
 
 
-class DegradedImages(SharpImages):
-    """Whole pictures to judge by, each made worse in its own way, which follows from its file's name alone.
+class EvaluationImages(SharpImages):
+    """Whole images for evaluation, each degraded in a way that depends only on its file name.
 
-    They differ in size: fetch them one at a time.
+    The images differ in size, so they cannot be batched.
     """
 
-    def __init__(self, paths: Sequence[Path], scale: int, damage: Damage, *, longest: int, **more: int) -> None:
-        super().__init__(paths, longest=longest, **more)
-        self.scale, self.damage = scale, damage
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        scale: int,
+        params: DegradationParams,
+        *,
+        max_side: int,
+        cache_bytes: int = 4 << 30,
+    ) -> None:
+        super().__init__(paths, max_side=max_side, cache_bytes=cache_bytes)
+        self.scale, self.params = scale, params
 
-    def pair(self, index: int) -> tuple[Degraded, NDArray[np.uint8]]:
-        """The picture made worse, and as it is."""
-        wanted = whole_multiple(self.image(index).image, self.scale)
+    def degraded_pair(self, index: int) -> tuple[DegradedImage, NDArray[np.uint8]]:
+        """Return the degraded image and the original."""
+        original = crop_to_multiple(self.image(index).image, self.scale)
         digest = hashlib.sha256(self.paths[index].stem.encode()).digest()
         random = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-        return degraded(wanted, self.scale, self.damage, random), np.asarray(wanted)
+        return degrade(original, self.scale, self.params, random), np.asarray(original)
 
-    def clean_pair(self, index: int) -> tuple[Degraded, NDArray[np.uint8]]:
-        """The picture only made smaller, and as it is."""
-        wanted = whole_multiple(self.image(index).image, self.scale)
-        return clean(wanted, self.scale), np.asarray(wanted)
+    def clean_pair(self, index: int) -> tuple[DegradedImage, NDArray[np.uint8]]:
+        """Return the image downscaled without other degradation, and the original."""
+        original = crop_to_multiple(self.image(index).image, self.scale)
+        return downscale(original, self.scale), np.asarray(original)

@@ -1,92 +1,101 @@
-"""What is said of restored pictures in figures: metrics, tables and failures, always against bicubic resizing."""
+"""Evaluation of restored images: metrics, tables and failures, relative to bicubic resizing."""
 
 from collections.abc import Mapping, Sequence
 
 from tasks.manifest import Metric
 from training.core.results import Table
-from training.learners.super_resolution.metrics import Judged, Quality, Summary, summary
+from training.learners.super_resolution.metrics import ImageResult, Quality, QualitySummary, summarise
 
-_BANDS = ((0, 25), (26, 40), (41, 55), (56, 100))
-Sets = Mapping[str, Sequence[Judged]]
+_QUALITY_BANDS = ((0, 25), (26, 40), (41, 55), (56, 100))
+_QUALITY_COLUMNS = ("n", "PSNR", "SSIM", "distance", "PSNR under text", "PSNR elsewhere")
+ResultSets = Mapping[str, Sequence[ImageResult]]
+"""Results by the name of the image set; the first set is `validation`, the others are test sets."""
 
 
-def metrics(damaged: Sets, clean: Sets) -> tuple[Metric, ...]:
-    """The gains over bicubic resizing on validation pictures, what they are gains of, and those on test pictures."""
-    first, plain = summary(damaged["validation"]), summary(clean["validation"])
-    protocol = f"{first.count} validation pictures, smaller, with text and JPEG"
-    found = [
-        ("psnr_gain", first.psnr_gain, f"dB over bicubic, {protocol}"),
-        ("text_psnr_gain", first.text_gain, "the same, of the pixels under text"),
-        ("other_psnr_gain", first.other_gain, "the same, of the pixels that no text covered"),
-        ("clean_psnr_gain", plain.psnr_gain, f"dB over bicubic, {plain.count} validation pictures only made smaller"),
-        ("psnr", first.restored.psnr, f"dB, {protocol}"),
-        ("ssim", first.restored.ssim, protocol),
-        ("distance", first.restored.distance, f"LPIPS-style, less is better, {protocol}"),
-        ("distance_gain", first.bicubic.distance - first.restored.distance, "bicubic's distance less the restored"),
+def compute_metrics(degraded: ResultSets, clean: ResultSets) -> tuple[Metric, ...]:
+    """Return the gains over bicubic resizing on the validation images, the absolute values, and the test gains."""
+    validation, validation_clean = summarise(degraded["validation"]), summarise(clean["validation"])
+    samples = f"{validation.count} validation images, downscaled, with text and JPEG"
+    clean_samples = f"{validation_clean.count} validation images, only downscaled"
+    distance_gain = validation.bicubic.distance - validation.restored.distance
+    rows = [
+        ("psnr_gain", validation.psnr_gain, f"dB over bicubic, {samples}"),
+        ("text_psnr_gain", validation.text_gain, f"dB over bicubic for pixels under text, {samples}"),
+        ("other_psnr_gain", validation.other_gain, f"dB over bicubic for pixels without text, {samples}"),
+        ("clean_psnr_gain", validation_clean.psnr_gain, f"dB over bicubic, {clean_samples}"),
+        ("psnr", validation.restored.psnr, f"dB, {samples}"),
+        ("ssim", validation.restored.ssim, samples),
+        ("distance", validation.restored.distance, f"LPIPS-style, lower is better, {samples}"),
+        ("distance_gain", distance_gain, f"reduction of the LPIPS-style distance from bicubic, {samples}"),
     ]
-    for name in list(damaged)[1:]:
-        found += _of_a_test(name, summary(damaged[name]), summary(clean[name]))
-    return tuple(Metric(name=name, value=value, protocol=protocol) for name, value, protocol in found)
+    for name in list(degraded)[1:]:
+        rows += _test_rows(name, summarise(degraded[name]), summarise(clean[name]))
+    return tuple(Metric(name=name, value=value, protocol=protocol) for name, value, protocol in rows)
 
 
-def _of_a_test(name: str, damaged: Summary, clean: Summary) -> list[tuple[str, float, str]]:
-    short, protocol = name.lower(), f"test: {damaged.count} pictures of {name}"
+def _test_rows(name: str, degraded: QualitySummary, clean: QualitySummary) -> list[tuple[str, float, str]]:
+    prefix, samples = name.lower(), f"test: {degraded.count} images of {name}"
+    distance_gain = degraded.bicubic.distance - degraded.restored.distance
     return [
-        (f"{short}_psnr_gain", damaged.psnr_gain, f"dB over bicubic, {protocol}"),
-        (f"{short}_text_psnr_gain", damaged.text_gain, f"the same, of the pixels under text, {protocol}"),
-        (f"{short}_clean_psnr_gain", clean.psnr_gain, f"dB over bicubic, {protocol}, only made smaller"),
-        (f"{short}_distance_gain", damaged.bicubic.distance - damaged.restored.distance, f"LPIPS-style, {protocol}"),
+        (f"{prefix}_psnr_gain", degraded.psnr_gain, f"dB over bicubic, {samples}"),
+        (f"{prefix}_text_psnr_gain", degraded.text_gain, f"dB over bicubic for pixels under text, {samples}"),
+        (f"{prefix}_clean_psnr_gain", clean.psnr_gain, f"dB over bicubic, {samples}, only downscaled"),
+        (f"{prefix}_distance_gain", distance_gain, f"reduction of the LPIPS-style distance from bicubic, {samples}"),
     ]
 
 
-def by_set(damaged: Sets, clean: Sets) -> Table:
-    """Each set, damaged and clean; in a cell: restored / bicubic."""
-    rows = [(f"{name}, damaged", *_cells(summary(judged))) for name, judged in damaged.items()]
-    rows += [(f"{name}, clean", *_cells(summary(judged))) for name, judged in clean.items()]
-    header = ("pictures", "n", "PSNR", "SSIM", "distance", "PSNR under text", "PSNR elsewhere")
-    return Table("Restored / bicubic", header, tuple(rows), "PSNR in dB; of the distance, less is better.")
+def table_by_set(degraded: ResultSets, clean: ResultSets) -> Table:
+    """Return the quality on each set, degraded and clean; a cell holds restored / bicubic."""
+    rows = [(f"{name}, degraded", *_cells(summarise(results))) for name, results in degraded.items()]
+    rows += [(f"{name}, clean", *_cells(summarise(results))) for name, results in clean.items()]
+    note = "PSNR in dB; a lower distance is better."
+    return Table("Restored / bicubic", ("images", *_QUALITY_COLUMNS), tuple(rows), note)
 
 
-def by_quality(judged: Sequence[Judged], name: str) -> Table:
-    """The same, by bands of the quality of the JPEG that the pictures went through."""
+def table_by_jpeg_quality(results: Sequence[ImageResult], name: str) -> Table:
+    """Return the quality by bands of the JPEG quality; a cell holds restored / bicubic."""
     rows = []
-    for low, high in _BANDS:
-        members = [each for each in judged if each.quality is not None and low <= each.quality <= high]
-        if members:
-            best = max(each.quality or 0 for each in members)
-            worst = min(each.quality or 0 for each in members)
-            rows.append((f"{worst} to {best}", *_cells(summary(members))))
-    header = ("JPEG quality", "n", "PSNR", "SSIM", "distance", "PSNR under text", "PSNR elsewhere")
-    return Table(f"By JPEG quality, {name}: restored / bicubic", header, tuple(rows))
+    for low, high in _QUALITY_BANDS:
+        band = [
+            (result.jpeg_quality, result)
+            for result in results
+            if result.jpeg_quality is not None and low <= result.jpeg_quality <= high
+        ]
+        if band:
+            qualities = [quality for quality, _ in band]
+            cells = _cells(summarise([result for _, result in band]))
+            rows.append((f"{min(qualities)} to {max(qualities)}", *cells))
+    return Table(f"By JPEG quality, {name}: restored / bicubic", ("JPEG quality", *_QUALITY_COLUMNS), tuple(rows))
 
 
-def _cells(found: Summary) -> tuple[str, ...]:
-    def pair(name: str, digits: int) -> str:
-        values = (getattr(quality, name) for quality in (found.restored, found.bicubic))
+def _cells(summary: QualitySummary) -> tuple[str, ...]:
+    def format_pair(name: str, digits: int) -> str:
+        values = (getattr(quality, name) for quality in (summary.restored, summary.bicubic))
         return " / ".join("–" if value is None else f"{value:.{digits}f}" for value in values)
 
-    names = (("psnr", 2), ("ssim", 3), ("distance", 4), ("under_text", 2), ("elsewhere", 2))
-    return (str(found.count), *(pair(name, digits) for name, digits in names))
+    columns = (("psnr", 2), ("ssim", 3), ("distance", 4), ("text_psnr", 2), ("other_psnr", 2))
+    return (str(summary.count), *(format_pair(name, digits) for name, digits in columns))
 
 
-def failures(damaged: Sequence[Judged], clean: Sequence[Judged]) -> tuple[str, ...]:
-    """Where it is of no use, or does harm, in figures."""
-    worst = min(damaged, key=lambda each: each.gain)
-    worse, worse_clean = (sum(each.gain < 0 for each in judged) for judged in (damaged, clean))
-    under = [each for each in damaged if each.restored.under_text is not None]
-    found = [
-        f"Its least gain on a damaged picture is {worst.gain:+.2f} dB ({worst.name}, JPEG quality {worst.quality}).",
-        f"{worse} of {len(damaged)} damaged and {worse_clean} of {len(clean)} clean pictures are further from the "
+def describe_failures(degraded: Sequence[ImageResult], clean: Sequence[ImageResult]) -> tuple[str, ...]:
+    """Describe where the model helps least or does harm."""
+    worst = min(degraded, key=lambda result: result.gain)
+    worse, worse_clean = (sum(result.gain < 0 for result in results) for results in (degraded, clean))
+    with_text = [result for result in degraded if result.restored.text_psnr is not None]
+    sentences = [
+        f"The smallest gain on a degraded image is {worst.gain:+.2f} dB ({worst.name}, JPEG quality "
+        f"{worst.jpeg_quality}).",
+        f"{worse} of {len(degraded)} degraded and {worse_clean} of {len(clean)} clean images are further from the "
         "original than after bicubic resizing.",
     ]
-    if under:
-        hardest = min(under, key=lambda each: _under(each.restored))
-        found.append(
-            f"Under text it guesses: on average {summary(under).restored.under_text:.1f} dB there, and "
-            f"{_under(hardest.restored):.1f} dB at worst ({hardest.name})."
+    if with_text:
+        hardest = min(with_text, key=lambda result: _text_psnr(result.restored))
+        sentences.append(
+            f"The content under text is guessed: the PSNR there is {summarise(with_text).restored.text_psnr:.1f} dB on "
+            f"average, and {_text_psnr(hardest.restored):.1f} dB at worst ({hardest.name})."
         )
-    return tuple(found)
+    return tuple(sentences)
 
 
-def _under(quality: Quality) -> float:
-    return quality.under_text if quality.under_text is not None else 0.0
+def _text_psnr(quality: Quality) -> float:
+    return quality.text_psnr if quality.text_psnr is not None else 0.0

@@ -1,4 +1,4 @@
-"""How near a picture comes to the one that is wanted: PSNR, SSIM, and what they are for a whole set of pictures."""
+"""Image quality metrics: PSNR, SSIM, and their means over a set of images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,74 +12,76 @@ from torch.nn.functional import conv2d
 
 Pixels = NDArray[np.uint8]
 _MIN_ERROR = 1e-2
-"""Of squared levels: two pictures that are the same have 68 dB, and not infinitely many."""
+"""Lower bound of the squared error: identical images have a PSNR of 68 dB instead of infinity."""
 _WINDOW, _SIGMA = 11, 1.5
 _C1, _C2 = 0.01**2, 0.03**2
 
 
-def psnr(got: Pixels, wanted: Pixels, where: NDArray[np.bool_] | None = None) -> float:
-    """The peak signal-to-noise ratio in dB over all pixels and the three colours, or over the pixels `where`."""
-    squared = (got.astype(np.float32) - wanted.astype(np.float32)) ** 2
-    error = float(squared.mean() if where is None else squared[where].mean())
+def psnr(restored: Pixels, original: Pixels, mask: NDArray[np.bool_] | None = None) -> float:
+    """Return the peak signal-to-noise ratio in dB over all pixels and channels, or over the pixels of the mask."""
+    squared_error = (restored.astype(np.float32) - original.astype(np.float32)) ** 2
+    error = float(squared_error.mean() if mask is None else squared_error[mask].mean())
     return float(10 * np.log10(255**2 / max(error, _MIN_ERROR)))
 
 
-def ssim(got: Pixels, wanted: Pixels) -> float:
-    """The structural similarity, 1 for the same (Wang et al. 2004: Gaussian window of 11 pixels, sigma 1.5).
+def ssim(restored: Pixels, original: Pixels) -> float:
+    """Return the structural similarity, 1 for identical images (Wang et al. 2004: Gaussian window of 11, sigma 1.5).
 
-    The mean over the three colours; pictures smaller than the window are compared by one that fits.
+    It is the mean over the three channels. For images smaller than the window, the window is shrunk to fit.
     """
-    a, b = (torch.tensor(each).permute(2, 0, 1).unsqueeze(1).float() / 255 for each in (got, wanted))
+    a, b = (torch.tensor(pixels).permute(2, 0, 1).unsqueeze(1).float() / 255 for pixels in (restored, original))
     size = min(_WINDOW, *a.shape[2:])
-    places = torch.arange(size) - (size - 1) / 2
-    line = torch.exp(-(places**2) / (2 * _SIGMA**2))
-    line = line / line.sum()
+    positions = torch.arange(size) - (size - 1) / 2
+    kernel = torch.exp(-(positions**2) / (2 * _SIGMA**2))
+    kernel = kernel / kernel.sum()
 
-    def local(values: Tensor) -> Tensor:
-        return conv2d(conv2d(values, line.view(1, 1, -1, 1)), line.view(1, 1, 1, -1))
+    def local_mean(values: Tensor) -> Tensor:
+        return conv2d(conv2d(values, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
 
-    mean_a, mean_b = local(a), local(b)
-    variances = local(a * a) - mean_a**2 + local(b * b) - mean_b**2
-    covariance = local(a * b) - mean_a * mean_b
-    perceptual_hash = (2 * mean_a * mean_b + _C1) * (2 * covariance + _C2)
-    return float((perceptual_hash / ((mean_a**2 + mean_b**2 + _C1) * (variances + _C2))).mean())
+    mean_a, mean_b = local_mean(a), local_mean(b)
+    variances = local_mean(a * a) - mean_a**2 + local_mean(b * b) - mean_b**2
+    covariance = local_mean(a * b) - mean_a * mean_b
+    numerator = (2 * mean_a * mean_b + _C1) * (2 * covariance + _C2)
+    return float((numerator / ((mean_a**2 + mean_b**2 + _C1) * (variances + _C2))).mean())
 
 
 @dataclass(frozen=True)
 class Quality:
-    """How near one picture came.
+    """The quality of one image.
 
     Attributes:
-        distance: of what they look like (training/learners/super_resolution/perceptual.py).
-        under_text: PSNR where text was; None where there was none.
-        elsewhere: PSNR where there was none.
+        psnr: in dB, over all pixels.
+        ssim: structural similarity.
+        distance: perceptual distance (training/learners/super_resolution/perceptual.py).
+        text_psnr: PSNR over the pixels under text; None without text.
+        other_psnr: PSNR over the other pixels; None if there are none.
     """
 
     psnr: float
     ssim: float
     distance: float
-    under_text: float | None
-    elsewhere: float | None
+    text_psnr: float | None
+    other_psnr: float | None
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One picture: restored, and by bicubic resizing. `quality` is that of the JPEG; None: it went through none."""
+class ImageResult:
+    """The quality of one restored image and of its bicubic resizing; `jpeg_quality` is None without compression."""
 
     name: str
-    quality: int | None
+    jpeg_quality: int | None
     restored: Quality
     bicubic: Quality
 
     @property
     def gain(self) -> float:
-        """How much nearer the restored one is, in dB."""
+        """PSNR gain over bicubic resizing, in dB."""
         return self.restored.psnr - self.bicubic.psnr
 
 
 @dataclass(frozen=True)
-class Summary:
-    """The means over a set of pictures; of what is under text over those that have any."""
+class QualitySummary:
+    """Means over a set of images; those under text are over the images with text."""
 
     count: int
     restored: Quality
@@ -92,27 +94,28 @@ class Summary:
 
     @property
     def text_gain(self) -> float:
-        """In dB, over the pixels under text; 0 where there are none."""
-        return (self.restored.under_text or 0.0) - (self.bicubic.under_text or 0.0)
+        """In dB, over the pixels under text; 0 if there are none."""
+        return (self.restored.text_psnr or 0.0) - (self.bicubic.text_psnr or 0.0)
 
     @property
     def other_gain(self) -> float:
-        """In dB, over the pixels that no text covered."""
-        return (self.restored.elsewhere or 0.0) - (self.bicubic.elsewhere or 0.0)
+        """In dB, over the pixels that no text covers."""
+        return (self.restored.other_psnr or 0.0) - (self.bicubic.other_psnr or 0.0)
 
 
-def summary(judged: Sequence[Judged]) -> Summary:
-    """The means."""
-    return Summary(len(judged), _mean([each.restored for each in judged]), _mean([each.bicubic for each in judged]))
+def summarise(results: Sequence[ImageResult]) -> QualitySummary:
+    """Return the mean quality of the images."""
+    restored, bicubic = [result.restored for result in results], [result.bicubic for result in results]
+    return QualitySummary(len(results), _mean_quality(restored), _mean_quality(bicubic))
 
 
-def _mean(qualities: Sequence[Quality]) -> Quality:
+def _mean_quality(qualities: Sequence[Quality]) -> Quality:
     return Quality(
-        psnr=fmean(each.psnr for each in qualities),
-        ssim=fmean(each.ssim for each in qualities),
-        distance=fmean(each.distance for each in qualities),
-        under_text=_mean_of_known([each.under_text for each in qualities]),
-        elsewhere=_mean_of_known([each.elsewhere for each in qualities]),
+        psnr=fmean(quality.psnr for quality in qualities),
+        ssim=fmean(quality.ssim for quality in qualities),
+        distance=fmean(quality.distance for quality in qualities),
+        text_psnr=_mean_of_known([quality.text_psnr for quality in qualities]),
+        other_psnr=_mean_of_known([quality.other_psnr for quality in qualities]),
     )
 
 

@@ -1,70 +1,64 @@
-"""The figures of super-resolution: strips of one picture sent, resized, restored and as it was."""
+"""Comparison plots for super-resolution reports: input, bicubic, restored and original image side by side."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure as Sheet
+from training.reporting.plots import new_figure, to_png
 
-_TITLES = ("sent", "bicubic", "restored", "original")
-_SIDE = 220
-"""Pixels of the larger picture that a strip shows: more would be made smaller, and hide what it is about."""
+_TITLES = ("input", "bicubic", "restored", "original")
+_CROP_SIDE = 220
+"""Side length of the crop that is shown, in pixels of the original. More would be scaled down and hide the detail."""
 
 
 @dataclass(frozen=True)
-class Strip:
-    """One picture in four states, each uint8 (height, width, 3), and what to say of it.
+class RestorationComparison:
+    """One image in four versions, each uint8 (height, width, 3), and a caption.
 
-    `sent` is the small one; the others have one size. `middle` (x, y) is what to show of them, as a share of the sides.
+    `degraded` is small; the others have the same size. The crop that is shown is centred on `centre` (x, y), given as
+    fractions of the sides.
     """
 
-    sent: NDArray[np.uint8]
+    degraded: NDArray[np.uint8]
     bicubic: NDArray[np.uint8]
     restored: NDArray[np.uint8]
     original: NDArray[np.uint8]
     caption: str
-    middle: tuple[float, float] = (0.5, 0.5)
+    centre: tuple[float, float] = (0.5, 0.5)
 
-    def parts(self) -> tuple[NDArray[np.uint8], ...]:
-        """The same part of each, in the size of the larger ones."""
+    def crops(self) -> tuple[NDArray[np.uint8], ...]:
+        """Return the same crop of each version, at the size of the original."""
         height, width = self.original.shape[:2]
-        sent = np.asarray(Image.fromarray(self.sent).resize((width, height), Image.Resampling.NEAREST))
+        enlarged = np.asarray(Image.fromarray(self.degraded).resize((width, height), Image.Resampling.NEAREST))
         left, top = (
-            max(0, min(round(share * length) - _SIDE // 2, length - _SIDE))
-            for share, length in zip(self.middle, (width, height), strict=True)
+            max(0, min(round(fraction * length) - _CROP_SIDE // 2, length - _CROP_SIDE))
+            for fraction, length in zip(self.centre, (width, height), strict=True)
         )
-        whole = (sent, self.bicubic, self.restored, self.original)
-        return tuple(each[top : top + _SIDE, left : left + _SIDE] for each in whole)
+        versions = (enlarged, self.bicubic, self.restored, self.original)
+        return tuple(pixels[top : top + _CROP_SIDE, left : left + _CROP_SIDE] for pixels in versions)
 
 
-def strips(shown: Sequence[Strip]) -> bytes:
-    """A row for each picture."""
-    from matplotlib.figure import Figure  # Seconds: not for every command.
-
-    sheet: Sheet = Figure(figsize=(11, 2.9 * len(shown)), layout="constrained")
-    grid = sheet.subplots(len(shown), len(_TITLES), squeeze=False)
-    for row, strip in zip(grid, shown, strict=True):
-        for axes, pixels, title in zip(row, strip.parts(), _TITLES, strict=True):
+def draw_comparisons(comparisons: Sequence[RestorationComparison]) -> bytes:
+    """Draw one row of four versions per image, as a PNG file."""
+    sheet = new_figure(11, 2.9 * len(comparisons))
+    grid = sheet.subplots(len(comparisons), len(_TITLES), squeeze=False)
+    for row, comparison in zip(grid, comparisons, strict=True):
+        for axes, pixels, title in zip(row, comparison.crops(), _TITLES, strict=True):
             axes.imshow(pixels, interpolation="nearest")
             axes.set_xticks([])
             axes.set_yticks([])
             axes.set_xlabel(title, fontsize=8)
-        row[0].set_title(strip.caption, fontsize=9, loc="left")
-    file = io.BytesIO()
-    sheet.savefig(file, format="png", dpi=110, bbox_inches="tight", facecolor="white")
-    return file.getvalue()
+        row[0].set_title(comparison.caption, fontsize=9, loc="left")
+    return to_png(sheet)
 
 
-def middle_of(covered: NDArray[np.bool_]) -> tuple[float, float]:
-    """Where the text is that lies furthest in the upper left, as a share of the sides; else the middle."""
-    rows, columns = np.nonzero(covered)
+def find_text_centre(text_mask: NDArray[np.bool_]) -> tuple[float, float]:
+    """Return the position of the topmost text as fractions of the sides; the image's centre without text."""
+    rows, columns = np.nonzero(text_mask)
     if not len(rows):
         return 0.5, 0.5
-    near = columns[np.abs(rows - rows[0]) < 0.1 * len(covered)]
-    return float(np.median(near)) / covered.shape[1], float(rows[0]) / covered.shape[0]
+    nearby = columns[np.abs(rows - rows[0]) < 0.1 * len(text_mask)]
+    return float(np.median(nearby)) / text_mask.shape[1], float(rows[0]) / text_mask.shape[0]
