@@ -1,0 +1,120 @@
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.manifest import read_manifest, verify_files
+from tests.training.conftest import ROOT
+from tests.training.learners.keypoints.dots import NAMES, draw_dots
+from training.core.config import Settings
+from training.data.download import Fetcher
+from training.learners.keypoints.learner import KeypointsLearner, Options
+from training.learners.keypoints.network import HEADS
+from training.publishing import export
+from training.publishing.publish import replay
+from training.registry import load_recipe
+
+SHARED = ROOT.parent / "shared" / "data"
+BACKBONE = "alexnet"
+QUICK = (
+    *("--backbone", BACKBONE, "--weights", "none", "--size", "64", "--batch-size", "8"),
+    *("--precision", "fp32", "--rate", "0.01", "--max-rotation", "5", "--max-scale", "1.1"),
+)
+
+
+@pytest.mark.shared
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real data is not in ../shared/data")
+def test_faces_are_split_by_person_and_symmetric_under_their_flip_pairs(tmp_path):
+    recipe = load_recipe("faces")
+    fetcher = Fetcher(tmp_path, str(SHARED), lambda text: None)
+
+    learner = KeypointsLearner.from_data(fetcher.fetch(recipe.source), recipe.settings, recipe.options, fetcher)
+
+    person = re.compile(recipe.options.group_pattern)
+    train, validation = (
+        {person.match(path.name)[1] for path in samples.paths} for samples in (learner.samples, learner.held_out)
+    )
+    assert not train & validation
+    assert (len(train), len(validation)) == (266, 67)
+    assert len(learner.samples) + len(learner.held_out) == 4057
+    points = np.stack(learner.samples.points)
+    points = points[~np.isnan(points).any(axis=(1, 2))]
+    mean = (points - points.mean(axis=1, keepdims=True)).mean(axis=0)
+    mirrored = (mean * (-1, 1))[list(learner.flip_indices)]
+    assert np.abs(mean - mirrored).max() < 0.1 * np.ptp(mean[:, 0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("head", HEADS)
+def test_images_with_points_become_a_report_and_a_published_model(train, dots_folder, tmp_path, head):
+    arguments = ("keypoints", "--data", dots_folder, "--name", "dots", "--head", head, "--epochs", "6", *QUICK)
+    names = ("--group-column", "film", "--normalisation-pair", "left,right", "--links", "left=right,right=top", "--tta")
+
+    status, out, err = train(*arguments, *names, "--publish")
+
+    assert status == 0, err
+    model = tmp_path / "models" / "dots" / "1"
+    manifest = read_manifest(model)
+    verify_files(model, manifest)
+    replay(model)
+    task = manifest.load_task(model)
+    assert (task.names, task.links) == (NAMES, ((0, 1), (1, 2)))
+    metrics = {metric.name: metric.value for metric in manifest.metrics}
+    assert list(metrics)[:3] == ["mean_error", "median_error", "pck_5"]
+    assert metrics["mean_error"] < 0.5
+    image, points = draw_dots(1000)
+    image.save(tmp_path / "new.png")
+    runner = export.onnx_runner(model / "model.onnx", task)
+    answer = task.answer(runner, {"image": (tmp_path / "new.png").read_bytes(), "overlay": True})
+    assert (answer.width, answer.height) == (72, 72)
+    assert answer.overlay is not None
+    predicted = np.array([[point.x, point.y] for point in answer.points])
+    assert np.abs(predicted - points).max() < 20
+    card = (model / "README.md").read_text()
+    for text in ("By part", "By group", "By apparent rotation", "bootstrap over", "Known failures"):
+        assert text in card
+    (report,) = (tmp_path / "runs" / "dots").rglob("index.html")
+    page = report.read_text()
+    for text in ("Largest errors", "Typical predictions", "Cumulative error", "Reliability", "Augmentations of one"):
+        assert text in page
+    assert re.search(r"3 points; \d+ training images", out)
+
+
+@pytest.mark.slow
+def test_golden_requests_show_validation_images_and_one_overlay(dots_folder):
+    options = replace(Options(), backbone=BACKBONE, weights="none", size=64, group_column="film")
+    learner = KeypointsLearner.from_data(dots_folder, Settings(), options, Fetcher(dots_folder))
+    torch.manual_seed(0)
+    served = learner.to_inference_module(learner.network())
+
+    task, bodies = learner.golden_requests(served)
+
+    assert task == learner.task
+    assert [body.get("overlay", False) for body in bodies] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--normalisation-pair", "left,nose"), "--normalisation-pair left,nose: give two points"),
+        (("--flip-pairs", "left=nose"), "--flip-pairs left=nose: give two points"),
+        (("--links", "left"), "--links left"),
+        (("--tta", "--flip-pairs", "left=right,right=left"), "a point can be in one pair only"),
+        (("--group-column", "person"), "no column 'person'"),
+        (("--tables", "other.csv"), "contains 0 files 'other.csv'"),
+        (("--group-column", "film", "--names", "a,b"), "--names has 2 names"),
+        ((), "has 7 columns of coordinates"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_invalid_options_end_with_one_sentence_and_status_2(train, dots_folder, arguments, message):
+    needs_group = not any("column" in word for word in (*arguments, message))
+    group = ("--group-column", "film") if needs_group else ()
+
+    status, _, err = train("keypoints", "--data", dots_folder, *QUICK, *arguments, *group)
+
+    line = err.strip().splitlines()[-1]
+    assert (status, line.startswith("training: "), message in line) == (2, True, True), err
+    assert "Traceback" not in err
