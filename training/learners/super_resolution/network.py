@@ -79,7 +79,7 @@ class Generator(nn.Module):
         return self
 
     def forward(self, image: Tensor) -> tuple[Tensor]:
-        """Return images (n, 3, scale·height, scale·width), not clamped to 0…1, for uint8 images (n, height, width, 3)."""
+        """Return images (n, 3, scale·height, scale·width) (not clamped) for uint8 images (n, height, width, 3)."""
         pixels = image.permute(0, 3, 1, 2).float() / 255
         normalised = (pixels - self.mean) / self.std
         detail = self.first(normalised)
