@@ -29,8 +29,10 @@ QUICK = (
 def test_faces_are_split_by_person_and_symmetric_under_their_flip_pairs(tmp_path):
     recipe = load_recipe("faces")
     fetcher = Fetcher(tmp_path, str(SHARED), lambda text: None)
+    # Small decoded images and no cache: only the split and the points are needed.
+    options = replace(recipe.options, weights="none", size=32, cache_mb=0)
 
-    learner = KeypointsLearner.from_data(fetcher.fetch(recipe.source), recipe.settings, recipe.options, fetcher)
+    learner = KeypointsLearner.from_data(fetcher.fetch(recipe.source), recipe.settings, options, fetcher)
 
     person = re.compile(recipe.options.group_pattern)
     train, validation = (
