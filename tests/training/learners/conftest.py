@@ -9,7 +9,7 @@ def train(tmp_path, capsys):
 
     def run(*arguments):
         folders = ["--runs", tmp_path / "runs", "--models", tmp_path / "models", "--data-dir", tmp_path / "data"]
-        status = main([str(word) for word in (*arguments, *folders, "--device", "cpu")])
+        status = main([str(word) for word in (*arguments, *folders, "--device", "cpu", "--threads", "1")])
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 

@@ -355,7 +355,7 @@ class KeypointsLearner(ImageLearner):
             Figure("Cumulative error", draw_cumulative_error(image_errors, errors[known])),
             Figure("Reliability", plots.draw_reliability(bins), f"Confidence to be within {tolerance:.0%}."),
             Figure("Error by point", bars),
-            Figure("Augmentations of one training image", self._draw_augmentations()),
+            Figure("One image with different augmentations", self._draw_augmentations()),
         )
 
     def _draw_comparisons(

@@ -135,7 +135,7 @@ def evaluate_results(
             Figure("Confusion matrix", draw_confusion_percentages(matrix, labels), "In percent of each true class."),
             Figure("Reliability", plots.draw_reliability(bins), f"Per pixel; temperature {results.temperature:.3f}."),
             Figure(
-                "Augmentations of one training image",
+                "One image with different augmentations",
                 plots.draw_image_grid(_augmentations(samples, palette)),
                 "The first training image in eight epochs, with its mask overlaid.",
             ),

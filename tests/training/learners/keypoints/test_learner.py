@@ -79,7 +79,13 @@ def test_images_with_points_become_a_report_and_a_published_model(train, dots_fo
         assert text in card
     (report,) = (tmp_path / "runs" / "dots").rglob("index.html")
     page = report.read_text()
-    for text in ("Largest errors", "Typical predictions", "Cumulative error", "Reliability", "Augmentations of one"):
+    for text in (
+        "Largest errors",
+        "Typical predictions",
+        "Cumulative error",
+        "Reliability",
+        "One image with different augmentations",
+    ):
         assert text in page
     assert re.search(r"3 points; \d+ training images", out)
 

@@ -144,7 +144,7 @@ def test_exported_graph_agrees_with_the_network(head, normalisation_pair, tmp_pa
     ).eval()
 
     task = Keypoints(("a", "b", "c"), SIZE)
-    artefacts = export.Artefacts(half=False, torchscript=True)
+    artefacts = export.Artefacts(fp16=False, torchscript=True)
     parity = export.export(served, task, {"image": random_images(8).numpy()}, tmp_path, artefacts)
 
     assert parity.largest < export.TOLERANCE

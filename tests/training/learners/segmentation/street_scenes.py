@@ -9,11 +9,7 @@ CODES = "sky\nroad\nVoid\nhouse\n"
 PALETTE = {0: (90, 160, 250), 1: (110, 110, 110), 3: (150, 60, 30)}
 
 
-<<<<<<< HEAD:tests/training/street_scenes.py
-def scene(seed, size=(48, 36)):
-=======
 def draw_scene(seed, size=(48, 36)):
->>>>>>> ab924a8 (tests of the image learners: one folder per task, files by what they test, the command line in process):tests/training/learners/segmentation/street_scenes.py
     """A noisy image of sky, road and a house, and its mask; the two rightmost columns are void."""
     random = np.random.default_rng(seed)
     width, height = size
@@ -29,15 +25,9 @@ def draw_scene(seed, size=(48, 36)):
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8)), Image.fromarray(mask)
 
 
-<<<<<<< HEAD:tests/training/street_scenes.py
-def write_streets(folder: Path, count=8, pictures="images", masks="masks", first=0, codes=CODES, size=(48, 36)) -> Path:
-    """Write images and masks, by default to `images` and `masks`, with codes.txt."""
-    for part in (pictures, masks):
-=======
 def write_scenes(folder: Path, count=8, images="images", masks="masks", first=0, codes=CODES, size=(48, 36)) -> Path:
-    """Writes images and masks, by default to `images` and `masks` with a codes.txt."""
+    """Write images and masks, by default to `images` and `masks`, with codes.txt."""
     for part in (images, masks):
->>>>>>> ab924a8 (tests of the image learners: one folder per task, files by what they test, the command line in process):tests/training/learners/segmentation/street_scenes.py
         (folder / part).mkdir(parents=True, exist_ok=True)
     for i in range(first, first + count):
         image, mask = draw_scene(i, size)
