@@ -151,7 +151,7 @@ def test_each_user_error_is_one_sentence_and_status_2(train, photos, table, tmp_
         (("bears",), "no recipe or task named 'bears'"),
         (("classification",), "needs --data"),
         (("classification", "--data", tmp_path / "nowhere"), "no such file or folder"),
-        (("classification", "--data", tmp_path / "empty"), "No pictures"),
+        (("classification", "--data", tmp_path / "empty"), "No images"),
         (("classification", "--data", single), "one class only"),
         (("classification", "--data", broken, "--weights", "none"), "bad.jpg cannot be read"),
         (("classification", "--data", folder, "--weights", tmp_path / "w.pth"), "no such file"),
