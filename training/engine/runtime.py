@@ -67,12 +67,12 @@ class Runtime:
         """Return the main process's text, in every process."""
         if self.world_size == 1:
             return text
-        encode_image = torch.zeros(4096, dtype=torch.uint8, device=self.device)
+        encoded = torch.zeros(4096, dtype=torch.uint8, device=self.device)
         if self.is_main:
             content = text.encode()
-            encode_image[: len(content)] = torch.tensor(list(content), dtype=torch.uint8)
-        dist.broadcast(encode_image, src=0)
-        return bytes(encode_image.tolist()).rstrip(b"\0").decode()
+            encoded[: len(content)] = torch.tensor(list(content), dtype=torch.uint8)
+        dist.broadcast(encoded, src=0)
+        return bytes(encoded.tolist()).rstrip(b"\0").decode()
 
     def barrier(self) -> None:
         """Wait until all processes have reached this point."""

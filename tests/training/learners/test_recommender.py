@@ -68,11 +68,11 @@ def test_outputs_depend_neither_on_the_length_bucket_nor_on_the_batch(learner, s
         histories.append(UserHistory(tuple(numbers.tolist()), tuple(random.integers(0, 3, count).tolist())))
 
     batched = outputs_for(served, learner.task, histories)
-    pad_tokens = outputs_for(served, learner.task, histories, length)
+    padded = outputs_for(served, learner.task, histories, length)
     alone = [outputs_for(served, learner.task, [history]) for history in histories]
 
     for i, output in enumerate(batched):
-        np.testing.assert_allclose(output, pad_tokens[i], atol=1e-5)
+        np.testing.assert_allclose(output, padded[i], atol=1e-5)
         np.testing.assert_allclose(output, np.concatenate([outputs[i] for outputs in alone]), atol=1e-5)
 
 

@@ -120,9 +120,9 @@ class RecommenderNetwork(nn.Module):
 
 def history_weights(history: Tensor, levels: Tensor, rank_weights: Tensor, level_weights: Tensor) -> Tensor:
     """Return the weight of each place of the histories, (n, length); 0 where there is no item."""
-    pad_histories = history != NO_ITEM
-    ranks = pad_histories.sum(dim=1, keepdim=True) - 1 - torch.arange(history.shape[1], device=history.device)
-    return rank_weights[ranks.clamp(0, len(rank_weights) - 1)] * level_weights[levels] * pad_histories
+    is_filled = history != NO_ITEM
+    ranks = is_filled.sum(dim=1, keepdim=True) - 1 - torch.arange(history.shape[1], device=history.device)
+    return rank_weights[ranks.clamp(0, len(rank_weights) - 1)] * level_weights[levels] * is_filled
 
 
 def normaliser(weights: Tensor) -> Tensor:
