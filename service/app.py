@@ -2,23 +2,19 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from http import HTTPStatus
-from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from starlette.exceptions import HTTPException
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp
 
-from service.errors import InternalError, InvalidRequest, MethodNotAllowed, NotFound, ServiceError
+from service.http.error_responses import add_error_handlers
 from service.http.health import health_router
-from service.http.middleware import RequestMiddleware, error_response, trace_of
+from service.http.middleware import RequestMiddleware
 from service.http.models import models_router
 from service.http.openapi import build_openapi
 from service.http.predict import PredictMiddleware
-from service.http.shadow import shadow_router
+from service.http.shadow_report import shadow_router
 from service.process.liveness import supervise
 from service.server import Service
 
@@ -42,7 +38,7 @@ def create_app(service: Service) -> ASGIApp:
     app.include_router(models_router(service.repository))
     app.include_router(shadow_router(service.shadows))
     app.include_router(health_router(service.repository, service.metrics, service.liveness, lambda: service.draining))
-    _add_error_handlers(app)
+    add_error_handlers(app)
     app.add_route("/", lambda request: RedirectResponse("/docs"), include_in_schema=False)
     app.openapi = lambda: build_openapi(app, service.repository)  # type: ignore[method-assign]
     predict_app = PredictMiddleware(
@@ -54,30 +50,3 @@ def create_app(service: Service) -> ASGIApp:
         shadows=service.shadows,
     )
     return RequestMiddleware(predict_app, service.metrics)
-
-
-def _add_error_handlers(app: FastAPI) -> None:
-    async def on_service_error(request: Request, error: Any) -> Response:
-        return error_response(error, trace_of(request.scope))
-
-    async def on_validation_error(request: Request, error: Any) -> Response:
-        return error_response(InvalidRequest(str(error.errors()[0]["msg"])), trace_of(request.scope))
-
-    async def on_http_exception(request: Request, error: Any) -> Response:
-        response = error_response(_service_error(error, request), trace_of(request.scope))
-        response.headers.update(error.headers or {})
-        return response
-
-    app.add_exception_handler(ServiceError, on_service_error)
-    app.add_exception_handler(HTTPException, on_http_exception)
-    app.add_exception_handler(RequestValidationError, on_validation_error)
-
-
-def _service_error(error: HTTPException, request: Request) -> ServiceError:
-    if error.status_code == HTTPStatus.NOT_FOUND:
-        return NotFound(f"Nothing found at {request.url.path[:200]}; see /docs for the available paths.")
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        return MethodNotAllowed(f"{request.method[:16]} is not allowed for {request.url.path[:200]}.")
-    if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
-        return InvalidRequest(str(error.detail))
-    return InternalError(str(error.detail))

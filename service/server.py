@@ -22,11 +22,11 @@ from service.engine.latency import BUSY_HOP_FACTOR, measure_hop
 from service.engine.pipeline import Pipeline
 from service.engine.scheduler import Scheduler
 from service.http.request_body import BodyBudget
-from service.http.warmup import send_warmup_requests
+from service.http.warmup_requests import send_warmup_requests
 from service.metrics import LiveGauge, Metrics
-from service.models.evaluation import PromotionPolicy
+from service.models.promotion import PromotionPolicy
 from service.models.repository import Repository
-from service.models.shadow import ShadowTraffic
+from service.models.shadow_traffic import ShadowTraffic
 from service.models.verification import GoldenRun
 from service.models.warmup import warm_up
 from service.process.liveness import Liveness

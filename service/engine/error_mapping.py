@@ -1,6 +1,6 @@
 """Translates exceptions of the engine, the backend and the task into the errors that a client receives.
 
-Every exception that is not a ServiceError becomes one here, with a message that is safe to show. Knows no pipeline.
+An exception of a step becomes a ServiceError here, with a message that is safe to show. Knows no pipeline and no HTTP.
 """
 
 from pydantic import ValidationError

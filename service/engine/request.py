@@ -118,4 +118,4 @@ class Trace:
     code: str = ""
     status: int = 0
     mirror: Any = None
-    """What `service/models/shadow.py` does with the request once the client has its answer."""
+    """What `service/models/shadow_traffic.py` does with the request once the client has its answer."""

@@ -1,7 +1,6 @@
 """Middleware for every request: request id, trace, log line, metrics, error responses, closing connections."""
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -11,37 +10,17 @@ from http import HTTPStatus
 from typing import Any
 
 from starlette.datastructures import MutableHeaders
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.engine.request import Trace
-from service.errors import InternalError, ServiceError, Stopped
+from service.errors import InternalError, Stopped
+from service.http.error_responses import error_response
 from service.metrics import NO_MODEL, Metrics
 from service.process.logging import REQUEST_ID, request_id_from_header
 
 _LOG = logging.getLogger("service.request")
 _PROBE_PATHS = ("/health/", "/metrics")
 """Paths that are polled every few seconds; their requests are logged at INFO only if they fail."""
-
-
-def trace_of(scope: Scope) -> Trace:
-    """Return the trace of the request with this scope."""
-    trace: Trace = scope["sevenfold.trace"]
-    return trace
-
-
-def error_response(error: ServiceError, trace: Trace) -> Response:
-    """Return the response for an error; all errors have the same format."""
-    trace.code = error.code
-    if error.status == HTTPStatus.INTERNAL_SERVER_ERROR and error.__cause__ is not None:
-        _LOG.error("%s", error.message, exc_info=error.__cause__)
-    body: dict[str, Any] = {"code": error.code, "message": error.message}
-    if error.details:
-        body["details"] = [vars(problem) for problem in error.details]
-    body["request_id"] = trace.request_id
-    headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
-    content = json.dumps({"error": body}, ensure_ascii=False).encode("utf-8", "replace")
-    return Response(content, error.status, headers, media_type="application/json")
 
 
 class RequestMiddleware:

@@ -20,13 +20,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.engine.admission import RequestOptions, parse_options
 from service.engine.request import PredictResult, RequestState, Trace
 from service.errors import DeadlineExceeded, InvalidHeader, InvalidRequest, MethodNotAllowed, ServiceError
-from service.http.middleware import error_response, trace_of
+from service.http.error_responses import error_response, trace_of
 from service.http.negotiation import apply_representation, choose_representation, content_type, render
 from service.http.request_body import BodyBudget, read_predict_request
 from service.metrics import Metrics
 from service.models.model import Model
 from service.models.repository import Repository
-from service.models.shadow import ShadowTraffic
+from service.models.shadow_traffic import ShadowTraffic
 from tasks.contract import Representation
 
 T = TypeVar("T")

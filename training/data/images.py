@@ -3,17 +3,14 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from tqdm import tqdm
 
 from tasks._images import DecodedImage, decode_image
-from tasks.classification import Classification
 from tasks.contract import InvalidInput, Limits
 from training.core.errors import CannotTrain
 from training.engine.batches import Key, SampleSet, derived_seed
@@ -129,35 +126,3 @@ class ImageSamples(SampleSet):
         samples = [self.sample(key) for key in keys]
         stacked = {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
         return stacked | {"index": torch.tensor([index for _, index in keys])}
-
-
-class LabelledImages(ImageSamples):
-    """Images with a target each: optionally augmented, then preprocessed by `task.preprocess`.
-
-    `targets` has a row per image: the index of its class, or a 0 or 1 for each tag.
-    """
-
-    def __init__(
-        self,
-        paths: Sequence[Path],
-        targets: Tensor,
-        task: Classification,
-        *,
-        seed: int = 0,
-        augment: Augment | None = None,
-        size: int = 0,
-        cache_bytes: int = 4 << 30,
-    ) -> None:
-        super().__init__(paths, enough=task.size, seed=seed, cache_bytes=cache_bytes)
-        self.targets, self.task, self.augment = targets, task, augment
-        self._resized_task = replace(task, size=size) if size else task
-
-    def sample(self, key: Key) -> Batch:
-        """Return `image` uint8 (size, size, 3) and `target`, a row of the targets."""
-        decoded = self.image(key[1])
-        if self.augment:
-            self.seed_generator(key)
-            image = self.augment(decoded.image)
-            decoded = DecodedImage(image, *image.size)
-        pixels = self._resized_task.preprocess(decoded).arrays["image"][0]
-        return {"image": torch.from_numpy(pixels.copy()), "target": self.targets[key[1]]}

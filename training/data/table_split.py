@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tasks._dates import read_date
 from training.core.errors import CannotTrain
-from training.data.splits import validation_split
+from training.data.hash_split import validation_split
 from training.data.tables import row_hashes
 
 _TRAIN = ("train", "training", "0", "false", "no")

@@ -19,14 +19,14 @@ from training.core.recipe import DataCard
 from training.core.results import Table
 from training.core.sources import Archive, Source
 from training.data.download import Fetcher
-from training.data.splits import validation_split
+from training.data.hash_split import validation_split
 from training.engine.batches import Key, SampleSet
 from training.engine.learner import Stage, Trainable
 from training.engine.loop import fit
 from training.engine.optim import ParamGroup
 from training.engine.runtime import Batch, Runtime
 from training.evaluation.classification import mean_and_std
-from training.learners.recommendations import metrics, sar
+from training.learners.recommendations import metrics, sar_baseline
 from training.learners.recommendations.dataset import make_batch
 from training.learners.recommendations.learner import Options as RecommendationsOptions
 from training.learners.recommendations.learner import RecommendationsLearner
@@ -272,8 +272,8 @@ def _baselines(split: Split, test: RankingTest) -> list[tuple[str, ...]]:
     liked = base.select((base.values >= _LIKED).numpy())
     matrix = liked.matrix(*split.counts)
     histories = [torch.nonzero(likes)[:, 0].numpy() for likes in matrix]
-    similarity = sar.item_similarity(histories, split.items, "jaccard")
-    co_occurrence = sar.score_items(similarity, [histories[i] for i in test.users], split.items, 0.0)
+    similarity = sar_baseline.item_similarity(histories, split.items, "jaccard")
+    co_occurrence = sar_baseline.score_items(similarity, [histories[i] for i in test.users], split.items, 0.0)
     bias_scores = (mean + user[users].unsqueeze(1) + item).numpy()
     popularity = matrix.sum(dim=0).expand(len(users), -1).numpy().copy()
     return [

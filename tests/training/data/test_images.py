@@ -8,9 +8,10 @@ from PIL import Image
 from tasks.classification import Classification
 from tasks.contract import Limits
 from training.core.errors import CannotTrain
-from training.data.images import LabelledImages, augmentation
+from training.data.images import augmentation
 from training.engine.batches import make_loader
 from training.engine.runtime import Runtime
+from training.learners.classification.dataset import LabelledImages
 from training.learners.classification.image_folder import read_folder
 
 

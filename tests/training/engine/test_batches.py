@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.data.splits import validation_split
+from training.data.hash_split import validation_split
 from training.engine.batches import SampleSet, derived_seed, make_loader, sequential_keys, shuffled_keys
 from training.engine.inference import collect_outputs
 from training.engine.runtime import Runtime

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.learners.recommendations import metrics, sar
-from training.learners.recommendations.sar import SarVariant
+from training.learners.recommendations import metrics, sar_baseline
+from training.learners.recommendations.sar_baseline import SarVariant
 
 
 def test_ndcg_recall_and_hit_rate_follow_their_formulas():
@@ -49,9 +49,9 @@ def test_top_items_exclude_hidden_ones_and_prefer_the_first_of_equal_ones():
 def test_similarity_and_affinity_follow_their_formulas():
     histories = [np.array([0, 1]), np.array([0, 1, 2]), np.array([0])]
 
-    count = sar.item_similarity(histories, 4, "count").todense()
-    jaccard = sar.item_similarity(histories, 4, "jaccard").todense()
-    affinity = sar.user_affinity([np.array([2, 0, 1])], 4, 2.0).todense()
+    count = sar_baseline.item_similarity(histories, 4, "count").todense()
+    jaccard = sar_baseline.item_similarity(histories, 4, "jaccard").todense()
+    affinity = sar_baseline.user_affinity([np.array([2, 0, 1])], 4, 2.0).todense()
 
     assert count[0].tolist() == [[3, 2, 1, 0]]
     assert jaccard[0].tolist() == [pytest.approx([1, 2 / 3, 1 / 3, 0])]

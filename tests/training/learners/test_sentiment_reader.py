@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.core.errors import CannotTrain
-from training.data.splits import validation_split
+from training.data.hash_split import validation_split
 from training.learners.sentiment.reader import TextData, TextRules, normalised_hash, read_texts
 
 RULES = TextRules()

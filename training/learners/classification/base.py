@@ -16,9 +16,10 @@ from tasks._images import Fit, encode_image
 from tasks.classification import Classification
 from training.core.config import option
 from training.core.results import Figure
-from training.data.images import LabelledImages, augmentation
+from training.data.images import augmentation
 from training.engine.inference import collect_outputs
 from training.engine.runtime import Batch, Runtime
+from training.learners.classification.dataset import LabelledImages
 from training.learners.classification.network import Classifier, FlipTTA, ServedClassifier
 from training.reporting import plots
 from training.vision.backbones import load_body

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.core.errors import CannotTrain
+from training.data.hash_split import validation_split
 from training.data.images import filter_readable, image_files
-from training.data.splits import validation_split
 
 _TRAIN, _VALIDATION = ("train", "training"), ("validation", "valid", "val")
 

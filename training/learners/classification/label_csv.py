@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from training.core.errors import CannotTrain
+from training.data.hash_split import validation_split
 from training.data.images import filter_readable, image_files
-from training.data.splits import validation_split
 
 TABLE = "labels.csv"
 _IMAGE_COLUMN, _TAGS_COLUMN, _SPLIT_COLUMN = "image_name", "tags", "split"

@@ -20,7 +20,7 @@ from tasks.manifest import Metric
 from training.core.config import option
 from training.core.errors import CannotTrain
 from training.core.results import Evaluation, Figure, Table, Trained
-from training.data.splits import validation_split
+from training.data.hash_split import validation_split
 from training.engine.inference import collect_outputs
 from training.engine.runtime import Batch, Runtime
 from training.evaluation import calibration

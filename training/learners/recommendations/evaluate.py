@@ -15,12 +15,12 @@ from tasks.manifest import Metric
 from tasks.recommendations import Recommendations
 from training.core.results import EmbeddingTable, Evaluation, Figure, Table
 from training.evaluation.embeddings import axis_extremes_table
-from training.learners.recommendations import metrics, sar
+from training.learners.recommendations import metrics, sar_baseline
 from training.learners.recommendations.dataset import EvalQuery, make_batch
 from training.learners.recommendations.interactions import Ratings
 from training.learners.recommendations.metrics import Lists
 from training.learners.recommendations.plots import draw_exposure
-from training.learners.recommendations.sar import VARIANTS, SarVariant
+from training.learners.recommendations.sar_baseline import VARIANTS, SarVariant
 from training.reporting.embedding_plots import draw_embedding_planes
 
 K = 10
@@ -78,7 +78,7 @@ class Recommenders:
         items, half_life = self.ratings.known, variant.half_life
         return self._top_items(
             queries,
-            lambda batch: sar.score_items(similarity, [query.liked for query in batch], items, half_life),
+            lambda batch: sar_baseline.score_items(similarity, [query.liked for query in batch], items, half_life),
         )
 
     def _top_items(self, queries: Queries, score: Callable[[Queries], NDArray[np.floating]]) -> Lists:
@@ -92,7 +92,7 @@ class Recommenders:
         """Return the variant of SAR that is best on the validation queries, and the similarities of all kinds."""
         kinds = sorted({variant.similarity for variant in VARIANTS})
         similarities: dict[str, object] = {
-            kind: sar.item_similarity(self.liked_in_training, self.ratings.known, kind) for kind in kinds
+            kind: sar_baseline.item_similarity(self.liked_in_training, self.ratings.known, kind) for kind in kinds
         }
         scores = {
             variant: mean_ndcg(self.by_co_occurrence(variant, similarities[variant.similarity], self.valid), self.valid)

@@ -14,8 +14,8 @@ from tasks._images import DecodedImage, Frame
 from tasks._masks import Colour
 from tasks.segmentation import Segmentation, ViewWindows
 from training.core.errors import CannotTrain
+from training.data.hash_split import validation_split
 from training.data.images import ImageSamples, decode_file, filter_readable, image_files
-from training.data.splits import validation_split
 from training.engine.batches import Key
 from training.engine.runtime import Batch
 

@@ -22,7 +22,7 @@ from training.core.config import Settings, option
 from training.core.errors import CannotTrain
 from training.core.results import Evaluation, Table, Trained
 from training.core.sources import SourceFetcher
-from training.data.splits import validation_split
+from training.data.hash_split import validation_split
 from training.engine.inference import collect_outputs
 from training.engine.learner import Learner, Phase, Stage
 from training.engine.optim import ParamGroup

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.splits import validation_split
+from training.data.hash_split import validation_split
 
 _INVERSE_PENALTIES = (1.0, 3.0, 10.0, 30.0)
 _DEFAULT_INVERSE_PENALTY = 10.0

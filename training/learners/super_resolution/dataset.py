@@ -12,8 +12,8 @@ from PIL import Image
 
 from tasks._images import DecodedImage
 from training.core.errors import CannotTrain
+from training.data.hash_split import validation_split
 from training.data.images import ImageSamples, filter_readable, image_files
-from training.data.splits import validation_split
 from training.engine.batches import Key
 from training.engine.runtime import Batch
 from training.learners.super_resolution.degradation import (

@@ -13,7 +13,7 @@ from training.data.table_split import Split
 from training.data.tables import times_as_text
 from training.evaluation.classification import mean_and_std
 from training.learners.tabular import plots
-from training.learners.tabular.boosting import BoostedRegression
+from training.learners.tabular.boosting_baseline import BoostedRegression
 from training.learners.tabular.regression_metrics import DESCRIPTIONS, compute_error, r2
 from training.learners.tabular.residuals import (
     Predictions,

@@ -28,7 +28,7 @@ from training.engine.runtime import Batch, Runtime
 from training.evaluation import calibration, classification
 from training.evaluation.subgroups import subgroup_table
 from training.learners.tabular.base import INPUTS, Options, TabularBase, read_target_table
-from training.learners.tabular.boosting import boost_classifier
+from training.learners.tabular.boosting_baseline import boost_classifier
 from training.learners.tabular.embedding_transfer import EmbeddingTransfer
 from training.learners.tabular.network import ServedTabular, TabularNetwork
 from training.learners.tabular.regression import RegressionLearner

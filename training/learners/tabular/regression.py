@@ -21,7 +21,7 @@ from training.data.tables import request_values
 from training.engine.inference import iterate_outputs
 from training.engine.runtime import Batch, Runtime
 from training.learners.tabular.base import INPUTS, TabularBase
-from training.learners.tabular.boosting import BoostedRegression, boost_regressor
+from training.learners.tabular.boosting_baseline import BoostedRegression, boost_regressor
 from training.learners.tabular.conformal import fit_conformal_scale
 from training.learners.tabular.embedding_transfer import EmbeddingTransfer
 from training.learners.tabular.evaluate_regression import RegressionReport

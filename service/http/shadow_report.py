@@ -8,8 +8,8 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel, Field
 
 from service.errors import NotFound
-from service.models.evaluation import CanaryEvaluation, TimingSeries, percentile
-from service.models.shadow import ShadowTraffic
+from service.models.promotion import ShadowEvaluation, TimingSeries, percentile
+from service.models.shadow_traffic import ShadowTraffic
 
 
 class Percentiles(BaseModel):
@@ -90,7 +90,7 @@ def shadow_router(shadows: ShadowTraffic) -> APIRouter:
     return router
 
 
-def _report(name: str, version: str, evaluation: CanaryEvaluation) -> ShadowReport:
+def _report(name: str, version: str, evaluation: ShadowEvaluation) -> ShadowReport:
     decision = evaluation.decision
     verdict: Literal["promoted", "rolled_back"] = "promoted" if decision and decision.promoted else "rolled_back"
     return ShadowReport(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.models.evaluation import CanaryEvaluation, Comparison, Failure, PromotionPolicy, Timing, percentile
+from service.models.promotion import Comparison, Failure, PromotionPolicy, ShadowEvaluation, Timing, percentile
 
 POLICY = PromotionPolicy(requests=10, min_agreement=0.9, max_slowdown=1.5, max_failures=0.1)
 
@@ -24,8 +24,8 @@ def failed(number: int = 0) -> Failure:
     return Failure(f"r{number}", "backend_failed: no")
 
 
-def evaluate(*results: Comparison | Failure, policy: PromotionPolicy = POLICY) -> CanaryEvaluation:
-    evaluation = CanaryEvaluation(policy, clock=iter(range(100)).__next__)
+def evaluate(*results: Comparison | Failure, policy: PromotionPolicy = POLICY) -> ShadowEvaluation:
+    evaluation = ShadowEvaluation(policy, clock=iter(range(100)).__next__)
     for result in results:
         evaluation.add(result)
     return evaluation

@@ -95,7 +95,7 @@ class TimingSeries:
         self.total_s.append(timing.total_s)
 
 
-class CanaryEvaluation:
+class ShadowEvaluation:
     """The evaluation of one version.
 
     The decision is made after as many requests as the policy requires, or earlier if even perfect answers to all

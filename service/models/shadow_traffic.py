@@ -22,8 +22,8 @@ from service.engine.admission import OPTION_FIELDS, RequestOptions
 from service.engine.request import PredictRequest, RequestState, Trace
 from service.errors import DeadlineExceeded, DeviceHung, Overloaded, ServiceError
 from service.metrics import Metrics
-from service.models.evaluation import CanaryEvaluation, Comparison, Decision, Failure, PromotionPolicy, Timing
 from service.models.model import Model
+from service.models.promotion import Comparison, Decision, Failure, PromotionPolicy, ShadowEvaluation, Timing
 from service.models.repository import Repository
 from tasks.contract import Answer
 
@@ -58,7 +58,7 @@ class _RunningEvaluation:
     name: str
     version: str
     model: "ref[Model]"
-    evaluation: CanaryEvaluation
+    evaluation: ShadowEvaluation
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
@@ -113,7 +113,7 @@ class ShadowTraffic:
         """Return the names in `fractions` that are not models in the repository."""
         return sorted(self._fractions.keys() - {entry.name for entry in self._repository.entries()} - {_ALL})
 
-    def evaluation_of(self, name: str, version: str) -> CanaryEvaluation | None:
+    def evaluation_of(self, name: str, version: str) -> ShadowEvaluation | None:
         """Return a version's evaluation, running or decided; None if there was none or many have started since."""
         for shadow in self._repository.shadow_models():
             if (shadow.manifest.name, shadow.manifest.version) == (name, version):
@@ -158,7 +158,7 @@ class ShadowTraffic:
         running = self._evaluations.get(key)
         if running is None or running.model() is not shadow:
             self._evaluations.pop(key, None)
-            running = self._evaluations[key] = _RunningEvaluation(*key, ref(shadow), CanaryEvaluation(self._policy))
+            running = self._evaluations[key] = _RunningEvaluation(*key, ref(shadow), ShadowEvaluation(self._policy))
             while len(self._evaluations) > _MAX_EVALUATIONS:
                 del self._evaluations[next(iter(self._evaluations))]
         return running

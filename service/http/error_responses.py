@@ -1,0 +1,69 @@
+"""The HTTP response of every error: one JSON format, for our errors and for those of FastAPI and Starlette.
+
+Status and code belong to the error classes in `service/errors.py`.
+"""
+
+import json
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import Scope
+
+from service.engine.request import Trace
+from service.errors import InternalError, InvalidRequest, MethodNotAllowed, NotFound, ServiceError
+
+_LOG = logging.getLogger("service.request")
+
+
+def trace_of(scope: Scope) -> Trace:
+    """Return the trace of the request with this scope."""
+    trace: Trace = scope["sevenfold.trace"]
+    return trace
+
+
+def error_response(error: ServiceError, trace: Trace) -> Response:
+    """Return the response for an error; all errors have the same format."""
+    trace.code = error.code
+    if error.status == HTTPStatus.INTERNAL_SERVER_ERROR and error.__cause__ is not None:
+        _LOG.error("%s", error.message, exc_info=error.__cause__)
+    body: dict[str, Any] = {"code": error.code, "message": error.message}
+    if error.details:
+        body["details"] = [vars(problem) for problem in error.details]
+    body["request_id"] = trace.request_id
+    headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
+    content = json.dumps({"error": body}, ensure_ascii=False).encode("utf-8", "replace")
+    return Response(content, error.status, headers, media_type="application/json")
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer errors of the service, of request validation and of routing in the one format."""
+
+    async def on_service_error(request: Request, error: Any) -> Response:
+        return error_response(error, trace_of(request.scope))
+
+    async def on_validation_error(request: Request, error: Any) -> Response:
+        return error_response(InvalidRequest(str(error.errors()[0]["msg"])), trace_of(request.scope))
+
+    async def on_http_exception(request: Request, error: Any) -> Response:
+        response = error_response(_service_error(error, request), trace_of(request.scope))
+        response.headers.update(error.headers or {})
+        return response
+
+    app.add_exception_handler(ServiceError, on_service_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(RequestValidationError, on_validation_error)
+
+
+def _service_error(error: HTTPException, request: Request) -> ServiceError:
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return NotFound(f"Nothing found at {request.url.path[:200]}; see /docs for the available paths.")
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return MethodNotAllowed(f"{request.method[:16]} is not allowed for {request.url.path[:200]}.")
+    if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
+        return InvalidRequest(str(error.detail))
+    return InternalError(str(error.detail))
