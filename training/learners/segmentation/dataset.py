@@ -291,12 +291,15 @@ class MaskedImages(ImageSamples):
         augment: bool = True,
         cache_bytes: int = 4 << 30,
     ) -> None:
-        room = cache_bytes - sum(pair.width * pair.height for pair in pairs)
+        image_bytes = cache_bytes - sum(pair.width * pair.height for pair in pairs)
         super().__init__(
-            [pair.image for pair in pairs], enough=max(task.width, task.height), seed=seed, cache_bytes=room
+            [pair.image for pair in pairs],
+            min_side=max(task.width, task.height),
+            seed=seed,
+            cache_bytes=image_bytes,
         )
         self.pairs, self.classes, self.task, self.crop, self.augment = tuple(pairs), classes, task, crop, augment
-        self._masks = [self._read_target(index) if room > 0 else None for index in range(len(pairs))]
+        self._masks = [self._read_target(index) if image_bytes > 0 else None for index in range(len(pairs))]
         self._crop_task = replace(task, width=crop[0], height=crop[1]) if crop else task
         self.windows = [
             (index, window)

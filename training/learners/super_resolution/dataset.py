@@ -123,7 +123,7 @@ class SharpImages(ImageSamples):
     """Sharp images, downscaled so that no side exceeds `max_side` pixels: photos straight from a camera are soft."""
 
     def __init__(self, paths: Sequence[Path], *, max_side: int, seed: int = 0, cache_bytes: int = 4 << 30) -> None:
-        super().__init__(paths, enough=max_side, seed=seed, cache_bytes=cache_bytes)
+        super().__init__(paths, min_side=max_side, seed=seed, cache_bytes=cache_bytes)
         self.max_side = max_side
 
     def image(self, index: int) -> DecodedImage:
