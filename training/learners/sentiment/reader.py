@@ -12,6 +12,7 @@ import polars as pl
 
 from tasks.sentiment import strip_control_characters
 from training.core.errors import CannotTrain
+from training.data.folders import list_subfolders
 
 _TEXT_COLUMNS = ("text", "review", "sentence", "content", "comment", "body", "message", "tweet", "document")
 _LABEL_COLUMNS = ("label", "sentiment", "class", "category", "target", "polarity", "rating")
@@ -162,11 +163,13 @@ def _note_contradictions(texts: Sequence[str], labels: Sequence[str], warnings: 
 
 def _read_folder(folder: Path, rules: TextRules) -> _RawTexts:
     root, raw = _find_root(folder), _RawTexts()
-    folders = [path for path in _subfolders(root) if any(path.glob("*.txt"))]
+    folders = [path for path in list_subfolders(root) if any(path.glob("*.txt"))]
     labelled = [path for path in folders if path.name not in (*_UNLABELLED, *_OTHER_SPLITS)]
     if not labelled:
         raise CannotTrain(f"{root} has no folders with .txt files in them: it needs a folder for each label.")
-    if root != folder and (others := [path.name for path in _subfolders(root.parent) if path.name in _OTHER_SPLITS]):
+    if root != folder and (
+        others := [path.name for path in list_subfolders(root.parent) if path.name in _OTHER_SPLITS]
+    ):
         raw.warnings.append(f"Only the folder '{root.name}' was read, not '{others[0]}'.")
     for path in folders:
         if path in labelled:
@@ -180,14 +183,10 @@ def _read_folder(folder: Path, rules: TextRules) -> _RawTexts:
 
 def _find_root(folder: Path) -> Path:
     """Return the folder that holds the labels' folders: `train`, also inside the only folder of an archive."""
-    subfolders = _subfolders(folder)
+    subfolders = list_subfolders(folder)
     parents = [folder, *subfolders] if len(subfolders) == 1 else [folder]
     candidates = (parent / name for parent in parents for name in _TRAIN if (parent / name).is_dir())
     return next(candidates, folder)
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _file_group(file: Path, files_per_group: int) -> str | None:

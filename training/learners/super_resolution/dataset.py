@@ -12,6 +12,7 @@ from PIL import Image
 
 from tasks._images import DecodedImage
 from training.core.errors import CannotTrain
+from training.data.folders import list_subfolders
 from training.data.images import ImageSamples, filter_readable, image_files
 from training.data.splits import validation_split
 from training.engine.batches import Key
@@ -83,8 +84,7 @@ def _find_images(folder: Path) -> tuple[list[Path], dict[str, tuple[Path, ...]]]
     train, test = folder / TRAIN, folder / TEST
     if not (train.is_dir() and test.is_dir()):
         return image_files(folder), {}
-    test_folders = sorted(path for path in test.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return image_files(train), {path.name: tuple(image_files(path)) for path in test_folders}
+    return image_files(train), {path.name: tuple(image_files(path)) for path in list_subfolders(test)}
 
 
 def _filter_large(files: Sequence[Path], min_side: int, warnings: list[str]) -> list[Path]:
