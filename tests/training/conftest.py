@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 COLOURS = {"green": (40, 170, 60), "red": (190, 40, 40), "blue": (40, 60, 200)}
 
 
-def picture(colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
+def draw_image(colour: tuple[int, int, int], seed: int, size: tuple[int, int] = (48, 40)) -> Image.Image:
     """A noisy image of one colour, with a dark block at a random position so that all images differ."""
     random = np.random.default_rng(seed)
     pixels = np.array(colour) + random.normal(0, 25, (size[1], size[0], 3))
@@ -44,7 +44,7 @@ def photos(tmp_path: Path) -> Callable[..., Path]:
             folder = tmp_path / name / label
             folder.mkdir(parents=True)
             for i in range(count):
-                picture(COLOURS[label], 1000 * number + first + i).save(folder / f"{i:03}.png")
+                draw_image(COLOURS[label], 1000 * number + first + i).save(folder / f"{i:03}.png")
         return tmp_path / name
 
     return make

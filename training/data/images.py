@@ -64,13 +64,13 @@ def decode_file(file: Path, size: int) -> DecodedImage:
     return decode_image(file.read_bytes(), max_pixels=Limits().pixels, min_side=size)
 
 
-def augmentation(size: int, smallest_crop: float) -> Augment:
+def augmentation(size: int, min_crop_fraction: float) -> Augment:
     """Return random cropping, mirroring, rotation and colour changes, from a PIL image to one of size × size."""
     from torchvision.transforms import v2  # Imported here: it takes seconds, and not every command needs it.
 
     chain = v2.Compose(
         [
-            v2.RandomResizedCrop(size, scale=(smallest_crop, 1.0), ratio=(0.6, 1.3)),
+            v2.RandomResizedCrop(size, scale=(min_crop_fraction, 1.0), ratio=(0.6, 1.3)),
             v2.RandomHorizontalFlip(),
             v2.RandomApply([v2.RandomRotation(10, v2.InterpolationMode.BILINEAR, fill=[124, 116, 104])], p=0.5),
             v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
@@ -90,16 +90,16 @@ class ImageSamples(SampleSet):
     Decoded images are kept in memory, up to `cache_bytes`; the others are decoded again each time.
     """
 
-    def __init__(self, paths: Sequence[Path], *, enough: int, seed: int = 0, cache_bytes: int = 4 << 30) -> None:
-        """`enough` is the size that a decoded image must have at least; a large JPEG may be decoded smaller."""
-        self.paths, self.enough, self.seed = tuple(paths), enough, seed
+    def __init__(self, paths: Sequence[Path], *, min_side: int, seed: int = 0, cache_bytes: int = 4 << 30) -> None:
+        """`min_side` is the size that a decoded image must have at least; a large JPEG may be decoded smaller."""
+        self.paths, self.min_side, self.seed = tuple(paths), min_side, seed
         self._cache: list[DecodedImage | None] = [None] * len(paths)
         self._free_bytes = cache_bytes
 
     def fill_cache(self) -> None:
         """Decode as many images as fit into the cache, before worker processes are forked that share it."""
         with ThreadPoolExecutor() as pool:
-            for index, decoded in enumerate(pool.map(lambda path: decode_file(path, self.enough), self.paths)):
+            for index, decoded in enumerate(pool.map(lambda path: decode_file(path, self.min_side), self.paths)):
                 self._free_bytes -= decoded.image.width * decoded.image.height * 3
                 if self._free_bytes < 0:
                     return
@@ -110,7 +110,7 @@ class ImageSamples(SampleSet):
 
     def image(self, index: int) -> DecodedImage:
         """Return the decoded image, not augmented."""
-        return self._cache[index] or decode_file(self.paths[index], self.enough)
+        return self._cache[index] or decode_file(self.paths[index], self.min_side)
 
     def seed_generator(self, key: Key) -> None:
         """Seed torch's generator for this sample in this epoch, so that any process draws the same augmentation."""

@@ -86,11 +86,3 @@ def mean_calibration_gap(filled_bins: Sequence[tuple[float, float, int]]) -> flo
     """Return the mean of |confidence − accuracy| over the bins, weighted by their counts; 0 without samples."""
     total = sum(count for _, _, count in filled_bins)
     return sum(abs(confidence - accuracy) * count for confidence, accuracy, count in filled_bins) / max(1, total)
-
-
-def undo_temperature(probabilities: NDArray[np.floating], temperature: float) -> NDArray[np.floating]:
-    """Return the probabilities (n, classes) before calibration by `temperature`."""
-    logits = np.log(np.maximum(probabilities, 1e-30)) * temperature
-    exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-    uncalibrated: NDArray[np.floating] = exponents / exponents.sum(axis=1, keepdims=True)
-    return uncalibrated

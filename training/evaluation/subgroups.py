@@ -65,11 +65,11 @@ def sort_groups(names: Iterable[str]) -> list[str]:
 def _assign_bands(column: pl.Series) -> list[str]:
     """Five bands with about as many rows each; their edges are whole numbers, or rounded where the range is small."""
     known = column.drop_nulls().to_numpy()
-    whole = bool((known == known.round()).all()) or float(np.ptp(known)) >= _WIDE
+    integer_edges = bool((known == known.round()).all()) or float(np.ptp(known)) >= _WIDE
     edges = np.quantile(known, np.linspace(0, 1, _BANDS + 1)[1:-1])
-    edges = np.unique(edges.round() if whole else _round_edges(edges, float(np.ptp(known))))
+    edges = np.unique(edges.round() if integer_edges else _round_edges(edges, float(np.ptp(known))))
     names = [f"up to {edges[0]:g}"]
-    names += [f"{low + 1:g} to {high:g}" if whole else f"{low:g} to {high:g}" for low, high in pairwise(edges)]
+    names += [f"{low + 1:g} to {high:g}" if integer_edges else f"{low:g} to {high:g}" for low, high in pairwise(edges)]
     names.append(f"over {edges[-1]:g}")
     return ["missing" if value is None else names[int(np.searchsorted(edges, value))] for value in column.to_list()]
 

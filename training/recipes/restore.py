@@ -1,11 +1,54 @@
 """Photo restoration: enlarge photos and remove text and JPEG artefacts."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 from training.core.config import Settings
+from training.core.errors import CannotTrain
 from training.core.recipe import DataCard, Preset, Recipe
 from training.core.sources import Archive, Source
+from training.data.images import image_files
+from training.learners.super_resolution.dataset import TEST, TRAIN
 from training.learners.super_resolution.learner import Options
+
+_LAYOUTS = (
+    # The mirror's archive, and the official archive of BSDS500, whose folder `val` is BSD100.
+    ({"BSDS200": "BSDS200", "T91": "T91"}, {"BSD100": "BSD100", "Set5": "Set5/image_SRF_2"}),
+    ({"BSDS200": "BSDS500/data/images/train"}, {"BSD100": "BSDS500/data/images/val"}),
+)
+"""The folder of each training set and of each test set in the archives; the first one is in all of them."""
+_SHARP_SUFFIX = "_HR"
+"""Set5 consists of pairs of files; the name of the sharp one ends so."""
+
+
+def copy_sets(source: Path, folder: Path) -> None:
+    """Copy the images into folders of their training and test sets; those of any other folder are for training.
+
+    Raises CannotTrain if it is not a folder.
+    """
+    if not source.is_dir():
+        raise CannotTrain(f"{source} is not a folder.")
+    root, train, test = _find_sets(source)
+    for part, sets in ((TRAIN, train), (TEST, test)):
+        for name, path in sets.items():
+            files = image_files(root / path)
+            sharp = [file for file in files if file.stem.endswith(_SHARP_SUFFIX)] if part == TEST else []
+            for file in sharp or files:
+                target = folder / part / name / file.relative_to(root / path)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target)
+
+
+def _find_sets(source: Path) -> tuple[Path, dict[str, str], dict[str, str]]:
+    """Return the folder with the sets, which may be the only one in an archive, and the path of each set in it."""
+    for root in (source, *sorted(path for path in source.iterdir() if path.is_dir())):
+        for layout in _LAYOUTS:
+            train, test = ({name: path for name, path in sets.items() if (root / path).is_dir()} for sets in layout)
+            if next(iter(layout[0])) in train:
+                return root, train, test
+    return source, {"images": "."}, {}
+
 
 _OPTIONS = Options(crops_per_image=8, pixel_epochs=5, blocks=4)
 
@@ -48,6 +91,7 @@ RECIPE = Recipe(
             text_fraction=0.8,
         ),
     ),
+    prepare=copy_sets,
     intended_use="Enlarging one's own small, compressed or captioned images for viewing.",
     out_of_scope=(
         "Identifying people or number plates, medicine, science, evidence of any kind: the added detail is invented. "

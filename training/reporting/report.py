@@ -1,6 +1,7 @@
 """The report of a run, a self-contained HTML page, and the card of a published model."""
 
 import base64
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -11,11 +12,14 @@ import jinja2
 import torch
 
 from tasks.manifest import Manifest
-from training.core.results import Evaluation, RunResult
+from training.core.results import Evaluation, RunResult, Table
 from training.engine.runtime import Runtime
 from training.publishing.export import TOLERANCE, Parity
 from training.reporting import plots
 from training.reporting.run_folder import Plan
+
+_NO_TEXT = re.compile(r"\b(to|dB|nan|inf)\b|(?<=\d)e(?=[+-]?\d)")
+"""Letters in numbers: an interval, a unit, an exponent."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,19 @@ def render_template(name: str, context: Mapping[str, Any]) -> str:
         autoescape=jinja2.select_autoescape(["html.jinja"]),
         undefined=jinja2.StrictUndefined,
     )
+    environment.filters["text_columns"] = text_columns
     environment.filters["png"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode("ascii")
     return environment.get_template(name).render(context)
+
+
+def text_columns(table: Table) -> list[bool]:
+    """Return for each column whether it contains text and is to be aligned left, as the first one always is."""
+    columns = zip(*table.rows, strict=True) if table.rows else [()] * len(table.header)
+    return [i == 0 or any(map(_is_text, column)) for i, column in enumerate(columns)]
+
+
+def _is_text(cell: str) -> bool:
+    return any(character.isalpha() for character in _NO_TEXT.sub("", cell))
 
 
 def reproduction_command(name: str, values: Mapping[str, Any], defaults: Mapping[str, Any], data: Path | None) -> str:

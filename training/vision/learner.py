@@ -38,7 +38,7 @@ class ImageLearner(Learner):
 
     Attributes:
         options: the options.
-        trained_with: the settings.
+        settings: the training settings.
         weights: the file of the body's pretrained weights; None: random weights.
         held_out: the validation samples.
         body_name: name of the body's submodule in the network.
@@ -52,7 +52,7 @@ class ImageLearner(Learner):
     body_name: ClassVar[str] = "body"
 
     def __init__(self, data: Path, settings: Settings, options: Any, weights: Path | None) -> None:
-        self.options, self.trained_with, self.weights = options, settings, weights
+        self.options, self.settings, self.weights = options, settings, weights
         self._load_data(data)
 
     @classmethod
@@ -71,7 +71,7 @@ class ImageLearner(Learner):
 
     def stages(self) -> tuple[Stage, ...]:
         """Head and norms first, then all layers; without pretrained weights, all layers from the start."""
-        all_layers = Stage("all", self.trained_with.epochs, self.trained_with.rate)
+        all_layers = Stage("all", self.settings.epochs, self.settings.rate)
         if not self.weights or not self.options.frozen_epochs:
             return (all_layers,)
         return (Stage("frozen", self.options.frozen_epochs, self.options.frozen_rate, frozen=True), all_layers)

@@ -74,8 +74,8 @@ def source(
     return Source("things", official, Archive("packs/things.tgz", sha256), contains)
 
 
-def fetcher(tmp_path, **more) -> Fetcher:
-    return Fetcher(tmp_path / "data", log=lambda text: None, wait_s=0.0, **more)
+def fetcher(tmp_path, **options) -> Fetcher:
+    return Fetcher(tmp_path / "data", log=lambda text: None, wait_s=0.0, **options)
 
 
 def test_an_archive_is_downloaded_verified_and_unpacked_once(server, tmp_path):

@@ -20,11 +20,11 @@ def read(folder, **changes):
 
 
 def test_the_folders_are_the_labels_and_every_class_has_validation_images(photos):
-    found = read(photos(count=12, classes=("red", "green", "blue")))
+    data = read(photos(count=12, classes=("red", "green", "blue")))
 
-    assert found.labels == ("blue", "green", "red")
-    assert len(found.train) == 27
-    assert [sum(photo.label == label for photo in found.validation) for label in range(3)] == [3, 3, 3]
+    assert data.labels == ("blue", "green", "red")
+    assert len(data.train) == 27
+    assert [sum(photo.label == label for photo in data.validation) for label in range(3)] == [3, 3, 3]
 
 
 def test_the_split_does_not_depend_on_the_path_of_the_folder(photos, tmp_path):
@@ -41,10 +41,10 @@ def test_folders_for_training_and_validation_define_the_split(photos, tmp_path, 
     photos("all/train", count=6)
     photos(f"all/{name}", count=3, first=100)
 
-    found = read(tmp_path / "all")
+    data = read(tmp_path / "all")
 
-    assert (len(found.train), len(found.validation)) == (12, 6)
-    assert name in found.split
+    assert (len(data.train), len(data.validation)) == (12, 6)
+    assert name in data.split
 
 
 def test_the_only_folder_of_an_unpacked_archive_is_entered(photos, tmp_path):
@@ -59,21 +59,21 @@ def test_copies_of_an_image_are_never_on_both_sides(photos):
     for path in list(folder.rglob("*.png")):
         Image.open(path).save(path.with_name(path.stem + "-saved-again.bmp"))
 
-    found = read(folder)
+    data = read(folder)
 
-    sides = {photo.perceptual_hash: 0 for photo in found.train}
-    assert not sides.keys() & {photo.perceptual_hash for photo in found.validation}
-    assert len(sides) < len(found.train)
+    sides = {photo.perceptual_hash: 0 for photo in data.train}
+    assert not sides.keys() & {photo.perceptual_hash for photo in data.validation}
+    assert len(sides) < len(data.train)
 
 
 def test_training_images_that_are_copies_of_validation_images_are_left_out(photos, tmp_path):
     photos("all/train", count=6)
     photos("all/validation", count=2, first=0)
 
-    found = read(tmp_path / "all")
+    data = read(tmp_path / "all")
 
-    assert len(found.train) == 8
-    assert "4 training images left out" in found.warnings[0]
+    assert len(data.train) == 8
+    assert "4 training images left out" in data.warnings[0]
 
 
 def test_an_unreadable_image_is_named_and_refused_or_skipped(photos):
@@ -82,10 +82,10 @@ def test_an_unreadable_image_is_named_and_refused_or_skipped(photos):
 
     with pytest.raises(CannotTrain, match=r"broken\.jpg.*--unreadable skip"):
         read(folder)
-    found = read(folder, unreadable="skip")
+    data = read(folder, unreadable="skip")
 
-    assert len(found.train) + len(found.validation) == 12
-    assert "broken.jpg skipped" in found.warnings[0]
+    assert len(data.train) + len(data.validation) == 12
+    assert "broken.jpg skipped" in data.warnings[0]
 
 
 def test_files_without_an_image_suffix_are_ignored(photos):
@@ -113,9 +113,9 @@ def test_each_kind_of_wrong_folder_has_its_own_message(photos, tmp_path):
 
 
 def make_samples(photos, **options) -> LabelledImages:
-    found = read(photos())
-    task = Classification(found.labels, size=32)
-    return LabelledImages(*paths_and_targets(found.train), task, **options)
+    data = read(photos())
+    task = Classification(data.labels, size=32)
+    return LabelledImages(*paths_and_targets(data.train), task, **options)
 
 
 def paths_and_targets(photos):

@@ -144,10 +144,10 @@ def test_labels_are_text_sorted_by_value():
 def test_request_values_can_be_written_as_json(values):
     frame = pl.DataFrame({"a": pl.Series(values, dtype=pl.Float64)})
 
-    found = request_values(frame, (NumberColumn("a", 0.0, 1.0),))["a"]
+    sent = request_values(frame, (NumberColumn("a", 0.0, 1.0),))["a"]
 
-    assert all(value is None or math.isfinite(value) for value in found)
-    assert [v for v in found if v is not None] == [v for v in values if v is not None and math.isfinite(v)]
+    assert all(value is None or math.isfinite(value) for value in sent)
+    assert [v for v in sent if v is not None] == [v for v in values if v is not None and math.isfinite(v)]
 
 
 def test_equal_rows_have_equal_hashes_and_others_do_not():
@@ -204,14 +204,14 @@ def test_seasonal_parts_are_read_if_the_dates_span_a_year():
 
     (long,), _, _ = infer_columns(frame, "y", ColumnKinds())
     (short,), _, _ = infer_columns(frame.head(200), "y", ColumnKinds())
-    (chosen,), _, _ = infer_columns(frame, "y", ColumnKinds(parts=("year", "is_year_end")))
+    (column,), _, _ = infer_columns(frame, "y", ColumnKinds(parts=("year", "is_year_end")))
 
     assert [part.name for part in long.parts] == [
         *("month", "week", "day", "weekday", "day_of_year", "elapsed", "is_month_start", "is_month_end"),
     ]
     assert [part.name for part in short.parts] == ["day", "weekday", "elapsed", "is_month_start", "is_month_end"]
-    assert [(part.name, part.kind) for part in chosen.parts] == [("year", "category"), ("is_year_end", "number")]
-    assert chosen.parts[0].values == ("2011", "2012")
+    assert [(part.name, part.kind) for part in column.parts] == [("year", "category"), ("is_year_end", "number")]
+    assert column.parts[0].values == ("2011", "2012")
 
 
 def test_a_time_zone_is_dropped_without_changing_the_local_time(tmp_path):

@@ -26,8 +26,8 @@ def train(tmp_path, capsys):
     """Run a command line in this process, since starting another takes longer than the training."""
 
     def run(*arguments):
-        places = ["--runs", tmp_path / "runs", "--models", tmp_path / "models", "--data-dir", tmp_path / "data"]
-        status = main([str(word) for word in (*arguments, *places, "--device", "cpu")])
+        paths = ["--runs", tmp_path / "runs", "--models", tmp_path / "models", "--data-dir", tmp_path / "data"]
+        status = main([str(word) for word in (*arguments, *paths, "--device", "cpu")])
         assert status == 0, capsys.readouterr().err
 
     return run
@@ -49,12 +49,12 @@ def kill_after(process, runs, epochs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "more", "epochs"), [("tabular", TABULAR, 1), ("classification", IMAGES, 0)])
+@pytest.mark.parametrize(("task", "options", "epochs"), [("tabular", TABULAR, 1), ("classification", IMAGES, 0)])
 def test_a_killed_and_resumed_run_ends_exactly_like_an_uninterrupted_one(
-    command, train, photos, table, tmp_path, task, more, epochs
+    command, train, photos, table, tmp_path, task, options, epochs
 ):
     data = table() if task == "tabular" else photos(count=20)
-    arguments = (task, "--data", data, *more)
+    arguments = (task, "--data", data, *options)
     train(*arguments)
     (tmp_path / "runs").rename(tmp_path / "uninterrupted")
     last = kill_after(command(*arguments), tmp_path / "runs", epochs)
@@ -64,8 +64,8 @@ def test_a_killed_and_resumed_run_ends_exactly_like_an_uninterrupted_one(
     assert len(list((tmp_path / "runs" / task).iterdir())) == 1, "it resumed in the same folder"
     for name in (checkpoint.LAST, checkpoint.BEST):
         (path,) = (tmp_path / "uninterrupted").rglob(name)
-        expected, got = checkpoint.load(path), checkpoint.load(last.with_name(name))
-        assert all(torch.equal(expected["network"][key], got["network"][key]) for key in expected["network"])
+        expected, actual = checkpoint.load(path), checkpoint.load(last.with_name(name))
+        assert all(torch.equal(expected["network"][key], actual["network"][key]) for key in expected["network"])
     losses = [
         [
             (row["loss"], row["scores"])

@@ -9,7 +9,6 @@ from training.evaluation.calibration import (
     fit_blend_weights,
     fit_temperature,
     reliability_bins,
-    undo_temperature,
 )
 
 
@@ -54,14 +53,6 @@ def test_every_sample_is_in_one_bin_of_the_reliability_diagram(count, classes, s
 
     assert sum(n for _, _, n in reliability_bins(probabilities, targets)) == count
     assert 0 <= expected_calibration_error(probabilities, targets) <= 1
-
-
-def test_undoing_the_temperature_gives_the_uncalibrated_probabilities():
-    logits = torch.randn(20, 3, generator=torch.Generator().manual_seed(1))
-
-    uncalibrated = undo_temperature((logits / 2.5).softmax(dim=1).numpy(), 2.5)
-
-    assert uncalibrated == pytest.approx(logits.softmax(dim=1).numpy(), abs=1e-5)
 
 
 def test_the_blend_weight_of_a_few_correct_samples_stays_moderate():

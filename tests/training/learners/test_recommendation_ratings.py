@@ -37,7 +37,7 @@ def test_last_two_liked_items_of_each_user_are_held_out_and_end_the_training_ite
         assert ids == rows["movieId"].to_list()
         assert (user.held_out is None) == (len(liked) < 3)
         if user.held_out:
-            assert [ids[place] for place in user.held_out] == liked[-2:]
+            assert [ids[index] for index in user.held_out] == liked[-2:]
             assert user.train_end == user.held_out[0]
 
 
@@ -75,7 +75,7 @@ def test_dates_are_times_and_the_later_of_two_ratings_of_an_item_counts(tmp_path
         ["oil", "jam", "tea"],
         ["tea", "jam", "oil"],
     ]
-    assert ratings.notices == ("1 ratings are left out: the same user rated the item later.",)
+    assert ratings.warnings == ("1 ratings are left out: the same user rated the item later.",)
 
 
 @pytest.mark.parametrize(

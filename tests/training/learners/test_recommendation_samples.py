@@ -34,7 +34,7 @@ def test_without_times_the_order_follows_from_the_seed_and_a_history_is_everythi
         return read_ratings(write_shop(tmp_path / name, times=False), ColumnNames(), liked=4.0, seed=seed)
 
     ratings = read("a", 0)
-    orders = [[user.items.tolist() for user in each.users] for each in (ratings, read("b", 0), read("c", 1))]
+    orders = [[user.items.tolist() for user in shuffled.users] for shuffled in (ratings, read("b", 0), read("c", 1))]
     samples = HistorySamples(ratings, window=64, targets_per_sample=1, rating_dropout=0.0)
     batch = samples.__getitems__([(0, 0)])
     user = samples.users[0]

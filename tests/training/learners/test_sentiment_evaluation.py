@@ -36,12 +36,12 @@ def test_predictions_equal_the_answers_of_the_service() -> None:
 
         assert prediction.probabilities == pytest.approx(list(answer.probabilities.values()), abs=1e-5)
         assert (prediction.tokens, prediction.parts) == (answer.tokens, answer.parts)
-        found = {
+        word_weights = {
             word: weight
             for word, weight in zip(prediction.words, prediction.evidence.max(axis=1), strict=True)
             if weight
         }
-        assert set(found) == {word.word.lower() for word in answer.words}
+        assert set(word_weights) == {word.word.lower() for word in answer.words}
 
 
 def test_deciding_words_are_found_for_each_label() -> None:
@@ -76,26 +76,26 @@ def test_baseline_learns_and_is_compared_on_the_same_texts() -> None:
     train = [f"{text} {i}" for i in range(5) for text in TEXTS]
     labels = TARGETS.tolist() * 5
 
-    found = fit_tfidf(train, labels, [str(i % 37) for i in range(len(train))], TEXTS, 2)
-    table, verdict = compare_with_baseline(predict(), found)
+    baseline = fit_tfidf(train, labels, [str(i % 37) for i in range(len(train))], TEXTS, 2)
+    table, verdict = compare_with_baseline(predict(), baseline)
 
-    assert found.probabilities.sum(axis=1) == pytest.approx(np.ones(len(TEXTS)))
-    assert (found.probabilities.argmax(axis=1) == TARGETS).mean() > 0.9
+    assert baseline.probabilities.sum(axis=1) == pytest.approx(np.ones(len(TEXTS)))
+    assert (baseline.probabilities.argmax(axis=1) == TARGETS).mean() > 0.9
     assert [row[0] for row in table.rows] == ["this model (published)", "tf-idf"]
     assert "does not beat" in verdict
 
 
 def test_model_that_is_always_right_beats_a_baseline_that_is_always_wrong() -> None:
     right = predict()
-    truth = np.eye(2)[TARGETS]
+    true_probabilities = np.eye(2)[TARGETS]
     perfect = PredictedTexts(
         right.labels,
         TEXTS,
         TARGETS,
-        [type(s)(p, 1, 1, s.words, s.evidence) for s, p in zip(right.predictions, truth, strict=True)],
+        [type(s)(p, 1, 1, s.words, s.evidence) for s, p in zip(right.predictions, true_probabilities, strict=True)],
     )
 
-    _, verdict = compare_with_baseline(perfect, Baseline(1 - truth, "made up"))
+    _, verdict = compare_with_baseline(perfect, Baseline(1 - true_probabilities, "made up"))
 
     assert f"{len(TEXTS)} texts are right only with the model, 0 only with the baseline" in verdict
 

@@ -98,9 +98,9 @@ def test_texts_of_similar_length_share_a_batch_and_each_is_seen_once() -> None:
 
 
 def test_long_text_keeps_its_beginning_and_its_end() -> None:
-    found = truncate_middle(np.arange(100, dtype=np.int32), 8)
+    truncated = truncate_middle(np.arange(100, dtype=np.int32), 8)
 
-    assert found.tolist() == [0, 1, 94, 95, 96, 97, 98, 99]
+    assert truncated.tolist() == [0, 1, 94, 95, 96, 97, 98, 99]
 
 
 def test_padding_is_not_counted() -> None:
@@ -114,9 +114,9 @@ def test_two_level_softmax_is_a_distribution_over_all_tokens(frequent: int) -> N
     torch.nn.init.normal_(softmax.bias)
     embedding, x = torch.randn(VOCABULARY, 6), torch.randn(5, 6)
 
-    found = [softmax(x, torch.full((5,), token), embedding) for token in range(VOCABULARY)]
+    losses = [softmax(x, torch.full((5,), token), embedding) for token in range(VOCABULARY)]
 
-    probabilities = torch.stack([(-loss).exp() for loss in found])
+    probabilities = torch.stack([(-loss).exp() for loss in losses])
     torch.testing.assert_close(probabilities.sum(0), torch.ones(5))
     assert softmax.most_likely(x, embedding).tolist() == probabilities.argmax(0).tolist()
 
@@ -239,7 +239,7 @@ def test_folder_without_a_language_model_is_a_clear_error(tmp_path: Path) -> Non
 def test_tokenizer_reads_any_text_and_returns_offsets() -> None:
     tokenizer = load_tokenizer(train_tokenizer(["a film"], size=300, min_count=1))
 
-    found = tokenizer.encode("Sooooooo 👍", add_special_tokens=False)
+    encoded = tokenizer.encode("Sooooooo 👍", add_special_tokens=False)
 
-    assert found.offsets[-1] == (9, 10)
-    assert "".join(tokenizer.decode(found.ids).split()) == "sooo👍"
+    assert encoded.offsets[-1] == (9, 10)
+    assert "".join(tokenizer.decode(encoded.ids).split()) == "sooo👍"

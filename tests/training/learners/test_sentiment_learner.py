@@ -89,10 +89,10 @@ def test_classifier_starts_with_the_encoder_of_the_language_model(reviews: Path,
     network = phase.trainable.network()
     phase.save(network, tmp_path / "stored")
 
-    network_started, other = learner.network(), learner_of(reviews, Options(language_model=str(tmp_path / "stored")))
+    classifier, other = learner.network(), learner_of(reviews, Options(language_model=str(tmp_path / "stored")))
 
     expected = network.encoder.layers[0].weight_hh_l0
-    assert torch.equal(network_started.encoder.layers[0].weight_hh_l0, expected)
+    assert torch.equal(classifier.encoder.layers[0].weight_hh_l0, expected)
     assert torch.equal(other.network().encoder.layers[0].weight_hh_l0, expected)
     assert [phase.name for phase in other.phases()] == ["fine-tune"]
     assert other.sizes == learner.sizes

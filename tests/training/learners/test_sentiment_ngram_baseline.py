@@ -31,9 +31,9 @@ def test_probabilities_of_the_next_token_sum_to_one(train, previous, score) -> N
 def test_most_likely_token_has_the_largest_probability(train, previous) -> None:
     scores = [score_bigram(train, np.array([previous, following]), VOCABULARY) for following in range(VOCABULARY)]
 
-    best = max(1 / each.perplexity for each in scores)
-    (chosen,) = [each for each in scores if each.accuracy]
-    assert 1 / chosen.perplexity == pytest.approx(best)
+    best = max(1 / score.perplexity for score in scores)
+    (most_likely,) = [score for score in scores if score.accuracy]
+    assert 1 / most_likely.perplexity == pytest.approx(best)
 
 
 def test_bigram_predicts_what_follows_and_unigram_what_is_frequent() -> None:

@@ -39,7 +39,7 @@ def test_columns_of_a_table_are_found_by_common_names(tmp_path: Path) -> None:
     assert data.texts == ("good, very", "bad", "fine", "a\nb")
     assert data.names == ("negative", "positive")
     assert data.labels == (1, 0, 1, 0)
-    assert data.notices == ()
+    assert data.warnings == ()
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
@@ -82,7 +82,7 @@ def test_unlabelled_rows_are_kept_apart_and_empty_texts_are_left_out(tmp_path: P
 
     assert data.texts == ("good", "bad", "fine", "worse")
     assert data.unlabelled == ("who knows",)
-    assert data.notices == ("2 empty texts were left out.",)
+    assert data.warnings == ("2 empty texts were left out.",)
 
 
 def test_only_the_train_folder_is_read(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_only_the_train_folder_is_read(tmp_path: Path) -> None:
         assert set(data.texts) == {"good", "great", "bad", "awful"}
         assert data.names == ("negative", "positive")
         assert data.unlabelled == ("who knows",)
-    assert "'train' was read, not 'test'" in read_texts(root, RULES).notices[0]
+    assert "'train' was read, not 'test'" in read_texts(root, RULES).warnings[0]
 
 
 def test_consecutively_numbered_files_of_a_label_are_a_group(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_copy_of_a_text_in_another_group_is_left_out(tmp_path: Path) -> None:
     data = read_table(tmp_path, content, TextRules(group_column="film"))
 
     assert data.texts == ("good", "good", "bad", "worse", "fine")
-    assert data.notices == ("1 texts were left out: copies of texts in another group.",)
+    assert data.warnings == ("1 texts were left out: copies of texts in another group.",)
 
 
 def test_an_unlabelled_copy_of_a_labelled_text_is_left_out(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_an_unlabelled_copy_of_a_labelled_text_is_left_out(tmp_path: Path) -> No
     data = read_texts(path, TextRules())
 
     assert data.unlabelled == ("another",)
-    assert "1 unlabelled texts were left out: copies of labelled texts." in data.notices
+    assert "1 unlabelled texts were left out: copies of labelled texts." in data.warnings
 
 
 def test_copies_of_a_text_are_not_split(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_control_characters_are_removed_and_contradicting_labels_are_noted(tmp_p
     data = read_table(tmp_path, "text,label\ng\0ood,a\nbad,b\ngood,b\nfine,a\n")
 
     assert data.texts == ("good", "bad", "good", "fine")
-    assert data.notices == ("1 texts occur with more than one label.",)
+    assert data.warnings == ("1 texts occur with more than one label.",)
 
 
 @given(st.text())

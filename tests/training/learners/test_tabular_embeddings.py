@@ -58,8 +58,8 @@ def test_embeddings_help_other_models_more_than_one_hot_columns(tmp_path):
     errors = {}
     for name, features in inputs.items():
         for model in (Ridge(), KNeighborsRegressor(10)):
-            collect_outputs = model.fit(features[~valid], target[~valid]).predict(features[valid])
-            errors[type(model).__name__, name] = float(np.sqrt(((collect_outputs - target[valid]) ** 2).mean()))
+            predicted = model.fit(features[~valid], target[~valid]).predict(features[valid])
+            errors[type(model).__name__, name] = float(np.sqrt(((predicted - target[valid]) ** 2).mean()))
 
     assert errors["KNeighborsRegressor", "embeddings"] < 0.8 * errors["KNeighborsRegressor", "one-hot"], errors
     assert errors["Ridge", "embeddings"] <= 1.05 * errors["Ridge", "one-hot"], errors

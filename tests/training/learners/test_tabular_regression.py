@@ -58,8 +58,8 @@ ARGUMENTS = (
 
 
 def train(root, *arguments):
-    places = ["--runs", root / "runs", "--models", root / "models", "--data-dir", root / "data"]
-    words = ["tabular", "--data", root / "sales.csv", *ARGUMENTS, *places, *arguments]
+    paths = ["--runs", root / "runs", "--models", root / "models", "--data-dir", root / "data"]
+    words = ["tabular", "--data", root / "sales.csv", *ARGUMENTS, *paths, *arguments]
     assert main([str(word) for word in words]) == 0
 
 
@@ -167,7 +167,7 @@ def test_rows_without_a_target_are_left_out_with_a_notice(written):
 
     learner = learner_of(written(frame))
 
-    assert "6 rows without a value of 'amount' are left out." in learner.notices
+    assert "6 rows without a value of 'amount' are left out." in learner.warnings
     assert len(learner.samples) + len(learner.held_out) == 294
 
 

@@ -16,12 +16,12 @@ def test_allowed_metrics_follow_from_the_signs_of_the_target():
 
 
 def test_errors_follow_their_formulas():
-    collect_outputs, true = np.array([2.0, 4.0]), np.array([1.0, 8.0])
+    predicted, true = np.array([2.0, 4.0]), np.array([1.0, 8.0])
 
-    assert compute_error("rmse", collect_outputs, true) == pytest.approx(np.sqrt(17 / 2))
-    assert compute_error("mae", collect_outputs, true) == 2.5
-    assert compute_error("rmspe", collect_outputs, true) == pytest.approx(np.sqrt((1 + 0.25) / 2))
-    assert compute_error("rmsle", collect_outputs, true) == pytest.approx(
+    assert compute_error("rmse", predicted, true) == pytest.approx(np.sqrt(17 / 2))
+    assert compute_error("mae", predicted, true) == 2.5
+    assert compute_error("rmspe", predicted, true) == pytest.approx(np.sqrt((1 + 0.25) / 2))
+    assert compute_error("rmsle", predicted, true) == pytest.approx(
         np.sqrt((np.log(1.5) ** 2 + np.log(5 / 9) ** 2) / 2)
     )
     assert r2(true, true) == 1

@@ -124,8 +124,8 @@ class Painter(nn.Module):
 
     def forward(self, image):
         features = self.mix(image.permute(0, 3, 1, 2).float() / 255).relu()
-        picture = (self.colours(features) * 255).clamp(0, 255).round().to(torch.uint8)
-        return self.classes(features).argmax(dim=1).to(torch.uint8), picture.permute(0, 2, 3, 1)
+        painting = (self.colours(features) * 255).clamp(0, 255).round().to(torch.uint8)
+        return self.classes(features).argmax(dim=1).to(torch.uint8), painting.permute(0, 2, 3, 1)
 
 
 class Painting(Tabular):
@@ -134,7 +134,7 @@ class Painting(Tabular):
     inputs = (TensorSpec("image", "uint8", (16, 16, 3)),)
     outputs = (
         TensorSpec("mask", "uint8", (16, 16), "class"),
-        TensorSpec("picture", "uint8", (16, 16, 3), "pixel"),
+        TensorSpec("painting", "uint8", (16, 16, 3), "pixel"),
     )
 
 
@@ -145,9 +145,9 @@ def make_images(count=9):
 def test_classes_are_compared_by_fraction_and_pixels_by_levels(tmp_path):
     parity = export(Painter(), Painting("y", ("a", "b"), ()), make_images(), tmp_path, FULL)
 
-    assert parity.batch_deviation == ("mask in 0.000% of its elements", "picture by 0 levels of 255")
+    assert parity.batch_deviation == ("mask in 0.000% of its elements", "painting by 0 levels of 255")
     assert parity.largest is None
-    assert [words.split()[0] for words in parity.agreement] == ["mask", "picture"]
+    assert [words.split()[0] for words in parity.agreement] == ["mask", "painting"]
 
 
 def test_weights_are_stored_in_16_bits_and_the_change_is_measured(tmp_path):
@@ -159,7 +159,7 @@ def test_weights_are_stored_in_16_bits_and_the_change_is_measured(tmp_path):
     kinds = {tensor.data_type for tensor in onnx.load(tmp_path / "half" / "model.onnx").graph.initializer}
     assert half_size < full_size - 3000
     assert onnx.TensorProto.FLOAT16 in kinds
-    assert [word.split()[0] for word in parity.rounding] == ["mask", "picture"]
+    assert [word.split()[0] for word in parity.rounding] == ["mask", "painting"]
 
 
 def test_weights_that_lose_too_much_in_16_bits_are_not_published(tmp_path):
@@ -177,9 +177,9 @@ def test_weights_that_lose_too_much_in_16_bits_are_not_published(tmp_path):
 def test_classes_that_differ_too_often_are_rejected(tmp_path):
     class Undecided(Painter):
         def forward(self, image):
-            mask, picture = super().forward(image)
+            mask, painting = super().forward(image)
             traced = torch.jit.is_tracing() or torch.compiler.is_compiling()
-            return (mask + 1 if traced else mask), picture
+            return (mask + 1 if traced else mask), painting
 
     with pytest.raises(CannotTrain, match=r"disagree by .* in mask"):
         export(Undecided(), Painting("y", ("a", "b"), ()), make_images(), tmp_path, FULL)

@@ -156,9 +156,11 @@ def test_the_figures_are_in_the_courses_order(run, tmp_path):
 
     assert status == 0, err
     card = (tmp_path / "cards" / "human_numbers.md").read_text()
-    told = {row[0]: float(row[1]) for row in re.findall(r"^\| ([^|]+) \| [^|]+ \| (0\.\d+) \|", card, re.MULTILINE)}
-    assert set(told) == {step.name for step in STEPS}
-    assert abs(told["three words"] - told["a loop"]) < 0.05
+    accuracies = {
+        row[0]: float(row[1]) for row in re.findall(r"^\| ([^|]+) \| [^|]+ \| (0\.\d+) \|", card, re.MULTILINE)
+    }
+    assert set(accuracies) == {step.name for step in STEPS}
+    assert abs(accuracies["three words"] - accuracies["a loop"]) < 0.05
     order = ["every word", "three words", "state", "nn.RNN", "GRU"]
-    assert all(told[worse] < told[better] for worse, better in pairwise(order)), told
-    assert told["AWD-LSTM"] > told["GRU"], told
+    assert all(accuracies[worse] < accuracies[better] for worse, better in pairwise(order)), accuracies
+    assert accuracies["AWD-LSTM"] > accuracies["GRU"], accuracies

@@ -65,7 +65,7 @@ class BaseClassificationLearner(ImageLearner):
         size = options.train_size or options.size
         augment = augmentation(size, options.min_crop_fraction) if options.augment else None
         self.samples = LabelledImages(
-            *train, task, seed=self.trained_with.seed, augment=augment, size=size, cache_bytes=self.cache_bytes
+            *train, task, seed=self.settings.seed, augment=augment, size=size, cache_bytes=self.cache_bytes
         )
         self.held_out = LabelledImages(*validation, task, cache_bytes=self.cache_bytes // 4)
         self.samples.fill_cache()

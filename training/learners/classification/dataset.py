@@ -31,7 +31,7 @@ class LabelledImages(ImageSamples):
         size: int = 0,
         cache_bytes: int = 4 << 30,
     ) -> None:
-        super().__init__(paths, enough=task.size, seed=seed, cache_bytes=cache_bytes)
+        super().__init__(paths, min_side=task.size, seed=seed, cache_bytes=cache_bytes)
         self.targets, self.task, self.augment = targets, task, augment
         self._resized_task = replace(task, size=size) if size else task
 

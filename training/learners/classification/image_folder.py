@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.core.errors import CannotTrain
+from training.data.folders import first_existing, list_subfolders
 from training.data.hash_split import validation_split
 from training.data.images import filter_readable, image_files
 
@@ -43,7 +44,7 @@ def read_folder(folder: Path, *, unreadable: str, valid_fraction: float, size: i
     if not folder.is_dir():
         raise CannotTrain(f"{folder} is not a folder.")
     root = _find_root(folder)
-    train, validation = _first_existing(root, _TRAIN), _first_existing(root, _VALIDATION)
+    train, validation = first_existing(root, _TRAIN), first_existing(root, _VALIDATION)
     if validation and not train:
         raise CannotTrain(f"{root} has a folder '{validation.name}' but no folder 'train'.")
     class_folders = _class_folders(train or root)
@@ -72,21 +73,13 @@ def read_folder(folder: Path, *, unreadable: str, valid_fraction: float, size: i
 
 def _find_root(folder: Path) -> Path:
     """Return the folder that holds the split: in an unpacked archive, its only subfolder."""
-    subfolders = _subfolders(folder)
-    return subfolders[0] if len(subfolders) == 1 and _first_existing(subfolders[0], _TRAIN) else folder
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _first_existing(root: Path, names: Sequence[str]) -> Path | None:
-    return next((root / name for name in names if (root / name).is_dir()), None)
+    subfolders = list_subfolders(folder)
+    return subfolders[0] if len(subfolders) == 1 and first_existing(subfolders[0], _TRAIN) else folder
 
 
 def _class_folders(root: Path) -> list[Path]:
     """Return the subfolders that contain images. Raises CannotTrain if there are fewer than two."""
-    folders = [path for path in _subfolders(root) if image_files(path)]
+    folders = [path for path in list_subfolders(root) if image_files(path)]
     if not folders:
         raise CannotTrain(
             f"No images (JPEG, PNG, WebP or BMP) in subfolders of {root}. Put the images of each class into a folder "

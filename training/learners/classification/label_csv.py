@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from training.core.errors import CannotTrain
+from training.data.folders import list_subfolders
 from training.data.hash_split import validation_split
 from training.data.images import filter_readable, image_files
 
@@ -47,7 +48,7 @@ def find_table(data: Path) -> Path | None:
     """Return the table of tags at `data`, in it, or in its only subfolder; None if there is none."""
     if data.is_file():
         return data if data.suffix.lower() == ".csv" else None
-    subfolders = [path for path in data.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    subfolders = list_subfolders(data)
     folders = [data, *subfolders] if len(subfolders) == 1 else [data]
     return next((folder / TABLE for folder in folders if (folder / TABLE).is_file()), None)
 

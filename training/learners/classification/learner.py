@@ -59,7 +59,7 @@ class ClassificationLearner(BaseClassificationLearner):
         return "\n".join([f"{len(folder.labels)} classes, {counts}: {folder.split}.", *folder.warnings])
 
     def _loss_of_logits(self, logits: Tensor, target: Tensor) -> Tensor:
-        return cross_entropy(logits, target, label_smoothing=self.trained_with.label_smoothing)
+        return cross_entropy(logits, target, label_smoothing=self.settings.label_smoothing)
 
     def scores(self, network: nn.Module, runtime: Runtime) -> dict[str, float]:
         """Return accuracy and cross entropy on the validation images."""

@@ -60,7 +60,7 @@ class MultiLabelLearner(BaseClassificationLearner):
 
     def _loss_of_logits(self, logits: Tensor, target: Tensor) -> Tensor:
         # Half the smoothing of a single-label class: the absence of a tag says nothing about the other tags.
-        smoothing = self.trained_with.label_smoothing / 2
+        smoothing = self.settings.label_smoothing / 2
         return binary_cross_entropy_with_logits(logits, target * (1 - smoothing) + smoothing / 2)
 
     def scores(self, network: nn.Module, runtime: Runtime) -> dict[str, float]:

@@ -138,7 +138,7 @@ class KeypointImages(ImageSamples):
         augment: AugmentParams | None = None,
         cache_bytes: int = 4 << 30,
     ) -> None:
-        super().__init__(paths, enough=task.size, seed=seed, cache_bytes=cache_bytes)
+        super().__init__(paths, min_side=task.size, seed=seed, cache_bytes=cache_bytes)
         self.points, self.task, self.augment = tuple(points), task, augment
 
     def sample(self, key: Key) -> Batch:

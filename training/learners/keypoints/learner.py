@@ -144,7 +144,7 @@ class KeypointsLearner(ImageLearner):
         train = [image for image, held in zip(self.data.images, is_validation, strict=True) if not held]
         self.validation_images = [image for image, held in zip(self.data.images, is_validation, strict=True) if held]
         augment = params if options.augment else None
-        self.samples = self._load_images(train, self.cache_bytes, seed=self.trained_with.seed, augment=augment)
+        self.samples = self._load_images(train, self.cache_bytes, seed=self.settings.seed, augment=augment)
         self.held_out = self._load_images(self.validation_images, self.cache_bytes // 4)
         self._prepare_validation_targets()
 

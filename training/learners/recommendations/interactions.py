@@ -97,7 +97,7 @@ class Ratings:
         users: in the order of their ids.
         scale: of the ratings; None if there are none, or only one.
         ordered: whether the data has times.
-        notices: what users of the data should know, in sentences.
+        warnings: what users of the data should know, in sentences.
     """
 
     table: ItemTable
@@ -105,7 +105,7 @@ class Ratings:
     users: tuple[User, ...]
     scale: Scale | None
     ordered: bool
-    notices: tuple[str, ...]
+    warnings: tuple[str, ...]
 
     @cached_property
     def likes(self) -> NDArray[np.int64]:
@@ -128,17 +128,17 @@ def read_ratings(data: Path, names: ColumnNames, *, liked: float, seed: int) -> 
     path = _find_table(data, "ratings") if data.is_dir() else data
     if path is None:
         raise CannotTrain(f"{data} holds no table of ratings: name it ratings.csv, or name the file with --data.")
-    notices: list[str] = []
-    frame, scale = _select_columns(read_table(path), path, names, liked, notices)
+    warnings: list[str] = []
+    frame, scale = _select_columns(read_table(path), path, names, liked, warnings)
     ordered = "time" in frame.columns
-    frame = _sort_by_user_and_time(frame, path, seed, notices)
+    frame = _sort_by_user_and_time(frame, path, seed, warnings)
     ids = frame["item"].unique(maintain_order=True).sort().to_list()
     ids = sorted(ids, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
     if len(ids) > _MAX_ITEMS:
         raise CannotTrain(f"{path} rates {len(ids):,} items; at most {_MAX_ITEMS:,} are accepted.")
     users = _group_by_user(frame, ids, scale)
-    table = _make_item_table(_find_table(data, "items") if data.is_dir() else None, ids, names, notices)
-    ratings = Ratings(table, len(ids), users, scale, ordered, tuple(notices))
+    table = _make_item_table(_find_table(data, "items") if data.is_dir() else None, ids, names, warnings)
+    ratings = Ratings(table, len(ids), users, scale, ordered, tuple(warnings))
     _check(ratings, path)
     likes = (*ratings.likes.tolist(), *(0 for _ in range(len(table) - len(ids))))
     return replace(ratings, table=ItemTable(table.ids, table.titles, likes, table.details))
@@ -167,7 +167,7 @@ def _normalise_name(name: str) -> str:
 
 
 def _select_columns(
-    frame: pl.DataFrame, path: Path, names: ColumnNames, liked: float, notices: list[str]
+    frame: pl.DataFrame, path: Path, names: ColumnNames, liked: float, warnings: list[str]
 ) -> tuple[pl.DataFrame, Scale | None]:
     """Return the columns user, item and, if present, rating and time, without incomplete rows; and the rating scale."""
     columns = {
@@ -183,7 +183,7 @@ def _select_columns(
     selected = selected.with_columns(pl.col("user", "item").cast(pl.String))
     complete = selected.drop_nulls(["user", "item", *(["rating"] if "rating" in selected.columns else [])])
     if complete.height < selected.height:
-        notices.append(f"{selected.height - complete.height:,} rows without a user, an item or a rating are left out.")
+        warnings.append(f"{selected.height - complete.height:,} rows without a user, an item or a rating are left out.")
     if not complete.height:
         raise CannotTrain(f"{path} holds no row with a user and an item.")
     return complete, _rating_scale(complete, path, liked)
@@ -209,7 +209,7 @@ def _rating_scale(frame: pl.DataFrame, path: Path, liked: float) -> Scale | None
     return Scale(low, high, levels, max(liked, low) if liked else low)
 
 
-def _sort_by_user_and_time(frame: pl.DataFrame, path: Path, seed: int, notices: list[str]) -> pl.DataFrame:
+def _sort_by_user_and_time(frame: pl.DataFrame, path: Path, seed: int, warnings: list[str]) -> pl.DataFrame:
     """Sort the rows by user and time, those without a time or with the same time by a hash, without repeated items."""
     if "time" in frame.columns:
         frame = frame.with_columns(_times_as_numbers(frame["time"], path))
@@ -224,7 +224,7 @@ def _sort_by_user_and_time(frame: pl.DataFrame, path: Path, seed: int, notices: 
     ordered = frame.with_columns(hash=pl.Series(hashes)).sort("user", "time", "hash", maintain_order=True)
     latest = ordered.unique(["user", "item"], keep="last", maintain_order=True)
     if latest.height < ordered.height:
-        notices.append(f"{ordered.height - latest.height:,} ratings are left out: the same user rated the item later.")
+        warnings.append(f"{ordered.height - latest.height:,} ratings are left out: the same user rated the item later.")
     return latest
 
 
@@ -264,7 +264,7 @@ def _group_by_user(frame: pl.DataFrame, ids: Sequence[str], scale: Scale | None)
     )
 
 
-def _make_item_table(path: Path | None, ids: Sequence[str], names: ColumnNames, notices: list[str]) -> ItemTable:
+def _make_item_table(path: Path | None, ids: Sequence[str], names: ColumnNames, warnings: list[str]) -> ItemTable:
     """Return the rated items, followed by items of the table that no user rated."""
     if path is None:
         return ItemTable(tuple(ids), tuple(ids), (0,) * len(ids))
@@ -273,7 +273,7 @@ def _make_item_table(path: Path | None, ids: Sequence[str], names: ColumnNames, 
     order = [*ids, *(name for name in table.ids if name not in rated)]
     missing = [name for name in ids if name not in rows]
     if missing:
-        notices.append(f"{len(missing):,} items have no row in {path.name}; their ids serve as titles.")
+        warnings.append(f"{len(missing):,} items have no row in {path.name}; their ids serve as titles.")
 
     def reorder(values: Sequence[str], defaults: Sequence[str]) -> tuple[str, ...]:
         return tuple(

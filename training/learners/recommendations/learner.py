@@ -118,7 +118,7 @@ class RecommendationsLearner(Learner):
         return np.concatenate(parts, axis=1)
 
     def data_summary(self) -> str:
-        """Describe the ratings and the split, with notices from reading the tables."""
+        """Describe the ratings and the split, with warnings from reading the tables."""
         users, scale = self.ratings.users, self.ratings.scale
         total, liked = sum(len(user.items) for user in users), int(self.ratings.likes.sum())
         if scale is None:
@@ -132,7 +132,7 @@ class RecommendationsLearner(Learner):
             f"{total:,} ratings by {len(users):,} users of {self.ratings.known:,} items ({what}); {liked:,} liked "
             f"ones to train on; the last two of {len(self.test):,} users held out, {order}."
         )
-        return "\n".join([counts, *self.ratings.notices])
+        return "\n".join([counts, *self.ratings.warnings])
 
     @property
     def likes(self) -> Tensor:

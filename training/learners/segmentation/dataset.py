@@ -14,6 +14,7 @@ from tasks._images import DecodedImage, Frame
 from tasks._masks import Colour
 from tasks.segmentation import Segmentation, ViewWindows
 from training.core.errors import CannotTrain
+from training.data.folders import first_existing
 from training.data.hash_split import validation_split
 from training.data.images import ImageSamples, decode_file, filter_readable, image_files
 from training.engine.batches import Key
@@ -84,7 +85,7 @@ def read_mask_folder(
     train_folders, validation_folders = _split_folders(root, _TRAIN), _split_folders(root, _VALIDATION)
     warnings: list[str] = []
     if not train_folders:
-        images, masks = _first_existing(root, _IMAGES), _first_existing(root, _MASKS)
+        images, masks = first_existing(root, _IMAGES), first_existing(root, _MASKS)
         if not (images and masks):
             raise CannotTrain(
                 f"{root} has neither the folders 'images' and 'masks' nor 'train' and 'trainannot'. Put the images "
@@ -114,18 +115,14 @@ def _find_root(folder: Path) -> Path:
     """Return the folder that holds the images; in an unpacked archive it may be one or two levels down."""
     candidates = [folder, *sorted(path for path in folder.glob("*/") if path.is_dir()), *sorted(folder.glob("*/*/"))]
     for path in candidates:
-        if _split_folders(path, _TRAIN) or (_first_existing(path, _IMAGES) and _first_existing(path, _MASKS)):
+        if _split_folders(path, _TRAIN) or (first_existing(path, _IMAGES) and first_existing(path, _MASKS)):
             return path
     return folder
 
 
-def _first_existing(root: Path, names: Sequence[str]) -> Path | None:
-    return next((root / name for name in names if (root / name).is_dir()), None)
-
-
 def _split_folders(root: Path, names: Sequence[str]) -> tuple[Path, Path] | None:
     """Return the image and mask folders of one side of the split, in any of the supported layouts."""
-    images, masks = _first_existing(root, _IMAGES), _first_existing(root, _MASKS)
+    images, masks = first_existing(root, _IMAGES), first_existing(root, _MASKS)
     for name in names:
         for folders in (
             (root / name, root / f"{name}annot"),
@@ -291,12 +288,15 @@ class MaskedImages(ImageSamples):
         augment: bool = True,
         cache_bytes: int = 4 << 30,
     ) -> None:
-        room = cache_bytes - sum(pair.width * pair.height for pair in pairs)
+        image_bytes = cache_bytes - sum(pair.width * pair.height for pair in pairs)
         super().__init__(
-            [pair.image for pair in pairs], enough=max(task.width, task.height), seed=seed, cache_bytes=room
+            [pair.image for pair in pairs],
+            min_side=max(task.width, task.height),
+            seed=seed,
+            cache_bytes=image_bytes,
         )
         self.pairs, self.classes, self.task, self.crop, self.augment = tuple(pairs), classes, task, crop, augment
-        self._masks = [self._read_target(index) if room > 0 else None for index in range(len(pairs))]
+        self._masks = [self._read_target(index) if image_bytes > 0 else None for index in range(len(pairs))]
         self._crop_task = replace(task, width=crop[0], height=crop[1]) if crop else task
         self.windows = [
             (index, window)

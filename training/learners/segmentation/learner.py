@@ -96,7 +96,7 @@ class SegmentationLearner(ImageLearner):
             self.folder.train,
             classes,
             self.task,
-            seed=self.trained_with.seed,
+            seed=self.settings.seed,
             crop=crop,
             augment=options.augment,
             cache_bytes=self.cache_bytes,
@@ -140,7 +140,7 @@ class SegmentationLearner(ImageLearner):
             weights,
             ignore_index=IGNORED,
             reduction="sum",
-            label_smoothing=self.trained_with.label_smoothing,
+            label_smoothing=self.settings.label_smoothing,
         )
         loss = total / weights[target[known]].sum().clamp(min=1)
         dice_weight = self.options.dice_weight

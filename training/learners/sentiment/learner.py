@@ -155,13 +155,13 @@ class SentimentLearner(Learner):
         return [self.data.texts[i] for i in self.valid_indices]
 
     def data_summary(self) -> str:
-        """Describe the texts, labels and tokens, with notices from reading the data."""
+        """Describe the texts, labels and tokens, with warnings from reading the data."""
         train, valid = len(self.train_indices), len(self.valid_indices)
         counts = f"{len(self.task.labels)} labels, {train:,} texts to train on, {valid:,} to validate"
         if self.data.unlabelled:
             counts += f" and {len(self.data.unlabelled):,} without a label"
         tokens = sum(map(len, self.train_tokens))
-        lines = [f"{counts}; {tokens:,} tokens, vocabulary {self.sizes.vocabulary:,}.", *self.data.notices]
+        lines = [f"{counts}; {tokens:,} tokens, vocabulary {self.sizes.vocabulary:,}.", *self.data.warnings]
         if self.corpus_tokens:
             lines.append(f"Besides, {sum(map(len, self.corpus_tokens)):,} tokens of {self.options.corpus}.")
         return "\n".join(lines)

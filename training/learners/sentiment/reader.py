@@ -12,6 +12,7 @@ import polars as pl
 
 from tasks.sentiment import strip_control_characters
 from training.core.errors import CannotTrain
+from training.data.folders import list_subfolders
 
 _TEXT_COLUMNS = ("text", "review", "sentence", "content", "comment", "body", "message", "tweet", "document")
 _LABEL_COLUMNS = ("label", "sentiment", "class", "category", "target", "polarity", "rating")
@@ -49,7 +50,7 @@ class TextData:
         names: of the labels.
         groups: of each text; texts of one group stay on one side of a split.
         unlabelled: texts that only a language model can read.
-        notices: what users of the data should know, in sentences.
+        warnings: what users of the data should know, in sentences.
     """
 
     texts: tuple[str, ...]
@@ -57,7 +58,7 @@ class TextData:
     names: tuple[str, ...]
     groups: tuple[str, ...]
     unlabelled: tuple[str, ...] = ()
-    notices: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass
@@ -67,7 +68,7 @@ class _RawTexts:
     texts: list[str] = field(default_factory=list)
     labels: list[str | None] = field(default_factory=list)
     groups: list[str | None] = field(default_factory=list)
-    notices: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def add(self, text: str, label: str | None, group: str | None) -> None:
         self.texts.append(strip_control_characters(text)[0])
@@ -86,13 +87,13 @@ def read_texts(path: Path, rules: TextRules) -> TextData:
     raw = _read_folder(path, rules) if path.is_dir() else _read_table(path, rules)
     kept = [i for i, text in enumerate(raw.texts) if text.strip()]
     if len(kept) < len(raw.texts):
-        raw.notices.append(f"{len(raw.texts) - len(kept):,} empty texts were left out.")
+        raw.warnings.append(f"{len(raw.texts) - len(kept):,} empty texts were left out.")
     kept = _drop_labelled_copies(_drop_copies_across_groups(kept, raw), raw)
     labelled = [i for i in kept if raw.labels[i] is not None]
     labels = [str(raw.labels[i]) for i in labelled]
     groups = [raw.groups[i] or normalised_hash(raw.texts[i]) for i in labelled]
     names = _label_names(labels, groups, path)
-    _note_contradictions([raw.texts[i] for i in labelled], labels, raw.notices)
+    _note_contradictions([raw.texts[i] for i in labelled], labels, raw.warnings)
     indices = {name: i for i, name in enumerate(names)}
     return TextData(
         texts=tuple(raw.texts[i] for i in labelled),
@@ -100,7 +101,7 @@ def read_texts(path: Path, rules: TextRules) -> TextData:
         names=tuple(_LONG_NAMES.get(name, name) for name in names),
         groups=tuple(groups),
         unlabelled=tuple(raw.texts[i] for i in kept if raw.labels[i] is None),
-        notices=tuple(raw.notices),
+        warnings=tuple(raw.warnings),
     )
 
 
@@ -119,7 +120,7 @@ def _drop_copies_across_groups(indices: Sequence[int], raw: _RawTexts) -> list[i
         if group is None or first_group.setdefault(normalised_hash(raw.texts[i]), group) == group:
             kept.append(i)
     if len(kept) < len(indices):
-        raw.notices.append(f"{len(indices) - len(kept):,} texts were left out: copies of texts in another group.")
+        raw.warnings.append(f"{len(indices) - len(kept):,} texts were left out: copies of texts in another group.")
     return kept
 
 
@@ -128,7 +129,7 @@ def _drop_labelled_copies(indices: Sequence[int], raw: _RawTexts) -> list[int]:
     labelled = {normalised_hash(raw.texts[i]) for i in indices if raw.labels[i] is not None}
     kept = [i for i in indices if raw.labels[i] is not None or normalised_hash(raw.texts[i]) not in labelled]
     if len(kept) < len(indices):
-        raw.notices.append(f"{len(indices) - len(kept):,} unlabelled texts were left out: copies of labelled texts.")
+        raw.warnings.append(f"{len(indices) - len(kept):,} unlabelled texts were left out: copies of labelled texts.")
     return kept
 
 
@@ -152,22 +153,24 @@ def _label_names(labels: Sequence[str], groups: Sequence[str], path: Path) -> li
     return sorted(counts)
 
 
-def _note_contradictions(texts: Sequence[str], labels: Sequence[str], notices: list[str]) -> None:
+def _note_contradictions(texts: Sequence[str], labels: Sequence[str], warnings: list[str]) -> None:
     labels_of_text: dict[str, set[str]] = {}
     for text, label in zip(texts, labels, strict=True):
         labels_of_text.setdefault(normalised_hash(text), set()).add(label)
     if count := sum(len(distinct) > 1 for distinct in labels_of_text.values()):
-        notices.append(f"{count:,} texts occur with more than one label.")
+        warnings.append(f"{count:,} texts occur with more than one label.")
 
 
 def _read_folder(folder: Path, rules: TextRules) -> _RawTexts:
     root, raw = _find_root(folder), _RawTexts()
-    folders = [path for path in _subfolders(root) if any(path.glob("*.txt"))]
+    folders = [path for path in list_subfolders(root) if any(path.glob("*.txt"))]
     labelled = [path for path in folders if path.name not in (*_UNLABELLED, *_OTHER_SPLITS)]
     if not labelled:
         raise CannotTrain(f"{root} has no folders with .txt files in them: it needs a folder for each label.")
-    if root != folder and (others := [path.name for path in _subfolders(root.parent) if path.name in _OTHER_SPLITS]):
-        raw.notices.append(f"Only the folder '{root.name}' was read, not '{others[0]}'.")
+    if root != folder and (
+        others := [path.name for path in list_subfolders(root.parent) if path.name in _OTHER_SPLITS]
+    ):
+        raw.warnings.append(f"Only the folder '{root.name}' was read, not '{others[0]}'.")
     for path in folders:
         if path in labelled:
             for file in sorted(path.glob("*.txt")):
@@ -180,14 +183,10 @@ def _read_folder(folder: Path, rules: TextRules) -> _RawTexts:
 
 def _find_root(folder: Path) -> Path:
     """Return the folder that holds the labels' folders: `train`, also inside the only folder of an archive."""
-    subfolders = _subfolders(folder)
+    subfolders = list_subfolders(folder)
     parents = [folder, *subfolders] if len(subfolders) == 1 else [folder]
     candidates = (parent / name for parent in parents for name in _TRAIN if (parent / name).is_dir())
     return next(candidates, folder)
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _file_group(file: Path, files_per_group: int) -> str | None:
@@ -270,10 +269,10 @@ def _find_column(frame: pl.DataFrame, name: str, common_names: Sequence[str], fl
     if name and name not in frame.columns:
         raise CannotTrain(f"{path} has no column '{name}'; its columns are {', '.join(frame.columns)[:500]}.")
     columns = {column.strip().lower(): column for column in reversed(frame.columns)}
-    found = name or next((columns[common] for common in common_names if common in columns), "")
-    if not found:
+    column = name or next((columns[common] for common in common_names if common in columns), "")
+    if not column:
         raise CannotTrain(
             f"None of the columns of {path} ({', '.join(frame.columns)[:500]}) is called {', '.join(common_names[:3])} "
             f"or the like: name it with {flag}."
         )
-    return found
+    return column

@@ -12,6 +12,7 @@ from PIL import Image
 
 from tasks._images import DecodedImage
 from training.core.errors import CannotTrain
+from training.data.folders import list_subfolders
 from training.data.hash_split import validation_split
 from training.data.images import ImageSamples, filter_readable, image_files
 from training.engine.batches import Key
@@ -25,14 +26,8 @@ from training.learners.super_resolution.degradation import (
     downscale,
 )
 
-_BENCHMARK_LAYOUTS = (
-    # The mirror's archive, and the official archive of BSDS500, whose folder `val` is BSD100.
-    (("BSDS200", "T91"), {"BSD100": "BSD100", "Set5": "Set5/image_SRF_2"}),
-    (("BSDS500/data/images/train",), {"BSD100": "BSDS500/data/images/val"}),
-)
-"""Known collections: their folders of training images, and their test sets with the folder of each."""
-_SHARP_SUFFIX = "_HR"
-"""Set5 holds pairs of files; the name of the sharp one ends so."""
+TRAIN, TEST = "train", "test"
+"""In a folder that has both: the images to train and validate on, and a folder of each test set."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +46,7 @@ class SharpFolder:
 
 
 def read_sharp_folder(folder: Path, *, unreadable: str, valid_fraction: float, min_side: int) -> SharpFolder:
-    """Read a folder of images, or one of the benchmark collections for super-resolution.
+    """Read a folder of images; if it has folders `train` and `test`, each folder in `test` is a test set.
 
     Images with a side shorter than `min_side` pixels are left out, as are copies of test images. Copies of an image
     stay on one side of the split.
@@ -85,21 +80,11 @@ def read_sharp_folder(folder: Path, *, unreadable: str, valid_fraction: float, m
 
 
 def _find_images(folder: Path) -> tuple[list[Path], dict[str, tuple[Path, ...]]]:
-    """Return the images to train on, and the test sets if the folder is a known collection."""
-    for root in (folder, *sorted(path for path in folder.iterdir() if path.is_dir())):
-        for train_names, test_names in _BENCHMARK_LAYOUTS:
-            if (root / train_names[0]).is_dir():
-                train_folders = [root / name for name in train_names if (root / name).is_dir()]
-                test_folders = {name: root / path for name, path in test_names.items() if (root / path).is_dir()}
-                files = [file for train_folder in train_folders for file in image_files(train_folder)]
-                return files, {name: _sharp_files(test_folder) for name, test_folder in test_folders.items()}
-    return image_files(folder), {}
-
-
-def _sharp_files(folder: Path) -> tuple[Path, ...]:
-    files = image_files(folder)
-    sharp = [file for file in files if file.stem.endswith(_SHARP_SUFFIX)]
-    return tuple(sharp or files)
+    """Return the images to train and validate on, and those of each test set."""
+    train, test = folder / TRAIN, folder / TEST
+    if not (train.is_dir() and test.is_dir()):
+        return image_files(folder), {}
+    return image_files(train), {path.name: tuple(image_files(path)) for path in list_subfolders(test)}
 
 
 def _filter_large(files: Sequence[Path], min_side: int, warnings: list[str]) -> list[Path]:
@@ -123,7 +108,7 @@ class SharpImages(ImageSamples):
     """Sharp images, downscaled so that no side exceeds `max_side` pixels: photos straight from a camera are soft."""
 
     def __init__(self, paths: Sequence[Path], *, max_side: int, seed: int = 0, cache_bytes: int = 4 << 30) -> None:
-        super().__init__(paths, enough=max_side, seed=seed, cache_bytes=cache_bytes)
+        super().__init__(paths, min_side=max_side, seed=seed, cache_bytes=cache_bytes)
         self.max_side = max_side
 
     def image(self, index: int) -> DecodedImage:

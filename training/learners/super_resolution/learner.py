@@ -90,7 +90,7 @@ class SuperResolutionLearner(ImageLearner):
             crops_per_image=options.crops_per_image,
             pixel_epochs=options.pixel_epochs,
             max_side=options.max_side,
-            seed=self.trained_with.seed,
+            seed=self.settings.seed,
             cache_bytes=self.cache_bytes,
         )
         self.held_out = self._evaluation_images(self.folder.validation)

@@ -79,7 +79,7 @@ class TabularBase(Learner):
 
     def __init__(self, path: Path, frame: pl.DataFrame, settings: Settings, options: Options) -> None:
         self.settings, self.options = settings, options
-        self.notices: list[str] = []
+        self.warnings: list[str] = []
         self._check_options(frame)
         self.splitter = Splitter(options.valid_fraction, options.split_column, options.split_time, options.split_from)
         self.splitter.check(frame)
@@ -88,12 +88,12 @@ class TabularBase(Learner):
         self.split: Split = self.splitter.split(frame, self._strata(frame))
         held, used = self.split.held_out, self.split.used
         if not used.all():
-            self.notices.append(
+            self.warnings.append(
                 f"{int((~used).sum()):,} rows belong to neither split, by the column '{options.split_column}'."
             )
         self.train_frame, self.valid_frame = frame.filter(used & ~held), frame.filter(held)
-        columns, ignored, notices = infer_columns(self.train_frame, options.target, self._column_kinds())
-        self.notices += notices
+        columns, ignored, warnings = infer_columns(self.train_frame, options.target, self._column_kinds())
+        self.warnings += warnings
         self.task: Tabular = self._make_task(columns, ignored)
         self.samples: RowSamples = self._make_samples(self.train_frame)
         self.held_out = self._make_samples(self.valid_frame)
@@ -141,7 +141,7 @@ class TabularBase(Learner):
                 present = present & frame[name].is_finite()
             missing = int((~present).sum())
             if missing:
-                self.notices.append(f"{missing} rows without a value of '{name}' are left out.")
+                self.warnings.append(f"{missing} rows without a value of '{name}' are left out.")
                 frame = frame.filter(present)
         if not frame.height:
             raise CannotTrain(f"No row has a value of '{self.options.target}'.")
@@ -159,7 +159,7 @@ class TabularBase(Learner):
         return RowSamples({name: arrays[name] for name in INPUTS}, self._targets(frame))
 
     def data_summary(self) -> str:
-        """Describe the rows, the target and the columns, with notices from reading the table."""
+        """Describe the rows, the target and the columns, with warnings from reading the table."""
         table = self.task.schema
         counts = f"{len(self.samples):,} rows to train on, {len(self.held_out):,} to validate, {self.split.method}"
         kinds = f"{len(table.categories)} columns of categories, {len(table.numbers)} of numbers"
@@ -167,7 +167,7 @@ class TabularBase(Learner):
             parts = ", ".join(f"{column.name} ({', '.join(part.name for part in column.parts)})" for column in dates)
             kinds += f", with the parts of {parts}"
         ignored = f"; not read: {', '.join(self.task.ignored)}" if self.task.ignored else ""
-        return "\n".join([f"{counts}; {self._describe_target()}; {kinds}{ignored}.", *self.notices])
+        return "\n".join([f"{counts}; {self._describe_target()}; {kinds}{ignored}.", *self.warnings])
 
     def _tabular_network(self, outputs: int) -> TabularNetwork:
         """Return a new network with the statistics of the training rows as buffers."""

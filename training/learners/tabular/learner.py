@@ -56,7 +56,7 @@ class TabularLearner(TabularBase):
     def _read_target(self, path: Path, frame: pl.DataFrame) -> None:
         self.labels = class_labels(frame, self.options.target)
         if self.options.kind == "auto" and frame[self.options.target].dtype.is_numeric():
-            self.notices.append(
+            self.warnings.append(
                 f"'{self.options.target}' holds {len(self.labels)} different numbers and is taken for as many classes; "
                 "to predict it as a number, pass --kind number."
             )

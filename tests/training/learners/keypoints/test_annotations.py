@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.training.conftest import picture
+from tests.training.conftest import draw_image
 from tests.training.learners.keypoints.tables import HEADER, write_images, write_table
 from training.core.errors import CannotTrain
 from training.learners.keypoints.annotations import TableRules, read_keypoints
@@ -60,7 +60,7 @@ def test_groups_come_from_a_column_or_a_pattern(tmp_path):
     folder = tmp_path / "d"
     folder.mkdir()
     for name in ("ann_1.png", "ann_2.png", "bob_1.png"):
-        picture((90, 20, 30), len(name)).save(folder / name)
+        draw_image((90, 20, 30), len(name)).save(folder / name)
     rows = [("ann_1.png", 1, 2, 7), ("ann_2.png", 1, 2, 7), ("bob_1.png", 1, 2, 8)]
     write_table(folder, rows, header=("file", "nose_x", "nose_y", "film"))
 

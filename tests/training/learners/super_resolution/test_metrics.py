@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.training.conftest import picture
+from tests.training.conftest import draw_image
 from tests.training.learners.super_resolution.scenes import draw_scene
 from training.learners.super_resolution.evaluate import (
     compute_metrics,
@@ -27,7 +27,7 @@ def test_psnr_follows_its_definition():
 
 def test_ssim_is_one_for_identical_images_and_falls_with_noise_and_shifts():
     original = np.asarray(draw_scene())
-    noisy = np.asarray(picture((0, 0, 0), 0, (120, 90))) // 4 + original // 2
+    noisy = np.asarray(draw_image((0, 0, 0), 0, (120, 90))) // 4 + original // 2
 
     assert ssim(original, original) == pytest.approx(1, abs=1e-5)
     assert ssim(noisy, original) < 0.9

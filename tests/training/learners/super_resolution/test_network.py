@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.training.conftest import picture
+from tests.training.conftest import draw_image
 from training.learners.super_resolution.network import Bicubic, Generator, ServedGenerator
 from training.vision.backbones import load_body
 
@@ -12,7 +12,7 @@ BODY = "shufflenet_v2_x0_5"
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_bicubic_module_agrees_with_pillow(scale):
-    image = picture((120, 130, 140), 0, (30, 24))
+    image = draw_image((120, 130, 140), 0, (30, 24))
     tensor = torch.tensor(np.asarray(image)).permute(2, 0, 1).unsqueeze(0).float()
 
     (ours,) = Bicubic(scale)(tensor)
@@ -28,9 +28,9 @@ def test_untrained_generator_is_bicubic_resizing_at_any_size():
     generator = Generator(load_body(BODY, None), 2, width=8, blocks=1).eval()
     for size in ((32, 32), (33, 50)):
         image = torch.randint(0, 256, (2, *size, 3), dtype=torch.uint8)
-        pictures = image.permute(0, 3, 1, 2).float() / 255
+        channels_first = image.permute(0, 3, 1, 2).float() / 255
         with torch.no_grad():
-            assert torch.allclose(generator(image)[0], generator.bicubic(pictures), atol=1e-6)
+            assert torch.allclose(generator(image)[0], generator.bicubic(channels_first), atol=1e-6)
 
 
 def test_bicubic_part_stays_in_float32_under_autocast():

@@ -68,7 +68,7 @@ class BrightnessLearner(Learner):
     lower_is_better = True
 
     def __init__(self, data: Path, settings: Settings, options: BrightnessOptions) -> None:
-        self.trained_with, self.task = settings, brightness.Brightness(options.size)
+        self.settings, self.task = settings, brightness.Brightness(options.size)
         table = data / "values.csv"
         if not table.is_file():
             raise CannotTrain(f"{table}: there is no such file.")
@@ -98,7 +98,7 @@ class BrightnessLearner(Learner):
 
     def stages(self) -> tuple[Stage, ...]:
         """Train everything from the start."""
-        return (Stage("all", self.trained_with.epochs, self.trained_with.rate),)
+        return (Stage("all", self.settings.epochs, self.settings.rate),)
 
     def param_groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
         """All parameters, at one rate."""
