@@ -6,6 +6,7 @@ Each task is one module of this package. Training and the service look it up by 
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
+from types import ModuleType
 
 from tasks.contract import Task
 
@@ -14,14 +15,17 @@ from tasks.contract import Task
 def _task_types() -> dict[str, type[Task]]:
     """Map the name of each public module that defines a Task to that class."""
     names = sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
-    defined = {name: _types_defined_in(name) for name in names}
-    return {name: types[0] for name, types in defined.items() if types}
+    types = {name: _task_type_in(import_module(f"tasks.{name}")) for name in names}
+    return {name: defined for name, defined in types.items() if defined is not None}
 
 
-def _types_defined_in(name: str) -> list[type[Task]]:
-    module = import_module(f"tasks.{name}")
-    values = [value for value in vars(module).values() if isinstance(value, type) and value is not Task]
-    return [value for value in values if issubclass(value, Task) and value.__module__ == module.__name__]
+def _task_type_in(module: ModuleType) -> type[Task] | None:
+    """Return the Task that a module defines, or None. Raises ValueError if it defines several."""
+    defined = [value for value in vars(module).values() if getattr(value, "__module__", None) == module.__name__]
+    types = [value for value in defined if isinstance(value, type) and issubclass(value, Task) and value is not Task]
+    if len(types) > 1:
+        raise ValueError(f"{module.__name__} defines several tasks: {', '.join(t.__name__ for t in types)}.")
+    return types[0] if types else None
 
 
 def task_names() -> tuple[str, ...]:

@@ -3,12 +3,13 @@
 import json
 from dataclasses import dataclass
 from functools import reduce
+from types import ModuleType
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from tasks import task_type
+from tasks import _task_type_in, task_type
 from tasks.contract import Arrays, Limits, Task, TensorSpec, build_task, files_of, parameters_of
 from tasks.tabular import Tabular
 from tests.tiny.models import every_task
@@ -89,6 +90,14 @@ class TestEveryTask:
 def test_unknown_task_names_raise_without_being_imported(name: str) -> None:
     with pytest.raises(KeyError, match="There is no task"):
         task_type(name)
+
+
+def test_module_with_several_tasks_is_rejected() -> None:
+    module = ModuleType("tasks.two")
+    module.First, module.Second = (type(name, (Task,), {"__module__": "tasks.two"}) for name in ("First", "Second"))
+
+    with pytest.raises(ValueError, match="tasks.two defines several tasks: First, Second"):
+        _task_type_in(module)
 
 
 @dataclass(frozen=True)
