@@ -96,7 +96,7 @@ def test_module_with_several_tasks_is_rejected() -> None:
     module = ModuleType("tasks.two")
     module.First, module.Second = (type(name, (Task,), {"__module__": "tasks.two"}) for name in ("First", "Second"))
 
-    with pytest.raises(ValueError, match="tasks.two defines several tasks: First, Second"):
+    with pytest.raises(ValueError, match="defines several tasks: First, Second"):
         _task_type_in(module)
 
 
