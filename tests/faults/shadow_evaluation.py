@@ -13,8 +13,9 @@ from tests.faults.published_versions import other_weights, publish, same_graph
 from tests.faults.report import Row, first_of
 from tests.faults.sample_requests import KnownModel, ValidRequest, with_expected
 from tests.faults.scenario import PATIENCE_S, ScenarioContext
-from tests.faults.server_process import ServerProcess, run_server, wait_until
+from tests.faults.server_process import ServerProcess, run_server
 from tests.faults.version_swap import version_of
+from tests.waiting import wait_until
 
 _PER_SECOND = 20
 _SEGMENT_S = 0.5
@@ -57,11 +58,11 @@ class _Evaluations(threading.Thread):
         self.is_paused = what == "failing"
         publish(self._models, self._known, version, graph)
         path = f"/v1/models/{self._known.name}/versions/{version}/shadow"
-        wait_until(lambda: server.get(path)[0] == 200, seconds=PATIENCE_S, interval_s=0.02)
+        wait_until(lambda: server.get(path)[0] == 200, timeout_s=PATIENCE_S, interval_s=0.02)
         if what == "failing":
             server.fault(marks={digest: ("raise", 0)})
             self.is_paused = False
-        wait_until(lambda: bool(server.get(path)[1]["verdict"] != "running"), seconds=PATIENCE_S, interval_s=0.1)
+        wait_until(lambda: bool(server.get(path)[1]["verdict"] != "running"), timeout_s=PATIENCE_S, interval_s=0.1)
         report: dict[str, Any] = server.get(path)[1]
         return report
 

@@ -14,7 +14,8 @@ from tests.faults.published_versions import answer_of, other_weights, publish
 from tests.faults.report import Row, first_of
 from tests.faults.sample_requests import KnownModel
 from tests.faults.scenario import PATIENCE_S, ScenarioContext
-from tests.faults.server_process import ServerProcess, run_server, wait_until
+from tests.faults.server_process import ServerProcess, run_server
+from tests.waiting import wait_until
 
 _PER_SECOND = 50
 
@@ -46,7 +47,7 @@ class _Publisher(threading.Thread):
         publish(self._models, self._known, "3", self._graph, broken=True)
         self.rejection = str(self._wait_for("3", reason=MODEL)["reason"])
         shutil.rmtree(self._models / self._known.name / "3")
-        wait_until(lambda: self._version("3") is None, seconds=PATIENCE_S, interval_s=0.05)
+        wait_until(lambda: self._version("3") is None, timeout_s=PATIENCE_S, interval_s=0.05)
         time.sleep(self._wait_s)
 
     def _wait_for(self, version: str, *, state: str = "", reason: str = "") -> dict[str, Any]:
@@ -56,7 +57,7 @@ class _Publisher(threading.Thread):
             found = self._version(version)
             return found is not None and state in found["state"] and reason in (found["reason"] or "")
 
-        wait_until(is_there, seconds=PATIENCE_S, interval_s=0.05)
+        wait_until(is_there, timeout_s=PATIENCE_S, interval_s=0.05)
         time.sleep(self._wait_s)
         return self._version(version) or {}
 
