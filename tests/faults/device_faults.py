@@ -110,10 +110,10 @@ def measure_lost(context: ScenarioContext) -> list[Row]:
         server.fault(marks=dict.fromkeys(cause.digests, ("lost", 0)))
         scheduled = [ScheduledRequest(0.1, cause.request, -1)]
         scheduled += [ScheduledRequest(0.1, request.request, key) for key, request in enumerate(others)]
-        began = time.monotonic()
+        started_at = time.monotonic()
         replies = open_loop(server.port, scheduled)
         status = server.process.wait(PATIENCE_S)
-        seconds = time.monotonic() - began - 0.1
+        seconds = time.monotonic() - started_at - 0.1
     unanswered = [f"{reply.key}: {reply.status}" for reply in replies if reply.status == NO_RESPONSE]
     error = _status_and_code(next(reply for reply in replies if reply.key == -1))
     return [

@@ -69,16 +69,16 @@ class Faults:
         now = time.monotonic()
         with self._lock:
             for digest in digests:
-                began, count = self.computed.get(digest, (now, 0))
-                self.computed[digest] = (began, count + 1)
+                started_at, count = self.computed.get(digest, (now, 0))
+                self.computed[digest] = (started_at, count + 1)
             while len(self.computed) > _MAX_RECORDS:
                 self.computed.popitem(last=False)
             return [(i, self.marks[digest]) for i, digest in enumerate(digests) if digest in self.marks]
 
-    def end_run(self, began: float, size: int) -> None:
+    def end_run(self, started_at: float, size: int) -> None:
         """Record a run that ends now."""
         with self._lock:
-            self.runs.append((began, time.monotonic(), size))
+            self.runs.append((started_at, time.monotonic(), size))
             del self.runs[:-_MAX_RECORDS]
 
     def hold(self, seconds: float) -> None:
@@ -111,11 +111,11 @@ class Faults:
                 marks.append((0, graph_mark))
             for _, mark in marks:
                 _before_run(mark, size, self)
-            began = time.monotonic()
+            started_at = time.monotonic()
             outputs = run(arrays)
             for index, mark in marks:
-                outputs = _after_run(mark, index, outputs, time.monotonic() - began)
-            self.end_run(began, size)
+                outputs = _after_run(mark, index, outputs, time.monotonic() - started_at)
+            self.end_run(started_at, size)
             return outputs
 
         return fault

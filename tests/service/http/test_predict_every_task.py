@@ -44,8 +44,8 @@ def test_the_server_answers_as_the_task_alone_does(every_model: Running, name: s
 @pytest.mark.parametrize("name", TASKS)
 def test_each_representation_is_selected_by_its_media_type(every_model: Running, name: str) -> None:
     task = TASKS[name]
-    selected_by_accept = {name for representation in task.representations for name in representation.fields}
-    body = {name: value for name, value in task.example().items() if name not in selected_by_accept}
+    selected_by_accept = {field for representation in task.representations for field in representation.fields}
+    body = {field: value for field, value in task.example().items() if field not in selected_by_accept}
 
     for representation in task.representations:
         answer = every_model.client.post(
