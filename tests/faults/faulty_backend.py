@@ -17,7 +17,7 @@ import numpy as np
 
 from service.backends.base import Backend, BackendError, DeviceLost, OpenBackend, OutOfMemory
 from service.backends.fake import FakeBackend, Fault
-from tasks.contract import Arrays, Run, TensorSpec
+from tasks.contract import Arrays, Run, TensorSpec, count_samples
 
 Action = Literal["raise", "hold", "out_of_memory", "out_of_memory_in_batch", "lost", "corrupt", "slow"]
 """What happens to a run: `hold` lasts until it is released or its seconds are over, `slow` multiplies its time."""
@@ -105,7 +105,7 @@ class Faults:
         """Return the fault of a backend: it looks for marked samples, and for a mark of the graph, in each run."""
 
         def fault(arrays: Arrays, run: Run) -> Arrays:
-            size = len(next(iter(arrays.values())))
+            size = count_samples(arrays)
             marks = self.begin_run([sample_digest(arrays, i) for i in range(size)])
             if graph_mark := self.marks.get(graph):
                 marks.append((0, graph_mark))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tasks import _task_type_in, task_type
-from tasks.contract import Arrays, Limits, Task, TensorSpec, build_task, files_of, parameters_of
+from tasks.contract import Arrays, Limits, Task, TensorSpec, build_task, count_samples, files_of, parameters_of
 from tasks.tabular import Tabular
 from tests.tiny.models import every_task
 from tests.tiny.tabular import CREDIT
@@ -24,7 +24,7 @@ def resolve_shape(spec: TensorSpec, axes: dict[str, int]) -> tuple[int, ...]:
 
 def constant_outputs(task: Task, arrays: Arrays) -> Arrays:
     """Return constant outputs; an axis with the name of an input axis gets the same length."""
-    size = len(next(iter(arrays.values())))
+    size = count_samples(arrays)
     axes = {
         axis: length
         for spec in task.inputs

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -162,11 +161,11 @@ def test_multilabel_answers_have_the_labels_above_their_thresholds(every_model: 
     assert answer["heatmap"]["label"] == "red"
 
 
-def test_a_multilabel_answer_may_have_no_labels(every_model: Running) -> None:
+def test_a_multilabel_answer_may_have_no_labels() -> None:
     task = TAGS
     assert all(threshold > 0 for threshold in task.thresholds)
 
-    request = task.parse(json.loads(json.dumps({"image": task.example()["image"]})), Limits())
+    request = task.parse({"image": task.example()["image"]}, Limits())
     samples = task.preprocess(task.decode(request, Limits()))
     outputs = {"probabilities": samples.arrays["image"][:, 0, :3, 0] * 0.0, "activation_map": None}
 
