@@ -12,11 +12,13 @@ from tasks.contract import Task
 
 
 @cache
-def _task_types() -> dict[str, type[Task]]:
-    """Map the name of each public module that defines a Task to that class."""
-    names = sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
-    types = {name: _task_type_in(import_module(f"tasks.{name}")) for name in names}
-    return {name: defined for name, defined in types.items() if defined is not None}
+def _module_names() -> tuple[str, ...]:
+    return tuple(sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_")))
+
+
+def _find_task_type(name: str) -> type[Task] | None:
+    """Return the Task that a public module of this package defines; None if there is no such module or Task."""
+    return _task_type_in(import_module(f"tasks.{name}")) if name in _module_names() else None
 
 
 def _task_type_in(module: ModuleType) -> type[Task] | None:
@@ -28,18 +30,21 @@ def _task_type_in(module: ModuleType) -> type[Task] | None:
     return types[0] if types else None
 
 
+@cache
 def task_names() -> tuple[str, ...]:
     """The names of all tasks, in alphabetical order."""
-    return tuple(_task_types())
+    return tuple(name for name in _module_names() if _find_task_type(name) is not None)
 
 
 def task_type(name: str) -> type[Task]:
     """Return the class of a task.
 
-    Names come from manifests and requests, so an unknown name is never imported.
+    Only its own module is imported, so that one which cannot be imported does not affect the others. Names come from
+    manifests and requests: nothing outside this package is imported.
 
     Raises KeyError if there is no such task.
     """
-    if name not in _task_types():
+    task_class = _find_task_type(name)
+    if task_class is None:
         raise KeyError(f"There is no task '{name}'; the tasks are {', '.join(task_names())}.")
-    return _task_types()[name]
+    return task_class

@@ -1,8 +1,11 @@
 """The contract of a task, tested for every task."""
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from functools import reduce
+from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
 
@@ -15,6 +18,7 @@ from tasks.tabular import Tabular
 from tests.tiny.models import every_task
 from tests.tiny.tabular import CREDIT
 
+ROOT = Path(__file__).parents[2]
 EXAMPLES = every_task()
 
 
@@ -90,6 +94,18 @@ class TestEveryTask:
 def test_unknown_task_names_raise_without_being_imported(name: str) -> None:
     with pytest.raises(KeyError, match="There is no task"):
         task_type(name)
+
+
+def test_task_is_found_although_the_module_of_another_one_cannot_be_imported() -> None:
+    program = (
+        "import sys; sys.modules['tasks.sentiment'] = None; from tasks import task_type; print(task_type('tabular'))"
+    )
+
+    output = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+
+    assert output == f"{Tabular}\n"
 
 
 def test_module_with_several_tasks_is_rejected() -> None:
