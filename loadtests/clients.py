@@ -249,11 +249,11 @@ class ClientPool:
     async def open_loop(self, requests: Iterable[ScheduledRequest]) -> list[Reply]:
         """Send each request at its time, in the given order, whether or not earlier ones have been answered."""
         tasks: list[asyncio.Task[Reply]] = []
-        began = time.monotonic()
+        started_at = time.monotonic()
         for scheduled in requests:
-            if (wait_s := began + scheduled.at_s - time.monotonic()) > 0:
+            if (wait_s := started_at + scheduled.at_s - time.monotonic()) > 0:
                 await asyncio.sleep(wait_s)
-            tasks.append(asyncio.create_task(self.send(scheduled, scheduled_at=began + scheduled.at_s)))
+            tasks.append(asyncio.create_task(self.send(scheduled, scheduled_at=started_at + scheduled.at_s)))
         return list(await asyncio.gather(*tasks))
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""The server under load, in a process of its own."""
+"""The server in a process of its own."""
 
 import re
 import subprocess
@@ -12,24 +12,44 @@ _STOP_S = 40.0
 
 
 @contextmanager
+def start_process(
+    models: Path, *flags: str, module: str = "service", **options: Any
+) -> Iterator[subprocess.Popen[str]]:
+    """Start `python -m service`, or another module that takes its flags, on a free port; stop it at the end.
+
+    `options` go to `subprocess.Popen`.
+    """
+    command = [sys.executable, "-m", module, "--models", str(models), "--port", "0", *flags]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options) as process:
+        try:
+            yield process
+        finally:
+            _stop(process)
+
+
+def read_greeting(process: subprocess.Popen[str]) -> tuple[str, int]:
+    """Wait until the models of a server are loaded; return the first line that it prints, and its port.
+
+    Raises RuntimeError if it does not start.
+    """
+    line = process.stdout.readline() if process.stdout else ""
+    address = re.search(r"http://127\.0\.0\.1:(\d+)", line)
+    if address is None:
+        raise RuntimeError("The server did not start.")
+    return line, int(address[1])
+
+
+@contextmanager
 def start_server(
     models: Path, *flags: str, module: str = "service", **options: Any
 ) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Start `python -m service` on a free port, on the CPU; yield its process and port once its models are ready.
+    """Start a server as `start_process` does, on the CPU; yield its process and port once its models are loaded.
 
-    `options` go to `subprocess.Popen`. The server is stopped when the context ends. Raises RuntimeError if it does not
-    start.
+    Raises RuntimeError if it does not start.
     """
-    command = [sys.executable, "-m", module, "--models", str(models), "--port", "0", "--device", "cpu", *flags]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options) as process:
-        try:
-            line = process.stdout.readline() if process.stdout else ""
-            address = re.search(r"http://127\.0\.0\.1:(\d+)", line)
-            if address is None:
-                raise RuntimeError("The server did not start.")
-            yield process, int(address[1])
-        finally:
-            _stop(process)
+    with start_process(models, "--device", "cpu", *flags, module=module, **options) as process:
+        _, port = read_greeting(process)
+        yield process, port
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

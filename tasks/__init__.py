@@ -6,36 +6,45 @@ Each task is one module of this package. Training and the service look it up by 
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
+from types import ModuleType
 
 from tasks.contract import Task
 
 
 @cache
-def _task_types() -> dict[str, type[Task]]:
-    """Map the name of each public module that defines a Task to that class."""
-    names = sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
-    defined = {name: _types_defined_in(name) for name in names}
-    return {name: types[0] for name, types in defined.items() if types}
+def _module_names() -> tuple[str, ...]:
+    return tuple(sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_")))
 
 
-def _types_defined_in(name: str) -> list[type[Task]]:
-    module = import_module(f"tasks.{name}")
-    values = [value for value in vars(module).values() if isinstance(value, type) and value is not Task]
-    return [value for value in values if issubclass(value, Task) and value.__module__ == module.__name__]
+def _find_task_type(name: str) -> type[Task] | None:
+    """Return the Task that a public module of this package defines; None if there is no such module or Task."""
+    return _task_type_in(import_module(f"tasks.{name}")) if name in _module_names() else None
 
 
+def _task_type_in(module: ModuleType) -> type[Task] | None:
+    """Return the Task that a module defines, or None. Raises ValueError if it defines several."""
+    defined = [value for value in vars(module).values() if getattr(value, "__module__", None) == module.__name__]
+    types = [value for value in defined if isinstance(value, type) and issubclass(value, Task) and value is not Task]
+    if len(types) > 1:
+        raise ValueError(f"{module.__name__} defines several tasks: {', '.join(t.__name__ for t in types)}.")
+    return types[0] if types else None
+
+
+@cache
 def task_names() -> tuple[str, ...]:
     """The names of all tasks, in alphabetical order."""
-    return tuple(_task_types())
+    return tuple(name for name in _module_names() if _find_task_type(name) is not None)
 
 
 def task_type(name: str) -> type[Task]:
     """Return the class of a task.
 
-    Names come from manifests and requests, so an unknown name is never imported.
+    Only its own module is imported, so that one which cannot be imported does not affect the others. Names come from
+    manifests and requests: nothing outside this package is imported.
 
     Raises KeyError if there is no such task.
     """
-    if name not in _task_types():
+    task_class = _find_task_type(name)
+    if task_class is None:
         raise KeyError(f"There is no task '{name}'; the tasks are {', '.join(task_names())}.")
-    return _task_types()[name]
+    return task_class

@@ -30,6 +30,12 @@ Arrays = Mapping[str, Array]
 Run = Callable[[Arrays], Arrays]
 """A function that runs the graph: named inputs to named outputs, all with the batch axis first."""
 
+
+def count_samples(arrays: Arrays) -> int:
+    """Return the number of samples in named arrays, which is the length of the batch axis."""
+    return len(next(iter(arrays.values())))
+
+
 _MAX_FIELDS = 100
 """Maximum number of fields in a request. Reporting half a million unknown fields one by one would take seconds."""
 
@@ -127,7 +133,7 @@ class Samples:
         return self.answer_size or len(self)
 
     def __len__(self) -> int:
-        return len(next(iter(self.arrays.values())))
+        return count_samples(self.arrays)
 
 
 @dataclass(frozen=True)

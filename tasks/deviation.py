@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from tasks.contract import Array, Arrays, ElementKind, TensorSpec
+from tasks.contract import Array, Arrays, ElementKind, TensorSpec, count_samples
 
 FLOAT32_TOLERANCE: Mapping[ElementKind, float] = MappingProxyType({"value": 1e-4, "class": 1e-3, "pixel": 1.0})
 """Largest difference between two computations of the same outputs in 32 bits: the limits of the export's parity gate.
@@ -65,7 +65,7 @@ def deviation_in_batches(
     pairs = (
         (sample, {name: array[i : i + 1] for name, array in batch.items()})
         for batch in batches
-        for i, sample in enumerate(unbatched[: len(next(iter(batch.values())))])
+        for i, sample in enumerate(unbatched[: count_samples(batch)])
     )
     return batch_deviation(specs, pairs)
 

@@ -98,9 +98,10 @@ class Manifest(StrictModel):
 
     def load_task(self, folder: Path) -> Task:
         """Build the task from the parameters and the task's files in this folder. Raises BrokenModel."""
-        if self.task not in task_names():
-            raise BrokenModel(f"The task '{self.task}' is not one of {', '.join(task_names())}.")
-        task_class = task_type(self.task)
+        try:
+            task_class = task_type(self.task)
+        except KeyError:
+            raise BrokenModel(f"The task '{self.task}' is not one of {', '.join(task_names())}.") from None
         texts = {name: self._read_text(folder, name) for name in task_class.files.values()}
         try:
             return build_task(task_class, self.parameters, texts)

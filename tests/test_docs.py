@@ -112,14 +112,14 @@ def test_the_readme_has_a_line_to_try_for_every_model() -> None:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
 @pytest.mark.parametrize("command", FILES)
-def test_the_readmes_files_are_pictures(address: str, command: str, tmp_path: Path) -> None:
+def test_the_readmes_files_are_images(address: str, command: str, tmp_path: Path) -> None:
     line = command.replace("http://127.0.0.1:8000", address).replace("@examples", f"@{ROOT}/examples")
 
     subprocess.run(line, shell=True, cwd=tmp_path, check=True, capture_output=True)
 
     (written,) = tmp_path.iterdir()
-    with Image.open(written) as picture:
-        assert min(picture.size) > 100
+    with Image.open(written) as image:
+        assert min(image.size) > 100
 
 
 DOCUMENTS = [

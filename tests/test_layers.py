@@ -42,11 +42,14 @@ LEAVES = ("service.settings", "service.errors", "service.metrics", "service.proc
 
 FORBIDDEN_IN_ROOM = {
     "service.engine": ("fastapi", "starlette", "onnxruntime"),
-    "service.engine.scheduler": ("tasks", "numpy"),
-    "service.engine.queue": ("tasks", "numpy"),
+    "service.engine.scheduler": ("service", "tasks", "numpy"),
+    "service.engine.latency": ("service",),
+    "service.engine.queue": ("tasks", "numpy", "service.engine.batcher", "service.engine.pipeline"),
     "service.engine.batcher": ("service.errors", "service.engine.pipeline"),
     "service.engine.admission": ("numpy", "service.engine.batcher", "service.engine.pipeline"),
     "service.models": ("fastapi", "starlette", "onnxruntime"),
+    "service.models.evaluation": ("service",),
+    "service.models.shadow": ("numpy",),
     "service.http": ("numpy", "onnxruntime"),
     "service.backends.base": ("onnxruntime",),
     "service.backends.memory": ("onnxruntime", "tasks"),

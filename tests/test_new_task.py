@@ -9,14 +9,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
+
+from loadtests.server import start_server
 
 ROOT = Path(__file__).parents[1]
 NEW_FILES = Path(__file__).parent / "new_task"
@@ -53,20 +53,6 @@ def write_data(folder: Path) -> None:
             writer.writerow([f"{i}.png", colour.mean() / 255])
 
 
-@contextmanager
-def serve(source_tree: Path) -> Iterator[str]:
-    """Run the service in the copy, and yield its address."""
-    command = [sys.executable, "-m", "service", "--models", "models", "--port", "0"]
-    with subprocess.Popen(command, cwd=source_tree, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            address = re.search(r"http://[0-9.:]+", process.stdout.readline())
-            assert address
-            yield address[0]
-        finally:
-            process.kill()
-
-
 def test_new_task_is_one_module_and_one_learner() -> None:
     files = {path.relative_to(NEW_FILES).as_posix() for path in NEW_FILES.rglob("*.py")}
 
@@ -93,7 +79,8 @@ def test_new_task_is_trained_published_and_served(source_tree: Path) -> None:
 
     for name, level in (("dark", 51), ("bright", 204)):
         Image.new("RGB", (50, 40), (level, level, level)).save(source_tree / f"{name}.png")
-    with serve(source_tree) as address:
+    with start_server(Path("models"), cwd=source_tree) as (_, port):
+        address = f"http://127.0.0.1:{port}"
         url = f"{address}/v1/models/glow"
         dark, bright = (
             httpx.post(

@@ -19,7 +19,7 @@ from service.engine.pipeline import Pipeline
 from service.engine.request import PredictRequest, PredictResult, RequestState
 from service.engine.scheduler import Deadline, Scheduler
 from service.metrics import Metrics
-from tasks.contract import Arrays, Limits, Run, Samples, Task
+from tasks.contract import Arrays, Limits, Run, Samples, Task, count_samples
 from tests.model_folders import runner
 from tests.virtual_clock import now
 
@@ -92,15 +92,11 @@ class VirtualDevice:
         )
 
 
-def batch_size(arrays: Arrays) -> int:
-    return len(next(iter(arrays.values())))
-
-
 def takes_virtual_time(device: VirtualDevice, model: str, per_sample_s: float) -> Fault:
     """Give runs a fixed virtual duration per sample, and record them."""
 
     def fault(arrays: Arrays, run: Run) -> Arrays:
-        size = batch_size(arrays)
+        size = count_samples(arrays)
         device.runs.append(GraphRun(model, size, *device.threads.spend(per_sample_s * size)))
         return run(arrays)
 

@@ -31,7 +31,7 @@ from service.engine.scheduler import (
     NextWork,
     Scheduler,
 )
-from tasks.contract import Arrays
+from tasks.contract import Arrays, count_samples
 
 RunBatch = Callable[[Sequence[Arrays]], Awaitable[Arrays]]
 """Runs several stacks of samples as one batch and returns the outputs of all samples in order, batch axis first."""
@@ -188,7 +188,7 @@ class Batcher:
             Exception: Whatever `run` raised for these samples on their own.
         """
         deadline = deadline or Deadline(target=asyncio.get_running_loop().time())
-        shape, size = shape_of(arrays), _count_samples(arrays)
+        shape, size = shape_of(arrays), count_samples(arrays)
         max_size = self.max_batch_size(shape)
         if size > max_size:
             return await self._submit_parts(arrays, max_size, deadline, on_start)
@@ -205,7 +205,7 @@ class Batcher:
         self, arrays: Arrays, part_size: int, deadline: Deadline, on_start: Callable[[], None]
     ) -> BatchResult:
         concurrency = self._scheduler.concurrency
-        shape, size = shape_of(arrays), _count_samples(arrays)
+        shape, size = shape_of(arrays), count_samples(arrays)
         parts = [{name: array[i : i + part_size] for name, array in arrays.items()} for i in range(0, size, part_size)]
         pending = _PendingParts(deadline.target)
         self._pending.append(pending)
@@ -445,10 +445,6 @@ def merge_results(parts: Sequence[BatchResult]) -> BatchResult:
     outputs = {name: np.concatenate([part.outputs[name] for part in parts]) for name in parts[0].outputs}
     spans = tuple(span for part in parts for span in part.spans)
     return BatchResult(outputs, spans, max(part.batch_size for part in parts))
-
-
-def _count_samples(arrays: Arrays) -> int:
-    return len(next(iter(arrays.values())))
 
 
 def _fail_all(entries: list[QueueEntry], error: BaseException) -> None:

@@ -34,7 +34,7 @@ from service.engine.queue import StepQueue
 from service.engine.request import PredictRequest, PredictResult, PreparedRequest, RequestState, make_result
 from service.engine.scheduler import Deadline, HungRun, MissedDeadline
 from service.errors import InvalidAnswer
-from tasks.contract import Arrays, InvalidInput, InvalidOutput, Request, Run, Samples, Task
+from tasks.contract import Arrays, InvalidInput, InvalidOutput, Request, Run, Samples, Task, count_samples
 
 
 class Pipeline:
@@ -434,13 +434,13 @@ class Pipeline:
             raise map_input_error(error) from None
 
     async def _run_batch_in_thread(self, parts: Sequence[Arrays]) -> Arrays:
-        size = sum(len(next(iter(part.values()))) for part in parts)
+        size = sum(map(count_samples, parts))
         work = partial(self.run_batch, self.backend.run, parts, size)
         return await asyncio.get_running_loop().run_in_executor(self._context.device.threads, work)
 
     def _run_own_batch(self, arrays: Arrays, run: Run) -> BatchResult:
         """Run samples in the current thread, as a batch of their own. Raises BackendError."""
-        size, shape = len(next(iter(arrays.values()))), shape_of(arrays)
+        size, shape = count_samples(arrays), shape_of(arrays)
         started_at = time.perf_counter()
         try:
             outputs = self.run_batch(run, [arrays], size)

@@ -29,9 +29,9 @@ async def send_warmup_requests(predict_app: ASGIApp, models: list[Model]) -> Non
             continue  # A single request would wait for the whole delay.
         model.pipeline.records_batch_sizes = False
         for content_type, body in _bodies(model):
-            began = time.perf_counter()
+            started_at = time.perf_counter()
             await _send(predict_app, model, content_type, body)
-            if time.perf_counter() - began < _REPEAT_BELOW_S:
+            if time.perf_counter() - started_at < _REPEAT_BELOW_S:
                 await _send(predict_app, model, content_type, body)
         model.pipeline.records_batch_sizes = True
 

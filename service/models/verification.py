@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from service.backends.base import Backend, OutOfMemory
-from tasks.contract import Arrays, Limits, Request, Samples, Task
+from tasks.contract import Arrays, Limits, Request, Samples, Task, count_samples
 from tasks.deviation import BatchDeviation, batch_deviation, max_deviation
 from tasks.goldens import Golden, first_difference
 from tasks.manifest import BrokenModel, Manifest
@@ -120,7 +120,7 @@ def _run_batched(backend: Backend, samples: Sequence[Samples], copies: Sequence[
 
 def _run_or_bisect(backend: Backend, arrays: Arrays) -> Arrays:
     """Run a batch, or its halves if the device has too little memory for all of it."""
-    size = len(next(iter(arrays.values())))
+    size = count_samples(arrays)
     try:
         return backend.run(arrays)
     except OutOfMemory:

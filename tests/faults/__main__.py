@@ -79,10 +79,10 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     # SIGTERM ends the program through every `finally`, so that no server is left behind.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    began = time.monotonic()
+    started_at = time.monotonic()
     context = ScenarioContext(options.models, known_models(options.models), options.short)
     rows = _measure_all(options.only or list(SCENARIOS), context)
-    seconds = time.monotonic() - began
+    seconds = time.monotonic() - started_at
     print(table(rows))
     if options.results is not None:
         results = {"measured": describe_machine(), "short": options.short, "seconds": seconds}
@@ -148,7 +148,7 @@ def _measure_group(context: ScenarioContext, names: Sequence[str]) -> list[Row]:
 
 def _measure(name: str, context: ScenarioContext) -> list[Row]:
     """Return the rows of a scenario; if it raises an error, a row that does not hold, and the others go on."""
-    began = time.monotonic()
+    started_at = time.monotonic()
     try:
         rows = SCENARIOS[name].measure(context)
     except Exception as error:  # Any error: in the table in short, on standard error in full.
@@ -156,7 +156,8 @@ def _measure(name: str, context: ScenarioContext) -> list[Row]:
         problem = f"{type(error).__name__}: {error}"[:200]
         rows = [Row(name, f"The scenario '{name}' can be measured", "–", problem, False)]
     print(
-        f"{name}: {time.monotonic() - began:.0f} s, {sum(r.holds for r in rows)} of {len(rows)} hold", file=sys.stderr
+        f"{name}: {time.monotonic() - started_at:.0f} s, {sum(r.holds for r in rows)} of {len(rows)} hold",
+        file=sys.stderr,
     )
     for row in rows:
         if not row.holds:

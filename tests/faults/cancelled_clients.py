@@ -191,9 +191,9 @@ def _measure_under_load(context: ScenarioContext, server: ServerProcess) -> Row:
     replies = open_loop(server.port, scheduled)
     digests: dict[str, Any] = server.faults()["computed"]
     hung_up = [reply for reply in replies if reply.status == HUNG_UP]
-    began = {reply.key: _began(digests, requests[reply.key]) for reply in hung_up}
-    before_batch = [reply for reply in hung_up if (at := began[reply.key]) is None or at > reply.ended]
-    computed = [reply for reply in before_batch if began[reply.key] is not None]
+    started_at = {reply.key: _started_at(digests, requests[reply.key]) for reply in hung_up}
+    before_batch = [reply for reply in hung_up if (at := started_at[reply.key]) is None or at > reply.ended]
+    computed = [reply for reply in before_batch if started_at[reply.key] is not None]
     stayed = [reply for reply in replies if scheduled[reply.key].hang_up is None]
     answered = sum(reply.status == 200 for reply in stayed)
     fraction = 1 - len(computed) / max(1, len(before_batch))
@@ -208,5 +208,5 @@ def _measure_under_load(context: ScenarioContext, server: ServerProcess) -> Row:
     )
 
 
-def _began(digests: Mapping[str, Any], request: ValidRequest) -> float | None:
+def _started_at(digests: Mapping[str, Any], request: ValidRequest) -> float | None:
     return next((float(digests[digest][0]) for digest in request.digests if digest in digests), None)

@@ -20,7 +20,8 @@ from tests.faults.cancelled_clients import FLAGS
 from tests.faults.report import Row, first_of, ms
 from tests.faults.sample_requests import with_expected
 from tests.faults.scenario import PATIENCE_S, ScenarioContext, busy_device, poll
-from tests.faults.server_process import ServerProcess, wait_until
+from tests.faults.server_process import ServerProcess
+from tests.waiting import wait_until
 
 _DETECTION_S = 1.0
 _EXIT_LOST = 70
@@ -75,7 +76,7 @@ def measure_hang(context: ScenarioContext) -> list[Row]:
         replies = open_loop(server.port, scheduled)
         live, health = server.get("/health/live")
         server.fault(release=True, marks={})
-        recovered_s = wait_until(lambda: server.get("/health/live")[0] == 200, seconds=PATIENCE_S)
+        recovered_s = wait_until(lambda: server.get("/health/live")[0] == 200, timeout_s=PATIENCE_S)
         replies += send_sequentially(server.port, [request.request for request in others])
     hung = next(reply for reply in replies if reply.key == -1)
     problems = [problem for reply in replies if reply.key >= 0 and (problem := others[reply.key].problem(reply))]
@@ -109,10 +110,10 @@ def measure_lost(context: ScenarioContext) -> list[Row]:
         server.fault(marks=dict.fromkeys(cause.digests, ("lost", 0)))
         scheduled = [ScheduledRequest(0.1, cause.request, -1)]
         scheduled += [ScheduledRequest(0.1, request.request, key) for key, request in enumerate(others)]
-        began = time.monotonic()
+        started_at = time.monotonic()
         replies = open_loop(server.port, scheduled)
         status = server.process.wait(PATIENCE_S)
-        seconds = time.monotonic() - began - 0.1
+        seconds = time.monotonic() - started_at - 0.1
     unanswered = [f"{reply.key}: {reply.status}" for reply in replies if reply.status == NO_RESPONSE]
     error = _status_and_code(next(reply for reply in replies if reply.key == -1))
     return [
@@ -160,7 +161,7 @@ def _thread_row(context: ScenarioContext, pool: str) -> Row:
 
 def _seconds_until_not_live(server: ServerProcess) -> float | None:
     try:
-        return wait_until(lambda: server.get("/health/live")[0] == 503, seconds=PATIENCE_S)
+        return wait_until(lambda: server.get("/health/live")[0] == 503, timeout_s=PATIENCE_S)
     except TimeoutError:
         return None
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from service.backends.base import Backend, BackendError, DeviceLost, OpenBackend, OutOfMemory
 from service.backends.fake import FakeBackend, Fault
-from tasks.contract import Arrays, Run, TensorSpec
+from tasks.contract import Arrays, Run, TensorSpec, count_samples
 
 Action = Literal["raise", "hold", "out_of_memory", "out_of_memory_in_batch", "lost", "corrupt", "slow"]
 """What happens to a run: `hold` lasts until it is released or its seconds are over, `slow` multiplies its time."""
@@ -69,16 +69,16 @@ class Faults:
         now = time.monotonic()
         with self._lock:
             for digest in digests:
-                began, count = self.computed.get(digest, (now, 0))
-                self.computed[digest] = (began, count + 1)
+                started_at, count = self.computed.get(digest, (now, 0))
+                self.computed[digest] = (started_at, count + 1)
             while len(self.computed) > _MAX_RECORDS:
                 self.computed.popitem(last=False)
             return [(i, self.marks[digest]) for i, digest in enumerate(digests) if digest in self.marks]
 
-    def end_run(self, began: float, size: int) -> None:
+    def end_run(self, started_at: float, size: int) -> None:
         """Record a run that ends now."""
         with self._lock:
-            self.runs.append((began, time.monotonic(), size))
+            self.runs.append((started_at, time.monotonic(), size))
             del self.runs[:-_MAX_RECORDS]
 
     def hold(self, seconds: float) -> None:
@@ -105,17 +105,17 @@ class Faults:
         """Return the fault of a backend: it looks for marked samples, and for a mark of the graph, in each run."""
 
         def fault(arrays: Arrays, run: Run) -> Arrays:
-            size = len(next(iter(arrays.values())))
+            size = count_samples(arrays)
             marks = self.begin_run([sample_digest(arrays, i) for i in range(size)])
             if graph_mark := self.marks.get(graph):
                 marks.append((0, graph_mark))
             for _, mark in marks:
                 _before_run(mark, size, self)
-            began = time.monotonic()
+            started_at = time.monotonic()
             outputs = run(arrays)
             for index, mark in marks:
-                outputs = _after_run(mark, index, outputs, time.monotonic() - began)
-            self.end_run(began, size)
+                outputs = _after_run(mark, index, outputs, time.monotonic() - started_at)
+            self.end_run(started_at, size)
             return outputs
 
         return fault

@@ -34,7 +34,7 @@ _WARM_UP_CLIENTS = 64
 _SETTLED_MB, _MAX_WARM_UPS = 4.0, 4
 """Warm-up ends when a further slice grows memory by less than this, or after this many slices."""
 _MAX_GROWTH_MB = 20.0
-_SPARE_DESCRIPTORS = 16
+_MAX_EXTRA_DESCRIPTORS = 16
 """Connections that are just being closed."""
 
 
@@ -215,6 +215,6 @@ def _leak_row(before: Mapping[str, float], after: Mapping[str, float], count: in
         f"{growth['descriptors']:+.0f} descriptors",
         growth["resident_mb"] < _MAX_GROWTH_MB
         and growth["threads"] <= 0
-        and growth["descriptors"] <= _SPARE_DESCRIPTORS,
+        and growth["descriptors"] <= _MAX_EXTRA_DESCRIPTORS,
         figures={"before": before, "after": after},
     )

@@ -33,14 +33,18 @@ def measure(context: ScenarioContext) -> list[Row]:
     interpreter's time: there, goodput is reported, not required.
     """
     rows = []
-    for name, size, what in (("clothing", 0, ""), ("imdb", 300, ", 300 words"), ("adult", 100, ", 100 rows")):
+    for name, size, label in (
+        ("clothing", 0, "clothing"),
+        ("imdb", 300, "imdb, 300 words"),
+        ("adult", 100, "adult, 100 rows"),
+    ):
         with context.server("adult", "clothing", "imdb") as server:
-            rows += _measure_model(context, server, name, size, what)
+            rows += _measure_model(context, server, name, size, label)
     return rows
 
 
 @dataclass(frozen=True)
-class _Turn:
+class _Round:
     """The peak throughput, and the replies to three times as many requests just afterwards."""
 
     peak: float
@@ -64,13 +68,13 @@ class _Turn:
         return percentile([reply.late_s for reply in self.replies], 0.99)
 
 
-def _run_turn(context: ScenarioContext, server: ServerProcess, requests: list[bytes]) -> _Turn:
+def _run_round(context: ScenarioContext, server: ServerProcess, requests: list[bytes]) -> _Round:
     peak = _goodput(closed_loop(server.port, requests, 16, context.pick(2.5, 0.3)))
     scheduled = at_constant_rate(requests, per_second=3 * max(peak, 1.0), seconds=context.pick(3.0, 0.3))
-    return _Turn(peak, open_loop(server.port, scheduled))
+    return _Round(peak, open_loop(server.port, scheduled))
 
 
-def _measure_model(context: ScenarioContext, server: ServerProcess, name: str, size: int, what: str) -> list[Row]:
+def _measure_model(context: ScenarioContext, server: ServerProcess, name: str, size: int, label: str) -> list[Row]:
     timeout_ms = f"{_DEADLINE_S * 1000:g}"
     requests = [
         context.known[name].valid_request(seed, size=size, X_Request_Timeout_Ms=timeout_ms).request
@@ -79,26 +83,25 @@ def _measure_model(context: ScenarioContext, server: ServerProcess, name: str, s
     idle_s = median([reply.seconds for reply in send_sequentially(server.port, requests)][8:])
     closed_loop(server.port, requests, 16, context.pick(1.0, 0.1))
     before = server.resources()["resident_mb"]
-    turns = [_run_turn(context, server, requests) for _ in range(context.pick(3, 1))]
+    rounds = [_run_round(context, server, requests) for _ in range(context.pick(3, 1))]
     recovery_s = _recovery_seconds(context, server, requests[0], idle_s)
     growth_mb = server.resources()["peak_mb"] - before
-    what = name + what
     return [
-        _goodput_row(what, turns, is_required=name != "adult"),
-        _rejections_row(what, turns),
-        _recovery_row(what, growth_mb, recovery_s),
+        _goodput_row(label, rounds, is_required=name != "adult"),
+        _rejections_row(label, rounds),
+        _recovery_row(label, growth_mb, recovery_s),
     ]
 
 
-def _goodput_row(what: str, turns: list[_Turn], *, is_required: bool) -> Row:
-    peak, ratio = median([turn.peak for turn in turns]), median([turn.ratio for turn in turns])
-    statuses = Counter(reply.status for turn in turns for reply in turn.replies)
+def _goodput_row(label: str, rounds: list[_Round], *, is_required: bool) -> Row:
+    peak, ratio = median([round_.peak for round_ in rounds]), median([round_.ratio for round_ in rounds])
+    statuses = Counter(reply.status for round_ in rounds for reply in round_.replies)
     counts = ", ".join(f"{count:,} × {status or 'no response'}" for status, count in sorted(statuses.items()))
-    late_s = median([turn.late_s for turn in turns])
+    late_s = median([round_.late_s for round_ in rounds])
     warning = f"; THE CLIENT WAS TOO SLOW (p99 {ms(late_s)} late)" if late_s > _MAX_LATE_S else ""
     return Row(
         "overload",
-        f"At 3 × capacity ({peak:.0f}/s) and a deadline of {ms(_DEADLINE_S)}, as many are answered in time: {what}",
+        f"At 3 × capacity ({peak:.0f}/s) and a deadline of {ms(_DEADLINE_S)}, as many are answered in time: {label}",
         f"goodput ≥ {_MIN_GOODPUT} × peak"
         if is_required
         else "reported, not required: two rejections cost a large part of an answer here",
@@ -106,32 +109,32 @@ def _goodput_row(what: str, turns: list[_Turn], *, is_required: bool) -> Row:
         (ratio >= _MIN_GOODPUT or not is_required) and not statuses[NO_RESPONSE],
         timed=True,
         figures={
-            "peaks": [turn.peak for turn in turns],
-            "goodputs": [turn.goodput for turn in turns],
+            "peaks": [round_.peak for round_ in rounds],
+            "goodputs": [round_.goodput for round_ in rounds],
             "late_s": late_s,
             "statuses": dict(statuses),
         },
     )
 
 
-def _rejections_row(what: str, turns: list[_Turn]) -> Row:
-    rejected_s = median([turn.rejected_p99_s for turn in turns])
-    late_s = median([turn.late_s for turn in turns])
+def _rejections_row(label: str, rounds: list[_Round]) -> Row:
+    rejected_s = median([round_.rejected_p99_s for round_ in rounds])
+    late_s = median([round_.late_s for round_ in rounds])
     return Row(
         "overload",
-        f"Requests beyond capacity are rejected at once: {what}",
+        f"Requests beyond capacity are rejected at once: {label}",
         f"p99 of rejections < {ms(_MAX_REJECTION_S)}",
         f"{ms(rejected_s)}, of which {ms(late_s)} may be the client's own",
         rejected_s < _MAX_REJECTION_S,
         timed=True,
-        figures={"rejected_p99_s": [turn.rejected_p99_s for turn in turns]},
+        figures={"rejected_p99_s": [round_.rejected_p99_s for round_ in rounds]},
     )
 
 
-def _recovery_row(what: str, growth_mb: float, recovery_s: float) -> Row:
+def _recovery_row(label: str, growth_mb: float, recovery_s: float) -> Row:
     return Row(
         "overload",
-        f"The server recovers from overload: {what}",
+        f"The server recovers from overload: {label}",
         f"memory grows < {_MAX_GROWTH_MB:.0f} MB; latency as before within {_MAX_RECOVERY_S:g} s",
         f"{growth_mb:+.0f} MB at peak; as before after {ms(recovery_s)}",
         growth_mb < _MAX_GROWTH_MB and recovery_s <= _MAX_RECOVERY_S,

@@ -19,7 +19,7 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from loadtests.clients import HangUp, Reply, prepare_request, send_sequentially
-from tasks.contract import Limits, Task
+from tasks.contract import Limits, Task, count_samples
 from tasks.goldens import Golden, first_difference, read_goldens
 from tasks.manifest import MODEL, Manifest, read_manifest
 from tests.faults.faulty_backend import sample_digest
@@ -48,7 +48,7 @@ class ValidRequest:
         """The digests of its samples."""
         task = self.model.task
         arrays = task.preprocess(task.decode(task.parse(dict(self.fields), Limits()), Limits())).arrays
-        return [sample_digest(arrays, i) for i in range(len(next(iter(arrays.values()))))]
+        return [sample_digest(arrays, i) for i in range(count_samples(arrays))]
 
     def problem(self, reply: Reply) -> str | None:
         """Return why the reply differs from the one on an idle server by more than the model's tolerance, or None."""

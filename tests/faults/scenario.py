@@ -11,7 +11,8 @@ from typing import TypeVar
 
 from loadtests.clients import ClientPool, Reply, ScheduledRequest
 from tests.faults.sample_requests import KnownModel
-from tests.faults.server_process import ServerProcess, run_server, wait_until
+from tests.faults.server_process import ServerProcess, run_server
+from tests.waiting import wait_until
 
 T = TypeVar("T")
 PATIENCE_S = 60.0
@@ -80,7 +81,7 @@ def max_batch_seconds(server: ServerProcess, name: str) -> float:
 
 def wait_until_idle(server: ServerProcess) -> None:
     """Wait until no request is in flight."""
-    wait_until(lambda: server.metric("sevenfold_requests_in_flight") == 0, seconds=PATIENCE_S)
+    wait_until(lambda: server.metric("sevenfold_requests_in_flight") == 0, timeout_s=PATIENCE_S)
 
 
 async def poll(condition: Callable[[], bool], *, seconds: float = PATIENCE_S) -> None:

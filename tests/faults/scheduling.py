@@ -24,14 +24,14 @@ def measure_burst(context: ScenarioContext) -> list[Row]:
     burst = [known["restore"].valid_request(seed, size=context.pick(300, 150)).request for seed in range(4)]
     with context.server("adult", "imdb", "restore") as server, LoadProcess() as load_process:
         send_sequentially(server.port, [request.request for requests in fast.values() for request in requests])
-        return [_burst_row(context, server, load_process, what, requests, burst) for what, requests in fast.items()]
+        return [_burst_row(context, server, load_process, label, requests, burst) for label, requests in fast.items()]
 
 
 def _burst_row(
     context: ScenarioContext,
     server: ServerProcess,
     load_process: LoadProcess,
-    what: str,
+    label: str,
     requests: list[ValidRequest],
     burst: list[bytes],
 ) -> Row:
@@ -47,7 +47,7 @@ def _burst_row(
     limit = 3 * median(idle) + batch_s
     return Row(
         "burst",
-        f"A burst of super-resolution requests does not starve other models: {what}",
+        f"A burst of super-resolution requests does not starve other models: {label}",
         f"p99 ≤ 3 × idle server + one batch of restore ({ms(batch_s)}) = {ms(limit)}",
         f"{ms(median(loaded))}; idle server {ms(median(idle))}{first_of(problems)}",
         median(loaded) <= limit and not problems,
@@ -64,20 +64,20 @@ def _p99(replies: list[Reply], problems: list[str]) -> float:
 def measure_first_request(context: ScenarioContext) -> list[Row]:
     """The first request to each model and input shape after a start, compared with the median of later ones."""
     requests = dict(_requests_by_shape(context.known))
-    first: dict[str, list[float]] = {what: [] for what in requests}
-    later: dict[str, list[float]] = {what: [] for what in requests}
+    first: dict[str, list[float]] = {label: [] for label in requests}
+    later: dict[str, list[float]] = {label: [] for label in requests}
     for _ in range(context.pick(5, 1)):
         with context.server() as server:
             replies = send_sequentially(server.port, [request.request for request in requests.values()])
-            for what, reply in zip(requests, replies, strict=True):
-                first[what].append(reply.seconds)
-            for what, request in requests.items():
+            for label, reply in zip(requests, replies, strict=True):
+                first[label].append(reply.seconds)
+            for label, request in requests.items():
                 replies = send_sequentially(server.port, [request.request] * context.pick(11, 1))
-                later[what].append(median([reply.seconds for reply in replies]))
-    first_s, later_s = ({what: median(times) for what, times in side.items()} for side in (first, later))
-    excess = {what: first_s[what] - _MAX_SLOWDOWN * later_s[what] for what in requests}
-    worst = max(excess, key=lambda what: excess[what])
-    ratio = median([first_s[what] / later_s[what] for what in requests])
+                later[label].append(median([reply.seconds for reply in replies]))
+    first_s, later_s = ({label: median(times) for label, times in side.items()} for side in (first, later))
+    excess = {label: first_s[label] - _MAX_SLOWDOWN * later_s[label] for label in requests}
+    worst = max(excess, key=lambda label: excess[label])
+    ratio = median([first_s[label] / later_s[label] for label in requests])
     return [
         Row(
             "first_request",
@@ -139,14 +139,14 @@ def measure_overlap(context: ScenarioContext) -> list[Row]:
     ]
 
 
-def _busy_fraction(runs: list[tuple[float, float, int]], began: float, ended: float) -> float:
+def _busy_fraction(runs: list[tuple[float, float, int]], started_at: float, ended_at: float) -> float:
     """Return the fraction of the time in which at least one run was in progress."""
-    busy, busy_until = 0.0, began
+    busy, busy_until = 0.0, started_at
     for start, end, _ in sorted(runs):
-        start, end = max(start, busy_until), min(end, ended)
+        start, end = max(start, busy_until), min(end, ended_at)
         busy += max(0.0, end - start)
         busy_until = max(busy_until, end)
-    return busy / (ended - began)
+    return busy / (ended_at - started_at)
 
 
 def _fraction_outside_graph(reply: Reply) -> float:

@@ -6,8 +6,7 @@ import os
 import re
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,13 +95,3 @@ def run_server(models: Path, *flags: str, faulty: bool = False) -> Iterator[Serv
         except RuntimeError as error:
             error.add_note(f"The end of the server's log: {Path(log.name).read_text('utf-8')[-2000:]}")
             raise
-
-
-def wait_until(condition: Callable[[], bool], *, seconds: float, interval_s: float = 0.01) -> float:
-    """Poll until the condition holds; return how long that took. Raises TimeoutError after `seconds`."""
-    began = time.monotonic()
-    while not condition():
-        if time.monotonic() - began > seconds:
-            raise TimeoutError(f"The condition did not hold within {seconds:g} s.")
-        time.sleep(interval_s)
-    return time.monotonic() - began

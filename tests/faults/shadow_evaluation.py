@@ -13,8 +13,9 @@ from tests.faults.published_versions import other_weights, publish, same_graph
 from tests.faults.report import Row, first_of
 from tests.faults.sample_requests import KnownModel, ValidRequest, with_expected
 from tests.faults.scenario import PATIENCE_S, ScenarioContext
-from tests.faults.server_process import ServerProcess, run_server, wait_until
+from tests.faults.server_process import ServerProcess, run_server
 from tests.faults.version_swap import version_of
+from tests.waiting import wait_until
 
 _PER_SECOND = 20
 _SEGMENT_S = 0.5
@@ -45,23 +46,23 @@ class _Evaluations(threading.Thread):
             "failing": same_graph(graph, "failing"),
         }
         try:
-            for version, (what, candidate) in enumerate(candidates.items(), int(self._known.manifest.version) + 1):
-                self.reports[what] = self._evaluate(str(version), what, candidate)
+            for version, (name, candidate) in enumerate(candidates.items(), int(self._known.manifest.version) + 1):
+                self.reports[name] = self._evaluate(str(version), name, candidate)
         except BaseException as error:
             self.failure = error
 
-    def _evaluate(self, version: str, what: str, graph: bytes) -> dict[str, Any]:
+    def _evaluate(self, version: str, name: str, graph: bytes) -> dict[str, Any]:
         """Publish a candidate and wait for the decision; a failing one fails only once the server has verified it."""
         server, digest = self._server, graph_digest(graph)
-        server.fault(marks={digest: ("slow", self._slowdown)} if what == "slow" else {})
-        self.is_paused = what == "failing"
+        server.fault(marks={digest: ("slow", self._slowdown)} if name == "slow" else {})
+        self.is_paused = name == "failing"
         publish(self._models, self._known, version, graph)
         path = f"/v1/models/{self._known.name}/versions/{version}/shadow"
-        wait_until(lambda: server.get(path)[0] == 200, seconds=PATIENCE_S, interval_s=0.02)
-        if what == "failing":
+        wait_until(lambda: server.get(path)[0] == 200, timeout_s=PATIENCE_S, interval_s=0.02)
+        if name == "failing":
             server.fault(marks={digest: ("raise", 0)})
             self.is_paused = False
-        wait_until(lambda: bool(server.get(path)[1]["verdict"] != "running"), seconds=PATIENCE_S, interval_s=0.1)
+        wait_until(lambda: bool(server.get(path)[1]["verdict"] != "running"), timeout_s=PATIENCE_S, interval_s=0.1)
         report: dict[str, Any] = server.get(path)[1]
         return report
 
@@ -87,8 +88,8 @@ def measure(context: ScenarioContext) -> list[Row]:
     if evaluations.failure is not None:
         raise evaluations.failure
     problems = [problem for reply in replies if (problem := _problem(reply, requests[reply.key]))]
-    verdicts = {what: str(report["verdict"]) for what, report in evaluations.reports.items()}
-    results = ", ".join(f"{what}: {verdict.replace('_', ' ')}" for what, verdict in verdicts.items())
+    verdicts = {name: str(report["verdict"]) for name, report in evaluations.reports.items()}
+    results = ", ".join(f"{name}: {verdict.replace('_', ' ')}" for name, verdict in verdicts.items())
     return [
         Row(
             "shadow",

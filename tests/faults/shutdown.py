@@ -104,13 +104,13 @@ def measure_sigkill(context: ScenarioContext) -> list[Row]:
         count = round(40 * seconds)
         replies = open_loop(server.port, [ScheduledRequest(i / 40, requests[i % 2], i) for i in range(count)])
         server.process.wait(PATIENCE_S)
-        left = {
+        remains = {
             "children": [child for child in children if Path(f"/proc/{child}").exists()],
             "shared memory": [path.name for path in set(shared.iterdir()) - before] if shared.is_dir() else [],
             "temporary files": [p.name for p in server.folder.iterdir() if p.name != _RUNTIME_FILE],
             "port": [] if _is_free(server.port) else [server.port],
         }
-    leftovers = {what: things for what, things in left.items() if things}
+    leftovers = {resource: items for resource, items in remains.items() if items}
     return [
         Row(
             "sigkill",
@@ -118,7 +118,7 @@ def measure_sigkill(context: ScenarioContext) -> list[Row]:
             "no child process, no shared memory, no temporary file, the port free",
             json.dumps(leftovers) if leftovers else "nothing",
             not leftovers and any(reply.status == NO_RESPONSE for reply in replies),
-            figures={"left": left},
+            figures={"left": remains},
         )
     ]
 

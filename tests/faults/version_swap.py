@@ -14,7 +14,8 @@ from tests.faults.published_versions import answer_of, other_weights, publish
 from tests.faults.report import Row, first_of
 from tests.faults.sample_requests import KnownModel
 from tests.faults.scenario import PATIENCE_S, ScenarioContext
-from tests.faults.server_process import ServerProcess, run_server, wait_until
+from tests.faults.server_process import ServerProcess, run_server
+from tests.waiting import wait_until
 
 _PER_SECOND = 50
 
@@ -42,21 +43,21 @@ class _Publisher(threading.Thread):
     def _publish_and_remove(self) -> None:
         time.sleep(self._wait_s)
         publish(self._models, self._known, "2", self._graph)
-        self._wait_for("2", state="ready")
+        self._wait_for_state("2", state="ready")
         publish(self._models, self._known, "3", self._graph, broken=True)
-        self.rejection = str(self._wait_for("3", reason=MODEL)["reason"])
+        self.rejection = str(self._wait_for_state("3", reason=MODEL)["reason"])
         shutil.rmtree(self._models / self._known.name / "3")
-        wait_until(lambda: self._version("3") is None, seconds=PATIENCE_S, interval_s=0.05)
+        wait_until(lambda: self._version("3") is None, timeout_s=PATIENCE_S, interval_s=0.05)
         time.sleep(self._wait_s)
 
-    def _wait_for(self, version: str, *, state: str = "", reason: str = "") -> dict[str, Any]:
+    def _wait_for_state(self, version: str, *, state: str = "", reason: str = "") -> dict[str, Any]:
         """Wait until the version has this state, for a reason that contains `reason`; then as long as after a step."""
 
-        def is_there() -> bool:
-            found = self._version(version)
-            return found is not None and state in found["state"] and reason in (found["reason"] or "")
+        def has_state() -> bool:
+            entry = self._version(version)
+            return entry is not None and state in entry["state"] and reason in (entry["reason"] or "")
 
-        wait_until(is_there, seconds=PATIENCE_S, interval_s=0.05)
+        wait_until(has_state, timeout_s=PATIENCE_S, interval_s=0.05)
         time.sleep(self._wait_s)
         return self._version(version) or {}
 

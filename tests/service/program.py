@@ -2,11 +2,12 @@
 
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from loadtests.server import read_greeting, start_process
 
 ROOT = Path(__file__).parents[2]
 
@@ -15,19 +16,18 @@ ROOT = Path(__file__).parents[2]
 def program(models: Path, *flags: str, module: str = "service") -> Iterator[tuple[subprocess.Popen[str], str, str]]:
     """Start the program and wait until its models are loaded. Yields the process, its address and its greeting."""
     with started(models, *flags, module=module) as process:
+        first_line, port = read_greeting(process)
+        count = re.match(r"Sevenfold serves (\d+) models at", first_line)
+        assert count
         assert process.stdout is not None
-        first_line = process.stdout.readline()
-        greeting = re.match(r"Sevenfold serves (\d+) models at (http://[0-9.:]+)", first_line)
-        assert greeting, (first_line, process.poll())
-        count, address = int(greeting[1]), greeting[2]
-        yield process, address, first_line + "".join(process.stdout.readline() for _ in range(1 + 3 * count))
+        greeting = first_line + "".join(process.stdout.readline() for _ in range(1 + 3 * int(count[1])))
+        yield process, f"http://127.0.0.1:{port}", greeting
 
 
 @contextmanager
 def started(models: Path, *flags: str, module: str = "service") -> Iterator[subprocess.Popen[str]]:
     """Start the program on a free port, unless the flags name one; it is killed at the end."""
-    command = [sys.executable, "-m", module, "--models", str(models), "--port", "0", *flags]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with start_process(models, *flags, module=module, cwd=ROOT, stderr=subprocess.PIPE) as process:
         try:
             yield process
         finally:

@@ -1,19 +1,24 @@
 """The contract of a task, tested for every task."""
 
 import json
+import subprocess
+import sys
 from dataclasses import dataclass
 from functools import reduce
+from pathlib import Path
+from types import ModuleType
 from typing import ClassVar
 
 import numpy as np
 import pytest
 
-from tasks import task_type
-from tasks.contract import Arrays, Limits, Task, TensorSpec, build_task, files_of, parameters_of
+from tasks import _task_type_in, task_type
+from tasks.contract import Arrays, Limits, Task, TensorSpec, build_task, count_samples, files_of, parameters_of
 from tasks.tabular import Tabular
 from tests.tiny.models import every_task
 from tests.tiny.tabular import CREDIT
 
+ROOT = Path(__file__).parents[2]
 EXAMPLES = every_task()
 
 
@@ -23,7 +28,7 @@ def resolve_shape(spec: TensorSpec, axes: dict[str, int]) -> tuple[int, ...]:
 
 def constant_outputs(task: Task, arrays: Arrays) -> Arrays:
     """Return constant outputs; an axis with the name of an input axis gets the same length."""
-    size = len(next(iter(arrays.values())))
+    size = count_samples(arrays)
     axes = {
         axis: length
         for spec in task.inputs
@@ -89,6 +94,26 @@ class TestEveryTask:
 def test_unknown_task_names_raise_without_being_imported(name: str) -> None:
     with pytest.raises(KeyError, match="There is no task"):
         task_type(name)
+
+
+def test_task_is_found_although_the_module_of_another_one_cannot_be_imported() -> None:
+    program = (
+        "import sys; sys.modules['tasks.sentiment'] = None; from tasks import task_type; print(task_type('tabular'))"
+    )
+
+    output = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+
+    assert output == f"{Tabular}\n"
+
+
+def test_module_with_several_tasks_is_rejected() -> None:
+    module = ModuleType("tasks.two")
+    module.First, module.Second = (type(name, (Task,), {"__module__": "tasks.two"}) for name in ("First", "Second"))
+
+    with pytest.raises(ValueError, match="defines several tasks: First, Second"):
+        _task_type_in(module)
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ from PIL import Image
 from service.backends.fake import out_of_memory
 from service.engine.request import PredictRequest
 from service.errors import NoMemory, Overloaded
+from tasks.contract import count_samples
 from tests.images import encode_image
 from tests.tiny.models import tiny
 from tests.tiny.tabular import CREDIT, credit_graph
 from tests.virtual_clock import now, run_virtually
-from tests.virtual_pipeline import VirtualDevice, VirtualModel, batch_size
+from tests.virtual_pipeline import VirtualDevice, VirtualModel
 
 ROW = {"income": 50, "debt": 5, "job": "baker"}
 PER_SAMPLE_S = 0.1
@@ -148,7 +149,7 @@ def test_rows_that_do_not_fit_into_memory_together_are_split_wherever_they_run(h
         for _ in range(3):
             await model.predict({"rows": [ROW] * 2})
         runs_before = len(device.runs)
-        model.backend.faults.append(out_of_memory(lambda arrays: batch_size(arrays) > 1))
+        model.backend.faults.append(out_of_memory(lambda arrays: count_samples(arrays) > 1))
         result = await model.predict({"rows": [ROW] * 2})
         return device, runs_before, result.body.count(b'"label"')
 

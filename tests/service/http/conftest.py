@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from service.backends.fake import FakeBackend, Gate, backend_error, slow
-from tasks.contract import Arrays, Run
+from tasks.contract import Arrays, Run, count_samples
 from tests.model_folders import publish, update_checksums
 from tests.service.conftest import Running, Start
 from tests.tiny.tabular import CREDIT, credit_graph
@@ -28,7 +28,7 @@ EXPIRES_MS = 1_000
 
 def incomes(arrays: Arrays) -> np.ndarray:
     """Return the incomes of a batch; zeros if the model has no such input."""
-    return arrays.get("numbers", np.zeros((len(next(iter(arrays.values()))), 2)))[:, 0]
+    return arrays.get("numbers", np.zeros((count_samples(arrays), 2)))[:, 0]
 
 
 class BlockableDevice:
