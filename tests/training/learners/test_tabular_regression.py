@@ -194,7 +194,7 @@ def test_rows_without_a_target_are_left_out_with_a_notice(written):
         (sales(300), {"split_time": "day", "split_from": "yesterday"}, "needs a date like 2012-09-01"),
         (sales(300), {"dates": ("shop",)}, "'shop' does not contain dates"),
         (sales(300), {"date_parts": ("era",)}, "the parts of a date are"),
-        (sales(300), {"valid_fraction": 0.01, "split_time": "day"}, "validation rows; a number needs 10"),
+        (sales(300), {"valid_fraction": 0.01, "split_time": "day"}, "validation rows; regression needs 10"),
         (sales(300), {"metric": "rmspe", "bounds": ("5", "6")}, "--bounds 5,6 exclude values of 'amount'"),
         (sales(300), {"audit": ("gone",)}, "--audit gone"),
         (sales(300).with_columns(amount=pl.lit(None)), {"kind": "number"}, "'amount'"),
