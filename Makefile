@@ -1,4 +1,4 @@
-# Everything starts here: `make help`. Needs Python 3.11+, make and git; the rest is put into .venv, by pinned hashes.
+# `make help` lists the targets. Needs Python 3.11+, make and git; everything else is installed into .venv, pinned by hash.
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
@@ -10,18 +10,18 @@ UV := UV_LINK_MODE=copy $(BIN)/uv pip install --quiet --python $(BIN)/python --r
 
 .PHONY: help serve test check format train train-all bench faults lock clean
 
-help: ## list what there is
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 	@echo
 	@echo '  Variables: RECIPE=clothing (train), ARGS="--port 9000" (serve, train, test, bench, faults), GPU=1 (serve), PYTHON=python3.12'
 
-serve: $(VENV)/.serve$(GPU) ## install what serving needs, and serve the models in models/ on port 8000
+serve: $(VENV)/.serve$(GPU) ## install the dependencies of serving, and serve the models in models/ on port 8000
 	@$(BIN)/python -m service $(ARGS)
 
-test: $(VENV)/.dev ## install what everything needs, and run the tests on all cores [ARGS="-n0 -k batcher"]
+test: $(VENV)/.dev ## install all dependencies, and run the tests on all cores [ARGS="-n0 -k batcher"]
 	@$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
-check: $(VENV)/.dev ## lint, format and types
+check: $(VENV)/.dev ## check lint, format and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
@@ -33,46 +33,46 @@ format: $(VENV)/.dev ## rewrite the code in the project's format
 train: $(VENV)/.train ## train a recipe: make train RECIPE=clothing [ARGS="--publish"]
 	@$(BIN)/python -m training $(or $(RECIPE),--help) $(ARGS)
 
-train-all: $(VENV)/.train ## train every recipe and publish its model; stopped, it goes on where it was [ARGS="--mirror DIR"]
+train-all: $(VENV)/.train ## train every recipe and publish its model; can be interrupted and run again [ARGS="--mirror DIR"]
 	@$(BIN)/python -m training all --publish $(ARGS)
 
-bench: $(VENV)/.dev ## measure the service and the training loop against the bare runtime
+bench: $(VENV)/.dev ## compare the service and the training loop with the bare runtime
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-faults: $(VENV)/.dev ## inject faults over HTTP and report which guarantees hold (some minutes)
+faults: $(VENV)/.dev ## inject faults over HTTP and report which guarantees hold (several minutes)
 	@$(BIN)/python -m tests.faults $(ARGS)
 
-lock: $(VENV)/.uv ## pin the dependencies of pyproject.toml anew
+lock: $(VENV)/.uv ## update the pinned dependencies from pyproject.toml
 	@PATH="$(CURDIR)/$(BIN):$$PATH" requirements/compile.sh $(ARGS)
 
-clean: ## remove what was installed and cached; data, runs and models stay
+clean: ## remove installed packages and caches; keep data, runs and models
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(VENV)/.uv: requirements/uv.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Sevenfold needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Sevenfold needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Choose another: make PYTHON=python3.12 ...")'
 	@echo 'Setting up $(VENV) ...'
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
 	@touch $@
 
 $(VENV)/.serve: requirements/serve.txt $(VENV)/.uv
-	@echo 'Installing what serving needs ...'
+	@echo 'Installing the dependencies of serving ...'
 	@$(UV) -r requirements/serve.txt
 	@touch $@
 
-# The two builds of ONNX Runtime share a folder: the one has to go before the other comes.
+# The two builds of ONNX Runtime install into the same folder, so one is removed before the other is installed.
 $(VENV)/.serve1: requirements/serve-gpu.txt $(VENV)/.uv
-	@echo 'Installing what serving on a GPU needs (about 2.4 GB) ...'
+	@echo 'Installing the dependencies of serving on a GPU (about 2.4 GB) ...'
 	@$(BIN)/uv pip uninstall --quiet --python $(BIN)/python onnxruntime 2>/dev/null || true
 	@$(UV) --reinstall-package onnxruntime-gpu -r requirements/serve-gpu.txt
 	@touch $@
 
 $(VENV)/.train: requirements/train.txt $(VENV)/.uv
-	@echo 'Installing what training needs (about 5 GB, torch with CUDA) ...'
+	@echo 'Installing the dependencies of training (about 5 GB, torch with CUDA) ...'
 	@$(UV) -r requirements/train.txt
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.uv
-	@echo 'Installing what serving, training and the tests need (about 5 GB, torch with CUDA) ...'
+	@echo 'Installing the dependencies of serving, training and the tests (about 5 GB, torch with CUDA) ...'
 	@$(UV) -r requirements/dev.txt
 	@touch $@

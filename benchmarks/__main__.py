@@ -64,9 +64,9 @@ def _options() -> argparse.Namespace:
     )
     options = parser.parse_args()
     if options.against is not None and options.benchmark != "serving":
-        parser.error("--against is an option of 'serving'")
+        parser.error("--against can only be used with 'serving'")
     if options.against is not None and not (options.against / "service" / "__main__.py").is_file():
-        parser.error(f"{options.against} is no checkout of this project: it has no service/__main__.py")
+        parser.error(f"{options.against} is not a checkout of this project: it has no service/__main__.py")
     return options
 
 

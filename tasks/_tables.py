@@ -56,7 +56,7 @@ class NumberColumn:
         """Return a notice for the client about this value, or None."""
         if value is None or self.low <= value <= self.high:
             return None
-        return f"{value:g} is outside what training saw ({self.low:g} to {self.high:g})"
+        return f"{value:g} is outside the range seen in training ({self.low:g} to {self.high:g})"
 
 
 @dataclass(frozen=True)

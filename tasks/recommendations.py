@@ -110,7 +110,7 @@ class RecommendationsAnswer(Answer):
     items: list[RecommendedItem]
     fallback: Annotated[
         Literal["popularity"] | None,
-        Field(description="Set if nothing is known of the user, so that the most popular items are returned."),
+        Field(description="True if nothing is known about the user; the most popular items are returned."),
     ] = None
     notices: Annotated[
         list[str],
@@ -260,7 +260,7 @@ class Recommendations(Task):
             history.pop(number, None)  # An item that is rated again moves to the end.
             history[number] = level
         if len(history) > MAX_HISTORY:
-            notices.append(f"Of {len(history)} ratings the latest {MAX_HISTORY} were used.")
+            notices.append(f"Only the latest {MAX_HISTORY} of {len(history)} ratings were used.")
         hidden = excluded if request.include_seen else excluded | set(history)
         return UserHistory(tuple(history), tuple(history.values()), hidden, notices=tuple(notices))
 
@@ -278,7 +278,7 @@ class Recommendations(Task):
         if row >= self.known:
             raise _invalid(
                 where,
-                f"'{self.items.titles[row]}' is new: the network has not learnt of it; send another.",
+                f"'{self.items.titles[row]}' was added after training, so the model cannot use it; send another item.",
                 "unknown",
             )
         return row + 1
@@ -307,7 +307,7 @@ class Recommendations(Task):
                 problems.extend(error.problems)
                 continue
             if number in numbers:
-                notices.append(f"{where}: '{rating.item[:80]}' was sent before; the last rating counts.")
+                notices.append(f"{where}: '{rating.item[:80]}' was sent more than once; the last rating counts.")
             numbers.add(number)
             usable.append((number, self._level(rating.rating)))
         if problems and not usable and not may_be_empty:
@@ -349,7 +349,7 @@ class Recommendations(Task):
             items.append(self._item(int(rows[i]), float(scores[i]), reason))
         notices = list(history.notices)
         if not items:
-            notices.append("Nothing is left to recommend: all items are seen, excluded or withdrawn.")
+            notices.append("No items are left to recommend: all are seen, excluded or withdrawn.")
         fallback = None if history.history else "popularity"
         return RecommendationsAnswer(items=items, fallback=fallback, notices=notices[:_MAX_NOTICES])
 

@@ -121,11 +121,15 @@ def _check_name(name: str) -> str:
     return name
 
 
+def _capitalise(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def _parser(name: str, recipe: Recipe) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"python -m training {name}",
         usage="%(prog)s [options]",
-        description=recipe.summary + (f"\n\nExpect {recipe.expected}." if recipe.expected else ""),
+        description=f"{_capitalise(recipe.summary)}." + (f"\n\nExpect {recipe.expected}." if recipe.expected else ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_actions(parser)
@@ -162,7 +166,11 @@ def _add_actions(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--export-embeddings", metavar="FILE", help="write the trained embeddings of categories to a Parquet file"
     )
-    group.add_argument("--find-lr", action="store_true", help="only sweep over learning rates; plots and suggests one")
+    group.add_argument(
+        "--find-lr",
+        action="store_true",
+        help="only run the learning-rate finder: plot the loss by rate and suggest a rate",
+    )
     resume = group.add_mutually_exclusive_group()
     resume.add_argument(
         "--resume",
@@ -190,7 +198,9 @@ def _add_actions(parser: argparse.ArgumentParser) -> None:
 def _add_paths(parser: argparse.ArgumentParser, recipe: Recipe, *, own_data: bool) -> None:
     group = parser.add_argument_group("paths")
     if not own_data:
-        group.add_argument("--data", metavar="PATH", help="the recipe's data, if it is unpacked somewhere already")
+        group.add_argument(
+            "--data", metavar="PATH", help="folder with the recipe's data, if it has been unpacked already"
+        )
     else:
         kind = learner_type(recipe.task).data_kind
         group.add_argument("--data", metavar="PATH", help=f"data to train on: {kind}")
@@ -210,7 +220,7 @@ def _add_folders(group: Any) -> None:
         "--mirror",
         default=os.environ.get("SEVENFOLD_MIRROR", ""),
         metavar="DIR|URL",
-        help="where to look for data before its official address (default: $SEVENFOLD_MIRROR)",
+        help="folder or address to try before the official one (default: $SEVENFOLD_MIRROR)",
     )
     group.add_argument(
         "--runs", default="runs", metavar="DIR", help="folder for checkpoints and reports (default: runs)"

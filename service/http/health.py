@@ -11,11 +11,7 @@ from service.process.liveness import Liveness
 
 
 class Live(BaseModel):
-    """Whether the process works; if not, it should be restarted.
-
-    Attributes:
-        failures: what has failed, with the reason.
-    """
+    """Whether the process works, or what has failed and why; if it does not, it should be restarted."""
 
     live: bool
     failures: dict[str, str] = {}
@@ -35,13 +31,13 @@ def health_router(
     """Return the endpoints. Liveness never depends on models: a restart would not repair a broken model."""
     router = APIRouter(tags=["operation"])
 
-    @router.get("/health/live", summary="Is the process alive?", responses={503: {"model": Live}})
+    @router.get("/health/live", summary="Liveness probe", responses={503: {"model": Live}})
     async def live(response: Response) -> Live:
         failures = dict(liveness.failures)
         response.status_code = 503 if failures else 200
         return Live(live=not failures, failures=failures)
 
-    @router.get("/health/ready", summary="Should requests be sent here?", responses={503: {"model": Ready}})
+    @router.get("/health/ready", summary="Readiness probe", responses={503: {"model": Ready}})
     async def ready(response: Response) -> Ready:
         models: dict[str, bool] = {}
         for entry in repository.entries():

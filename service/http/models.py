@@ -21,7 +21,7 @@ class VersionState(BaseModel):
         Literal["ready", "shadow", "unavailable"],
         Field(description="ready: served; shadow: evaluated on mirrored requests; unavailable: neither."),
     ]
-    reason: Annotated[str | None, Field(description="Why it is not being served.")] = None
+    reason: Annotated[str | None, Field(description="Why the version is not being served.")] = None
 
 
 class ModelSummary(BaseModel):

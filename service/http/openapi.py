@@ -68,7 +68,7 @@ def build_openapi(app: FastAPI, repository: Repository) -> dict[str, Any]:
         document["paths"].setdefault(f"/v1/models/{name}/predict", {"post": _operation(model, schemas)})
         by_version = _operation(model, schemas) | {"deprecated": False}
         by_version["operationId"] += f"_{model.manifest.version}"
-        by_version["summary"] += f", version {model.manifest.version}"
+        by_version["summary"] += f" (version {model.manifest.version})"
         document["paths"][f"/v1/models/{name}/versions/{model.manifest.version}/predict"] = {"post": by_version}
     return document
 

@@ -23,7 +23,9 @@ class Latency(BaseModel):
     """Latency of the requests that both versions answered, in milliseconds; null if there are none yet."""
 
     device: Annotated[Percentiles | None, Field(description="Run time of the batch that the request was in.")]
-    work: Annotated[Percentiles | None, Field(description="All steps without queueing; the rule compares this.")]
+    work: Annotated[
+        Percentiles | None, Field(description="All steps without queueing; compared by the promotion policy.")
+    ]
     total: Annotated[Percentiles | None, Field(description="Including queueing; mirrored requests have low priority.")]
 
 
@@ -37,7 +39,7 @@ class ShadowRule(BaseModel):
 
 
 class WorstAnswer(BaseModel):
-    """A request whose answers have low agreement; the server's log has its line under this id."""
+    """A request whose answers have low agreement; its line in the server's log has the same id."""
 
     request_id: str
     agreement: float

@@ -96,7 +96,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
-    parser.add_argument("--short", action="store_true", help="smaller counts, in seconds; times are not judged")
+    parser.add_argument("--short", action="store_true", help="a quick run with smaller counts; timings are not judged")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=SCENARIOS, help="scenarios to run; default: all")
     parser.add_argument("--list", action="store_true", help="list the scenarios")
     parser.add_argument("--models", type=Path, default=Path("models"), help="folder of the models; default: models")
@@ -106,14 +106,14 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
         nargs="?",
         type=Path,
         const=DOCUMENT,
-        help=f"put the table of a full run into this document; default: {DOCUMENT}",
+        help=f"write the table of a full run into this document; default: {DOCUMENT}",
     )
-    parser.add_argument("--render", action="store_true", help=f"measure nothing: put the table of {RESULTS} there")
+    parser.add_argument("--render", action="store_true", help=f"write the table from {RESULTS} without measuring")
     options = parser.parse_args(arguments)
     if options.results is None and not options.short and not options.only:
         options.results = RESULTS
     if options.write is not None and (options.short or options.only):
-        parser.error("only a full run is written into the document: leave out --short and --only")
+        parser.error("only a full run can be written into the document; omit --short and --only")
     return options
 
 

@@ -1,4 +1,4 @@
-"""What clients no longer wait for is not computed: clients that disconnect at each stage of their request."""
+"""Requests whose clients disconnect, at each stage of a request, are not computed."""
 
 import asyncio
 import io
@@ -199,7 +199,7 @@ def _measure_under_load(context: ScenarioContext, server: ServerProcess) -> Row:
     fraction = 1 - len(computed) / max(1, len(before_batch))
     return Row(
         "cancellation",
-        f"The same at random times under load: {len(before_batch)} clients that disconnected before their batch began",
+        f"Requests whose clients disconnect at random times under load are not computed: {len(before_batch)} clients",
         f"≥ {_MIN_FRACTION:.0%} never computed; all others are answered",
         f"{fraction:.1%}; {answered} of {len(stayed)} others were answered",
         fraction >= _MIN_FRACTION and answered == len(stayed) and len(before_batch) > 0,

@@ -28,7 +28,7 @@ _EXIT_LOST = 70
 
 
 def measure_out_of_memory(context: ScenarioContext) -> list[Row]:
-    """A batch that does not fit into memory: it is split, and only a request that never fits fails."""
+    """A batch that does not fit into memory is split, and only a request that never fits fails."""
     model, count = context.known["clothing"], 14
     with context.server("clothing", flags=FLAGS, faulty=True) as server:
         valid = with_expected(server.port, [model.valid_request(seed) for seed in range(count)])
@@ -62,7 +62,7 @@ def measure_out_of_memory(context: ScenarioContext) -> list[Row]:
 
 
 def measure_hang(context: ScenarioContext) -> list[Row]:
-    """A call of the device that does not return: its request gets an error, liveness fails, and later recovers."""
+    """A run that hangs: its request gets an error, and liveness fails until the run returns."""
     hang_s = context.pick(1.0, 3.0)  # In a short run, that of the shared server.
     with context.server("clothing", "adult", flags=("--hang-seconds", f"{hang_s:g}"), faulty=True) as server:
         known = context.known
@@ -84,11 +84,11 @@ def measure_hang(context: ScenarioContext) -> list[Row]:
     return [
         Row(
             "device_hang",
-            f"A call of the device that hangs is detected (watchdog: {hang_s:g} s)",
+            f"A run that hangs on the device is detected (hang limit: {hang_s:g} s)",
             "503 `device_hung` and liveness 503 within another second; other requests are answered; liveness recovers "
-            "when the call returns",
+            "when the run returns",
             f"{_status_and_code(hung)} after {ms(hung.seconds)}; liveness {live}; {len(problems)} of "
-            f"{len(replies) - 1} others failed{first_of(problems)}; live again {ms(recovered_s)} after it returned",
+            f"{len(replies) - 1} others failed{first_of(problems)}; live {ms(recovered_s)} after the run returned",
             _status_and_code(hung) == "503 device_hung" and live == 503 and not problems and in_time,
             figures={
                 "seconds": hung.seconds,
@@ -101,7 +101,7 @@ def measure_hang(context: ScenarioContext) -> list[Row]:
 
 
 def measure_lost(context: ScenarioContext) -> list[Row]:
-    """An error after which nothing runs on the device: every request is answered, and the process ends."""
+    """An error after which nothing runs on the device: every request is answered, and the process exits."""
     known = context.known
     with context.server("clothing", "adult", faulty=True) as server:
         cause = known["clothing"].valid_request(1)
@@ -119,7 +119,7 @@ def measure_lost(context: ScenarioContext) -> list[Row]:
     return [
         Row(
             "device_lost",
-            "After a sticky CUDA error (simulated), the process ends so that its supervisor restarts it",
+            "After a sticky CUDA error (simulated), the process exits, so that its supervisor restarts it",
             f"503 `device_lost`; every request in flight is answered; exit code {_EXIT_LOST}",
             f"{error}; {len(unanswered)} of {len(replies)} unanswered; exit code {status} after {ms(seconds)}",
             error == "503 device_lost" and not unanswered and status == _EXIT_LOST,
@@ -129,7 +129,7 @@ def measure_lost(context: ScenarioContext) -> list[Row]:
 
 
 def measure_thread_death(context: ScenarioContext) -> list[Row]:
-    """A thread that dies in its pool: liveness fails."""
+    """A thread of a pool that dies: liveness fails."""
     return [_thread_row(context, pool) for pool in ("worker", "cpu")]
 
 
@@ -151,9 +151,10 @@ def _thread_row(context: ScenarioContext, pool: str) -> Row:
     statuses = ", ".join(f"{count} × {status}" for status, count in Counter(r.status for r in replies).items())
     return Row(
         "thread_death",
-        f"The death of a thread of the pool '{pool}' is detected",
+        f"A thread that dies is detected: pool '{pool}'",
         f"liveness 503 within {_DETECTION_S:g} s; every request is answered",
-        f"{'never' if detected_s is None else ms(detected_s)} after the request that woke it; responses: {statuses}",
+        f"{'never' if detected_s is None else ms(detected_s)} after the request that triggered it; "
+        f"responses: {statuses}",
         context.within(detected_s, _DETECTION_S) and not unanswered,
         figures={"seconds": detected_s, "health": health, "statuses": [reply.status for reply in replies]},
     )

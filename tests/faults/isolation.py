@@ -165,8 +165,8 @@ def _answer_rows(results: _Results) -> list[Row]:
             "isolation",
             f"Faulty requests do not affect others: {total:,} requests to {len(_WEIGHTS)} models, "
             f"{results.faulty:,} of them faulty in {len(kinds)} ways",
-            "every other request gets the answer it gets on an idle server",
-            f"{len(valid_problems)} of {results.valid:,} did not{first_of(valid_problems)}",
+            "every other request gets the same answer as on an idle server",
+            f"{len(valid_problems)} of {results.valid:,} got another answer{first_of(valid_problems)}",
             not valid_problems,
             figures={
                 "valid": results.valid,
@@ -178,8 +178,8 @@ def _answer_rows(results: _Results) -> list[Row]:
         Row(
             "isolation",
             "A faulty request gets the error that describes its fault",
-            "status and error code of each kind of fault",
-            f"{len(faulty_problems)} of {results.faulty:,} did not{first_of(faulty_problems)}",
+            "the expected status and error code for each kind of fault",
+            f"{len(faulty_problems)} of {results.faulty:,} got another error{first_of(faulty_problems)}",
             not faulty_problems,
             figures={"problems": faulty_problems[:20]},
         ),
@@ -195,7 +195,7 @@ def _delay_row(results: _Results, slowest_s: float) -> Row:
     worst = max(delays, key=lambda name: delays[name])
     return Row(
         "isolation",
-        "Faulty requests do not delay others: p99 with them minus p99 of the same requests without them",
+        "Faulty requests do not delay others: increase of the p99 of the other requests",
         f"≤ one batch of the slowest model ({ms(slowest_s)})",
         f"at most {ms(delays[worst])} ({worst})",
         delays[worst] <= slowest_s,

@@ -1,4 +1,4 @@
-"""Three times as many requests as can be answered: how many still are, how fast the rest is rejected, and recovery."""
+"""Three times as many requests as can be answered: goodput, speed of rejections, and recovery."""
 
 import math
 from collections import Counter
@@ -101,10 +101,10 @@ def _goodput_row(label: str, rounds: list[_Round], *, is_required: bool) -> Row:
     warning = f"; THE CLIENT WAS TOO SLOW (p99 {ms(late_s)} late)" if late_s > _MAX_LATE_S else ""
     return Row(
         "overload",
-        f"At 3 × capacity ({peak:.0f}/s) and a deadline of {ms(_DEADLINE_S)}, as many are answered in time: {label}",
+        f"Goodput at 3 × capacity ({peak:.0f}/s) and a deadline of {ms(_DEADLINE_S)}: {label}",
         f"goodput ≥ {_MIN_GOODPUT} × peak"
         if is_required
-        else "reported, not required: two rejections cost a large part of an answer here",
+        else "reported, not required: rejecting two requests costs a large fraction of answering one here",
         f"{ratio:.2f} × ({counts}){warning}",
         (ratio >= _MIN_GOODPUT or not is_required) and not statuses[NO_RESPONSE],
         timed=True,
@@ -124,7 +124,7 @@ def _rejections_row(label: str, rounds: list[_Round]) -> Row:
         "overload",
         f"Requests beyond capacity are rejected at once: {label}",
         f"p99 of rejections < {ms(_MAX_REJECTION_S)}",
-        f"{ms(rejected_s)}, of which {ms(late_s)} may be the client's own",
+        f"{ms(rejected_s)}, of which up to {ms(late_s)} is the client's own delay",
         rejected_s < _MAX_REJECTION_S,
         timed=True,
         figures={"rejected_p99_s": [round_.rejected_p99_s for round_ in rounds]},
@@ -136,7 +136,7 @@ def _recovery_row(label: str, growth_mb: float, recovery_s: float) -> Row:
         "overload",
         f"The server recovers from overload: {label}",
         f"memory grows < {_MAX_GROWTH_MB:.0f} MB; latency as before within {_MAX_RECOVERY_S:g} s",
-        f"{growth_mb:+.0f} MB at peak; as before after {ms(recovery_s)}",
+        f"{growth_mb:+.0f} MB at peak; latency as before after {ms(recovery_s)}",
         growth_mb < _MAX_GROWTH_MB and recovery_s <= _MAX_RECOVERY_S,
         timed=True,
         figures={"growth_mb": growth_mb, "recovery_s": recovery_s},

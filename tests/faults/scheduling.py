@@ -1,4 +1,4 @@
-"""Fast requests stay fast: beside a burst of slow batches, after a start, and while other requests are decoded."""
+"""Fast requests stay fast: during a burst of slow batches, after startup, and while other requests are decoded."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ _MIN_BUSY_FRACTION = 0.9
 
 
 def measure_burst(context: ScenarioContext) -> list[Row]:
-    """p99 of fast requests on an idle server and beside a burst of super-resolution requests."""
+    """p99 of fast requests on an idle server and during a burst of super-resolution requests."""
     known = context.known
     fast = {
         "adult, one row": [known["adult"].valid_request(seed) for seed in range(20)],
@@ -62,7 +62,7 @@ def _p99(replies: list[Reply], problems: list[str]) -> float:
 
 
 def measure_first_request(context: ScenarioContext) -> list[Row]:
-    """The first request to each model and input shape after a start, compared with the median of later ones."""
+    """The first request to each model and input shape after startup, compared with the median of later ones."""
     requests = dict(_requests_by_shape(context.known))
     first: dict[str, list[float]] = {label: [] for label in requests}
     later: dict[str, list[float]] = {label: [] for label in requests}
@@ -81,7 +81,7 @@ def measure_first_request(context: ScenarioContext) -> list[Row]:
     return [
         Row(
             "first_request",
-            f"The first requests after a start are as fast as later ones: {len(requests)} models and input shapes, "
+            f"The first requests after startup are as fast as later ones: {len(requests)} models and input shapes, "
             f"medians of {len(first[worst])} starts",
             f"≤ {_MAX_SLOWDOWN} × later + {ms(_TIMING_NOISE_S)} of timing noise",
             f"median {ratio:.2f} ×; worst {worst}: {ms(first_s[worst])}, later {ms(later_s[worst])}; "
@@ -115,7 +115,7 @@ def _text_of_length(model: KnownModel, length: int) -> ValidRequest:
 
 
 def measure_overlap(context: ScenarioContext) -> list[Row]:
-    """How much of the time the device is busy while eight clients send requests; else it waits for the next batch."""
+    """The fraction of time in which the device is busy while eight clients send requests."""
     requests = [context.known["clothing"].valid_request(seed).request for seed in range(32)]
     seconds = context.pick(4.0, 0.3)
     with context.server("clothing", faulty=True) as server:
@@ -131,7 +131,7 @@ def measure_overlap(context: ScenarioContext) -> list[Row]:
             "Decoding and postprocessing overlap with inference: clothing, 8 clients",
             f"a batch runs ≥ {_MIN_BUSY_FRACTION:.0%} of the time",
             f"{busy:.1%}, with {outside:.0%} of a request's work outside the graph; "
-            f"{len(replies) / seconds:.0f} requests/s, one at a time {sequential:.0f}",
+            f"{len(replies) / seconds:.0f} requests/s, {sequential:.0f} one at a time",
             busy >= _MIN_BUSY_FRACTION,
             timed=True,
             figures={"busy": busy, "per_second": len(replies) / seconds, "sequential_per_second": sequential},

@@ -94,7 +94,7 @@ def measure(context: ScenarioContext) -> list[Row]:
         Row(
             "shadow",
             f"New versions are evaluated on mirrored traffic before they serve: {known.name}, {count} requests each",
-            "good: promoted; other weights, slow, failing: rolled back; clients notice nothing",
+            "good: promoted; other weights, slow, failing: rolled back; clients get correct answers",
             f"{results}; {len(problems)} of {len(replies)} answers wrong{first_of(problems)}",
             [verdict == "promoted" for verdict in verdicts.values()] == [True, False, False, False] and not problems,
             figures={"reports": evaluations.reports, "problems": problems[:10]},

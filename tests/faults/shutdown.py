@@ -77,7 +77,8 @@ def _sigterm_row(
     in_time = context.within(ended_s, drain_s + _GRACE_S)
     return Row(
         "sigterm",
-        f"SIGTERM under load ({_PER_SECOND}/s, and a request that takes longer than the drain of {drain_s:g} s)",
+        f"Graceful shutdown on SIGTERM under load ({_PER_SECOND}/s, and a request that takes longer than the "
+        f"drain of {drain_s:g} s)",
         "readiness fails before the port closes; all accepted requests are answered; exit code 0 in the grace period",
         f"not ready after {ms(unready_s)}, closed after {ms(closed_s)}; {len(replies) - len(problems)} of "
         f"{len(replies)} answered{first_of(problems)}; exit code {status} after {ms(ended_s)}",
@@ -116,7 +117,7 @@ def measure_sigkill(context: ScenarioContext) -> list[Row]:
             "sigkill",
             "SIGKILL leaves nothing behind",
             "no child process, no shared memory, no temporary file, the port free",
-            json.dumps(leftovers) if leftovers else "nothing",
+            json.dumps(leftovers) if leftovers else "nothing left",
             not leftovers and any(reply.status == NO_RESPONSE for reply in replies),
             figures={"left": remains},
         )

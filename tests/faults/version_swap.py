@@ -90,10 +90,11 @@ def measure(context: ScenarioContext) -> list[Row]:
     return [
         Row(
             "version_swap",
-            f"Versions change at {_PER_SECOND} requests/s: 1 → 2 → broken 3 → 2, {len(replies)} requests",
-            "no error; each answer comes from one version and is the one that version gives; 3 never serves",
-            f"{len(problems)} wrong{first_of(problems)}; versions served, in order: {' → '.join(order)}; "
-            f"3: {publisher.rejection}",
+            f"Versions are swapped without errors: 1 → 2 → broken 3 → 2 at {_PER_SECOND} requests/s, "
+            f"{len(replies)} requests",
+            "each answer equals that of the version it names; version 3 is never served",
+            f"{len(problems)} wrong answers{first_of(problems)}; versions served, in order: {' → '.join(order)}; "
+            f"version 3: {publisher.rejection}",
             not problems and order == ["1", "2"],
             figures={"problems": problems[:10], "order": order},
         )

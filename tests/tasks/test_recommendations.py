@@ -94,7 +94,7 @@ def test_user_who_has_seen_everything_gets_an_empty_list_and_a_notice() -> None:
     answer = predict({"user": "bob"})
 
     assert answer.items == []
-    assert answer.notices == ["Nothing is left to recommend: all items are seen, excluded or withdrawn."]
+    assert answer.notices == ["No items are left to recommend: all are seen, excluded or withdrawn."]
     assert len(ids({"user": "bob", "include_seen": True})) == 6
 
 
@@ -111,7 +111,7 @@ def test_last_rating_of_an_item_counts_and_a_notice_says_so() -> None:
     twice = predict({"ratings": [{"item": "5", "rating": 5}, {"item": "5", "rating": 1}]})
 
     assert twice.items == predict({"ratings": [{"item": "5", "rating": 1}]}).items
-    assert twice.notices == ["ratings.1.item: '5' was sent before; the last rating counts."]
+    assert twice.notices == ["ratings.1.item: '5' was sent more than once; the last rating counts."]
 
 
 def test_unknown_items_are_left_out_with_a_notice_if_others_remain() -> None:
@@ -121,7 +121,7 @@ def test_unknown_items_are_left_out_with_a_notice_if_others_remain() -> None:
     assert answer.notices == [
         "exclude.0: there is no item 'y'.",
         "ratings.1.item: There is no item 'x'; it was left out.",
-        "ratings.2.item: 'New' is new: the network has not learnt of it; it was left out.",
+        "ratings.2.item: 'New' was added after training, so the model cannot use it; it was left out.",
     ]
 
 
@@ -155,7 +155,7 @@ def test_long_history_is_truncated_to_the_latest_but_fully_excluded() -> None:
     samples = task.preprocess(task.decode(request, Limits()))
     assert samples.arrays["history"][0].tolist() == list(range(101, count + 1))
     assert np.flatnonzero(samples.arrays["candidates"][0]).tolist() == [count]
-    assert samples.context.notices == (f"Of {count} ratings the latest {MAX_HISTORY} were used.",)
+    assert samples.context.notices == (f"Only the latest {MAX_HISTORY} of {count} ratings were used.",)
 
 
 UNANSWERABLE: dict[str, tuple[dict[str, Any], str]] = {
@@ -166,7 +166,7 @@ UNANSWERABLE: dict[str, tuple[dict[str, Any], str]] = {
         "None of the rated items can be used. There is no item 'x'",
     ),
     "similar to an unknown item": ({"similar_to": "x"}, "There is no item 'x'"),
-    "similar to a new item": ({"similar_to": "7"}, "'New' is new"),
+    "similar to a new item": ({"similar_to": "7"}, "'New' was added after training"),
     "user and similar_to": ({"user": "ann", "similar_to": "1"}, "but not both"),
 }
 

@@ -114,7 +114,14 @@ def test_training_on_a_table_writes_a_report_and_a_working_model(train, table, t
     assert answer.predictions[0].label == "no"
     assert "Rome" in answer.notices[0]
     card = (model / "README.md").read_text()
-    for text in ("Against gradient boosting", "By city", "Known failures", "Out of scope", "opset 20", "2 seeds"):
+    for text in (
+        "Comparison with gradient boosting",
+        "By city",
+        "Known failures",
+        "Out of scope",
+        "opset 20",
+        "2 seeds",
+    ):
         assert text in card
     assert read_goldens(model)[0].request == task.example(), "goldens do not contain data that is not redistributable"
 

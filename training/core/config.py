@@ -19,16 +19,16 @@ class Settings:
     epochs: int = option(5, "epochs in which the whole network is trained")
     batch_size: int = option(32, "samples per step, over all processes")
     rate: float = option(2e-3, "peak learning rate (of the last layers)")
-    weight_decay: float = option(0.01, "weight decay; none for norms and biases")
+    weight_decay: float = option(0.01, "weight decay; not applied to norms and biases")
     clip: float = option(1.0, "maximum norm of the gradient; 0 = no clipping")
     label_smoothing: float = option(0.1, "fraction of the target that is spread over all classes")
     seed: int = option(0, "random seed; all random choices follow from it")
-    seeds: int = option(1, "train this many times, with seed, seed+1, …; the first is published")
+    seeds: int = option(1, "number of runs, with seeds SEED, SEED+1, …; the first is published")
     precision: str = option("auto", "precision of the arithmetic in training", choices=("auto", "fp32", "bf16"))
     device: str = option("auto", "device to train on", choices=("auto", "cpu", "cuda"))
     threads: int = option(0, "CPU threads; 0 = one per core")
-    workers: int = option(-1, "processes that prepare batches; -1 = as many as suit the device")
-    checkpoint_steps: int = option(0, "write a checkpoint every this many steps too; 0 = after each epoch only")
+    workers: int = option(-1, "processes that prepare batches; -1 = chosen by device")
+    checkpoint_steps: int = option(0, "steps between additional checkpoints; 0 = only after each epoch")
 
 
 def add_options(parser: argparse.ArgumentParser, config: Any, title: str) -> None:

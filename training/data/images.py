@@ -42,7 +42,7 @@ def filter_readable(
             if not problem:
                 readable.append((file, perceptual_hash))
             elif unreadable == "refuse":
-                raise CannotTrain(f"{file} cannot be read ({problem}) Fix it, or leave it out with --unreadable skip.")
+                raise CannotTrain(f"{file} cannot be read ({problem}) Fix it, or skip it with --unreadable skip.")
             else:
                 warnings.append(f"{file} skipped: {problem}")
     return readable

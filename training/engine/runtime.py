@@ -147,4 +147,8 @@ def describe_hardware(runtime: Runtime) -> str:
     """Describe the hardware in words, for a card."""
     if runtime.device.type == "cuda":
         return f"{runtime.world_size} × {torch.cuda.get_device_name(runtime.device)}, {runtime.precision}"
-    return f"CPU, {torch.get_num_threads()} threads × {runtime.world_size}, {runtime.precision}"
+    threads, processes = torch.get_num_threads(), runtime.world_size
+    return (
+        f"CPU, {processes} process{'es' if processes > 1 else ''} with {threads} thread{'s' if threads > 1 else ''}, "
+        f"{runtime.precision}"
+    )

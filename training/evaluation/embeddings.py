@@ -86,5 +86,5 @@ def axis_extremes_table(tables: Sequence[EmbeddingTable], count: int = 3) -> Tab
             low = ", ".join(names[i] for i in order[:shown])
             high = ", ".join(names[i] for i in order[::-1][:shown])
             rows.append((table.field, f"{axis + 1}, {fractions[axis]:.0%} of the variance", low, high))
-    note = "Values at the two ends of the first principal axes of the embeddings, the outermost first."
+    note = "Values at the two ends of the first principal axes of the embeddings, outermost first."
     return Table("Principal axes of the embeddings", ("field", "axis", "one end", "other end"), tuple(rows), note)

@@ -92,10 +92,11 @@ RECIPE = Recipe(
         "Planning for a real fleet: the data is from one city in 2011 and 2012, when demand grew from month to month."
     ),
     caveats=(
-        "The inputs are the observed weather; in production, a forecast would be used, whose error comes on top.",
+        "The inputs are the observed weather; in production, forecasts would be used, whose errors add to the model's.",
         "temp, atemp, hum and windspeed are divided by their maximum, as in the data set; `…_1h_ago` and `…_3h_ago` "
         "are values of earlier hours (null where unknown), and `…_day_…` of the whole day.",
-        "The model extrapolates the growth of the two years: a few months after October 2012, that is a guess.",
+        "The model extrapolates the growth of the two years, which is unreliable more than a few months after "
+        "October 2012.",
         "The best epoch of each seed was selected on the two months that the metrics are computed on. A dozen variants "
         "(trend, lags, bins, date parts, dropout) were compared on July and August 2012, but the results on these two "
         "months were known as well. The last epochs reach an RMSLE of 0.277, on a par with gradient boosting.",

@@ -34,10 +34,10 @@ RECIPE = Recipe(
     name="rossmann",
     task="tabular",
     title="How much will this shop sell on this day?",
-    summary="daily sales of 1,115 shops, a number with its prediction interval, with the course's features",
+    summary="daily sales of 1,115 shops, a number with its prediction interval, with the fast.ai course's features",
     expected=(
-        "a root mean square percentage error near the course's 0.105; no model is published, since the data was not "
-        "available to this project"
+        "a root mean square percentage error near the 0.105 of the fast.ai course; no model is published, since the "
+        "data was not available to this project"
     ),
     source=Source(
         name="rossmann",
@@ -50,7 +50,7 @@ RECIPE = Recipe(
         ),
     ),
     data=DataCard(
-        name="Rossmann Store Sales (Kaggle 2015), with states, weather and searches as packaged by the course",
+        name="Rossmann Store Sales (Kaggle 2015), with states, weather and searches as packaged by fast.ai",
         licence="Kaggle competition rules: no redistribution",
         address="https://www.kaggle.com/c/rossmann-store-sales",
         description=(

@@ -176,7 +176,7 @@ def _parser(study: Study) -> argparse.ArgumentParser:
     paths = parser.add_argument_group("paths")
     for flag, default, text in (
         ("--data-dir", os.environ.get("SEVENFOLD_DATA", ".data"), "folder for downloaded data"),
-        ("--mirror", os.environ.get("SEVENFOLD_MIRROR", ""), "where to look for data before its official address"),
+        ("--mirror", os.environ.get("SEVENFOLD_MIRROR", ""), "folder or address to try before the official one"),
         ("--runs", "runs", "folder for checkpoints and reports"),
         ("--cards", "docs/studies", "folder for published pages"),
     ):

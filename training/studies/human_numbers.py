@@ -31,8 +31,8 @@ from training.studies._runner import Study, StudyContext, StudyResult
 class Options:
     """Options of this study."""
 
-    window: int = option(20, "words over which gradients are propagated, from nn.RNN on")
-    only: tuple[str, ...] = option((), "names of the steps to train; none = all")
+    window: int = option(20, "words of backpropagation through time, from nn.RNN on")
+    only: tuple[str, ...] = option((), "names of the networks to train; none = all")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ STEPS = (
     Step("every word", "predicts the next word after every word", functools.partial(Loop, every_word=True), 3, 0.3498),
     Step(
         "state",
-        "and keeps its state from batch to batch",
+        "the same, keeping its state from batch to batch",
         functools.partial(Loop, every_word=True, keeps_state=True),
         window=3,
         course_accuracy=0.4428,
@@ -152,7 +152,9 @@ class NextWords(Trainable):
 def compare(context: StudyContext) -> StudyResult:
     """Train each step with each seed, and log a line after each."""
     if unknown := [name for name in context.options.only if name not in {step.name for step in STEPS}]:
-        raise CannotTrain(f"--only {unknown[0]}: the steps are {', '.join(step.name for step in STEPS)}.")
+        raise CannotTrain(
+            f"--only {unknown[0]}: unknown network; the names are {', '.join(step.name for step in STEPS)}."
+        )
     files = [next(context.data.rglob(f"{part}.txt")).read_text("utf-8") for part in ("train", "valid")]
     corpus = tokenize(*files)
     context.log(
@@ -168,13 +170,13 @@ def compare(context: StudyContext) -> StudyResult:
     }
     table = Table(
         "Which word comes next?",
-        ("network", "what is new", "accuracy", "accuracy, best epoch", "accuracy, the course", "parameters"),
+        ("network", "what is new", "accuracy", "accuracy, best epoch", "accuracy, fast.ai course", "parameters"),
         rows,
         "Accuracy on the words of the validation part (8001 to 9999) after the last of "
         f"{context.settings.epochs} epochs and after the best one, {_seeds(context.settings)}. No network was selected "
         "by these figures, but AWD-LSTM was tuned on the same part (about ten variants of its learning rate, dropouts, "
-        "width and initial weights); the others were not tuned. The course's figures are those printed in its "
-        "notebook, which uses a different schedule for each network.",
+        "width and initial weights); the others were not tuned. The figures of the fast.ai course (2019, "
+        "lesson 7) are those printed in its notebook, which uses a different schedule for each network.",
     )
     figure = Figure("Accuracy per epoch", draw_curves(curves, "Next-word accuracy", "epoch", "accuracy"))
     seconds = sum(log.seconds for runs in histories.values() for logs in runs for log in logs)
@@ -222,22 +224,25 @@ def _notes(histories: dict[str, list[list[EpochLog]]]) -> tuple[str, ...]:
     if {"three words", "a loop"} <= means.keys():
         notes.append(
             "The loop computes the same as the first network, with the same initial weights; the results differ "
-            f"({means['three words']:.4f} and {means['a loop']:.4f}) by rounding errors that training amplifies; in "
-            "the course they differ too (0.41 and 0.39)."
+            f"({means['three words']:.4f} and {means['a loop']:.4f}) by rounding errors that training amplifies. They "
+            "differ in the course, too (0.41 and 0.39)."
         )
     if {"nn.RNN", "nn.RNN (tanh)", "state"} <= means.keys():
         notes.append(
-            f"Differences from the course: with tanh, nn.RNN's default and the course's choice, it reaches only "
+            f"Differences from the course: with tanh, its default and the course's choice, nn.RNN reaches only "
             f"{means['nn.RNN (tanh)']:.4f} in these few steps, about as much as the loop with a state "
-            f"({means['state']:.4f}); with ReLU, as in the loop, {means['nn.RNN']:.4f}. The accuracies differ from the "
-            "course's, where each network had its own schedule."
+            f"({means['state']:.4f}); with ReLU, as in the loop, {means['nn.RNN']:.4f}. The accuracies differ from "
+            "those of the course, where each network had its own schedule."
         )
     if len(names) > 2:
-        agreement = "the course's" if order == course_order else f"not the course's, which is {', '.join(course_order)}"
-        notes.append(f"Without {' and '.join(_NOT_RANKED)}, the order is {agreement}.")
+        agreement = "the same as in the course"
+        if order != course_order:
+            agreement = f"not the same as in the course, which is {', '.join(course_order)}"
+        left_out = " and ".join(f"'{name}'" for name in _NOT_RANKED)
+        notes.append(f"Leaving out {left_out}, the order is {agreement}.")
     notes.append(
         "From nn.RNN on, networks read 20 words at a time, as in the course, but the loop with a state reads three: "
-        "part of that improvement is due to the longer window. Part of AWD-LSTM's lead over the GRU is due to its size."
+        "part of the improvement is due to the longer window. Part of AWD-LSTM's lead over the GRU is due to its size."
     )
     return tuple(notes)
 

@@ -45,8 +45,8 @@ class Options:
     """Options of this study."""
 
     size: int = option(40, "size of the embeddings")
-    valid_fraction: float = option(0.05, "fraction of u1.base that selects the epoch")
-    ranking_epochs: int = option(12, "epochs of the network that learns to rank")
+    valid_fraction: float = option(0.05, "fraction of u1.base used to select the epoch")
+    ranking_epochs: int = option(12, "epochs of the network that is trained to rank")
 
 
 @dataclass(frozen=True)
@@ -244,14 +244,14 @@ def compare(context: StudyContext) -> StudyResult:
         f"{len(split.valid.users):,} ratings of u1.base, without u1.test. nDCG@10: lists of ten for the "
         f"{len(test.users)} users who gave a film in u1.test {_LIKED} stars or more; candidates are all films "
         "that they had not rated in u1.base. Coverage: fraction of films recommended to any user. Mean ± standard "
-        f"deviation of {context.settings.seeds} seeds. The course prints an MSE of 0.8147 (RMSE 0.9026) on a random "
-        "tenth of the ratings, which is an easier split. The first network has the course's settings; weight decay and "
-        "epochs of SVD++ were selected from three candidates with knowledge of the results on u1.test.",
+        f"deviation of {context.settings.seeds} seeds. The fast.ai course prints an MSE of 0.8147 (RMSE 0.9026) on a "
+        "random tenth of the ratings, which is an easier split. The first network has the course's settings; weight "
+        "decay and epochs of SVD++ were selected from three candidates with knowledge of the results on u1.test.",
     )
     course, ranking = means[RATING_MODELS[0].description], float(np.mean(gains))
     note = (
         "Predicting ratings and recommending are different tasks: the course's network has an nDCG@10 of "
-        f"{course:.3f}, the one trained to rank {ranking:.3f}. A network for ratings is trained only on films that "
+        f"{course:.3f}, the one trained to rank {ranking:.3f}. A rating network is trained only on films that "
         "people chose to watch, but is asked about all the others."
     )
     return StudyResult((table,), (note,))
@@ -360,7 +360,7 @@ _SHA256 = "3a8e18c2eadfa6d8b64761b7f111e5003b9a3865052f528c3a36d17d668d2610"
 STUDY = Study(
     name="ratings",
     title="Rating prediction and recommendation",
-    summary="the course's collaborative filter on MovieLens 100k, u1: predicting ratings compared with recommending",
+    summary="the fast.ai course's collaborative filter on MovieLens 100k: predicting ratings versus recommending",
     expected="RMSE 0.92 on u1.test, and an nDCG@10 far below that of a network trained to rank; minutes on a core",
     source=Source(
         name="ml-100k",

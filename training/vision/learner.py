@@ -24,7 +24,7 @@ class ImageOptions:
 
     backbone: str = option("mobilenet_v2", "name of a convolutional network in torchvision")
     weights: str = option("imagenet", "weights of the backbone: imagenet, the path of a file, or none")
-    frozen_epochs: int = option(2, "additional epochs at the start, in which the pretrained backbone is frozen")
+    frozen_epochs: int = option(2, "additional epochs at the start with the pretrained backbone frozen")
     frozen_rate: float = option(4e-3, "peak learning rate while the backbone is frozen")
     discriminative: float = option(8.0, "ratio of the learning rates of the last layers and the first")
     augment: bool = option(True, "augment the training images at random")

@@ -40,7 +40,7 @@ def test_values_that_training_never_saw_are_answered_with_a_notice(server: Runni
 
     assert answer.status_code == 200
     assert answer.json()["notices"] == [
-        "rows.1.income: 500 is outside what training saw (0 to 100).",
+        "rows.1.income: 500 is outside the range seen in training (0 to 100).",
         "rows.1.job: 'astronaut' was not seen in training and counts as unknown.",
     ]
 
@@ -100,7 +100,7 @@ def test_a_number_beyond_single_precision_is_accepted(server: Running) -> None:
     answer = server.client.post(URL, json={"rows": [GOOD | {"income": 1e300}]})
 
     assert answer.status_code == 200
-    assert "1e+300 is outside what training saw" in answer.json()["notices"][0]
+    assert "1e+300 is outside the range seen in training" in answer.json()["notices"][0]
 
 
 HIRES_URL = "/v1/models/hires/predict"

@@ -75,23 +75,27 @@ def test_dates_are_times_and_the_later_of_two_ratings_of_an_item_counts(tmp_path
         ["oil", "jam", "tea"],
         ["tea", "jam", "oil"],
     ]
-    assert ratings.warnings == ("1 ratings are left out: the same user rated the item later.",)
+    assert ratings.warnings == ("1 ratings were left out: the same user rated the item later.",)
 
 
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("a,b\n1,2\n", {}, "no column that looks like the user's: name it with --user-column; its columns are a, b"),
-        ("user,b\n1,2\n", {}, "no column that looks like the item's"),
+        (
+            "a,b\n1,2\n",
+            {},
+            "no column with a usual name for the user; specify it with --user-column. Its columns are a, b",
+        ),
+        ("user,b\n1,2\n", {}, "no column with a usual name for the item"),
         ("user,item\n1,2\n", {"user": "who"}, "no column 'who'"),
-        ("user,item\n1,a\n1,b\n1,c\n", {}, "holds one user"),
-        ("user,item\n1,a\n2,a\n3,a\n", {}, "holds one item"),
+        ("user,item\n1,a\n1,b\n1,c\n", {}, "contains only one user"),
+        ("user,item\n1,a\n2,a\n3,a\n", {}, "contains only one item"),
         ("user,item\n1,a\n1,b\n2,a\n2,b\n", {}, "No user of .* likes 3 items or more"),
         ("user,item,rating\n1,a,good\n1,b,5\n2,a,4\n", {}, "ratings must be numbers, but one is 'good'"),
         ("user,item,rating\n1,a,1\n1,b,5\n2,a,4\n", {"liked": 6.0}, "the highest rating in .* is 5"),
         ("user,item,time\n1,a,yesterday\n1,b,2\n2,a,2\n", {}, "'yesterday' cannot be read as a time"),
         ("user,item,time\n1,a,1\n1,b,\n2,a,2\n", {}, "1 rows have no time"),
-        ("user,item\n,a\n1,\n", {}, "holds no row with a user and an item"),
+        ("user,item\n,a\n1,\n", {}, "contains no row with a user and an item"),
         ("", {}, "is empty"),
     ],
 )

@@ -46,10 +46,10 @@ def test_published_model_recommends_items_of_the_kind_that_a_user_likes(publishe
     assert answer["items"][0]["reason"].startswith("Because you liked Even")
     assert task.answer(run, {"user": "1"}) == task.answer(run, {"user": 1})
     for words in (
-        "Popularity against exposure",
+        "Exposure by popularity",
         "Gini of exposure",
         "co-occurrence (SAR)",
-        "learns from",
+        "the data of the next model",
         "users.json",
     ):
         assert words in card
@@ -88,7 +88,7 @@ def test_table_that_does_not_fit_the_model_publishes_nothing(published, tmp_path
     assert update_catalog([str(published), str(other)]) == 2
     assert "The network knows none of the items in the table" in capsys.readouterr().err
     assert update_catalog([str(published), str(twice)]) == 2
-    assert "holds the item '100' twice" in capsys.readouterr().err
+    assert "contains the item '100' twice" in capsys.readouterr().err
     assert update_catalog([str(tmp_path / "nowhere"), str(other)]) == 2
     assert "contains no model versions" in capsys.readouterr().err
     assert sorted(path.name for path in published.iterdir()) == before

@@ -232,7 +232,7 @@ def test_scoring_keeps_the_state_of_training() -> None:
 
 
 def test_folder_without_a_language_model_is_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(CannotTrain, match="holds no language model"):
+    with pytest.raises(CannotTrain, match="does not contain a language model"):
         load_language_model(tmp_path)
 
 

@@ -155,7 +155,7 @@ def test_texts_become_a_published_model(reviews: Path, tmp_path: Path, capsys: p
     metrics = {metric.name: metric.value for metric in read_manifest(folder).metrics}
     assert metrics["accuracy"] > 0.8
     card = (folder / "README.md").read_text()
-    assert "The language model" in card
+    assert "Language model" in card
     assert "tf-idf" in card
     (run,) = (tmp_path / "runs" / "opinions").glob("*/fine-tune")
     assert load_language_model(run).sizes.embedding == 16

@@ -162,9 +162,9 @@ def test_hash_ignores_whitespace_at_the_ends(text: str) -> None:
     ("content", "rules", "message"),
     [
         ("", RULES, "is empty"),
-        ("text,label\n", RULES, "holds no rows"),
-        ("text,label\ngood,\nbad,\n", RULES, "holds no text with a label"),
-        ("text,label\n,a\n ,b\n", RULES, "holds no text with a label"),
+        ("text,label\n", RULES, "has no rows"),
+        ("text,label\ngood,\nbad,\n", RULES, "contains no text with a label"),
+        ("text,label\n,a\n ,b\n", RULES, "contains no text with a label"),
         ("text,label\ngood,a\nbad,a\n", RULES, "texts of one label only, 'a'"),
         ("text,label\ngood,a\nbad,b\nfine,a\n", RULES, "The label 'b' has one text"),
         ("text,label\ngood,a\nbad,b\nfine,a\nbad,b\n", RULES, "The label 'b' has one group of texts"),
@@ -175,7 +175,7 @@ def test_hash_ignores_whitespace_at_the_ends(text: str) -> None:
         ("text,label\ngood,a\n", TextRules(label_column="text"), "cannot both be in the column 'text'"),
         ("text,label\n" + "".join(f"t{i},{i}\n" for i in range(300)), RULES, "has 300 labels; at most 200"),
         ("text,label\ngut,a\nschön,b\n".encode("latin-1"), RULES, "is not UTF-8"),
-        ('text,label\n"good,a\nbad,b\n', RULES, "cannot be read as a table|holds no|None of"),
+        ('text,label\n"good,a\nbad,b\n', RULES, "cannot be read as a table|contains no|None of"),
     ],
 )
 def test_unusable_table_gets_a_clear_error(
@@ -191,12 +191,12 @@ def test_column_of_numbers_is_not_accepted_as_texts(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pl.DataFrame({"text": [1, 2], "label": ["a", "b"]}).write_parquet(path)
 
-    with pytest.raises(CannotTrain, match="holds no texts"):
+    with pytest.raises(CannotTrain, match="contains no texts"):
         read_texts(path, RULES)
 
 
 def test_unusable_folder_gets_a_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(CannotTrain, match="has no folders with"):
+    with pytest.raises(CannotTrain, match="has no subfolders with"):
         read_texts(tmp_path, RULES)
     write_folder(tmp_path, pos=["good", "great"])
     with pytest.raises(CannotTrain, match="texts of one label only, 'pos'"):

@@ -95,7 +95,14 @@ def test_card_and_report_show_errors_over_time_and_by_group(published):
     card = (published / "models" / "sales" / "1" / "README.md").read_text()
     page = next((published / "runs" / "sales").glob("*/index.html")).read_text()
 
-    for words in ("Against gradient boosting", "By part", "Over time", "Worst rows", "principal axes", "80% interval"):
+    for words in (
+        "Comparison with gradient boosting",
+        "By part",
+        "Over time",
+        "Worst rows",
+        "principal axes",
+        "80% interval",
+    ):
         assert words in card
     assert "Errors over time" in page
 
@@ -167,7 +174,7 @@ def test_rows_without_a_target_are_left_out_with_a_notice(written):
 
     learner = learner_of(written(frame))
 
-    assert "6 rows without a value of 'amount' are left out." in learner.warnings
+    assert "6 rows without a value of 'amount' were left out." in learner.warnings
     assert len(learner.samples) + len(learner.held_out) == 294
 
 
@@ -187,7 +194,7 @@ def test_rows_without_a_target_are_left_out_with_a_notice(written):
         (sales(300), {"split_time": "day", "split_from": "yesterday"}, "needs a date like 2012-09-01"),
         (sales(300), {"dates": ("shop",)}, "'shop' does not contain dates"),
         (sales(300), {"date_parts": ("era",)}, "the parts of a date are"),
-        (sales(300), {"valid_fraction": 0.01, "split_time": "day"}, "validation rows; a number needs 10"),
+        (sales(300), {"valid_fraction": 0.01, "split_time": "day"}, "validation rows; regression needs 10"),
         (sales(300), {"metric": "rmspe", "bounds": ("5", "6")}, "--bounds 5,6 exclude values of 'amount'"),
         (sales(300), {"audit": ("gone",)}, "--audit gone"),
         (sales(300).with_columns(amount=pl.lit(None)), {"kind": "number"}, "'amount'"),

@@ -42,7 +42,7 @@ def test_prices_are_learnt_as_log_without_a_shift_and_with_finite_bounds():
     [
         ([5.0] * 60, {}, "is 5 in every training row"),
         (range(20), {}, "Only 20 training rows have a 'y'; at least 50"),
-        (range(-5, 60), {"log": "yes"}, "--log-target yes: 'y' holds -5"),
+        (range(-5, 60), {"log": "yes"}, "--log-target yes: 'y' contains -5"),
         (range(60), {"bounds": ("0",)}, "--bounds 0: give two numbers"),
         (range(60), {"bounds": ("a", "b")}, "give two numbers"),
         (range(60), {"bounds": ("10", "90")}, "exclude values of 'y', which are 0 to 59"),

@@ -109,5 +109,7 @@ def _without_copies(
     validation_hashes = {image.perceptual_hash for image in validation}
     kept = tuple(image for image in train if image.perceptual_hash not in validation_hashes)
     if len(kept) < len(train):
-        warnings.append(f"{len(train) - len(kept)} training images left out: they are copies of validation images.")
+        warnings.append(
+            f"{len(train) - len(kept)} training images were left out: they are copies of validation images."
+        )
     return kept

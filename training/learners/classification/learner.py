@@ -31,7 +31,7 @@ from training.vision.learner import ImageLearner
 class ClassificationLearner(BaseClassificationLearner):
     """Trains an image classifier from one folder per class, or, for a table of tags, a multi-label classifier."""
 
-    summary: ClassVar[str] = "what is in this image? one label per image, or several"
+    summary: ClassVar[str] = "classify images: one label per image, or several"
     data_kind: ClassVar[str] = (
         "a folder with one subfolder of images per class (optionally inside train/ and validation/), or a folder of "
         "images with a labels.csv (columns image_name, tags, and optionally split)"

@@ -69,9 +69,9 @@ class Options(ImageOptions):
         (), "two points, as a,b, whose distance normalises errors; default: the diagonal of the box around all points"
     )
     flip_pairs: tuple[str, ...] = option(
-        (), "points that a mirror exchanges, as a=b; default: names that differ by left and right"
+        (), "pairs of points that swap when the image is flipped, as a=b; default: names that differ by left and right"
     )
-    links: tuple[str, ...] = option((), "points to join by a line in overlays, as a=b")
+    links: tuple[str, ...] = option((), "pairs of points to connect by a line in overlays, as a=b")
     tolerance: float = option(0.05, "largest error of a point that counts as correct, for the confidence")
     outside: str = option("refuse", "what to do with points outside their image", choices=("refuse", "clip", "drop"))
     max_rotation: float = option(25.0, "largest random rotation, in degrees")
@@ -113,7 +113,7 @@ class _StackedOutputs(nn.Module):
 class KeypointsLearner(ImageLearner):
     """Trains a keypoint detector from images and CSV files."""
 
-    summary: ClassVar[str] = "where are the points? images and a table of coordinates"
+    summary: ClassVar[str] = "locate named points in images; trained on images and a table of coordinates"
     data_kind: ClassVar[str] = "a folder with images and a CSV file: the image's name, then x and y of each point"
     hub_tag: ClassVar[str] = "keypoint-detection"
     lower_is_better: bool = True
@@ -129,7 +129,9 @@ class KeypointsLearner(ImageLearner):
         names = self.data.names
         self.flip_indices = find_flip_indices(names, options.flip_pairs)
         if options.tta and not self.flip_indices:
-            raise CannotTrain("--tta needs to know which points a mirror exchanges: use --flip-pairs, or omit --tta.")
+            raise CannotTrain(
+                "--tta requires the pairs of points that swap when an image is flipped: set --flip-pairs or omit --tta."
+            )
         self.normalisation_pair = parse_normalisation_pair(names, options.normalisation_pair)
         self.task: Keypoints = Keypoints(names, options.size, "pad", parse_pairs(names, options.links, "links"))
         groups = [image.group for image in self.data.images]

@@ -195,8 +195,8 @@ def evaluate_recommender(
             Figure(
                 "Popularity and exposure",
                 draw_exposure(results.exposures, recommenders.likes),
-                "Left: how often an item is among the ten recommendations, over how many users like it. Right: the "
-                "fraction of all recommendations that goes to the most shown items (Lorenz curves; dotted: uniform).",
+                "Left: how often an item is recommended, by the number of users who like it. Right: the "
+                "fraction of all recommendations that the most shown items receive (Lorenz curves; dotted: uniform).",
             ),
             Figure(
                 "Embeddings of the items",
@@ -279,7 +279,7 @@ def _comparison_table(recommenders: Recommenders, lists: dict[str, Lists]) -> Ta
             )
         )
     header = ("recommender", "nDCG@10", "hit rate@10", "coverage", "Gini of exposure", "mean popularity")
-    return Table("Against baselines without a network", header, tuple(rows))
+    return Table("Comparison with baselines without a network", header, tuple(rows))
 
 
 def _exposure_table(recommenders: Recommenders, exposures: dict[str, NDArray[np.int64]]) -> Table:
@@ -289,8 +289,10 @@ def _exposure_table(recommenders: Recommenders, exposures: dict[str, NDArray[np.
         (name, f"{top(counts, fraction=0.01):.1%}", f"{top(counts, fraction=0.1):.1%}", f"{(counts > 0).sum():,}")
         for name, counts in {**exposures, "likes in training": likes}.items()
     )
-    header = ("recommender", "goes to the most popular 1 %", "to the most popular 10 %", "items shown")
-    return Table("Popularity against exposure", header, rows, "Lists of ten for all test users.")
+    header = ("recommender", "most popular 1 % of items", "most popular 10 %", "items shown")
+    return Table(
+        "Exposure by popularity", header, rows, "Fraction of the recommendations in lists of ten for all test users."
+    )
 
 
 def _history_table(recommenders: Recommenders, results: _TestResults) -> Table:
@@ -305,9 +307,9 @@ def _history_table(recommenders: Recommenders, results: _TestResults) -> Table:
             count = f"{members.sum()}{'*' if members.sum() < _MIN_GROUP else ''}"
             means = [f"{ndcg[members].mean():.4f}" for ndcg in (network, tuned, popularity)]
             rows.append((f"{low + 1} to {high}", count, *means, f"{has_hit[members].mean():.3f}"))
-    header = ("liked before", "users", "nDCG@10", "of co-occurrence", "of popularity", "hit rate@10")
+    header = ("items liked before", "users", "nDCG@10", "co-occurrence", "popularity", "hit rate@10")
     note = f"* fewer than {_MIN_GROUP} users: the figures are uncertain."
-    return Table("By the length of the history", header, tuple(rows), note)
+    return Table("By history length", header, tuple(rows), note)
 
 
 def _feature_table(recommenders: Recommenders, lists: Lists, column: str) -> Table:
@@ -333,7 +335,7 @@ def _feature_table(recommenders: Recommenders, lists: Lists, column: str) -> Tab
                 f"{shown[feature] / max(1, len(recommended)):.1%}",
             )
         )
-    header = (column, "test items", "nDCG@10", "hit rate@10", "of the test items", "of the recommendations")
+    header = (column, "test items", "nDCG@10", "hit rate@10", "fraction of test items", "fraction of recommendations")
     return Table(f"By {column}", header, tuple(rows), f"An item may have several. * fewer than {_MIN_GROUP}.")
 
 
@@ -351,7 +353,7 @@ def _example_table(recommenders: Recommenders, lists: Lists) -> Table:
         best = ", ".join(titles[row] for row in lists[index][:5] if row >= 0)
         is_hit = "yes" if query.target in lists[index] else "no"
         rows.append((query.user.name, liked, best, titles[query.target], is_hit))
-    header = ("user", "liked last", "the first five recommendations", "liked next", "among the ten")
+    header = ("user", "liked last", "top five recommendations", "liked next", "in the top ten")
     return Table("Examples", header, tuple(rows))
 
 
@@ -371,8 +373,9 @@ def _failures(recommenders: Recommenders, lists: Lists, exposures: NDArray[np.in
     rare = likes < _MAX_RARE_LIKES
     unknown = likes == 0
     failures = [
-        f"For {(~has_hit).sum():,} of {len(queries):,} test users, the item that they liked next is not in the list.",
-        f"{(exposures == 0).sum():,} of {len(exposures):,} items are in none of the {len(lists):,} lists of ten.",
+        f"For {(~has_hit).sum():,} of {len(queries):,} test users, the item that they liked next is not among "
+        "the ten recommendations.",
+        f"{(exposures == 0).sum():,} of {len(exposures):,} items are not in any of the {len(lists):,} lists of ten.",
     ]
     if rare.any():
         failures.append(
@@ -385,20 +388,18 @@ def _failures(recommenders: Recommenders, lists: Lists, exposures: NDArray[np.in
         )
     never_rated = len(ratings.table) - ratings.known
     if never_rated:
-        failures.append(
-            f"{never_rated:,} items of the table were never rated: they have a name, but are not recommended."
-        )
+        failures.append(f"{never_rated:,} items of the table were never rated and are not recommended.")
     return tuple(failures)
 
 
 def _caveats(recommenders: Recommenders) -> tuple[str, ...]:
     caveats = [
-        "Recommendations influence what users see, and so what the next model learns from: retrained on its own "
-        "effects, a model recommends fewer and fewer items. Watch the coverage and the Gini coefficient of exposure "
-        "from version to version, and show some items that no model chose."
+        "Recommendations influence what users see, and so the data of the next model: models that are retrained "
+        "on their own effects recommend fewer and fewer items. Monitor the coverage and the Gini coefficient of "
+        "exposure across versions, and also show some items that were not selected by a model."
     ]
     if recommenders.task.users:
-        caveats.append("`users.json` holds what each known user rated: protect it as personal data.")
+        caveats.append("`users.json` contains the ratings of each known user: protect it as personal data.")
     if recommenders.ratings.ordered:
         caveats.append(
             "The latest ratings have the largest weight, in the order in which they are sent. If users rated lists "

@@ -127,7 +127,9 @@ def read_ratings(data: Path, names: ColumnNames, *, liked: float, seed: int) -> 
     """
     path = _find_table(data, "ratings") if data.is_dir() else data
     if path is None:
-        raise CannotTrain(f"{data} holds no table of ratings: name it ratings.csv, or name the file with --data.")
+        raise CannotTrain(
+            f"{data} does not contain a table of ratings; name it ratings.csv, or specify the file with --data."
+        )
     warnings: list[str] = []
     frame, scale = _select_columns(read_table(path), path, names, liked, warnings)
     ordered = "time" in frame.columns
@@ -135,7 +137,7 @@ def read_ratings(data: Path, names: ColumnNames, *, liked: float, seed: int) -> 
     ids = frame["item"].unique(maintain_order=True).sort().to_list()
     ids = sorted(ids, key=lambda name: (not name.isdecimal(), int(name) if name.isdecimal() else 0, name))
     if len(ids) > _MAX_ITEMS:
-        raise CannotTrain(f"{path} rates {len(ids):,} items; at most {_MAX_ITEMS:,} are accepted.")
+        raise CannotTrain(f"{path} has ratings of {len(ids):,} items; at most {_MAX_ITEMS:,} are accepted.")
     users = _group_by_user(frame, ids, scale)
     table = _make_item_table(_find_table(data, "items") if data.is_dir() else None, ids, names, warnings)
     ratings = Ratings(table, len(ids), users, scale, ordered, tuple(warnings))
@@ -176,16 +178,18 @@ def _select_columns(
     for kind in ("user", "item"):
         if columns[kind] is None:
             raise CannotTrain(
-                f"{path} has no column that looks like the {kind}'s: name it with --{kind}-column; its columns are "
-                f"{', '.join(frame.columns)}."
+                f"{path} has no column with a usual name for the {kind}; specify it with --{kind}-column. Its "
+                f"columns are {', '.join(frame.columns)}."
             )
     selected = frame.select(pl.col(name).alias(kind) for kind, name in columns.items() if name)
     selected = selected.with_columns(pl.col("user", "item").cast(pl.String))
     complete = selected.drop_nulls(["user", "item", *(["rating"] if "rating" in selected.columns else [])])
     if complete.height < selected.height:
-        warnings.append(f"{selected.height - complete.height:,} rows without a user, an item or a rating are left out.")
+        warnings.append(
+            f"{selected.height - complete.height:,} rows without a user, an item or a rating were left out."
+        )
     if not complete.height:
-        raise CannotTrain(f"{path} holds no row with a user and an item.")
+        raise CannotTrain(f"{path} contains no row with a user and an item.")
     return complete, _rating_scale(complete, path, liked)
 
 
@@ -224,7 +228,9 @@ def _sort_by_user_and_time(frame: pl.DataFrame, path: Path, seed: int, warnings:
     ordered = frame.with_columns(hash=pl.Series(hashes)).sort("user", "time", "hash", maintain_order=True)
     latest = ordered.unique(["user", "item"], keep="last", maintain_order=True)
     if latest.height < ordered.height:
-        warnings.append(f"{ordered.height - latest.height:,} ratings are left out: the same user rated the item later.")
+        warnings.append(
+            f"{ordered.height - latest.height:,} ratings were left out: the same user rated the item later."
+        )
     return latest
 
 
@@ -243,7 +249,7 @@ def _times_as_numbers(values: pl.Series, path: Path) -> pl.Series:
             )
         values = times
     if not values.dtype.is_temporal():
-        raise CannotTrain(f"{path}: the column of times holds {values.dtype}, which is not a time.")
+        raise CannotTrain(f"{path}: the column of times has the type {values.dtype}, which is not a time.")
     return values.cast(pl.Datetime("us")).dt.epoch("us").cast(pl.Float64)
 
 
@@ -291,11 +297,11 @@ def read_items(path: Path, item_column: str = "") -> ItemTable:
     id_column = id_column or ("id" if "id" in frame.columns else None)
     if id_column is None:
         columns = ", ".join(frame.columns)
-        raise CannotTrain(f"{path} has no column that looks like the item's id; its columns are {columns}.")
+        raise CannotTrain(f"{path} has no column with a usual name for the item's id; its columns are {columns}.")
     frame = frame.filter(pl.col(id_column).is_not_null()).with_columns(pl.all().cast(pl.String))
     repeated = frame.filter(pl.col(id_column).is_duplicated())[id_column]
     if len(repeated):
-        raise CannotTrain(f"{path} holds the item '{repeated[0]}' twice.")
+        raise CannotTrain(f"{path} contains the item '{repeated[0]}' twice.")
     title_column = find_column(frame, "title", "", path) or id_column
     ids = frame[id_column].to_list()
     titles = tuple(title or name for title, name in zip(frame[title_column].to_list(), ids, strict=True))
@@ -321,9 +327,9 @@ def _withdrawn_items(frame: pl.DataFrame, ids: Sequence[str], path: Path) -> tup
 def _check(ratings: Ratings, path: Path) -> None:
     """Raise CannotTrain if there is too little to learn from."""
     if len(ratings.users) < 2:
-        raise CannotTrain(f"{path} holds one user; training needs many.")
+        raise CannotTrain(f"{path} contains only one user; training needs many.")
     if ratings.known < 2:
-        raise CannotTrain(f"{path} holds one item; there is nothing to choose from.")
+        raise CannotTrain(f"{path} contains only one item; training needs many.")
     if not any(user.held_out for user in ratings.users):
         raise CannotTrain(
             f"No user of {path} likes {_MIN_LIKED} items or more: one to test, one to validate, and one for the "

@@ -36,26 +36,26 @@ _K = 10
 class Options:
     """Options of the learner of recommendations."""
 
-    user_column: str = option("", "the column of users; empty: guessed from its name")
-    item_column: str = option("", "the column of items; empty: guessed from its name")
-    rating_column: str = option("", "the column of ratings; empty: guessed from its name")
-    time_column: str = option("", "the column of times; empty: guessed from its name")
-    liked: float = option(0.0, "the lowest rating of a liked item; 0: all rated items are liked")
-    features: tuple[str, ...] = option((), "columns of the items' table that the network reads too (genres)")
+    user_column: str = option("", "column of users; empty = guessed from its name")
+    item_column: str = option("", "column of items; empty = guessed from its name")
+    rating_column: str = option("", "column of ratings; empty = guessed from its name")
+    time_column: str = option("", "column of times; empty = guessed from its name")
+    liked: float = option(0.0, "minimum rating of a liked item; 0 = all rated items count as liked")
+    features: tuple[str, ...] = option((), "columns of the item table to use as features (genres)")
     embedding_size: int = option(64, "size of the embeddings of users and items")
-    window: int = option(128, "the most items in the history of a training sample")
-    targets_per_sample: int = option(3, "how many of the next liked items a training sample predicts")
-    dropout: float = option(0.3, "fraction of the user embedding that training drops")
-    history_dropout: float = option(0.2, "fraction of a history that training drops")
-    rating_dropout: float = option(0.1, "fraction of the liked items of a history whose rating training hides")
+    window: int = option(128, "maximum number of items in the history of a training sample")
+    targets_per_sample: int = option(3, "number of next liked items that a training sample predicts")
+    dropout: float = option(0.3, "dropout of the user embedding")
+    history_dropout: float = option(0.2, "fraction of the history items dropped in training")
+    rating_dropout: float = option(0.1, "fraction of the liked history items whose rating is hidden in training")
     keep_users: bool = option(True, "keep each user's ratings in the model, so that requests can name users by id")
 
 
 class RecommendationsLearner(Learner):
     """Learns what users like next, from what they rated or chose."""
 
-    summary: ClassVar[str] = "predict what a user will like next, from ratings or choices, with times if known"
-    data_kind: ClassVar[str] = "a CSV or Parquet file of users, items and, if known, ratings and times, or its folder"
+    summary: ClassVar[str] = "predict what a user will like next, from ratings or choices"
+    data_kind: ClassVar[str] = "a CSV or Parquet file of users, items and optionally ratings and times, or its folder"
     default_settings: ClassVar[Settings] = Settings(
         epochs=12, batch_size=256, rate=5e-3, weight_decay=0.1, label_smoothing=0.0, precision="fp32", threads=1
     )
@@ -111,9 +111,7 @@ class RecommendationsLearner(Learner):
         for name in self.options.features:
             if name not in table.details:
                 columns = ", ".join(table.details) or "none"
-                raise CannotTrain(
-                    f"--features {name}: the items' table has no such column; its columns are: {columns}."
-                )
+                raise CannotTrain(f"--features {name}: the item table has no such column; its columns are: {columns}.")
             parts.append(encode_features(table.details[name][:known])[1])
         return np.concatenate(parts, axis=1)
 

@@ -33,5 +33,5 @@ def draw_exposure(exposures: Mapping[str, NDArray[np.int64]], likes: NDArray[np.
     right.plot(uniform, uniform, color=GREY, linestyle=":", linewidth=1)
     right.set_xscale("log")
     right.legend(fontsize=8, loc="lower right")
-    style_axes(right, "Exposure", "fraction of the items, the most shown first", "fraction of the recommendations")
+    style_axes(right, "Exposure", "fraction of the items, most shown first", "fraction of the recommendations")
     return to_png(figure)

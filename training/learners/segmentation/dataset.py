@@ -100,7 +100,7 @@ def read_mask_folder(
         train = tuple(pair for pair in pairs if pair.perceptual_hash not in validation_hashes)
         if len(train) < len(pairs):
             removed = len(pairs) - len(train)
-            warnings.append(f"{removed} training images left out: they are copies of validation images.")
+            warnings.append(f"{removed} training images were left out: they are copies of validation images.")
         return MaskFolder(classes, train, validation, "the training and validation folders", tuple(warnings))
     is_validation = validation_split([pair.perceptual_hash for pair in pairs], [0] * len(pairs), valid_fraction)
     split = f"{valid_fraction:.0%} of the images, chosen by a perceptual hash, are held out for validation"

@@ -49,11 +49,11 @@ class Options(ImageOptions):
 
     width: int = option(480, "width of the network's input, in pixels")
     height: int = option(360, "height of the network's input, in pixels")
-    fit: str = option("pad", "how an image is brought to that size", choices=("pad", "squash"))
+    fit: str = option("pad", "how an image is resized to the input size", choices=("pad", "squash"))
     crop_width: int = option(320, "width of the random crop in training; 0 = whole image")
     crop_height: int = option(256, "height of the random crop in training; 0 = whole image")
     full_resolution: bool = option(
-        False, "decode to full resolution; without it to half, interpolated to full, which is a third faster"
+        False, "predict labels at full resolution; otherwise at half, interpolated to full, which is a third faster"
     )
     labels: tuple[str, ...] = option((), "names of the mask values, if there is no codes.txt")
     void: int = option(-1, "mask value of unlabelled pixels; -1 = the line of codes.txt that says Void, and 255")
@@ -66,7 +66,7 @@ class Options(ImageOptions):
 class SegmentationLearner(ImageLearner):
     """Trains a semantic segmentation network from images with masks."""
 
-    summary: ClassVar[str] = "which pixels belong to what? one mask per image"
+    summary: ClassVar[str] = "classify each pixel of an image; trained on one mask per image"
     data_kind: ClassVar[str] = (
         "a folder with `images` and `masks` of the same names (PNGs of label indices), and optionally codes.txt"
     )

@@ -185,7 +185,7 @@ def tabulate_words(words: dict[str, list[WordWeight]], min_count: int = _MIN_COU
         (label, ", ".join(f"{weight.word} {weight.weight:+.2f}" for weight in weights) or "–")
         for label, weights in words.items()
     )
-    note = f"What a word with at least {min_count} occurrences adds on average to the label's logit."
+    note = f"Mean contribution to the label's logit, for words with at least {min_count} occurrences."
     return Table("Deciding words", ("label", "words"), rows, note)
 
 
@@ -233,7 +233,7 @@ def compare_with_baseline(predicted: PredictedTexts, baseline: Baseline) -> tupl
         interval = f"{low:.4f} to {high:.4f}"
         rows.append((name, f"{scores['accuracy']:.4f}", interval, roc_auc, f"{scores['cross_entropy']:.4f}"))
     header = ("", "accuracy", "95 %", "ROC AUC", "cross entropy")
-    table = Table("Against a baseline", header, tuple(rows), f"{baseline.description}.")
+    table = Table("Comparison with a baseline", header, tuple(rows), f"{baseline.description}.")
     model_accuracy, baseline_accuracy = accuracies
     baseline_is_right = baseline.probabilities.argmax(axis=1) == predicted.targets
     only_model = int((predicted.is_right & ~baseline_is_right).sum())
@@ -287,7 +287,7 @@ def measure_identity_terms(task: Sentiment, run: Run, label: int) -> tuple[Table
     note = f"Mean over {len(_TEMPLATES)} neutral sentences such as “{_TEMPLATES[0].format('…')}”."
     header = ("identity term", f"probability of {name}", "difference from the mean")
     sentence = (
-        f"In a neutral sentence, an identity term moves the probability of '{name}' by up to {spread.max():.2f}: "
+        f"In a neutral sentence, an identity term changes the probability of '{name}' by up to {spread.max():.2f}: "
         f"'{_IDENTITIES[order[0]]}' scores highest and '{_IDENTITIES[order[-1]]}' lowest."
     )
     return Table("Identity terms", header, rows, note), sentence
@@ -306,8 +306,8 @@ def describe_failures(predicted: PredictedTexts) -> tuple[str, ...]:
     worst = int(np.argmin(recalls))
     label = predicted.labels[present[worst]]
     return (
-        f"Texts of {name} tokens are the hardest: accuracy {accuracy:.3f} on {count:,} texts.",
-        f"The label '{label}' is missed most: {1 - recalls[worst]:.1%} of its texts get another.",
+        f"Texts of {name} tokens have the lowest accuracy: {accuracy:.3f} on {count:,} texts.",
+        f"The label '{label}' has the lowest recall: {1 - recalls[worst]:.1%} of its texts are given another label.",
     )
 
 

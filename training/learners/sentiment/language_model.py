@@ -68,7 +68,7 @@ def load_language_model(folder: Path) -> StoredLanguageModel:
         sizes = Sizes(**json.loads((folder / _DESCRIPTION).read_bytes())["sizes"])
         load_tokenizer(tokenizer)
     except Exception as error:  # tokenizers raises a bare Exception if the file is not one of its own.
-        raise CannotTrain(f"{folder} holds no language model: {error}.") from None
+        raise CannotTrain(f"{folder} does not contain a language model: {error}.") from None
     state = checkpoint.load(folder / _WEIGHTS)
     return StoredLanguageModel(tokenizer, sizes, state["frequent"], tuple(state["order"]), state["weights"])
 

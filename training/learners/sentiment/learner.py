@@ -67,38 +67,40 @@ _CLASSIFIER_DROPOUTS = Dropouts(words=0.05, inputs=0.4, weights=0.5, hidden=0.3,
 class Options:
     """Options of the learner of texts."""
 
-    text_column: str = option("", "column of the texts; empty: guessed from its name")
-    label_column: str = option("", "column of the labels; empty: guessed from its name")
-    group_column: str = option("", "column of groups that are not split; empty: equal texts are a group")
-    files_per_group: int = option(0, "for numbered files: this many consecutive numbers are a group; 0: no groups")
+    text_column: str = option("", "column of the texts; empty = guessed from its name")
+    label_column: str = option("", "column of the labels; empty = guessed from its name")
+    group_column: str = option("", "column of groups that must not be split; empty = only equal texts form a group")
+    files_per_group: int = option(0, "for numbered files: consecutive numbers per group; 0 = no groups")
     valid_fraction: float = option(0.1, "fraction of the texts held out for validation")
     language_model: str = option("", "folder of a stored language model to start from")
-    corpus: str = option("", "general texts that the language model reads besides the data: wikitext-2")
+    corpus: str = option("", "additional general texts for the language model: wikitext-2")
     vocabulary: int = option(8000, "size of a new tokenizer's vocabulary")
     embedding: int = option(160, "size of a new language model's embeddings")
-    hidden: int = option(320, "units of its inner layers")
-    layers: int = option(2, "number of its layers")
-    frequent: int = option(1000, "tokens in the first level of its softmax")
+    hidden: int = option(320, "units of a new language model's inner layers")
+    layers: int = option(2, "number of a new language model's layers")
+    frequent: int = option(1000, "most frequent tokens, which form the first level of the two-level softmax")
     lm_epochs: int = option(1, "epochs of a new language model, on all texts")
-    lm_rate: float = option(8e-3, "its peak learning rate")
-    lm_batch_size: int = option(128, "rows of text that it reads in parallel")
+    lm_rate: float = option(8e-3, "peak learning rate of a new language model")
+    lm_batch_size: int = option(128, "batch size of a new language model, in rows of text")
     window: int = option(80, "tokens of backpropagation through time in the language model")
     tuning_epochs: int = option(1, "epochs of fine-tuning the language model on the texts of the data")
     tuning_rate: float = option(4e-3, "peak learning rate of fine-tuning")
-    tuning_batch_size: int = option(48, "rows of text read in parallel in fine-tuning: fewer rows, more steps")
+    tuning_batch_size: int = option(48, "batch size of fine-tuning, in rows of text; fewer rows mean more steps")
     lm_dropout: float = option(0.25, "factor on the dropout rates of AWD-LSTM in the language model")
     dropout: float = option(0.6, "factor on the dropout rates of AWD-LSTM in the classifier")
     head_dropout: float = option(0.3, "dropout of the pooled features")
-    head_epochs: int = option(1, "epochs in which only the head learns")
-    last_layer_epochs: int = option(1, "epochs in which the head and the last layer learn")
-    max_tokens: int = option(350, "tokens of a text that training reads; the service reads all")
-    ngram_bits: int = option(18, "n-grams beside the network: 2^bits weights for pairs and for triples; 0: none")
+    head_epochs: int = option(1, "epochs in which only the head is trained")
+    last_layer_epochs: int = option(1, "epochs in which the head and the last layer are trained")
+    max_tokens: int = option(350, "maximum tokens of a text in training; the service reads whole texts")
+    ngram_bits: int = option(
+        18, "n-grams blended with the network: 2^BITS weights each for pairs and triples; 0 = none"
+    )
 
 
 class SentimentLearner(Learner):
     """Learns the label of a text."""
 
-    summary: ClassVar[str] = "predict the label of a text, with a language model trained first"
+    summary: ClassVar[str] = "classify texts, with a language model that is trained first"
     data_kind: ClassVar[str] = "a CSV or Parquet file of texts and labels, or one folder of .txt files per label"
     default_settings: ClassVar[Settings] = Settings(epochs=3, batch_size=64, rate=4e-3, label_smoothing=0.05)
     default_options: ClassVar[Options] = Options()
@@ -143,7 +145,9 @@ class SentimentLearner(Learner):
         corpus: tuple[str, ...] = ()
         if options.corpus and not options.language_model:
             if options.corpus not in corpus_names():
-                raise CannotTrain(f"--corpus {options.corpus}: unknown; choose {', '.join(corpus_names())}.")
+                raise CannotTrain(
+                    f"--corpus {options.corpus}: unknown corpus; choose from {', '.join(corpus_names())}."
+                )
             corpus = load_corpus(options.corpus, fetcher)
         return cls(texts, corpus, settings, options)
 
@@ -157,13 +161,15 @@ class SentimentLearner(Learner):
     def data_summary(self) -> str:
         """Describe the texts, labels and tokens, with warnings from reading the data."""
         train, valid = len(self.train_indices), len(self.valid_indices)
-        counts = f"{len(self.task.labels)} labels, {train:,} texts to train on, {valid:,} to validate"
+        counts = f"{len(self.task.labels)} labels, {train:,} training texts, {valid:,} validation texts"
         if self.data.unlabelled:
-            counts += f" and {len(self.data.unlabelled):,} without a label"
+            counts += f", {len(self.data.unlabelled):,} without a label"
         tokens = sum(map(len, self.train_tokens))
         lines = [f"{counts}; {tokens:,} tokens, vocabulary {self.sizes.vocabulary:,}.", *self.data.warnings]
         if self.corpus_tokens:
-            lines.append(f"Besides, {sum(map(len, self.corpus_tokens)):,} tokens of {self.options.corpus}.")
+            lines.append(
+                f"Also for the language model: {sum(map(len, self.corpus_tokens)):,} tokens of {self.options.corpus}."
+            )
         return "\n".join(lines)
 
     def phases(self) -> Iterator[Phase]:
@@ -329,13 +335,13 @@ class SentimentLearner(Learner):
         max_part = self.task.buckets[-1]
         notes = [
             f"Split: {self.options.valid_fraction:.0%} of the text groups ({self._describe_groups()}) are held out; "
-            "the language model never read them. The best epoch was chosen on them, so expect slightly less on new "
-            "texts.",
+            "the language model was not trained on them. The best epoch was chosen on them, so expect slightly lower "
+            "scores on new texts.",
             classification.accuracy_interval_note(float(predicted.is_right.mean()), len(predicted.targets)),
             f"A text of more than {max_part:,} tokens is read in parts, and nothing is left out: the answer is the "
-            "average over the parts, weighted by length, and says how many there are.",
+            "average over the parts, weighted by length, and states their number.",
             "The deciding words are exact: the network's head is linear in the mean and maximum of the layers' outputs "
-            "over tokens, and weights of n-grams are added up, so a logit is a sum over tokens.",
+            "over tokens, and the weights of n-grams are added, so a logit is a sum over tokens.",
         ]
         if len(trained) > 1:
             accuracies = [run.scores["accuracy"] for run in trained]
@@ -345,8 +351,8 @@ class SentimentLearner(Learner):
             )
         if self.data.unlabelled:
             notes.append(
-                "Texts without a label, which the language model read, are not split: some may belong to a held-out "
-                "group."
+                "Texts without a label, which the language model was trained on, are not split: some may belong to a "
+                "held-out group."
             )
         if self.options.language_model:
             notes.append("Training started from a stored language model.")
@@ -357,7 +363,7 @@ class SentimentLearner(Learner):
             return f"by column {self.options.group_column}"
         if count := self.options.files_per_group:
             return f"blocks of {count} consecutively numbered files, which are often about one film"
-        return "equal texts are one group"
+        return "equal texts form one group"
 
     def _language_model_tables(self) -> tuple[Table, ...]:
         """Tabulate the language model after each phase, beside n-grams, on the validation texts."""

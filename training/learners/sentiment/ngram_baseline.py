@@ -88,10 +88,10 @@ def language_model_table(
         "unigram": score_unigram(train_tokens, valid_tokens, vocabulary),
     }
     return Table(
-        "The language model",
-        ("", "perplexity per token", "next token right"),
+        "Language model",
+        ("", "perplexity per token", "next-token accuracy"),
         tuple((name, f"{scores.perplexity:.1f}", f"{scores.accuracy:.1%}") for name, scores in rows.items()),
         f"On the {len(valid_tokens):,} tokens of the validation texts, with a vocabulary of {vocabulary:,}. The "
-        f"baselines count the {len(train_tokens):,} tokens of the training texts, which the language model learnt "
-        "from too. Figures of another tokenizer cannot be compared.",
+        f"baselines are fitted on the {len(train_tokens):,} tokens of the training texts, which the language model was "
+        "trained on too. Figures for different tokenizers cannot be compared.",
     )

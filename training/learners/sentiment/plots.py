@@ -32,7 +32,7 @@ def draw_word_weights(weights: Mapping[str, Sequence[tuple[str, float]]]) -> byt
         axes.barh(range(len(names)), values, color=(ORANGE, BLUE)[i % 2])
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
-        style_axes(axes, label, "added to its logit", "")
+        style_axes(axes, label, "contribution to the logit", "")
     return to_png(figure)
 
 

@@ -137,9 +137,11 @@ def _label_names(labels: Sequence[str], groups: Sequence[str], path: Path) -> li
     """Return the distinct labels in order, numbers by size. Raises CannotTrain if they cannot be learnt."""
     counts = Counter(labels)
     if not counts:
-        raise CannotTrain(f"{path} holds no text with a label.")
+        raise CannotTrain(f"{path} contains no text with a label.")
     if len(counts) == 1:
-        raise CannotTrain(f"{path} has texts of one label only, '{next(iter(counts))}': it needs two or more.")
+        raise CannotTrain(
+            f"{path} has texts of one label only, '{next(iter(counts))}'; at least two labels are needed."
+        )
     if len(counts) > _MAX_LABELS:
         raise CannotTrain(
             f"{path} has {len(counts):,} labels; at most {_MAX_LABELS} are accepted. Is it the label column?"
@@ -147,7 +149,9 @@ def _label_names(labels: Sequence[str], groups: Sequence[str], path: Path) -> li
     groups_of_label = Counter(label for label, _ in set(zip(labels, groups, strict=True)))
     if rare := [name for name in sorted(counts) if groups_of_label[name] < 2]:
         what = "one text" if counts[rare[0]] == 1 else "one group of texts"
-        raise CannotTrain(f"The label '{rare[0]}' has {what}: it needs two or more, to train and to validate.")
+        raise CannotTrain(
+            f"The label '{rare[0]}' has {what}; at least two are needed, one to train on and one to validate on."
+        )
     if all(re.fullmatch(r"-?\d{1,15}", name) for name in counts):
         return sorted(counts, key=int)
     return sorted(counts)
@@ -166,7 +170,9 @@ def _read_folder(folder: Path, rules: TextRules) -> _RawTexts:
     folders = [path for path in list_subfolders(root) if any(path.glob("*.txt"))]
     labelled = [path for path in folders if path.name not in (*_UNLABELLED, *_OTHER_SPLITS)]
     if not labelled:
-        raise CannotTrain(f"{root} has no folders with .txt files in them: it needs a folder for each label.")
+        raise CannotTrain(
+            f"{root} has no subfolders with .txt files; put the texts of each label into a folder of their own."
+        )
     if root != folder and (
         others := [path.name for path in list_subfolders(root.parent) if path.name in _OTHER_SPLITS]
     ):
@@ -200,7 +206,7 @@ def _read_file(file: Path) -> str:
     try:
         return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise CannotTrain(f"{file} is not UTF-8 (see byte {error.start}): convert it first.") from None
+        raise CannotTrain(f"{file} is not UTF-8 (see byte {error.start}). Save it as UTF-8.") from None
     except OSError as error:
         raise CannotTrain(f"{file} cannot be read: {error.strerror}.") from None
 
@@ -244,10 +250,10 @@ def _read_frame(path: Path) -> pl.DataFrame:
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = str(error).splitlines()[0][:200].rstrip(".")
         if "utf-8" in reason.lower() or "utf8" in reason.lower():
-            raise CannotTrain(f"{path} is not UTF-8: convert it first.") from None
+            raise CannotTrain(f"{path} is not UTF-8. Save it as UTF-8.") from None
         raise CannotTrain(f"{path} cannot be read as a table: {reason}.") from None
     if not frame.height:
-        raise CannotTrain(f"{path} holds no rows.")
+        raise CannotTrain(f"{path} has no rows.")
     return frame
 
 
@@ -260,7 +266,7 @@ def _guess_separator(path: Path) -> str:
 def _find_text_column(frame: pl.DataFrame, name: str, path: Path) -> str:
     column = _find_column(frame, name, _TEXT_COLUMNS, "--text-column", path)
     if frame[column].dtype != pl.String:
-        raise CannotTrain(f"The column '{column}' of {path} holds no texts: choose another with --text-column.")
+        raise CannotTrain(f"The column '{column}' of {path} contains no texts; specify another with --text-column.")
     return column
 
 
@@ -273,6 +279,6 @@ def _find_column(frame: pl.DataFrame, name: str, common_names: Sequence[str], fl
     if not column:
         raise CannotTrain(
             f"None of the columns of {path} ({', '.join(frame.columns)[:500]}) is called {', '.join(common_names[:3])} "
-            f"or the like: name it with {flag}."
+            f"or similar; specify it with {flag}."
         )
     return column

@@ -44,8 +44,8 @@ _TILE_BATCH_SIZE = 8
 class Options(ImageOptions):
     """Options of the super-resolution learner."""
 
-    frozen_epochs: int = option(0, "additional epochs at the start in which a pretrained body stays frozen")
-    frozen_rate: float = option(1e-3, "peak learning rate while the body is frozen")
+    frozen_epochs: int = option(0, "additional epochs at the start with the pretrained backbone frozen")
+    frozen_rate: float = option(1e-3, "peak learning rate while the backbone is frozen")
     valid_fraction: float = option(0.1, "fraction held out for validation")
     scale: int = option(2, "size of the output relative to the input (2, 3 or 4)")
     tile: int = option(128, "side length of the tiles that the network processes when served, in pixels")
@@ -59,14 +59,16 @@ class Options(ImageOptions):
     style_weight: float = option(0.005, "weight of the style loss (Gram matrices)")
     min_quality: int = option(10, "lowest quality of the JPEG compression")
     max_quality: int = option(70, "highest quality of the JPEG compression")
-    text_fraction: float = option(0.7, "fraction of the degraded crops that text is drawn over")
+    text_fraction: float = option(0.7, "fraction of the degraded crops that are overlaid with text")
     clean_fraction: float = option(0.25, "fraction of the crops that are only downscaled")
 
 
 class SuperResolutionLearner(ImageLearner):
     """Trains a network to undo the degradation of sharp images."""
 
-    summary: ClassVar[str] = "the same image, larger and cleaner: from sharp images, degraded in training"
+    summary: ClassVar[str] = (
+        "enlarge images and remove artefacts; trained on sharp images that are degraded artificially"
+    )
     data_kind: ClassVar[str] = "a folder of sharp images, with or without subfolders"
     hub_tag: ClassVar[str] = "image-to-image"
     default_options: ClassVar[Options] = Options()
@@ -220,7 +222,7 @@ class SuperResolutionLearner(ImageLearner):
         options = self.options
         notes = [
             f"Whole images are evaluated through the tiles that are served. They were downscaled {options.scale} times "
-            "(by box, bilinear or bicubic resizing), had one or more texts drawn over them, and were compressed by "
+            "(by box, bilinear or bicubic resizing), overlaid with one or more texts, and compressed as "
             f"JPEG with a quality of {options.min_quality} to {options.max_quality}, in that order and as determined "
             "by a hash of the file name. 'Clean' images were only downscaled, by bicubic resizing.",
             "PSNR is computed over the three channels and all pixels, SSIM with a Gaussian window of 11 pixels; both "
@@ -242,7 +244,7 @@ class SuperResolutionLearner(ImageLearner):
         order = np.argsort([result.gain for result in results], kind="stable").tolist()
         middle = max(0, (len(order) - count) // 2)
         groups = {"Smallest gains": order[:count], "Median gains": order[middle : middle + count]}
-        note = "Sorted by the PSNR gain over bicubic resizing; a crop of each image, around a text."
+        note = "Sorted by the PSNR gain over bicubic resizing; one crop per image, around a text."
         figures = []
         for title, indices in groups.items():
             comparisons = [self._compare(served, index, results[index]) for index in indices]

@@ -38,33 +38,37 @@ class Options:
 
     target: str = option("", "the column to predict")
     kind: str = option(
-        "auto", "kind of the target; auto: a number if it has many different ones", choices=("auto", "class", "number")
+        "auto",
+        "kind of the target; auto = number if it has many distinct numeric values",
+        choices=("auto", "class", "number"),
     )
     categories: tuple[str, ...] = option((), "columns to read as categories")
     numbers: tuple[str, ...] = option((), "columns to read as numbers")
     dates: tuple[str, ...] = option((), "columns that must be dates (2012-09-01, or with T08:00); others are detected")
-    date_parts: tuple[str, ...] = option((), "parts of dates to read: year, month, …; empty: those that may help")
-    ignore: tuple[str, ...] = option((), "columns not to learn from")
+    date_parts: tuple[str, ...] = option((), "parts of dates to read: year, month, …; empty = chosen automatically")
+    ignore: tuple[str, ...] = option((), "columns to exclude from the inputs")
     audit: tuple[str, ...] = option((), "columns by which the metrics are also reported")
     header: tuple[str, ...] = option((), "names of the columns, for a CSV file without a header")
     file: str = option("", "file name of the table, if --data is a folder")
     valid_fraction: float = option(0.2, "fraction of the rows held out for validation")
-    split_column: str = option("", "a column that says train or valid for each row")
-    split_time: str = option("", "a column of times: hold out the latest rows, by --valid-fraction or --split-from")
-    split_from: str = option("", "with --split-time: the first time that is held out, such as 2012-09-01")
+    split_column: str = option("", "column with the split of each row, train or valid")
+    split_time: str = option("", "column of times: hold out the latest rows, by --valid-fraction or --split-from")
+    split_from: str = option("", "with --split-time: first time that is held out, such as 2012-09-01")
     log_target: str = option(
-        "auto", "learn the logarithm of a number; auto: if that is less skewed", choices=("auto", "yes", "no")
+        "auto", "predict the logarithm of a numeric target; auto = if it is less skewed", choices=("auto", "yes", "no")
     )
     bounds: tuple[str, ...] = option(
-        (), "smallest and largest number to predict; empty: a fifth of the range beyond the data"
+        (), "bounds of predicted numbers, LOW,HIGH; empty = the range of the data, extended by a fifth"
     )
     metric: str = option(
-        "auto", "error of a number by which to choose the best epoch", choices=("auto", "rmse", "mae", "rmsle", "rmspe")
+        "auto",
+        "metric that selects the best epoch for a numeric target",
+        choices=("auto", "rmse", "mae", "rmsle", "rmspe"),
     )
     layers: tuple[str, ...] = option(("256", "128"), "sizes of the hidden layers")
     dropout: float = option(0.2, "dropout after each hidden layer")
-    bins: int = option(48, "bins of each number")
-    value_dropout: float = option(0.01, "fraction of the values that training replaces by unknown or missing ones")
+    bins: int = option(48, "bins of each numeric column in its piecewise-linear encoding")
+    value_dropout: float = option(0.01, "fraction of the input values replaced by unknown or missing ones in training")
 
 
 class TabularBase(Learner):
@@ -141,7 +145,7 @@ class TabularBase(Learner):
                 present = present & frame[name].is_finite()
             missing = int((~present).sum())
             if missing:
-                self.warnings.append(f"{missing} rows without a value of '{name}' are left out.")
+                self.warnings.append(f"{missing} rows without a value of '{name}' were left out.")
                 frame = frame.filter(present)
         if not frame.height:
             raise CannotTrain(f"No row has a value of '{self.options.target}'.")
@@ -253,11 +257,11 @@ def _run(served: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
 def read_target_table(data: Path, options: Options) -> tuple[Path, pl.DataFrame]:
     """Find and read the table; return its file too. Raises CannotTrain."""
     if not options.target:
-        raise CannotTrain("Which column is to be predicted? Name it with --target.")
+        raise CannotTrain("Specify the column to predict with --target.")
     if data.is_dir():
         pattern = options.file or "*.csv"
         files = sorted(data.rglob(pattern))
         if len(files) != 1:
-            raise CannotTrain(f"{data} holds {len(files)} files {pattern}: name the table itself with --data.")
+            raise CannotTrain(f"{data} contains {len(files)} files {pattern}; specify one of them with --data.")
         data = files[0]
     return data, read_table(data, header=options.header)

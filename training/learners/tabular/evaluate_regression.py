@@ -146,7 +146,7 @@ class RegressionReport:
                 1, (f"the network, {len(self.scores)} seeds", *(mean_and_std(errors[name][0]) for name in names))
             )
         header = ("", *(name.upper() for name in names))
-        table = Table("Against gradient boosting", header, tuple(rows), f"{self.boosted.description}.")
+        table = Table("Comparison with gradient boosting", header, tuple(rows), f"{self.boosted.description}.")
         means = {
             name: (float(np.mean(network)), float(np.mean(boosted))) for name, (network, boosted) in errors.items()
         }
@@ -155,7 +155,7 @@ class RegressionReport:
     def _describe_protocol(self) -> str:
         return (
             f"Validated on rows held out {self.split.method}. The best epoch was chosen by {self.metrics[0].upper()} "
-            "on them; the settings of gradient boosting were chosen on training rows alone."
+            "on them; the settings of gradient boosting were chosen on training rows only."
         )
 
     def _describe_interval(self) -> str:
@@ -223,11 +223,11 @@ class RegressionReport:
         smallest, largest = self.train_range
         bounds = (
             f"Training targets range from {smallest:g} to {largest:g}; every prediction lies between {scale.low:g} and "
-            f"{scale.high:g}, whatever the row."
+            f"{scale.high:g}, whatever the input."
         )
         logarithm = (
-            "The network learns the logarithm: errors count relative to the true value, and a prediction is close to "
-            "the median of possible values rather than to their mean, which is larger."
+            "The network predicts the logarithm: errors are relative to the true value, and a prediction is close to "
+            "the median of the possible values rather than to their mean, which is larger."
         )
         return (bounds, logarithm) if scale.log else (bounds,)
 
@@ -252,4 +252,6 @@ def _verdict(errors: dict[str, tuple[float, float]]) -> str:
         return f"The network beats gradient boosting: {shown}."
     if not better:
         return f"Gradient boosting beats the network: {shown} (network first). For accuracy alone, use it instead."
-    return f"Neither wins: the network is better in {', '.join(better)} only; {shown} (network first)."
+    return (
+        f"Neither is better in all metrics: the network is better only in {', '.join(better)}; {shown} (network first)."
+    )

@@ -57,8 +57,8 @@ class TabularLearner(TabularBase):
         self.labels = class_labels(frame, self.options.target)
         if self.options.kind == "auto" and frame[self.options.target].dtype.is_numeric():
             self.warnings.append(
-                f"'{self.options.target}' holds {len(self.labels)} different numbers and is taken for as many classes; "
-                "to predict it as a number, pass --kind number."
+                f"'{self.options.target}' has {len(self.labels)} distinct numbers, which are treated as classes; to "
+                "predict a number, use --kind number."
             )
 
     def _strata(self, frame: pl.DataFrame) -> NDArray[np.integer]:
@@ -141,8 +141,8 @@ class TabularLearner(TabularBase):
                 *_metrics_over_seeds(trained, samples),
             ),
             notes=(
-                f"Validated on {self._describe_split()}. The best epoch was chosen and the temperature "
-                f"({temperature:.3f}) fitted on them too.",
+                f"Validated on {self._describe_split()}. The best epoch was chosen, and the temperature "
+                f"({temperature:.3f}) was fitted, on the same rows.",
                 verdict,
             ),
             tables=(comparison, by_class, *by_group, *tables),
@@ -176,7 +176,7 @@ class TabularLearner(TabularBase):
             "scikit-learn's HistGradientBoostingClassifier on the same columns and rows, with early stopping on a "
             "tenth of the training rows, not tuned."
         )
-        table = Table("Against gradient boosting", header, tuple(rows), note)
+        table = Table("Comparison with gradient boosting", header, tuple(rows), note)
         return table, _verdict(network_metrics, boosting_metrics, names)
 
     def _error_rate(self, probabilities: Tensor, count: int) -> float:
@@ -220,7 +220,9 @@ def _verdict(network: dict[str, float], boosting: dict[str, float], names: Seque
         return f"The network beats gradient boosting: {shown}."
     if not better:
         return f"Gradient boosting beats the network: {shown} (network first). For accuracy alone, use it instead."
-    return f"Neither wins: the network is better in {', '.join(better)} only; {shown} (network first)."
+    return (
+        f"Neither is better in all metrics: the network is better only in {', '.join(better)}; {shown} (network first)."
+    )
 
 
 def _metrics_over_seeds(trained: Sequence[Trained], samples: str) -> tuple[Metric, ...]:

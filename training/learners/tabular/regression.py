@@ -57,7 +57,7 @@ class RegressionLearner(TabularBase):
         target, options = self.options.target, self.options
         if self.valid_frame.height < _MIN_VALID_ROWS:
             raise CannotTrain(
-                f"The split leaves {self.valid_frame.height} validation rows; a number needs {_MIN_VALID_ROWS}."
+                f"The split leaves {self.valid_frame.height} validation rows; regression needs {_MIN_VALID_ROWS}."
             )
         train, valid = self._target_values(self.train_frame), self._target_values(self.valid_frame)
         self.scale = fit_target_scale(target, train, log=options.log_target, bounds=options.bounds)

@@ -71,9 +71,9 @@ def fit_target_scale(name: str, values: FloatArray, *, log: str, bounds: Sequenc
     if len(values) < MIN_ROWS:
         raise CannotTrain(f"Only {len(values)} training rows have a '{name}'; at least {MIN_ROWS} are needed.")
     if smallest == largest:
-        raise CannotTrain(f"The target '{name}' is {smallest:g} in every training row: there is nothing to learn.")
+        raise CannotTrain(f"The target '{name}' is {smallest:g} in every training row, so there is nothing to predict.")
     if log == "yes" and smallest < 0:
-        raise CannotTrain(f"--log-target yes: '{name}' holds {smallest:g}, and negative numbers have no logarithm.")
+        raise CannotTrain(f"--log-target yes: '{name}' contains {smallest:g}, and negative numbers have no logarithm.")
     shift = 0.0 if smallest > 0 and (smallest >= 1 or log == "yes") and not _are_integers(values) else 1.0
     takes_log = log == "yes" or (log == "auto" and smallest >= 0 and _is_less_skewed_by_log(values, shift))
     low, high = _prediction_bounds(name, smallest, largest, bounds)

@@ -123,7 +123,7 @@ def test_images_with_masks_become_a_report_and_a_published_model(streets, train,
     assert {golden.request.get("mask") for golden in read_goldens(model)} == {None, "none"}
     card = (model / "README.md").read_text()
     assert re.search(r"mask in [\d.]+% of its elements", card)
-    assert "with the batch it is in" in card
+    assert "depending on its batch" in card
     (report,) = (tmp_path / "runs" / "streets").rglob("index.html")
     assert "Worst masks" in report.read_text()
     assert json.loads((model / "manifest.json").read_text())["parameters"]["scene"] >= 0
