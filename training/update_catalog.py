@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
 def update_items(model: Path, items: Path, column: str = "", *, withdraw: bool = False) -> tuple[Path, str]:
     """Publish a version of the model with this table of items; return its folder, and a summary of the changes.
 
-    Raises CannotTrain or BrokenModel where the model is not a recommender, the table cannot be read, or it would
+    Raises CannotTrain or BrokenModel if the model is not a recommender, the table cannot be read, or it would
     withdraw more than half of the items without `withdraw`.
     """
     last = _last_version(model)

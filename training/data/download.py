@@ -40,7 +40,7 @@ class Fetcher:
     def fetch(self, source: Source) -> Path:
         """Return the folder (or file) of the source, downloading it if needed.
 
-        Raises NoData where no address provides it, or its content is not the expected one.
+        Raises NoData if no address provides it, or its content is not the expected one.
         """
         target, marker = self.folder / source.name, self.folder / f".{source.name}.complete"
         if marker.exists() and target.exists():

@@ -59,7 +59,7 @@ class Splitter:
     since: str = ""
 
     def check(self, frame: pl.DataFrame) -> None:
-        """Raise CannotTrain where the options contradict each other or name a column that does not exist."""
+        """Raise CannotTrain if the options contradict each other or name a column that does not exist."""
         if self.column and self.time:
             raise CannotTrain("--split-column and --split-time exclude each other: choose one.")
         if self.since and not self.time:
@@ -77,7 +77,7 @@ class Splitter:
             )
 
     def split(self, frame: pl.DataFrame, strata: NDArray[np.integer]) -> Split:
-        """Split the rows; a random split is stratified. Raises CannotTrain where a side would be empty."""
+        """Split the rows; a random split is stratified. Raises CannotTrain if a side would be empty."""
         if self.column:
             split = self._split_by_column(frame)
         elif self.time:

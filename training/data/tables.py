@@ -104,7 +104,7 @@ def _parse_dates(column: pl.Series) -> pl.Series:
 def is_number(frame: pl.DataFrame, target: str, kind: str, path: Path) -> bool:
     """Return whether to predict the target as a number; `kind` is number, class or auto.
 
-    Raises CannotTrain where the column does not exist or cannot be of that kind.
+    Raises CannotTrain if the column does not exist or cannot be of that kind.
     """
     if target not in frame.columns:
         raise CannotTrain(f"{path} has no column '{target}'; its columns are {', '.join(frame.columns)}.")
@@ -127,7 +127,7 @@ def _first_non_number(values: Sequence[str]) -> str:
 
 
 def class_labels(frame: pl.DataFrame, target: str) -> tuple[str, ...]:
-    """Return the classes of the target column, sorted. Raises CannotTrain where it is not a column of classes."""
+    """Return the classes of the target column, sorted. Raises CannotTrain if it is not a column of classes."""
     column = frame[target].drop_nulls()
     values = column.unique()
     if len(values) < 2:
@@ -148,7 +148,7 @@ def infer_columns(
 ) -> tuple[tuple[Column, ...], tuple[str, ...], list[str]]:
     """Return the input columns, the names of the columns that are left out, and warnings.
 
-    Raises CannotTrain where a named column does not exist or cannot be of the specified kind.
+    Raises CannotTrain if a named column does not exist or cannot be of the specified kind.
     """
     for name in (*kinds.categories, *kinds.numbers, *kinds.ignored, *kinds.dates):
         if name not in frame.columns:

@@ -22,7 +22,7 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Return the state at `path`, on the CPU. Raises CannotTrain where the file is not a checkpoint.
+    """Return the state at `path`, on the CPU. Raises CannotTrain if the file is not a checkpoint.
 
     Nothing in the file is executed: it is read with `weights_only=True`.
     """

@@ -84,7 +84,7 @@ class Runtime:
 def start_runtime(settings: Settings) -> Iterator[Runtime]:
     """The runtime described by the settings and by torchrun's environment (RANK, LOCAL_RANK, WORLD_SIZE).
 
-    Raises CannotTrain where CUDA was requested and is missing, or the batch cannot be divided evenly.
+    Raises CannotTrain if CUDA was requested and is missing, or the batch cannot be divided evenly.
     """
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if settings.batch_size % world_size:

@@ -14,7 +14,7 @@ def write_embeddings(path: Path, tables: Sequence[EmbeddingTable]) -> int:
 
     Its columns: `field` (text), `index` (the row in the field's table, which is the graph's own number of the value),
     `value` (text, null where the row stands for no value), `name` (text) and `vector` (a list of float32, as long as
-    the field's embedding is wide). Raises CannotTrain where there are no embeddings, or the file cannot be written.
+    the field's embedding is wide). Raises CannotTrain if there are no embeddings, or the file cannot be written.
     """
     import polars as pl
 

@@ -76,7 +76,7 @@ def export(served: nn.Module, task: Task, samples: Arrays, folder: Path, artefac
     """Write model.onnx (and model.ts, if requested) and compare them with the module on real samples.
 
     The graph is compared in 32 bits; the change caused by storing it in 16 is measured separately, with its own limit.
-    Raises CannotTrain where the graph's tensors are not those of the task, or an output differs too much.
+    Raises CannotTrain if the graph's tensors are not those of the task, or an output differs too much.
     """
     served = served.eval().cpu()
     example = tuple(torch.from_numpy(samples[spec.name][:2].copy()) for spec in task.inputs)
@@ -173,7 +173,7 @@ def onnx_runner(path: Path, task: Task) -> Run:
 
 
 def _check_parity(served: nn.Module, traced: Any, run: Run, task: Task, samples: Arrays) -> Parity:
-    """Compare the network with the exported graphs. Raises CannotTrain where they disagree."""
+    """Compare the network with the exported graphs. Raises CannotTrain if they disagree."""
     count = len(next(iter(samples.values())))
     largest = dict.fromkeys((spec.name for spec in task.outputs), 0.0)
     sizes = tuple(size for size in (*_BATCHES, count) if size <= count)
@@ -217,7 +217,7 @@ def _convert_to_fp16(path: Path, task: Task, samples: Arrays) -> tuple[str, ...]
 
 
 def _check_deviation(exported: str, spec: TensorSpec, deviation: float, size: int) -> None:
-    """Raise CannotTrain where the deviation is too large, or NaN."""
+    """Raise CannotTrain if the deviation is too large, or NaN."""
     limit = FLOAT32_TOLERANCE[spec.kind]
     if not deviation <= limit:
         raise CannotTrain(
@@ -233,7 +233,7 @@ def _outputs(module: Any, task: Task, batch: Arrays) -> Arrays:
 
 
 def _difference(spec: TensorSpec, expected: Array, actual: Array) -> float:
-    """Return the deviation of an output, by its kind. Raises CannotTrain where it has another shape or type."""
+    """Return the deviation of an output, by its kind. Raises CannotTrain if it has another shape or type."""
     if problem := spec.mismatch(actual):
         raise CannotTrain(f"The exported graph's output is not what the task declares: {problem}.")
     if expected.shape != actual.shape:

@@ -50,7 +50,7 @@ def publish(
 ) -> Path:
     """Export, verify and publish; return the new version's folder. `card` returns the text of the README.
 
-    Raises CannotTrain where the graph disagrees with the network, a golden request is not reproduced, or a metric does
+    Raises CannotTrain if the graph disagrees with the network, a golden request is not reproduced, or a metric does
     not reach the recipe's limit; the partial folder is then removed.
     """
     _check_limits(publication.recipe, publication.evaluation)

@@ -93,7 +93,7 @@ def prepare(source: Path, target: Path) -> None:
 
 
 def _read_files(source: Path) -> dict[str, pl.DataFrame]:
-    """Read the official files. Raises CannotTrain where one is missing or lacks a column."""
+    """Read the official files. Raises CannotTrain if one is missing or lacks a column."""
     frames = {}
     for name, columns in _FILES.items():
         paths = sorted(source.rglob(name))

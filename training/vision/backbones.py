@@ -62,7 +62,7 @@ class Body(nn.Module):
 def load_body(name: str, weights: Path | None) -> Body:
     """Return the body of the torchvision network of this name, with weights from a file or random ones.
 
-    Raises CannotTrain where there is no such network, it has no feature map, or the file does not match it.
+    Raises CannotTrain if there is no such network, it has no feature map, or the file does not match it.
     """
     from torchvision import models  # Imported here: it takes seconds, and not every command needs it.
 
