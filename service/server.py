@@ -61,7 +61,7 @@ class Service:
         self.loaded = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._workers = self._worker_pool("worker", settings.workers or available_cores())
-        # Its one thread is given two jobs at a time, or it would idle until the event loop hands it the next.
+        # Its one thread is given two jobs at a time; otherwise it would be idle until the event loop hands it the next.
         self._interpreter = self._worker_pool("interpreter", 2, threads=1)
         self._device_pools: dict[str, WorkerPool] = {}
         self._device_pools_lock = Lock()
@@ -244,7 +244,7 @@ class Service:
 def freeze_objects() -> None:
     """Exclude all current objects from garbage collection, after collecting the garbage among them.
 
-    Models are kept, and traversing them took 75 ms in each full collection, during which no request is handled.
+    Models stay in memory, and traversing them took 75 ms in each full collection, during which no request is handled.
     """
     gc.unfreeze()
     gc.collect()

@@ -14,7 +14,7 @@ class OutOfMemory(BackendError):
 
 
 class DeviceLost(BackendError):
-    """The device will not work again until the process restarts."""
+    """The device cannot be used again until the process restarts."""
 
 
 class Backend(Protocol):

@@ -5,7 +5,7 @@
     FakeBackend.wrap(backend, faults=[device_lost(), slow(0.05)])
 
 A fault is a function that stands between the caller and the computation: it raises, waits, or calls the computation and
-returns its outputs, changed or not. The functions below make the usual ones; others are plain functions.
+returns its outputs, changed or not. The functions below create the usual faults; a test may pass any other function.
 """
 
 import threading
@@ -19,7 +19,7 @@ from tasks.contract import Arrays, Run
 Condition = Callable[[Arrays], bool]
 """Whether a fault applies to a run with these inputs."""
 Fault = Callable[[Arrays, Run], Arrays]
-"""Handles a run, given its inputs and the computation (which includes the faults after this one)."""
+"""Handles a run, given its inputs and the computation (which includes the faults later in the list)."""
 
 
 def _always(arrays: Arrays) -> bool:  # noqa: ARG001 -- a Condition

@@ -13,7 +13,7 @@ _CGROUP_FILES = {
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     2: ("memory.max", "memory.current", "inactive_file"),
 }
-"""Per version of control groups: the files with limit and usage, and the entry of memory.stat for droppable cache."""
+"""For each version of control groups: the files of limit and usage, and the memory.stat entry for droppable cache."""
 
 
 class DeviceMemory(Protocol):

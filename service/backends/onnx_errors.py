@@ -1,6 +1,6 @@
 """Classification of ONNX Runtime's errors: this run failed, it ran out of memory, or the device is lost.
 
-The runtime's exceptions differ in their messages only. Its CUDA provider writes "CUDA failure 700: an illegal memory
+The runtime's exceptions differ only in their messages. Its CUDA provider writes "CUDA failure 700: an illegal memory
 access was encountered ; GPU=0 ; …", "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; …" or "CUDNN failure 5003: …"
 (cuda_call.cc), and its arena writes "Failed to allocate memory for requested buffer of size …" (bfc_arena.cc).
 """

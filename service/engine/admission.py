@@ -26,11 +26,11 @@ DEFAULT_SLACK_FACTOR = 20
 """A request without a timeout is due after this many times the duration of a full batch of its model."""
 _MIN_SLACK_S = 0.05
 ADMISSION_MARGIN = 0.5
-"""Safety margin of the prediction, as a fraction of a full batch's duration. Waits are not known more exactly, and a
-request that is admitted at the last moment forces small batches, since it must not be late, which delays all others."""
+"""Safety margin of the prediction, as a fraction of a full batch's duration. Waits are not known more exactly. A
+request admitted at the last moment also forces small batches, because it must not be late, and delays all others."""
 _SMOOTHING = 0.05
 _CLOCK_RESOLUTION_S = 0.002
-"""How far the event loop's time may lag behind."""
+"""Resolution of the event loop's clock: its time may lag behind by this much."""
 _MIN_COMPARED_S = 0.005
 """Shorter predictions are not compared with what a request really took."""
 _MAX_CORRECTION = 8.0
@@ -153,7 +153,7 @@ class Admission:
             deadline: of the request.
             service_s: predicted seconds that the request takes without waiting.
             min_service_s: the same at best.
-            is_representative: returns, at the end, whether the request's duration says something about others.
+            is_representative: called at the end; returns whether the request's duration helps to predict others.
 
         Raises:
             Overloaded: The request cannot be answered in time, or too many are in flight.

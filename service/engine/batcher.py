@@ -85,7 +85,7 @@ class BatchReport:
 
 @dataclass
 class _SplitBatch:
-    """A batch that ran out of memory. If all its parts fit, it was its size, and no single sample, that did not."""
+    """A batch that ran out of memory. If all its parts fit, it was too large; no single sample was the cause."""
 
     size: int
     parts_left: int
@@ -93,7 +93,7 @@ class _SplitBatch:
 
 @dataclass(eq=False)
 class _Retry:
-    """Entries of a failed batch that run again without the others.
+    """Some entries of a failed batch, which are run again without the others.
 
     Attributes:
         exclusive: run only while nothing else does, since memory was short.
@@ -222,7 +222,7 @@ class Batcher:
             self._pending.remove(pending)
             for task in started:
                 if not task.cancel() and not task.cancelled():
-                    task.exception()  # Marks it as retrieved: only the first error is raised.
+                    task.exception()  # Marks the exception as retrieved: only the first error is raised.
 
     def _enqueue(
         self, shape: Shape, arrays: Arrays, size: int, deadline: Deadline, on_start: Callable[[], None]

@@ -18,11 +18,11 @@ from typing import Any
 from tasks.contract import Arrays
 
 BUSY_HOP_FACTOR = 8.0
-"""How much more a hop to another thread costs if all threads are busy than if they are idle: 0.5 ms, not 0.06 ms."""
+"""Cost of a hop to another thread if all threads are busy, relative to idle threads: 0.5 ms instead of 0.06 ms."""
 DEFAULT_HOP_S = 0.0005
 """Assumed cost of a hop to another thread, until it has been measured."""
 _CLEARLY_EXPENSIVE_S = 0.005
-"""A step that takes longer is not cheap, however often it is measured."""
+"""A step that takes longer than this is never cheap, so it is measured only once."""
 _BATCH_OVERHEAD_S = 0.0002
 """Cost of a batch besides its run: two hand-overs between the event loop and the device's thread."""
 _SIMILAR_FACTOR = 1.1
@@ -33,7 +33,7 @@ _SMOOTHING = 0.1
 _OUTLIER_FACTOR = 4.0
 """Outliers are clipped to this multiple of the mean: a run that hung says nothing about other runs."""
 _MAX_LOADED_HOPS = 8.0
-"""Under load, work on the event loop may take this many times the cost of a hop, and no longer."""
+"""Under load, work on the event loop may take at most this many times the cost of a hop."""
 _MAX_SHAPES = 64
 _MAX_SIZES = 64
 _HOP_SAMPLES = 200
@@ -251,7 +251,7 @@ def count_elements(shape: Shape) -> int:
 
 
 def measure_hop(pool: Executor) -> float:
-    """Return the median seconds that it takes to have an idle thread do nothing and to learn that it is done."""
+    """Return the median seconds for handing an empty task to an idle thread and learning that it is done."""
     durations = []
     for _ in range(_HOP_SAMPLES):
         started_at = time.perf_counter()
@@ -261,7 +261,7 @@ def measure_hop(pool: Executor) -> float:
 
 
 def measure_step(cost: StepCost, size: int, step: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a step three times, or once if it is clearly expensive, record the last run and return its result."""
+    """Run a step three times (once if it is clearly expensive), record the last run and return its result."""
     for _ in range(3):
         cost.mean_s = None  # Each run is faster than the one before, so only the last one counts.
         result = cost.measure(size, step, *arguments)

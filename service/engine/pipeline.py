@@ -63,13 +63,13 @@ class Pipeline:
         self.backend = backend
         self.latency_profile = LatencyProfile()
         self.has_batch_delay = policy.max_delay_s > 0
-        """A delay asks for batches, so the graph then never runs on the event loop or past the queue."""
+        """A configured delay asks for batches: the graph then never runs on the event loop or bypasses the queue."""
         self.records_batch_sizes = True
         """False while warm-up requests run, which metrics do not count."""
         self._context = context
         self._costs: dict[tuple[Any, ...], StepCost] = {}
-        # A body that holds a file may be small and still take long to decode (a compressed image), so the measured cost
-        # does not carry over: such tasks never decode on the event loop.
+        # A body that holds a file may be small and still take long to decode (a compressed image), so measurements do
+        # not predict the cost of the next one: such tasks never decode on the event loop.
         self._may_decode_inline = task.upload is None
         # These fields have a closed set of values, so that clients cannot create an unlimited number of costs.
         self._switch_fields = [
@@ -146,7 +146,7 @@ class Pipeline:
     # Admission
 
     def check(self, deadline: Deadline) -> None:
-        """Check admission before the body is received, so that a hopeless request is rejected early.
+        """Check admission before the body is received, so that a request that would be late is rejected early.
 
         Raises Overloaded and DeviceHung.
         """

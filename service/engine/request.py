@@ -19,7 +19,7 @@ from tasks.contract import Answer, Request, Samples
 
 @dataclass(frozen=True)
 class PredictRequest:
-    """A request as the client sent it, not parsed yet.
+    """A request as the client sent it, not yet parsed.
 
     Attributes:
         body_format: json, form or upload. The cost of decoding is measured for each format.

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 
 FAIRNESS_FACTOR = 2
 """After a source runs a job, its next job is due no earlier than FAIRNESS_FACTOR × that job's duration. Otherwise a
-long burst, all of which ends up overdue, would block every other model until its last job is done."""
+long burst, whose jobs all become overdue, would block every other model until the last one is done."""
 Priority = Literal["high", "normal", "low"]
 URGENCY: dict[Priority, float] = {"high": 8.0, "normal": 1.0, "low": 1 / 8}
 """The time until a request's target is divided by this. Every request has a target time, so none starves."""
@@ -41,8 +41,8 @@ class Deadline:
     """When a request's work should be done, and when it is too late; both in the event loop's time.
 
     Attributes:
-        target: orders the work: what has the earliest target runs first.
-        limit: ends the work: after this time the answer is of no use.
+        target: orders the work: the earliest target runs first.
+        limit: after this time the answer is of no use, and the work is dropped.
     """
 
     target: float = 0.0
@@ -245,7 +245,7 @@ class Scheduler:
         try:
             job = source.take(now, self._free_capacity())
         except InsufficientMemory:
-            return False  # It stays next until it fits: nothing overtakes it.
+            return False  # It remains the next job until it fits: no other job is started before it.
         except Exception as error:
             faulty.add(source)
             self._on_fault(error)

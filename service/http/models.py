@@ -64,7 +64,7 @@ class BatchInvariance(BaseModel):
 
 
 class LatencyPoint(BaseModel):
-    """Measured cost of a batch of one size and shape; initialised by warm-up and updated by every batch."""
+    """Measured cost of a batch of one size and shape, first measured at warm-up and updated by every batch."""
 
     shape: Annotated[dict[str, list[int]], Field(description="Shape of each input, without the batch axis.")]
     size: Annotated[int, Field(description="Samples in the batch.")]

@@ -37,7 +37,7 @@ _PATH = re.compile(r"/v1/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?
 
 
 class ClientGone(Exception):
-    """The client closed the connection before it got an answer."""
+    """The client closed the connection before it received an answer."""
 
 
 @dataclass(frozen=True)

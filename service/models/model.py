@@ -1,4 +1,4 @@
-"""A version of a model: what the repository knows about it, and what it needs to answer requests."""
+"""A version of a model: its state in the repository, and what it needs to answer requests."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class Model:
 
 
 class LoadState(Enum):
-    """What is done with a version of a model."""
+    """The state of a version of a model."""
 
     PENDING = "pending"
     SERVED = "served"

@@ -137,7 +137,7 @@ class ShadowEvaluation:
     def slowdown(self) -> float | None:
         """Ratio of the version's duration, without waiting, to that of the served version: the median over requests.
 
-        To cancel the advantage of running second, it is the geometric mean of two medians: one for each order.
+        To cancel the advantage of running second, it is the geometric mean of two medians, one for each order.
         """
         medians = [median(ratios) for ratios in self._ratios if ratios]
         return math.prod(medians) ** (1 / len(medians)) if medians else None

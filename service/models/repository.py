@@ -3,7 +3,8 @@
     <root>/<name>/<version>/manifest.json
 
 A version that cannot be read, differs from what was published, or does not reproduce its golden answers is listed with
-the reason and is never served; all others are. If the newest version fails, the one before it is served.
+the reason and is never served. Other versions are not affected. If the newest version fails, the one before it is
+served.
 """
 
 import logging

@@ -4,8 +4,9 @@ A fraction of the answered requests is mirrored after the client has its answer:
 version, a limited number in all, and none while the device is busy. Nothing that happens to a mirrored request affects
 a client.
 
-Answers are compared with those that clients got. Timings are not: a mirrored request is batched with fewer and other
-requests than the original. Instead, both versions are timed on the mirrored request, in alternating order.
+Answers are compared with those that clients received. Timings are not, because a mirrored request shares its batch with
+other (and fewer) requests than the original. Instead, both versions are timed on the mirrored request, in alternating
+order.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """Verification: before a model is served, its golden requests are replayed, each alone and in a batch.
 
-Two things are checked on the device that will serve the model: that the graph gives the published answers, and that the
-batch a sample is in does not change its outputs.
+Two things are checked on the device that will serve the model: the graph reproduces the published answers, and batching
+changes the outputs of a sample by no more than the manifest allows.
 """
 
 import math
@@ -25,7 +25,7 @@ _MAX_FAST_BATCH_S = 0.02
 
 @dataclass(frozen=True)
 class GoldenRun:
-    """A golden request, its samples, and what the graph made of them."""
+    """A golden request, its samples, and the graph's outputs for them."""
 
     request: Request
     samples: Samples

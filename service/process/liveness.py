@@ -1,4 +1,4 @@
-"""Liveness of the process: faults that may pass, and faults that only a restart can fix.
+"""Liveness of the process: temporary faults, and faults that only a restart can fix.
 
 Independent of HTTP, devices and models. Any part of the service, in any thread, reports its faults here;
 `service/http/health.py` exposes them.

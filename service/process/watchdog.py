@@ -23,8 +23,8 @@ class Watchdog:
     """A thread that checks the event loop four times a second.
 
     Time is counted in the thread's own ticks, so that time during which the process is stopped (SIGSTOP) or the machine
-    sleeps does not count. A call that holds the GIL for ever is not detected, since no thread runs then; liveness
-    probes fail in that case too.
+    sleeps does not count. A call that never releases the GIL is not detected, since no other thread runs then; liveness
+    probes fail in that case.
     """
 
     def __init__(self, hang_s: float, *, exit_process: Callable[[int], object] = os._exit) -> None:
