@@ -39,7 +39,7 @@ def task_names() -> tuple[str, ...]:
 def task_type(name: str) -> type[Task]:
     """Return the class of a task.
 
-    Only its own module is imported, so that one which cannot be imported does not affect the others. Names come from
+    Only its own module is imported, so that a task that cannot be imported does not affect the others. Names come from
     manifests and requests: nothing outside this package is imported.
 
     Raises KeyError if there is no such task.

@@ -1,4 +1,4 @@
-"""Dates as text, and the parts of a date that a network can learn from: month, hour, days elapsed.
+"""Parse dates, and split them into parts that a network can learn from: month, hour, days elapsed.
 
 A date is ISO 8601 without a time zone, `2012-09-01` or `2012-09-01T08:00`: local time.
 """

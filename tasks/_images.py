@@ -1,6 +1,6 @@
 """Images: from a client's bytes to the pixels that the graph reads, and the geometry to map results back.
 
-This module knows nothing of labels, masks or points.
+This module does not depend on labels, masks or points.
 """
 
 import base64

@@ -104,10 +104,10 @@ class ItemTable:
 
 @dataclass(frozen=True)
 class UserHistory:
-    """What is known of a user, and which items to leave out: the raw content of a request.
+    """The decoded content of a request: what is known of a user, and which items to leave out.
 
     Attributes:
-        history: numbers of the items that the user rated or chose, the latest last.
+        history: numbers of the items that the user rated or chose, latest last.
         levels: the levels of their ratings.
         hidden: numbers of the items not to recommend.
         similar: True to find items similar to the only one of the history, False to recommend the next item.

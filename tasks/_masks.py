@@ -1,6 +1,6 @@
 """Masks, one class per pixel, and their representations: palette PNG, run lengths, polygons, overlays.
 
-This module knows nothing of networks or of the names of classes.
+This module does not depend on networks or on the names of classes.
 """
 
 import colorsys

@@ -20,7 +20,8 @@ from tasks._dates import date_part, parse_dates, read_date
 _MAX_VALUE = float(np.finfo(np.float32).max)
 
 _MAX_TIME_DISTANCE = timedelta(days=36_525)
-"""How far a date may be outside the range of training: a hundred years. Beyond that it is taken for a typing error."""
+"""How far a date may be outside the range of training: a hundred years. Dates beyond that are treated as
+typing errors."""
 
 Table = Mapping[str, Sequence[Any]]
 

@@ -1,7 +1,7 @@
 """Texts as tokens: sub-words from one tokenizer.json, which training writes and both training and service read.
 
 The file contains every step: Unicode NFKC, HTML line breaks to newlines, shortening of long repetitions, lower case,
-then byte-level pair encoding. Any text can be tokenized, and each token knows the characters of the text it came from.
+then byte-level pair encoding. Any text can be tokenized, and each token records which characters of the text it covers.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,7 @@
 """Agreement between two answers to one request, used to compare two versions of a model.
 
-This module works on JSON values and knows nothing of tasks. A task whose answer is more than decisions and numbers (a
-mask, a ranking) measures agreement itself with the functions at the end.
+This module works on JSON values and does not depend on tasks. A task whose answer contains more than decisions and
+numbers (a mask, a ranking) measures agreement itself, with the functions at the end of this module.
 """
 
 import io

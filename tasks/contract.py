@@ -119,8 +119,8 @@ class Samples:
     Attributes:
         arrays: the inputs of the graph by name.
         context: what `postprocess` needs besides the outputs (a Frame, for example).
-        answer_size: what the cost of `postprocess` grows with if that is not the number of samples: for a mask, its
-            number of pixels.
+        answer_size: the quantity that the cost of `postprocess` grows with, if it is not the number of samples: for
+            a mask, its number of pixels.
     """
 
     arrays: Arrays
@@ -192,7 +192,7 @@ class Answer(BaseModel):
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """A task, with everything it learnt from its data as fields.
+    """A task; its fields hold everything that was learnt from the data.
 
     The fields are exactly what a manifest records as `parameters`: plain values, tuples and frozen dataclasses. Large
     fields (a tokenizer, a table of films) are stored in separate files, listed in `files`.

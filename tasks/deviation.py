@@ -21,7 +21,7 @@ elements with two almost equally likely classes. Pixels: one level, since roundi
 FLOAT16_TOLERANCE: Mapping[ElementKind, float] = MappingProxyType({"value": 2e-2, "class": 1e-2, "pixel": 4.0})
 """The same if weights or products are rounded to 16 bits; for pixels, the limit of the pixel that changes most."""
 PROCESSOR_FACTOR = 4.0
-"""How many times the published deviation another processor may show: it adds in a different order, no more."""
+"""Another processor may show this many times the published deviation, since it only adds in a different order."""
 
 BatchDeviation = Mapping[str, float]
 """For each output by its name, the largest difference measured, in the unit of its kind."""

@@ -38,7 +38,7 @@ from tasks.contract import (
 )
 
 _MAX_AGREEING_DISTANCE = 0.05
-"""As a fraction of the image's diagonal."""
+"""Points at most this far apart agree; as a fraction of the image's diagonal."""
 _OVERLAY_SIDES = (512, 1280)
 """Minimum and maximum of the longer side of an overlay, in pixels. On smaller overlays, dots would hide details."""
 

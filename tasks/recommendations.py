@@ -56,7 +56,7 @@ EXCLUDED_SCORE = -2.0
 _MAX_NOTICES = 20
 _MAX_ID_LENGTH = 200
 _MAX_FIELDS = 10
-"""Maximum fields of a rating. It has two, so the error lists up to eight unknown ones individually."""
+"""Maximum fields of a rating. A rating has two, so the error lists up to eight unknown fields individually."""
 
 _POPULAR = "Popular with everybody."
 _NOTHING_KNOWN = "Popular with everybody; nothing is known of your taste yet."

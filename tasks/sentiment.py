@@ -1,4 +1,4 @@
-"""Sentiment: one label for a text, with the words that decided."""
+"""Sentiment: one label for a text, with the words that decided it."""
 
 import re
 import unicodedata
@@ -81,7 +81,7 @@ class SentimentAnswer(Answer):
 
 @dataclass(frozen=True)
 class TokenizedText:
-    """What `postprocess` needs to know about the text.
+    """A tokenized text, with what `postprocess` needs to know about it.
 
     Attributes:
         text: the text without its control characters.
