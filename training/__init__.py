@@ -2,4 +2,4 @@
 
 import os
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # As in service/backends: before ONNX Runtime is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # Before ONNX Runtime is imported.

@@ -35,8 +35,8 @@ class RecipeResult:
 def train_all(recipes: Iterable[Recipe], arguments: argparse.Namespace, train: Train, log: Log = print) -> int:
     """Train each recipe, log a summary, and return the exit status.
 
-    A recipe whose data is unavailable is skipped. One that fails does not stop the others; the status is then 1, as it
-    is where no recipe could be trained. Raises CannotTrain under torchrun.
+    A recipe whose data is unavailable is skipped. A recipe that fails does not stop the others. The status is 1 if a
+    recipe failed or none could be trained. Raises CannotTrain under torchrun.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise CannotTrain("`all` trains in one process: start it without torchrun.")

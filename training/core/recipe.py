@@ -11,7 +11,7 @@ from training.core.sources import Source
 
 @dataclass(frozen=True)
 class DataCard:
-    """What a model card says about the data.
+    """Facts about the data that a model card states.
 
     Attributes:
         redistributable: whether goldens may contain samples of the data.
@@ -45,7 +45,7 @@ class Recipe:
         prepare: writes what the learner reads into a new folder, from the folder that was fetched; None: the learner
             reads the fetched folder itself.
         cpu_caveats: caveats of a model that was trained with the settings for a CPU.
-        on_gpu: settings and options where there is a GPU; None: the same as on a CPU.
+        on_gpu: settings and options if there is a GPU; None: the same as on a CPU.
         min_metrics: (metric name, minimum value) pairs that a model must reach to be published.
         max_metrics: (metric name, maximum value) pairs, for errors.
     """

@@ -62,7 +62,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class EpochLog:
-    """The log of one epoch. `rate` is the last one of the fastest group; `seconds` include validation."""
+    """The log of one epoch. `rate` is the last learning rate of the fastest group; `seconds` include validation."""
 
     epoch: int
     stage: str
@@ -82,7 +82,7 @@ class EmbeddingTable:
         values: the value of each row of `vectors`; None for rows that stand for no value (missing, or not seen in
             training).
         vectors: float (n, d).
-        names: names for people, where the values say little (a film's title instead of its id); empty: the values.
+        names: readable names, if the values alone say little (a film's title instead of its id); empty: the values.
     """
 
     field: str

@@ -12,7 +12,7 @@ class Archive:
 
     Attributes:
         address: its URL; on a mirror, its path relative to the mirror.
-        sha256: its SHA-256 in hex, or the first digits where no more are known. Empty where no hash is known: the
+        sha256: its SHA-256 in hex, or its first digits if no more are known. Empty if no hash is known: the
             content is then checked by `Source.contains` alone, and the hash of the file is printed.
         size: bytes; 0 where unknown.
     """
@@ -27,7 +27,7 @@ class Source:
     """A data set or a file of weights: the official archive, and an archive of the same content on a mirror.
 
     Attributes:
-        name: name of the folder (or file) that it becomes.
+        name: name of the folder (or file) that it is stored as.
         contains: paths or glob patterns that the unpacked archive must contain; empty: it is a file, not an archive.
     """
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 def validation_split(groups: Sequence[str], labels: Sequence[int], fraction: float) -> list[bool]:
     """Return which samples are for validation: about `fraction` of each label, the same on every run and machine.
 
-    A sample's side depends on the hash of its group only, so that samples of one group (copies of an image) stay
-    together and adding data moves few old groups to the other side. Each label with two or more groups has at least
-    one on either side.
+    A sample's side of the split depends only on the hash of its group. Samples of one group (copies of an image)
+    therefore stay together, and adding data moves few old groups to the other side. Each label with two or more groups
+    has at least one on either side.
     """
     held_out: set[str] = set()
     seen: set[str] = set()

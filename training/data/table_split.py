@@ -27,10 +27,10 @@ class Split:
     """The split of a table.
 
     Attributes:
-        held_out: over all rows: whether the row is for validation.
-        calibration: over the validation rows, in their order: whether the row is in the half that may be used to
+        held_out: one value per row: whether it is for validation.
+        calibration: one value per validation row, in order: whether it is in the half that may be used to
             calibrate; the other half measures the calibrated result.
-        used: over all rows: whether the row is on either side; the others are left out.
+        used: one value per row: whether it is on either side; the other rows are left out.
         method: how the rows were split.
         calibration_rule: how the two halves were chosen.
     """
@@ -47,7 +47,7 @@ class Splitter:
     """How to split a table.
 
     Attributes:
-        fraction: fraction of the rows to hold out, where no column decides.
+        fraction: fraction of the rows to hold out, if no column decides.
         column: column that says train or valid for each row; empty: none.
         time: column by which the latest rows are held out; empty: rows are held out at random.
         since: first time that is held out; empty: it follows from `fraction`.
@@ -96,7 +96,7 @@ class Splitter:
     def inner_holdout(self, frame: pl.DataFrame, strata: NDArray[np.integer]) -> Mask:
         """Return which training rows to hold out for choosing between settings without the validation rows.
 
-        The latest rows where validation uses the latest rows; every fifth row where there are too few distinct times.
+        The latest rows, if validation uses the latest rows; every fifth row, if there are too few distinct times.
         """
         try:
             fraction = 0.1 if self.since else self.fraction

@@ -67,7 +67,7 @@ class Phase:
     Attributes:
         name: its folder inside the run folder.
         trainable: what is trained.
-        settings: with which settings.
+        settings: the settings of its training.
         save: called with the trained network and the folder; writes what later phases and runs may start from.
     """
 
@@ -102,7 +102,7 @@ class Learner(Trainable):
     def from_data(cls, data: Path, settings: Settings, options: Any, fetcher: SourceFetcher) -> "Learner":
         """Create a learner for the data at `data`; the fetcher downloads pretrained weights.
 
-        Raises CannotTrain with one clear sentence where the data cannot be used.
+        Raises CannotTrain, with one clear sentence, if the data cannot be used.
         """
 
     @abstractmethod
@@ -141,7 +141,7 @@ class Learner(Trainable):
         """Return the calibrated task with its example, and request bodies whose answers survive rounding errors.
 
         The bodies are real validation samples; the first is the clearest, since the documentation shows it. Called
-        only where the data may be redistributed; otherwise the task's own `examples()` are used.
+        only if the data may be redistributed; otherwise the task's own `examples()` are used.
         """
 
     def embeddings(self, network: nn.Module) -> Sequence[EmbeddingTable]:

@@ -1,7 +1,8 @@
 """The training loop: stages of epochs, epochs of steps; a run can be killed at any time and resumed.
 
-The randomness of step k is a function of the seed and k, the order of an epoch one of the seed and the epoch. A run
-resumed from a checkpoint therefore takes exactly the steps of an uninterrupted one, and no generator state is saved.
+The randomness of step k is a function of the seed and k; the order of an epoch is a function of the seed and the epoch.
+A run resumed from a checkpoint therefore takes exactly the steps of an uninterrupted one, and no generator state is
+saved.
 """
 
 import math
@@ -33,7 +34,7 @@ Loss = Callable[[nn.Module, Batch], Tensor]
 class Progress:
     """Training progress: completed epochs, steps into the current one, the sum of their losses, and the best score.
 
-    The score is the learner's first, negated where lower is better.
+    The score is the learner's first one, negated if lower is better.
     """
 
     epoch: int = 0

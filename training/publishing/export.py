@@ -39,13 +39,13 @@ class Parity:
 
     Attributes:
         largest: the largest difference between the network and the exported graphs, over all numeric outputs and all
-            batch sizes; None where no output is numeric.
+            batch sizes; None if no output is numeric.
         agreement: per output, in words: the largest difference between the network and the exported graphs.
         invariance: per output: the largest difference between a sample's output alone and in a batch, in ONNX Runtime
             on a CPU; relative, a fraction, or levels, depending on the output's kind.
         batch_deviation: the same in words.
-        rounding: per output, in words: the change caused by storing the weights in 16 bits; empty where they are stored
-            in 32.
+        rounding: per output, in words: the change caused by storing the weights in 16 bits; empty if they are stored in
+            32.
         samples: number of real samples that were compared.
         batches: the batch sizes they were compared with.
     """

@@ -1,4 +1,4 @@
-"""Publish a trained network as a folder under models/, which appears complete and verified or not at all."""
+"""Publish a trained network as a folder under models/, which appears only when it is complete and verified."""
 
 import datetime
 import shutil

@@ -28,7 +28,7 @@ _MIRRORED = {
     "outer_lip": ("outer_lip", (7, 6, 5, 4, 3, 2, 1, 12, 11, 10, 9, 8)),
     "inner_lip": ("inner_lip", (5, 4, 3, 2, 1, 8, 7, 6)),
 }
-"""The part and point numbers that each part's points 1, 2, … become in a mirrored image."""
+"""For points 1, 2, … of each part: the part and the numbers that they have in a mirrored image."""
 
 
 def _names() -> tuple[str, ...]:

@@ -17,9 +17,9 @@ _LAYOUTS = (
     ({"BSDS200": "BSDS200", "T91": "T91"}, {"BSD100": "BSD100", "Set5": "Set5/image_SRF_2"}),
     ({"BSDS200": "BSDS500/data/images/train"}, {"BSD100": "BSDS500/data/images/val"}),
 )
-"""The folder of each training set and of each test set in the archives; the first one is in all of them."""
+"""The folder of each training set and of each test set in each archive; the first set is in all of them."""
 _SHARP_SUFFIX = "_HR"
-"""Set5 consists of pairs of files; the name of the sharp one ends so."""
+"""Set5 consists of pairs of files; the name of the sharp one ends with this suffix."""
 
 
 def copy_sets(source: Path, folder: Path) -> None:

@@ -19,12 +19,12 @@ from training.reporting import plots
 from training.reporting.run_folder import Plan
 
 _NO_TEXT = re.compile(r"\b(to|dB|nan|inf)\b|(?<=\d)e(?=[+-]?\d)")
-"""Letters in numbers: an interval, a unit, an exponent."""
+"""Letters that may occur in a number: of an interval, a unit, a special value or an exponent."""
 
 
 @dataclass(frozen=True)
 class ReportContext:
-    """What a report and a card are written from.
+    """The values from which a report and a card are written.
 
     Attributes:
         trained_with: the code version that started the run.

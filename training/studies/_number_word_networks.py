@@ -16,7 +16,7 @@ WIDTH = 64
 
 
 class NextWord(nn.Module):
-    """Base class: from words to a hidden state to logits."""
+    """Base class: maps words to a hidden state, and that to logits."""
 
     def __init__(self, vocabulary: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Networks that predict a rating from user and item: the course's, and one that also uses what else a user rated."""
+"""Networks that predict a rating from user and item: the course's, and one that also uses the user's other ratings."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Studies: comparisons of networks that publish a page instead of a model; study by file name, as recipes are.
+"""Studies: comparisons of networks that publish a page instead of a model; found by file name, as recipes are.
 
     python -m training human_numbers --mirror ../shared/data --publish
 
@@ -49,7 +49,7 @@ class StudyContext:
         data: the folder that was downloaded.
         folder: the run folder, for checkpoints; training resumes from those that exist.
         options: the study's own options.
-        settings: the settings, of which seed, seeds, device and threads matter to a study.
+        settings: the settings; a study uses only seed, seeds, device and threads.
         log: prints a line.
     """
 

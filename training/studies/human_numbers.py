@@ -82,7 +82,7 @@ STEPS = (
     ),
 )
 _NOT_RANKED = ("a loop", "nn.RNN (tanh)")
-"""Steps left out of the order: the first equals `three words`, the second is not what the course compares."""
+"""Steps that are not ranked: the first equals `three words`, the second is not one that the course compares."""
 
 
 @dataclass(frozen=True)

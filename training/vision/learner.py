@@ -1,4 +1,4 @@
-"""Base of the learners for images: a pretrained body that is frozen at first, and its options."""
+"""Base class of the learners for images: a pretrained body that is frozen at first, and its options."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -13,7 +13,7 @@ class UNet(nn.Module):
     """The body as encoder, and a decoder block for each of its scales (Ronneberger et al. 2015).
 
     A decoder block doubles the size by a pixel shuffle, resizes to the size of the encoder's features at that scale (an
-    image's sides need not be multiples of anything), and mixes the two. The last block mixes with the image itself.
+    image's sides can have any length), and mixes the two. The last block mixes with the image itself.
     With fewer widths than the body has scales, the output is coarser than the image, a quarter of its size for example.
 
     Attributes:

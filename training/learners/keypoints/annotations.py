@@ -38,7 +38,7 @@ class KeypointData:
     """The contents of keypoint tables.
 
     Attributes:
-        names: of the points.
+        names: the names of the points.
         images: the images with their points.
         has_groups: whether groups were given; otherwise the copies of an image form a group.
         warnings: sentences for the user.
@@ -57,7 +57,7 @@ class TableRules:
     Attributes:
         tables: the CSV files, relative to the data folder; if empty, the only one in it.
         image_folders: the image folder of each table, relative to the table; if empty, the table's own folder.
-        names: of the points, if the header does not contain them.
+        names: the names of the points, if the header does not contain them.
         group_column: the column with the group of each image.
         group_pattern: a regular expression whose first group (or whole match) in the file name is the image's group.
         outside: what to do with points outside their image: refuse, clip or drop.

@@ -25,8 +25,8 @@ def make_batch(
     """Return the inputs of the task.
 
     Args:
-        histories: rows of the item table for each sample, the latest last. The inputs count from 1 instead.
-        levels: of the ratings in the histories.
+        histories: rows of the item table for each sample, latest last; the inputs number the items from 1.
+        levels: the levels of the ratings in the histories.
         hidden: rows that are not candidates.
         items: how many items there are.
         max_history: the most items of a history to use, the latest.

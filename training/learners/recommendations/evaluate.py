@@ -1,4 +1,4 @@
-"""Evaluation of a recommender: beside popularity and co-occurrence, by groups, and how evenly items are shown."""
+"""Evaluate a recommender: against popularity and co-occurrence, by group, and how evenly it shows items."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -38,9 +38,9 @@ class Recommenders:
 
     Attributes:
         ratings: what the recommenders learn from.
-        task: of the network.
-        valid: queries to choose by.
-        test: queries to report.
+        task: the task of the network.
+        valid: queries on which settings are chosen.
+        test: queries on which results are reported.
     """
 
     ratings: Ratings

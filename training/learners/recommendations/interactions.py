@@ -49,7 +49,7 @@ _TABLE_NAMES = {
 
 @dataclass(frozen=True)
 class ColumnNames:
-    """Names of columns as the user gives them; empty: guessed from common names."""
+    """Column names given by the user; an empty one is guessed from common names."""
 
     user: str = ""
     item: str = ""
@@ -64,7 +64,7 @@ class User:
     Attributes:
         name: the user's id.
         items: int64 (n,), rows of the item table.
-        levels: int64 (n,), of the ratings; 0 if the data has none.
+        levels: int64 (n,), the levels of the ratings; 0 if the data has none.
         liked: bool (n,).
     """
 
@@ -95,9 +95,9 @@ class Ratings:
         table: the items; those that were rated come first.
         known: how many items were rated.
         users: in the order of their ids.
-        scale: of the ratings; None if there are none, or only one.
+        scale: the rating scale; None if there are no ratings, or only one value.
         ordered: whether the data has times.
-        warnings: what users of the data should know, in sentences.
+        warnings: sentences for the user about the data.
     """
 
     table: ItemTable

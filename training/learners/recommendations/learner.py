@@ -1,4 +1,4 @@
-"""Learns recommendations from what users liked next, with popularity and co-occurrence as baselines."""
+"""Trains a recommender on what users liked next, with popularity and co-occurrence as baselines."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ _K = 10
 
 @dataclass(frozen=True)
 class Options:
-    """Options of the learner of recommendations."""
+    """Options of the recommendations learner."""
 
     user_column: str = option("", "column of users; empty = guessed from its name")
     item_column: str = option("", "column of items; empty = guessed from its name")

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy, dropout
 from tasks._text import PADDING
 
 _SHARPNESS = 30.0
-"""Of the softmax that stands for the position of a maximum: a value 0.1 below it gets a twentieth of its weight."""
+"""Sharpness of the softmax that shares a maximum: a value 0.1 below the maximum gets a twentieth of its weight."""
 State = tuple[tuple[Tensor, Tensor], ...]
 """(hidden, cell) of each layer, each (n, width)."""
 

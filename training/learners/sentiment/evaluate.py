@@ -37,9 +37,9 @@ class TextPrediction:
     """The prediction of one text.
 
     Attributes:
-        probabilities: of each label, float64 (labels,).
-        tokens: how long the text is.
-        parts: in how many parts it was read.
+        probabilities: the probability of each label, float64 (labels,).
+        tokens: the number of tokens of the text.
+        parts: the number of parts in which it was read.
         words: its words, in lower case.
         evidence: what each word adds to the logit of each label, float64 (words, labels).
     """

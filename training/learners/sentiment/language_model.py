@@ -28,14 +28,14 @@ _OUTPUT_PENALTY, _CHANGE_PENALTY = 2.0, 1.0
 
 @dataclass(frozen=True)
 class StoredLanguageModel:
-    """A language model that others start from.
+    """A stored language model, from which other runs start.
 
     Attributes:
-        tokenizer: as JSON.
-        sizes: of the encoder.
+        tokenizer: the tokenizer, as JSON.
+        sizes: the sizes of the encoder.
         frequent: how many tokens the first level of the softmax has.
         order: all tokens, the most frequent first.
-        weights: of the network, by name.
+        weights: the weights of the network, by name.
     """
 
     tokenizer: str

@@ -60,12 +60,12 @@ _BATCH = 32
 _RATE_DECAY = 2.6
 """Each layer's learning rate is that of the layer above divided by this (Howard and Ruder 2018)."""
 _CLASSIFIER_DROPOUTS = Dropouts(words=0.05, inputs=0.4, weights=0.5, hidden=0.3, outputs=0.4)
-"""Those of the classifier of Howard and Ruder 2018."""
+"""The dropout rates of the classifier in Howard and Ruder 2018."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """Options of the learner of texts."""
+    """Options of the sentiment learner."""
 
     text_column: str = option("", "column of the texts; empty = guessed from its name")
     label_column: str = option("", "column of the labels; empty = guessed from its name")
@@ -98,7 +98,7 @@ class Options:
 
 
 class SentimentLearner(Learner):
-    """Learns the label of a text."""
+    """Trains a network that predicts the label of a text."""
 
     summary: ClassVar[str] = "classify texts, with a language model that is trained first"
     data_kind: ClassVar[str] = "a CSV or Parquet file of texts and labels, or one folder of .txt files per label"
@@ -125,7 +125,7 @@ class SentimentLearner(Learner):
         self.task = Sentiment(data.names, tokenizer)
         loaded = load_tokenizer(tokenizer)
         self.train_tokens = encode_all(loaded, texts)
-        """Those of the labelled training texts first, then those of texts without a label."""
+        """Tokens of the labelled training texts first, then those of the texts without a label."""
         self.corpus_tokens = encode_all(loaded, corpus)
         self.samples = LabelledTexts(
             self.train_tokens[: len(self.train_indices)],

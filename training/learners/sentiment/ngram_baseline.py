@@ -1,4 +1,4 @@
-"""Unigram and bigram language models, as baselines of the neural one."""
+"""Unigram and bigram language models, as baselines for the neural one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -37,7 +37,7 @@ def draw_word_weights(weights: Mapping[str, Sequence[tuple[str, float]]]) -> byt
 
 
 def draw_curves(curves: Mapping[str, Sequence[float]], title: str, x_label: str, y_label: str) -> bytes:
-    """Draw a line over epochs for each thing compared, with its name at the end."""
+    """Draw one line over epochs per series, with its name at the end."""
     figure = new_figure(8, 4.6)
     axes = figure.subplots()
     for i, (name, values) in enumerate(curves.items()):

@@ -29,9 +29,9 @@ class TextRules:
     """How to find texts.
 
     Attributes:
-        text_column, label_column: of a table; empty: guessed from common names.
-        group_column: of a table: texts of one group stay on one side of a split; empty: equal texts are a group.
-        files_per_group: of numbered files: this many consecutive numbers are a group; 0: equal texts are.
+        text_column, label_column: columns of a table; empty: guessed from common names.
+        group_column: column of a table; texts of one group stay on one side of a split; empty: equal texts are a group.
+        files_per_group: for numbered files: this many consecutive numbers are a group; 0: equal texts are a group.
     """
 
     text_column: str = ""
@@ -46,11 +46,11 @@ class TextData:
 
     Attributes:
         texts: without control characters, as the service reads them too.
-        labels: of each text, an index of `names`.
-        names: of the labels.
-        groups: of each text; texts of one group stay on one side of a split.
+        labels: for each text, an index into `names`.
+        names: the names of the labels.
+        groups: the group of each text; texts of one group stay on one side of a split.
         unlabelled: texts that only a language model can read.
-        warnings: what users of the data should know, in sentences.
+        warnings: sentences for the user about the data.
     """
 
     texts: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Logistic regression on tf-idf of words and word pairs: the baseline of a text classifier."""
+"""Logistic regression on tf-idf of words and word pairs: the baseline for a text classifier."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What the classifier and the regression of tables share: options, reading, splitting, the network, embeddings."""
+"""Shared by classification and regression on tables: options, reading, splitting, the network, embeddings."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ INPUTS = ("categories", "numbers")
 
 @dataclass(frozen=True)
 class Options:
-    """Options of the learners of tables."""
+    """Options of the table learners."""
 
     target: str = option("", "the column to predict")
     kind: str = option(

@@ -1,4 +1,4 @@
-"""Gradient boosting on the same columns and rows: the baseline that a network for tables must beat."""
+"""Gradient boosting on the same columns and rows, as the baseline for a network for tables."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from training.data.tables import RowSamples
 FloatArray = NDArray[np.floating]
 
 _MAX_CATEGORIES = 255
-"""The most categories of a column that scikit-learn's boosting can treat as such."""
+"""Maximum number of categories in a column that scikit-learn's boosting supports."""
 _MAX_TUNING_ROWS = 100_000
 """Rows on which settings are compared; more would take hours and change little."""
 _SETTINGS: tuple[dict[str, Any], ...] = (

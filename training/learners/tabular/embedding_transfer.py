@@ -1,4 +1,4 @@
-"""Do embeddings help other models? Trains the same models on one-hot categories and on embeddings."""
+"""Measure whether embeddings help other models: train the same models on one-hot categories and on embeddings."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -76,7 +76,7 @@ class TabularNetwork(nn.Module):
     """A perceptron on embedded categories and encoded numbers.
 
     In training, a fraction `value_dropout` of the categories becomes UNKNOWN, the same fraction MISSING, and the same
-    fraction of the numbers NaN: so the network learns what these mean even if the training data is complete.
+    fraction of the numbers NaN, so that the network learns what these mean even if the training data is complete.
     """
 
     def __init__(
