@@ -73,7 +73,7 @@ def test_training_images_that_are_copies_of_validation_images_are_left_out(photo
     data = read(tmp_path / "all")
 
     assert len(data.train) == 8
-    assert "4 training images left out" in data.warnings[0]
+    assert "4 training images were left out" in data.warnings[0]
 
 
 def test_an_unreadable_image_is_named_and_refused_or_skipped(photos):

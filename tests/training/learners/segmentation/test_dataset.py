@@ -61,7 +61,7 @@ def test_training_images_that_are_copies_of_validation_images_are_left_out(stree
     data = read(folder)
 
     assert len(data.train) == 4
-    assert "1 training images left out" in data.warnings[0]
+    assert "1 training images were left out" in data.warnings[0]
 
 
 def test_without_codes_txt_labels_are_given_or_are_the_mask_values(streets):
