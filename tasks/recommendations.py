@@ -6,7 +6,7 @@ are therefore handled in the same way, and the table of users holds only their h
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -19,7 +19,6 @@ from pydantic import (
     Field,
     Strict,
     StrictStr,
-    ValidationInfo,
     WithJsonSchema,
     create_model,
 )
@@ -35,6 +34,7 @@ from tasks._items import (
     bucket_length,
     pad_histories,
 )
+from tasks._limits import check_counts
 from tasks.comparison import overlap
 from tasks.contract import (
     Answer,
@@ -118,19 +118,6 @@ class RecommendationsAnswer(Answer):
     ] = []
 
 
-def _check_counts(values: Any, info: ValidationInfo) -> Any:
-    """Count items and their fields before pydantic validates each of them, which would be slow."""
-    limit = (info.context if isinstance(info.context, Limits) else Limits()).rows
-    if isinstance(values, list) and len(values) > limit:
-        message = "{count} items were sent; at most {limit} are accepted"
-        raise PydanticCustomError("too_many", message, {"count": len(values), "limit": limit})
-    for i, value in enumerate(values if isinstance(values, list) else ()):
-        if isinstance(value, dict) and len(value) > _MAX_FIELDS:
-            message = "item {place} has {count} fields; at most {limit} are accepted"
-            raise PydanticCustomError("too_many", message, {"place": i, "count": len(value), "limit": _MAX_FIELDS})
-    return values
-
-
 @dataclass(frozen=True)
 class Recommendations(Task):
     """Recommended items for a user, for ratings in the request, or similar to an item.
@@ -173,8 +160,8 @@ class Recommendations(Task):
     def request_type(self) -> type[Request]:
         """The request model, with the bounds of the rating scale."""
         rating = create_model("Rating", __base__=Rating, rating=(self._rating_type, None))
-        ratings = Annotated[list[rating], BeforeValidator(_check_counts)]
-        ids = Annotated[list[Id], BeforeValidator(_check_counts)]
+        counted = BeforeValidator(partial(check_counts, name="item", max_fields=_MAX_FIELDS))
+        ratings, ids = Annotated[list[rating], counted], Annotated[list[Id], counted]
         order = ", latest last" if self.ordered else ""
         fields: dict[str, Any] = {
             "user": (Id | None, Field(None, description="The id of a user that the model knows.")),

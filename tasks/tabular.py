@@ -8,9 +8,9 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, create_model
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
+from tasks._limits import check_counts
 from tasks._tables import CategoryColumn, Column, DateColumn, Table, TableSchema
 from tasks.contract import Answer, Arrays, InvalidOutput, Limits, Request, Samples, Task, TensorSpec
 
@@ -61,19 +61,6 @@ class NumberAnswer(Answer):
     notices: Notices = []
 
 
-def _check_counts(max_fields: int, rows: Any, info: ValidationInfo) -> Any:
-    """Count rows and their fields before pydantic validates each of them, which would be slow."""
-    limits = info.context if isinstance(info.context, Limits) else Limits()
-    if isinstance(rows, list) and len(rows) > limits.rows:
-        message = "{count} rows were sent; at most {limit} are accepted in one request"
-        raise PydanticCustomError("too_many", message, {"count": len(rows), "limit": limits.rows})
-    for i, row in enumerate(rows if isinstance(rows, list) else ()):
-        if isinstance(row, dict) and len(row) > max_fields:
-            message = "row {row} has {count} fields; at most {limit} are accepted"
-            raise PydanticCustomError("too_many", message, {"row": i, "count": len(row), "limit": max_fields})
-    return rows
-
-
 @dataclass(frozen=True)
 class Tabular(Task):
     """A class or a number for each row of a table.
@@ -116,8 +103,8 @@ class Tabular(Task):
             note = Field(default=None, alias=name, description="Accepted and not used.")
             fields[f"ignored_{i}"] = (Any, note)
         row: type[Row] = create_model("Row", __base__=Row, **fields)
-        check_counts = partial(_check_counts, len(fields) + _MAX_UNKNOWN_FIELDS)
-        rows = Annotated[list[row], BeforeValidator(check_counts), Field(min_length=1)]
+        counted = BeforeValidator(partial(check_counts, name="row", max_fields=len(fields) + _MAX_UNKNOWN_FIELDS))
+        rows = Annotated[list[row], counted, Field(min_length=1)]
         return create_model("TabularRequest", __base__=Request, rows=(rows, ...))
 
     @property

@@ -1,7 +1,7 @@
 """The figures of a report, as PNG files; drawn without a display and without matplotlib's global state."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -67,8 +67,15 @@ def draw_training_curves(histories: Sequence[Sequence[EpochLog]]) -> bytes:
     return to_png(figure)
 
 
-def draw_confusion_matrix(matrix: NDArray[np.integer], labels: Sequence[str]) -> bytes:
-    """Draw a matrix of counts (true, predicted); up to 40 classes are labelled, with their counts."""
+def draw_confusion_matrix(
+    matrix: NDArray[np.integer],
+    labels: Sequence[str],
+    cell_text: Callable[[int, float], str] = lambda count, fraction: str(count) if count else "",
+) -> bytes:
+    """Draw a matrix of counts (true, predicted); up to 40 classes are labelled, with a text in each cell.
+
+    `cell_text` gets a cell's count and its fraction of the true class; by default it shows the count.
+    """
     count = len(labels)
     side = min(11.0, max(4.0, 1.6 + 0.55 * count))
     figure = new_figure(side, side)
@@ -82,7 +89,8 @@ def draw_confusion_matrix(matrix: NDArray[np.integer], labels: Sequence[str]) ->
         axes.set_yticks(range(count), labels)
         for i, j in zip(*np.nonzero(matrix), strict=True):
             colour = "white" if fractions[i, j] > 0.5 else "black"
-            axes.text(j, i, str(matrix[i, j]), ha="center", va="center", color=colour, fontsize=9)
+            text = cell_text(int(matrix[i, j]), float(fractions[i, j]))
+            axes.text(j, i, text, ha="center", va="center", color=colour, fontsize=9)
     return to_png(figure)
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tasks._masks import Colour, Mask
 from training.learners.segmentation.dataset import IGNORED
-from training.reporting.plots import new_figure, to_png
+from training.reporting.plots import draw_confusion_matrix, new_figure, to_png
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Sheet
@@ -51,22 +51,10 @@ def draw_mask_comparison(
 
 
 def draw_confusion_percentages(matrix: NDArray[np.integer], labels: Sequence[str]) -> bytes:
-    """Draw a confusion matrix in percent of the pixels of each true class."""
-    count = len(labels)
-    side = min(11.0, max(4.0, 1.6 + 0.5 * count))
-    sheet = new_figure(side, side)
-    axes = sheet.subplots()
-    fractions = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    if count <= 40:
-        axes.set_xticks(range(count), labels, rotation=60, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(count), labels)
-        for i, j in zip(*np.nonzero(fractions >= 0.005), strict=True):
-            colour = "white" if fractions[i, j] > 0.5 else "black"
-            axes.text(j, i, f"{100 * fractions[i, j]:.0f}", ha="center", va="center", color=colour, fontsize=9)
-    return to_png(sheet)
+    """Draw a confusion matrix in percent of the pixels of each true class; cells below 0.5 % stay empty."""
+    return draw_confusion_matrix(
+        matrix, labels, lambda count, fraction: f"{100 * fraction:.0f}" if fraction >= 0.005 else ""
+    )
 
 
 def _draw_legend(sheet: "Sheet", labels: Sequence[str], colours: Sequence[Colour]) -> None:
