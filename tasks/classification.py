@@ -108,7 +108,7 @@ class Classification(Task):
     thresholds: tuple[float, ...] = ()
 
     upload: ClassVar[Upload | None] = IMAGE_UPLOAD
-    decoding_releases_gil: ClassVar[bool] = True
+    decodes_files: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Raises ValueError if there are thresholds, but not one for each label."""

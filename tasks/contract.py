@@ -39,6 +39,8 @@ def count_samples(arrays: Arrays) -> int:
 _MAX_FIELDS = 100
 """Maximum number of fields in a request. Reporting half a million unknown fields one by one would take seconds."""
 
+_MAX_JSON_VALUES = 10_000
+
 ElementKind = Literal["value", "class", "pixel"]
 """What an element of a tensor is: a quantity, the index of a class, or the brightness of a pixel, 0…255."""
 
@@ -211,9 +213,8 @@ class Task(ABC):
     """
     compared_fields: ClassVar[tuple[str, ...]] = ()
     """The fields of an answer by which two versions of a model are compared; empty for all fields."""
-    decoding_releases_gil: ClassVar[bool] = False
-    """Whether `decode` and `preprocess` spend their time in C code that releases the interpreter's lock, so that
-    threads decode in parallel."""
+    decodes_files: ClassVar[bool] = False
+    """Whether a request holds a file whose size does not predict the cost of decoding it (a compressed image)."""
     golden_tolerance: ClassVar[float] = 2e-3
     """How far a number may differ from the golden answer; enough for the rounding of other processors."""
 
@@ -241,6 +242,10 @@ class Task(ABC):
     def length_buckets(self) -> Mapping[str, tuple[int, ...]]:
         """The lengths to which `preprocess` pads samples, by the name of the axis in `inputs`."""
         return {}
+
+    def max_json_values(self, limits: Limits) -> int:
+        """Return how many values, of all levels, the JSON of a valid request may contain. More are refused unparsed."""
+        return _MAX_JSON_VALUES
 
     @abstractmethod
     def decode(self, request: Any, limits: Limits) -> Any:

@@ -101,7 +101,7 @@ class Keypoints(Task):
     request_type = KeypointsRequest
     answer_type = KeypointsAnswer
     upload: ClassVar[Upload | None] = IMAGE_UPLOAD
-    decoding_releases_gil: ClassVar[bool] = True
+    decodes_files: ClassVar[bool] = True
     representations: ClassVar[tuple[Representation, ...]] = (
         Representation("application/json"),
         Representation("image/jpeg", {"overlay": True, "overlay_kind": "jpeg"}, file="overlay.file"),

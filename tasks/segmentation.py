@@ -186,7 +186,7 @@ class Segmentation(Task):
     request_type = SegmentationRequest
     answer_type = SegmentationAnswer
     upload: ClassVar[Upload | None] = IMAGE_UPLOAD
-    decoding_releases_gil: ClassVar[bool] = True
+    decodes_files: ClassVar[bool] = True
     golden_tolerance: ClassVar[float] = 1e-2  # Confidences are means over a class's pixels, and a few may change class.
     representations: ClassVar[tuple[Representation, ...]] = (
         Representation("application/json"),

@@ -74,7 +74,7 @@ class SuperResolution(Task):
     request_type = SuperResolutionRequest
     answer_type = SuperResolutionAnswer
     upload: ClassVar[Upload | None] = IMAGE_UPLOAD
-    decoding_releases_gil: ClassVar[bool] = True
+    decodes_files: ClassVar[bool] = True
     representations: ClassVar[tuple[Representation, ...]] = (
         Representation("application/json"),
         Representation("image/png", {"format": "png"}, file="image"),

@@ -27,7 +27,7 @@ class EngineContext:
 
     Attributes:
         device: runs graphs.
-        workers: decode and post-process requests of tasks whose `decoding_releases_gil`, in parallel.
+        workers: decode and post-process requests of tasks whose `decodes_files`, in parallel.
         interpreter: does the same for all other tasks, on a single thread: they hold the interpreter's lock, so further
             threads would only wait for each other and delay the event loop.
         limits: sizes that a request may have.

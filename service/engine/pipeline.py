@@ -82,7 +82,7 @@ class Pipeline:
         metrics = context.metrics
         self._dropped = metrics.dropped.labels(name)
         self._batch_size, self._failures = metrics.batch_size.labels(name), metrics.batch_failures.labels(name)
-        self._workers = context.workers if task.decoding_releases_gil else context.interpreter
+        self._workers = context.workers if task.decodes_files else context.interpreter
         device, workers, on_dropped = context.device.scheduler, self._workers.scheduler, self._dropped.inc
         self._batcher = Batcher(
             self._run_batch_in_thread,
@@ -225,7 +225,7 @@ class Pipeline:
         if self.in_flight <= 1 and self._context.device.scheduler.is_free and not self.has_batch_delay:
             return self.backend.run_exclusive
         gains_nothing_from_batches = self.batch_limit == 1
-        return self.backend.run if gains_nothing_from_batches and self.task.decoding_releases_gil else None
+        return self.backend.run if gains_nothing_from_batches and self.task.decodes_files else None
 
     # On one thread
 
