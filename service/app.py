@@ -46,6 +46,7 @@ def create_app(service: Service) -> ASGIApp:
         service.repository,
         service.metrics,
         max_body_bytes=service.settings.max_body_bytes,
+        limits=service.limits,
         body_budget=service.body_budget,
         shadows=service.shadows,
     )

@@ -5,7 +5,7 @@ The stages of a request, and the errors that each of them raises:
     head → body → permit → request → samples → outputs → answer
     │      │      │        │         │         └ InvalidAnswer 500, InternalError 500
     │      │      │        │         └ BackendFailed 500, NoMemory 503, DeviceUnavailable 503, DeviceHung 503
-    │      │      │        └ MalformedBody 400, InvalidRequest 422, Unreadable 422, TooLarge 413
+    │      │      │        └ MalformedBody 400, BodyTooLarge 413, InvalidRequest 422, Unreadable 422, TooLarge 413
     │      │      └ Overloaded 503, DeviceHung 503
     │      └ BodyTooLarge 413, UnsupportedMediaType 415, EmptyBody 400, Overloaded 503
     └ NotFound 404, ModelNotFound 404, MethodNotAllowed 405, NotAcceptable 406, ModelUnavailable 503, InvalidHeader 400
@@ -16,7 +16,7 @@ Every error is sent as {"error": {"code", "message", "details", "request_id"}}. 
 """
 
 from http import HTTPStatus
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tasks.contract import Problem
 
@@ -32,6 +32,13 @@ class ServiceError(Exception):
         self.message = message
         self.details = details
         self.retry_after_s = retry_after_s
+
+    def as_fields(self) -> dict[str, Any]:
+        """Return code, message and details as they are sent."""
+        fields: dict[str, Any] = {"code": self.code, "message": self.message}
+        if self.details:
+            fields["details"] = [vars(problem) for problem in self.details]
+        return fields
 
 
 class InternalError(ServiceError):

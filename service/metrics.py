@@ -82,6 +82,12 @@ class Metrics:
             ["place"],
             registry=registry,
         )
+        self.decoders_killed = Counter(
+            "sevenfold_decoders_killed",
+            "Worker processes that ended while decoding a request: budget, stalled, killed, crashed.",
+            ["reason"],
+            registry=registry,
+        )
         self.stray_errors = Counter(
             "sevenfold_stray_errors", "Unhandled errors in the event loop that belong to no request.", registry=registry
         )

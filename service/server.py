@@ -15,9 +15,10 @@ from starlette.types import ASGIApp
 
 from service.backends.base import Backend, OpenBackend
 from service.backends.onnx import OnnxRuntime, available_cores
+from service.decoding.pool import DecoderPool
 from service.engine.admission import ModelLimits
 from service.engine.batcher import BatchPolicy
-from service.engine.context import EngineContext, WorkerPool
+from service.engine.context import Decoders, EngineContext, Prepare, WorkerPool
 from service.engine.latency import BUSY_HOP_FACTOR, measure_hop
 from service.engine.pipeline import Pipeline
 from service.engine.scheduler import Scheduler
@@ -58,8 +59,24 @@ class Service:
         self.draining = False
         self.liveness = Liveness()
         self.body_budget = BodyBudget(settings.max_bodies_bytes)
+        self.limits = Limits(
+            settings.max_pixels,
+            settings.max_rows,
+            settings.max_answer_pixels,
+            settings.max_characters,
+            settings.max_inputs,
+        )
         self.loaded = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._decoder_pool = DecoderPool(
+            settings.decoders or available_cores(),
+            settings.decode_seconds,
+            on_killed=lambda reason: self.metrics.decoders_killed.labels(reason).inc(),
+        )
+        # A request that takes too long to decode is ended by its own limits: the device does not hang because of it.
+        self._decoders = Decoders(
+            self._worker_pool("decoder", self._decoder_pool.size, hang_timeout_s=0.0), self._register_task
+        )
         self._workers = self._worker_pool("worker", settings.workers or available_cores())
         # Its one thread is given two jobs at a time; otherwise it would be idle until the event loop hands it the next.
         self._interpreter = self._worker_pool("interpreter", 2, threads=1)
@@ -93,11 +110,16 @@ class Service:
     def _thread_pool(self, name: str, threads: int) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=self.liveness.thread_initializer(name))
 
-    def _worker_pool(self, name: str, concurrency: int, threads: int = 0) -> WorkerPool:
+    def _register_task(self, task: Task) -> Prepare:
+        return partial(self._decoder_pool.prepare, self._decoder_pool.register(task))
+
+    def _worker_pool(
+        self, name: str, concurrency: int, threads: int = 0, hang_timeout_s: float | None = None
+    ) -> WorkerPool:
         scheduler = Scheduler(
             concurrency,
             threads,
-            hang_timeout_s=self.settings.hang_seconds,
+            hang_timeout_s=self.settings.hang_seconds if hang_timeout_s is None else hang_timeout_s,
             on_hung=partial(self._on_hung, name),
             on_fault=partial(self._on_fault, name),
         )
@@ -128,9 +150,10 @@ class Service:
         device_pool = self._device_pool(backend.device)
         context = EngineContext(
             device_pool,
+            self._decoders,
             self._workers,
             self._interpreter,
-            Limits(settings.max_pixels, settings.max_rows, settings.max_answer_pixels, settings.max_characters),
+            self.limits,
             self.metrics,
             self._hop_s,
             self.liveness.mark_fatal,
@@ -232,8 +255,10 @@ class Service:
         """Stop the threads: cancel work that has not begun, and do not wait for work that is running."""
         self.shadows.close()
         self.repository.close()
+        self._decoder_pool.close()
         for threads in (
             self._loader,
+            self._decoders.pool.threads,
             self._workers.threads,
             self._interpreter.threads,
             *(pool.threads for pool in self._device_pools.values()),

@@ -49,7 +49,13 @@ class Settings:
     threads: int = _setting(
         0, "CPU threads for an unbatched request; 0 = all cores (concurrent batches use one each)", min=0
     )
-    workers: int = _setting(0, "threads that decode requests and encode answers; 0 = one per core", min=0)
+    workers: int = _setting(0, "threads that encode answers; 0 = one per core", min=0)
+    decoders: int = _setting(0, "processes that decode uploads; 0 = one per core", min=0)
+    decode_seconds: float = _setting(
+        1.0,
+        "processor time after which decoding a body is stopped; each megabyte of the body adds a fifth of a second",
+        min=0.1,
+    )
     max_batch: int = _setting(0, "maximum batch size; 0 = measured during warm-up, at most 256", min=0)
     batches_at_once: int = _setting(
         0, "batches that a device runs concurrently; 0 = 2 on CUDA, 2 per core on a CPU", min=0
@@ -105,6 +111,7 @@ class Settings:
     )
     max_rows: int = _setting(1_000, "maximum rows per request", min=1)
     max_characters: int = _setting(100_000, "maximum characters of an input text", min=1)
+    max_inputs: int = _setting(16, "maximum images or texts in one request", min=1)
     drain_seconds: float = _setting(
         0.0, "after SIGTERM, how long to keep accepting requests while /health/ready reports 503", min=0
     )

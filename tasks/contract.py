@@ -78,12 +78,14 @@ class Limits:
         rows: rows of a table in the request.
         answer_pixels: pixels of an image that the network generates.
         characters: characters of a text in the request.
+        inputs: images or texts in one request.
     """
 
     pixels: int = 25_000_000
     rows: int = 1_000
     answer_pixels: int = 4_000_000
     characters: int = 100_000
+    inputs: int = 16
 
 
 @dataclass(frozen=True)
@@ -140,10 +142,14 @@ class Samples:
 
 @dataclass(frozen=True)
 class Upload:
-    """The request field that is filled by a raw body or an uploaded file, and the media types it may have."""
+    """The request field that is filled by a raw body or an uploaded file, and the media types it may have.
+
+    `several` says whether a request may have a list of them instead, each of which is answered for itself.
+    """
 
     field: str
     media_types: tuple[str, ...]
+    several: bool = True
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,19 @@ FORBIDDEN = {
 """Modules that no file of a package may import."""
 
 ROOMS = {
-    "service": ("settings", "errors", "metrics", "process", "backends", "engine", "models", "http", "server", "app"),
+    "service": (
+        "settings",
+        "errors",
+        "metrics",
+        "process",
+        "backends",
+        "engine",
+        "decoding",
+        "models",
+        "http",
+        "server",
+        "app",
+    ),
     "training": (
         "core",
         "engine",

@@ -13,9 +13,10 @@ from typing import Any
 
 from service.backends.fake import FakeBackend, Fault
 from service.engine.batcher import BatchPolicy
-from service.engine.context import EngineContext, WorkerPool
+from service.engine.context import Decoders, EngineContext, Prepare, WorkerPool
 from service.engine.latency import shape_of
 from service.engine.pipeline import Pipeline
+from service.engine.preparation import prepare
 from service.engine.request import PredictRequest, PredictResult, RequestState
 from service.engine.scheduler import Deadline, Scheduler
 from service.metrics import Metrics
@@ -59,6 +60,11 @@ class VirtualThreads(Executor):
         return started_at, started_at + seconds
 
 
+def prepare_in_thread(task: Task) -> Prepare:
+    """Prepare requests in the thread that would wait for a worker process."""
+    return lambda rules, request: prepare(task, rules, request.body, request.parse)
+
+
 @dataclass
 class VirtualDevice:
     """The device and the context that pipelines share; records all runs."""
@@ -71,12 +77,14 @@ class VirtualDevice:
     hung_counts: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.threads, self.workers, self.interpreter = VirtualThreads(), VirtualThreads(), VirtualThreads()
+        self.threads, self.decoders = VirtualThreads(), VirtualThreads()
+        self.workers, self.interpreter = VirtualThreads(), VirtualThreads()
         self.scheduler = Scheduler(
             self.concurrency, hang_timeout_s=self.hang_timeout_s, on_hung=self.hung_counts.append
         )
         self.context = EngineContext(
             WorkerPool(self.threads, self.scheduler),
+            Decoders(WorkerPool(self.decoders, Scheduler(4)), prepare_in_thread),
             WorkerPool(self.workers, Scheduler(4)),
             WorkerPool(self.interpreter, Scheduler(1)),
             Limits(),
@@ -134,7 +142,7 @@ class VirtualModel:
     ) -> PredictResult:
         """Send one request the way the server does."""
         arrived_at = now()
-        predict_request = PredictRequest(body_format, 1, lambda: fields)
+        predict_request = PredictRequest(body_format, b"-", lambda body: fields)
         deadline = self.pipeline.admission.make_deadline(predict_request.options, arrived_at)
         if timeout_s is not None:
             deadline = Deadline(min(deadline.target, arrived_at + timeout_s), arrived_at + timeout_s)

@@ -8,9 +8,11 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from service.engine.latency import DEFAULT_HOP_S
+from service.engine.preparation import Preparation, PreparationRules, SeveralPreparations
+from service.engine.request import PredictRequest
 from service.engine.scheduler import Scheduler
 from service.metrics import Metrics
-from tasks.contract import Limits
+from tasks.contract import Limits, Task
 
 
 @dataclass(frozen=True)
@@ -21,15 +23,33 @@ class WorkerPool:
     scheduler: Scheduler
 
 
+Prepare = Callable[[PreparationRules, PredictRequest], Preparation | SeveralPreparations]
+"""Prepares requests of one task. Blocks its thread until the result is there; raises ServiceError."""
+
+
+@dataclass(frozen=True)
+class Decoders:
+    """Prepares requests outside the interpreter of the server.
+
+    Attributes:
+        pool: its threads wait for the results, and its scheduler orders the requests.
+        register: returns the function that prepares requests of a task; may block for a moment.
+    """
+
+    pool: WorkerPool
+    register: Callable[[Task], Prepare]
+
+
 @dataclass(frozen=True)
 class EngineContext:
     """What the pipelines of all models share.
 
     Attributes:
         device: runs graphs.
-        workers: decode and post-process requests of tasks whose `decodes_files`, in parallel.
-        interpreter: does the same for all other tasks, on a single thread: they hold the interpreter's lock, so further
-            threads would only wait for each other and delay the event loop.
+        decoders: prepares uploads: files, and bodies that are not small.
+        workers: post-process requests of tasks with `decodes_files`, in parallel.
+        interpreter: prepares and post-processes all other requests, on a single thread: they hold the interpreter's
+            lock, so further threads would only wait for each other and delay the event loop.
         limits: sizes that a request may have.
         metrics: counters and histograms of the service.
         hop_s: seconds that it costs to hand work to another thread; cheaper steps run on the event loop.
@@ -37,6 +57,7 @@ class EngineContext:
     """
 
     device: WorkerPool
+    decoders: Decoders
     workers: WorkerPool
     interpreter: WorkerPool
     limits: Limits

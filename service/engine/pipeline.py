@@ -1,11 +1,15 @@
 """The path of a request through one model.
 
-    permit → decode and pre-process → recheck admission → batch → graph → post-process
-             on a worker thread                           on the device   on a worker thread
+    permit → prepare → recheck admission → batch → graph → post-process
+             in a worker process, or a thread   on the device   on a worker thread
+
+What a client sends can block nobody else: files and large bodies are parsed, decoded and pre-processed in worker
+processes, which are killed if they exceed their budget of processor time. Small bodies, whose cost is bounded by their
+size, are prepared in a thread.
 
 Two shortcuts avoid hand-overs between threads. A step that costs less than the hop to a thread runs on the event loop;
 measurements decide, first at warm-up and then with every request. A request that finds the device idle, or whose model
-gains nothing from batches, runs on a single thread from start to end.
+gains nothing from batches, runs its graph and its post-processing on a single thread.
 
 The pipeline joins the task, the backend, admission and the batcher. It knows nothing about HTTP, and does not order
 requests: whatever waits for a thread or for the device waits in a scheduler, which orders the work of all models.
@@ -13,28 +17,40 @@ requests: whatever waits for a thread or for the device waits in a scheduler, wh
 
 import asyncio
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_origin
+from typing import Any, Literal, cast, get_origin
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic_core import to_json
 
 from service.backends.base import Backend, BackendError, DeviceLost, OutOfMemory
-from service.engine.admission import OPTION_FIELDS, Admission, ModelLimits, RequestOptions, parse_options
+from service.engine.admission import OPTION_FIELDS, Admission, ModelLimits
 from service.engine.batcher import Batcher, BatchPolicy, BatchReport, BatchResult
 from service.engine.context import EngineContext
-from service.engine.error_mapping import map_input_error, map_run_error, map_validation_error
+from service.engine.error_mapping import map_run_error
 from service.engine.latency import LatencyProfile, Shape, StepCost, shape_of
+from service.engine.preparation import Preparation, PreparationRules, SeveralPreparations, prepare
 from service.engine.queue import StepQueue
-from service.engine.request import PredictRequest, PredictResult, PreparedRequest, RequestState, make_result
+from service.engine.request import PredictRequest, PredictResult, RequestState, make_result
 from service.engine.scheduler import Deadline, HungRun, MissedDeadline
-from service.errors import InvalidAnswer
-from tasks.contract import Arrays, InvalidInput, InvalidOutput, Request, Run, Samples, Task, count_samples
+from service.errors import InvalidAnswer, ServiceError
+from tasks.contract import Arrays, InvalidOutput, Request, Run, Samples, Task, count_samples
+
+_MAX_SMALL_BYTES = 16_384
+"""Larger bodies are prepared in a worker process. A text of this size holds the interpreter's lock for 4 ms."""
+
+
+@dataclass(frozen=True)
+class _Times:
+    """When the pipeline received a request, and when the request was prepared; by `time.perf_counter`."""
+
+    started_at: float
+    prepared_at: float
 
 
 class Pipeline:
@@ -68,9 +84,6 @@ class Pipeline:
         """False while warm-up requests run, which metrics do not count."""
         self._context = context
         self._costs: dict[tuple[Any, ...], StepCost] = {}
-        # A body that holds a file may be small and still take long to decode (a compressed image), so measurements do
-        # not predict the cost of the next one: such tasks never decode on the event loop.
-        self._may_decode_inline = task.upload is None
         # These fields have a closed set of values, so that clients cannot create an unlimited number of costs.
         self._switch_fields = [
             field_name
@@ -78,12 +91,14 @@ class Pipeline:
             if field.annotation is bool or get_origin(field.annotation) is Literal
         ]
         # If the task has a field with the name of an option, the field belongs to the task.
-        self._option_fields = tuple(option for option in OPTION_FIELDS if option not in task.request_type.model_fields)
+        option_fields = tuple(option for option in OPTION_FIELDS if option not in task.request_type.model_fields)
+        self._rules = PreparationRules(context.limits, option_fields)
+        self._prepare_isolated = None if task.upload is None else context.decoders.register(task)
         metrics = context.metrics
         self._dropped = metrics.dropped.labels(name)
         self._batch_size, self._failures = metrics.batch_size.labels(name), metrics.batch_failures.labels(name)
         self._workers = context.workers if task.decodes_files else context.interpreter
-        device, workers, on_dropped = context.device.scheduler, self._workers.scheduler, self._dropped.inc
+        device, on_dropped = context.device.scheduler, self._dropped.inc
         self._batcher = Batcher(
             self._run_batch_in_thread,
             policy,
@@ -93,16 +108,21 @@ class Pipeline:
             on_dropped=on_dropped,
         )
         self._one_thread_queue = StepQueue(device, on_dropped=on_dropped)
-        self._decode_queue = StepQueue(workers, on_dropped=on_dropped)
-        self._postprocess_queue = StepQueue(workers)
+        self._isolated_queue = StepQueue(context.decoders.pool.scheduler, on_dropped=on_dropped)
+        self._prepare_queue = StepQueue(context.interpreter.scheduler, on_dropped=on_dropped)
+        self._postprocess_queue = StepQueue(self._workers.scheduler)
         self.admission = Admission(
             limits or ModelLimits(), full_batch_s=self._full_batch_s, predict_wait_s=self._predict_wait_s
         )
-        self._decoding = 0
-        """Requests that are being decoded, or wait for it."""
+        self._preparing = 0
+        """Requests that are being prepared, or wait for it."""
         self._postprocess_s = 0.0
         """Recent mean post-processing time; used to predict the work that requests being decoded will still cause."""
         self._typical_shape: Shape = ()
+
+    @property
+    def _step_queues(self) -> tuple[StepQueue, ...]:
+        return self._one_thread_queue, self._isolated_queue, self._prepare_queue, self._postprocess_queue
 
     @property
     def in_flight(self) -> int:
@@ -140,7 +160,7 @@ class Pipeline:
     def close(self) -> None:
         """Leave the schedulers; no request may be in flight."""
         self._batcher.close()
-        for step_queue in (self._one_thread_queue, self._decode_queue, self._postprocess_queue):
+        for step_queue in self._step_queues:
             step_queue.close()
 
     # Admission
@@ -166,8 +186,8 @@ class Pipeline:
         """
         service_s = min_service_s = 0.0
         if self._typical_shape:
-            decode_s = self._cost("decode", predict_request.body_format).predict_s(predict_request.size)
-            service_s = decode_s + self.latency_profile.predict_s(self._typical_shape, 1)
+            prepare_s = self._prepare_cost(predict_request).predict_s(predict_request.size)
+            service_s = prepare_s + self.latency_profile.predict_s(self._typical_shape, 1)
             min_service_s = self.latency_profile.min_s(self._typical_shape, 1)
 
         def is_representative() -> bool:
@@ -180,14 +200,17 @@ class Pipeline:
         return self.latency_profile.predict_s(self._typical_shape, self.batch_limit) if self._typical_shape else 0.0
 
     def _predict_wait_s(self, target: float) -> float:
-        """Predict the wait of a request: for workers, for the device, and for requests that are still being decoded."""
-        device, workers = self._context.device.scheduler, self._workers.scheduler
-        undecoded_s = self._decoding * (
-            self._full_batch_s() / self.batch_limit / device.concurrency + self._postprocess_s / workers.concurrency
+        """Predict the wait of a request: for threads, for the device, and for requests that are being prepared."""
+        context, device = self._context, self._context.device.scheduler
+        unprepared_s = self._preparing * (
+            self._full_batch_s() / self.batch_limit / device.concurrency
+            + self._postprocess_s / self._workers.scheduler.concurrency
         )
-        worker_wait_s = workers.predict_wait_s(target, (self._decode_queue, self._postprocess_queue))
-        device_wait_s = device.predict_wait_s(target, (self._batcher, self._one_thread_queue))
-        return worker_wait_s + device_wait_s + undecoded_s
+        schedulers = dict.fromkeys((context.decoders.pool.scheduler, self._workers.scheduler))
+        if not self.task.decodes_files:
+            schedulers[context.interpreter.scheduler] = None
+        wait_s = sum(scheduler.predict_wait_s(target, self._step_queues) for scheduler in schedulers)
+        return wait_s + device.predict_wait_s(target, (self._batcher, self._one_thread_queue)) + unprepared_s
 
     # The path of a request
 
@@ -199,195 +222,242 @@ class Pipeline:
         state = state or RequestState()
         state.arrived_at = state.arrived_at or asyncio.get_running_loop().time()
         deadline = deadline or self.admission.make_deadline(predict_request.options, state.arrived_at)
-        prepared = None
         try:
-            run = None if self.runs_inline(predict_request) else self._choose_one_thread_run()
-            if run is not None:
-                with suppress(OutOfMemory):  # Other runs may hold the memory: go on step by step, and wait for them.
-                    outcome = await self._answer_on_one_thread(predict_request, started_at, run, deadline, state)
-                    if isinstance(outcome, PredictResult):
-                        return outcome
-                    prepared = outcome
-            prepared = prepared or await self._prepare_step(predict_request, deadline, state)
-            return await self._answer_in_steps(predict_request, prepared, started_at, deadline, state)
-        except (BackendError, HungRun, MissedDeadline) as error:
+            prepared = await self._prepare(predict_request, deadline, state)
+        except (HungRun, MissedDeadline) as error:
             raise map_run_error(error) from error
+        options = predict_request.options.merge(prepared.options)
+        if options != predict_request.options:
+            requested = self.admission.make_deadline(options, state.arrived_at)
+            deadline = Deadline(requested.target, min(requested.limit, deadline.limit))
+            state.set_time_limit(deadline.limit)
+        times = _Times(started_at, time.perf_counter())
+        if isinstance(prepared, SeveralPreparations):
+            return await self._answer_several(predict_request, prepared, times, deadline, state)
+        return await self._answer(predict_request, prepared, times, deadline, state)
 
     def runs_inline(self, predict_request: PredictRequest) -> bool:
         """Return whether every step is expected to run on the event loop, so that the request never waits."""
-        if not self._may_decode_inline or self.has_batch_delay:
+        if not self._may_prepare_inline(predict_request) or self.has_batch_delay:
             return False
-        decode_cost = self._cost("decode", predict_request.body_format)
-        return decode_cost.is_cheap(predict_request.size) and self.latency_profile.is_cheap(self._context.hop_s)
+        prepare_cost = self._prepare_cost(predict_request)
+        return prepare_cost.is_cheap(predict_request.size) and self.latency_profile.is_cheap(self._context.hop_s)
 
-    def _choose_one_thread_run(self) -> Run | None:
-        """Return how the graph runs if the request should use one thread from start to end; None for step by step."""
-        if self.in_flight <= 1 and self._context.device.scheduler.is_free and not self.has_batch_delay:
+    async def _answer_several(
+        self,
+        predict_request: PredictRequest,
+        several: SeveralPreparations,
+        times: "_Times",
+        deadline: Deadline,
+        state: RequestState,
+    ) -> PredictResult:
+        """Answer each input of a request; the body lists the answers or errors in the order of the inputs."""
+        state.takes_several_rounds = True
+        outcomes = await asyncio.gather(
+            *(self._answer_item(predict_request, item, times, deadline, state) for item in several.items)
+        )
+        results = [outcome for outcome in outcomes if isinstance(outcome, PredictResult)]
+        bodies = [
+            outcome.body if isinstance(outcome, PredictResult) else to_json({"error": outcome.as_fields()})
+            for outcome in outcomes
+        ]
+        stages = (
+            {stage: max(result.stages[stage] for result in results) for stage in results[0].stages} if results else {}
+        )
+        batch_size = max((result.batch_size for result in results), default=0)
+        return PredictResult(b'{"answers":[' + b",".join(bodies) + b"]}", stages, batch_size)
+
+    async def _answer_item(
+        self,
+        predict_request: PredictRequest,
+        item: Preparation | ServiceError,
+        times: "_Times",
+        deadline: Deadline,
+        state: RequestState,
+    ) -> PredictResult | ServiceError:
+        if isinstance(item, ServiceError):
+            return item
+        try:
+            return await self._answer(predict_request, item, times, deadline, state)
+        except ServiceError as error:
+            return error
+
+    async def _answer(
+        self,
+        predict_request: PredictRequest,
+        prepared: Preparation,
+        times: "_Times",
+        deadline: Deadline,
+        state: RequestState,
+    ) -> PredictResult:
+        """Run the samples of one input and post-process their outputs. Raises ServiceError."""
+        self._recheck_admission(predict_request, prepared, deadline, state)
+        state.stage = "queue"
+        try:
+            run = self._choose_one_thread_run(prepared.samples)
+            if run is not None:
+                with suppress(OutOfMemory):  # Other runs may hold the memory: go on in batches, and wait for them.
+                    return await self._answer_on_one_thread(predict_request, prepared, times, run, deadline, state)
+            return await self._answer_in_batches(predict_request, prepared, times, deadline, state)
+        except (BackendError, HungRun, MissedDeadline) as error:
+            raise map_run_error(error) from error
+
+    # Preparation
+
+    async def _prepare(
+        self, predict_request: PredictRequest, deadline: Deadline, state: RequestState
+    ) -> Preparation | SeveralPreparations:
+        """Parse, decode and pre-process a request where that costs least and can block no other request."""
+        state.stage = "decode"
+        self._preparing += 1
+        cost, size = self._prepare_cost(predict_request), predict_request.size
+        try:
+            if self._prepare_isolated is not None and self._is_isolated(predict_request):
+                step_queue, threads = self._isolated_queue, self._context.decoders.pool.threads
+                step: Callable[[], Any] = partial(self._prepare_isolated, self._rules, predict_request)
+            else:
+                step_queue, threads = self._prepare_queue, self._context.interpreter.threads
+                step = partial(prepare, self.task, self._rules, predict_request.body, predict_request.parse)
+                if self._may_prepare_inline(predict_request) and cost.is_cheap(size):
+                    return cast(Preparation | SeveralPreparations, cost.measure(size, step))
+            work = partial(cost.measure, size, step)
+            prepared: Preparation | SeveralPreparations = await self._run_in_thread(
+                step_queue, threads, work, deadline, cost.predict_s(size)
+            )
+            return prepared
+        finally:
+            self._preparing -= 1
+
+    def _is_isolated(self, predict_request: PredictRequest) -> bool:
+        """Return whether a request is prepared outside the interpreter of the server.
+
+        That costs small bodies more than it gains; but a file may be small and still take long to decode.
+        """
+        if self.task.upload is None:
+            return False
+        is_small = predict_request.size <= _MAX_SMALL_BYTES and not predict_request.is_compressed
+        return self.task.decodes_files or not is_small
+
+    def _may_prepare_inline(self, predict_request: PredictRequest) -> bool:
+        return not self._is_isolated(predict_request) and not predict_request.is_compressed
+
+    def _prepare_cost(self, predict_request: PredictRequest) -> StepCost:
+        place = "isolated" if self._is_isolated(predict_request) else "interpreter"
+        return self._cost("prepare", place, predict_request.body_format, predict_request.is_compressed)
+
+    # On one thread
+
+    def _choose_one_thread_run(self, samples: Samples) -> Run | None:
+        """Return how the graph runs if it should share a thread with post-processing; None for batches.
+
+        It does if the device is idle, or if the model gains nothing from batches: handing the outputs to another thread
+        would cost the request time and help no other one. The samples must fit into one batch.
+        """
+        size, shape = len(samples), shape_of(samples.arrays)
+        if self.has_batch_delay or self._runs_graph_inline(samples):
+            return None
+        memory_bytes = self._context.device.scheduler.memory_bytes
+        if size > self.latency_profile.max_batch_size(shape, self.batch_limit, memory_bytes):
+            return None
+        if self.in_flight <= 1 and self._context.device.scheduler.is_free:
             return self.backend.run_exclusive
         gains_nothing_from_batches = self.batch_limit == 1
         return self.backend.run if gains_nothing_from_batches and self.task.decodes_files else None
 
-    # On one thread
-
     async def _answer_on_one_thread(
         self,
         predict_request: PredictRequest,
-        started_at: float,
+        prepared: Preparation,
+        times: "_Times",
         run: Run,
         deadline: Deadline,
         state: RequestState,
-    ) -> PredictResult | PreparedRequest:
-        """Run a request on one device thread from start to end, if it turns out to be one batch.
-
-        Handing it from thread to thread would cost it time and help no other request. A request that has more samples
-        than a batch, or options among its fields, is only prepared: a slot of the device is meant for one batch.
-        """
-        state.stage = "queue"
-        cancelled = threading.Event()
-        cost = self._cost("one_thread", predict_request.body_format)
-        work = partial(self._run_on_one_thread, predict_request, started_at, run, cancelled, state)
-        profile, shape = self.latency_profile, self._typical_shape
-        try:
-            outcome: PredictResult | PreparedRequest = await self._run_in_thread(
-                self._one_thread_queue,
-                self._context.device.threads,
-                partial(cost.measure, predict_request.size, work),
-                deadline,
-                cost.predict_s(predict_request.size),
-                profile.memory_bytes(shape, self.batch_limit) if shape else 0,
-            )
-        except BaseException:
-            cancelled.set()
-            raise
-        return outcome
+    ) -> PredictResult:
+        """Run the samples as a batch of their own and post-process the outputs, on one thread of the device."""
+        size, shape = len(prepared.samples), shape_of(prepared.samples.arrays)
+        cost = self.postprocess_cost(prepared.request)
+        result: PredictResult = await self._run_in_thread(
+            self._one_thread_queue,
+            self._context.device.threads,
+            partial(self._run_on_one_thread, predict_request, prepared, times, run, state),
+            deadline,
+            self.latency_profile.predict_s(shape, size) + cost.predict_s(prepared.samples.work),
+            self.latency_profile.memory_bytes(shape, size),
+        )
+        return result
 
     def _run_on_one_thread(
-        self,
-        predict_request: PredictRequest,
-        started_at: float,
-        run: Run,
-        cancelled: threading.Event,
-        state: RequestState,
-    ) -> PredictResult | PreparedRequest:
-        queued_s = time.perf_counter() - started_at
-        state.stage = "decode"
-        decode_cost = self._cost("decode", predict_request.body_format)
-        request, samples, options = decode_cost.measure(predict_request.size, self._prepare, predict_request)
-        prepared = PreparedRequest(request, samples, options, prepared_at=time.perf_counter(), queued_s=queued_s)
-        memory_bytes = self._context.device.scheduler.memory_bytes
-        max_size = self.latency_profile.max_batch_size(shape_of(samples.arrays), self.batch_limit, memory_bytes)
-        if options or len(samples) > max_size:
-            return prepared
-        if cancelled.is_set():
-            self._dropped.inc(len(samples))
-            raise MissedDeadline("The request was cancelled while it was decoded.")
+        self, predict_request: PredictRequest, prepared: Preparation, times: "_Times", run: Run, state: RequestState
+    ) -> PredictResult:
+        samples, request = prepared.samples, prepared.request
         state.stage = "infer"
         result = self._run_own_batch(samples.arrays, run)
         inferred_at = time.perf_counter()
         state.stage = "finish"
         cost = self.postprocess_cost(request)
         body = cost.measure(samples.work, self._postprocess, result.outputs, samples, request, predict_request.render)
-        return make_result(body, result, prepared, started_at=started_at, inferred_at=inferred_at)
+        return make_result(body, result, inferred_at=inferred_at, **vars(times))
 
-    # Step by step
+    # In batches
 
-    async def _prepare_step(
-        self, predict_request: PredictRequest, deadline: Deadline, state: RequestState
-    ) -> PreparedRequest:
-        """Decode and pre-process a request where that costs least."""
-        state.stage = "decode"
-        self._decoding += 1
-        try:
-            request, samples, options = await self._run_step(
-                self._decode_queue,
-                deadline,
-                self._cost("decode", predict_request.body_format),
-                predict_request.size,
-                partial(self._prepare, predict_request),
-                may_run_inline=self._may_decode_inline,
-            )
-            return PreparedRequest(request, samples, options, prepared_at=time.perf_counter())
-        finally:
-            self._decoding -= 1
-
-    async def _answer_in_steps(
+    async def _answer_in_batches(
         self,
         predict_request: PredictRequest,
-        prepared: PreparedRequest,
-        started_at: float,
+        prepared: Preparation,
+        times: "_Times",
         deadline: Deadline,
         state: RequestState,
     ) -> PredictResult:
-        """Run the samples of a prepared request, in batches shared with others, and post-process their outputs."""
+        """Run the samples in batches shared with other requests, and post-process their outputs."""
         samples, request = prepared.samples, prepared.request
-        deadline = self._recheck_admission(predict_request, prepared, deadline, state)
-        state.stage = "queue"
         result = await self._infer(samples, deadline, state)
         inferred_at = time.perf_counter()
         state.stage = "finish"
         cost = self.postprocess_cost(request)
         self._postprocess_s += (cost.predict_s(samples.work) - self._postprocess_s) / 10
-        body = await self._run_step(
-            self._postprocess_queue,
-            deadline,
-            cost,
-            samples.work,
-            partial(self._postprocess, result.outputs, samples, request, predict_request.render),
-        )
-        return make_result(body, result, prepared, started_at=started_at, inferred_at=inferred_at)
+        step = partial(self._postprocess, result.outputs, samples, request, predict_request.render)
+        if cost.is_cheap(samples.work):
+            body = cost.measure(samples.work, step)
+        else:
+            work, predicted_s = partial(cost.measure, samples.work, step), cost.predict_s(samples.work)
+            body = await self._run_in_thread(
+                self._postprocess_queue, self._workers.threads, work, deadline, predicted_s
+            )
+        return make_result(body, result, inferred_at=inferred_at, **vars(times))
 
     def _recheck_admission(
-        self, predict_request: PredictRequest, prepared: PreparedRequest, deadline: Deadline, state: RequestState
-    ) -> Deadline:
+        self, predict_request: PredictRequest, prepared: Preparation, deadline: Deadline, state: RequestState
+    ) -> None:
         """Check admission again, now that all options and the number of samples are known.
 
-        Returns the deadline, which options in the body may have brought forward. Raises Overloaded and DeviceHung.
+        Raises Overloaded and DeviceHung.
         """
         shape, size = shape_of(prepared.samples.arrays), len(prepared.samples)
         device, max_size = self._context.device.scheduler, self._batcher.max_batch_size(shape)
         rounds = math.ceil(math.ceil(size / max_size) / device.concurrency)
-        state.takes_several_rounds = rounds > 1
-        service_s = rounds * self.latency_profile.predict_s(shape, min(size, max_size))
-        min_service_s = rounds * self.latency_profile.min_s(shape, min(size, max_size))
-        options = predict_request.options.merge(prepared.options)
-        if options != predict_request.options:
-            requested = self.admission.make_deadline(options, state.arrived_at)
-            deadline = Deadline(requested.target, min(requested.limit, deadline.limit))
-            state.set_time_limit(deadline.limit)
-            wait_s = device.predict_wait_s(deadline.target, (self._batcher,))
-            self.admission.check_deadline(deadline, wait_s, service_s, min_service_s)
-        elif rounds > 1:  # `permit` assumed a single sample.
+        state.takes_several_rounds = state.takes_several_rounds or rounds > 1
+        # `permit` assumed a single sample, and the options that were known then.
+        if rounds > 1 or predict_request.options.merge(prepared.options) != predict_request.options:
             wait_s = device.predict_wait_s(deadline.target, (self._batcher, self._one_thread_queue))
+            service_s = rounds * self.latency_profile.predict_s(shape, min(size, max_size))
+            min_service_s = rounds * self.latency_profile.min_s(shape, min(size, max_size))
             self.admission.check_deadline(deadline, wait_s, service_s, min_service_s)
-        return deadline
 
     async def _infer(self, samples: Samples, deadline: Deadline, state: RequestState) -> BatchResult:
         """Run the samples: on the event loop if that costs less than the queue, otherwise in a batch."""
-        size, shape = len(samples), shape_of(samples.arrays)
-        is_cheap = self.latency_profile.is_cheap(self._context.hop_s, shape, size)
-        if is_cheap and size <= self.batch_limit and not self.has_batch_delay:
+        if self._runs_graph_inline(samples):
             state.stage = "infer"
             with suppress(OutOfMemory):  # The batcher splits them, or runs them while nothing else runs.
                 return self._run_own_batch(samples.arrays, self.backend.run)
         return await self._batcher.submit(samples.arrays, deadline, state.stage_setter("infer"))
 
-    # Where a step runs
+    def _runs_graph_inline(self, samples: Samples) -> bool:
+        """Return whether the graph runs on the event loop: whether that costs less than the hop to a thread."""
+        size, shape = len(samples), shape_of(samples.arrays)
+        is_cheap = self.latency_profile.is_cheap(self._context.hop_s, shape, size)
+        return is_cheap and size <= self.batch_limit and not self.has_batch_delay
 
-    async def _run_step(
-        self,
-        step_queue: StepQueue,
-        deadline: Deadline,
-        cost: StepCost,
-        size: int,
-        step: Callable[[], Any],
-        *,
-        may_run_inline: bool = True,
-    ) -> Any:
-        """Run a step where it costs least: on the event loop, or in a worker thread."""
-        if may_run_inline and cost.is_cheap(size):
-            return cost.measure(size, step)
-        work = partial(cost.measure, size, step)
-        return await self._run_in_thread(step_queue, self._workers.threads, work, deadline, cost.predict_s(size))
+    # Work in threads
 
     async def _run_in_thread(
         self,
@@ -420,18 +490,6 @@ class Pipeline:
         self.admission.abandoned -= 1
 
     # The work itself
-
-    def _prepare(self, predict_request: PredictRequest) -> tuple[Request, Samples, RequestOptions]:
-        """Parse, decode and pre-process a request. Raises ServiceError."""
-        limits = self._context.limits
-        try:
-            fields, options = parse_options(predict_request.parse_fields(), names=self._option_fields)
-            request = self.task.parse(fields, limits)
-            return request, self.task.preprocess(self.task.decode(request, limits)), options
-        except ValidationError as error:
-            raise map_validation_error(error) from None
-        except InvalidInput as error:
-            raise map_input_error(error) from None
 
     async def _run_batch_in_thread(self, parts: Sequence[Arrays]) -> Arrays:
         size = sum(map(count_samples, parts))

@@ -1,6 +1,6 @@
 """What a pipeline receives, keeps track of and returns for one request.
 
-    PredictRequest → PreparedRequest → PredictResult
+    PredictRequest → Preparation (`service/engine/preparation.py`) → PredictResult
 
 `RequestState` and `Trace` accompany the request: the state tells the caller how far it has come, the trace collects
 what is logged and measured. Nothing here knows HTTP.
@@ -14,7 +14,11 @@ from typing import Any
 from service.engine.admission import RequestOptions
 from service.engine.batcher import BatchResult
 from service.metrics import NO_MODEL
-from tasks.contract import Answer, Request, Samples
+from tasks.contract import Answer
+
+Body = bytes | bytearray
+Parse = Callable[[Body], Mapping[str, Any]]
+"""Returns the fields of a request from its body."""
 
 
 @dataclass(frozen=True)
@@ -23,17 +27,24 @@ class PredictRequest:
 
     Attributes:
         body_format: json, form or upload. The cost of decoding is measured for each format.
-        size: bytes of the body.
-        parse_fields: returns the request's fields; may raise ServiceError.
+        body: the bytes of the body.
+        parse: returns the fields of the request from its body; may raise ServiceError. It can be pickled.
+        is_compressed: whether the body is compressed, so that its size says nothing about the cost of reading it.
         render: returns the bytes of an answer, in the representation that the client wants.
-        options: the options known so far; `parse_fields` may return more of them.
+        options: the options known so far; `parse` may return more of them.
     """
 
     body_format: str
-    size: int
-    parse_fields: Callable[[], Mapping[str, Any]]
+    body: Body
+    parse: Parse
+    is_compressed: bool = False
     render: Callable[[Answer], bytes] = lambda answer: answer.model_dump_json(exclude_none=True).encode()
     options: RequestOptions = RequestOptions()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the body."""
+        return len(self.body)
 
 
 @dataclass
@@ -63,23 +74,6 @@ class RequestState:
 
 
 @dataclass(frozen=True)
-class PreparedRequest:
-    """A request that has been decoded and pre-processed.
-
-    Attributes:
-        options: the options found among the fields.
-        prepared_at: when pre-processing ended, by `time.perf_counter`.
-        queued_s: seconds that the request had waited for a thread before it was decoded.
-    """
-
-    request: Request
-    samples: Samples
-    options: RequestOptions
-    prepared_at: float
-    queued_s: float = 0.0
-
-
-@dataclass(frozen=True)
 class PredictResult:
     """The bytes of an answer, the seconds that each stage took, and the size of the largest batch."""
 
@@ -89,16 +83,16 @@ class PredictResult:
 
 
 def make_result(
-    body: bytes, result: BatchResult, prepared: PreparedRequest, *, started_at: float, inferred_at: float
+    body: bytes, result: BatchResult, *, started_at: float, prepared_at: float, inferred_at: float
 ) -> PredictResult:
     """Return the result with the seconds of each stage; time that belongs to no other stage counts as queueing.
 
-    `started_at` is when the pipeline received the request, `inferred_at` when it had the outputs of all samples; both
-    by `time.perf_counter`. Post-processing ends now.
+    `started_at` is when the pipeline received the request, `prepared_at` when it was decoded, `inferred_at` when the
+    outputs of all samples were there; all by `time.perf_counter`. Post-processing ends now.
     """
     stages = {
-        "decode": prepared.prepared_at - started_at - prepared.queued_s,
-        "queue": prepared.queued_s + max(0.0, inferred_at - prepared.prepared_at - result.run_s),
+        "decode": prepared_at - started_at,
+        "queue": max(0.0, inferred_at - prepared_at - result.run_s),
         "infer": result.run_s,
         "postprocess": time.perf_counter() - inferred_at,
     }

@@ -31,10 +31,7 @@ def error_response(error: ServiceError, trace: Trace) -> Response:
     trace.code = error.code
     if error.status == HTTPStatus.INTERNAL_SERVER_ERROR and error.__cause__ is not None:
         _LOG.error("%s", error.message, exc_info=error.__cause__)
-    body: dict[str, Any] = {"code": error.code, "message": error.message}
-    if error.details:
-        body["details"] = [vars(problem) for problem in error.details]
-    body["request_id"] = trace.request_id
+    body = error.as_fields() | {"request_id": trace.request_id}
     headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
     content = json.dumps({"error": body}, ensure_ascii=False).encode("utf-8", "replace")
     return Response(content, error.status, headers, media_type="application/json")

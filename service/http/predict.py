@@ -18,16 +18,16 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.engine.admission import RequestOptions, parse_options
-from service.engine.request import PredictResult, RequestState, Trace
+from service.engine.request import Body, Parse, PredictResult, RequestState, Trace
 from service.errors import DeadlineExceeded, InvalidHeader, InvalidRequest, MethodNotAllowed, ServiceError
 from service.http.error_responses import error_response, trace_of
 from service.http.negotiation import apply_representation, choose_representation, content_type, render
-from service.http.request_body import BodyBudget, read_predict_request
+from service.http.request_body import BodyBudget, BodyRules, read_predict_request
 from service.metrics import Metrics
 from service.models.model import Model
 from service.models.repository import Repository
 from service.models.shadow_traffic import ShadowTraffic
-from tasks.contract import Representation
+from tasks.contract import Limits, Representation, Task, Upload
 
 T = TypeVar("T")
 _CLIENT_CLOSED_REQUEST = 499
@@ -48,6 +48,7 @@ class PredictMiddleware:
     repository: Repository
     metrics: Metrics
     max_body_bytes: int
+    limits: Limits
     body_budget: BodyBudget
     shadows: ShadowTraffic
 
@@ -100,14 +101,10 @@ class PredictMiddleware:
         deadline = pipeline.admission.make_deadline(options, state.arrived_at)
         pipeline.check(deadline)
         with self.body_budget.reservation() as reserve:
-            fields = model.task.request_type.model_fields
-            upload = model.task.upload
-            message = await read_predict_request(
-                request, upload, fields, max_bytes=self.max_body_bytes, reserve=reserve
-            )
+            message = await read_predict_request(request, self._body_rules(model.task), reserve=reserve)
             message = replace(
                 message,
-                parse_fields=partial(_fields_for, representation, message.parse_fields),
+                parse=partial(_parse_for, representation, model.task.upload, message.parse),
                 render=partial(render, representation, trace.model, trace.version),
                 options=options.merge(message.options),
             )
@@ -122,6 +119,10 @@ class PredictMiddleware:
                     return await prediction
                 return await _cancel_on_disconnect(request.receive, prediction)
 
+    def _body_rules(self, task: Task) -> BodyRules:
+        max_values = task.max_json_values(self.limits)
+        return BodyRules(task.upload, task.request_type.model_fields, max_values, self.max_body_bytes)
+
     def _respond(
         self, result: PredictResult, representation: Representation, trace: Trace, *, varies: bool
     ) -> Response:
@@ -134,8 +135,15 @@ class PredictMiddleware:
         return response
 
 
-def _fields_for(representation: Representation, parse: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
-    return apply_representation(representation, parse())
+def _parse_for(representation: Representation, upload: Upload | None, parse: Parse, body: Body) -> Mapping[str, Any]:
+    """Return the fields of a request that is to be answered in this representation. Raises ServiceError."""
+    fields = apply_representation(representation, parse(body))
+    if representation.file is not None and upload is not None and isinstance(fields.get(upload.field), list):
+        raise InvalidRequest(
+            f"{upload.field}: a list is answered as application/json only; send one at a time to get "
+            f"{representation.media_type}."
+        )
+    return fields
 
 
 def _options_from_headers(request: Request) -> RequestOptions:

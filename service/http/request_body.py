@@ -1,18 +1,20 @@
-"""Read the body of a prediction request: JSON, a raw file, or a multipart form with a file."""
+"""Read the body of a prediction request from the network, and choose how it is to be parsed later.
+
+Nothing here depends on the content of the body: `service/http/body_formats.py` parses it, in a thread or a process.
+"""
 
 import re
-from collections.abc import AsyncGenerator, Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from urllib.parse import parse_qsl
 
-from pydantic_core import from_json
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
-from service.engine.admission import OPTION_FIELDS, RequestOptions, parse_options
-from service.engine.request import PredictRequest
+from service.engine.admission import OPTION_FIELDS, parse_options
+from service.engine.request import Parse, PredictRequest
 from service.errors import (
     BodyTooLarge,
     EmptyBody,
@@ -22,11 +24,13 @@ from service.errors import (
     Overloaded,
     UnsupportedMediaType,
 )
+from service.http.body_formats import parse_compressed, parse_form, parse_json, parse_upload, unique_items
 from tasks.contract import Upload
 
-T = TypeVar("T")
-
 _JSON, _FORM = "application/json", "multipart/form-data"
+_CURL_DEFAULT = "application/x-www-form-urlencoded"
+"""What curl sends with --data or --data-binary if no Content-Type is given."""
+_MAX_QUERY_BYTES, _MAX_QUERY_FIELDS = 8_192, 50
 
 
 class BodyBudget:
@@ -60,47 +64,93 @@ class BodyBudget:
             self.used_bytes -= reserved
 
 
-async def read_predict_request(
-    request: Request,
-    upload: Upload | None,
-    task_fields: Container[str],
-    *,
-    max_bytes: int,
-    reserve: Callable[[int], None],
-) -> PredictRequest:
-    """Read the body; its fields are parsed later, in a worker thread. Raises ServiceError and ClientDisconnect.
+@dataclass(frozen=True)
+class BodyRules:
+    """What the bodies of one model's requests may be.
+
+    Attributes:
+        upload: the field that a raw body or an uploaded file fills; None if the task takes only JSON.
+        task_fields: names of the task's own fields, which take precedence over request options of the same name.
+        max_json_values: values that the JSON of a valid request may contain.
+        max_bytes: maximum size of the body, before and after decompression.
+    """
+
+    upload: Upload | None
+    task_fields: Container[str]
+    max_json_values: int
+    max_bytes: int
+
+
+async def read_predict_request(request: Request, rules: BodyRules, *, reserve: Callable[[int], None]) -> PredictRequest:
+    """Read the body; it is parsed later. Raises ServiceError and ClientDisconnect.
 
     Args:
         request: the request, of which only the headers have been read.
-        upload: the field that a raw body or an uploaded file fills; None if the task takes only JSON.
-        task_fields: names of the task's own fields, which take precedence over request options of the same name.
-        max_bytes: maximum size of the body.
+        rules: what the body may be.
         reserve: called with the size of each received chunk; raises if all bodies together exceed their limit.
     """
-    content_type = request.headers.get("content-type", "")
-    media_type = content_type.partition(";")[0].strip().lower()
-    query = _unique_items(request.query_params.multi_items()) if request.scope["query_string"] else {}
+    query = _read_query(request.scope["query_string"])
+    option_names = tuple(name for name in OPTION_FIELDS if name not in rules.task_fields)
+    _, options = parse_options(query, names=option_names)
+    body_format, parse = _choose_parser(request.headers.get("content-type", ""), rules, query)
+    is_compressed = _is_compressed(request.headers.get("content-encoding", ""))
+    if is_compressed:
+        parse = partial(parse_compressed, parse=parse, max_bytes=rules.max_bytes)
+    body = await _read_body(request, rules.max_bytes, reserve)
+    return PredictRequest(body_format, body, parse, is_compressed=is_compressed, options=options)
+
+
+def _read_query(query_string: bytes) -> dict[str, str]:
+    """Return the fields of the query string. Raises InvalidRequest."""
+    if not query_string:
+        return {}
+    if len(query_string) > _MAX_QUERY_BYTES:
+        raise InvalidRequest(
+            f"The query string has {len(query_string):,} bytes; at most {_MAX_QUERY_BYTES:,} may be sent."
+        )
+    try:
+        pairs = parse_qsl(query_string.decode("latin-1"), keep_blank_values=True, max_num_fields=_MAX_QUERY_FIELDS)
+    except ValueError:
+        message = f"The query string has more than {_MAX_QUERY_FIELDS} fields; send the input in the body."
+        raise InvalidRequest(message) from None
+    return unique_items(pairs)
+
+
+def _choose_parser(content_type: str, rules: BodyRules, query: Mapping[str, str]) -> tuple[str, Parse]:
+    """Return the format of the body, and the function that parses it. Raises ServiceError."""
+    media_type, upload = content_type.partition(";")[0].strip().lower(), rules.upload
     if media_type == _JSON:
-        body = await _read_body(request, max_bytes, reserve)
-        parse = partial(_parse_json, body, query)
-        return PredictRequest("json", len(body), parse, options=_read_options(query, task_fields))
+        return "json", partial(parse_json, query=query, max_values=rules.max_json_values)
     if upload is not None and media_type == _FORM:
-        body = await _read_body(request, max_bytes, reserve)
-        fields = _merge_query(await _parse_form(request, body, upload), query)
-        return PredictRequest("form", len(body), lambda: fields, options=_read_options(fields, task_fields))
+        boundary = parse_options_header(content_type)[1].get(b"boundary")
+        if not boundary:
+            raise MalformedBody("The Content-Type of a multipart form must have a boundary.")
+        return "form", partial(parse_form, boundary=boundary, upload_field=upload.field, query=query)
     if upload is not None and _is_upload(media_type, upload):
         _check_charset(content_type)
-        body = await _read_body(request, max_bytes, reserve)
-        parse = partial(_merge_query, {upload.field: body}, query)
-        return PredictRequest("upload", len(body), parse, options=_read_options(query, task_fields))
+        return "upload", partial(parse_upload, name=upload.field, query=query)
+    raise _unsupported(content_type, media_type, upload)
+
+
+def _unsupported(content_type: str, media_type: str, upload: Upload | None) -> UnsupportedMediaType:
     accepted = [_JSON] if upload is None else [_JSON, _FORM, *upload.media_types]
     received = f"Unsupported Content-Type '{content_type[:80]}'" if content_type else "The Content-Type is missing"
-    raise UnsupportedMediaType(f"{received}; this model accepts {', '.join(accepted)}.")
+    message = f"{received}; this model accepts {', '.join(accepted)}."
+    if media_type == _CURL_DEFAULT:
+        example = _JSON if upload is None else upload.media_types[0]
+        message += f" curl sends this type unless told otherwise: add -H 'Content-Type: {example}'."
+    return UnsupportedMediaType(message)
 
 
-def _read_options(fields: Mapping[str, Any], task_fields: Container[str]) -> RequestOptions:
-    """Return the request options that are known before anything is decoded. Raises InvalidRequest."""
-    return parse_options(fields, names=tuple(name for name in OPTION_FIELDS if name not in task_fields))[1]
+def _is_compressed(content_encoding: str) -> bool:
+    """Return whether the body is compressed by gzip (RFC 9110, 8.4). Raises UnsupportedMediaType for others."""
+    encoding = content_encoding.strip().lower()
+    if encoding in ("", "identity"):
+        return False
+    if encoding in ("gzip", "x-gzip"):
+        return True
+    message = f"Unsupported Content-Encoding '{content_encoding[:40]}'; send the body as it is, or compressed by gzip."
+    raise UnsupportedMediaType(message)
 
 
 def _is_upload(media_type: str, upload: Upload) -> bool:
@@ -116,80 +166,18 @@ def _check_charset(content_type: str) -> None:
         raise UnsupportedMediaType(f"Unsupported charset {charset[1][:40]}; send the text in UTF-8.")
 
 
-async def _read_body(request: Request, max_bytes: int, reserve: Callable[[int], None]) -> bytes:
+async def _read_body(request: Request, max_bytes: int, reserve: Callable[[int], None]) -> bytearray:
     declared = request.headers.get("content-length")
     if declared is not None and not (declared.isascii() and declared.isdigit() and len(declared) < 19):
         raise InvalidHeader("Content-Length must be a number of bytes.")
     if declared is not None and int(declared) > max_bytes:
         raise BodyTooLarge(f"The body has {declared[:20]} bytes; the limit is {max_bytes:,}.")
-    chunks, size = [], 0
+    body = bytearray()  # It grows in place: joining the chunks of a large body at its end would block the event loop.
     async for chunk in request.stream():
-        size += len(chunk)
-        if size > max_bytes:
+        if len(body) + len(chunk) > max_bytes:
             raise BodyTooLarge(f"The body exceeds the limit of {max_bytes:,} bytes.")
         reserve(len(chunk))
-        chunks.append(chunk)
-    if size == 0:
+        body += chunk
+    if not body:
         raise EmptyBody("The body is empty.")
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-def _parse_json(body: bytes, query: Mapping[str, str]) -> Mapping[str, Any]:
-    try:
-        fields = from_json(body)  # Accepts NaN, so that validation can name the field that holds it.
-    except ValueError as error:
-        raise MalformedBody(f"The body is not valid JSON: {error}.") from None
-    if not isinstance(fields, dict):
-        raise MalformedBody(f"The body must be a JSON object, not {_JSON_TYPES[type(fields)]}.")
-    return _merge_query(fields, query)
-
-
-_JSON_TYPES = {
-    list: "an array",
-    str: "a string",
-    int: "a number",
-    float: "a number",
-    bool: "a Boolean",
-    type(None): "null",
-}
-
-
-def _unique_items(items: Sequence[tuple[str, T]]) -> dict[str, T]:
-    """Return the items as a dict. Raises InvalidRequest for a repeated name, since one value would be ignored."""
-    unique = dict(items)
-    if len(unique) < len(items):
-        names = [name for name, _ in items]
-        repeated = next(name for i, name in enumerate(names) if name in names[:i])
-        raise InvalidRequest(f"{repeated[:64]}: given more than once.")
-    return unique
-
-
-def _merge_query(fields: Mapping[str, Any], query: Mapping[str, str]) -> Mapping[str, Any]:
-    if repeated := fields.keys() & query.keys():
-        raise InvalidRequest(f"{', '.join(sorted(repeated))}: given in both the body and the query string.")
-    return {**fields, **query}
-
-
-async def _parse_form(request: Request, body: bytes, upload: Upload) -> Mapping[str, Any]:
-    async def chunks() -> AsyncGenerator[bytes, None]:
-        yield body
-
-    if not body.rstrip(b"\r\n").endswith(b"--"):
-        raise MalformedBody("The multipart form is truncated: its final boundary is missing.")
-    try:
-        parser = MultiPartParser(request.headers, chunks(), max_files=1, max_fields=100, max_part_size=len(body))
-        form = await parser.parse()
-    except (MultiPartException, KeyError, ValueError) as error:
-        raise MalformedBody(f"The body is not a valid multipart form: {error}.") from None
-    try:
-        return _unique_items([(name, await _form_value(name, value, upload)) for name, value in form.multi_items()])
-    finally:
-        await form.close()
-
-
-async def _form_value(name: str, value: UploadFile | str, upload: Upload) -> str | bytes:
-    if isinstance(value, str):
-        return value
-    if name != upload.field:
-        raise InvalidRequest(f"The file is in field '{name[:64]}'; send it in field '{upload.field}'.")
-    return await value.read()
+    return body

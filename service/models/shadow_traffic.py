@@ -20,7 +20,7 @@ from typing import Any
 from weakref import ref
 
 from service.engine.admission import OPTION_FIELDS, RequestOptions
-from service.engine.request import PredictRequest, RequestState, Trace
+from service.engine.request import Body, Parse, PredictRequest, RequestState, Trace
 from service.errors import DeadlineExceeded, DeviceHung, Overloaded, ServiceError
 from service.metrics import Metrics
 from service.models.model import Model
@@ -220,8 +220,8 @@ class ShadowTraffic:
         """Send a request with low priority, whatever the client asked for, and without taking a client's permit."""
         options = RequestOptions(self._timeout_s, "low")
         option_fields = [name for name in OPTION_FIELDS if name not in model.task.request_type.model_fields]
-        fields = partial(_fields_without, option_fields, request.parse_fields)
-        request = replace(request, render=renderer, options=options, parse_fields=fields)
+        parse = partial(_parse_without, option_fields, request.parse)
+        request = replace(request, render=renderer, options=options, parse=parse)
         deadline = model.pipeline.admission.make_deadline(options, asyncio.get_running_loop().time())
         async with asyncio.timeout(self._timeout_s):
             result = await model.pipeline.predict(request, deadline, state)
@@ -259,5 +259,5 @@ def _log_fields(running: _RunningEvaluation) -> dict[str, Any]:
     return {"model": running.name, "version": running.version}
 
 
-def _fields_without(names: list[str], fields: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
-    return {name: value for name, value in fields().items() if name not in names}
+def _parse_without(names: list[str], parse: Parse, body: Body) -> Mapping[str, Any]:
+    return {name: value for name, value in parse(body).items() if name not in names}

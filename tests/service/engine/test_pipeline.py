@@ -164,7 +164,7 @@ def test_timeout_in_the_body_counts_from_the_arrival_of_the_request() -> None:
     async def main() -> None:
         model = row_model(VirtualDevice(hop_s=1.0))
         await asyncio.sleep(100)
-        predict_request = PredictRequest("json", 1, lambda: {"rows": [ROW], "timeout_ms": 5_000})
+        predict_request = PredictRequest("json", b"-", lambda body: {"rows": [ROW], "timeout_ms": 5_000})
         assert (await model.pipeline.predict(predict_request)).body
 
     run_virtually(main())

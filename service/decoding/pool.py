@@ -1,0 +1,198 @@
+"""Worker processes that prepare requests, so that no client's bytes can block the server's interpreter.
+
+Decoders written in C may hold the interpreter's lock for seconds and cannot be interrupted in a thread. A process can
+be killed, and its memory returns to the system. Each process is driven by a thread of the server, which waits for it
+without holding the lock.
+"""
+
+import logging
+import multiprocessing
+import queue
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import count
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from threading import Lock
+from typing import Any
+
+from service.decoding import worker
+from service.decoding.channel import receive, send
+from service.decoding.worker import LoadTask, PrepareRequest, TaskMissing, TaskSpec, WorkerFault
+from service.engine.preparation import Preparation, PreparationRules, SeveralPreparations
+from service.engine.request import Body, PredictRequest
+from service.errors import InternalError, NoMemory, Overloaded, ServiceError, Stopped, Unreadable
+from tasks.contract import Task, files_of, parameters_of
+
+_LOG = logging.getLogger(__name__)
+_CONTEXT = multiprocessing.get_context("forkserver")
+"""New processes are forked from a small process without threads, which has imported the decoders and nothing else."""
+_CONTEXT.set_forkserver_preload([worker.__name__, "service.http.body_formats"])
+_WALL_FACTOR = 8.0
+"""A process gets this many seconds for each second of its budget. It needs more than one where the machine is busy."""
+_MIN_WALL_S = 10.0
+_BUDGET_PER_BYTE_S = 0.2e-6
+_STOP_TIMEOUT_S = 1.0
+
+
+@dataclass(eq=False)
+class _Worker:
+    """A worker process, and this side of its connection."""
+
+    process: BaseProcess
+    connection: "Connection[Any, Any]"
+
+
+@dataclass(frozen=True, eq=False)
+class RegisteredTask:
+    """A task, and the key by which worker processes know it."""
+
+    key: int
+    task: Task
+
+    def load_message(self) -> LoadTask:
+        """Return the message that makes a worker process build the task."""
+        return LoadTask(self.key, TaskSpec(type(self.task), parameters_of(self.task), files_of(self.task)))
+
+
+@dataclass(eq=False)
+class DecoderPool:
+    """A fixed number of worker processes. All methods may be called from any thread.
+
+    Attributes:
+        size: number of processes.
+        budget_s: processor time for a request, in seconds; a fifth of a second is added for each megabyte of its body.
+        on_killed: called with the reason (budget, stalled, killed, crashed) when a process has ended within a request.
+    """
+
+    size: int
+    budget_s: float = 1.0
+    on_killed: Callable[[str], None] = lambda reason: None
+    _idle: "queue.SimpleQueue[_Worker | None]" = field(default_factory=queue.SimpleQueue, init=False)
+    _keys: Any = field(default_factory=count, init=False)
+    _lock: Lock = field(default_factory=Lock, init=False)
+    _running: set[_Worker] = field(default_factory=set, init=False)
+    _is_closed: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        for _ in range(self.size):
+            self._idle.put(None)  # A place for a process, which is started when it is first needed.
+
+    def register(self, task: Task) -> RegisteredTask:
+        """Return a handle for a task, once the processes that are not busy have built it."""
+        registered = RegisteredTask(next(self._keys), task)
+        message = registered.load_message()
+        for _ in range(self.size):
+            with self._borrow() as worker_process, suppress(OSError):
+                send(worker_process.connection, message)
+        return registered
+
+    def prepare(
+        self, task: RegisteredTask, rules: PreparationRules, request: PredictRequest
+    ) -> Preparation | SeveralPreparations:
+        """Prepare a request in a worker process, and wait for the result. Raises ServiceError."""
+        budget_s = self.budget_s + _BUDGET_PER_BYTE_S * len(request.body)
+        message = PrepareRequest(task.key, rules, request.parse, budget_s)
+        with self._borrow() as worker_process:
+            result = self._ask(worker_process, message, request.body)
+            if isinstance(result, TaskMissing):
+                send(worker_process.connection, task.load_message())
+                result = self._ask(worker_process, message, request.body)
+        if isinstance(result, ServiceError):
+            raise result
+        if isinstance(result, WorkerFault):
+            _LOG.error("unexpected error in a worker process", extra={"fields": {"traceback": result.text}})
+            raise InternalError("Internal error. The server's log has the details under this request_id.")
+        prepared: Preparation | SeveralPreparations = result
+        return prepared
+
+    def close(self) -> None:
+        """End all processes. Requests that are being prepared raise Stopped."""
+        with self._lock:
+            self._is_closed = True
+            running, self._running = self._running, set()
+        for worker_process in running:
+            worker_process.process.kill()
+        for worker_process in running:
+            worker_process.process.join(_STOP_TIMEOUT_S)
+
+    @contextmanager
+    def _borrow(self) -> Iterator[_Worker]:
+        """Wait for an idle process, start it if necessary, and give it back if it is still alive."""
+        worker_process = self._idle.get()
+        try:
+            if worker_process is None or not worker_process.process.is_alive():
+                worker_process = None  # If starting fails, the place must not keep a dead process.
+                worker_process = self._start()
+            yield worker_process
+        finally:
+            is_usable = worker_process is not None and worker_process in self._running
+            self._idle.put(worker_process if is_usable else None)
+
+    def _start(self) -> _Worker:
+        ours, theirs = _CONTEXT.Pipe()
+        process = _CONTEXT.Process(target=worker.run, args=(theirs,), name="decoder", daemon=True)
+        process.start()
+        theirs.close()
+        started = _Worker(process, ours)
+        with self._lock:
+            if not self._is_closed:
+                self._running.add(started)
+                return started
+        process.kill()
+        raise _stopped()
+
+    def _ask(self, worker_process: _Worker, message: PrepareRequest, body: Body) -> Any:
+        """Send a request to a process and return its answer. Raises ServiceError if the process ends instead."""
+        connection, wall_s = worker_process.connection, max(_MIN_WALL_S, _WALL_FACTOR * message.budget_s)
+        try:
+            send(connection, message)
+            connection.send_bytes(body)
+            if connection.poll(wall_s):
+                return receive(connection)
+        except (EOFError, OSError):
+            raise self._remove(worker_process, message.budget_s) from None
+        except BaseException:
+            self._remove(worker_process, message.budget_s)  # Half a message may be left in the connection.
+            raise
+        raise self._remove(worker_process, message.budget_s)
+
+    def _remove(self, worker_process: _Worker, budget_s: float) -> ServiceError:
+        """End a process that does not answer, and return the error for the request that it had."""
+        with self._lock:
+            self._running.discard(worker_process)
+            is_closed = self._is_closed
+        process = worker_process.process
+        process.join(_STOP_TIMEOUT_S)
+        is_stalled = process.exitcode is None
+        if is_stalled:
+            process.kill()
+            process.join()
+        worker_process.connection.close()
+        if is_closed:
+            return _stopped()
+        reason, error = _explain_exit(is_stalled, process.exitcode, budget_s)
+        self.on_killed(reason)
+        _LOG.warning("worker process ended", extra={"fields": {"reason": reason, "exit_code": process.exitcode}})
+        return error
+
+
+def _explain_exit(is_stalled: bool, exit_code: int | None, budget_s: float) -> tuple[str, ServiceError]:
+    """Return why a process ended, and the error for its request."""
+    if is_stalled:
+        return "stalled", Overloaded("The input could not be decoded in time: the server is busy.", retry_after_s=1)
+    if exit_code == -signal.SIGPROF:
+        message = (
+            f"Decoding this input takes more than {budget_s:.1f} s of processor time, which is more than any ordinary "
+            "file of its size needs. Convert it to a plain JPEG or PNG, or send a smaller one."
+        )
+        return "budget", Unreadable(message)
+    if exit_code == -signal.SIGKILL:
+        return "killed", NoMemory("The server ran out of memory while decoding this input.", retry_after_s=1)
+    return "crashed", Unreadable("The input made the decoder crash; it cannot be read.")
+
+
+def _stopped() -> Stopped:
+    return Stopped("The server shut down before the answer was ready. Retry.", retry_after_s=1)

@@ -1,0 +1,135 @@
+"""The program of a worker process: prepares requests, one at a time, with a budget of processor time for each.
+
+A request that exceeds its budget ends the process: the kernel's profiling timer sends SIGPROF, whose default action is
+to terminate, whatever code runs and whichever lock it holds. The server starts another one.
+"""
+
+import ctypes
+import os
+import resource
+import signal
+import traceback
+import warnings
+from collections import OrderedDict
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from service.decoding.channel import receive, send
+from service.engine.preparation import PreparationRules, prepare
+from service.engine.request import Parse
+from service.errors import ServiceError, TooLarge
+from tasks.contract import Task, build_task
+
+MAX_MEMORY_BYTES = 1_500_000_000
+"""Memory that a worker may use besides what it has at its start: some copies of the largest image."""
+_MAX_TASKS = 64
+_NICENESS = 5
+"""Decoding yields to the event loop: answering neighbours comes first."""
+_TRIM_ABOVE_BYTES = 64_000_000
+_MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What a task is built from: its class, its parameters, and the contents of its files."""
+
+    kind: type[Task]
+    parameters: dict[str, Any]
+    files: dict[str, str]
+
+    def build(self) -> Task:
+        """Return the task."""
+        return build_task(self.kind, self.parameters, self.files)
+
+
+@dataclass(frozen=True)
+class LoadTask:
+    """Builds a task and keeps it under a key."""
+
+    key: int
+    spec: TaskSpec
+
+
+@dataclass(frozen=True)
+class PrepareRequest:
+    """Prepares a request, whose body is sent as a separate message, for a task that was loaded before."""
+
+    key: int
+    rules: PreparationRules
+    parse: Parse
+    budget_s: float
+
+
+@dataclass(frozen=True)
+class TaskMissing:
+    """The answer to a request for a task that this process does not have, or no longer has."""
+
+
+@dataclass(frozen=True)
+class WorkerFault:
+    """An unexpected exception, as the text of its traceback."""
+
+    text: str
+
+
+def run(connection: "Connection[Any, Any]") -> None:
+    """Answer messages until the server closes its side."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then closes the connection.
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    warnings.simplefilter("ignore")
+    os.nice(_NICENESS)
+    _prefer_for_out_of_memory_killer()
+    start_bytes = _limit_memory()
+    tasks: OrderedDict[int, Task] = OrderedDict()
+    with suppress(EOFError, OSError):
+        while True:
+            message = receive(connection)
+            if isinstance(message, LoadTask):
+                tasks[message.key] = message.spec.build()
+                if len(tasks) > _MAX_TASKS:
+                    tasks.popitem(last=False)
+                continue
+            send(connection, _answer(connection.recv_bytes(), message, tasks.get(message.key)))
+            if _resident_bytes() > start_bytes + _TRIM_ABOVE_BYTES:
+                _MALLOC_TRIM(0)
+
+
+def _answer(body: bytes, message: PrepareRequest, task: Task | None) -> Any:
+    if task is None:
+        return TaskMissing()
+    signal.setitimer(signal.ITIMER_PROF, message.budget_s)
+    try:
+        return prepare(task, message.rules, body, message.parse)
+    except ServiceError as error:
+        return error
+    except MemoryError:
+        return TooLarge("Decoding this input needs more memory than one request may use; send a smaller one.")
+    except Exception:  # It is a fault of the service, and must not end the process.
+        return WorkerFault(traceback.format_exc())
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _prefer_for_out_of_memory_killer() -> None:
+    """If the machine runs out of memory, this process is to be killed and not the server (proc(5), oom_score_adj)."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _limit_memory() -> int:
+    """Limit the address space; return the resident bytes now. Does nothing where /proc is missing."""
+    with suppress(OSError, ValueError):
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        _, hard = resource.getrlimit(resource.RLIMIT_AS)
+        limit = pages * resource.getpagesize() + MAX_MEMORY_BYTES
+        resource.setrlimit(resource.RLIMIT_AS, (limit if hard < 0 else min(limit, hard), hard))
+    return _resident_bytes()
+
+
+def _resident_bytes() -> int:
+    with suppress(OSError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return 0

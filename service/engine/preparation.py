@@ -1,0 +1,87 @@
+"""Turn a request's body into samples: parse, validate, decode, pre-process.
+
+This runs on the event loop, in a thread or in a worker process (`service/decoding/`), whichever the pipeline chooses.
+It knows nothing about queues or devices.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from service.engine.admission import RequestOptions, parse_options
+from service.engine.error_mapping import map_input_error, map_validation_error
+from service.engine.request import Body, Parse
+from service.errors import InvalidRequest, ServiceError, TooLarge
+from tasks.contract import InvalidInput, Limits, Request, Samples, Task
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """The result: the request without its upload, its samples, and the options found among its fields.
+
+    The upload has become samples. Without it the request is small, so that waiting requests hold little memory.
+    """
+
+    request: Request
+    samples: Samples
+    options: RequestOptions = RequestOptions()
+
+
+@dataclass(frozen=True)
+class SeveralPreparations:
+    """The results for a request with several inputs, in their order: for each a preparation or its error."""
+
+    items: tuple[Preparation | ServiceError, ...]
+    options: RequestOptions = RequestOptions()
+
+
+@dataclass(frozen=True)
+class PreparationRules:
+    """What preparation needs besides the request and the task.
+
+    Attributes:
+        limits: sizes that a request may have.
+        option_fields: names of the fields that are request options and not part of the task's input.
+    """
+
+    limits: Limits
+    option_fields: tuple[str, ...]
+
+
+def prepare(task: Task, rules: PreparationRules, body: Body, parse: Parse) -> Preparation | SeveralPreparations:
+    """Parse, decode and pre-process a request. Raises ServiceError."""
+    fields, options = parse_options(parse(body), names=rules.option_fields)
+    name = task.upload.field if task.upload is not None and task.upload.several else ""
+    inputs = fields.get(name)
+    if not isinstance(inputs, list):
+        return _prepare_input(task, rules.limits, fields, options)
+    if not inputs:
+        raise InvalidRequest(f"{name}: the list is empty.")
+    if len(inputs) > rules.limits.inputs:
+        raise TooLarge(f"{name}: {len(inputs):,} were sent; at most {rules.limits.inputs} are accepted at a time.")
+    items = tuple(_prepare_item(task, rules.limits, {**fields, name: value}) for value in inputs)
+    return SeveralPreparations(items, options)
+
+
+def _prepare_item(task: Task, limits: Limits, fields: Mapping[str, Any]) -> Preparation | ServiceError:
+    try:
+        return _prepare_input(task, limits, fields, RequestOptions())
+    except ServiceError as error:
+        return error
+
+
+def _prepare_input(task: Task, limits: Limits, fields: Mapping[str, Any], options: RequestOptions) -> Preparation:
+    try:
+        request = task.parse(fields, limits)
+        samples = task.preprocess(task.decode(request, limits))
+    except ValidationError as error:
+        raise map_validation_error(error) from None
+    except InvalidInput as error:
+        raise map_input_error(error) from None
+    return Preparation(_without_upload(task, request), samples, options)
+
+
+def _without_upload(task: Task, request: Request) -> Request:
+    return request if task.upload is None else request.model_copy(update={task.upload.field: None})
