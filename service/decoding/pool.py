@@ -29,7 +29,7 @@ from tasks.contract import Task, files_of, parameters_of
 _LOG = logging.getLogger(__name__)
 _CONTEXT = multiprocessing.get_context("forkserver")
 """New processes are forked from a small process without threads, which has imported the decoders and nothing else."""
-_CONTEXT.set_forkserver_preload([worker.__name__, "service.http.body_formats"])
+_CONTEXT.set_forkserver_preload([worker.__name__, "service.decoding.body_formats"])
 _WALL_FACTOR = 8.0
 """A process gets this many seconds for each second of its budget. It needs more than one where the machine is busy."""
 _MIN_WALL_S = 10.0

@@ -5,7 +5,6 @@ to terminate, whatever code runs and whichever lock it holds. The server starts 
 """
 
 import ctypes
-import os
 import resource
 import signal
 import traceback
@@ -26,8 +25,6 @@ from tasks.contract import Task, build_task
 MAX_MEMORY_BYTES = 1_500_000_000
 """Memory that a worker may use besides what it has at its start: some copies of the largest image."""
 _MAX_TASKS = 64
-_NICENESS = 5
-"""Decoding yields to the event loop: answering neighbours comes first."""
 _TRIM_ABOVE_BYTES = 64_000_000
 _MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)
 
@@ -80,7 +77,6 @@ def run(connection: "Connection[Any, Any]") -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then closes the connection.
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     warnings.simplefilter("ignore")
-    os.nice(_NICENESS)
     _prefer_for_out_of_memory_killer()
     start_bytes = _limit_memory()
     tasks: OrderedDict[int, Task] = OrderedDict()

@@ -1,6 +1,6 @@
 """Read the body of a prediction request from the network, and choose how it is to be parsed later.
 
-Nothing here depends on the content of the body: `service/http/body_formats.py` parses it, in a thread or a process.
+Nothing here depends on the content of the body: `service/decoding/body_formats.py` parses it, in a thread or a process.
 """
 
 import re
@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
+from service.decoding.body_formats import parse_compressed, parse_form, parse_json, parse_upload, unique_items
 from service.engine.admission import OPTION_FIELDS, parse_options
 from service.engine.request import Parse, PredictRequest
 from service.errors import (
@@ -24,7 +25,6 @@ from service.errors import (
     Overloaded,
     UnsupportedMediaType,
 )
-from service.http.body_formats import parse_compressed, parse_form, parse_json, parse_upload, unique_items
 from tasks.contract import Upload
 
 _JSON, _FORM = "application/json", "multipart/form-data"

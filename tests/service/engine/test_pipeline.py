@@ -170,17 +170,17 @@ def test_timeout_in_the_body_counts_from_the_arrival_of_the_request() -> None:
     run_virtually(main())
 
 
-@pytest.mark.parametrize("releases_gil", [True, False], ids=["images", "rows"])
-def test_only_tasks_whose_decoding_releases_the_gil_use_the_parallel_workers(releases_gil: bool) -> None:
-    fields = image(NARROW) if releases_gil else {"rows": [ROW]}
+@pytest.mark.parametrize("is_image", [True, False], ids=["images", "rows"])
+def test_images_are_decoded_in_worker_processes_and_small_bodies_in_the_interpreter(is_image: bool) -> None:
+    fields = image(NARROW) if is_image else {"rows": [ROW]}
 
     async def main() -> tuple[int, int]:
         device = VirtualDevice()
-        model = image_model(device, max_size=4) if releases_gil else row_model(device)
+        model = image_model(device, max_size=4) if is_image else row_model(device)
         await asyncio.gather(*(model.predict(fields) for _ in range(4)))
-        return device.workers.submitted, device.interpreter.submitted
+        return device.decoders.submitted, device.interpreter.submitted
 
-    in_workers, in_interpreter = run_virtually(main())
+    in_decoders, in_interpreter = run_virtually(main())
 
-    assert (in_workers > 0) is releases_gil
-    assert (in_interpreter > 0) is not releases_gil
+    assert (in_decoders > 0) is is_image
+    assert (in_interpreter > 0) is not is_image

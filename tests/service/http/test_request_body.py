@@ -1,9 +1,22 @@
-"""Request bodies: slow clients, wrong lengths, and the limit on all bodies together."""
+"""Request bodies: slow clients, wrong lengths, encodings, several inputs, and the limit on all bodies together."""
 
+import base64
+import gzip
+import json
 import socket
 from contextlib import ExitStack
+from pathlib import Path
 
+import httpx
+import pytest
+from PIL import Image
+
+from tests.images import encode_image
+from tests.model_folders import publish
+from tests.service.conftest import Running, Start
 from tests.service.http.conftest import StartBlocked, request_bytes
+from tests.tiny.classification import COLOURS
+from tests.tiny.models import tiny
 from tests.waiting import wait_until
 
 
@@ -49,3 +62,74 @@ def test_bodies_that_exceed_their_total_limit_are_rejected(start_blocked: StartB
     wait_until(lambda: server.used_body_bytes == 0)
     server.unblock()
     assert server.ask(20.0).status_code == 200
+
+
+def post(server: Running, model: str, content: bytes, **headers: str) -> httpx.Response:
+    names = {name.replace("_", "-"): value for name, value in headers.items()}
+    return server.client.post(f"/v1/models/{model}/predict", content=content, headers=names)
+
+
+def test_a_gzip_body_is_answered_like_the_plain_one(server: Running) -> None:
+    body = json.dumps(COLOURS.example()).encode()
+
+    plain = post(server, "colours", body, content_type="application/json")
+    zipped = post(server, "colours", gzip.compress(body), content_type="application/json", content_encoding="gzip")
+
+    assert zipped.status_code == 200
+    assert zipped.content == plain.content
+
+
+def test_an_unknown_content_encoding_is_named(server: Running) -> None:
+    answer = post(server, "colours", b"{}", content_type="application/json", content_encoding="br")
+
+    assert answer.status_code == 415
+    assert "'br'" in answer.json()["error"]["message"]
+
+
+def test_curl_without_a_content_type_is_told_what_to_add(server: Running) -> None:
+    answer = post(server, "colours", b"\xff\xd8", content_type="application/x-www-form-urlencoded")
+
+    assert answer.status_code == 415
+    assert "add -H 'Content-Type: image/jpeg'" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "query", ["&".join(f"a{i}=1" for i in range(4_000)), "&".join(f"a{i}" for i in range(60)), "a=1&a=2"]
+)
+def test_a_query_of_many_or_repeated_names_is_invalid(server: Running, query: str) -> None:
+    answer = server.client.post(f"/v1/models/colours/predict?{query}", json=COLOURS.example())
+
+    assert answer.status_code == 422
+
+
+def test_several_images_are_answered_in_order_each_with_its_answer_or_error(server: Running) -> None:
+    red, blue = (encode_image(Image.new("RGB", (8, 8), colour)) for colour in ("red", "blue"))
+    files = [("image", ("red.png", red)), ("image", ("notes.txt", b"no image")), ("image", ("blue.png", blue))]
+
+    form = server.client.post("/v1/models/colours/predict", files=files, data={"top_k": "1"})
+    encoded = [base64.b64encode(content).decode() for content in (red, b"no image", blue)]
+    fields = server.client.post("/v1/models/colours/predict", json={"image": encoded, "top_k": 1})
+
+    first, second, third = form.json()["answers"]
+    assert (first["label"], third["label"], first["model"]) == ("red", "blue", "colours")
+    assert second["error"]["code"] == "unreadable_input"
+    assert fields.json() == form.json()
+
+
+def test_several_images_get_json_only(start: Start, tmp_path: Path) -> None:
+    publish(tmp_path, "regions", *tiny("segmentation"))
+    server = start(models=tmp_path)
+    files = [("image", ("a.png", encode_image(Image.new("RGB", (8, 8))))) for _ in range(2)]
+
+    answer = server.client.post("/v1/models/regions/predict", files=files, headers={"accept": "image/png"})
+
+    assert answer.status_code == 422
+    assert "application/json only" in answer.json()["error"]["message"]
+
+
+def test_more_inputs_than_the_limit_are_refused(start: Start) -> None:
+    server = start(max_inputs=2)
+
+    answer = server.client.post("/v1/models/colours/predict", json={"image": ["", "", ""]})
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "input_too_large")

@@ -41,10 +41,10 @@ def test_failure_is_reported_with_its_reason_until_it_is_resolved(start: Start) 
     assert server.client.get("/health/ready").status_code == 200
 
 
-@pytest.mark.parametrize("pool", ["worker", "cpu"])
+@pytest.mark.parametrize("pool", ["decoder", "cpu"])
 def test_liveness_fails_if_an_idle_thread_dies(start: Start, pool: str) -> None:
     threads_before = set(threading.enumerate())
-    server = start(workers=1, batches_at_once=1)
+    server = start(decoders=1, batches_at_once=1, max_delay_ms=1.0)  # With a delay, all batches run in threads.
     clients = ThreadPoolExecutor(2)
 
     def predict_twice() -> list[httpx.Response]:

@@ -16,7 +16,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service.engine.request import Body, Parse
-from service.errors import BodyTooLarge, InvalidRequest, MalformedBody
+from service.errors import BodyTooLarge, InvalidRequest, MalformedBody, TooLarge
 
 T = TypeVar("T")
 
@@ -45,9 +45,7 @@ def parse_json(body: Body, *, query: Mapping[str, str], max_values: int) -> Mapp
     """
     body = body.removeprefix(_UTF8_BOM)
     if len(body) > max_values and _count_bytes(body, _SEPARATORS) > max_values:
-        raise BodyTooLarge(
-            f"The body has more than {max_values:,} values, which is more than a valid request can have."
-        )
+        raise TooLarge(f"The body has more than {max_values:,} JSON values, more than any valid request to this model.")
     try:
         fields = from_json(body)  # Accepts NaN, so that validation can name the field that holds it.
     except ValueError as error:

@@ -1,0 +1,174 @@
+"""Worker processes: what they return, and what becomes of requests that exceed their budget or end their process."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+from service.decoding.body_formats import parse_json
+from service.decoding.pool import DecoderPool, RegisteredTask
+from service.engine.preparation import Preparation, PreparationRules, SeveralPreparations
+from service.engine.request import PredictRequest
+from service.errors import InternalError, InvalidRequest, NoMemory, ServiceError, Stopped, TooLarge, Unreadable
+from tasks.contract import Limits
+from tests.service.decoding.hostile_task import Hostile
+from tests.waiting import wait_until
+
+RULES = PreparationRules(Limits(inputs=3), ("timeout_ms", "priority"))
+
+
+class Decoders:
+    """A pool with a registered task."""
+
+    def __init__(self, size: int = 1, budget_s: float = 0.3) -> None:
+        self.killed: list[str] = []
+        self.pool = DecoderPool(size, budget_s, self.killed.append)
+        self.task: RegisteredTask = self.pool.register(Hostile())
+
+    def prepare(self, body: bytes) -> Preparation | SeveralPreparations:
+        return self.pool.prepare(
+            self.task, RULES, PredictRequest("json", body, partial(parse_json, query={}, max_values=1_000))
+        )
+
+    def order(self, order: str) -> Preparation:
+        prepared = self.prepare(b'{"order": "' + order.encode() + b'"}')
+        assert isinstance(prepared, Preparation)
+        return prepared
+
+    def process_of(self, prepared: Preparation) -> int:
+        process: int = prepared.samples.context[1]
+        return process
+
+
+@pytest.fixture
+def decoders() -> Iterator[Decoders]:
+    decoders = Decoders()
+    yield decoders
+    decoders.pool.close()
+
+
+def test_request_is_prepared_in_another_process(decoders: Decoders) -> None:
+    prepared = decoders.order("wait")
+
+    assert decoders.process_of(prepared) != os.getpid()
+    assert prepared.samples.arrays["value"].tolist() == [[4.0]]
+    assert np.asarray(prepared.samples.context[0]).tolist() == [[[1, 2, 3]] * 3] * 2
+    assert (prepared.request.top, prepared.request.order) == (1, None)  # type: ignore[attr-defined]
+
+
+def test_options_among_the_fields_are_returned(decoders: Decoders) -> None:
+    prepared = decoders.prepare(b'{"order": "wait", "timeout_ms": 500}')
+
+    assert prepared.options.timeout_s == 0.5
+
+
+def test_a_process_is_used_again(decoders: Decoders) -> None:
+    assert decoders.process_of(decoders.order("wait")) == decoders.process_of(decoders.order("wait"))
+
+
+@pytest.mark.parametrize(
+    ("order", "error", "reason"),
+    [("spin", Unreadable, "budget"), ("crash", Unreadable, "crashed"), ("be killed", NoMemory, "killed")],
+)
+def test_request_that_ends_its_process_gets_an_error_and_the_next_one_is_answered(
+    decoders: Decoders, order: str, error: type[ServiceError], reason: str
+) -> None:
+    before = decoders.process_of(decoders.order("wait"))
+
+    with pytest.raises(error):
+        decoders.order(order)
+
+    assert decoders.process_of(decoders.order("wait")) != before
+    assert decoders.killed == [reason]
+
+
+def test_a_larger_body_has_a_larger_budget(decoders: Decoders) -> None:
+    with pytest.raises(Unreadable, match=r"more than 0\.5 s of processor time"):
+        decoders.prepare(b'{"order": "spin"}' + b" " * 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("order", "error", "message"),
+    [
+        ("refuse", Unreadable, "This order is refused."),
+        ("allocate", TooLarge, "more memory than one request may use"),
+        ("divide", InternalError, "The server's log has the details"),
+    ],
+)
+def test_errors_of_a_request_do_not_end_the_process(
+    decoders: Decoders, order: str, error: type[ServiceError], message: str
+) -> None:
+    before = decoders.process_of(decoders.order("wait"))
+
+    with pytest.raises(error, match=message):
+        decoders.order(order)
+
+    assert decoders.process_of(decoders.order("wait")) == before
+    assert decoders.killed == []
+
+
+def test_problems_of_an_invalid_request_are_returned(decoders: Decoders) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        decoders.prepare(b'{"order": 5}')
+
+    assert [problem.where for problem in raised.value.details] == ["order"]
+
+
+def test_each_input_of_a_list_has_its_own_result(decoders: Decoders) -> None:
+    several = decoders.prepare(b'{"order": ["wait", "refuse", 7]}')
+
+    assert isinstance(several, SeveralPreparations)
+    assert [type(item) for item in several.items] == [Preparation, Unreadable, InvalidRequest]
+
+
+@pytest.mark.parametrize(("orders", "error"), [(b"[]", InvalidRequest), (b'["a", "b", "c", "d"]', TooLarge)])
+def test_an_empty_or_too_long_list_is_refused(decoders: Decoders, orders: bytes, error: type[ServiceError]) -> None:
+    with pytest.raises(error):
+        decoders.prepare(b'{"order": ' + orders + b"}")
+
+
+def test_a_process_that_has_forgotten_a_task_builds_it_again(decoders: Decoders) -> None:
+    before = decoders.process_of(decoders.order("wait"))
+    for _ in range(100):
+        decoders.pool.register(Hostile())
+
+    assert decoders.process_of(decoders.order("wait")) == before
+
+
+def test_requests_run_in_as_many_processes_as_the_pool_has() -> None:
+    decoders = Decoders(size=2, budget_s=0.5)
+    with ThreadPoolExecutor(2) as threads:
+        spinning = threads.submit(decoders.order, "spin")
+        others = [decoders.order("wait") for _ in range(3)]
+        error: Any = spinning.exception()
+    decoders.pool.close()
+
+    assert len({decoders.process_of(prepared) for prepared in others}) >= 1
+    assert isinstance(error, Unreadable)
+
+
+def test_closing_the_pool_ends_requests_and_processes() -> None:
+    decoders = Decoders(budget_s=60.0)
+    process = decoders.process_of(decoders.order("wait"))
+    with ThreadPoolExecutor(1) as threads:
+        spinning = threads.submit(decoders.order, "spin")
+        wait_until(spinning.running)
+        decoders.pool.close()
+        error = spinning.exception()
+
+    assert isinstance(error, Stopped)
+    wait_until(lambda: not is_alive(process))
+    with pytest.raises(Stopped):
+        decoders.order("wait")
+
+
+def is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
