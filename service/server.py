@@ -18,7 +18,7 @@ from service.backends.onnx import OnnxRuntime, available_cores
 from service.decoding.pool import DecoderPool
 from service.engine.admission import ModelLimits
 from service.engine.batcher import BatchPolicy
-from service.engine.context import Decoders, EngineContext, Prepare, WorkerPool
+from service.engine.context import Decoders, EngineContext, WorkerPool
 from service.engine.latency import BUSY_HOP_FACTOR, measure_hop
 from service.engine.pipeline import Pipeline
 from service.engine.scheduler import Scheduler
@@ -38,6 +38,11 @@ _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 _MAX_BATCH_SIZE = 256
 _MAX_PARALLEL_LOADS = 4
+_MIN_DECODERS = 2
+_FIRST_BUDGET = 0.25
+"""Processor time that a body gets at first, as a fraction of the setting; few ordinary photos need more."""
+_BUDGET_PER_BYTE = 0.2e-6
+"""What each byte of a body adds to its budget, as a fraction of the setting."""
 _MAX_LOAD_SECONDS = 600.0
 _FREE_MEMORY_FRACTION = 0.8
 """Default limit for all concurrent runs on a device, as a fraction of the memory that is free after loading."""
@@ -68,15 +73,11 @@ class Service:
         )
         self.loaded = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._decoder_pool = DecoderPool(
-            settings.decoders or available_cores(),
-            settings.decode_seconds,
-            on_killed=lambda reason: self.metrics.decoders_killed.labels(reason).inc(),
-        )
-        # A request that takes too long to decode is ended by its own limits: the device does not hang because of it.
-        self._decoders = Decoders(
-            self._worker_pool("decoder", self._decoder_pool.size, hang_timeout_s=0.0), self._register_task
-        )
+        self._decoder_pools: list[DecoderPool] = []
+        processes = settings.decoders or max(_MIN_DECODERS, available_cores())
+        budget_s = settings.decode_seconds
+        self._decoders = self._make_decoders("decoder", processes, _FIRST_BUDGET * budget_s)
+        self._slow_decoders = self._make_decoders("slow-decoder", max(1, processes // 2), budget_s)
         self._workers = self._worker_pool("worker", settings.workers or available_cores())
         # Its one thread is given two jobs at a time; otherwise it would be idle until the event loop hands it the next.
         self._interpreter = self._worker_pool("interpreter", 2, threads=1)
@@ -110,8 +111,15 @@ class Service:
     def _thread_pool(self, name: str, threads: int) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=self.liveness.thread_initializer(name))
 
-    def _register_task(self, task: Task) -> Prepare:
-        return partial(self._decoder_pool.prepare, self._decoder_pool.register(task))
+    def _make_decoders(self, name: str, processes: int, budget_s: float) -> Decoders:
+        pool = DecoderPool(processes, budget_s, budget_s * _BUDGET_PER_BYTE, self._on_decoder_killed)
+        self._decoder_pools.append(pool)
+        # Files that take long to decode are stopped by their budget; the device does not hang because of them.
+        workers = self._worker_pool(name, processes, hang_timeout_s=0.0)
+        return Decoders(workers, lambda task: partial(pool.prepare, pool.register(task)))
+
+    def _on_decoder_killed(self, reason: str) -> None:
+        self.metrics.decoders_killed.labels(reason).inc()
 
     def _worker_pool(
         self, name: str, concurrency: int, threads: int = 0, hang_timeout_s: float | None = None
@@ -151,6 +159,7 @@ class Service:
         context = EngineContext(
             device_pool,
             self._decoders,
+            self._slow_decoders,
             self._workers,
             self._interpreter,
             self.limits,
@@ -255,10 +264,12 @@ class Service:
         """Stop the threads: cancel work that has not begun, and do not wait for work that is running."""
         self.shadows.close()
         self.repository.close()
-        self._decoder_pool.close()
+        for decoder_pool in self._decoder_pools:
+            decoder_pool.close()
         for threads in (
             self._loader,
             self._decoders.pool.threads,
+            self._slow_decoders.pool.threads,
             self._workers.threads,
             self._interpreter.threads,
             *(pool.threads for pool in self._device_pools.values()),

@@ -85,6 +85,7 @@ class VirtualDevice:
         self.context = EngineContext(
             WorkerPool(self.threads, self.scheduler),
             Decoders(WorkerPool(self.decoders, Scheduler(4)), prepare_in_thread),
+            Decoders(WorkerPool(self.decoders, Scheduler(2)), prepare_in_thread),
             WorkerPool(self.workers, Scheduler(4)),
             WorkerPool(self.interpreter, Scheduler(1)),
             Limits(),

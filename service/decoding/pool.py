@@ -21,7 +21,7 @@ from typing import Any
 from service.decoding import worker
 from service.decoding.channel import receive, send
 from service.decoding.worker import LoadTask, PrepareRequest, TaskMissing, TaskSpec, WorkerFault
-from service.engine.preparation import Preparation, PreparationRules, SeveralPreparations
+from service.engine.preparation import BudgetExceeded, Preparation, PreparationRules, SeveralPreparations
 from service.engine.request import Body, PredictRequest
 from service.errors import InternalError, NoMemory, Overloaded, ServiceError, Stopped, Unreadable
 from tasks.contract import Task, files_of, parameters_of
@@ -33,7 +33,6 @@ _CONTEXT.set_forkserver_preload([worker.__name__, "service.decoding.body_formats
 _WALL_FACTOR = 8.0
 """A process gets this many seconds for each second of its budget. It needs more than one where the machine is busy."""
 _MIN_WALL_S = 10.0
-_BUDGET_PER_BYTE_S = 0.2e-6
 _STOP_TIMEOUT_S = 1.0
 
 
@@ -63,12 +62,14 @@ class DecoderPool:
 
     Attributes:
         size: number of processes.
-        budget_s: processor time for a request, in seconds; a fifth of a second is added for each megabyte of its body.
+        budget_s: processor time for a request, in seconds.
+        budget_per_byte_s: what each byte of its body adds.
         on_killed: called with the reason (budget, stalled, killed, crashed) when a process has ended within a request.
     """
 
     size: int
     budget_s: float = 1.0
+    budget_per_byte_s: float = 0.0
     on_killed: Callable[[str], None] = lambda reason: None
     _idle: "queue.SimpleQueue[_Worker | None]" = field(default_factory=queue.SimpleQueue, init=False)
     _keys: Any = field(default_factory=count, init=False)
@@ -92,8 +93,8 @@ class DecoderPool:
     def prepare(
         self, task: RegisteredTask, rules: PreparationRules, request: PredictRequest
     ) -> Preparation | SeveralPreparations:
-        """Prepare a request in a worker process, and wait for the result. Raises ServiceError."""
-        budget_s = self.budget_s + _BUDGET_PER_BYTE_S * len(request.body)
+        """Prepare a request in a worker process, and wait for the result. Raises ServiceError and BudgetExceeded."""
+        budget_s = self.budget_s + self.budget_per_byte_s * len(request.body)
         message = PrepareRequest(task.key, rules, request.parse, budget_s)
         with self._borrow() as worker_process:
             result = self._ask(worker_process, message, request.body)
@@ -145,7 +146,7 @@ class DecoderPool:
         raise _stopped()
 
     def _ask(self, worker_process: _Worker, message: PrepareRequest, body: Body) -> Any:
-        """Send a request to a process and return its answer. Raises ServiceError if the process ends instead."""
+        """Send a request to a process and return its answer. Raises if the process ends instead."""
         connection, wall_s = worker_process.connection, max(_MIN_WALL_S, _WALL_FACTOR * message.budget_s)
         try:
             send(connection, message)
@@ -159,7 +160,7 @@ class DecoderPool:
             raise
         raise self._remove(worker_process, message.budget_s)
 
-    def _remove(self, worker_process: _Worker, budget_s: float) -> ServiceError:
+    def _remove(self, worker_process: _Worker, budget_s: float) -> Exception:
         """End a process that does not answer, and return the error for the request that it had."""
         with self._lock:
             self._running.discard(worker_process)
@@ -175,6 +176,8 @@ class DecoderPool:
             return _stopped()
         reason, error = _explain_exit(is_stalled, process.exitcode, budget_s)
         self.on_killed(reason)
+        if reason == "budget":
+            return BudgetExceeded(error)
         _LOG.warning("worker process ended", extra={"fields": {"reason": reason, "exit_code": process.exitcode}})
         return error
 

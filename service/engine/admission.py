@@ -145,6 +145,7 @@ class Admission:
         service_s: float,
         min_service_s: float,
         *,
+        prepare_wait_s: float = 0.0,
         is_representative: Callable[[], bool] = lambda: True,
     ) -> Iterator[None]:
         """Admit a request for the duration of the `with` block, before any work is done for it.
@@ -153,13 +154,14 @@ class Admission:
             deadline: of the request.
             service_s: predicted seconds that the request takes without waiting.
             min_service_s: the same at best.
+            prepare_wait_s: predicted wait before the request is prepared, in addition to what `predict_wait_s` returns.
             is_representative: called at the end; returns whether the request's duration helps to predict others.
 
         Raises:
             Overloaded: The request cannot be answered in time, or too many are in flight.
             DeviceHung: The device does not respond.
         """
-        predicted_s = self.check(deadline, service_s, min_service_s)
+        predicted_s = self.check(deadline, service_s, min_service_s, prepare_wait_s=prepare_wait_s)
         loop = asyncio.get_running_loop()
         admitted_at = loop.time()
         self.in_flight += 1
@@ -180,16 +182,19 @@ class Admission:
                 elapsed_s = _LATE_FACTOR * (deadline.limit - admitted_at) if is_late else now - admitted_at
                 self._update_correction(predicted_s, elapsed_s)
 
-    def check(self, deadline: Deadline, service_s: float, min_service_s: float) -> float:
+    def check(
+        self, deadline: Deadline, service_s: float, min_service_s: float, *, prepare_wait_s: float = 0.0
+    ) -> float:
         """Check that a request could be admitted now; return the predicted seconds until its answer.
 
         Arguments and errors are those of `permit`.
         """
         in_flight, wait_s = self.in_flight + self.abandoned, self._predict_wait_s(deadline.target)
         _check_device(wait_s)
+        wait_s += prepare_wait_s
         if in_flight >= self._limits.max_in_flight:
             message = f"Too many concurrent requests for this model (limit {self._limits.max_in_flight}). Retry later."
-            drained_s = self._predict_wait_s(math.inf) * self._correction
+            drained_s = (self._predict_wait_s(math.inf) + prepare_wait_s) * self._correction
             raise Overloaded(message, retry_after_s=max(1, math.ceil(drained_s)))
         if not in_flight:
             # No running request could reveal that the device is fast again, so admit this one to find out.

@@ -24,7 +24,7 @@ class WorkerPool:
 
 
 Prepare = Callable[[PreparationRules, PredictRequest], Preparation | SeveralPreparations]
-"""Prepares requests of one task. Blocks its thread until the result is there; raises ServiceError."""
+"""Prepares requests of one task. Blocks its thread until the result is there; raises ServiceError, BudgetExceeded."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class EngineContext:
     Attributes:
         device: runs graphs.
         decoders: prepares uploads: files, and bodies that are not small.
+        slow_decoders: prepares those again that exceeded their budget in `decoders`, with a larger one. Whatever waits
+            here keeps no ordinary file waiting.
         workers: post-process requests of tasks with `decodes_files`, in parallel.
         interpreter: prepares and post-processes all other requests, on a single thread: they hold the interpreter's
             lock, so further threads would only wait for each other and delay the event loop.
@@ -58,6 +60,7 @@ class EngineContext:
 
     device: WorkerPool
     decoders: Decoders
+    slow_decoders: Decoders
     workers: WorkerPool
     interpreter: WorkerPool
     limits: Limits

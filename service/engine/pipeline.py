@@ -23,26 +23,24 @@ from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, cast, get_origin
+from typing import Any, Literal, get_origin
 
 import numpy as np
 from pydantic_core import to_json
 
 from service.backends.base import Backend, BackendError, DeviceLost, OutOfMemory
-from service.engine.admission import OPTION_FIELDS, Admission, ModelLimits
+from service.engine.admission import Admission, ModelLimits
 from service.engine.batcher import Batcher, BatchPolicy, BatchReport, BatchResult
 from service.engine.context import EngineContext
 from service.engine.error_mapping import map_run_error
 from service.engine.latency import LatencyProfile, Shape, StepCost, shape_of
-from service.engine.preparation import Preparation, PreparationRules, SeveralPreparations, prepare
+from service.engine.preparation import Preparation, SeveralPreparations
+from service.engine.preparer import Preparer
 from service.engine.queue import StepQueue
 from service.engine.request import PredictRequest, PredictResult, RequestState, make_result
 from service.engine.scheduler import Deadline, HungRun, MissedDeadline
 from service.errors import InvalidAnswer, ServiceError
 from tasks.contract import Arrays, InvalidOutput, Request, Run, Samples, Task, count_samples
-
-_MAX_SMALL_BYTES = 16_384
-"""Larger bodies are prepared in a worker process. A text of this size holds the interpreter's lock for 4 ms."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +88,6 @@ class Pipeline:
             for field_name, field in task.request_type.model_fields.items()
             if field.annotation is bool or get_origin(field.annotation) is Literal
         ]
-        # If the task has a field with the name of an option, the field belongs to the task.
-        option_fields = tuple(option for option in OPTION_FIELDS if option not in task.request_type.model_fields)
-        self._rules = PreparationRules(context.limits, option_fields)
-        self._prepare_isolated = None if task.upload is None else context.decoders.register(task)
         metrics = context.metrics
         self._dropped = metrics.dropped.labels(name)
         self._batch_size, self._failures = metrics.batch_size.labels(name), metrics.batch_failures.labels(name)
@@ -108,21 +102,16 @@ class Pipeline:
             on_dropped=on_dropped,
         )
         self._one_thread_queue = StepQueue(device, on_dropped=on_dropped)
-        self._isolated_queue = StepQueue(context.decoders.pool.scheduler, on_dropped=on_dropped)
-        self._prepare_queue = StepQueue(context.interpreter.scheduler, on_dropped=on_dropped)
+        self._preparer = Preparer(task, context, self._run_in_thread, self._cost, on_dropped)
         self._postprocess_queue = StepQueue(self._workers.scheduler)
+        shares_workers = self._workers is context.interpreter
+        self._worker_queues = (self._postprocess_queue, *((self._preparer.queue,) if shares_workers else ()))
         self.admission = Admission(
             limits or ModelLimits(), full_batch_s=self._full_batch_s, predict_wait_s=self._predict_wait_s
         )
-        self._preparing = 0
-        """Requests that are being prepared, or wait for it."""
         self._postprocess_s = 0.0
         """Recent mean post-processing time; used to predict the work that requests being decoded will still cause."""
         self._typical_shape: Shape = ()
-
-    @property
-    def _step_queues(self) -> tuple[StepQueue, ...]:
-        return self._one_thread_queue, self._isolated_queue, self._prepare_queue, self._postprocess_queue
 
     @property
     def in_flight(self) -> int:
@@ -160,8 +149,9 @@ class Pipeline:
     def close(self) -> None:
         """Leave the schedulers; no request may be in flight."""
         self._batcher.close()
-        for step_queue in self._step_queues:
-            step_queue.close()
+        self._preparer.close()
+        self._one_thread_queue.close()
+        self._postprocess_queue.close()
 
     # Admission
 
@@ -173,7 +163,10 @@ class Pipeline:
         if self._typical_shape:
             profile = self.latency_profile
             self.admission.check(
-                deadline, profile.predict_s(self._typical_shape, 1), profile.min_s(self._typical_shape, 1)
+                deadline,
+                profile.predict_s(self._typical_shape, 1),
+                profile.min_s(self._typical_shape, 1),
+                prepare_wait_s=self._preparer.predict_wait_s(deadline.target),
             )
 
     @contextmanager
@@ -186,31 +179,30 @@ class Pipeline:
         """
         service_s = min_service_s = 0.0
         if self._typical_shape:
-            prepare_s = self._prepare_cost(predict_request).predict_s(predict_request.size)
+            prepare_s = self._preparer.predict_s(predict_request)
             service_s = prepare_s + self.latency_profile.predict_s(self._typical_shape, 1)
             min_service_s = self.latency_profile.min_s(self._typical_shape, 1)
 
         def is_representative() -> bool:
             return state is None or not state.takes_several_rounds
 
-        with self.admission.permit(deadline, service_s, min_service_s, is_representative=is_representative):
+        wait_s = self._preparer.predict_wait_s(deadline.target, predict_request)
+        with self.admission.permit(
+            deadline, service_s, min_service_s, prepare_wait_s=wait_s, is_representative=is_representative
+        ):
             yield
 
     def _full_batch_s(self) -> float:
         return self.latency_profile.predict_s(self._typical_shape, self.batch_limit) if self._typical_shape else 0.0
 
     def _predict_wait_s(self, target: float) -> float:
-        """Predict the wait of a request: for threads, for the device, and for requests that are being prepared."""
-        context, device = self._context, self._context.device.scheduler
-        unprepared_s = self._preparing * (
-            self._full_batch_s() / self.batch_limit / device.concurrency
-            + self._postprocess_s / self._workers.scheduler.concurrency
+        """Predict the wait of a request: for the device, post-processing, and requests that are being prepared."""
+        device, workers = self._context.device.scheduler, self._workers.scheduler
+        unprepared_s = self._preparer.preparing * (
+            self._full_batch_s() / self.batch_limit / device.concurrency + self._postprocess_s / workers.concurrency
         )
-        schedulers = dict.fromkeys((context.decoders.pool.scheduler, self._workers.scheduler))
-        if not self.task.decodes_files:
-            schedulers[context.interpreter.scheduler] = None
-        wait_s = sum(scheduler.predict_wait_s(target, self._step_queues) for scheduler in schedulers)
-        return wait_s + device.predict_wait_s(target, (self._batcher, self._one_thread_queue)) + unprepared_s
+        device_wait_s = device.predict_wait_s(target, (self._batcher, self._one_thread_queue))
+        return device_wait_s + workers.predict_wait_s(target, self._worker_queues) + unprepared_s
 
     # The path of a request
 
@@ -223,7 +215,8 @@ class Pipeline:
         state.arrived_at = state.arrived_at or asyncio.get_running_loop().time()
         deadline = deadline or self.admission.make_deadline(predict_request.options, state.arrived_at)
         try:
-            prepared = await self._prepare(predict_request, deadline, state)
+            state.stage = "decode"
+            prepared = await self._preparer.prepare(predict_request, deadline)
         except (HungRun, MissedDeadline) as error:
             raise map_run_error(error) from error
         options = predict_request.options.merge(prepared.options)
@@ -238,10 +231,8 @@ class Pipeline:
 
     def runs_inline(self, predict_request: PredictRequest) -> bool:
         """Return whether every step is expected to run on the event loop, so that the request never waits."""
-        if not self._may_prepare_inline(predict_request) or self.has_batch_delay:
-            return False
-        prepare_cost = self._prepare_cost(predict_request)
-        return prepare_cost.is_cheap(predict_request.size) and self.latency_profile.is_cheap(self._context.hop_s)
+        is_cheap = self._preparer.runs_inline(predict_request) and self.latency_profile.is_cheap(self._context.hop_s)
+        return is_cheap and not self.has_batch_delay
 
     async def _answer_several(
         self,
@@ -301,49 +292,6 @@ class Pipeline:
             return await self._answer_in_batches(predict_request, prepared, times, deadline, state)
         except (BackendError, HungRun, MissedDeadline) as error:
             raise map_run_error(error) from error
-
-    # Preparation
-
-    async def _prepare(
-        self, predict_request: PredictRequest, deadline: Deadline, state: RequestState
-    ) -> Preparation | SeveralPreparations:
-        """Parse, decode and pre-process a request where that costs least and can block no other request."""
-        state.stage = "decode"
-        self._preparing += 1
-        cost, size = self._prepare_cost(predict_request), predict_request.size
-        try:
-            if self._prepare_isolated is not None and self._is_isolated(predict_request):
-                step_queue, threads = self._isolated_queue, self._context.decoders.pool.threads
-                step: Callable[[], Any] = partial(self._prepare_isolated, self._rules, predict_request)
-            else:
-                step_queue, threads = self._prepare_queue, self._context.interpreter.threads
-                step = partial(prepare, self.task, self._rules, predict_request.body, predict_request.parse)
-                if self._may_prepare_inline(predict_request) and cost.is_cheap(size):
-                    return cast(Preparation | SeveralPreparations, cost.measure(size, step))
-            work = partial(cost.measure, size, step)
-            prepared: Preparation | SeveralPreparations = await self._run_in_thread(
-                step_queue, threads, work, deadline, cost.predict_s(size)
-            )
-            return prepared
-        finally:
-            self._preparing -= 1
-
-    def _is_isolated(self, predict_request: PredictRequest) -> bool:
-        """Return whether a request is prepared outside the interpreter of the server.
-
-        That costs small bodies more than it gains; but a file may be small and still take long to decode.
-        """
-        if self.task.upload is None:
-            return False
-        is_small = predict_request.size <= _MAX_SMALL_BYTES and not predict_request.is_compressed
-        return self.task.decodes_files or not is_small
-
-    def _may_prepare_inline(self, predict_request: PredictRequest) -> bool:
-        return not self._is_isolated(predict_request) and not predict_request.is_compressed
-
-    def _prepare_cost(self, predict_request: PredictRequest) -> StepCost:
-        place = "isolated" if self._is_isolated(predict_request) else "interpreter"
-        return self._cost("prepare", place, predict_request.body_format, predict_request.is_compressed)
 
     # On one thread
 

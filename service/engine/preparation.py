@@ -37,6 +37,14 @@ class SeveralPreparations:
     options: RequestOptions = RequestOptions()
 
 
+class BudgetExceeded(Exception):
+    """Preparing a request took more processor time than it was given. `refusal` is the error for the client."""
+
+    def __init__(self, refusal: ServiceError) -> None:
+        super().__init__(refusal.message)
+        self.refusal = refusal
+
+
 @dataclass(frozen=True)
 class PreparationRules:
     """What preparation needs besides the request and the task.

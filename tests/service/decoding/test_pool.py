@@ -11,7 +11,7 @@ import pytest
 
 from service.decoding.body_formats import parse_json
 from service.decoding.pool import DecoderPool, RegisteredTask
-from service.engine.preparation import Preparation, PreparationRules, SeveralPreparations
+from service.engine.preparation import BudgetExceeded, Preparation, PreparationRules, SeveralPreparations
 from service.engine.request import PredictRequest
 from service.errors import InternalError, InvalidRequest, NoMemory, ServiceError, Stopped, TooLarge, Unreadable
 from tasks.contract import Limits
@@ -26,7 +26,7 @@ class Decoders:
 
     def __init__(self, size: int = 1, budget_s: float = 0.3) -> None:
         self.killed: list[str] = []
-        self.pool = DecoderPool(size, budget_s, self.killed.append)
+        self.pool = DecoderPool(size, budget_s, 0.2e-6, self.killed.append)
         self.task: RegisteredTask = self.pool.register(Hostile())
 
     def prepare(self, body: bytes) -> Preparation | SeveralPreparations:
@@ -72,10 +72,10 @@ def test_a_process_is_used_again(decoders: Decoders) -> None:
 
 @pytest.mark.parametrize(
     ("order", "error", "reason"),
-    [("spin", Unreadable, "budget"), ("crash", Unreadable, "crashed"), ("be killed", NoMemory, "killed")],
+    [("spin", BudgetExceeded, "budget"), ("crash", Unreadable, "crashed"), ("be killed", NoMemory, "killed")],
 )
 def test_request_that_ends_its_process_gets_an_error_and_the_next_one_is_answered(
-    decoders: Decoders, order: str, error: type[ServiceError], reason: str
+    decoders: Decoders, order: str, error: type[Exception], reason: str
 ) -> None:
     before = decoders.process_of(decoders.order("wait"))
 
@@ -87,7 +87,7 @@ def test_request_that_ends_its_process_gets_an_error_and_the_next_one_is_answere
 
 
 def test_a_larger_body_has_a_larger_budget(decoders: Decoders) -> None:
-    with pytest.raises(Unreadable, match=r"more than 0\.5 s of processor time"):
+    with pytest.raises(BudgetExceeded, match=r"more than 0\.5 s of processor time"):
         decoders.prepare(b'{"order": "spin"}' + b" " * 1_000_000)
 
 
@@ -148,7 +148,7 @@ def test_requests_run_in_as_many_processes_as_the_pool_has() -> None:
     decoders.pool.close()
 
     assert len({decoders.process_of(prepared) for prepared in others}) >= 1
-    assert isinstance(error, Unreadable)
+    assert isinstance(error, BudgetExceeded)
 
 
 def test_closing_the_pool_ends_requests_and_processes() -> None:

@@ -1,0 +1,154 @@
+"""Where the requests of one model are prepared: on the event loop, in a thread, or in a worker process.
+
+What a client sends must not block anybody else. A small body whose cost is bounded by its size is prepared in the
+interpreter of the server: on the event loop if that costs less than the hop to a thread. Files and larger bodies go to
+worker processes. There are two lanes of them: a request that exceeds the small budget of the first lane is prepared
+again in the second one, so that expensive files wait for each other and not in front of ordinary ones.
+"""
+
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+from service.engine.admission import OPTION_FIELDS
+from service.engine.context import EngineContext, Prepare
+from service.engine.latency import StepCost
+from service.engine.preparation import BudgetExceeded, Preparation, PreparationRules, SeveralPreparations, prepare
+from service.engine.queue import StepQueue
+from service.engine.request import PredictRequest
+from service.engine.scheduler import Deadline
+from tasks.contract import Task
+
+_MAX_SMALL_BYTES = 16_384
+"""Larger bodies are prepared in a worker process. A text of this size holds the interpreter's lock for 4 ms."""
+_MAX_PREDICTED_S = 1.0
+"""A prediction for a file is never longer: its cost does not grow with its bytes, as predictions assume."""
+
+RunInThread = Callable[[StepQueue, Executor, Callable[[], Any], Deadline, float], Awaitable[Any]]
+"""Runs work in a thread once the queue's scheduler starts it; the last argument is the predicted seconds."""
+Prepared = Preparation | SeveralPreparations
+
+
+@dataclass(frozen=True)
+class _Lane:
+    """A pool of worker processes: its queue of this model's requests, its threads, and the function that asks it."""
+
+    queue: StepQueue
+    threads: Executor
+    prepare: Prepare
+
+
+class Preparer:
+    """Prepares the requests of one model.
+
+    Args:
+        task: decodes and pre-processes.
+        context: what all models share.
+        run_in_thread: runs work in a thread.
+        cost_of: returns the measured cost of a kind of step.
+        on_dropped: called with the number of requests that were dropped without being prepared.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        context: EngineContext,
+        run_in_thread: RunInThread,
+        cost_of: Callable[..., StepCost],
+        on_dropped: Callable[[int], None],
+    ) -> None:
+        self._task = task
+        self._run_in_thread = run_in_thread
+        self._cost_of = cost_of
+        # If the task has a field with the name of an option, the field belongs to the task.
+        option_fields = tuple(option for option in OPTION_FIELDS if option not in task.request_type.model_fields)
+        self._rules = PreparationRules(context.limits, option_fields)
+        self._interpreter_threads = context.interpreter.threads
+        self._isolated_scheduler = context.decoders.pool.scheduler
+        self.queue = StepQueue(context.interpreter.scheduler, on_dropped=on_dropped)
+        """Requests that wait for the interpreter's thread."""
+        pools = () if task.upload is None else (context.decoders, context.slow_decoders)
+        self._lanes = [
+            _Lane(
+                StepQueue(decoders.pool.scheduler, on_dropped=on_dropped),
+                decoders.pool.threads,
+                decoders.register(task),
+            )
+            for decoders in pools
+        ]
+        self.preparing = 0
+        """Requests that are being prepared, or wait for it."""
+
+    def close(self) -> None:
+        """Leave the schedulers; no request may be waiting."""
+        for queue in (self.queue, *(lane.queue for lane in self._lanes)):
+            queue.close()
+
+    def runs_inline(self, request: PredictRequest) -> bool:
+        """Return whether a request is prepared on the event loop."""
+        is_inline = not self._is_isolated(request) and not request.is_compressed
+        return is_inline and self._cost(request).is_cheap(request.size)
+
+    def predict_s(self, request: PredictRequest) -> float:
+        """Predict the seconds that preparing a request takes; 0 if unknown."""
+        predicted_s = self._cost(request).predict_s(request.size)
+        return min(predicted_s, _MAX_PREDICTED_S) if self._is_isolated(request) else predicted_s
+
+    def predict_wait_s(self, target: float, request: PredictRequest | None = None) -> float:
+        """Predict how long a request waits for a worker process; None stands for one whose body is not known yet."""
+        is_isolated = self._task.decodes_files if request is None else self._is_isolated(request)
+        if not is_isolated:
+            return 0.0
+        return self._isolated_scheduler.predict_wait_s(target, (self._lanes[0].queue,))
+
+    async def prepare(self, request: PredictRequest, deadline: Deadline) -> Prepared:
+        """Prepare a request. Cancelling the call drops it if it has not started.
+
+        Raises ServiceError, MissedDeadline and HungRun.
+        """
+        self.preparing += 1
+        try:
+            if self._is_isolated(request):
+                return await self._prepare_isolated(request, deadline)
+            cost = self._cost(request)
+            step = partial(prepare, self._task, self._rules, request.body, request.parse)
+            if self.runs_inline(request):
+                return cast(Prepared, cost.measure(request.size, step))
+            work = partial(cost.measure, request.size, step)
+            return await self._run(self.queue, self._interpreter_threads, work, deadline, self.predict_s(request))
+        finally:
+            self.preparing -= 1
+
+    async def _prepare_isolated(self, request: PredictRequest, deadline: Deadline) -> Prepared:
+        refusal: BudgetExceeded | None = None
+        for lane in self._lanes:
+            step = partial(lane.prepare, self._rules, request)
+            work = partial(self._cost(request).measure, request.size, step) if refusal is None else step
+            try:
+                return await self._run(lane.queue, lane.threads, work, deadline, self.predict_s(request))
+            except BudgetExceeded as error:
+                refusal = error
+        assert refusal is not None, "There are lanes, since the task has uploads."  # noqa: S101
+        raise refusal.refusal from None
+
+    async def _run(
+        self, queue: StepQueue, threads: Executor, work: Callable[[], Any], deadline: Deadline, predicted_s: float
+    ) -> Prepared:
+        prepared: Prepared = await self._run_in_thread(queue, threads, work, deadline, predicted_s)
+        return prepared
+
+    def _is_isolated(self, request: PredictRequest) -> bool:
+        """Return whether a request is prepared in a worker process.
+
+        That costs a small body more than it gains; but a file may be small and still take long to decode.
+        """
+        if self._task.upload is None:
+            return False
+        is_small = request.size <= _MAX_SMALL_BYTES and not request.is_compressed
+        return self._task.decodes_files or not is_small
+
+    def _cost(self, request: PredictRequest) -> StepCost:
+        place = "isolated" if self._is_isolated(request) else "interpreter"
+        return self._cost_of("prepare", place, request.body_format, request.is_compressed)
