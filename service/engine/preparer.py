@@ -23,8 +23,9 @@ from tasks.contract import Task
 
 _MAX_SMALL_BYTES = 16_384
 """Larger bodies are prepared in a worker process. A text of this size holds the interpreter's lock for 4 ms."""
-_MAX_PREDICTED_S = 1.0
-"""A prediction for a file is never longer: its cost does not grow with its bytes, as predictions assume."""
+_MAX_PREDICTED_S, _MAX_SMALL_PREDICTED_S = 1.0, 0.1
+"""Predictions are never longer, for worker processes and for the interpreter. They assume that the cost grows with the
+size of the body; but what is too large is refused early, and must not make others seem late."""
 
 RunInThread = Callable[[StepQueue, Executor, Callable[[], Any], Deadline, float], Awaitable[Any]]
 """Runs work in a thread once the queue's scheduler starts it; the last argument is the predicted seconds."""
@@ -93,8 +94,8 @@ class Preparer:
 
     def predict_s(self, request: PredictRequest) -> float:
         """Predict the seconds that preparing a request takes; 0 if unknown."""
-        predicted_s = self._cost(request).predict_s(request.size)
-        return min(predicted_s, _MAX_PREDICTED_S) if self._is_isolated(request) else predicted_s
+        max_s = _MAX_PREDICTED_S if self._is_isolated(request) else _MAX_SMALL_PREDICTED_S
+        return min(self._cost(request).predict_s(request.size), max_s)
 
     def predict_wait_s(self, target: float, request: PredictRequest | None = None) -> float:
         """Predict how long a request waits for a worker process; None stands for one whose body is not known yet."""
