@@ -93,7 +93,7 @@ def test_a_row_of_half_a_million_fields_is_rejected_before_validation(start: Sta
     answer = server.client.post(URL, content='{"rows": [' + row + "]}", headers=JSON)
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "input_too_large")
-    assert "row 0 has 500000 fields" in answer.json()["error"]["message"]
+    assert "JSON values" in answer.json()["error"]["message"]
 
 
 def test_a_number_beyond_single_precision_is_accepted(server: Running) -> None:
