@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from service.backends.base import Backend, OpenBackend
 from service.backends.onnx import OnnxRuntime, available_cores
+from service.decoding.fork_server import ForkServer
 from service.decoding.pool import DecoderPool
 from service.engine.admission import ModelLimits
 from service.engine.batcher import BatchPolicy
@@ -39,9 +40,9 @@ T = TypeVar("T")
 _MAX_BATCH_SIZE = 256
 _MAX_PARALLEL_LOADS = 4
 _MIN_DECODERS = 2
-_FIRST_BUDGET = 0.25
+_FIRST_BUDGET = 0.15
 """Processor time that a body gets at first, as a fraction of the setting; few ordinary photos need more."""
-_BUDGET_PER_BYTE = 0.2e-6
+_BUDGET_PER_BYTE = 0.1e-6
 """What each byte of a body adds to its budget, as a fraction of the setting."""
 _MAX_LOAD_SECONDS = 600.0
 _FREE_MEMORY_FRACTION = 0.8
@@ -73,6 +74,7 @@ class Service:
         )
         self.loaded = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._fork_server = ForkServer()
         self._decoder_pools: list[DecoderPool] = []
         processes = settings.decoders or max(_MIN_DECODERS, available_cores())
         budget_s = settings.decode_seconds
@@ -112,7 +114,8 @@ class Service:
         return ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=self.liveness.thread_initializer(name))
 
     def _make_decoders(self, name: str, processes: int, budget_s: float) -> Decoders:
-        pool = DecoderPool(processes, budget_s, budget_s * _BUDGET_PER_BYTE, self._on_decoder_killed)
+        budget_per_byte_s = budget_s * _BUDGET_PER_BYTE
+        pool = DecoderPool(self._fork_server, processes, budget_s, budget_per_byte_s, self._on_decoder_killed)
         self._decoder_pools.append(pool)
         # Files that take long to decode are stopped by their budget; the device does not hang because of them.
         workers = self._worker_pool(name, processes, hang_timeout_s=0.0)
@@ -266,6 +269,7 @@ class Service:
         self.repository.close()
         for decoder_pool in self._decoder_pools:
             decoder_pool.close()
+        self._fork_server.close()
         for threads in (
             self._loader,
             self._decoders.pool.threads,

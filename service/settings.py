@@ -50,10 +50,12 @@ class Settings:
         0, "CPU threads for an unbatched request; 0 = all cores (concurrent batches use one each)", min=0
     )
     workers: int = _setting(0, "threads that encode answers; 0 = one per core", min=0)
-    decoders: int = _setting(0, "processes that decode uploads; 0 = one per core", min=0)
+    decoders: int = _setting(
+        0, "processes that decode uploads, besides half as many for slow ones; 0 = one per core, at least 2", min=0
+    )
     decode_seconds: float = _setting(
-        1.0,
-        "processor time after which decoding a body is stopped; each megabyte of the body adds a fifth of a second",
+        2.0,
+        "processor time after which decoding a body is stopped; each megabyte of the body adds a tenth of that",
         min=0.1,
     )
     max_batch: int = _setting(0, "maximum batch size; 0 = measured during warm-up, at most 256", min=0)

@@ -6,20 +6,17 @@ without holding the lock.
 """
 
 import logging
-import multiprocessing
 import queue
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
-from multiprocessing.connection import Connection
-from multiprocessing.process import BaseProcess
 from threading import Lock
 from typing import Any
 
-from service.decoding import worker
 from service.decoding.channel import receive, send
+from service.decoding.fork_server import ForkedProcess, ForkServer
 from service.decoding.worker import LoadTask, PrepareRequest, TaskMissing, TaskSpec, WorkerFault
 from service.engine.preparation import BudgetExceeded, Preparation, PreparationRules, SeveralPreparations
 from service.engine.request import Body, PredictRequest
@@ -27,21 +24,10 @@ from service.errors import InternalError, NoMemory, Overloaded, ServiceError, St
 from tasks.contract import Task, files_of, parameters_of
 
 _LOG = logging.getLogger(__name__)
-_CONTEXT = multiprocessing.get_context("forkserver")
-"""New processes are forked from a small process without threads, which has imported the decoders and nothing else."""
-_CONTEXT.set_forkserver_preload([worker.__name__, "service.decoding.body_formats"])
 _WALL_FACTOR = 8.0
 """A process gets this many seconds for each second of its budget. It needs more than one where the machine is busy."""
 _MIN_WALL_S = 10.0
 _STOP_TIMEOUT_S = 1.0
-
-
-@dataclass(eq=False)
-class _Worker:
-    """A worker process, and this side of its connection."""
-
-    process: BaseProcess
-    connection: "Connection[Any, Any]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,20 +47,22 @@ class DecoderPool:
     """A fixed number of worker processes. All methods may be called from any thread.
 
     Attributes:
+        fork_server: starts the processes.
         size: number of processes.
         budget_s: processor time for a request, in seconds.
         budget_per_byte_s: what each byte of its body adds.
         on_killed: called with the reason (budget, stalled, killed, crashed) when a process has ended within a request.
     """
 
+    fork_server: ForkServer
     size: int
     budget_s: float = 1.0
     budget_per_byte_s: float = 0.0
     on_killed: Callable[[str], None] = lambda reason: None
-    _idle: "queue.SimpleQueue[_Worker | None]" = field(default_factory=queue.SimpleQueue, init=False)
+    _idle: "queue.SimpleQueue[ForkedProcess | None]" = field(default_factory=queue.SimpleQueue, init=False)
     _keys: Any = field(default_factory=count, init=False)
     _lock: Lock = field(default_factory=Lock, init=False)
-    _running: set[_Worker] = field(default_factory=set, init=False)
+    _running: set[ForkedProcess] = field(default_factory=set, init=False)
     _is_closed: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -115,37 +103,53 @@ class DecoderPool:
             self._is_closed = True
             running, self._running = self._running, set()
         for worker_process in running:
-            worker_process.process.kill()
-        for worker_process in running:
-            worker_process.process.join(_STOP_TIMEOUT_S)
+            worker_process.kill()  # The thread that waits for its answer then closes it.
+        places: list[ForkedProcess | None] = []
+        with suppress(queue.Empty):
+            while True:
+                places.append(self._idle.get_nowait())
+        for idle in places:
+            if idle is not None:
+                idle.close()
+            self._idle.put(None)
 
     @contextmanager
-    def _borrow(self) -> Iterator[_Worker]:
+    def _borrow(self) -> Iterator[ForkedProcess]:
         """Wait for an idle process, start it if necessary, and give it back if it is still alive."""
         worker_process = self._idle.get()
         try:
-            if worker_process is None or not worker_process.process.is_alive():
-                worker_process = None  # If starting fails, the place must not keep a dead process.
-                worker_process = self._start()
+            if worker_process is not None and worker_process.join(0.0) is not None:
+                self._discard(worker_process)  # It has died while it was idle.
+                worker_process = None
+            worker_process = worker_process or self._start()
             yield worker_process
         finally:
             is_usable = worker_process is not None and worker_process in self._running
             self._idle.put(worker_process if is_usable else None)
 
-    def _start(self) -> _Worker:
-        ours, theirs = _CONTEXT.Pipe()
-        process = _CONTEXT.Process(target=worker.run, args=(theirs,), name="decoder", daemon=True)
-        process.start()
-        theirs.close()
-        started = _Worker(process, ours)
+    def _discard(self, worker_process: ForkedProcess) -> None:
+        with self._lock:
+            self._running.discard(worker_process)
+        worker_process.close()
+
+    def _start(self) -> ForkedProcess:
+        with self._lock:
+            if self._is_closed:
+                raise _stopped()
+        try:
+            started = self.fork_server.fork()
+        except OSError as error:
+            _LOG.exception("no worker process could be started")
+            raise NoMemory(f"The server cannot start a process: {error.strerror}.", retry_after_s=1) from None
         with self._lock:
             if not self._is_closed:
                 self._running.add(started)
                 return started
-        process.kill()
+        started.kill()
+        started.close()
         raise _stopped()
 
-    def _ask(self, worker_process: _Worker, message: PrepareRequest, body: Body) -> Any:
+    def _ask(self, worker_process: ForkedProcess, message: PrepareRequest, body: Body) -> Any:
         """Send a request to a process and return its answer. Raises if the process ends instead."""
         connection, wall_s = worker_process.connection, max(_MIN_WALL_S, _WALL_FACTOR * message.budget_s)
         try:
@@ -160,31 +164,25 @@ class DecoderPool:
             raise
         raise self._remove(worker_process, message.budget_s)
 
-    def _remove(self, worker_process: _Worker, budget_s: float) -> Exception:
+    def _remove(self, worker_process: ForkedProcess, budget_s: float) -> Exception:
         """End a process that does not answer, and return the error for the request that it had."""
-        with self._lock:
-            self._running.discard(worker_process)
-            is_closed = self._is_closed
-        process = worker_process.process
-        process.join(_STOP_TIMEOUT_S)
-        is_stalled = process.exitcode is None
-        if is_stalled:
-            process.kill()
-            process.join()
-        worker_process.connection.close()
+        exit_code = worker_process.join(_STOP_TIMEOUT_S)
+        worker_process.kill()
+        self._discard(worker_process)
+        is_closed = self._is_closed
         if is_closed:
             return _stopped()
-        reason, error = _explain_exit(is_stalled, process.exitcode, budget_s)
+        reason, error = _explain_exit(exit_code, budget_s)
         self.on_killed(reason)
         if reason == "budget":
             return BudgetExceeded(error)
-        _LOG.warning("worker process ended", extra={"fields": {"reason": reason, "exit_code": process.exitcode}})
+        _LOG.warning("worker process ended", extra={"fields": {"reason": reason, "exit_code": exit_code}})
         return error
 
 
-def _explain_exit(is_stalled: bool, exit_code: int | None, budget_s: float) -> tuple[str, ServiceError]:
-    """Return why a process ended, and the error for its request."""
-    if is_stalled:
+def _explain_exit(exit_code: int | None, budget_s: float) -> tuple[str, ServiceError]:
+    """Return why a process ended, and the error for its request. A process without an exit code has not ended."""
+    if exit_code is None:
         return "stalled", Overloaded("The input could not be decoded in time: the server is busy.", retry_after_s=1)
     if exit_code == -signal.SIGPROF:
         message = (

@@ -8,14 +8,16 @@ import ctypes
 import resource
 import signal
 import traceback
-import warnings
 from collections import OrderedDict
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
+import tasks
 from service.decoding.channel import receive, send
 from service.engine.preparation import PreparationRules, prepare
 from service.engine.request import Parse
@@ -72,23 +74,29 @@ class WorkerFault:
     text: str
 
 
+def preload() -> None:
+    """Import what decoding needs, so that forked processes share it. A task that cannot be imported is left out."""
+    import_module("service.decoding.body_formats")
+    for module in iter_modules(tasks.__path__):
+        with suppress(Exception):
+            import_module(f"tasks.{module.name}")
+
+
 def run(connection: "Connection[Any, Any]") -> None:
     """Answer messages until the server closes its side."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which then closes the connection.
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
-    warnings.simplefilter("ignore")
     _prefer_for_out_of_memory_killer()
     start_bytes = _limit_memory()
-    tasks: OrderedDict[int, Task] = OrderedDict()
+    known: OrderedDict[int, Task] = OrderedDict()
     with suppress(EOFError, OSError):
         while True:
             message = receive(connection)
             if isinstance(message, LoadTask):
-                tasks[message.key] = message.spec.build()
-                if len(tasks) > _MAX_TASKS:
-                    tasks.popitem(last=False)
+                known[message.key] = message.spec.build()
+                if len(known) > _MAX_TASKS:
+                    known.popitem(last=False)
                 continue
-            send(connection, _answer(connection.recv_bytes(), message, tasks.get(message.key)))
+            send(connection, _answer(connection.recv_bytes(), message, known.get(message.key)))
             if _resident_bytes() > start_bytes + _TRIM_ABOVE_BYTES:
                 _MALLOC_TRIM(0)
 

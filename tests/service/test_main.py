@@ -277,7 +277,7 @@ def test_a_killed_program_leaves_nothing_behind(
         with socket.create_server(("127.0.0.1", int(address.rpartition(":")[2]))):
             pass
 
-    assert children == []
+    wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
     assert shared_memory == []
     assert list(tmp_path.iterdir()) == []
 

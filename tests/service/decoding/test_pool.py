@@ -1,15 +1,18 @@
 """Worker processes: what they return, and what becomes of requests that exceed their budget or end their process."""
 
 import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from service.decoding.body_formats import parse_json
+from service.decoding.fork_server import ForkServer
 from service.decoding.pool import DecoderPool, RegisteredTask
 from service.engine.preparation import BudgetExceeded, Preparation, PreparationRules, SeveralPreparations
 from service.engine.request import PredictRequest
@@ -26,7 +29,8 @@ class Decoders:
 
     def __init__(self, size: int = 1, budget_s: float = 0.3) -> None:
         self.killed: list[str] = []
-        self.pool = DecoderPool(size, budget_s, 0.2e-6, self.killed.append)
+        self.fork_server = ForkServer()
+        self.pool = DecoderPool(self.fork_server, size, budget_s, 0.2e-6, self.killed.append)
         self.task: RegisteredTask = self.pool.register(Hostile())
 
     def prepare(self, body: bytes) -> Preparation | SeveralPreparations:
@@ -39,6 +43,10 @@ class Decoders:
         assert isinstance(prepared, Preparation)
         return prepared
 
+    def close(self) -> None:
+        self.pool.close()
+        self.fork_server.close()
+
     def process_of(self, prepared: Preparation) -> int:
         process: int = prepared.samples.context[1]
         return process
@@ -48,7 +56,7 @@ class Decoders:
 def decoders() -> Iterator[Decoders]:
     decoders = Decoders()
     yield decoders
-    decoders.pool.close()
+    decoders.close()
 
 
 def test_request_is_prepared_in_another_process(decoders: Decoders) -> None:
@@ -145,10 +153,31 @@ def test_requests_run_in_as_many_processes_as_the_pool_has() -> None:
         spinning = threads.submit(decoders.order, "spin")
         others = [decoders.order("wait") for _ in range(3)]
         error: Any = spinning.exception()
-    decoders.pool.close()
+    decoders.close()
 
     assert len({decoders.process_of(prepared) for prepared in others}) >= 1
     assert isinstance(error, BudgetExceeded)
+
+
+def test_the_fork_server_is_started_again_if_it_has_died(decoders: Decoders) -> None:
+    first = decoders.order("wait")
+    os.kill(parent_of(decoders.process_of(first)), signal.SIGKILL)
+    wait_until(lambda: decoders.process_of(decoders.order("wait")) != decoders.process_of(first))
+
+    wait_until(lambda: not is_alive(decoders.process_of(first)))
+
+
+def test_processes_ignore_signals_that_are_meant_for_the_server(decoders: Decoders) -> None:
+    process = decoders.process_of(decoders.order("wait"))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(process, number)
+        os.kill(parent_of(process), number)
+
+    assert decoders.process_of(decoders.order("wait")) == process
+
+
+def parent_of(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def test_closing_the_pool_ends_requests_and_processes() -> None:
@@ -159,6 +188,7 @@ def test_closing_the_pool_ends_requests_and_processes() -> None:
         wait_until(spinning.running)
         decoders.pool.close()
         error = spinning.exception()
+    decoders.fork_server.close()
 
     assert isinstance(error, Stopped)
     wait_until(lambda: not is_alive(process))
