@@ -187,7 +187,7 @@ def _convert(
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     """Return the image in a mode whose pixels can be averaged: L, RGB, CMYK, LA or RGBA."""
     if image.mode.startswith("I"):  # 16 bits: Pillow's conversion would saturate.
-        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         return image if image.mode in ("LA", "RGBA") else image.convert("RGBA")
     if image.mode == "1":
