@@ -170,11 +170,12 @@ def _convert(
     image: Image.Image, to_srgb: Callable[[Image.Image], Image.Image], factor: int
 ) -> tuple[Image.Image, Image.Image | None]:
     """Return colours and transparency of an image, reduced by a factor, row by row to save memory."""
-    if image.mode == "RGB" and factor == 1 and not image.has_transparency_data:
+    has_alpha = image.has_transparency_data and not image.mode.startswith("I")  # Of 16 bits, Pillow reads no alpha.
+    if image.mode == "RGB" and factor == 1 and not has_alpha:
         return to_srgb(image), None
     size = (math.ceil(image.width / factor), math.ceil(image.height / factor))
     colours = Image.new("RGB", size)
-    alpha = Image.new("L", size) if image.has_transparency_data else None
+    alpha = Image.new("L", size) if has_alpha else None
     rows = factor * max(1, _BAND_PIXELS // (image.width * factor))
     for top in range(0, image.height, rows):
         band = _to_eight_bits(image.crop((0, top, image.width, min(image.height, top + rows)))).reduce(factor)

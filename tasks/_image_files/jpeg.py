@@ -7,6 +7,7 @@ photo. So are comments and application segments, whose profile and orientation a
 import itertools
 import math
 import re
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -52,7 +53,7 @@ class _Segment(NamedTuple):
 
 
 def read_jpeg(content: bytes, max_pixels: int) -> ImageFile:
-    """Return the first image. Raises BrokenFile, InvalidInput, IndexError."""
+    """Return the first image. Raises BrokenFile, InvalidInput, IndexError, struct.error."""
     segments = tuple(_segments(content))
     width, height, blocks = _read_frame(segments)
     check_size(width, height, max_pixels=max_pixels)
@@ -102,31 +103,32 @@ def _is_needed(segment: _Segment) -> bool:
 
 
 def _read_frame(segments: Sequence[_Segment]) -> tuple[int, int, dict[int, int]]:
-    """Return width, height, and the number of blocks of each component. Raises BrokenFile, InvalidInput, IndexError."""
+    """Return width, height, and the number of blocks of each channel. Raises BrokenFile, InvalidInput, struct.error."""
     if any(segment.marker in _OTHER_FRAMES for segment in segments):
         message = "The image is a JPEG in a rare variant: lossless, hierarchical or arithmetic coding. Save it anew."
         raise InvalidInput(message, reason="unreadable")
     frames = [segment.payload for segment in segments if segment.marker in _FRAMES]
     if len(frames) != 1:
         raise BrokenFile(f"it has {len(frames)} frame headers")
-    (frame,) = frames
-    height, width = int.from_bytes(frame[1:3]), int.from_bytes(frame[3:5])
-    components = [frame[6 + 3 * i : 9 + 3 * i] for i in range(frame[5])]
-    across, down = (max(1, *(values)) for values in ((c[1] >> 4 for c in components), (c[1] & 15 for c in components)))
+    height, width, count = struct.unpack_from(">HHB", frames[0], 1)
+    channels = list(struct.iter_unpack("BBx", frames[0][6 : 6 + 3 * count]))
+    max_across = max((sampling >> 4 for _, sampling in channels), default=0)
+    max_down = max((sampling & 15 for _, sampling in channels), default=0)
+    if not (max_across and max_down):
+        raise BrokenFile("its channels have no samples")
     blocks = {
-        identifier: math.ceil(width * (sampling >> 4) / (8 * across)) * math.ceil(height * (sampling & 15) / (8 * down))
-        for identifier, sampling, _ in components
+        channel: math.ceil(width * (sampling >> 4) / (8 * max_across))
+        * math.ceil(height * (sampling & 15) / (8 * max_down))
+        for channel, sampling in channels
     }
     return width, height, blocks
 
 
 def _check_scans(scans: Sequence[_Segment], blocks: Mapping[int, int], size: int) -> None:
     """Raise InvalidInput if decoding the scans of a file of `size` bytes would take too long."""
-    visits = sum(
-        blocks.get(identifier, 0) for scan in scans for identifier in scan.payload[1 : 1 + 2 * scan.payload[0] : 2]
-    )
+    visits = sum(blocks.get(channel, 0) for scan in scans for channel in scan.payload[1 : 1 + 2 * scan.payload[0] : 2])
     if len(scans) > _MAX_SCANS or visits > _MAX_BLOCK_VISITS + size:
-        message = f"The image is a JPEG of {len(scans):,} scans, which would take too long to decode; save it with one."
+        message = f"The image is a JPEG of {len(scans):,} scans, which would take too long to decode. Save it anew."
         raise InvalidInput(message, reason="unreadable")
 
 

@@ -91,6 +91,23 @@ def test_transparency_is_composited_on_white() -> None:
     assert decoded.image.getpixel((0, 0)) == (255, 255, 255)
 
 
+@pytest.mark.parametrize(("mode", "colour"), [("1", 0), ("L", 0), ("P", 0), ("RGB", (0, 0, 0))])
+def test_transparent_colour_becomes_white_in_every_mode(mode: str, colour: int | tuple[int, int, int]) -> None:
+    content = encode_image(Image.new(mode, (8, 8), colour), transparency=colour)
+
+    assert decode_image(content, max_pixels=100).image.getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_sixteen_bit_image_with_a_transparent_level_is_read() -> None:
+    content = sixteen_bit_png(level=128 * 256)
+    transparent = hostile.png_chunk(b"tRNS", b"\0\0")
+    data = content.index(b"IDAT") - 4
+
+    decoded = decode_image(content[:data] + transparent + content[data:], max_pixels=10_000)
+
+    assert decoded.image.getpixel((0, 0)) == (128, 128, 128)
+
+
 def test_first_frame_of_an_animation_is_used() -> None:
     file = io.BytesIO()
     red_image().save(file, "PNG", save_all=True, append_images=[Image.new("RGB", (60, 40), "blue")])
