@@ -9,6 +9,8 @@ from tasks._image_files.image_file import BrokenFile, ImageFile, check_parts, ch
 _EXTENSION, _FRAME = 0x21, 0x2C
 _GRAPHIC_CONTROL = 0xF9
 _HAS_PALETTE = 0x80
+_MAX_BLOCKS = 100_000
+"""Maximum blocks up to the end of the first frame. A frame of 20 MB has 80,000, of at most 255 bytes."""
 
 
 def read_gif(content: bytes, max_pixels: int) -> ImageFile:
@@ -41,7 +43,7 @@ def _palette_bytes(flags: int) -> int:
 def _skip_blocks(content: bytes, position: int, blocks: Iterator[int]) -> int:
     """Return where a row of blocks ends; the file may end before it. `blocks` counts those of the whole file."""
     while position < len(content) and content[position]:
-        check_parts(next(blocks))
+        check_parts(next(blocks), _MAX_BLOCKS)
         position += content[position] + 1
-    check_parts(next(blocks))
+    check_parts(next(blocks), _MAX_BLOCKS)
     return position + 1
