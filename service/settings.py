@@ -103,9 +103,9 @@ class Settings:
     memory_mb: float = _setting(
         0.0, "memory limit for all concurrent runs on a device; 0 = most of the memory free after loading", min=0
     )
-    max_body_bytes: int = _setting(10_000_000, "maximum size of a request body", min=1)
+    max_body_bytes: int = _setting(20_000_000, "maximum size of a request body", min=1)
     max_bodies_bytes: int = _setting(256_000_000, "maximum total size of all request bodies in memory", min=1)
-    max_pixels: int = _setting(25_000_000, "maximum pixels of an input image; checked before decoding", min=1)
+    max_pixels: int = _setting(50_000_000, "maximum pixels of an input image; checked before decoding", min=1)
     max_answer_pixels: int = _setting(
         4_000_000,
         "maximum pixels of an image that a model generates (doubling width and height means four times the input)",

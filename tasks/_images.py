@@ -6,27 +6,42 @@ This module does not depend on labels, masks or points.
 import base64
 import binascii
 import io
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageChops
 from pydantic import BeforeValidator, WithJsonSchema
 
+from tasks._colour import srgb_conversion
+from tasks._image_files.heif import decode_heif
+from tasks._image_files.image_file import ImageFile
+from tasks._image_files.read import accepted_formats, accepted_media_types, read_image_file
 from tasks.contract import InvalidInput, Upload
 
 Fit = Literal["squash", "pad", "crop"]
 """How an image becomes a square: stretched; scaled to fit, with a border; or cropped to its centre."""
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-IMAGE_UPLOAD = Upload("image", ("image/jpeg", "image/png", "image/webp", "image/bmp"))
+IMAGE_UPLOAD = Upload("image", accepted_media_types())
 _DESCRIPTION = 0x010E  # The EXIF tag.
-_START_OF_SCAN = b"\xff\xda"
-_MAX_SCANS = 64
-"""Maximum scans of a progressive JPEG. Encoders write about ten; each costs a pass over all pixels, however short."""
-_MAX_SIDE = 65_535
-"""Maximum side in pixels, as in JPEG headers. A strip of millions costs far more than a square of equal area."""
+_BAND_PIXELS = 1_000_000
+"""Pixels that are converted at a time, because each step of the conversion holds another copy of them."""
+_MIN_REDUCED_SIDE = 1280
+"""Pixels. Images are reduced to no less than this, because overlays show them in this size."""
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How to display an image, by its EXIF orientation."""
+_SIDEWAYS = (5, 6, 7, 8)
 _BORDER = (124, 116, 104)  # The mean colour of ImageNet: zero after normalising.
 
 
@@ -43,22 +58,34 @@ def _from_base64(value: Any) -> Any:
 ImageBytes = Annotated[
     bytes,
     BeforeValidator(_from_base64),
-    WithJsonSchema({"type": "string", "contentEncoding": "base64", "description": "A JPEG, PNG, WebP or BMP file."}),
+    WithJsonSchema(
+        {"type": "string", "contentEncoding": "base64", "description": f"An image file: {accepted_formats()}."}
+    ),
 ]
 """A request field: the bytes of an image file; in JSON as base64, with or without a `data:` prefix."""
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """A decoded image: 8-bit RGB, upright.
+    """A decoded image: 8-bit sRGB, upright.
 
-    `width` and `height` are those of the uploaded image, in pixels. `image` may be smaller: a JPEG that is much larger
-    than needed is decoded at a half, a quarter or an eighth of its size.
+    `image` may be smaller than the uploaded image if the file is much larger
+    than needed: a JPEG is then decoded at a half, a quarter or an eighth of its size.
+
+    Attributes:
+        image: the colours.
+        width: width of the uploaded image, in pixels.
+        height: height of the uploaded image, in pixels.
+        alpha: the transparency in mode L, as large as `image`: 0 is transparent, 255 opaque; None if it was composited
+            on white, or there was none.
+        notices: messages to the client about what could not be read.
     """
 
     image: Image.Image
     width: int
     height: int
+    alpha: Image.Image | None = None
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,49 +115,94 @@ class Frame:
 def decode_image(content: bytes, *, max_pixels: int, min_side: int | None = None) -> DecodedImage:
     """Decode an image file.
 
-    Greyscale, palette, CMYK and 16-bit images are converted to 8-bit RGB; transparency is composited on white; the EXIF
-    orientation is applied; of an animation, the first frame is used. `min_side` is the side length in pixels that the
-    caller needs: a larger JPEG may be decoded at a reduced size, but not below it.
+    Greyscale, palette, CMYK and 16-bit images are converted to 8-bit RGB, colours of an embedded profile to sRGB;
+    transparency is composited on white; the EXIF orientation is applied; of an animation, the first frame is used.
+    `min_side` is the side length in pixels that the caller needs: a larger image may be returned at a reduced size, but
+    not below it.
 
     Raises InvalidInput if the file is empty or unreadable, or has more than `max_pixels` (known from the header, before
     decoding).
     """
-    if not content:
-        raise InvalidInput("The image is empty.", reason="empty")
+    decoded = decode_transparent_image(content, max_pixels=max_pixels, min_side=min_side)
+    if decoded.alpha is None:
+        return decoded
+    composite_on_white(decoded.image, decoded.alpha)
+    return replace(decoded, alpha=None)
+
+
+def composite_on_white(image: Image.Image, alpha: Image.Image) -> None:
+    """Put an image on white, in place, since a copy of a large one would take much memory."""
+    image.paste("white", mask=ImageChops.invert(alpha))
+
+
+def decode_transparent_image(content: bytes, *, max_pixels: int, min_side: int | None = None) -> DecodedImage:
+    """Decode an image file as `decode_image` does, but keep its transparency, unless it is opaque everywhere."""
+    file = read_image_file(content, max_pixels=max_pixels)
     try:
-        image = Image.open(io.BytesIO(content), formats=_FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise InvalidInput("The image has far too many pixels.", reason="too_large") from None
-    except Exception:  # Hostile bytes can make a decoder raise anything; the cause makes no difference.
-        raise InvalidInput("This is not an image in JPEG, PNG, WebP or BMP format.", reason="unreadable") from None
-    width, height = image.size
-    if width * height > max_pixels:
-        message = f"The image has {width}×{height} pixels; at most {max_pixels:,} are accepted."
-        raise InvalidInput(message, reason="too_large")
-    if max(width, height) > _MAX_SIDE:
-        message = f"The image is {width}×{height}; no side may have more than {_MAX_SIDE:,} pixels."
-        raise InvalidInput(message, reason="too_large")
-    if image.format == "JPEG" and content.count(_START_OF_SCAN) > _MAX_SCANS:
-        message = f"The image is a JPEG with more than {_MAX_SCANS} scans, which would take too long to decode."
-        raise InvalidInput(message, reason="unreadable")
-    try:
-        if min_side is not None and min(width, height) >= 2 * min_side:
-            image.draft("RGB", (min_side, min_side))
-        image.load()
-        upright = _to_rgb(_upright(image))
-    except Exception as error:
+        stored = _load(file, min_side)
+        conversion = srgb_conversion(file.profile, stored.mode)
+        colours, alpha = _convert(stored, conversion.apply, _reduction(stored.size, min_side))
+        del stored
+        colours = _upright(colours, file.orientation)
+        alpha = _upright(alpha, file.orientation) if alpha and alpha.getextrema() != (255, 255) else None
+    except Exception as error:  # Hostile bytes can make a decoder raise anything; the cause makes no difference.
         raise InvalidInput(f"The image cannot be decoded: {error}.", reason="unreadable") from None
-    if _is_sideways(image):
-        width, height = height, width
-    return DecodedImage(upright, width, height)
+    width, height = (file.height, file.width) if file.orientation in _SIDEWAYS else (file.width, file.height)
+    return DecodedImage(colours, width, height, alpha, conversion.notices)
 
 
-def _is_sideways(image: Image.Image) -> bool:
-    """Whether the EXIF orientation exchanges width and height, as four of the eight do."""
-    try:
-        return image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-    except Exception:  # As in `_upright`.
-        return False
+def _load(file: ImageFile, min_side: int | None) -> Image.Image:
+    if file.kind == "HEIF":
+        return decode_heif(file.content)
+    image = Image.open(io.BytesIO(file.content), formats=(file.kind,))
+    if min_side is not None and min(image.size) >= 2 * min_side:
+        image.draft("RGB", (min_side, min_side))
+    image.load()
+    return image
+
+
+def _reduction(size: tuple[int, int], min_side: int | None) -> int:
+    """Return the factor by which to reduce an image before it is converted, so that its sides remain large enough."""
+    return max(1, min(size) // max(2 * min_side, _MIN_REDUCED_SIDE)) if min_side else 1
+
+
+def _convert(
+    image: Image.Image, to_srgb: Callable[[Image.Image], Image.Image], factor: int
+) -> tuple[Image.Image, Image.Image | None]:
+    """Return colours and transparency of an image, reduced by a factor, row by row to save memory."""
+    has_alpha = image.has_transparency_data and not image.mode.startswith("I")  # Of 16 bits, Pillow reads no alpha.
+    if image.mode == "RGB" and factor == 1 and not has_alpha:
+        return to_srgb(image), None
+    size = (math.ceil(image.width / factor), math.ceil(image.height / factor))
+    colours = Image.new("RGB", size)
+    alpha = Image.new("L", size) if has_alpha else None
+    rows = factor * max(1, _BAND_PIXELS // (image.width * factor))
+    for top in range(0, image.height, rows):
+        band = _to_eight_bits(image.crop((0, top, image.width, min(image.height, top + rows)))).reduce(factor)
+        if alpha:
+            alpha.paste(band.getchannel("A"), (0, top // factor))
+        colours.paste(to_srgb(_without_alpha(band)).convert("RGB"), (0, top // factor))
+    return colours, alpha
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Return the image in a mode whose pixels can be averaged: L, RGB, CMYK, LA or RGBA."""
+    if image.mode.startswith("I"):  # 16 bits: Pillow's conversion would saturate.
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        return image if image.mode in ("LA", "RGBA") else image.convert("RGBA")
+    if image.mode == "1":
+        return image.convert("L")
+    return image if image.mode in ("L", "RGB", "CMYK") else image.convert("RGB")
+
+
+def _without_alpha(image: Image.Image) -> Image.Image:
+    return image.convert(image.mode[:-1]) if image.mode in ("LA", "RGBA") else image
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    method = _TRANSPOSITIONS.get(orientation)
+    return image if method is None else image.transpose(method)
 
 
 def thumbnail(decoded: DecodedImage, max_side: int) -> DecodedImage:
@@ -140,22 +212,6 @@ def thumbnail(decoded: DecodedImage, max_side: int) -> DecodedImage:
         return decoded
     size = (max(1, round(decoded.image.width * ratio)), max(1, round(decoded.image.height * ratio)))
     return replace(decoded, image=decoded.image.resize(size, Image.Resampling.BILINEAR, reducing_gap=3.0))
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image) if image.getexif() else image
-    except Exception:  # Broken metadata does not make the pixels unusable.
-        return image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits: Pillow's conversion would saturate.
-        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert("RGB")
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def fit_image(decoded: DecodedImage, width: int, height: int, fit: Fit) -> tuple[NDArray[np.uint8], Frame]:

@@ -81,7 +81,7 @@ class Limits:
         inputs: images or texts in one request.
     """
 
-    pixels: int = 25_000_000
+    pixels: int = 50_000_000
     rows: int = 1_000
     answer_pixels: int = 4_000_000
     characters: int = 100_000

@@ -2,15 +2,23 @@
 
 import base64
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from pydantic import Field
 
-from tasks._images import IMAGE_UPLOAD, DecodedImage, FileKind, ImageBytes, decode_image, encode_image
+from tasks._images import (
+    IMAGE_UPLOAD,
+    DecodedImage,
+    FileKind,
+    ImageBytes,
+    composite_on_white,
+    decode_transparent_image,
+    encode_image,
+)
 from tasks._tiles import Tiling
 from tasks.comparison import pixel_similarity, read_pixels
 from tasks.contract import (
@@ -31,6 +39,9 @@ _MAX_FILE_SIDE: dict[FileKind, int] = {"png": 2**31 - 1, "jpeg": 65_500, "webp":
 """Maximum side length of each file format, in pixels."""
 _MAX_DIFFERENCE = 25.5
 """Levels of 255. Images with this mean difference or more do not agree at all."""
+_MAX_COLOUR_DISTANCE = 8
+"""Pixels. The colours of transparent pixels up to this far from visible ones reach the network's view of those."""
+_FLATTENED = "A JPEG has no transparency; the image was put on white. Request png or webp to keep it."
 _NOTE = "Made larger by a neural network: the detail in this picture is invented."
 
 
@@ -51,6 +62,20 @@ class SuperResolutionAnswer(Answer):
     generated: Annotated[Literal[True], Field(description="The detail is invented; it is not evidence.")] = True
     media_type: str
     image: FileBytes
+    notices: Annotated[
+        list[str] | None,
+        Field(description="What was done with the image's transparency or colour profile, if anything."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class TiledImage:
+    """What is needed to put the tiles together: the size of the image, its transparency, and messages to the client."""
+
+    width: int
+    height: int
+    alpha: Image.Image | None = None
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,10 +124,13 @@ class SuperResolution(Task):
         return (TensorSpec("restored", "uint8", (side, side, 3), "pixel"),)
 
     def decode(self, request: SuperResolutionRequest, limits: Limits) -> DecodedImage:
-        """Decode the image to upright 8-bit RGB. Raises InvalidInput, also if the answer would be too large."""
+        """Decode the image to upright 8-bit RGB and transparency.
+
+        Raises InvalidInput, also if the answer would be too large.
+        """
         max_pixels = limits.answer_pixels // self.scale**2
         try:
-            decoded = decode_image(request.image, max_pixels=min(limits.pixels, max_pixels))
+            decoded = decode_transparent_image(request.image, max_pixels=min(limits.pixels, max_pixels))
         except InvalidInput as error:
             raise self._explain_limit(error, max_pixels, limits) from None
         width, height = decoded.width, decoded.height
@@ -118,7 +146,7 @@ class SuperResolution(Task):
         if self.scale * max(width, height) > max_side:
             message = f"A side of a {request.format} file has at most {max_side:,} pixels; request png instead."
             raise InvalidInput(message, reason="too_large")
-        return decoded
+        return replace(decoded, image=_extend_colours(decoded.image, decoded.alpha)) if decoded.alpha else decoded
 
     def _explain_limit(self, error: InvalidInput, max_pixels: int, limits: Limits) -> InvalidInput:
         """Add to an error why this task accepts fewer pixels than others."""
@@ -128,24 +156,34 @@ class SuperResolution(Task):
         return InvalidInput(message, reason="too_large")
 
     def preprocess(self, raw: DecodedImage) -> Samples:
-        """Cut the image into tiles, one sample each. The context is the image's (width, height)."""
+        """Cut the image into tiles, one sample each. The context is a TiledImage."""
         pixels = np.asarray(raw.image)
-        height, width = pixels.shape[:2]
-        return Samples({"image": self.tiling.cut(pixels)}, (width, height))
+        context = TiledImage(raw.image.width, raw.image.height, raw.alpha, raw.notices)
+        return Samples({"image": self.tiling.cut(pixels)}, context)
 
     def restore(self, outputs: Arrays, samples: Samples) -> Any:
-        """Blend the tiles into the enlarged image, uint8 (scale·height, scale·width, 3)."""
-        return self.tiling.blend(outputs["restored"], *samples.context, scale=self.scale)
+        """Blend the tiles into the enlarged image without its transparency, uint8 (scale·height, scale·width, 3)."""
+        context: TiledImage = samples.context
+        return self.tiling.blend(outputs["restored"], context.width, context.height, scale=self.scale)
 
     def postprocess(self, outputs: Arrays, samples: Samples, request: SuperResolutionRequest) -> SuperResolutionAnswer:
-        """Blend the tiles and encode the image as a file."""
-        pixels = self.restore(outputs, samples)
+        """Blend the tiles and encode the image as a file, with its transparency if the format has any."""
+        context: TiledImage = samples.context
+        image, notices = Image.fromarray(self.restore(outputs, samples)), list(context.notices)
+        if context.alpha:
+            alpha = context.alpha.resize(image.size, Image.Resampling.BICUBIC)
+            if request.format == "jpeg":
+                composite_on_white(image, alpha)
+                notices.append(_FLATTENED)
+            else:
+                image.putalpha(alpha)
         return SuperResolutionAnswer(
-            width=pixels.shape[1],
-            height=pixels.shape[0],
+            width=image.width,
+            height=image.height,
             scale=self.scale,
             media_type=f"image/{request.format}",
-            image=encode_image(pixels, request.format, quality=request.quality, note=_NOTE),
+            image=encode_image(image, request.format, quality=request.quality, note=_NOTE),
+            notices=notices or None,
         )
 
     def agreement(self, ours: SuperResolutionAnswer, theirs: SuperResolutionAnswer) -> float:
@@ -165,6 +203,18 @@ class SuperResolution(Task):
             _request_body(wide, format="jpeg", quality=80),
             _request_body(small, format="webp", quality=60),
         ]
+
+
+def _extend_colours(image: Image.Image, alpha: Image.Image) -> Image.Image:
+    """Continue the colours of visible pixels into invisible ones, whose own colours are arbitrary, often black.
+
+    The network mixes neighbouring pixels, so those colours would become visible as a fringe.
+    """
+    blurred = Image.merge("RGBA", (*image.split(), alpha)).convert("RGBa")
+    blurred = blurred.filter(ImageFilter.BoxBlur(_MAX_COLOUR_DISTANCE))
+    extended = blurred.convert("RGBA").convert("RGB")
+    extended.paste(image, mask=alpha.point(lambda level: 255 if level else 0))
+    return extended
 
 
 def _draw_example(width: int, height: int) -> Image.Image:

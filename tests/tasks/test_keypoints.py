@@ -128,9 +128,7 @@ def test_palette_animated_and_rotated_images_are_answered() -> None:
 
 
 def test_invalid_image_is_rejected() -> None:
-    gif = encode_image(red_image(), "GIF")
-
-    for content in (b"", b"not an image", gif):
+    for content in (b"", b"not an image", encode_image(red_image(), "AVIF")):
         with pytest.raises(InvalidInput):
             predict(SQUARE, constant_network((1, 1), (2, 2)), content)
 
