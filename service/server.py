@@ -16,10 +16,10 @@ from starlette.types import ASGIApp
 from service.backends.base import Backend, OpenBackend
 from service.backends.onnx import OnnxRuntime, available_cores
 from service.decoding.fork_server import ForkServer
-from service.decoding.pool import DecoderPool
+from service.decoding.pool import Budget, DecoderPool
 from service.engine.admission import ModelLimits
 from service.engine.batcher import BatchPolicy
-from service.engine.context import Decoders, EngineContext, WorkerPool
+from service.engine.context import EngineContext, WorkerPool
 from service.engine.latency import BUSY_HOP_FACTOR, measure_hop
 from service.engine.pipeline import Pipeline
 from service.engine.scheduler import Scheduler
@@ -75,12 +75,23 @@ class Service:
         self.loaded = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._fork_server = ForkServer()
-        self._decoder_pools: list[DecoderPool] = []
         processes = settings.decoders or max(_MIN_DECODERS, available_cores())
-        budget_s = settings.decode_seconds
-        self._decoders = self._make_decoders("decoder", processes, _FIRST_BUDGET * budget_s)
-        self._slow_decoders = self._make_decoders("slow-decoder", max(1, processes // 2), budget_s)
-        self._workers = self._worker_pool("worker", settings.workers or available_cores())
+        slow, workers = max(1, processes // 2), settings.workers or available_cores()
+        budgets = tuple(
+            Budget(fraction * settings.decode_seconds, fraction * settings.decode_seconds * _BUDGET_PER_BYTE)
+            for fraction in (_FIRST_BUDGET, 1.0)
+        )
+        self._decoder_pool = DecoderPool(
+            self._fork_server,
+            processes + slow + workers,
+            processes,
+            budgets,
+            on_killed=lambda reason: self.metrics.decoders_killed.labels(reason).inc(),
+        )
+        # Files that take long to decode are stopped by their budget; the device does not hang because of them.
+        self._decoders = self._worker_pool("decoder", processes, hang_timeout_s=0.0)
+        self._slow_decoders = self._worker_pool("slow-decoder", slow, hang_timeout_s=0.0)
+        self._workers = self._worker_pool("worker", workers)
         # Its one thread is given two jobs at a time; otherwise it would be idle until the event loop hands it the next.
         self._interpreter = self._worker_pool("interpreter", 2, threads=1)
         self._device_pools: dict[str, WorkerPool] = {}
@@ -112,17 +123,6 @@ class Service:
 
     def _thread_pool(self, name: str, threads: int) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=self.liveness.thread_initializer(name))
-
-    def _make_decoders(self, name: str, processes: int, budget_s: float) -> Decoders:
-        budget_per_byte_s = budget_s * _BUDGET_PER_BYTE
-        pool = DecoderPool(self._fork_server, processes, budget_s, budget_per_byte_s, self._on_decoder_killed)
-        self._decoder_pools.append(pool)
-        # Files that take long to decode are stopped by their budget; the device does not hang because of them.
-        workers = self._worker_pool(name, processes, hang_timeout_s=0.0)
-        return Decoders(workers, lambda task: partial(pool.prepare, pool.register(task)))
-
-    def _on_decoder_killed(self, reason: str) -> None:
-        self.metrics.decoders_killed.labels(reason).inc()
 
     def _worker_pool(
         self, name: str, concurrency: int, threads: int = 0, hang_timeout_s: float | None = None
@@ -161,6 +161,7 @@ class Service:
         device_pool = self._device_pool(backend.device)
         context = EngineContext(
             device_pool,
+            self._decoder_pool.register,
             self._decoders,
             self._slow_decoders,
             self._workers,
@@ -267,13 +268,12 @@ class Service:
         """Stop the threads: cancel work that has not begun, and do not wait for work that is running."""
         self.shadows.close()
         self.repository.close()
-        for decoder_pool in self._decoder_pools:
-            decoder_pool.close()
+        self._decoder_pool.close()
         self._fork_server.close()
         for threads in (
             self._loader,
-            self._decoders.pool.threads,
-            self._slow_decoders.pool.threads,
+            self._decoders.threads,
+            self._slow_decoders.threads,
             self._workers.threads,
             self._interpreter.threads,
             *(pool.threads for pool in self._device_pools.values()),

@@ -13,14 +13,15 @@ from typing import Any
 
 from service.backends.fake import FakeBackend, Fault
 from service.engine.batcher import BatchPolicy
-from service.engine.context import Decoders, EngineContext, Prepare, WorkerPool
+from service.engine.context import EngineContext, WorkerPool
 from service.engine.latency import shape_of
 from service.engine.pipeline import Pipeline
-from service.engine.preparation import prepare
+from service.engine.postprocessing import postprocess
+from service.engine.preparation import Preparation, PreparationRules, SeveralPreparations, prepare
 from service.engine.request import PredictRequest, PredictResult, RequestState
 from service.engine.scheduler import Deadline, Scheduler
 from service.metrics import Metrics
-from tasks.contract import Arrays, Limits, Run, Samples, Task, count_samples
+from tasks.contract import Answer, Arrays, Limits, Request, Run, Samples, Task, count_samples
 from tests.model_folders import runner
 from tests.virtual_clock import now
 
@@ -60,9 +61,21 @@ class VirtualThreads(Executor):
         return started_at, started_at + seconds
 
 
-def prepare_in_thread(task: Task) -> Prepare:
-    """Prepare requests in the thread that would wait for a worker process."""
-    return lambda rules, request: prepare(task, rules, request.body, request.parse)
+@dataclass(frozen=True)
+class TaskInThread:
+    """Runs the steps of a task in the threads that would wait for worker processes."""
+
+    task: Task
+
+    def prepare(
+        self, rules: PreparationRules, request: PredictRequest, attempt: int
+    ) -> Preparation | SeveralPreparations:
+        return prepare(self.task, rules, request.body, request.parse)
+
+    def postprocess(
+        self, outputs: Arrays, samples: Samples, request: Request, render: Callable[[Answer], bytes]
+    ) -> bytes:
+        return postprocess(self.task, outputs, samples, request, render)
 
 
 @dataclass
@@ -77,15 +90,17 @@ class VirtualDevice:
     hung_counts: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.threads, self.decoders = VirtualThreads(), VirtualThreads()
+        self.threads = VirtualThreads()
+        self.decoders, self.slow_decoders = VirtualThreads(), VirtualThreads()
         self.workers, self.interpreter = VirtualThreads(), VirtualThreads()
         self.scheduler = Scheduler(
             self.concurrency, hang_timeout_s=self.hang_timeout_s, on_hung=self.hung_counts.append
         )
         self.context = EngineContext(
             WorkerPool(self.threads, self.scheduler),
-            Decoders(WorkerPool(self.decoders, Scheduler(4)), prepare_in_thread),
-            Decoders(WorkerPool(self.decoders, Scheduler(2)), prepare_in_thread),
+            TaskInThread,
+            WorkerPool(self.decoders, Scheduler(4)),
+            WorkerPool(self.slow_decoders, Scheduler(2)),
             WorkerPool(self.workers, Scheduler(4)),
             WorkerPool(self.interpreter, Scheduler(1)),
             Limits(),

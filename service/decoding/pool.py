@@ -1,4 +1,4 @@
-"""Worker processes that prepare requests, so that no client's bytes can block the server's interpreter.
+"""Worker processes that prepare requests and large answers, so that no client can block the server's interpreter.
 
 Decoders written in C may hold the interpreter's lock for seconds and cannot be interrupted in a thread. A process can
 be killed, and its memory returns to the system. Each process is driven by a thread of the server, which waits for it
@@ -9,7 +9,7 @@ import logging
 import queue
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
 from threading import Lock
@@ -17,11 +17,21 @@ from typing import Any
 
 from service.decoding.channel import receive, send
 from service.decoding.fork_server import ForkedProcess, ForkServer
-from service.decoding.worker import LoadTask, PrepareRequest, TaskMissing, TaskSpec, WorkerFault
+from service.decoding.worker import (
+    BodyFollows,
+    LoadTask,
+    PostprocessRequest,
+    PrepareRequest,
+    TaskMissing,
+    TaskSpec,
+    WorkerFault,
+)
 from service.engine.preparation import BudgetExceeded, Preparation, PreparationRules, SeveralPreparations
 from service.engine.request import Body, PredictRequest
-from service.errors import InternalError, NoMemory, Overloaded, ServiceError, Stopped, Unreadable
-from tasks.contract import Task, files_of, parameters_of
+from service.errors import InternalError, InvalidAnswer, NoMemory, Overloaded, ServiceError, Stopped, Unreadable
+from tasks.contract import Answer, Arrays, Request, Samples, Task, files_of, parameters_of
+
+WorkerRequest = PrepareRequest | PostprocessRequest
 
 _LOG = logging.getLogger(__name__)
 _WALL_FACTOR = 8.0
@@ -30,16 +40,12 @@ _MIN_WALL_S = 10.0
 _STOP_TIMEOUT_S = 1.0
 
 
-@dataclass(frozen=True, eq=False)
-class RegisteredTask:
-    """A task, and the key by which worker processes know it."""
+@dataclass(frozen=True)
+class Budget:
+    """Processor time for preparing a request, in seconds: a fixed part, and a part for each byte of the body."""
 
-    key: int
-    task: Task
-
-    def load_message(self) -> LoadTask:
-        """Return the message that makes a worker process build the task."""
-        return LoadTask(self.key, TaskSpec(type(self.task), parameters_of(self.task), files_of(self.task)))
+    fixed_s: float
+    per_byte_s: float = 0.0
 
 
 @dataclass(eq=False)
@@ -48,18 +54,21 @@ class DecoderPool:
 
     Attributes:
         fork_server: starts the processes.
-        size: number of processes.
-        budget_s: processor time for a request, in seconds.
-        budget_per_byte_s: what each byte of its body adds.
+        size: number of processes; they are started when they are first needed.
+        warm: number of processes that know every task before its first request.
+        budgets: processor time for preparing a request, at each attempt.
+        postprocess_s: processor time for an answer, in seconds.
         on_killed: called with the reason (budget, stalled, killed, crashed) when a process has ended within a request.
     """
 
     fork_server: ForkServer
     size: int
-    budget_s: float = 1.0
-    budget_per_byte_s: float = 0.0
+    warm: int
+    budgets: tuple[Budget, ...]
+    postprocess_s: float = 30.0
     on_killed: Callable[[str], None] = lambda reason: None
-    _idle: "queue.SimpleQueue[ForkedProcess | None]" = field(default_factory=queue.SimpleQueue, init=False)
+    _idle: "queue.LifoQueue[ForkedProcess | None]" = field(default_factory=queue.LifoQueue, init=False)
+    """The process used last is used next, so that no more processes grow than run at a time."""
     _keys: Any = field(default_factory=count, init=False)
     _lock: Lock = field(default_factory=Lock, init=False)
     _running: set[ForkedProcess] = field(default_factory=set, init=False)
@@ -67,35 +76,58 @@ class DecoderPool:
 
     def __post_init__(self) -> None:
         for _ in range(self.size):
-            self._idle.put(None)  # A place for a process, which is started when it is first needed.
+            self._idle.put(None)  # A place for a process.
 
-    def register(self, task: Task) -> RegisteredTask:
-        """Return a handle for a task, once the processes that are not busy have built it."""
-        registered = RegisteredTask(next(self._keys), task)
+    def register(self, task: Task) -> "IsolatedTask":
+        """Return the task as worker processes know it. Processes that are busy build it with its first request."""
+        registered = IsolatedTask(self, next(self._keys), task)
         message = registered.load_message()
-        for _ in range(self.size):
-            with self._borrow() as worker_process, suppress(OSError):
-                send(worker_process.connection, message)
+        with ExitStack() as stack:
+            for _ in range(self.warm):
+                with suppress(queue.Empty, OSError):
+                    send(stack.enter_context(self._borrow(block=False)).connection, message)
         return registered
 
     def prepare(
-        self, task: RegisteredTask, rules: PreparationRules, request: PredictRequest
+        self, task: "IsolatedTask", rules: PreparationRules, request: PredictRequest, attempt: int
     ) -> Preparation | SeveralPreparations:
         """Prepare a request in a worker process, and wait for the result. Raises ServiceError and BudgetExceeded."""
-        budget_s = self.budget_s + self.budget_per_byte_s * len(request.body)
-        message = PrepareRequest(task.key, rules, request.parse, budget_s)
+        budget = self.budgets[attempt]
+        budget_s = budget.fixed_s + budget.per_byte_s * len(request.body)
+        prepared: Preparation | SeveralPreparations = self._run(
+            task, PrepareRequest(task.key, rules, request.parse, budget_s), request.body
+        )
+        return prepared
+
+    def postprocess(
+        self,
+        task: "IsolatedTask",
+        outputs: Arrays,
+        samples: Samples,
+        request: Request,
+        render: Callable[[Answer], bytes],
+    ) -> bytes:
+        """Turn outputs into the body of an answer in a worker process, and wait for it. Raises ServiceError."""
+        message = PostprocessRequest(task.key, outputs, samples, request, render, self.postprocess_s)
+        try:
+            body: bytes = self._run(task, message)
+        except BudgetExceeded as error:
+            raise InvalidAnswer("Encoding the answer took too long.") from error
+        return body
+
+    def _run(self, task: "IsolatedTask", message: WorkerRequest, body: Body | None = None) -> Any:
         with self._borrow() as worker_process:
-            result = self._ask(worker_process, message, request.body)
+            result = self._ask(worker_process, message, body)
             if isinstance(result, TaskMissing):
                 send(worker_process.connection, task.load_message())
-                result = self._ask(worker_process, message, request.body)
+                result = self._ask(worker_process, message, body)
         if isinstance(result, ServiceError):
             raise result
-        if isinstance(result, WorkerFault):
-            _LOG.error("unexpected error in a worker process", extra={"fields": {"traceback": result.text}})
+        if isinstance(result, WorkerFault | TaskMissing):
+            fields = {"traceback": result.text if isinstance(result, WorkerFault) else "The task was not built."}
+            _LOG.error("unexpected error in a worker process", extra={"fields": fields})
             raise InternalError("Internal error. The server's log has the details under this request_id.")
-        prepared: Preparation | SeveralPreparations = result
-        return prepared
+        return result
 
     def close(self) -> None:
         """End all processes. Requests that are being prepared raise Stopped."""
@@ -114,9 +146,12 @@ class DecoderPool:
             self._idle.put(None)
 
     @contextmanager
-    def _borrow(self) -> Iterator[ForkedProcess]:
-        """Wait for an idle process, start it if necessary, and give it back if it is still alive."""
-        worker_process = self._idle.get()
+    def _borrow(self, *, block: bool = True) -> Iterator[ForkedProcess]:
+        """Wait for an idle process, start it if necessary, and give it back if it is still alive.
+
+        Raises queue.Empty if none is idle and `block` is false.
+        """
+        worker_process = self._idle.get(block)
         try:
             if worker_process is not None and worker_process.join(0.0) is not None:
                 self._discard(worker_process)  # It has died while it was idle.
@@ -149,14 +184,16 @@ class DecoderPool:
         started.close()
         raise _stopped()
 
-    def _ask(self, worker_process: ForkedProcess, message: PrepareRequest, body: Body) -> Any:
+    def _ask(self, worker_process: ForkedProcess, message: WorkerRequest, body: Body | None) -> Any:
         """Send a request to a process and return its answer. Raises if the process ends instead."""
         connection, wall_s = worker_process.connection, max(_MIN_WALL_S, _WALL_FACTOR * message.budget_s)
         try:
             send(connection, message)
-            connection.send_bytes(body)
+            if body is not None:
+                connection.send_bytes(body)
             if connection.poll(wall_s):
-                return receive(connection)
+                answer = receive(connection)
+                return connection.recv_bytes() if isinstance(answer, BodyFollows) else answer
         except (EOFError, OSError):
             raise self._remove(worker_process, message.budget_s) from None
         except BaseException:
@@ -178,6 +215,31 @@ class DecoderPool:
             return BudgetExceeded(error)
         _LOG.warning("worker process ended", extra={"fields": {"reason": reason, "exit_code": exit_code}})
         return error
+
+
+@dataclass(frozen=True, eq=False)
+class IsolatedTask:
+    """A task, and the key by which worker processes know it."""
+
+    pool: DecoderPool
+    key: int
+    task: Task
+
+    def load_message(self) -> LoadTask:
+        """Return the message that makes a worker process build the task."""
+        return LoadTask(self.key, TaskSpec(type(self.task), parameters_of(self.task), files_of(self.task)))
+
+    def prepare(
+        self, rules: PreparationRules, request: PredictRequest, attempt: int
+    ) -> Preparation | SeveralPreparations:
+        """Prepare a request with the budget of this attempt, from 0. Raises ServiceError and BudgetExceeded."""
+        return self.pool.prepare(self, rules, request, attempt)
+
+    def postprocess(
+        self, outputs: Arrays, samples: Samples, request: Request, render: Callable[[Answer], bytes]
+    ) -> bytes:
+        """Return the body of an answer. Raises ServiceError."""
+        return self.pool.postprocess(self, outputs, samples, request, render)
 
 
 def _explain_exit(exit_code: int | None, budget_s: float) -> tuple[str, ServiceError]:

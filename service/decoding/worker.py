@@ -1,4 +1,4 @@
-"""The program of a worker process: prepares requests, one at a time, with a budget of processor time for each.
+"""The program of a worker process: prepares requests or answers, one at a time, with a budget of processor time each.
 
 A request that exceeds its budget ends the process: the kernel's profiling timer sends SIGPROF, whose default action is
 to terminate, whatever code runs and whichever lock it holds. The server starts another one.
@@ -9,6 +9,7 @@ import resource
 import signal
 import traceback
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
@@ -19,10 +20,11 @@ from typing import Any
 
 import tasks
 from service.decoding.channel import receive, send
+from service.engine.postprocessing import postprocess
 from service.engine.preparation import PreparationRules, prepare
 from service.engine.request import Parse
 from service.errors import ServiceError, TooLarge
-from tasks.contract import Task, build_task
+from tasks.contract import Answer, Arrays, Request, Samples, Task, build_task
 
 MAX_MEMORY_BYTES = 1_500_000_000
 """Memory that a worker may use besides what it has at its start: some copies of the largest image."""
@@ -63,6 +65,23 @@ class PrepareRequest:
 
 
 @dataclass(frozen=True)
+class PostprocessRequest:
+    """Turns the outputs of a request's samples into the body of its answer, which is sent as a separate message."""
+
+    key: int
+    outputs: Arrays
+    samples: Samples
+    request: Request
+    render: Callable[[Answer], bytes]
+    budget_s: float
+
+
+@dataclass(frozen=True)
+class BodyFollows:
+    """The answer to a PostprocessRequest; the next message is the body."""
+
+
+@dataclass(frozen=True)
 class TaskMissing:
     """The answer to a request for a task that this process does not have, or no longer has."""
 
@@ -96,21 +115,27 @@ def run(connection: "Connection[Any, Any]") -> None:
                 if len(known) > _MAX_TASKS:
                     known.popitem(last=False)
                 continue
-            send(connection, _answer(connection.recv_bytes(), message, known.get(message.key)))
+            body = connection.recv_bytes() if isinstance(message, PrepareRequest) else b""
+            answer = _answer(body, message, known.get(message.key))
+            send(connection, BodyFollows() if isinstance(answer, bytes) else answer)
+            if isinstance(answer, bytes):
+                connection.send_bytes(answer)
             if _resident_bytes() > start_bytes + _TRIM_ABOVE_BYTES:
                 _MALLOC_TRIM(0)
 
 
-def _answer(body: bytes, message: PrepareRequest, task: Task | None) -> Any:
+def _answer(body: bytes, message: PrepareRequest | PostprocessRequest, task: Task | None) -> Any:
     if task is None:
         return TaskMissing()
     signal.setitimer(signal.ITIMER_PROF, message.budget_s)
     try:
-        return prepare(task, message.rules, body, message.parse)
+        if isinstance(message, PrepareRequest):
+            return prepare(task, message.rules, body, message.parse)
+        return postprocess(task, message.outputs, message.samples, message.request, message.render)
     except ServiceError as error:
         return error
     except MemoryError:
-        return TooLarge("Decoding this input needs more memory than one request may use; send a smaller one.")
+        return TooLarge("This input needs more memory than one request may use; send a smaller one.")
     except Exception:  # It is a fault of the service, and must not end the process.
         return WorkerFault(traceback.format_exc())
     finally:

@@ -6,13 +6,14 @@ Knows nothing about any single model; `service/server.py` creates it.
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import Protocol
 
 from service.engine.latency import DEFAULT_HOP_S
 from service.engine.preparation import Preparation, PreparationRules, SeveralPreparations
 from service.engine.request import PredictRequest
 from service.engine.scheduler import Scheduler
 from service.metrics import Metrics
-from tasks.contract import Limits, Task
+from tasks.contract import Answer, Arrays, Limits, Request, Samples, Task
 
 
 @dataclass(frozen=True)
@@ -23,21 +24,20 @@ class WorkerPool:
     scheduler: Scheduler
 
 
-Prepare = Callable[[PreparationRules, PredictRequest], Preparation | SeveralPreparations]
-"""Prepares requests of one task. Blocks its thread until the result is there; raises ServiceError, BudgetExceeded."""
+class IsolatedTask(Protocol):
+    """A task whose steps run outside the interpreter of the server. Each call blocks its thread until it is done."""
 
+    def prepare(
+        self, rules: PreparationRules, request: PredictRequest, attempt: int
+    ) -> Preparation | SeveralPreparations:
+        """Prepare a request with the budget of this attempt: 0, or 1. Raises ServiceError and BudgetExceeded."""
+        ...
 
-@dataclass(frozen=True)
-class Decoders:
-    """Prepares requests outside the interpreter of the server.
-
-    Attributes:
-        pool: its threads wait for the results, and its scheduler orders the requests.
-        register: returns the function that prepares requests of a task; may block for a moment.
-    """
-
-    pool: WorkerPool
-    register: Callable[[Task], Prepare]
+    def postprocess(
+        self, outputs: Arrays, samples: Samples, request: Request, render: Callable[[Answer], bytes]
+    ) -> bytes:
+        """Return the body of the answer. Raises ServiceError."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,9 @@ class EngineContext:
 
     Attributes:
         device: runs graphs.
-        decoders: prepares uploads: files, and bodies that are not small.
-        slow_decoders: prepares those again that exceeded their budget in `decoders`, with a larger one. Whatever waits
+        isolate: returns a task whose steps run outside the interpreter of the server.
+        decoders: prepare uploads with it: files, and bodies that are not small.
+        slow_decoders: prepare those again that exceeded their budget in `decoders`, with a larger one. Whatever waits
             here keeps no ordinary file waiting.
         workers: post-process requests of tasks with `decodes_files`, in parallel.
         interpreter: prepares and post-processes all other requests, on a single thread: they hold the interpreter's
@@ -59,8 +60,9 @@ class EngineContext:
     """
 
     device: WorkerPool
-    decoders: Decoders
-    slow_decoders: Decoders
+    isolate: Callable[[Task], IsolatedTask]
+    decoders: WorkerPool
+    slow_decoders: WorkerPool
     workers: WorkerPool
     interpreter: WorkerPool
     limits: Limits

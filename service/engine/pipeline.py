@@ -34,13 +34,17 @@ from service.engine.batcher import Batcher, BatchPolicy, BatchReport, BatchResul
 from service.engine.context import EngineContext
 from service.engine.error_mapping import map_run_error
 from service.engine.latency import LatencyProfile, Shape, StepCost, shape_of
+from service.engine.postprocessing import postprocess
 from service.engine.preparation import Preparation, SeveralPreparations
 from service.engine.preparer import Preparer
 from service.engine.queue import StepQueue
 from service.engine.request import PredictRequest, PredictResult, RequestState, make_result
 from service.engine.scheduler import Deadline, HungRun, MissedDeadline
-from service.errors import InvalidAnswer, ServiceError
-from tasks.contract import Arrays, InvalidOutput, Request, Run, Samples, Task, count_samples
+from service.errors import ServiceError
+from tasks.contract import Arrays, Request, Run, Samples, Task, count_samples
+
+_LONG_POSTPROCESSING_S = 0.02
+"""Answers that take longer are made in a worker process."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,8 @@ class Pipeline:
             on_dropped=on_dropped,
         )
         self._one_thread_queue = StepQueue(device, on_dropped=on_dropped)
-        self._preparer = Preparer(task, context, self._run_in_thread, self._cost, on_dropped)
+        self._isolated = None if task.upload is None else context.isolate(task)
+        self._preparer = Preparer(task, self._isolated, context, self._run_in_thread, self._cost, on_dropped)
         self._postprocess_queue = StepQueue(self._workers.scheduler)
         shares_workers = self._workers is context.interpreter
         self._worker_queues = (self._postprocess_queue, *((self._preparer.queue,) if shares_workers else ()))
@@ -285,7 +290,8 @@ class Pipeline:
         self._recheck_admission(predict_request, prepared, deadline, state)
         state.stage = "queue"
         try:
-            run = self._choose_one_thread_run(prepared.samples)
+            is_long = self._isolates_postprocessing(predict_request, prepared)
+            run = self._choose_one_thread_run(prepared.samples, is_long_postprocessing=is_long)
             if run is not None:
                 with suppress(OutOfMemory):  # Other runs may hold the memory: go on in batches, and wait for them.
                     return await self._answer_on_one_thread(predict_request, prepared, times, run, deadline, state)
@@ -295,14 +301,14 @@ class Pipeline:
 
     # On one thread
 
-    def _choose_one_thread_run(self, samples: Samples) -> Run | None:
+    def _choose_one_thread_run(self, samples: Samples, *, is_long_postprocessing: bool) -> Run | None:
         """Return how the graph runs if it should share a thread with post-processing; None for batches.
 
         It does if the device is idle, or if the model gains nothing from batches: handing the outputs to another thread
         would cost the request time and help no other one. The samples must fit into one batch.
         """
         size, shape = len(samples), shape_of(samples.arrays)
-        if self.has_batch_delay or self._runs_graph_inline(samples):
+        if self.has_batch_delay or self._runs_graph_inline(samples) or is_long_postprocessing:
             return None
         memory_bytes = self._context.device.scheduler.memory_bytes
         if size > self.latency_profile.max_batch_size(shape, self.batch_limit, memory_bytes):
@@ -343,7 +349,8 @@ class Pipeline:
         inferred_at = time.perf_counter()
         state.stage = "finish"
         cost = self.postprocess_cost(request)
-        body = cost.measure(samples.work, self._postprocess, result.outputs, samples, request, predict_request.render)
+        arguments = (self.task, result.outputs, samples, request, predict_request.render)
+        body = cost.measure(samples.work, postprocess, *arguments)
         return make_result(body, result, inferred_at=inferred_at, **vars(times))
 
     # In batches
@@ -363,7 +370,11 @@ class Pipeline:
         state.stage = "finish"
         cost = self.postprocess_cost(request)
         self._postprocess_s += (cost.predict_s(samples.work) - self._postprocess_s) / 10
-        step = partial(self._postprocess, result.outputs, samples, request, predict_request.render)
+        arguments = (result.outputs, samples, request, predict_request.render)
+        if self._isolated is not None and self._isolates_postprocessing(predict_request, prepared):
+            step = partial(self._isolated.postprocess, *arguments)
+        else:
+            step = partial(postprocess, self.task, *arguments)
         if cost.is_cheap(samples.work):
             body = cost.measure(samples.work, step)
         else:
@@ -372,6 +383,12 @@ class Pipeline:
                 self._postprocess_queue, self._workers.threads, work, deadline, predicted_s
             )
         return make_result(body, result, inferred_at=inferred_at, **vars(times))
+
+    def _isolates_postprocessing(self, predict_request: PredictRequest, prepared: Preparation) -> bool:
+        """Return whether the answer is made in a worker process: it would hold the interpreter's lock for long."""
+        if self._isolated is None or predict_request.keeps_answer:
+            return False
+        return self.postprocess_cost(prepared.request).predict_s(prepared.samples.work) > _LONG_POSTPROCESSING_S
 
     def _recheck_admission(
         self, predict_request: PredictRequest, prepared: Preparation, deadline: Deadline, state: RequestState
@@ -482,15 +499,7 @@ class Pipeline:
 
     def postprocess(self, outputs: Arrays, samples: Samples, request: Request) -> bytes:
         """Return the answer as JSON. Raises InvalidAnswer."""
-        return self._postprocess(outputs, samples, request, PredictRequest.render)
-
-    def _postprocess(
-        self, outputs: Arrays, samples: Samples, request: Request, render: Callable[[Any], bytes]
-    ) -> bytes:
-        try:
-            return render(self.task.postprocess(outputs, samples, request))
-        except InvalidOutput as error:
-            raise InvalidAnswer(str(error)) from None
+        return postprocess(self.task, outputs, samples, request, PredictRequest.render)
 
     # Measured costs
 

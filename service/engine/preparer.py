@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, cast
 
 from service.engine.admission import OPTION_FIELDS
-from service.engine.context import EngineContext, Prepare
+from service.engine.context import EngineContext, IsolatedTask
 from service.engine.latency import StepCost
 from service.engine.preparation import BudgetExceeded, Preparation, PreparationRules, SeveralPreparations, prepare
 from service.engine.queue import StepQueue
@@ -34,11 +34,10 @@ Prepared = Preparation | SeveralPreparations
 
 @dataclass(frozen=True)
 class _Lane:
-    """A pool of worker processes: its queue of this model's requests, its threads, and the function that asks it."""
+    """The queue of a model's requests for a group of worker processes, and the threads that wait for them."""
 
     queue: StepQueue
     threads: Executor
-    prepare: Prepare
 
 
 class Preparer:
@@ -46,6 +45,7 @@ class Preparer:
 
     Args:
         task: decodes and pre-processes.
+        isolated: does the same in worker processes; None if the task has no uploads.
         context: what all models share.
         run_in_thread: runs work in a thread.
         cost_of: returns the measured cost of a kind of step.
@@ -55,30 +55,25 @@ class Preparer:
     def __init__(
         self,
         task: Task,
+        isolated: IsolatedTask | None,
         context: EngineContext,
         run_in_thread: RunInThread,
         cost_of: Callable[..., StepCost],
         on_dropped: Callable[[int], None],
     ) -> None:
         self._task = task
+        self._isolated = isolated
         self._run_in_thread = run_in_thread
         self._cost_of = cost_of
         # If the task has a field with the name of an option, the field belongs to the task.
         option_fields = tuple(option for option in OPTION_FIELDS if option not in task.request_type.model_fields)
         self._rules = PreparationRules(context.limits, option_fields)
         self._interpreter_threads = context.interpreter.threads
-        self._isolated_scheduler = context.decoders.pool.scheduler
+        self._isolated_scheduler = context.decoders.scheduler
         self.queue = StepQueue(context.interpreter.scheduler, on_dropped=on_dropped)
         """Requests that wait for the interpreter's thread."""
-        pools = () if task.upload is None else (context.decoders, context.slow_decoders)
-        self._lanes = [
-            _Lane(
-                StepQueue(decoders.pool.scheduler, on_dropped=on_dropped),
-                decoders.pool.threads,
-                decoders.register(task),
-            )
-            for decoders in pools
-        ]
+        pools = () if isolated is None else (context.decoders, context.slow_decoders)
+        self._lanes = [_Lane(StepQueue(pool.scheduler, on_dropped=on_dropped), pool.threads) for pool in pools]
         self.preparing = 0
         """Requests that are being prepared, or wait for it."""
 
@@ -111,8 +106,8 @@ class Preparer:
         """
         self.preparing += 1
         try:
-            if self._is_isolated(request):
-                return await self._prepare_isolated(request, deadline)
+            if self._isolated is not None and self._is_isolated(request):
+                return await self._prepare_isolated(self._isolated, request, deadline)
             cost = self._cost(request)
             step = partial(prepare, self._task, self._rules, request.body, request.parse)
             if self.runs_inline(request):
@@ -122,17 +117,18 @@ class Preparer:
         finally:
             self.preparing -= 1
 
-    async def _prepare_isolated(self, request: PredictRequest, deadline: Deadline) -> Prepared:
-        refusal: BudgetExceeded | None = None
-        for lane in self._lanes:
-            step = partial(lane.prepare, self._rules, request)
-            work = partial(self._cost(request).measure, request.size, step) if refusal is None else step
-            try:
-                return await self._run(lane.queue, lane.threads, work, deadline, self.predict_s(request))
-            except BudgetExceeded as error:
-                refusal = error
-        assert refusal is not None, "There are lanes, since the task has uploads."  # noqa: S101
-        raise refusal.refusal from None
+    async def _prepare_isolated(self, isolated: IsolatedTask, request: PredictRequest, deadline: Deadline) -> Prepared:
+        first, second = self._lanes
+        step = partial(isolated.prepare, self._rules, request)
+        work = partial(self._cost(request).measure, request.size, partial(step, 0))
+        try:
+            return await self._run(first.queue, first.threads, work, deadline, self.predict_s(request))
+        except BudgetExceeded:
+            pass
+        try:
+            return await self._run(second.queue, second.threads, partial(step, 1), deadline, self.predict_s(request))
+        except BudgetExceeded as error:
+            raise error.refusal from None
 
     async def _run(
         self, queue: StepQueue, threads: Executor, work: Callable[[], Any], deadline: Deadline, predicted_s: float
@@ -145,7 +141,7 @@ class Preparer:
 
         That costs a small body more than it gains; but a file may be small and still take long to decode.
         """
-        if self._task.upload is None:
+        if self._isolated is None:
             return False
         is_small = request.size <= _MAX_SMALL_BYTES and not request.is_compressed
         return self._task.decodes_files or not is_small

@@ -21,6 +21,11 @@ Parse = Callable[[Body], Mapping[str, Any]]
 """Returns the fields of a request from its body."""
 
 
+def render_json(answer: Answer) -> bytes:
+    """Return an answer as JSON."""
+    return answer.model_dump_json(exclude_none=True).encode()
+
+
 @dataclass(frozen=True)
 class PredictRequest:
     """A request as the client sent it, not yet parsed.
@@ -30,7 +35,9 @@ class PredictRequest:
         body: the bytes of the body.
         parse: returns the fields of the request from its body; may raise ServiceError. It can be pickled.
         is_compressed: whether the body is compressed, so that its size says nothing about the cost of reading it.
-        render: returns the bytes of an answer, in the representation that the client wants.
+        render: returns the bytes of an answer, in the representation that the client wants. It can be pickled, unless
+            `keeps_answer` is set.
+        keeps_answer: whether `render` has an effect in this process, so that it must be called here.
         options: the options known so far; `parse` may return more of them.
     """
 
@@ -38,7 +45,8 @@ class PredictRequest:
     body: Body
     parse: Parse
     is_compressed: bool = False
-    render: Callable[[Answer], bytes] = lambda answer: answer.model_dump_json(exclude_none=True).encode()
+    render: Callable[[Answer], bytes] = render_json
+    keeps_answer: bool = False
     options: RequestOptions = RequestOptions()
 
     @property

@@ -129,7 +129,7 @@ class ShadowTraffic:
             return request
         captured = _CapturingRenderer(request.render)
         trace.mirror = _MirroredRequest(request, model, captured, self._get_or_start(shadow))
-        return replace(request, render=captured)
+        return replace(request, render=captured, keeps_answer=True)
 
     def mirror(self, trace: Trace) -> None:
         """Mirror a captured request in the background, or skip it if there is no capacity.
@@ -221,7 +221,7 @@ class ShadowTraffic:
         options = RequestOptions(self._timeout_s, "low")
         option_fields = [name for name in OPTION_FIELDS if name not in model.task.request_type.model_fields]
         parse = partial(_parse_without, option_fields, request.parse)
-        request = replace(request, render=renderer, options=options, parse=parse)
+        request = replace(request, render=renderer, keeps_answer=True, options=options, parse=parse)
         deadline = model.pipeline.admission.make_deadline(options, asyncio.get_running_loop().time())
         async with asyncio.timeout(self._timeout_s):
             result = await model.pipeline.predict(request, deadline, state)

@@ -1,5 +1,6 @@
 """Worker processes: what they return, and what becomes of requests that exceed their budget or end their process."""
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -13,9 +14,9 @@ import pytest
 
 from service.decoding.body_formats import parse_json
 from service.decoding.fork_server import ForkServer
-from service.decoding.pool import DecoderPool, RegisteredTask
+from service.decoding.pool import Budget, DecoderPool, IsolatedTask
 from service.engine.preparation import BudgetExceeded, Preparation, PreparationRules, SeveralPreparations
-from service.engine.request import PredictRequest
+from service.engine.request import PredictRequest, render_json
 from service.errors import InternalError, InvalidRequest, NoMemory, ServiceError, Stopped, TooLarge, Unreadable
 from tasks.contract import Limits
 from tests.service.decoding.hostile_task import Hostile
@@ -30,13 +31,13 @@ class Decoders:
     def __init__(self, size: int = 1, budget_s: float = 0.3) -> None:
         self.killed: list[str] = []
         self.fork_server = ForkServer()
-        self.pool = DecoderPool(self.fork_server, size, budget_s, 0.2e-6, self.killed.append)
-        self.task: RegisteredTask = self.pool.register(Hostile())
+        budgets = (Budget(budget_s, 0.2e-6), Budget(10 * budget_s))
+        self.pool = DecoderPool(self.fork_server, size, size, budgets, on_killed=self.killed.append)
+        self.task: IsolatedTask = self.pool.register(Hostile())
 
-    def prepare(self, body: bytes) -> Preparation | SeveralPreparations:
-        return self.pool.prepare(
-            self.task, RULES, PredictRequest("json", body, partial(parse_json, query={}, max_values=1_000))
-        )
+    def prepare(self, body: bytes, attempt: int = 0) -> Preparation | SeveralPreparations:
+        parse = partial(parse_json, query={}, max_values=1_000)
+        return self.task.prepare(RULES, PredictRequest("json", body, parse), attempt)
 
     def order(self, order: str) -> Preparation:
         prepared = self.prepare(b'{"order": "' + order.encode() + b'"}')
@@ -117,6 +118,21 @@ def test_errors_of_a_request_do_not_end_the_process(
 
     assert decoders.process_of(decoders.order("wait")) == before
     assert decoders.killed == []
+
+
+def test_second_attempt_has_the_second_budget(decoders: Decoders) -> None:
+    with pytest.raises(BudgetExceeded, match=r"more than 3\.0 s of processor time"):
+        decoders.prepare(b'{"order": "spin"}', attempt=1)
+
+
+def test_answer_is_made_in_another_process(decoders: Decoders) -> None:
+    prepared = decoders.order("wait")
+
+    body = decoders.task.postprocess(
+        {"value": np.array([[5.0]], np.float32)}, prepared.samples, prepared.request, render_json
+    )
+
+    assert json.loads(body) == {"model": "", "version": "", "value": 5.0}
 
 
 def test_problems_of_an_invalid_request_are_returned(decoders: Decoders) -> None:

@@ -1,65 +1,54 @@
 """Where requests are prepared: the two lanes of worker processes, the interpreter's thread, and the event loop."""
 
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
 
-from service.engine.context import Decoders, Prepare
 from service.engine.latency import StepCost
 from service.engine.preparation import BudgetExceeded, Preparation
 from service.engine.preparer import Preparer
 from service.engine.request import PredictRequest
 from service.engine.scheduler import Deadline
 from service.errors import ServiceError, Unreadable
-from tasks.contract import Task
 from tests.tiny.models import tiny
 from tests.virtual_clock import run_virtually
-from tests.virtual_pipeline import VirtualDevice, prepare_in_thread
-
-
-def exceeds_budget(task: Task) -> Prepare:
-    def fail(*_: Any) -> Any:
-        raise BudgetExceeded(Unreadable("It takes too long."))
-
-    return fail
+from tests.virtual_pipeline import TaskInThread, VirtualDevice
 
 
 class Requests:
-    """A preparer of a task, and how often its steps ran where."""
+    """A preparer of a task, where its steps ran, and which attempts exceed their budget."""
 
-    def __init__(self, task: str, first: Any = prepare_in_thread, second: Any = prepare_in_thread) -> None:
+    def __init__(self, task: str, *, exceeding: tuple[int, ...] = ()) -> None:
         self.device = VirtualDevice()
         self.task = tiny(task)[0]
         self.ran_in: list[str] = []
-        context = self.device.context
-        decoders, slow_decoders = (
-            Decoders(lane.pool, partial(self.recorded, name, register))
-            for name, lane, register in (("first", context.decoders, first), ("second", context.slow_decoders, second))
-        )
-        context = replace(context, decoders=decoders, slow_decoders=slow_decoders)
         self.cost = StepCost()
-        self.preparer = Preparer(self.task, context, self.run, lambda *key: self.cost, lambda size: None)
-
-    def recorded(self, lane: str, register: Any, task: Task) -> Prepare:
-        prepare = register(task)
-
-        def record(rules: Any, request: PredictRequest) -> Any:
-            self.ran_in.append(lane)
-            return prepare(rules, request)
-
-        return record
+        self.exceeding = exceeding
+        isolated = IsolatedRequests(self)
+        self.preparer = Preparer(
+            self.task, isolated, self.device.context, self.run, lambda *key: self.cost, lambda size: None
+        )
 
     async def run(self, queue: Any, threads: Any, work: Any, deadline: Deadline, predicted_s: float) -> Any:
-        if threads is self.device.interpreter:
-            self.ran_in.append("interpreter")
+        names = {self.device.interpreter: "interpreter", self.device.decoders: "first"}
+        self.ran_in.append(names.get(threads, "second"))
         return work()
 
     async def prepare(self, body: bytes = b"-", *, is_compressed: bool = False) -> Any:
         fields = self.task.example()
         request = PredictRequest("json", body, lambda content: fields, is_compressed=is_compressed)
         return await self.preparer.prepare(request, Deadline())
+
+
+class IsolatedRequests(TaskInThread):
+    def __init__(self, requests: Requests) -> None:
+        super().__init__(requests.task)
+        self.__dict__["exceeding"] = requests.exceeding
+
+    def prepare(self, rules: Any, request: PredictRequest, attempt: int) -> Any:
+        if attempt in self.__dict__["exceeding"]:
+            raise BudgetExceeded(Unreadable("It takes too long."))
+        return super().prepare(rules, request, attempt)
 
 
 def test_ordinary_image_is_prepared_in_the_first_lane() -> None:
@@ -70,14 +59,14 @@ def test_ordinary_image_is_prepared_in_the_first_lane() -> None:
 
 
 def test_image_that_exceeds_the_first_budget_is_prepared_in_the_second_lane() -> None:
-    requests = Requests("classification", first=exceeds_budget)
+    requests = Requests("classification", exceeding=(0,))
 
     assert isinstance(run_virtually(requests.prepare()), Preparation)
     assert requests.ran_in == ["first", "second"]
 
 
 def test_image_that_exceeds_both_budgets_is_refused_with_the_reason() -> None:
-    requests = Requests("classification", exceeds_budget, exceeds_budget)
+    requests = Requests("classification", exceeding=(0, 1))
 
     with pytest.raises(ServiceError, match="It takes too long"):
         run_virtually(requests.prepare())
