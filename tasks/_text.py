@@ -1,7 +1,8 @@
 """Texts as tokens: sub-words from one tokenizer.json, which training writes and both training and service read.
 
-The file contains every step: Unicode NFKC, HTML line breaks to newlines, shortening of long repetitions, lower case,
-then byte-level pair encoding. Any text can be tokenized, and each token records which characters of the text it covers.
+Texts are cleaned first (`tasks/_characters.py`). The file contains the further steps: Unicode NFKC, line breaks of
+HTML to newlines, shortening of long repetitions, lower case, then byte-level pair encoding. Any text can be tokenized,
+and each token records which characters of the text it covers.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,11 +24,11 @@ class EncodedText:
 
     Attributes:
         tokens: int64 (n,), n ≥ 1.
-        spans: for each token, the start and end of its characters in the text, in code points; (0, 0) for BEGIN.
+        spans: int64 (n, 2): the start and end of each token's characters in the text, in code points; 0, 0 for BEGIN.
     """
 
     tokens: NDArray[np.int64]
-    spans: tuple[tuple[int, int], ...]
+    spans: NDArray[np.int64]
 
 
 def untrained_tokenizer() -> Tokenizer:
@@ -74,10 +75,11 @@ def load_tokenizer(text: str) -> Tokenizer:
 
 
 def encode(tokenizer: Tokenizer, text: str) -> EncodedText:
-    """Tokenize one text."""
-    encoding = tokenizer.encode(text, add_special_tokens=False)
+    """Tokenize one text, cleaned by `tasks._characters.clean_text`."""
+    # Unlike `encode`, which does the same for one text, `encode_batch` releases the interpreter's lock.
+    (encoding,) = tokenizer.encode_batch([text], add_special_tokens=False)
     tokens = np.array([BEGIN, *encoding.ids], np.int64)
-    return EncodedText(tokens, ((0, 0), *encoding.offsets))
+    return EncodedText(tokens, np.array([(0, 0), *encoding.offsets], np.int64))
 
 
 def encode_all(tokenizer: Tokenizer, texts: Sequence[str]) -> list[NDArray[np.int32]]:
