@@ -157,10 +157,20 @@ class Recommendations(Task):
         return min(MAX_ITEMS, self.known)
 
     @cached_property
+    def _longest_history(self) -> int:
+        """The number of ratings of the user with most ratings, whose ratings a request must be able to hold."""
+        return max((len(numbers) for numbers, _ in self.users.values()), default=0)
+
+    def max_json_values(self, limits: Limits) -> int:
+        """Count the fields of each rating and each item to exclude, twice, since an id may contain a comma."""
+        return _MAX_FIELDS + 8 * max(limits.rows, self._longest_history)
+
+    @cached_property
     def request_type(self) -> type[Request]:
         """The request model, with the bounds of the rating scale."""
         rating = create_model("Rating", __base__=Rating, rating=(self._rating_type, None))
-        counted = BeforeValidator(partial(check_counts, name="item", max_fields=_MAX_FIELDS))
+        longest = self._longest_history
+        counted = BeforeValidator(partial(check_counts, name="item", max_fields=_MAX_FIELDS, at_least=longest))
         ratings, ids = Annotated[list[rating], counted], Annotated[list[Id], counted]
         order = ", latest last" if self.ordered else ""
         fields: dict[str, Any] = {
