@@ -24,6 +24,11 @@ class _Note:
     message: str
     rows: int = 0
 
+    @property
+    def text(self) -> str:
+        more = self.rows - 1
+        return f"{self.message}, and likewise in {more:,} more row{'s' * (more > 1)}." if more else f"{self.message}."
+
 
 @dataclass
 class _Notes:
@@ -35,10 +40,7 @@ class _Notes:
         self.notes.setdefault((kind, column), _Note(message)).rows += 1
 
     def notices(self) -> tuple[str, ...]:
-        return tuple(
-            note.message + (f", and likewise in {note.rows - 1:,} more rows." if note.rows > 1 else ".")
-            for note in self.notes.values()
-        )
+        return tuple(note.text for note in self.notes.values())
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,9 @@ class Recommendations(Task):
         rating = create_model("Rating", __base__=Rating, rating=(self._rating_type, None))
         longest = self._longest_history
         counted = BeforeValidator(partial(check_counts, name="item", max_fields=_MAX_FIELDS, at_least=longest))
-        ratings, ids = Annotated[list[rating], counted], Annotated[list[Id], counted]
+        # Listing the problems of every rating could take longer than the rest of the request.
+        first = Field(fail_fast=True)
+        ratings, ids = Annotated[list[rating], first, counted], Annotated[list[Id], first, counted]
         order = ", latest last" if self.ordered else ""
         fields: dict[str, Any] = {
             "user": (Id | None, Field(None, description="The id of a user that the model knows.")),

@@ -118,7 +118,7 @@ def test_number_as_text_is_read_with_a_notice(text: str, number: float) -> None:
 
     assert samples.arrays["numbers"][:, 1].tolist() == [number, number]
     assert samples.context[0] == (
-        f"rows.0.temp: the text '{text.strip()}' was read as the number {number:g}, and likewise in 1 more rows."
+        f"rows.0.temp: the text '{text.strip()}' was read as the number {number:g}, and likewise in 1 more row."
     )
 
 
@@ -170,7 +170,7 @@ def test_optional_column_that_is_omitted_counts_as_missing_with_a_notice() -> No
 
     assert samples.arrays["categories"][:, 2].tolist() == [2, 0, 0]
     assert samples.context == [
-        "rows.1.weather: the column was not sent and counts as missing, and likewise in 1 more rows."
+        "rows.1.weather: the column was not sent and counts as missing, and likewise in 1 more row."
     ]
 
 
