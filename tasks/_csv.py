@@ -48,6 +48,8 @@ def parse_csv(
     commas, semicolons or tabs. Blank lines are skipped. At most `max_values` separators are accepted.
     """
     text = _decode(content) if isinstance(content, bytes) else content.removeprefix("\ufeff")
+    if text[:100].lstrip().startswith(("{", "[")):
+        _reject("The rows are not CSV; send JSON with the header 'Content-Type: application/json'.")
     first_line = text[:_MAX_HEADER_LENGTH].lstrip("\r\n").partition("\n")[0].rstrip("\r")
     separator = _find_separator(first_line, columns)
     if text.count(separator) > max_values:

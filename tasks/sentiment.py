@@ -51,6 +51,8 @@ words."""
 _MIN_EVIDENCE = 4.0
 """A text is called foreign if that is exp(4) = 55 times as likely. Of the 2,398 reviews that `imdb` 1 was validated on,
 none is; of their beginnings of 1 to 40 words, at most 0.7%."""
+_MAX_LANGUAGE_WORDS = 1_000
+"""The language of a text is judged by as many words at its beginning."""
 _MIN_FRACTION = 0.001
 _UNFAMILIAR = "The model has probably not seen this {what} in training, so its answer may mean nothing for this text."
 
@@ -213,12 +215,11 @@ class Sentiment(Task):
         """Clean and tokenize the text: one sample per part. The context is its TokenizedText. Raises InvalidInput."""
         clean = clean_text(raw)
         encoded = encode(self.loaded_tokenizer, clean.text)
-        parts = split_tokens(encoded.tokens, self.buckets[-1])
-        if len(parts) > _MAX_PARTS:
-            message = (
-                f"The text has {len(encoded.tokens):,} tokens; at most {_MAX_PARTS * self.buckets[-1]:,} are accepted."
-            )
+        count, max_count = len(encoded) - 1, _MAX_PARTS * (self.buckets[-1] - 1)
+        if count > max_count:
+            message = f"The text has {count:,} tokens; at most {max_count:,} are accepted."
             raise InvalidInput(message, reason="too_large")
+        parts = split_tokens(encoded.tokens, self.buckets[-1])
         max_length = max(map(len, parts))
         tokens = pad_tokens(parts, next(bucket for bucket in self.buckets if bucket >= max_length))
         counts = tuple(len(part) - 1 for part in parts)
@@ -230,7 +231,7 @@ class Sentiment(Task):
             *self._part_notices(counts),
         )
         tokenized = TokenizedText(clean.text, clean.positions, words, spans, counts, notices)
-        return Samples({"tokens": tokens}, tokenized, answer_size=len(encoded.tokens))
+        return Samples({"tokens": tokens}, tokenized, answer_size=len(encoded))
 
     def _part_notices(self, counts: tuple[int, ...]) -> list[str]:
         if len(counts) < 2:
@@ -244,6 +245,7 @@ class Sentiment(Task):
         """Tell the client if the text is probably not in a language and script of the training texts."""
         if not len(words):
             return ["The text contains no words."]
+        words = words[:_MAX_LANGUAGE_WORDS]
         tokens = count_word_tokens(spans, words)
         characters = words[:, 1] - words[:, 0]
         if characters.sum() < _MIN_CHARACTERS_PER_TOKEN * tokens.sum():

@@ -55,7 +55,7 @@ def test_decimal_commas_are_read_with_a_notice_unless_commas_separate_the_column
         (b"", "The table is empty; its first line must name the columns."),
         (b"\n\n", "The table is empty; its first line must name the columns."),
         (b"39,baker\n", "names none of the model's columns; they are age, job, city, hours-per-week."),
-        (b'{"rows": []}', "names none of the model's columns"),
+        (b' {"rows": []}', "send JSON with the header 'Content-Type: application/json'"),
         (b"age,jobb\n", "There is no column 'jobb'. Did you mean 'job'? The column 'job' is missing; add it"),
         (b"age,job,xyz\n1,2,3", "There is no column 'xyz'."),
         (b"age,job,age\n1,2,3", "The column 'age' is there twice; remove one."),

@@ -301,7 +301,7 @@ def test_too_many_characters_are_rejected(text: str) -> None:
 
 
 def test_too_many_tokens_are_rejected() -> None:
-    with pytest.raises(InvalidInput, match=r"tokens; at most 1,600 are accepted\.") as caught:
+    with pytest.raises(InvalidInput, match=r"tokens; at most 1,550 are accepted\.") as caught:
         predict("😀 👍" * 1000)
 
     assert caught.value.reason == "too_large"
