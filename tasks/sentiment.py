@@ -54,7 +54,7 @@ none is; of their beginnings of 1 to 40 words, at most 0.7%."""
 _MAX_LANGUAGE_WORDS = 1_000
 """The language of a text is judged by as many words at its beginning."""
 _MIN_FRACTION = 0.001
-_UNFAMILIAR = "The model has probably not seen this {what} in training, so its answer may mean nothing for this text."
+_UNFAMILIAR = "The model has probably not seen {what} in training, so its answer may mean nothing for this text."
 
 
 def _decode_utf8(value: Any) -> Any:
@@ -246,13 +246,14 @@ class Sentiment(Task):
         if not len(words):
             return ["The text contains no words."]
         words = words[:_MAX_LANGUAGE_WORDS]
-        tokens = count_word_tokens(spans, words)
-        characters = words[:, 1] - words[:, 0]
+        has_letters = np.array([any(map(str.isalnum, text[start:end])) for start, end in words.tolist()])
+        judged = words[has_letters] if has_letters.any() else words  # Emoji are judged only if there is nothing else.
+        tokens = count_word_tokens(spans, judged)
+        characters = judged[:, 1] - judged[:, 0]
         if characters.sum() < _MIN_CHARACTERS_PER_TOKEN * tokens.sum():
-            return [_UNFAMILIAR.format(what="script")]
-        is_text = np.array([any(map(str.isalpha, text[start:end])) for start, end in words.tolist()])
-        if language_evidence(tokens[is_text], self.word_pieces) > _MIN_EVIDENCE:
-            return [_UNFAMILIAR.format(what="language")]
+            return [_UNFAMILIAR.format(what="this script" if has_letters.any() else "such emoji")]
+        if language_evidence(tokens, self.word_pieces) > _MIN_EVIDENCE:
+            return [_UNFAMILIAR.format(what="this language")]
         return []
 
     def postprocess(self, outputs: Arrays, samples: Samples, request: Any) -> SentimentAnswer:

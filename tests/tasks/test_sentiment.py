@@ -190,20 +190,20 @@ def test_hostile_text_is_answered_or_rejected(name: str) -> None:
 @pytest.mark.parametrize(
     ("text", "what"),
     [
-        ("Ein wunderbarer Film, ich habe jede Minute genossen.", "language"),
-        ("fghjkl fdghj vbnm ertyu dfgh", "language"),
-        ("Прекрасный фильм", "script"),
-        ("很好", "script"),
-        ("😀👍😀", "script"),
+        ("Ein wunderbarer Film, ich habe jede Minute genossen.", "this language"),
+        ("fghjkl fdghj vbnm ertyu dfgh", "this language"),
+        ("Прекрасный фильм", "this script"),
+        ("很好", "this script"),
+        ("😀👍😀", "such emoji"),
     ],
 )
 def test_text_in_another_language_or_script_gets_a_notice(text: str, what: str) -> None:
     trained_on_english = replace(TASK, word_pieces=(0.9, 0.07, 0.03), buckets=(64,))
 
     assert predict(text, trained_on_english).notices == [
-        f"The model has probably not seen this {what} in training, so its answer may mean nothing for this text."
+        f"The model has probably not seen {what} in training, so its answer may mean nothing for this text."
     ]
-    assert predict("the film is good and the story is great", trained_on_english).notices == []
+    assert predict("the film is good and the story is great 😀👍🏽😀👍🏽", trained_on_english).notices == []
 
 
 def test_text_without_words_gets_a_notice() -> None:
