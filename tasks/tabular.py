@@ -42,6 +42,13 @@ class TabularRequest(Request):
         """Notices on how the rows were read."""
         return self._notices
 
+    def __reduce__(self) -> tuple[type["TabularRequest"], tuple[()]]:
+        """Pickle the request without its rows, whose type is made for each model and cannot be found by name.
+
+        A request goes from one process to another when its rows have become samples.
+        """
+        return TabularRequest, ()
+
 
 @dataclass(frozen=True)
 class ReadTable:
@@ -112,7 +119,7 @@ class Tabular(Task):
     coverage: float = 0.8
     optional: tuple[str, ...] = ()
 
-    upload: ClassVar[Upload | None] = Upload("rows", ("text/csv",))
+    upload: ClassVar[Upload | None] = Upload("rows", ("text/csv",), several=False)
     compared_fields: ClassVar[tuple[str, ...]] = ("predictions",)
 
     def __post_init__(self) -> None:

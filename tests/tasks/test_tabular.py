@@ -2,6 +2,7 @@
 
 import json
 import math
+import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 
 from tasks._tables import CategoryColumn, NumberColumn
 from tasks.contract import Arrays, InvalidOutput, Limits, Samples, build_task, parameters_of
-from tasks.tabular import NumberAnswer, Tabular, TabularAnswer, with_examples
+from tasks.tabular import NumberAnswer, Tabular, TabularAnswer, TabularRequest, with_examples
 from tests.hostile_texts import hostile_rows
 from tests.model_folders import runner
 from tests.tiny.tabular import CREDIT, HIRES, hires_graph
@@ -214,6 +215,12 @@ def test_json_of_the_largest_request_is_within_its_limit_of_values() -> None:
     rows = [{**ROW, "weather": "clear, mostly"}] * 1000
 
     assert sum(map(json.dumps({"rows": rows}).count, ",[{")) <= HIRES.max_json_values(Limits())
+
+
+def test_request_can_be_sent_to_another_process() -> None:
+    request = HIRES.parse({"rows": [ROW]}, Limits()).model_copy(update={"rows": None})
+
+    assert isinstance(pickle.loads(pickle.dumps(request)), TabularRequest)  # noqa: S301 -- pickled here
 
 
 def test_missing_date_is_encoded_as_missing() -> None:

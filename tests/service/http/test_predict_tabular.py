@@ -94,6 +94,18 @@ def test_a_csv_file_is_answered_like_its_rows_as_json(server: Running) -> None:
     assert raw.json()["notices"] == ["Commas in numbers were read as decimal commas: '5,0' as 5.0."]
 
 
+def test_a_table_of_a_thousand_rows_is_answered_as_json_and_as_csv(server: Running) -> None:
+    rows = [{"income": i % 100, "debt": 5.125, "job": "baker"} for i in range(1000)]
+    csv = "income,debt,job\n" + "".join(f"{row['income']},{row['debt']},{row['job']}\n" for row in rows)
+
+    from_json = server.client.post(URL, json={"rows": rows})
+    from_csv = server.client.post(URL, content=csv, headers={"content-type": "text/csv"})
+
+    assert (from_json.status_code, from_csv.status_code) == (200, 200), from_csv.text
+    assert from_csv.json() == from_json.json()
+    assert len(from_csv.json()["predictions"]) == 1000
+
+
 def test_a_csv_file_with_an_unknown_column_is_rejected(server: Running) -> None:
     answer = server.client.post(URL, content=b"incom,debt,job\n50,5,baker", headers={"content-type": "text/csv"})
 
