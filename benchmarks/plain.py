@@ -26,7 +26,7 @@ def plain_app(folder: Path) -> FastAPI:
         samples = task.preprocess(task.decode(request, Limits()))
         return task.postprocess(backend.run_exclusive(samples.arrays), samples, request)
 
-    if task.upload is None:
+    if task.upload is None or not isinstance(task.example()[task.upload.field], str):
 
         @app.post("/predict")
         def predict(request: task.request_type) -> task.answer_type:  # type: ignore[name-defined]

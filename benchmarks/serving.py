@@ -112,7 +112,7 @@ def example_request(folder: Path, name: str) -> tuple[str, bytes]:
     if files:
         return mimetypes.guess_type(files[0])[0] or "application/octet-stream", files[0].read_bytes()
     request, upload = read_goldens(folder)[0].request, read_manifest(folder).load_task(folder).upload
-    if upload is None:
+    if upload is None or not isinstance(request[upload.field], str):
         return "application/json", json.dumps(request).encode()
     content, media_type = request[upload.field], upload.media_types[0]
     return media_type, content.encode() if media_type.startswith("text/") else base64.b64decode(content)

@@ -112,8 +112,9 @@ def curl_line(address: str, model: Model) -> str:
     """Return a curl command that requests a prediction; it works in the folder that the server was started in."""
     url = f"{address}/v1/models/{model.manifest.name}/predict"
     upload, body = model.task.upload, json.dumps(model.example)
-    files = sorted(Path("examples").glob(f"{model.manifest.name}-*"))
-    if upload is not None and (files or len(body) > _MAX_EXAMPLE_LENGTH):
+    examples = sorted(Path("examples").glob(f"{model.manifest.name}-*"))
+    files = [path for path in examples if path.suffix != ".json"]
+    if upload is not None and (files or (model.task.decodes_files and len(body) > _MAX_EXAMPLE_LENGTH)):
         return f"curl -F {upload.field}=@{files[0] if files else 'FILE'} {url}{_output_options(model)}"
     if len(body) > _MAX_EXAMPLE_LENGTH:
         return f"curl {url.removesuffix('/predict')}    # 'example' in the response is a body for POST {url}"

@@ -4,6 +4,7 @@ A table is stored by columns: name → list of values, None for a missing value.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -24,6 +25,21 @@ _MAX_TIME_DISTANCE = timedelta(days=36_525)
 typing errors."""
 
 Table = Mapping[str, Sequence[Any]]
+
+MISSING_TEXTS = frozenset(
+    (
+        *("", "?", "NA", "N/A", "n/a", "n.a.", "#NA", "#N/A", "#N/A N/A", "<NA>", "NULL", "null", "None"),
+        *("NaN", "nan", "-NaN", "-nan", "1.#IND", "-1.#IND", "1.#QNAN", "-1.#QNAN"),
+    )
+)
+"""Texts that stand for a missing value, in the tables of training and in requests: those of pandas, and `?`.
+
+In requests, a text that is one of the categories of its column is that category all the same.
+"""
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
+_WHOLE_NUMBER = re.compile(r"[+-]?(0|[1-9]\d{0,17})", re.ASCII)
+_MAX_NUMBER_LENGTH = 100
+"""Characters of a number that is sent as text."""
 
 MISSING, UNKNOWN, FIRST_KNOWN = 0, 1, 2
 """Category indices: of a missing value, of a value not seen in training, and of the first value seen in training."""
@@ -47,6 +63,14 @@ class NumberColumn:
         """The type of its JSON values: a finite number or null, no string or boolean."""
         number = Annotated[float, Strict(), AllowInfNan(False)]
         return Annotated[number | None, Field(description=f"Seen in training: {self.low:g} to {self.high:g}.")]
+
+    def read_text(self, text: str) -> Any:
+        """Return the value that a text stands for: a number, None if it is missing, or the text if it is neither."""
+        stripped = text.strip()
+        if stripped in MISSING_TEXTS:
+            return None
+        is_number = len(stripped) <= _MAX_NUMBER_LENGTH and _NUMBER.fullmatch(stripped)
+        return float(stripped) if is_number else text
 
     def encode(self, values: Sequence[Any]) -> NDArray[np.float32]:
         """Encode values as float32 (n,), NaN for missing ones."""
@@ -76,6 +100,13 @@ class CategoryColumn:
         values = ", ".join(self.values[:20]) + (", …" if len(self.values) > 20 else "")
         value_type = StrictInt if self.integer else StrictStr
         return Annotated[value_type | None, Field(description=f"Seen in training: {values}.")]
+
+    def read_text(self, text: str) -> Any:
+        """Return the value that a text stands for: a category, or None if it is missing."""
+        stripped = text.strip()
+        if stripped in MISSING_TEXTS and stripped not in self._index:
+            return None
+        return int(stripped) if self.integer and _WHOLE_NUMBER.fullmatch(stripped) else text
 
     @cached_property
     def _index(self) -> dict[str, int]:
@@ -131,6 +162,10 @@ class DateColumn:
             message = "{date} is over a hundred years away from the dates seen in training ({first} to {last})"
             raise PydanticCustomError("less_than_equal", message, values)
         return text.strip()
+
+    def read_text(self, text: str) -> Any:
+        """Return the value that a text stands for: a date as text, or None if it is missing."""
+        return None if text.strip() in MISSING_TEXTS else text
 
     @cached_property
     def categories(self) -> tuple[CategoryColumn, ...]:

@@ -1,16 +1,18 @@
 """Texts as tokens: sub-words from one tokenizer.json, which training writes and both training and service read.
 
-The file contains every step: Unicode NFKC, HTML line breaks to newlines, shortening of long repetitions, lower case,
-then byte-level pair encoding. Any text can be tokenized, and each token records which characters of the text it covers.
+Texts are cleaned first (`tasks/_characters.py`). The file contains the further steps: Unicode NFKC, line breaks of
+HTML to newlines, shortening of long repetitions, lower case, then byte-level pair encoding. Any text can be tokenized,
+and each token records which characters of the text it covers.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Encoding, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 PADDING, BEGIN = 0, 1
 """Token ids: padding up to a bucket's length, and the first token of every text."""
@@ -19,15 +21,27 @@ _SPECIAL = ("[PAD]", "[BEGIN]")
 
 @dataclass(frozen=True)
 class EncodedText:
-    """A text as tokens, the first of which is BEGIN.
+    """A text as tokens, the first of which is BEGIN. Its arrays are made when they are asked for; its length is known.
 
     Attributes:
-        tokens: int64 (n,), n ≥ 1.
-        spans: for each token, the start and end of its characters in the text, in code points; (0, 0) for BEGIN.
+        encoding: the tokens without BEGIN, from the library.
     """
 
-    tokens: NDArray[np.int64]
-    spans: tuple[tuple[int, int], ...]
+    encoding: Encoding
+
+    def __len__(self) -> int:
+        return 1 + len(self.encoding)
+
+    @cached_property
+    def tokens(self) -> NDArray[np.int64]:
+        """The tokens, int64 (n,), n ≥ 1."""
+        return np.array([BEGIN, *self.encoding.ids], np.int64)
+
+    @cached_property
+    def spans(self) -> NDArray[np.int64]:
+        """The start and end of each token's characters in the text, in code points, int64 (n, 2); 0, 0 for BEGIN."""
+        flat = chain((0, 0), chain.from_iterable(self.encoding.offsets))
+        return np.fromiter(flat, np.int64, 2 * len(self)).reshape(-1, 2)
 
 
 def untrained_tokenizer() -> Tokenizer:
@@ -74,10 +88,10 @@ def load_tokenizer(text: str) -> Tokenizer:
 
 
 def encode(tokenizer: Tokenizer, text: str) -> EncodedText:
-    """Tokenize one text."""
-    encoding = tokenizer.encode(text, add_special_tokens=False)
-    tokens = np.array([BEGIN, *encoding.ids], np.int64)
-    return EncodedText(tokens, ((0, 0), *encoding.offsets))
+    """Tokenize one text, cleaned by `tasks._characters.clean_text`."""
+    # Unlike `encode`, which does the same for one text, `encode_batch` releases the interpreter's lock.
+    (encoding,) = tokenizer.encode_batch([text], add_special_tokens=False)
+    return EncodedText(encoding)
 
 
 def encode_all(tokenizer: Tokenizer, texts: Sequence[str]) -> list[NDArray[np.int32]]:

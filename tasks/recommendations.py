@@ -157,11 +157,23 @@ class Recommendations(Task):
         return min(MAX_ITEMS, self.known)
 
     @cached_property
+    def _longest_history(self) -> int:
+        """The number of ratings of the user with most ratings, whose ratings a request must be able to hold."""
+        return max((len(numbers) for numbers, _ in self.users.values()), default=0)
+
+    def max_json_values(self, limits: Limits) -> int:
+        """Count the fields of each rating and each item to exclude, twice, since an id may contain a comma."""
+        return _MAX_FIELDS + 8 * max(limits.rows, self._longest_history)
+
+    @cached_property
     def request_type(self) -> type[Request]:
         """The request model, with the bounds of the rating scale."""
         rating = create_model("Rating", __base__=Rating, rating=(self._rating_type, None))
-        counted = BeforeValidator(partial(check_counts, name="item", max_fields=_MAX_FIELDS))
-        ratings, ids = Annotated[list[rating], counted], Annotated[list[Id], counted]
+        longest = self._longest_history
+        counted = BeforeValidator(partial(check_counts, name="item", max_fields=_MAX_FIELDS, at_least=longest))
+        # Listing the problems of every rating could take longer than the rest of the request.
+        first = Field(fail_fast=True)
+        ratings, ids = Annotated[list[rating], first, counted], Annotated[list[Id], first, counted]
         order = ", latest last" if self.ordered else ""
         fields: dict[str, Any] = {
             "user": (Id | None, Field(None, description="The id of a user that the model knows.")),

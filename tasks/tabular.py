@@ -3,16 +3,18 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import islice
+from itertools import chain, islice
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, create_model
 
+from tasks._csv import CsvColumns, parse_csv
 from tasks._limits import check_counts
-from tasks._tables import CategoryColumn, Column, DateColumn, Table, TableSchema
-from tasks.contract import Answer, Arrays, InvalidOutput, Limits, Request, Samples, Task, TensorSpec
+from tasks._rows import RowReader
+from tasks._tables import CategoryColumn, Column, DateColumn, NumberColumn, Table, TableSchema
+from tasks.contract import Answer, Arrays, InvalidOutput, Limits, Request, Samples, Task, TensorSpec, Upload
 
 _MAX_NOTICES = 20
 _MAX_UNKNOWN_FIELDS = 20
@@ -23,6 +25,37 @@ class Row(BaseModel):
     """A row: the value of every column by name; null for a missing value."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TabularRequest(Request):
+    """The rows to predict."""
+
+    _notices: tuple[str, ...] = PrivateAttr(())
+
+    def with_notices(self, notices: tuple[str, ...]) -> "TabularRequest":
+        """Attach notices on how the rows were read; return the request."""
+        self._notices = notices
+        return self
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Notices on how the rows were read."""
+        return self._notices
+
+    def __reduce__(self) -> tuple[type["TabularRequest"], tuple[()]]:
+        """Pickle the request without its rows, whose type is made for each model and cannot be found by name.
+
+        A request goes from one process to another when its rows have become samples.
+        """
+        return TabularRequest, ()
+
+
+@dataclass(frozen=True)
+class ReadTable:
+    """The table of a request, and notices on how it was read."""
+
+    table: Table
+    notices: tuple[str, ...]
 
 
 class RowPrediction(BaseModel):
@@ -42,7 +75,8 @@ class RowNumber(BaseModel):
 
 
 Notices = Annotated[
-    list[str], Field(description=f"Values that were not seen in training; at most {_MAX_NOTICES} are listed.")
+    list[str],
+    Field(description=f"How values were read, and which were not seen in training; at most {_MAX_NOTICES} are listed."),
 ]
 
 
@@ -72,6 +106,9 @@ class Tabular(Task):
         ignored: columns that are accepted but not read by the network (audit columns, say).
         spread: if the target is a number, its minimum and maximum in training.
         coverage: if the target is a number, how often the prediction interval should contain it, 0…1.
+        optional: the columns that had missing values in training. If a row omits them, they count as missing; all other
+            columns must be sent, since the model did not learn what it means if they are missing. None are optional in
+            models that were published without this field.
     """
 
     target: str
@@ -80,10 +117,14 @@ class Tabular(Task):
     ignored: tuple[str, ...] = ()
     spread: tuple[float, float] | None = None
     coverage: float = 0.8
+    optional: tuple[str, ...] = ()
 
+    upload: ClassVar[Upload | None] = Upload("rows", ("text/csv",), several=False)
     compared_fields: ClassVar[tuple[str, ...]] = ("predictions",)
 
     def __post_init__(self) -> None:
+        if unknown := set(self.optional) - {column.name for column in self.columns}:
+            raise ValueError(f"The optional column '{min(unknown)}' is not a column of the model.")
         if bool(self.labels) == (self.spread is not None):
             raise ValueError("A tabular model has either labels or the spread of a number.")
 
@@ -96,7 +137,12 @@ class Tabular(Task):
     def request_type(self) -> type[Request]:
         """A list of rows whose fields are this model's columns."""
         fields: dict[str, Any] = {
-            f"column_{i}": (column.value_type, Field(alias=column.name, examples=[column.example]))
+            f"column_{i}": (
+                column.value_type,
+                Field(
+                    default=None if column.name in self.optional else ..., alias=column.name, examples=[column.example]
+                ),
+            )
             for i, column in enumerate(self.columns)
         }
         for i, name in enumerate(self.ignored):
@@ -104,8 +150,39 @@ class Tabular(Task):
             fields[f"ignored_{i}"] = (Any, note)
         row: type[Row] = create_model("Row", __base__=Row, **fields)
         counted = BeforeValidator(partial(check_counts, name="row", max_fields=len(fields) + _MAX_UNKNOWN_FIELDS))
-        rows = Annotated[list[row], counted, Field(min_length=1)]
-        return create_model("TabularRequest", __base__=Request, rows=(rows, ...))
+        # `parse` collects the problems of several rows; see `RowReader.validate`.
+        rows = Annotated[list[row], Field(min_length=1, fail_fast=True), counted]
+        return create_model("TabularRequest", __base__=TabularRequest, rows=(rows, ...))
+
+    @cached_property
+    def _reader(self) -> RowReader:
+        return RowReader(self.columns, self.optional)
+
+    @cached_property
+    def _csv_columns(self) -> CsvColumns:
+        return CsvColumns(
+            required=[column.name for column in self.columns if column.name not in self.optional],
+            optional=(*self.optional, *self.ignored),
+            numbers=frozenset(column.name for column in self.columns if isinstance(column, NumberColumn)),
+            target=self.target,
+        )
+
+    def max_json_values(self, limits: Limits) -> int:
+        """Count two for each field of a row, since a text may contain a comma, and some for unknown fields."""
+        return limits.rows * 2 * (len(self.columns) + len(self.ignored) + _MAX_UNKNOWN_FIELDS)
+
+    def parse(self, body: Any, limits: Limits) -> Request:
+        """Validate a body whose rows are a list, or a CSV file. Raises pydantic.ValidationError or InvalidInput."""
+        rows = body.get("rows") if isinstance(body, dict) else None
+        notices: list[str] = []
+        if is_csv := isinstance(rows, bytes | str):
+            rows, notices = parse_csv(rows, self._csv_columns, limits, max_values=self.max_json_values(limits))
+        if not isinstance(rows, list) or len(rows) > limits.rows:  # The validation says what is wrong.
+            return super().parse(body, limits)
+        read, read_notices = self._reader.read(rows, from_text=is_csv)
+        validate = super().parse
+        request: TabularRequest = self._reader.validate(read, lambda part: validate({**body, "rows": part}, limits))
+        return request.with_notices((*notices, *read_notices))
 
     @property
     def answer_type(self) -> type[Answer]:
@@ -127,15 +204,17 @@ class Tabular(Task):
             return (TensorSpec("probabilities", "float32", (len(self.labels),)),)
         return TensorSpec("value", "float32", ()), TensorSpec("interval", "float32", (2,))
 
-    def decode(self, request: Any, limits: Limits) -> Table:
+    def decode(self, request: Any, limits: Limits) -> ReadTable:
         """Return the rows as a table of columns."""
-        return {
+        table = {
             column.name: [getattr(row, f"column_{i}") for row in request.rows] for i, column in enumerate(self.columns)
         }
+        return ReadTable(table, request.notices)
 
-    def preprocess(self, raw: Table) -> Samples:
+    def preprocess(self, raw: Table | ReadTable) -> Samples:
         """Encode the rows, one sample each. The context is the list of notices about their values."""
-        return Samples(self.schema.encode(raw), list(islice(self._notices(raw), _MAX_NOTICES)))
+        table, notices = (raw.table, raw.notices) if isinstance(raw, ReadTable) else (raw, ())
+        return Samples(self.schema.encode(table), list(islice(chain(notices, self._notices(table)), _MAX_NOTICES)))
 
     def _notices(self, raw: Table) -> Iterator[str]:
         for column in self.columns:

@@ -106,7 +106,7 @@ class KnownModel:
     def request_from(self, fields: Mapping[str, Any], **headers: str) -> ValidRequest:
         """Make a request from JSON fields; it is sent as an upload if the only field is a file."""
         upload = self.task.upload
-        if upload is None or set(fields) != {upload.field}:
+        if upload is None or set(fields) != {upload.field} or not isinstance(fields[upload.field], str):
             return ValidRequest(self, self.request("application/json", json.dumps(fields).encode(), **headers), fields)
         content = fields[upload.field]
         body = base64.b64decode(content) if upload.field == "image" else content.encode()

@@ -1,5 +1,6 @@
 """Recommendations: requests, notices, reasons and invalid input."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,7 @@ from pydantic import ValidationError
 from tasks._items import LENGTH_BUCKETS, MAX_HISTORY, NO_RATING, ItemTable, Scale, bucket_length
 from tasks.contract import InvalidInput, InvalidOutput, Limits, build_task, files_of, parameters_of
 from tasks.recommendations import Recommendations, RecommendationsAnswer
+from tests.hostile_texts import hostile_ratings
 from tests.model_folders import runner
 from tests.tiny.recommendations import FILMS, TASK, graph
 
@@ -222,6 +224,34 @@ def test_fields_of_a_rating_are_counted_before_validation() -> None:
 
     (error,) = caught.value.errors()
     assert (error["type"], error["msg"]) == ("too_many", "item 1 has 1001 fields; at most 10 are accepted")
+
+
+def test_as_many_ratings_as_the_largest_user_has_are_accepted() -> None:
+    longest = max(len(numbers) for numbers, _ in TASK.users.values())
+    ratings = [{"item": "1", "rating": 5}] * longest
+
+    TASK.parse({"ratings": ratings, "exclude": ["1"] * longest}, Limits(rows=1))
+
+    with pytest.raises(ValidationError, match=f"at most {longest} are accepted"):
+        TASK.parse({"ratings": [*ratings, ratings[0]]}, Limits(rows=1))
+
+
+def test_json_of_the_largest_request_is_within_its_limit_of_values() -> None:
+    body = {"ratings": [{"item": "one, two", "rating": 5}] * 1000, "exclude": ["three, four"] * 1000}
+
+    assert sum(map(json.dumps(body).count, ",[{")) <= TASK.max_json_values(Limits())
+
+
+@pytest.mark.parametrize("name", hostile_ratings("1"))
+def test_hostile_ratings_are_answered_or_rejected_with_few_problems(name: str) -> None:
+    try:
+        problems = len(predict(hostile_ratings("1")[name]).notices)
+    except ValidationError as error:
+        problems = error.error_count()
+    except InvalidInput as error:
+        problems = len(error.problems)
+
+    assert problems <= 20
 
 
 @pytest.mark.parametrize(("sent", "count", "kind"), [("x" * 201, 201, "too_long"), ("", 0, "too_short")])

@@ -1,5 +1,7 @@
 """Sentiment: tokenizing any text, and mapping evidence back to words of the request."""
 
+import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -9,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from tasks._characters import clean_text
 from tasks.contract import InvalidInput, InvalidOutput, Limits, build_task, parameters_of
-from tasks.sentiment import Sentiment, SentimentAnswer, find_words, split_tokens, strip_control_characters
+from tasks.sentiment import Sentiment, SentimentAnswer, find_words, split_tokens
+from tests.hostile_texts import HOSTILE_TEXTS
 from tests.model_folders import runner
 from tests.tiny.sentiment import GLAD, SAD, TASK, graph
 
@@ -59,9 +63,7 @@ def test_positions_refer_to_the_text_of_the_request(text: str) -> None:
     except (InvalidInput, ValidationError):
         return
 
-    assert all(
-        word.word == strip_control_characters(text[word.start : word.end])[0] and word.word for word in answer.words
-    )
+    assert all(word.word == clean_text(text[word.start : word.end]).text and word.word for word in answer.words)
     assert [abs(word.weight) for word in answer.words] == sorted((abs(w.weight) for w in answer.words), reverse=True)
 
 
@@ -69,7 +71,7 @@ def test_positions_refer_to_the_text_of_the_request(text: str) -> None:
 @given(TEXTS)
 def test_longer_padding_does_not_change_the_answer(text: str) -> None:
     wide = replace(TASK, buckets=(8, 16, 32, 4096))
-    if not strip_control_characters(text)[0].strip() or len(TASK.preprocess(text)) > 1:
+    if not clean_text(text).text.strip() or len(TASK.preprocess(text)) > 1:
         return
     samples = TASK.preprocess(text)
     larger = replace(samples, arrays={"tokens": np.pad(samples.arrays["tokens"], [(0, 0), (0, 40)])})
@@ -130,7 +132,9 @@ def test_parts_are_weighted_by_length() -> None:
     assert predict("good " * 100 + "bad " * 20).label == "positive"
 
 
-@pytest.mark.parametrize("text", ["", "   ", "\n\t\r\n", "\u3000\xa0", "\0\0", "\0 \x1b\n", b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize(
+    "text", ["", "   ", "\n\t\r\n", "\u3000\xa0", "\0\0", "\0 \x1b\n", "\u200b\ufe0f", b"", b"\xef\xbb\xbf"]
+)
 def test_empty_text_is_rejected(text: str | bytes) -> None:
     with pytest.raises(InvalidInput, match=r"^The text .*\.$") as caught:
         predict(text)
@@ -149,6 +153,83 @@ def test_control_characters_are_removed_and_counted() -> None:
     assert predict("good\tand\r\n\x85bad").notices == []
 
 
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("a g\u200breat, lo\xadvely film", "a great, lovely film"),
+        ("it isn\u2019t a good film", "it isn't a good film"),
+        ("\ufeffa\xa0good\u2009film\r\n", "a good film\n"),
+        ("a \u201cgood\u201d film", 'a "good" film'),
+    ],
+)
+def test_characters_that_nobody_sees_never_change_the_answer(text: str, same: str) -> None:
+    answer, expected = predict(text), predict(same)
+
+    assert (answer.probability, answer.tokens, answer.notices) == (expected.probability, expected.tokens, [])
+    assert [(word.word, word.weight) for word in answer.words] == [(word.word, word.weight) for word in expected.words]
+    assert all(clean_text(text[word.start : word.end]).text == word.word for word in answer.words)
+
+
+def test_marks_beyond_the_limit_are_left_out_with_a_notice() -> None:
+    assert predict("good" + "\u0316\u0301" * 500).notices == [
+        "970 combining marks were left out, since a letter has at most 30."
+    ]
+
+
+@pytest.mark.parametrize("name", HOSTILE_TEXTS)
+def test_hostile_text_is_answered_or_rejected(name: str) -> None:
+    """The work is bounded: a text that took quadratic time would not return within the test's time limit."""
+    try:
+        tokens = predict(HOSTILE_TEXTS[name]()).tokens
+    except InvalidInput:
+        tokens = 0
+
+    assert tokens <= 50 * TASK.buckets[-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("Ein wunderbarer Film, ich habe jede Minute genossen.", "this language"),
+        ("fghjkl fdghj vbnm ertyu dfgh", "this language"),
+        ("Прекрасный фильм", "this script"),
+        ("很好", "this script"),
+        ("😀👍😀", "such emoji"),
+    ],
+)
+def test_text_in_another_language_or_script_gets_a_notice(text: str, what: str) -> None:
+    trained_on_english = replace(TASK, word_pieces=(0.9, 0.07, 0.03), buckets=(64,))
+
+    assert predict(text, trained_on_english).notices == [
+        f"The model has probably not seen {what} in training, so its answer may mean nothing for this text."
+    ]
+    assert predict("the film is good and the story is great 😀👍🏽😀👍🏽", trained_on_english).notices == []
+
+
+def test_text_without_words_gets_a_notice() -> None:
+    assert predict("?! ...").notices == ["The text contains no words."]
+
+
+def test_short_texts_are_answered_less_confidently_than_long_ones() -> None:
+    tempered = replace(TASK, short_text_temperatures=((2, 4.0), (5, 2.0)))
+    texts = ("good", "a good film", "a good film and a good story")
+
+    before, after = ([predict(text, task) for text in texts] for task in (TASK, tempered))
+
+    assert [answer.label for answer in after] == ["positive"] * 3
+    assert [math.log(a.probability / (1 - a.probability)) for a in after] == pytest.approx(
+        [math.log(b.probability / (1 - b.probability)) / t for b, t in zip(before, (4, 2, 1), strict=True)], abs=0.01
+    )
+    assert after[0].words[0].weight == pytest.approx(before[0].words[0].weight / 4, abs=1e-4)
+
+
+def test_every_comma_of_a_text_may_be_sent_as_json() -> None:
+    limits = Limits(characters=200)
+    body = json.dumps({"text": "," * 199 + "a", "words": 3})
+
+    assert sum(map(body.count, ",[{")) <= TASK.max_json_values(limits)
+
+
 ODD_TEXTS = [
     "😀😀 👍🏽",
     "👩\u200d❤️\u200d👩",
@@ -158,7 +239,6 @@ ODD_TEXTS = [
     "very 𝔤𝔬𝔬𝔡",
     "e\u0301",
     "\u0301\u0301",
-    "\u200b",
     "?!",
     "'",
 ]
@@ -221,7 +301,7 @@ def test_too_many_characters_are_rejected(text: str) -> None:
 
 
 def test_too_many_tokens_are_rejected() -> None:
-    with pytest.raises(InvalidInput, match=r"tokens; at most 1,600 are accepted\.") as caught:
+    with pytest.raises(InvalidInput, match=r"tokens; at most 1,550 are accepted\.") as caught:
         predict("😀 👍" * 1000)
 
     assert caught.value.reason == "too_large"

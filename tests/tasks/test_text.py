@@ -23,8 +23,8 @@ def test_text_starts_with_begin_and_frequent_words_are_one_token() -> None:
     encoded = encode(TOKENIZER, "good film")
 
     assert encoded.tokens[0] == BEGIN
-    assert encoded.spans[0] == (0, 0)
-    assert [("good film")[start:end].strip() for start, end in encoded.spans[1:]] == ["good", "film"]
+    assert encoded.spans[0].tolist() == [0, 0]
+    assert [("good film")[start:end].strip() for start, end in encoded.spans[1:].tolist()] == ["good", "film"]
     assert encoded.tokens.dtype == np.int64
 
 
@@ -36,8 +36,8 @@ def test_spans_of_any_text_are_inside_it_and_in_order(text: str) -> None:
     assert len(encoded.tokens) == len(encoded.spans)
     assert PADDING not in encoded.tokens.tolist()
     assert encoded.tokens.max() < TOKENIZER.get_vocab_size()
-    assert all(0 <= start <= end <= len(text) for start, end in encoded.spans)
-    assert list(encoded.spans) == sorted(encoded.spans)
+    assert all(0 <= start <= end <= len(text) for start, end in encoded.spans.tolist())
+    assert encoded.spans.tolist() == sorted(encoded.spans.tolist())
 
 
 @settings(max_examples=50, deadline=None)

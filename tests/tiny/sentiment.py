@@ -16,6 +16,8 @@ TASK = Sentiment(
     tokenizer=train_tokenizer(_SENTENCES * 5, size=400, min_count=2),
     buckets=(8, 16, 32),
     example_texts=("The film is great, and the story is good too.", "An awful film, and a boring story."),
+    short_text_temperatures=(),
+    word_pieces=(0.33, 0.31, 0.36),
 )
 """Does a text have more positive words than negative ones?"""
 

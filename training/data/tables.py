@@ -12,12 +12,11 @@ import torch
 from numpy.typing import NDArray
 
 from tasks import _dates
-from tasks._tables import CategoryColumn, Column, DateColumn, NumberColumn
+from tasks._tables import MISSING_TEXTS, CategoryColumn, Column, DateColumn, NumberColumn
 from training.core.errors import CannotTrain
 from training.engine.batches import Key, SampleSet
 from training.engine.runtime import Batch
 
-_MISSING = ("", "?", "NA", "N/A", "NaN", "nan", "NULL", "null", "None")
 _DATE_FORMATS = ("%Y-%m-%d",)
 _TIME_FORMATS = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M")
 _MAX_CLASSES = 100
@@ -48,7 +47,8 @@ def read_table(path: Path, *, header: tuple[str, ...] = ()) -> pl.DataFrame:
     `header` names the columns of a CSV file without a header. Raises CannotTrain.
     """
     try:
-        frame = pl.read_parquet(path) if path.suffix in (".parquet", ".pq") else _read_csv(path, header)
+        is_parquet = path.suffix in (".parquet", ".pq")
+        frame = _clean_texts(pl.read_parquet(path)) if is_parquet else _read_csv(path, header)
     except pl.exceptions.NoDataError:
         raise CannotTrain(f"{path} is empty.") from None
     except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
@@ -73,9 +73,14 @@ def _read_csv(path: Path, header: tuple[str, ...]) -> pl.DataFrame:
             raise CannotTrain(f"{path} has {frame.width} columns, but --header names {len(header)}.")
         frame.columns = list(header)
     frame.columns = [name.strip() for name in frame.columns]
-    text = pl.all().str.strip_chars()
-    cleaned = frame.select(pl.when(text.is_in(_MISSING)).then(None).otherwise(text).name.keep())
+    cleaned = _clean_texts(frame)
     return cleaned.select(_infer_type(cleaned[name]) for name in cleaned.columns)
+
+
+def _clean_texts(frame: pl.DataFrame) -> pl.DataFrame:
+    """Strip texts, and replace those that stand for missing values by null, as the service does with requests."""
+    text = pl.col(pl.String).str.strip_chars()
+    return frame.with_columns(pl.when(text.is_in(sorted(MISSING_TEXTS))).then(None).otherwise(text).name.keep())
 
 
 def _infer_type(column: pl.Series) -> pl.Series:

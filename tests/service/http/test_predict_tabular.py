@@ -51,7 +51,7 @@ def test_values_that_training_never_saw_are_answered_with_a_notice(server: Runni
         ('{"income": 50, "debt": 5}', "rows.0.job", "missing"),
         ('{"income": NaN, "debt": 5, "job": "baker"}', "rows.0.income", "not_finite"),
         ('{"income": 1e999, "debt": 5, "job": "baker"}', "rows.0.income", "not_finite"),
-        ('{"income": "50", "debt": 5, "job": "baker"}', "rows.0.income", "wrong_type"),
+        ('{"income": "12,5", "debt": 5, "job": "baker"}', "rows.0.income", "wrong_type"),
         ('{"income": true, "debt": 5, "job": "baker"}', "rows.0.income", "wrong_type"),
         ('{"income": 50, "debt": 5, "job": 7}', "rows.0.job", "wrong_type"),
         ('{"income": 50, "debt": 5, "job": "baker", "age": 3}', "rows.0.age", "unknown_field"),
@@ -79,11 +79,42 @@ def test_no_rows_and_too_many_rows_get_distinct_errors(server: Running, start: S
     assert (a_million.status_code, a_million.json()["error"]["code"]) == (413, "input_too_large")
 
 
-def test_a_table_cannot_be_uploaded_as_a_file(server: Running) -> None:
-    answer = server.client.post(URL, content=b"income,debt", headers={"content-type": "text/csv"})
+CSV = b"job;income;debt\r\nbaker;50;5,0\r\nclerk;5;40\r\n"
 
-    assert answer.status_code == 415
-    assert "application/json" in answer.json()["error"]["message"]
+
+def test_a_csv_file_is_answered_like_its_rows_as_json(server: Running) -> None:
+    from_json = server.client.post(URL, json={"rows": [GOOD, BAD]}).json()
+
+    raw = server.client.post(URL, content=CSV, headers={"content-type": "text/csv"})
+    form = server.client.post(URL, files={"rows": ("rows.csv", CSV, "text/csv")})
+
+    assert (raw.status_code, form.status_code) == (200, 200), raw.text
+    assert raw.json() == form.json()
+    assert raw.json()["predictions"] == from_json["predictions"]
+    assert raw.json()["notices"] == ["Commas in numbers were read as decimal commas: '5,0' as 5.0."]
+
+
+def test_a_table_of_a_thousand_rows_is_answered_as_json_and_as_csv(server: Running) -> None:
+    rows = [{"income": i % 100, "debt": 5.125, "job": "baker"} for i in range(1000)]
+    csv = "income,debt,job\n" + "".join(f"{row['income']},{row['debt']},{row['job']}\n" for row in rows)
+
+    from_json = server.client.post(URL, json={"rows": rows})
+    from_csv = server.client.post(URL, content=csv, headers={"content-type": "text/csv"})
+
+    assert (from_json.status_code, from_csv.status_code) == (200, 200), from_csv.text
+    assert from_csv.json() == from_json.json()
+    assert len(from_csv.json()["predictions"]) == 1000
+
+
+def test_a_csv_file_with_an_unknown_column_is_rejected(server: Running) -> None:
+    answer = server.client.post(URL, content=b"incom,debt,job\n50,5,baker", headers={"content-type": "text/csv"})
+
+    assert answer.status_code == 422
+    assert answer.json()["error"]["message"] == (
+        "There is no column 'incom'. Did you mean 'income'? The column 'income' is missing; add it, with blank cells "
+        "if it is not known."
+    )
+    assert [detail["reason"] for detail in answer.json()["error"]["details"]] == ["unknown_field", "missing"]
 
 
 def test_a_row_of_half_a_million_fields_is_rejected_before_validation(start: Start) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks._tables import CategoryColumn, DateColumn, NumberColumn
+from tasks._tables import MISSING_TEXTS, CategoryColumn, DateColumn, NumberColumn
 from training.core.errors import CannotTrain
 from training.data.tables import (
     ColumnKinds,
@@ -242,3 +242,22 @@ def test_a_date_column_without_dates_is_named():
         infer_columns(frame, "y", ColumnKinds(dates=("day",)))
     with pytest.raises(CannotTrain, match="--date-parts fortnight: the parts of a date are year, quarter"):
         infer_columns(frame, "y", ColumnKinds(parts=("fortnight",)))
+
+
+@pytest.mark.parametrize("text", sorted(MISSING_TEXTS | {" ? ", "\t"}))
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_training_reads_the_same_texts_as_missing_as_the_service(text, suffix, tmp_path):
+    path = tmp_path / f"table{suffix}"
+    frame = pl.DataFrame({"row": ["1", "2"], "number": [text, "1"], "word": [text, "a"]})
+    frame.write_csv(path, quote_style="always") if suffix == ".csv" else frame.write_parquet(path)
+
+    row = read_table(path).row(0)
+
+    assert row[1:] == (None, None)
+    assert [column.read_text(text) for column in (NumberColumn("n", 0, 1), CategoryColumn("w", ("a",)))] == [None, None]
+
+
+def test_texts_of_parquet_are_stripped_like_those_of_csv(tmp_path):
+    pl.DataFrame({"word": [" a ", "b"], "number": [1, None]}).write_parquet(tmp_path / "table.parquet")
+
+    assert read_table(tmp_path / "table.parquet")["word"].to_list() == ["a", "b"]

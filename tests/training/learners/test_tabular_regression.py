@@ -51,6 +51,12 @@ def learner_of(path, **options):
     return TabularLearner.from_data(path, TabularLearner.default_settings, options, Fetcher(path.parent))
 
 
+def test_only_columns_with_missing_values_in_training_may_be_omitted_in_requests(written):
+    learner = learner_of(written(sales()))
+
+    assert learner.task.optional == ("area",)
+
+
 ARGUMENTS = (
     *("--target", "amount", "--name", "sales", "--split-time", "day", "--audit", "part", "--epochs", "8"),
     *("--seeds", "2", "--batch-size", "32", "--rate", "0.01", "--layers", "32", "--bins", "8", "--device", "cpu"),

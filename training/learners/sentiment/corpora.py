@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from tasks._characters import clean_text
 from training.core.errors import CannotTrain
 from training.core.sources import Archive, Source, SourceFetcher
 
@@ -34,14 +35,14 @@ def load_corpus(name: str, fetcher: SourceFetcher) -> tuple[str, ...]:
 
 
 def read_articles(path: Path) -> list[str]:
-    """Read the articles of a WikiText file and undo its tokenization."""
+    """Read the articles of a WikiText file, undo its tokenization and clean the characters."""
     articles: list[list[str]] = []
     for line in path.read_text("utf-8").splitlines():
         if _HEADING.match(line):
             articles.append([])
         elif line.strip() and articles and not line.startswith(" ="):
             articles[-1].append(_detokenize(line.strip()))
-    return ["\n".join(lines) for lines in articles if lines]
+    return [clean_text("\n".join(lines)).text for lines in articles if lines]
 
 
 def _detokenize(line: str) -> str:

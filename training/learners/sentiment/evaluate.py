@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tasks.contract import Arrays, Run, Samples
-from tasks.sentiment import Sentiment, TokenizedText, find_words, sum_word_evidence
+from tasks.sentiment import Sentiment, TokenizedText, sum_word_evidence
 from training.core.results import Figure, Table
 from training.evaluation import classification
 from training.learners.sentiment import plots as sentiment_plots
@@ -122,9 +122,8 @@ def _combine_parts(tokenized: TokenizedText, probabilities: FloatArray, evidence
     token_evidence = np.concatenate(
         [weight * part[1 : 1 + n] for weight, part, n in zip(weights, evidence, tokenized.counts, strict=True)]
     )
-    spans = find_words(tokenized.text)
-    columns = [sum_word_evidence(tokenized.spans, column, spans) for column in token_evidence.T]
-    words = tuple(tokenized.text[start:end].lower() for start, end in spans)
+    columns = [sum_word_evidence(tokenized.spans, column, tokenized.words) for column in token_evidence.T]
+    words = tuple(tokenized.text[start:end].lower() for start, end in tokenized.words.tolist())
     return TextPrediction(weights @ probabilities.astype(np.float64), total, len(weights), words, np.stack(columns, 1))
 
 

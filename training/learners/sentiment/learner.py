@@ -53,6 +53,13 @@ from training.learners.sentiment.nbsvm import fit_nbsvm
 from training.learners.sentiment.ngram_baseline import LanguageModelScores, language_model_table
 from training.learners.sentiment.ngram_network import NGramClassifier, NGramHashing, NGrams
 from training.learners.sentiment.reader import TextData, TextRules, read_texts
+from training.learners.sentiment.short_texts import (
+    ShortTexts,
+    measure_short_texts,
+    measure_word_pieces,
+    tabulate_short_texts,
+    temperatures,
+)
 from training.learners.sentiment.tfidf_baseline import Baseline, fit_tfidf
 
 _CPU = Runtime(torch.device("cpu"))
@@ -136,6 +143,7 @@ class SentimentLearner(Learner):
         self.held_out = LabelledTexts(valid_tokens, [data.labels[i] for i in self.valid_indices])
         self.sizes = self.stored.sizes if self.stored else self._new_sizes(loaded.get_vocab_size())
         self.phase_scores: dict[str, dict[str, float]] = {}
+        self.short_texts: list[ShortTexts] = []
 
     @classmethod
     def from_data(cls, data: Path, settings: Settings, options: Any, fetcher: SourceFetcher) -> "SentimentLearner":
@@ -252,11 +260,27 @@ class SentimentLearner(Learner):
         return {"accuracy": float(is_right.mean()), "loss": float(cross_entropy(logits, self.held_out.targets))}
 
     def to_inference_module(self, network: nn.Module) -> nn.Module:
-        """Return the module to export: the network and n-grams, blended by weights fitted on the validation texts."""
+        """Return the module to export: the network and n-grams, blended by weights fitted on the validation texts.
+
+        The task is calibrated too, for short texts.
+        """
         classifier = cast(TextClassifier, copy.deepcopy(network).float().cpu().eval())
         n_grams = self._fit_n_grams() if self.options.ngram_bits else None
         weights = calibration.fit_blend_weights(self._logits_of_parts(classifier, n_grams), self.held_out.targets)
-        return ServedSentiment(classifier, n_grams, weights).eval()
+        served = ServedSentiment(classifier, n_grams, weights).eval()
+        self._measure_short_texts(served)
+        return served
+
+    def _measure_short_texts(self, served: nn.Module) -> None:
+        """Store in the task what is measured with the module to export: temperatures of short texts, word pieces."""
+        texts, targets = self._valid_texts, self.held_out.targets.numpy()
+        untempered = replace(self.task, short_text_temperatures=())
+        self.short_texts = measure_short_texts(untempered, module_runner(served), texts, targets)
+        self.task = replace(
+            self.task,
+            short_text_temperatures=temperatures(self.short_texts),
+            word_pieces=measure_word_pieces(self.task, texts),
+        )
 
     def _fit_n_grams(self) -> NGrams:
         hashing = NGramHashing(self.sizes.vocabulary, self.options.ngram_bits)
@@ -293,6 +317,7 @@ class SentimentLearner(Learner):
             tables=(
                 comparison,
                 tabulate_lengths(predicted),
+                *([tabulate_short_texts(self.short_texts)] if self.short_texts else []),
                 tabulate_words(words),
                 *self._language_model_tables(),
                 tabulate_mistakes(predicted, quoted=False),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-from tasks.sentiment import strip_control_characters
+from tasks._characters import clean_text
 from training.core.errors import CannotTrain
 from training.data.folders import list_subfolders
 
@@ -45,7 +45,7 @@ class TextData:
     """Labelled texts, and texts without a label.
 
     Attributes:
-        texts: without control characters, as the service reads them too.
+        texts: cleaned (`tasks/_characters.py`), as the service cleans them too.
         labels: for each text, an index into `names`.
         names: the names of the labels.
         groups: the group of each text; texts of one group stay on one side of a split.
@@ -71,7 +71,7 @@ class _RawTexts:
     warnings: list[str] = field(default_factory=list)
 
     def add(self, text: str, label: str | None, group: str | None) -> None:
-        self.texts.append(strip_control_characters(text)[0])
+        self.texts.append(clean_text(text).text)
         self.labels.append(label)
         self.groups.append(group)
 

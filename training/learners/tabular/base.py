@@ -162,6 +162,10 @@ class TabularBase(Learner):
         arrays = self.task.preprocess(request_values(frame, self.task.columns)).arrays
         return RowSamples({name: arrays[name] for name in INPUTS}, self._targets(frame))
 
+    def _incomplete_columns(self, columns: tuple[Column, ...]) -> tuple[str, ...]:
+        """Return the names of the columns that have missing values in the training rows."""
+        return tuple(name for name, values in request_values(self.train_frame, columns).items() if None in values)
+
     def data_summary(self) -> str:
         """Describe the rows, the target and the columns, with warnings from reading the table."""
         table = self.task.schema

@@ -65,7 +65,8 @@ class TabularLearner(TabularBase):
         return self._label_indices(frame)
 
     def _make_task(self, columns: tuple[Column, ...], ignored: tuple[str, ...]) -> Tabular:
-        return Tabular(self.options.target, self.labels, columns, ignored)
+        optional = self._incomplete_columns(columns)
+        return Tabular(self.options.target, self.labels, columns, ignored, optional=optional)
 
     def _targets(self, frame: pl.DataFrame) -> NDArray[np.generic]:
         return self._label_indices(frame)

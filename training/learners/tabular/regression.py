@@ -63,7 +63,8 @@ class RegressionLearner(TabularBase):
         self.scale = fit_target_scale(target, train, log=options.log_target, bounds=options.bounds)
         every = np.concatenate([train, valid])
         self.metrics = select_metrics(every, log=self.scale.log, preferred=options.metric)
-        return Tabular(target, (), columns, ignored, spread=(float(train.min()), float(train.max())))
+        spread = float(train.min()), float(train.max())
+        return Tabular(target, (), columns, ignored, spread, optional=self._incomplete_columns(columns))
 
     def _targets(self, frame: pl.DataFrame) -> NDArray[np.generic]:
         """Return the transformed targets, float32; those of validation rows beyond the bounds are clipped."""
