@@ -25,6 +25,7 @@ _TARGET_S = 1.0
 """How long a run may wait behind the batches of clients, which are due within milliseconds. Loading a version takes a
 hundred runs, so that this bounds how long a busy device delays it."""
 _POLL_S = 0.5
+_STOPPING = "The server is stopping."
 
 
 class Submit(Protocol):
@@ -76,7 +77,12 @@ class ScheduledWork:
 
     def __call__(self, work: Callable[[], T], memory_bytes: int = 0, /) -> T:
         """Return the result of the work. Raises what it raises, HungRun, and BackendError if the server stops."""
-        running = asyncio.run_coroutine_threadsafe(self._run(work, memory_bytes), self._loop)
+        job = self._run(work, memory_bytes)
+        try:
+            running = asyncio.run_coroutine_threadsafe(job, self._loop)
+        except RuntimeError:  # The loop is closed.
+            job.close()
+            raise BackendError(_STOPPING) from None
         while True:
             try:
                 result: T = running.result(_POLL_S)
@@ -84,15 +90,20 @@ class ScheduledWork:
                 if running.done():
                     raise
                 if self._loop.is_closed():
-                    raise BackendError("The server is stopping.") from None
+                    raise BackendError(_STOPPING) from None
             except CancelledError:
-                raise BackendError("The server is stopping.") from None
+                raise BackendError(_STOPPING) from None
             else:
                 return result
 
     async def _run(self, work: Callable[[], Any], memory_bytes: int) -> Any:
         loop = asyncio.get_running_loop()
         deadline = Deadline(loop.time() + _TARGET_S)
-        return await self._queue.run(
-            lambda: loop.run_in_executor(self._pool.threads, work), deadline, memory_bytes=memory_bytes
-        )
+
+        def start() -> asyncio.Future[Any]:
+            try:
+                return loop.run_in_executor(self._pool.threads, work)
+            except RuntimeError:  # The threads have been shut down.
+                raise BackendError(_STOPPING) from None
+
+        return await self._queue.run(start, deadline, memory_bytes=memory_bytes)
