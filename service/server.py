@@ -100,6 +100,7 @@ class Service:
             submit_to=self._submit_to,
             needs_evaluation=lambda name: self.shadows.fraction_for(name) > 0,
             on_retired=self._on_retired,
+            on_removed=self._on_removed,
             on_loaded=lambda name, version, seconds: self.metrics.load_seconds.labels(name, version).set(seconds),
         )
         self.shadows = ShadowTraffic(
@@ -178,6 +179,11 @@ class Service:
                 self._loader.submit(gc.collect)
 
         self._call_on_loop(close)
+
+    def _on_removed(self, name: str, version: str) -> None:
+        """Remove the series of a version that is gone, so that their number does not grow with every publication."""
+        with suppress(KeyError):  # It was never loaded.
+            self.metrics.load_seconds.remove(name, version)
 
     def _make_pipeline(
         self, name: str, task: Task, backend: Backend, golden_runs: Sequence[GoldenRun], work: DeviceWork

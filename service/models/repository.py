@@ -64,6 +64,7 @@ class Repository:
         only: names of the models to serve; empty for all.
         submit_to: returns how work is run on the named device.
         on_loaded: called with name, version and seconds when a version has been loaded.
+        on_removed: called with name and version when a version is no longer in the folder.
         needs_evaluation: whether new versions of the named model are evaluated on shadow traffic before they serve.
         on_retired: called with the pipeline of a version that is no longer served when its last lease has ended, in any
             thread.
@@ -79,6 +80,7 @@ class Repository:
     only: frozenset[str] = frozenset()
     submit_to: Callable[[str], Submit] = lambda device: run_directly
     on_loaded: Callable[[str, str, float], None] = lambda name, version, seconds: None
+    on_removed: Callable[[str, str], None] = lambda name, version: None
     needs_evaluation: Callable[[str], bool] = lambda name: False
     on_retired: Callable[[Pipeline], None] = Pipeline.close
     loaded: bool = field(default=False, init=False)
@@ -154,6 +156,7 @@ class Repository:
                     updated[version] = current[version]
             for removed in sorted(known.keys() - updated.keys(), key=int):
                 _LOG.info("version removed", extra={"fields": {"model": name, "version": removed}})
+                self.on_removed(name, removed)
             self._set_entries(name, sorted(updated.values(), key=lambda entry: entry.number, reverse=True))
 
     def _update_entry(self, entry: Entry, found: FoundVersion) -> Entry:
