@@ -38,6 +38,7 @@ from tasks.contract import Limits, Task
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _MAX_BATCH_SIZE = 256
 _MAX_PARALLEL_LOADS = 4
 _MIN_DECODERS = 2
@@ -285,6 +286,8 @@ class Service:
             "pin": sorted(self.settings.pin.keys() - known),
             "only": sorted(set(self.settings.only) - known),
         }
+        if self.settings.admin and not self.settings.admin_token and self.settings.host not in _LOOPBACK:
+            _LOG.warning("every client can change what is served: set SEVENFOLD_ADMIN_TOKEN, or leave out --admin")
         for setting, names in unknown.items():
             if names:
                 fields = {"setting": setting, "names": ", ".join(names)}

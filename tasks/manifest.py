@@ -156,6 +156,8 @@ def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a model folder. Raises BrokenModel."""
     path = folder / MANIFEST
     try:
+        if path.exists() and not path.is_file():  # Reading a pipe would wait for ever.
+            raise UnreadableModel(f"{MANIFEST} is not a file.")
         return Manifest.model_validate_json(path.read_bytes())
     except OSError as error:
         raise _unreadable(error) from None

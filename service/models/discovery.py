@@ -136,7 +136,7 @@ class ModelFolder:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if entry.is_dir():
+                if os.path.isdir(entry.path):  # Unlike `entry.is_dir`, it does not raise for a link to itself.
                     yield entry.name
                 elif entry.name.endswith(_GRAPH_SUFFIX):
                     path = Path(folder, entry.name).relative_to(self.root)
@@ -144,6 +144,7 @@ class ModelFolder:
 
     def _report(self, path: str, problem: str) -> None:
         """Log a problem, unless the last look has found it too."""
+        path = path.encode("utf-8", "backslashreplace").decode()  # A file name may be any bytes.
         line = f"{path}: {problem}"
         if line not in self._known | self._seen:
             _LOG.warning("not a usable model", extra={"fields": {"path": str(self.root / path), "reason": problem}})

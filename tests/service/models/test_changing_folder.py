@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic_core import to_json
 
 from tests.model_folders import publish
 from tests.service.conftest import Running, Start
@@ -258,6 +259,24 @@ def test_a_file_that_cannot_be_read_is_named_without_its_folder_and_tried_again(
     assert file in reason
     assert str(tmp_path) not in reason
     assert logged == 1
+
+
+def test_links_to_themselves_pipes_and_names_that_are_no_text_affect_no_other_model(
+    tmp_path: Path, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish_credit(tmp_path, 1)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "credit" / "2").symlink_to(tmp_path / "credit" / "2")
+    os.mkfifo(tmp_path / "credit" / "pipe.onnx")
+    (tmp_path / "piped" / "1").mkdir(parents=True)
+    os.mkfifo(tmp_path / "piped" / "1" / "manifest.json")
+    os.mkdir(os.fsencode(tmp_path) + b"/caf\xe9")
+
+    server = start(models=tmp_path, rescan_seconds=0)
+    rescan(server)
+
+    assert listed(server) == {"credit": {"1": None}, "piped": {"1": "manifest.json is not a file."}}
+    assert all(to_json(message) for message in messages(caplog))
 
 
 def test_the_files_that_are_served_are_those_that_were_verified(tmp_path: Path, start: Start) -> None:
