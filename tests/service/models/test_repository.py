@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -328,6 +329,18 @@ def test_pipeline_of_a_retired_version_is_closed_after_its_last_lease(tmp_path: 
 
     assert (before, retired) == ([], [model.pipeline])
     assert predicted_label(server) == ("3", "yes")
+
+
+def test_a_retired_version_is_freed_although_its_parts_refer_to_each_other(tmp_path: Path, start: Start) -> None:
+    root = tmp_path / "models"
+    publish(root, "credit", CREDIT, credit_graph(), version=1)
+    server = start(models=root, rescan_seconds=0.01)
+    pipeline = weakref.ref(server.service.repository.find("credit").pipeline)
+
+    publish(tmp_path, "credit", CREDIT, credit_graph(), version=2).rename(root / "credit" / "2")
+
+    wait_until(lambda: pipeline() is None)
+    assert predicted_label(server)[0] == "2"
 
 
 def test_served_version_keeps_serving_after_its_files_are_overwritten(tmp_path: Path, start: Start) -> None:
