@@ -8,6 +8,7 @@ from fastapi_offline import FastAPIOffline
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp
 
+from service.http.admin import admin_router
 from service.http.error_responses import add_error_handlers
 from service.http.health import health_router
 from service.http.middleware import RequestMiddleware
@@ -37,6 +38,10 @@ def create_app(service: Service) -> ASGIApp:
     app.state.service = service
     app.include_router(models_router(service.repository))
     app.include_router(shadow_router(service.shadows))
+    settings = service.settings
+    app.include_router(
+        admin_router(service.repository, service.change_models, enabled=settings.admin, token=settings.admin_token)
+    )
     app.include_router(health_router(service.repository, service.metrics, service.liveness, lambda: service.draining))
     add_error_handlers(app)
     app.add_route("/", lambda request: RedirectResponse("/docs"), include_in_schema=False)

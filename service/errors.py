@@ -10,6 +10,8 @@ The stages of a request, and the errors that each of them raises:
     │      └ BodyTooLarge 413, UnsupportedMediaType 415, EmptyBody 400, Overloaded 503
     └ NotFound 404, ModelNotFound 404, MethodNotAllowed 405, NotAcceptable 406, ModelUnavailable 503, InvalidHeader 400
 
+    requests of operators: Forbidden 403, Unauthorized 401, Conflict 409, ModelRejected 422
+
     anywhere: DeadlineExceeded 504, Stopped 503
 
 Every error is sent as {"error": {"code", "message", "details", "request_id"}}. The codes below are the complete list.
@@ -103,6 +105,30 @@ class ModelUnavailable(ServiceError):
     """The model exists but cannot be served, or is not loaded yet."""
 
     status, code = HTTPStatus.SERVICE_UNAVAILABLE, "model_unavailable"
+
+
+class Forbidden(ServiceError):
+    """The server does not allow this request."""
+
+    status, code = HTTPStatus.FORBIDDEN, "forbidden"
+
+
+class Unauthorized(ServiceError):
+    """The request lacks the operators' token, or has another one."""
+
+    status, code = HTTPStatus.UNAUTHORIZED, "unauthorized"
+
+
+class Conflict(ServiceError):
+    """The request contradicts a setting of the server."""
+
+    status, code = HTTPStatus.CONFLICT, "conflict"
+
+
+class ModelRejected(ServiceError):
+    """A version that was to be served cannot be loaded, or does not pass its verification."""
+
+    status, code = HTTPStatus.UNPROCESSABLE_ENTITY, "model_rejected"
 
 
 class InvalidHeader(ServiceError):

@@ -26,6 +26,7 @@ from service.engine.scheduler import Scheduler
 from service.http.request_body import BodyBudget
 from service.http.warmup_requests import send_warmup_requests
 from service.metrics import LiveGauge, Metrics
+from service.models.device_work import DeviceWork, ScheduledWork, Submit, run_directly
 from service.models.promotion import PromotionPolicy
 from service.models.repository import Repository
 from service.models.shadow_traffic import ShadowTraffic
@@ -37,6 +38,7 @@ from tasks.contract import Limits, Task
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _MAX_BATCH_SIZE = 256
 _MAX_PARALLEL_LOADS = 4
 _MIN_DECODERS = 2
@@ -96,6 +98,7 @@ class Service:
         self._interpreter = self._worker_pool("interpreter", 2, threads=1)
         self._device_pools: dict[str, WorkerPool] = {}
         self._device_pools_lock = Lock()
+        self._scheduled_work: dict[str, ScheduledWork] = {}
         self._hop_s = BUSY_HOP_FACTOR * measure_hop(self._workers.threads)
         self._loader = self._thread_pool("loader", 1)
         self.repository = Repository(
@@ -104,8 +107,12 @@ class Service:
             open_backend or _onnx_runtime(settings),
             self._make_pipeline,
             concurrency=min(available_cores(), _MAX_PARALLEL_LOADS),
+            pins={name: str(version) for name, version in settings.pin.items()},
+            only=frozenset(settings.only),
+            submit_to=self._submit_to,
             needs_evaluation=lambda name: self.shadows.fraction_for(name) > 0,
-            on_retired=lambda pipeline: self._call_on_loop(pipeline.close),
+            on_retired=self._on_retired,
+            on_removed=self._on_removed,
             on_loaded=lambda name, version, seconds: self.metrics.load_seconds.labels(name, version).set(seconds),
         )
         self.shadows = ShadowTraffic(
@@ -156,7 +163,32 @@ class Service:
         _LOG.error("internal error in the scheduler", exc_info=error)
         self.liveness.fail("scheduler", f"Internal error in the scheduler of '{pool}': {error!r}.")
 
-    def _make_pipeline(self, name: str, task: Task, backend: Backend, golden_runs: Sequence[GoldenRun]) -> Pipeline:
+    def _submit_to(self, device: str) -> Submit:
+        """Return how the loader runs work on a device: directly at start, through its scheduler afterwards."""
+        if self._loop is None or not self.loaded.is_set():
+            return run_directly
+        if device not in self._scheduled_work:
+            self._scheduled_work[device] = ScheduledWork(self._device_pool(device), self._loop)
+        return self._scheduled_work[device]
+
+    def _on_retired(self, pipeline: Pipeline) -> None:
+        """Close a pipeline that no request uses, and free what it held."""
+
+        def close() -> None:
+            pipeline.close()
+            with suppress(RuntimeError):  # The loader has been stopped.
+                self._loader.submit(gc.collect)
+
+        self._call_on_loop(close)
+
+    def _on_removed(self, name: str, version: str) -> None:
+        """Remove the series of a version that is gone, so that their number does not grow with every publication."""
+        with suppress(KeyError):  # It was never loaded.
+            self.metrics.load_seconds.remove(name, version)
+
+    def _make_pipeline(
+        self, name: str, task: Task, backend: Backend, golden_runs: Sequence[GoldenRun], work: DeviceWork
+    ) -> Pipeline:
         settings = self.settings
         device_pool = self._device_pool(backend.device)
         context = EngineContext(
@@ -183,7 +215,8 @@ class Service:
         # Once clients are being served, a new version warms up on one core and leaves them the others.
         side_by_side = 1 if self.loaded.is_set() else max(1, device_pool.scheduler.concurrency // 2)
         try:
-            warm_up(pipeline, golden_runs, find_batch_size=settings.max_batch == 0, concurrency=side_by_side)
+            find_batch_size = settings.max_batch == 0
+            warm_up(pipeline, golden_runs, find_batch_size=find_batch_size, concurrency=side_by_side, work=work)
         except BaseException:
             self._call_on_loop(pipeline.close)
             raise
@@ -197,17 +230,19 @@ class Service:
 
     def _live_gauges(self) -> Iterable[LiveGauge]:
         served = list(self.repository.served_models())
-        depth = [([m.manifest.name], float(m.pipeline.queue_depth)) for m in served]
-        in_flight = [([m.manifest.name], float(m.pipeline.in_flight)) for m in served]
+        versions = [[m.manifest.name, m.manifest.version] for m in served]
+        depth = [(labels, float(m.pipeline.queue_depth)) for labels, m in zip(versions, served, strict=True)]
+        in_flight = [(labels, float(m.pipeline.in_flight)) for labels, m in zip(versions, served, strict=True)]
         ready = [([e.name, e.version], float(e.model is not None)) for e in self.repository.entries()]
-        limit = [([m.manifest.name], float(m.pipeline.batch_limit)) for m in served]
+        limit = [(labels, float(m.pipeline.batch_limit)) for labels, m in zip(versions, served, strict=True)]
         info = [([m.manifest.name, m.manifest.version, m.manifest.task, m.pipeline.device], 1.0) for m in served]
         body_bytes: list[tuple[list[str], float]] = [([], float(self.body_budget.used_bytes))]
+        by_version = ["model", "version"]
         yield "sevenfold_body_bytes", "Total size of the request bodies in memory.", [], body_bytes
-        yield "sevenfold_queue_depth", "Samples waiting for a batch.", ["model"], depth
-        yield "sevenfold_requests_in_flight", "Requests accepted and not yet answered.", ["model"], in_flight
-        yield "sevenfold_model_ready", "1 if the version is being served, else 0.", ["model", "version"], ready
-        yield "sevenfold_batch_limit", "Maximum batch size, as found by warm-up.", ["model"], limit
+        yield "sevenfold_queue_depth", "Samples waiting for a batch.", by_version, depth
+        yield "sevenfold_requests_in_flight", "Requests accepted and not yet answered.", by_version, in_flight
+        yield "sevenfold_model_ready", "1 if the version is being served, else 0.", by_version, ready
+        yield "sevenfold_batch_limit", "Maximum batch size, as found by warm-up.", by_version, limit
         yield "sevenfold_model_info", "Served versions and their devices.", ["model", "version", "task", "device"], info
 
     async def load_and_rescan(self, predict_app: ASGIApp) -> None:
@@ -217,19 +252,30 @@ class Service:
             predict_app: gets a warm-up request for each model before the models count as loaded.
         """
         self._loop = asyncio.get_running_loop()
+        freeze_objects()
         await self._run_in_loader(self._load)
         await send_warmup_requests(predict_app, list(self.repository.served_models()))
-        freeze_objects()
         self.repository.loaded = True
         self.loaded.set()
         while self.settings.rescan_seconds:
             await asyncio.sleep(self.settings.rescan_seconds)
             try:
-                if await self._run_in_loader(self.repository.rescan):
-                    self._set_memory_limits()
-                    freeze_objects()
-            except Exception:  # Whatever the error (a folder may be away for a moment), the next rescan tries again.
+                await self.change_models(self.repository.rescan)
+            except Exception:  # Whatever the error, the next rescan tries again.
                 _LOG.exception("rescanning the model folder failed")
+
+    async def change_models(self, change: Callable[[], T]) -> T:
+        """Run a function that loads or unloads versions in the loader thread, after those that were passed before.
+
+        It is run to its end even if the caller is cancelled.
+        """
+
+        def change_and_limit() -> T:
+            result = change()
+            self._set_memory_limits()
+            return result
+
+        return await asyncio.shield(self._run_in_loader(change_and_limit))
 
     def _load(self) -> None:
         self.repository.load_all()
@@ -238,7 +284,11 @@ class Service:
             "shadow": self.shadows.unknown_models(),
             "deadlines": sorted(self.settings.deadlines.keys() - known),
             "weights": sorted(self.settings.weights.keys() - known),
+            "pin": sorted(self.settings.pin.keys() - known),
+            "only": sorted(set(self.settings.only) - known),
         }
+        if self.settings.admin and not self.settings.admin_token and self.settings.host not in _LOOPBACK:
+            _LOG.warning("every client can change what is served: set SEVENFOLD_ADMIN_TOKEN, or leave out --admin")
         for setting, names in unknown.items():
             if names:
                 fields = {"setting": setting, "names": ", ".join(names)}
@@ -284,9 +334,10 @@ class Service:
 def freeze_objects() -> None:
     """Exclude all current objects from garbage collection, after collecting the garbage among them.
 
-    Models stay in memory, and traversing them took 75 ms in each full collection, during which no request is handled.
+    To be called once, before models are loaded: most objects are those of the imported modules, which stay, and
+    traversing them would take 30 ms in each full collection, during which no request is handled. What a version needs
+    is 1,000 objects or so, which are collected when it is retired.
     """
-    gc.unfreeze()
     gc.collect()
     gc.freeze()
 

@@ -23,12 +23,12 @@ class InvalidSetting(ValueError):
     """A setting does not exist or has an invalid value."""
 
 
-def _setting(default: Any, doc: str, *, min: float | None = None, max: float = 2**53) -> Any:
+def _setting(default: Any, doc: str, *, min: float | None = None, max: float = 2**53, secret: bool = False) -> Any:
     metadata = {"doc": doc, "min": min, "max": max}
     return (
         field(default_factory=lambda: default, metadata=metadata)
         if default == {}
-        else field(default=default, metadata=metadata)
+        else field(default=default, metadata=metadata, repr=not secret)
     )
 
 
@@ -40,8 +40,21 @@ class Settings:
     port: int = _setting(8000, "port to listen on; 0 = any free port", min=0, max=65535)
     models: Path = _setting(Path("models"), "folder of models, laid out as NAME/VERSION/manifest.json")
     versions: int = _setting(1, "number of newest versions of each model to serve; 0 = all", min=0)
+    only: tuple[str, ...] = _setting((), "serve only these models, as NAME,NAME,…")
+    pin: Mapping[str, int] = _setting(
+        {},
+        "serve exactly this version of a model, whatever else is in its folder, as NAME=VERSION,…",
+        min=1,
+        max=999_999_999,
+    )
     rescan_seconds: float = _setting(
-        10.0, "interval between checks of the model folder for new versions; 0 = check only at startup", min=0
+        10.0,
+        "interval between checks of the model folder for versions added or removed; 0 = check only at startup",
+        min=0,
+    )
+    admin: bool = _setting(False, "allow clients to load, unload and promote versions")
+    admin_token: str = _setting(
+        "", "token that requests to load, unload and promote must send as 'Authorization: Bearer TOKEN'", secret=True
     )
     device: Literal["auto", "cpu", "cuda"] = _setting(
         "auto", "device to run models on; 'cuda' fails at startup if CUDA is unavailable"
@@ -167,13 +180,27 @@ def flag_parser() -> argparse.ArgumentParser:
     )
     for spec in fields(Settings):
         choices = f" ({', '.join(get_args(spec.type))})" if get_origin(spec.type) is Literal else ""
-        default = "none" if get_origin(spec.type) is Mapping else spec.default
-        parser.add_argument(_flag(spec), metavar="VALUE", help=f"{spec.metadata['doc']}{choices}; default: {default}")
+        help_text = f"{spec.metadata['doc']}{choices}; default: {_describe_default(spec)}"
+        if spec.type is bool:  # The flag alone turns it on.
+            parser.add_argument(_flag(spec), metavar="on|off", nargs="?", const="on", help=help_text)
+        else:
+            parser.add_argument(_flag(spec), metavar="VALUE", help=help_text)
     return parser
+
+
+def _describe_default(spec: Field[Any]) -> Any:
+    if spec.type is bool:
+        return "on" if spec.default else "off"
+    is_empty = get_origin(spec.type) is Mapping or spec.default in ("", ())
+    return "none" if is_empty else spec.default
 
 
 def _convert(spec: Field[Any], text: str) -> Any:
     kind: Any = spec.type
+    if kind is bool:
+        if text.lower() not in _SWITCH:
+            raise InvalidSetting(f"{spec.name} must be on or off, not '{text}'.")
+        return _SWITCH[text.lower()]
     if get_origin(kind) is Literal:
         if text not in get_args(kind):
             raise InvalidSetting(f"{spec.name} must be one of {', '.join(get_args(kind))}, not '{text}'.")
@@ -182,18 +209,26 @@ def _convert(spec: Field[Any], text: str) -> Any:
         if not text:
             raise InvalidSetting(f"{spec.name} must not be empty.")
         return kind(text)
+    if get_origin(kind) is tuple:
+        return _convert_names(spec, text)
     if get_origin(kind) is Mapping:
         return _convert_mapping(spec, text)
     return _convert_number(spec, spec.name, text, kind)
 
 
+def _convert_names(spec: Field[Any], text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise InvalidSetting(f"{spec.name} must be NAME,NAME,… with unique names, not '{text}'.")
+    return names
+
+
 def _convert_mapping(spec: Field[Any], text: str) -> Mapping[str, float]:
+    kind: Any = get_args(spec.type)[1]
     pairs = [item.partition("=") for item in text.split(",")]
     if any(not (key and sign) for key, sign, _ in pairs) or len({key for key, _, _ in pairs}) < len(pairs):
         raise InvalidSetting(f"{spec.name} must be NAME=NUMBER,NAME=NUMBER,… with unique names, not '{text}'.")
-    return MappingProxyType(
-        {key: _convert_number(spec, f"{spec.name}: {key}", value, float) for key, _, value in pairs}
-    )
+    return MappingProxyType({key: _convert_number(spec, f"{spec.name}: {key}", value, kind) for key, _, value in pairs})
 
 
 def _convert_number(spec: Field[Any], label: str, text: str, kind: Any) -> Any:
@@ -204,6 +239,8 @@ def _convert_number(spec: Field[Any], label: str, text: str, kind: Any) -> Any:
         raise InvalidSetting(f"{label} must be between {spec.metadata['min']} and {spec.metadata['max']}, not {text}.")
     return kind(text)
 
+
+_SWITCH = {"on": True, "true": True, "yes": True, "1": True, "off": False, "false": False, "no": False, "0": False}
 
 # Stricter than Python's own parsing: 1_0, nan and inf are typing errors here.
 _NUMBERS = {

@@ -21,8 +21,8 @@ from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, PlainSerializer, TypeAdapter, WithJsonSchema
-from pydantic_core import from_json
 
+from tasks._json import parse_json
 from tasks.comparison import agreement
 
 Array = NDArray[Any]
@@ -349,6 +349,6 @@ def _is_text(task_class: type[Task], field: str) -> bool:
 
 def _parse_json(text: str, name: str) -> Any:
     try:
-        return from_json(text)
+        return parse_json(text)
     except ValueError as error:
         raise ValueError(f"{name} is not JSON: {error}") from None

@@ -20,9 +20,16 @@ class Golden(StrictModel):
 def read_goldens(folder: Path) -> tuple[Golden, ...]:
     """Read the golden requests of a model folder. Raises BrokenModel."""
     try:
-        goldens = json.loads((folder / GOLDENS).read_bytes())
-        return tuple(Golden.model_validate(golden) for golden in goldens)
-    except (OSError, ValueError) as error:
+        return parse_goldens((folder / GOLDENS).read_bytes())
+    except OSError as error:
+        raise BrokenModel(f"{GOLDENS} cannot be read: {error.strerror}.") from None
+
+
+def parse_goldens(content: bytes) -> tuple[Golden, ...]:
+    """Return the golden requests that a file contains. Raises BrokenModel."""
+    try:
+        return tuple(Golden.model_validate(golden) for golden in json.loads(content))
+    except (ValueError, TypeError) as error:
         raise BrokenModel(f"{GOLDENS} cannot be read: {error}.") from None
 
 

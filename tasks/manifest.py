@@ -7,10 +7,15 @@
                             …               files of the task: a tokenizer, a table of films
 
 Nothing in the folder is executed, and nothing outside it is read.
+
+`read_files` reads each file once and returns the bytes whose hash it has verified. A server builds everything from
+these bytes, so that what it serves is what it has verified, even if the folder changes meanwhile.
 """
 
 import hashlib
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,13 +29,19 @@ MODEL = "model.onnx"
 GOLDENS = "goldens.json"
 CARD = "README.md"
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
-Version = Annotated[str, Field(pattern=r"^[1-9][0-9]{0,8}$")]
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
+VERSION_PATTERN = r"^[1-9][0-9]{0,8}$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+Version = Annotated[str, Field(pattern=VERSION_PATTERN)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")]
 
 
 class BrokenModel(ValueError):
     """A model folder cannot be served; the message says why."""
+
+
+class UnreadableModel(BrokenModel):
+    """A file or folder of a model cannot be read; it may be possible later."""
 
 
 class StrictModel(BaseModel):
@@ -43,7 +54,7 @@ class FileEntry(StrictModel):
     """A file of the model folder."""
 
     sha256: str
-    size: Annotated[int, Field(description="bytes")]
+    size: Annotated[int, Field(ge=0, description="bytes")]
 
 
 class Metric(StrictModel):
@@ -98,23 +109,33 @@ class Manifest(StrictModel):
 
     def load_task(self, folder: Path) -> Task:
         """Build the task from the parameters and the task's files in this folder. Raises BrokenModel."""
+        names = [name for name in self._task_class().files.values() if name in self.files]
         try:
-            task_class = task_type(self.task)
-        except KeyError:
-            raise BrokenModel(f"The task '{self.task}' is not one of {', '.join(task_names())}.") from None
-        texts = {name: self._read_text(folder, name) for name in task_class.files.values()}
+            contents = {name: (folder / name).read_bytes() for name in names}
+        except OSError as error:
+            raise _unreadable(error) from None
+        return self.build_task(contents)
+
+    def build_task(self, contents: Mapping[str, bytes]) -> Task:
+        """Build the task from the parameters and the contents of the model's files, by name. Raises BrokenModel."""
+        task_class = self._task_class()
+        texts = {name: self._text(contents, name) for name in task_class.files.values()}
         try:
             return build_task(task_class, self.parameters, texts)
         except ValueError as error:
             raise BrokenModel(f"The parameters do not describe a task of kind '{self.task}': {error}.") from None
 
-    def _read_text(self, folder: Path, name: str) -> str:
+    def _task_class(self) -> type[Task]:
+        try:
+            return task_type(self.task)
+        except KeyError:
+            raise BrokenModel(f"The task '{self.task}' is not one of {', '.join(task_names())}.") from None
+
+    def _text(self, contents: Mapping[str, bytes], name: str) -> str:
         if name not in self.files:
             raise BrokenModel(f"The manifest does not list {name}, which the task '{self.task}' needs.")
         try:
-            return (folder / name).read_bytes().decode("utf-8")
-        except OSError as error:
-            raise BrokenModel(f"{name} cannot be read: {error.strerror}.") from None
+            return contents[name].decode("utf-8")
         except UnicodeDecodeError:
             raise BrokenModel(f"{name} is not UTF-8 text.") from None
 
@@ -135,9 +156,11 @@ def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a model folder. Raises BrokenModel."""
     path = folder / MANIFEST
     try:
+        if path.exists() and not path.is_file():  # Reading a pipe would wait for ever.
+            raise UnreadableModel(f"{MANIFEST} is not a file.")
         return Manifest.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise BrokenModel(f"{MANIFEST} cannot be read: {error.strerror}.") from None
+        raise _unreadable(error) from None
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
@@ -159,13 +182,44 @@ def write_task_files(folder: Path, task: Task) -> None:
 def verify_files(folder: Path, manifest: Manifest) -> None:
     """Check that each file exists inside the folder with its published size and hash. Raises BrokenModel."""
     for name, entry in manifest.files.items():
-        path = folder / name
-        if path.is_symlink() and path.resolve().parent != folder.resolve():
-            raise BrokenModel(f"{name} is outside the model's folder.")
-        if not path.is_file():
-            raise BrokenModel(f"{name} is missing.")
-        if path.stat().st_size != entry.size or sha256_of(path) != entry.sha256:
-            raise BrokenModel(f"{name} is not the file that was published: its checksum differs.")
+        _read_file(folder, name, entry)
+    _check_required_files(manifest)
+
+
+def read_files(folder: Path, manifest: Manifest) -> dict[str, bytes]:
+    """Read all files that the manifest lists, each once, and verify what was read. Raises BrokenModel.
+
+    Returns their contents by name.
+    """
+    _check_required_files(manifest)
+    return {name: _read_file(folder, name, entry) for name, entry in manifest.files.items()}
+
+
+def _check_required_files(manifest: Manifest) -> None:
     for required in (MODEL, GOLDENS):
         if required not in manifest.files:
             raise BrokenModel(f"The manifest does not list {required}.")
+
+
+def _read_file(folder: Path, name: str, entry: FileEntry) -> bytes:
+    """Return the content of a file, which is never read beyond its published size."""
+    path = folder / name
+    try:
+        # Unlike `Path.resolve`, `realpath` does not raise RuntimeError for a link to itself.
+        if path.is_symlink() and os.path.dirname(os.path.realpath(path)) != os.path.realpath(folder):
+            raise BrokenModel(f"{name} is outside the model's folder.")
+        if not path.is_file():
+            raise BrokenModel(f"{name} is missing.")
+        with path.open("rb") as file:
+            content = file.read(entry.size + 1)
+    except OSError as error:
+        raise _unreadable(error) from None
+    if len(content) != entry.size or hashlib.sha256(content).hexdigest() != entry.sha256:
+        raise BrokenModel(f"{name} is not the file that was published: its checksum differs.")
+    return content
+
+
+def _unreadable(error: OSError) -> UnreadableModel:
+    """Return an error that names the file only: the message is shown to clients, and folders are not their business."""
+    name = Path(str(error.filename)).name if error.filename else "A file"
+    return UnreadableModel(f"{name} cannot be read: {error.strerror or error}.")

@@ -1,6 +1,9 @@
 """Endpoints that list and describe the models."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
+from itertools import groupby
+from operator import attrgetter
+from pathlib import PurePosixPath, PureWindowsPath
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path
@@ -102,8 +105,8 @@ def models_router(repository: Repository) -> APIRouter:
 
     @router.get("", summary="List the models")
     async def list_models() -> ModelList:
-        names = dict.fromkeys(entry.name for entry in repository.entries())
-        return ModelList(models=[_summary(name, repository.versions_of(name)) for name in names])
+        groups = groupby(repository.entries(), key=attrgetter("name"))
+        return ModelList(models=[_summary(name, entries, repository.default_of(name)) for name, entries in groups])
 
     @router.get("/{name}", summary="Describe a model")
     async def describe(name: _Name) -> ModelDetails:
@@ -116,21 +119,21 @@ def models_router(repository: Repository) -> APIRouter:
     return router
 
 
-def _state(entry: Entry) -> VersionState:
+def version_state(entry: Entry) -> VersionState:
+    """Describe a version."""
     unserved: Literal["shadow", "unavailable"] = "unavailable" if entry.shadow is None else "shadow"
     state: Literal["ready", "shadow", "unavailable"] = unserved if entry.model is None else "ready"
     return VersionState(version=entry.version, state=state, reason=entry.reason)
 
 
-def _summary(name: str, entries: Sequence[Entry]) -> ModelSummary:
-    served = next((entry.model for entry in entries if entry.model is not None), None)
+def _summary(name: str, entries: Iterable[Entry], served: Model | None) -> ModelSummary:
     return ModelSummary(
         name=name,
         state="unavailable" if served is None else "ready",
         version=served.manifest.version if served else None,
         task=served.manifest.task if served else None,
         title=served.manifest.title if served else None,
-        versions=[_state(entry) for entry in entries],
+        versions=[version_state(entry) for entry in entries],
     )
 
 
@@ -138,8 +141,9 @@ def _details(model: Model, repository: Repository) -> ModelDetails:
     manifest, task = model.manifest, model.task
     return ModelDetails(
         **manifest.model_dump(
-            include={"name", "version", "task", "title", "metrics", "parameters", "data", "licence", "created", "code"}
+            include={"name", "version", "task", "title", "metrics", "parameters", "licence", "created", "code"}
         ),
+        data=_without_folders(manifest.data),
         device=model.pipeline.device,
         labels=manifest.parameters.get("labels"),
         inputs=[Tensor(name=spec.name, dtype=spec.dtype, shape=list(spec.shape)) for spec in task.inputs],
@@ -154,7 +158,31 @@ def _details(model: Model, repository: Repository) -> ModelDetails:
             )
             for shape, size, seconds, memory_bytes in model.pipeline.latency_profile.table()
         ],
-        card=model.card,
+        card=_card_without_folders(model),
         example=dict(model.example),
-        versions=[_state(entry) for entry in repository.versions_of(manifest.name)],
+        versions=[version_state(entry) for entry in repository.versions_of(manifest.name)],
     )
+
+
+def _without_folders(data: DataSource) -> DataSource:
+    """Return the source of the data; of a file or folder on the machine that trained, only its last part."""
+    address = None if data.address is None or data.address.startswith("file:") else _last_part(data.address)
+    return data.model_copy(update={"name": _last_part(data.name), "address": address})
+
+
+def _card_without_folders(model: Model) -> str:
+    """Return the card, without the folders of the data on the machine that trained."""
+    card = model.card
+    for text in filter(None, (model.manifest.data.name, model.manifest.data.address)):
+        card = card.replace(text, _last_part(text)) if _is_path(text) else card
+    return card
+
+
+def _last_part(text: str) -> str:
+    if not _is_path(text):
+        return text
+    return (PureWindowsPath(text) if "\\" in text else PurePosixPath(text)).name or "data"
+
+
+def _is_path(text: str) -> bool:
+    return text.startswith(("/", "~", "./", "../")) or PureWindowsPath(text).drive != ""

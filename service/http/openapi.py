@@ -65,7 +65,8 @@ def build_openapi(app: FastAPI, repository: Repository) -> dict[str, Any]:
     _replace_fastapi_errors(document, schemas)
     for model in repository.served_models():
         name = model.manifest.name
-        document["paths"].setdefault(f"/v1/models/{name}/predict", {"post": _operation(model, schemas)})
+        if repository.default_of(name) is model:
+            document["paths"][f"/v1/models/{name}/predict"] = {"post": _operation(model, schemas)}
         by_version = _operation(model, schemas) | {"deprecated": False}
         by_version["operationId"] += f"_{model.manifest.version}"
         by_version["summary"] += f" (version {model.manifest.version})"

@@ -69,8 +69,11 @@ class PredictMiddleware:
         self.shadows.mirror(trace_of(scope))
 
     async def _answer(self, request: Request, name: str, version: str | None) -> Response:
+        with self.repository.lease(name, version) as model:
+            return await self._answer_with(model, request)
+
+    async def _answer_with(self, model: Model, request: Request) -> Response:
         trace = trace_of(request.scope)
-        model = self.repository.find(name, version)
         trace.model, trace.version = model.manifest.name, model.manifest.version
         representation = choose_representation(model.task.representations, ", ".join(request.headers.getlist("accept")))
         loop = asyncio.get_running_loop()

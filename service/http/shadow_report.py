@@ -1,5 +1,6 @@
 """Report on the shadow evaluation of a new version: mirrored requests, compared with the served version."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from statistics import median
 from typing import Annotated, Literal
@@ -57,7 +58,10 @@ class ShadowReport(BaseModel):
 
     model: str
     version: str
-    verdict: Literal["running", "promoted", "rolled_back"]
+    verdict: Annotated[
+        Literal["running", "promoted", "rolled_back", "stopped"],
+        Field(description="stopped: an operator, or the removal of a version, ended the evaluation."),
+    ]
     reason: Annotated[str | None, Field(description="Reason for the verdict.")]
     began: str
     decided: str | None
@@ -94,11 +98,10 @@ def shadow_router(shadows: ShadowTraffic) -> APIRouter:
 
 def _report(name: str, version: str, evaluation: ShadowEvaluation) -> ShadowReport:
     decision = evaluation.decision
-    verdict: Literal["promoted", "rolled_back"] = "promoted" if decision and decision.promoted else "rolled_back"
     return ShadowReport(
         model=name,
         version=version,
-        verdict=verdict if decision else "running",
+        verdict="running" if decision is None else _VERDICTS[decision.promoted],
         reason=decision.reason if decision else None,
         began=_timestamp(evaluation.started_at),
         decided=None if evaluation.decided_at is None else _timestamp(evaluation.decided_at),
@@ -118,6 +121,13 @@ def _report(name: str, version: str, evaluation: ShadowEvaluation) -> ShadowRepo
         served=_latency(evaluation.served),
         shadow=_latency(evaluation.shadow),
     )
+
+
+_VERDICTS: Mapping[bool | None, Literal["promoted", "rolled_back", "stopped"]] = {
+    True: "promoted",
+    False: "rolled_back",
+    None: "stopped",
+}
 
 
 def _timestamp(seconds: float) -> str:

@@ -6,6 +6,7 @@ from enum import Enum
 from typing import Any
 
 from service.engine.pipeline import Pipeline
+from service.models.leases import Leases
 from tasks.contract import Task
 from tasks.deviation import BatchDeviation
 from tasks.goldens import Golden
@@ -18,6 +19,8 @@ class Model:
 
     Attributes:
         deviation: for each output, how much the batch changes it on this device, measured on the goldens.
+        leases: held by everybody who uses the pipeline, which is closed when the version is retired and the last lease
+            has ended.
     """
 
     manifest: Manifest
@@ -26,6 +29,7 @@ class Model:
     goldens: tuple[Golden, ...]
     card: str
     deviation: BatchDeviation
+    leases: Leases
 
     @property
     def example(self) -> Mapping[str, Any]:
@@ -45,7 +49,23 @@ class LoadState(Enum):
     SERVED = "served"
     SHADOW = "shadow"
     REPLACED = "replaced"
+    """Not in memory, because other versions are to be served."""
     FAILED = "failed"
+
+
+class Choice(Enum):
+    """What an operator has chosen for a version while the server runs; it holds until another choice or a restart."""
+
+    AUTOMATIC = "automatic"
+    """No choice: the settings decide."""
+    PROMOTED = "promoted"
+    """It answers requests that name no version, although a newer version could."""
+    LOADED = "loaded"
+    """It is served in addition, and takes its turn if all newer versions are gone."""
+    LOADED_BESIDE = "loaded beside"
+    """The same for a version newer than the one that answers by default, which it must not replace."""
+    UNLOADED = "unloaded"
+    """It is not served."""
 
 
 _EXPLANATIONS: Mapping[LoadState, str] = {
@@ -53,7 +73,7 @@ _EXPLANATIONS: Mapping[LoadState, str] = {
     LoadState.SHADOW: "It is being evaluated on shadow traffic.",
     LoadState.REPLACED: "A newer version is served.",
 }
-"""Why a version in this state is not served; a version that failed has an error of its own."""
+"""Why a version in this state is not served, unless it has an explanation of its own."""
 
 Fingerprint = frozenset[tuple[str, int, int]]
 """Name, size in bytes and modification time in nanoseconds of each file in a model folder."""
@@ -65,7 +85,7 @@ class Entry:
 
     Attributes:
         loaded: the model in memory, if the state is SERVED or SHADOW.
-        error: why it is not served, if the state is FAILED.
+        explanation: why it is not served, if its state does not say it.
         fingerprint: the files when the version was loaded. A version that is not in memory is loaded again when its
             files have changed.
     """
@@ -74,8 +94,14 @@ class Entry:
     version: str
     state: LoadState = LoadState.PENDING
     loaded: Model | None = None
-    error: str | None = None
+    explanation: str | None = None
     fingerprint: Fingerprint = frozenset()
+    choice: Choice = Choice.AUTOMATIC
+
+    @property
+    def number(self) -> int:
+        """The version as a number, by which versions are ordered."""
+        return int(self.version)
 
     @property
     def model(self) -> Model | None:
@@ -88,6 +114,11 @@ class Entry:
         return self.loaded if self.state is LoadState.SHADOW else None
 
     @property
+    def can_be_loaded(self) -> bool:
+        """Whether loading it has not been tried, or has succeeded before."""
+        return self.state in (LoadState.PENDING, LoadState.REPLACED)
+
+    @property
     def reason(self) -> str | None:
         """Why the version is not served; None if it is."""
-        return self.error if self.state is LoadState.FAILED else _EXPLANATIONS.get(self.state)
+        return None if self.state is LoadState.SERVED else self.explanation or _EXPLANATIONS.get(self.state)

@@ -74,9 +74,9 @@ class Failure:
 
 @dataclass(frozen=True)
 class Decision:
-    """The outcome of an evaluation, and the reason for it."""
+    """The outcome of an evaluation, and the reason for it; `promoted` is None if it was stopped."""
 
-    promoted: bool
+    promoted: bool | None
     reason: str
 
 
@@ -164,6 +164,11 @@ class ShadowEvaluation:
         if self.decision is not None:
             self.decided_at = self._clock()
         return self.decision
+
+    def stop(self, reason: str) -> None:
+        """End the evaluation without a result. Has no effect after the decision."""
+        if self.decision is None:
+            self.decision, self.decided_at = Decision(None, reason), self._clock()
 
     def _add_comparison(self, comparison: Comparison) -> None:
         self.served.add(comparison.served)

@@ -1,38 +1,53 @@
-"""The model repository: finds model versions in a folder, loads and verifies them, and keeps those that are served.
+"""The model repository: loads and verifies the versions that a folder contains, and keeps those that are served.
 
     <root>/<name>/<version>/manifest.json
 
-A version that cannot be read, differs from what was published, or does not reproduce its golden answers is listed with
-the reason and is never served. Other versions are not affected. If the newest version fails, the one before it is
-served.
+What is there is what is served: a version that is added is loaded, and one that is removed is no longer served;
+requests in progress finish. A version that cannot be read, differs from what was published, or does not reproduce its
+golden answers is listed with the reason and is never served. Other versions are not affected. If the newest version
+fails or is removed, the one before it is served. `selection.py` decides which versions are needed.
+
+Threads: versions are loaded, and the folder is looked at, in one thread at a time, the loader. The event loop promotes
+and rolls back shadow versions. Both change entries under a lock; readers take none.
 """
 
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from threading import Lock, RLock
 from typing import Any
-from weakref import WeakValueDictionary, finalize
+from weakref import WeakValueDictionary
 
 from service.backends.base import Backend, BackendError, OpenBackend
+from service.engine.latency import shape_of
 from service.engine.pipeline import Pipeline
-from service.errors import ModelNotFound, ModelUnavailable
-from service.models.model import Entry, Fingerprint, LoadState, Model
+from service.engine.scheduler import HungRun
+from service.errors import Conflict, ModelNotFound, ModelRejected, ModelUnavailable
+from service.models import selection
+from service.models.device_work import DeviceWork, Submit, run_directly
+from service.models.discovery import FoundVersion, ModelFolder
+from service.models.leases import Leases
+from service.models.model import Choice, Entry, Fingerprint, LoadState, Model
+from service.models.selection import Rule
 from service.models.verification import GoldenRun, verify
 from service.models.warmup import measure_memory, rerun_example
-from tasks.contract import Task, TensorSpec
-from tasks.goldens import read_goldens
-from tasks.manifest import CARD, MANIFEST, MODEL, BrokenModel, Manifest, read_manifest, verify_files
+from tasks.contract import Task, TensorSpec, count_samples
+from tasks.goldens import parse_goldens
+from tasks.manifest import CARD, GOLDENS, MODEL, BrokenModel, Manifest, UnreadableModel, read_files, read_manifest
 
 _LOG = logging.getLogger(__name__)
 
 _GraphKey = tuple[str, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 """The SHA-256 of a graph's file, and the inputs and outputs it is opened with."""
-MakePipeline = Callable[[str, Task, Backend, Sequence[GoldenRun]], Pipeline]
+MakePipeline = Callable[[str, Task, Backend, Sequence[GoldenRun], DeviceWork], Pipeline]
 """Makes the pipeline of a task and a backend, and warms it up."""
+_Versions = tuple[Entry, ...]
+"""The versions of a model, newest first."""
 
 
 @dataclass
@@ -45,10 +60,14 @@ class Repository:
         open_backend: the runtime.
         make_pipeline: makes the pipeline of a task and a backend.
         concurrency: number of models loaded at a time.
+        pins: the only version to serve, for the models that have one here.
+        only: names of the models to serve; empty for all.
+        submit_to: returns how work is run on the named device.
         on_loaded: called with name, version and seconds when a version has been loaded.
+        on_removed: called with name and version when a version is no longer in the folder.
         needs_evaluation: whether new versions of the named model are evaluated on shadow traffic before they serve.
-        on_retired: called with the pipeline of a version that is no longer served after its last request has ended, in
-            any thread.
+        on_retired: called with the pipeline of a version that is no longer served when its last lease has ended, in any
+            thread.
         loaded: whether all models have been loaded or have failed; set by the caller of `load_all`.
     """
 
@@ -57,123 +76,216 @@ class Repository:
     open_backend: OpenBackend
     make_pipeline: MakePipeline
     concurrency: int = 1
+    pins: Mapping[str, str] = field(default_factory=dict)
+    only: frozenset[str] = frozenset()
+    submit_to: Callable[[str], Submit] = lambda device: run_directly
     on_loaded: Callable[[str, str, float], None] = lambda name, version, seconds: None
+    on_removed: Callable[[str, str], None] = lambda name, version: None
     needs_evaluation: Callable[[str], bool] = lambda name: False
     on_retired: Callable[[Pipeline], None] = Pipeline.close
     loaded: bool = field(default=False, init=False)
-    _entries: dict[str, tuple[Entry, ...]] = field(default_factory=dict, init=False)
-    """The versions of each model, newest first. Each tuple is replaced as a whole, so that readers, which take no lock,
-    see the state before or after a change."""
+    _entries: dict[str, _Versions] = field(default_factory=dict, init=False)
+    """Each tuple is replaced as a whole, so that readers see the state before or after a change."""
+    _defaults: dict[str, Model] = field(default_factory=dict, init=False)
+    """The version of each model that answers requests which name none; it follows from the entries."""
     _lock: RLock = field(default_factory=RLock, init=False)
     """Held while entries are changed."""
+    _folder: ModelFolder = field(init=False)
+    _folder_problem: str | None = field(default=None, init=False)
+    """Why the folder of models could not be read by the last rescan."""
     _graph_locks: dict[_GraphKey, Lock] = field(default_factory=dict, init=False)
     _backends: WeakValueDictionary[_GraphKey, Backend] = field(default_factory=WeakValueDictionary, init=False)
     """Open graphs, for as long as a model uses them."""
 
-    def scan(self) -> None:
-        """List the versions in the folder without loading them. Raises BrokenModel if the folder does not exist."""
-        if not self.root.is_dir():
-            raise BrokenModel(f"The folder of models does not exist: {self.root}.")
-        for name, versions in self._find_versions():
-            self._update_entries(name, versions)
+    def __post_init__(self) -> None:
+        self._folder = ModelFolder(self.root, self.only)
 
-    def _find_versions(self) -> Iterator[tuple[str, list[str]]]:
-        """Yield each model in the folder with its versions, newest first."""
-        for folder in sorted(path for path in self.root.iterdir() if path.is_dir() and not path.name.startswith(".")):
-            try:
-                versions = [
-                    path.name for path in folder.iterdir() if (path / MANIFEST).is_file() and path.name.isdecimal()
-                ]
-            except OSError as error:
-                _LOG.error("folder unreadable", extra={"fields": {"folder": str(folder), "reason": error.strerror}})
-                continue
-            if versions:
-                yield folder.name, sorted(versions, key=int, reverse=True)
+    # What the folder contains
+
+    def scan(self) -> None:
+        """List the versions in the folder without loading them. Raises UnreadableModel if the folder cannot be read."""
+        found = self._folder.look()
+        for name, versions in found.models.items() if found else ():
+            self._update_entries(name, versions)
 
     def rescan(self) -> bool:
-        """Load versions that have been added since the last scan; return whether any of them can be used.
+        """Follow the changes of the folder since the last scan; return whether a version has been loaded.
 
-        Each one replaces its predecessor as soon as it is verified. Requests in progress finish with the version they
-        started with. A version whose folder was removed is served until a newer one replaces it or the server restarts.
+        A new version replaces its predecessor as soon as it is verified. A version whose folder is gone is no longer
+        served. If the folder of models cannot be read, everything stays as it is.
         """
-        has_new_models = False
-        for name, versions in self._find_versions():
-            models_before = list(self._models_in_memory(name))
-            self._update_entries(name, versions)
-            if any(entry.state is LoadState.PENDING for entry in self._entries[name]):
-                self._load_newest(name)
-            for model in self._models_in_memory(name):
-                if not any(model is known for known in models_before):
-                    has_new_models = True
-                    _run_example(rerun_example, model)
-        return has_new_models
+        try:
+            found = self._folder.look()
+        except UnreadableModel as error:
+            self._report_folder_problem(str(error))
+            return False
+        if found is None:
+            self._report_folder_problem(
+                f"The folder of models is another one than before, and empty: {self.root}. Is its volume mounted?"
+            )
+            return False
+        self._report_folder_problem(None)
+        for name in self._entries.keys() - found.models.keys() - found.unreadable:
+            self._update_entries(name, ())
+        has_loaded = [self._follow(name, versions) for name, versions in found.models.items()]
+        self._graph_locks.clear()
+        return any(has_loaded)
 
-    def _models_in_memory(self, name: str) -> Iterator[Model]:
-        return (entry.loaded for entry in self._entries.get(name, ()) if entry.loaded is not None)
+    def _report_folder_problem(self, problem: str | None) -> None:
+        if problem is not None and problem != self._folder_problem:
+            _LOG.error("folder of models unusable; served models stay", extra={"fields": {"reason": problem}})
+        self._folder_problem = problem
 
-    def _update_entries(self, name: str, versions: list[str]) -> None:
-        """Add pending entries for versions that are new and for those whose files have changed."""
-        changed = {entry.version for entry in self._entries.get(name, ()) if self._has_changed(entry)}
+    def _follow(self, name: str, versions: Sequence[FoundVersion]) -> bool:
+        """Bring a model in line with the versions found; return whether a version has been loaded."""
+        self._update_entries(name, versions)
+        return self._settle(name)
+
+    def _update_entries(self, name: str, versions: Sequence[FoundVersion]) -> None:
+        """List exactly the versions found: new ones and those whose files have changed as pending."""
+        known = {entry.version: entry for entry in self._entries.get(name, ())}
+        updated = {
+            found.version: self._update_entry(known.get(found.version) or Entry(name, found.version), found)
+            for found in versions
+        }
         with self._lock:
-            kept = [entry for entry in self._entries.get(name, ()) if entry.version not in changed]
-            known = {entry.version for entry in kept}
-            entries = kept + [Entry(name, version) for version in versions if version not in known]
-            self._entries[name] = tuple(sorted(entries, key=lambda entry: int(entry.version), reverse=True))
+            # The event loop may have promoted or rolled back a version meanwhile.
+            current = {entry.version: entry for entry in self._entries.get(name, ())}
+            for version in updated.keys() & known.keys():
+                if current[version] is not known[version] and updated[version] is known[version]:
+                    updated[version] = current[version]
+            for removed in sorted(known.keys() - updated.keys(), key=int):
+                _LOG.info("version removed", extra={"fields": {"model": name, "version": removed}})
+                self.on_removed(name, removed)
+            self._set_entries(name, sorted(updated.values(), key=lambda entry: entry.number, reverse=True))
+
+    def _update_entry(self, entry: Entry, found: FoundVersion) -> Entry:
+        if found.problem is not None:
+            if entry.loaded is not None and not found.is_readable:
+                return entry
+            if (entry.state, entry.explanation) == (LoadState.FAILED, found.problem):
+                return entry
+            failed = Entry(entry.name, entry.version, LoadState.FAILED, explanation=found.problem)
+            return replace(failed, choice=entry.choice)
+        if entry.loaded is None and entry.state is not LoadState.PENDING and self._has_changed(entry):
+            return replace(entry, state=LoadState.PENDING, fingerprint=frozenset())
+        return entry
 
     def _has_changed(self, entry: Entry) -> bool:
-        """Whether the files of a version that is not in memory have changed; it may have been read half copied."""
-        was_read = bool(entry.fingerprint) and entry.loaded is None
-        return was_read and entry.fingerprint != _fingerprint(self.root / entry.name / entry.version)
+        """Whether the files of a version have changed since it was loaded, or since this failed.
+
+        It may have been read half copied, or could not be read.
+        """
+        if not entry.fingerprint and entry.state is not LoadState.FAILED:
+            return False
+        return entry.fingerprint != _fingerprint(self.root / entry.name / entry.version)
+
+    def _set_entries(self, name: str, entries: Sequence[Entry]) -> None:
+        """Replace the versions of a model, or remove it if there are none; retire what is no longer in memory."""
+        with self._lock:
+            before = self._entries.get(name, ())
+            default = selection.default_model(entries, self._rule(name))
+            if entries:
+                self._entries[name] = tuple(entries)
+            else:
+                self._entries.pop(name, None)
+            if default is not None:
+                self._defaults[name] = default
+            else:
+                self._defaults.pop(name, None)
+        kept = {id(entry.loaded) for entry in entries}
+        for entry in before:
+            if entry.loaded is not None and id(entry.loaded) not in kept:
+                entry.loaded.leases.retire()
 
     def _replace_entries(self, *entries: Entry) -> None:
         """Replace the entries of the same versions of one model, in one step."""
         name, new = entries[0].name, {entry.version: entry for entry in entries}
         with self._lock:
-            self._entries[name] = tuple(new.get(entry.version, entry) for entry in self._entries[name])
+            self._set_entries(name, [new.get(entry.version, entry) for entry in self._entries.get(name, ())])
+
+    # Loading
 
     def load_all(self) -> None:
         """Load the versions of each model that are to serve."""
         # Largest first: loaded last, it would keep the others waiting with the remaining threads idle.
         names = sorted(self._entries, key=lambda name: self._graph_bytes(self._entries[name][0]), reverse=True)
         with ThreadPoolExecutor(self.concurrency, thread_name_prefix="loader") as pool:
-            for loading in [pool.submit(self._load_newest, name) for name in names]:
+            for loading in [pool.submit(self._load_needed, name) for name in names]:
                 loading.result()
+        self._graph_locks.clear()
         for name in names:
             for model in self._models_in_memory(name):
-                _run_example(measure_memory, model)
+                _run_example(measure_memory, model, DeviceWork())
 
     def _graph_bytes(self, entry: Entry) -> int:
-        graph = self.root / entry.name / entry.version / MODEL
-        return graph.stat().st_size if graph.is_file() else 0
+        try:
+            return (self.root / entry.name / entry.version / MODEL).stat().st_size
+        except OSError:
+            return 0
 
-    def _load_newest(self, name: str) -> None:
-        """Load pending versions: to serve, or, if they need evaluation and another version serves, as the shadow."""
-        if self.needs_evaluation(name):
-            if not any(entry.model for entry in self._entries[name]):
-                self._load_served(name, self._entries[name][1:])
-            if any(entry.model for entry in self._entries[name]):
-                self._load_shadow(name)
-                return
-        self._load_served(name, self._entries[name])
+    def _settle(self, name: str) -> bool:
+        """Load what is needed of a model now; return whether a version has been loaded."""
+        before = list(self._models_in_memory(name))
+        if name in self._entries:
+            self._load_needed(name)
+        new = [model for model in self._models_in_memory(name) if not any(model is known for known in before)]
+        for model in new:
+            work = self._device_work(name, model.pipeline.backend)
+            _run_example(measure_memory, model, work)
+            _run_example(rerun_example, model, work)
+        return bool(new)
 
-    def _load_served(self, name: str, entries: tuple[Entry, ...]) -> None:
-        """Load pending versions, newest first, until as many are served as the settings ask for."""
-        max_served = self.versions or len(entries)
-        served = 0
-        for entry in entries:
-            is_needed = served < max_served and entry.state is LoadState.PENDING
-            current = self._load(entry) if is_needed else entry
-            if current is not entry:
+    def _models_in_memory(self, name: str) -> Iterator[Model]:
+        return (entry.loaded for entry in self._entries.get(name, ()) if entry.loaded is not None)
+
+    def _rule(self, name: str) -> Rule:
+        return Rule(self.versions, self.pins.get(name))
+
+    def _load_needed(self, name: str) -> None:
+        """Load the versions that are to serve and, if new versions need evaluation, the newest one as the shadow."""
+        entries, rule = self._entries[name], self._rule(name)
+        evaluates = self.needs_evaluation(name) and not selection.holds_choice(entries, rule)
+        served = [entry.number for entry in entries if entry.model and entry.choice is not Choice.LOADED_BESIDE]
+        newest_served = max(served, default=entries[0].number - 1)
+        self._load_served(name, newest_served if evaluates else entries[0].number)
+        if evaluates and any(entry.model for entry in self._entries[name]):
+            self._load_shadow(name)
+        elif evaluates:
+            self._load_served(name, entries[0].number)
+
+    def _load_served(self, name: str, newest: int) -> None:
+        """Load versions up to number `newest`, preferred ones first, until as many serve as the settings ask for."""
+        rule, served = self._rule(name), 0
+        for entry in selection.in_order_of_preference(self._entries[name], rule):
+            if entry.number > newest:
+                continue
+            current = entry
+            if selection.is_needed(entry, served, rule) and entry.can_be_loaded:
+                current = self._load(entry)
                 self._replace_entries(current)
+            elif selection.is_needed(entry, served, rule) and entry.shadow is not None:
+                current = self._serve_shadow(entry)
             served += current.model is not None
-        self._retire_old_versions(name)
+        self._replace_unneeded(name)
+
+    def _serve_shadow(self, entry: Entry) -> Entry:
+        """Serve a shadow version, which is evaluated no longer; the event loop may have decided on it meanwhile."""
+        with self._lock:
+            current = self._entry(entry.name, entry.version) or entry
+            if current.shadow is not None:
+                current = replace(current, state=LoadState.SERVED)
+                self._replace_entries(current)
+            return current
 
     def _load_shadow(self, name: str) -> None:
         """Load the newest loadable version that is newer than the served one, to be evaluated."""
         for entry in self._entries[name]:
+            if entry.choice in (Choice.LOADED_BESIDE, Choice.UNLOADED):
+                continue
             if entry.loaded is not None:
                 return
-            if entry.state is not LoadState.PENDING:
+            if not entry.can_be_loaded:
                 continue
             loaded = self._load(entry)
             if loaded.state is LoadState.FAILED:
@@ -188,23 +300,171 @@ class Repository:
                 self._replace_entries(replace(loaded, state=LoadState.SHADOW), *postponed)
             return
 
-    def _retire_old_versions(self, name: str) -> None:
-        """Mark versions as replaced if enough newer ones are served."""
+    def _replace_unneeded(self, name: str) -> None:
+        """Mark versions as replaced if enough preferred ones are served."""
         with self._lock:
-            entries = self._entries[name]
-            remaining = self.versions or len(entries)
-            updated = []
-            for entry in entries:
-                is_kept = remaining > 0
-                updated.append(entry if is_kept else replace(entry, state=LoadState.REPLACED, loaded=None, error=None))
-                remaining -= entry.model is not None
-            self._entries[name] = tuple(updated)
+            self._set_entries(name, selection.replace_unneeded(self._entries[name], self._rule(name)))
+
+    def _load(self, entry: Entry) -> Entry:
+        """Return the entry with its model, or with the reason why it cannot be loaded."""
+        started = time.perf_counter()
+        fingerprint = _fingerprint(self.root / entry.name / entry.version)
+        fields: dict[str, Any] = {"model": entry.name, "version": entry.version}
+        try:
+            model = self._load_model(entry)
+        except Exception as error:  # A broken model folder, however it is broken, must not affect other models.
+            is_expected = isinstance(error, BrokenModel | BackendError | HungRun)
+            reason = str(error) if is_expected else f"{type(error).__name__}: {error}"
+            if reason != entry.explanation:
+                trace = None if is_expected else error
+                _LOG.error("model unavailable", extra={"fields": fields | {"reason": reason}}, exc_info=trace)
+            if isinstance(error, UnreadableModel):
+                fingerprint = frozenset()  # The next rescan tries again.
+            return replace(entry, state=LoadState.FAILED, explanation=reason, fingerprint=fingerprint)
+        seconds = time.perf_counter() - started
+        self.on_loaded(entry.name, entry.version, seconds)
+        fields |= {"seconds": round(seconds, 3), "device": model.pipeline.device}
+        _LOG.info("model ready", extra={"fields": fields | {"batch_limit": model.pipeline.batch_limit}})
+        return replace(entry, state=LoadState.SERVED, loaded=model, explanation=None, fingerprint=fingerprint)
+
+    def _load_model(self, entry: Entry) -> Model:
+        """Load a version, verify it on its goldens, and warm it up. Raises BrokenModel, BackendError and HungRun."""
+        folder = self.root / entry.name / entry.version
+        manifest = read_manifest(folder)
+        if (manifest.name, manifest.version) != (entry.name, entry.version):
+            raise BrokenModel(
+                f"The manifest belongs to {manifest.name}/{manifest.version}: "
+                f"its 'name' and 'version' must be {entry.name} and {entry.version}."
+            )
+        contents = read_files(folder, manifest)
+        task = manifest.build_task(contents)
+        goldens = parse_goldens(contents[GOLDENS])
+        if not goldens:
+            raise BrokenModel("There are no golden requests, so the model cannot be verified.")
+        card = contents.get(CARD, b"").decode("utf-8", "replace")
+        backend = self._open_shared_backend(contents.pop(MODEL), manifest, task)
+        del contents  # Large, and no longer needed.
+        work = self._device_work(entry.name, backend)
+        verification = verify(manifest, task, backend, goldens, work)
+        pipeline = self.make_pipeline(entry.name, task, backend, verification.golden_runs, work)
+        leases = Leases(partial(self.on_retired, pipeline))
+        return Model(manifest, task, pipeline, goldens, card, verification.deviation, leases)
+
+    def _device_work(self, name: str, backend: Backend) -> DeviceWork:
+        """Return how work is run for a new version; until it is measured, it counts as large as the one that serves."""
+        submit, served = self.submit_to(backend.device), self.default_of(name)
+        if served is None:
+            return DeviceWork(submit)
+        profile = served.pipeline.latency_profile
+        return DeviceWork(submit, lambda arrays: profile.memory_bytes(shape_of(arrays), count_samples(arrays)))
+
+    def _open_shared_backend(self, graph: bytes, manifest: Manifest, task: Task) -> Backend:
+        """Open the graph, or return the one in memory if another version, of any model, has the same file.
+
+        Such versions differ in their task only: for example in the table of items for the same network.
+        """
+        key = (manifest.files[MODEL].sha256, task.inputs, task.outputs)
+        with self._graph_locks.setdefault(key, Lock()):
+            backend = self._backends.get(key)
+            if backend is None:
+                backend = self.open_backend(graph, task.inputs, task.outputs)
+                self._backends[key] = backend
+        return backend
+
+    # What an operator chooses; called in the loader
+
+    def load_version(self, name: str, version: str) -> Entry:
+        """Serve a version in addition to those that the settings ask for; it does not become the default.
+
+        Raises ModelNotFound, Conflict if another version is pinned, and ModelRejected if it cannot be loaded.
+        """
+        entry = self._find_choosable(name, version)
+        if entry.model is None:
+            self._load_chosen(entry)
+        return self._settled_and_served(name, version)
+
+    def promote_version(self, name: str, version: str) -> Entry:
+        """Make a version the default; it is loaded if necessary. `selection.promote` says for how long.
+
+        Raises ModelNotFound, Conflict if another version is pinned, and ModelRejected if it cannot be loaded.
+        """
+        entry = self._find_choosable(name, version)
+        if entry.model is None:
+            self._load_chosen(entry)
+        with self._lock:
+            self._set_entries(name, selection.promote(self._entries[name], version))
+        return self._settled_and_served(name, version)
+
+    def unload_version(self, name: str, version: str) -> Entry:
+        """Stop serving a version, and do not load it again. Raises ModelNotFound, and Conflict if it is pinned."""
+        entry = self._find_choosable(name, version)
+        if self._rule(name).pinned is not None:
+            raise Conflict(
+                f"{name} is pinned to version {version} by --pin. Restart the server without it to unload it."
+            )
+        self._choose(entry, Choice.UNLOADED)
+        return self._settled(name, version)
+
+    def _find_choosable(self, name: str, version: str) -> Entry:
+        self.versions_of(name)
+        entry, pinned = self._entry(name, version), self._rule(name).pinned
+        if entry is None:
+            raise self._unknown_version(name, version)
+        if pinned not in (None, version):
+            raise Conflict(
+                f"{name} is pinned to version {pinned} by --pin. Restart the server without it to change this."
+            )
+        return entry
+
+    def _load_chosen(self, entry: Entry) -> None:
+        """Serve a version that an operator asks for, even if loading it has failed before. Raises ModelRejected.
+
+        It does not become the default, unless there is none.
+        """
+        default = self.default_of(entry.name)
+        is_newer = default is not None and entry.number > int(default.manifest.version)
+        choice = Choice.LOADED_BESIDE if is_newer else Choice.LOADED
+        with self._lock:
+            current = self._entry(entry.name, entry.version) or entry
+            if current.shadow is not None:  # Its evaluation ends here.
+                self._replace_entries(replace(current, state=LoadState.SERVED, choice=choice))
+                return
+        loaded = self._load(entry)
+        if loaded.loaded is None:
+            self._replace_entries(loaded)
+            raise ModelRejected(f"{entry.name}/{entry.version} cannot be served: {loaded.explanation}")
+        self._replace_entries(replace(loaded, choice=choice))
+
+    def _choose(self, entry: Entry, choice: Choice) -> None:
+        with self._lock:
+            current = self._entry(entry.name, entry.version)
+            if current is not None:
+                self._replace_entries(replace(current, choice=choice))
+
+    def _settled_and_served(self, name: str, version: str) -> Entry:
+        entry = self._settled(name, version)
+        if entry.model is None:
+            raise ModelRejected(f"{name}/{version} is not served: {entry.reason}")
+        return entry
+
+    def _settled(self, name: str, version: str) -> Entry:
+        """Bring the model in line with a choice, and return the version's entry."""
+        self._replace_unneeded(name)
+        self._settle(name)
+        self._graph_locks.clear()
+        entry = self._entry(name, version)
+        if entry is None:
+            raise self._unknown_version(name, version)
+        return entry
+
+    # Shadow versions; called in the event loop
 
     def shadow_of(self, model: Model) -> Model | None:
-        """Return the version evaluated against this one; None if there is none or this is not the newest served."""
-        entries = self._entries.get(model.manifest.name, ())
-        served = next((entry.model for entry in entries if entry.model), None)
-        return next((entry.shadow for entry in entries if entry.shadow), None) if served is model else None
+        """Return the version evaluated against this one; None if there is none or this is not the default."""
+        name = model.manifest.name
+        entries = self._entries.get(name, ())
+        shadow = next((entry.shadow for entry in entries if entry.shadow), None)
+        return shadow if shadow is not None and self.default_of(name) is model else None
 
     def shadow_models(self) -> Iterator[Model]:
         """Return all versions that are being evaluated."""
@@ -215,109 +475,96 @@ class Repository:
         with self._lock:
             if entry := self._find_shadow_entry(shadow):
                 self._replace_entries(replace(entry, state=LoadState.SERVED))
-                self._retire_old_versions(entry.name)
+                self._replace_unneeded(entry.name)
 
     def roll_back(self, shadow: Model, reason: str) -> None:
         """Unload a version that failed its evaluation; it is not loaded again until its files change."""
         with self._lock:
             if entry := self._find_shadow_entry(shadow):
-                self._replace_entries(replace(entry, state=LoadState.FAILED, loaded=None, error=reason))
+                self._replace_entries(replace(entry, state=LoadState.FAILED, loaded=None, explanation=reason))
 
     def _find_shadow_entry(self, shadow: Model) -> Entry | None:
-        return next((entry for entry in self._entries[shadow.manifest.name] if entry.shadow is shadow), None)
+        entries = self._entries.get(shadow.manifest.name, ())
+        return next((entry for entry in entries if entry.shadow is shadow), None)
 
-    def _load(self, entry: Entry) -> Entry:
-        """Return the entry with its model, or with the reason why it cannot be loaded."""
-        started = time.perf_counter()
-        fingerprint = _fingerprint(self.root / entry.name / entry.version)
-        try:
-            model = self._load_model(entry)
-        except Exception as error:  # A broken model folder, however it is broken, must not affect other models.
-            is_expected = isinstance(error, BrokenModel | BackendError | OSError)
-            reason = str(error) if is_expected else f"{type(error).__name__}: {error}"
-            fields: dict[str, Any] = {"model": entry.name, "version": entry.version, "reason": reason}
-            _LOG.error("model unavailable", extra={"fields": fields}, exc_info=None if is_expected else error)
-            return replace(entry, state=LoadState.FAILED, error=reason, fingerprint=fingerprint)
-        seconds = time.perf_counter() - started
-        self.on_loaded(entry.name, entry.version, seconds)
-        fields = {"model": entry.name, "version": entry.version, "seconds": round(seconds, 3)}
-        fields |= {"device": model.pipeline.device, "batch_limit": model.pipeline.batch_limit}
-        _LOG.info("model ready", extra={"fields": fields})
-        return replace(entry, state=LoadState.SERVED, loaded=model, fingerprint=fingerprint)
+    # Reading
 
-    def _load_model(self, entry: Entry) -> Model:
-        """Load a version, verify it on its goldens, and warm it up. Raises BrokenModel, BackendError or OSError."""
-        folder = self.root / entry.name / entry.version
-        manifest = read_manifest(folder)
-        if (manifest.name, manifest.version) != (entry.name, entry.version):
-            raise BrokenModel(
-                f"The manifest belongs to {manifest.name}/{manifest.version}: "
-                f"its 'name' and 'version' must be {entry.name} and {entry.version}."
-            )
-        verify_files(folder, manifest)
-        task = manifest.load_task(folder)
-        goldens = read_goldens(folder)
-        if not goldens:
-            raise BrokenModel("There are no golden requests, so the model cannot be verified.")
-        backend = self._open_shared_backend(folder, manifest, task)
-        verification = verify(manifest, task, backend, goldens)
-        card = (folder / CARD).read_text("utf-8") if CARD in manifest.files else ""
-        pipeline = self.make_pipeline(entry.name, task, backend, verification.golden_runs)
-        model = Model(manifest, task, pipeline, goldens, card, verification.deviation)
-        # Requests in progress hold a reference: the pipeline is closed when the entry and the last request drop theirs.
-        finalize(model, self.on_retired, pipeline).atexit = False
-        return model
-
-    def _open_shared_backend(self, folder: Path, manifest: Manifest, task: Task) -> Backend:
-        """Open the graph, or return the one in memory if another version, of any model, has the same file.
-
-        Such versions differ in their task only: for example in the table of items for the same network.
-        """
-        key = (manifest.files[MODEL].sha256, task.inputs, task.outputs)
-        with self._graph_locks.setdefault(key, Lock()):
-            backend = self._backends.get(key)
-            if backend is None:
-                backend = self.open_backend((folder / MODEL).read_bytes(), task.inputs, task.outputs)
-                self._backends[key] = backend
-        return backend
+    @contextmanager
+    def lease(self, name: str, version: str | None = None) -> Iterator[Model]:
+        """Yield a model as `find` returns it; it stays usable in the `with` block, even if it is replaced meanwhile."""
+        model = self.find(name, version)
+        while not model.leases.try_acquire():  # It was replaced in this very moment.
+            model = self.find(name, version)
+        with model.leases:
+            yield model
 
     def find(self, name: str, version: str | None = None) -> Model:
-        """Return a model, by default its newest served version. Raises ModelNotFound or ModelUnavailable."""
-        entries = self._entries.get(name)
-        if entries is None:
-            names = ", ".join(self._entries) or "none"
-            raise ModelNotFound(f"Model '{name[:64]}' does not exist. Available models: {names}.")
-        if version is not None and not any(entry.version == version for entry in entries):
-            versions = ", ".join(entry.version for entry in entries)
-            raise ModelNotFound(f"{name} has no version '{version[:16]}'. Available versions: {versions}.")
-        candidates = [entry for entry in entries if version in (None, entry.version)]
-        if candidates[0].state is LoadState.REPLACED:
+        """Return a model, by default the version preferred by the settings and the operator.
+
+        Raises ModelNotFound or ModelUnavailable.
+        """
+        entries = self.versions_of(name)
+        if version is None:
+            model = self.default_of(name)
+            if model is not None:
+                return model
+            raise ModelUnavailable(self._why_unavailable(name, entries), retry_after_s=None if self.loaded else 1)
+        entry = next((entry for entry in entries if entry.version == version), None)
+        if entry is None:
+            raise self._unknown_version(name, version)
+        if entry.model is not None:
+            return entry.model
+        if entry.state is LoadState.REPLACED:
+            if entry.explanation is not None:
+                raise ModelNotFound(f"{name}/{version} is not served. {entry.explanation}")
             raise ModelNotFound(f"{name}/{version} is no longer served: a newer version replaced it.")
-        for entry in candidates:
-            if entry.model is not None:
-                return entry.model
-        message = f"{name}/{candidates[0].version} is not served: {candidates[0].reason}"
+        message = f"{name}/{version} is not served: {entry.reason}"
         raise ModelUnavailable(message, retry_after_s=None if self.loaded else 1)
+
+    def _why_unavailable(self, name: str, entries: Sequence[Entry]) -> str:
+        rule = self._rule(name)
+        preferred = next(iter(selection.in_order_of_preference(entries, rule)), None)
+        if preferred is None and rule.pinned is not None:
+            return f"{name} is not served: the setting --pin selects version {rule.pinned}, which is not there."
+        preferred = preferred or entries[0]
+        return f"{name}/{preferred.version} is not served: {preferred.reason}"
+
+    def _unknown_version(self, name: str, version: str) -> ModelNotFound:
+        versions = ", ".join(entry.version for entry in self._entries.get(name, ())) or "none"
+        return ModelNotFound(f"{name} has no version '{version[:16]}'. Available versions: {versions}.")
+
+    def default_of(self, name: str) -> Model | None:
+        """Return the version that answers requests which name none; None if no version is served."""
+        return self._defaults.get(name)
 
     def close(self) -> None:
         """Drop all models."""
-        with self._lock:
-            self._entries = {}
+        for name in list(self._entries):
+            self._set_entries(name, ())
 
     def entries(self) -> Iterator[Entry]:
         """Yield every version of every model, by name, newest first."""
         for entries in list(self._entries.values()):  # A copy: the loader may add a model during iteration.
             yield from entries
 
+    def _entry(self, name: str, version: str) -> Entry | None:
+        return next((entry for entry in self._entries.get(name, ()) if entry.version == version), None)
+
     def versions_of(self, name: str) -> tuple[Entry, ...]:
         """Return all versions of a model, newest first. Raises ModelNotFound."""
-        if name not in self._entries:
-            self.find(name)
-        return self._entries[name]
+        entries = self._entries.get(name)
+        if entries is None:
+            names = ", ".join(list(self._entries)) or "none"
+            raise ModelNotFound(f"Model '{name[:64]}' does not exist. Available models: {names}.")
+        return entries
 
     def served_models(self) -> Iterator[Model]:
         """Return all versions that are served."""
         return (entry.model for entry in self.entries() if entry.model is not None)
+
+    def default_models(self) -> Iterator[Model]:
+        """Return, for each model that is served, the version that answers requests which name none."""
+        return iter(list(self._defaults.values()))
 
 
 def _fingerprint(folder: Path) -> Fingerprint:
@@ -328,9 +575,11 @@ def _fingerprint(folder: Path) -> Fingerprint:
     return frozenset((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
-def _run_example(step: Callable[[Pipeline, Mapping[str, Any]], None], model: Model) -> None:
+def _run_example(
+    step: Callable[[Pipeline, Mapping[str, Any], DeviceWork], None], model: Model, work: DeviceWork
+) -> None:
     """Run a step on the model's example. An error is logged only: the model may still answer other requests."""
     try:
-        step(model.pipeline, model.example)
+        step(model.pipeline, model.example, work)
     except Exception:
         _LOG.exception("%s failed", step.__name__, extra={"fields": {"model": model.manifest.name}})

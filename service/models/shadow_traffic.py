@@ -2,7 +2,7 @@
 
 A fraction of the answered requests is mirrored after the client has its answer: with low priority, one at a time per
 version, a limited number in all, and none while the device is busy. Nothing that happens to a mirrored request affects
-a client.
+a client. A mirrored request holds leases on both versions, and is skipped if one of them is retired already.
 
 Answers are compared with those that clients received. Timings are not, because a mirrored request shares its batch with
 other (and fewer) requests than the original. Instead, both versions are timed on the mirrored request, in alternating
@@ -14,6 +14,7 @@ import logging
 import random
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -120,6 +121,8 @@ class ShadowTraffic:
             if (shadow.manifest.name, shadow.manifest.version) == (name, version):
                 return self._get_or_start(shadow).evaluation
         running = self._evaluations.get((name, version))
+        if running is not None:
+            running.evaluation.stop("It is not a shadow version any more: it was promoted, unloaded or removed.")
         return running.evaluation if running else None
 
     def capture(self, model: Model, request: PredictRequest, trace: Trace) -> PredictRequest:
@@ -174,13 +177,24 @@ class ShadowTraffic:
             shadow = running.model()
             if shadow is None or running.evaluation.decision is not None:
                 return
-            result = await self._compare(shadow, mirrored, request_id)
+            result = await self._compare_with_leases(shadow, mirrored, request_id)
             if result is None:
                 self._skip(running)
                 return
             self._record_metrics(running, result)
             if decision := running.evaluation.add(result):
                 self._apply(decision, running, shadow)
+
+    async def _compare_with_leases(
+        self, shadow: Model, mirrored: _MirroredRequest, request_id: str
+    ) -> Comparison | Failure | None:
+        """Compare the two versions; return None if one of them is retired, or got no time on the device."""
+        with ExitStack() as leases:
+            for model in (shadow, mirrored.served):
+                if not model.leases.try_acquire():
+                    return None
+                leases.enter_context(model.leases)
+            return await self._compare(shadow, mirrored, request_id)
 
     async def _compare(self, shadow: Model, mirrored: _MirroredRequest, request_id: str) -> Comparison | Failure | None:
         """Send the request to both versions; return None if one of them got no time on the device."""

@@ -8,12 +8,14 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from service.backends.base import Backend, OutOfMemory
-from tasks.contract import Arrays, Limits, Request, Samples, Task, count_samples
+from service.models.device_work import DeviceWork
+from tasks.contract import Arrays, Limits, Request, Run, Samples, Task, count_samples
 from tasks.deviation import BatchDeviation, batch_deviation, max_deviation
 from tasks.goldens import Golden, first_difference
 from tasks.manifest import BrokenModel, Manifest
@@ -46,25 +48,40 @@ class Verification:
     deviation: BatchDeviation
 
 
-def verify(manifest: Manifest, task: Task, backend: Backend, goldens: Sequence[Golden]) -> Verification:
-    """Replay the goldens, each alone and then in a batch. Raises BrokenModel if an answer differs."""
+def verify(
+    manifest: Manifest, task: Task, backend: Backend, goldens: Sequence[Golden], work: DeviceWork | None = None
+) -> Verification:
+    """Replay the goldens, each alone and then in a batch. Raises BrokenModel if an answer differs.
+
+    `work` runs the graph; by default it runs in this thread.
+    """
+    work = work or DeviceWork()
     requests = [task.parse(golden.request, Limits()) for golden in goldens]
     samples = [task.preprocess(task.decode(request, Limits())) for request in requests]
     alone, seconds = [], []
     for request_samples in samples:
-        started = time.perf_counter()
-        alone.append(backend.run_exclusive(request_samples.arrays))
-        seconds.append((time.perf_counter() - started) / len(request_samples))
-    batched = _run_batched(backend, samples, _copies_per_request(samples, seconds))
-    for mode, outputs in (("alone", alone), ("in a batch", [copies[0] for copies in batched])):
+        outputs, run_s = work.run(
+            partial(_time_run, backend.run_exclusive, request_samples.arrays), request_samples.arrays
+        )
+        alone.append(outputs)
+        seconds.append(run_s / len(request_samples))
+    batched = _run_batched(backend, work, samples, _copies_per_request(samples, seconds))
+    for mode, runs in (("alone", alone), ("in a batch", [copies[0] for copies in batched])):
         for i, golden in enumerate(goldens):
-            answer = task.postprocess(outputs[i], samples[i], requests[i])
+            answer = task.postprocess(runs[i], samples[i], requests[i])
             if mismatch := first_difference(golden.answer, answer.plain(), manifest.golden_tolerance):
                 raise BrokenModel(f"The model does not reproduce its published answers: golden {i} {mode}: {mismatch}.")
     pairs = ((outputs, copy) for outputs, copies in zip(alone, batched, strict=True) for copy in copies)
     deviation = batch_deviation(task.outputs, pairs)
     check_batch_deviation(manifest, task, deviation, backend.device)
     return Verification(tuple(map(GoldenRun, requests, samples, alone)), deviation)
+
+
+def _time_run(run: Run, arrays: Arrays) -> tuple[Arrays, float]:
+    """Return the outputs and the seconds that the run took, without waiting for the device."""
+    started = time.perf_counter()
+    outputs = run(arrays)
+    return outputs, time.perf_counter() - started
 
 
 def check_batch_deviation(manifest: Manifest, task: Task, deviation: BatchDeviation, device: str) -> None:
@@ -103,14 +120,16 @@ def _copies_per_request(samples: Sequence[Samples], seconds: Sequence[float]) ->
     return copies
 
 
-def _run_batched(backend: Backend, samples: Sequence[Samples], copies: Sequence[int]) -> list[list[Arrays]]:
+def _run_batched(
+    backend: Backend, work: DeviceWork, samples: Sequence[Samples], copies: Sequence[int]
+) -> list[list[Arrays]]:
     """Run all requests of one shape in one batch; return the outputs of each request, once for each of its copies."""
     outputs: list[list[Arrays]] = [[] for _ in samples]
     for members in _group_by_shape(samples).values():
         order = [i for i in members for _ in range(copies[i])]
         names = samples[members[0]].arrays
         batch = {name: np.concatenate([samples[i].arrays[name] for i in order]) for name in names}
-        batch_outputs, start = _run_or_bisect(backend, batch), 0
+        batch_outputs, start = _run_or_bisect(backend, work, batch), 0
         for i in order:
             end = start + len(samples[i])
             outputs[i].append({name: array[start:end] for name, array in batch_outputs.items()})
@@ -118,17 +137,17 @@ def _run_batched(backend: Backend, samples: Sequence[Samples], copies: Sequence[
     return outputs
 
 
-def _run_or_bisect(backend: Backend, arrays: Arrays) -> Arrays:
+def _run_or_bisect(backend: Backend, work: DeviceWork, arrays: Arrays) -> Arrays:
     """Run a batch, or its halves if the device has too little memory for all of it."""
     size = count_samples(arrays)
     try:
-        return backend.run(arrays)
+        return work.run(partial(backend.run, arrays), arrays)
     except OutOfMemory:
         if size == 1:
             raise
     middle = size // 2
     halves = [
-        _run_or_bisect(backend, {name: array[part] for name, array in arrays.items()})
+        _run_or_bisect(backend, work, {name: array[part] for name, array in arrays.items()})
         for part in (slice(0, middle), slice(middle, size))
     ]
     return {name: np.concatenate([half[name] for half in halves]) for name in halves[0]}

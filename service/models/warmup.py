@@ -16,6 +16,7 @@ import numpy as np
 from service.backends.base import OutOfMemory
 from service.engine.latency import choose_batch_size, count_elements, measure_fastest, measure_step, shape_of
 from service.engine.pipeline import Pipeline
+from service.models.device_work import DeviceWork
 from service.models.verification import GoldenRun
 from tasks.contract import Array, Arrays, Limits, Samples, Task
 
@@ -24,29 +25,36 @@ _MAX_SECONDS = 0.1
 
 
 def warm_up(
-    pipeline: Pipeline, golden_runs: Sequence[GoldenRun], *, find_batch_size: bool, concurrency: int = 1
+    pipeline: Pipeline,
+    golden_runs: Sequence[GoldenRun],
+    *,
+    find_batch_size: bool,
+    concurrency: int = 1,
+    work: DeviceWork | None = None,
 ) -> None:
     """Run every shape that clients may send, and record what it costs.
 
     `find_batch_size` lowers the maximum batch size to the smallest that is about as efficient per sample as any other.
     `concurrency` is the number of batches that run at a time under load: they share caches, so they are measured
     together. The cost of decoding is not measured here but on the first requests: it depends on their encoding.
+    `work` runs the graph; by default it runs here.
     """
+    work = work or DeviceWork()
     first = golden_runs[0].samples.arrays
     pipeline.set_typical_shape(first)
     with ThreadPoolExecutor(concurrency, thread_name_prefix="warm-up") as threads:
-        time_size = partial(_time_concurrent_runs, pipeline, threads, concurrency, first)
+        time_size = partial(_time_concurrent_runs, pipeline, work, threads, concurrency, first)
         max_size = pipeline.batch_limit
         if find_batch_size:
             pipeline.policy = replace(pipeline.policy, max_size=choose_batch_size(time_size, max_size))
         else:
             time_size(max_size)
     pipeline.backend.release()
-    _measure_sizes(pipeline, first)
+    _measure_sizes(pipeline, work, first)
     for golden_run in golden_runs:
         for arrays in samples_per_bucket(pipeline.task, golden_run.samples.arrays):
             if not pipeline.latency_profile.has_shape(shape_of(arrays)):
-                _measure_sizes(pipeline, arrays, only_fast=True)
+                _measure_sizes(pipeline, work, arrays, only_fast=True)
         cost = pipeline.postprocess_cost(golden_run.request)
         samples = golden_run.samples
         measure_step(cost, samples.work, pipeline.postprocess, golden_run.outputs, samples, golden_run.request)
@@ -76,7 +84,7 @@ def _repeat_to_size(arrays: Arrays, size: int) -> Arrays:
 
 
 def _time_concurrent_runs(
-    pipeline: Pipeline, threads: ThreadPoolExecutor, count: int, arrays: Arrays, size: int
+    pipeline: Pipeline, work: DeviceWork, threads: ThreadPoolExecutor, count: int, arrays: Arrays, size: int
 ) -> float:
     """Return the seconds for a batch of this size while `count` of them run; infinity if memory is too small."""
     batch = _repeat_to_size(arrays, size)
@@ -87,7 +95,7 @@ def _time_concurrent_runs(
             run.result()
 
     try:
-        seconds = measure_fastest(run_all)
+        seconds = work.run(partial(measure_fastest, run_all), batch)
     except OutOfMemory:
         return _record_out_of_memory(pipeline, arrays, size)
     pipeline.latency_profile.record(shape_of(arrays), size, seconds)
@@ -102,7 +110,7 @@ def _record_out_of_memory(pipeline: Pipeline, arrays: Arrays, size: int) -> floa
     return math.inf
 
 
-def _measure_sizes(pipeline: Pipeline, arrays: Arrays, *, only_fast: bool = False) -> None:
+def _measure_sizes(pipeline: Pipeline, work: DeviceWork, arrays: Arrays, *, only_fast: bool = False) -> None:
     """Run batches of one sample, of the maximum size, and of sizes in between, each at least once.
 
     After a batch that does not fit in memory, half of it is run, so that the largest batch that clients can cause has
@@ -110,7 +118,7 @@ def _measure_sizes(pipeline: Pipeline, arrays: Arrays, *, only_fast: bool = Fals
     """
     shape, size, largest = shape_of(arrays), 1, 0
     while size > largest:
-        seconds = _time_single_run(pipeline, arrays, size)
+        seconds = _time_single_run(pipeline, work, arrays, size)
         max_size = pipeline.latency_profile.max_batch_size(shape, pipeline.batch_limit, math.inf)
         if seconds == math.inf:
             size = max_size
@@ -120,27 +128,34 @@ def _measure_sizes(pipeline: Pipeline, arrays: Arrays, *, only_fast: bool = Fals
         size, largest = min(4 * size, max_size), size
 
 
-def _time_single_run(pipeline: Pipeline, arrays: Arrays, size: int) -> float:
+def _time_single_run(pipeline: Pipeline, work: DeviceWork, arrays: Arrays, size: int) -> float:
     """Return the seconds for a batch of this size while nothing else runs; infinity if memory is too small."""
     batch, seconds = _repeat_to_size(arrays, size), 0.0
-    for _ in range(2):  # The first run may include setting up; fast batches are run a second time.
+
+    def run() -> float:
         started = time.perf_counter()
+        pipeline.run_batch(pipeline.backend.run, [batch], size)
+        return time.perf_counter() - started
+
+    for _ in range(2):  # The first run may include setting up; fast batches are run a second time.
         try:
-            pipeline.run_batch(pipeline.backend.run, [batch], size)
+            seconds = work.run(run, batch)
         except OutOfMemory:
             return _record_out_of_memory(pipeline, arrays, size)
-        seconds = time.perf_counter() - started
         pipeline.latency_profile.record(shape_of(arrays), size, seconds)
         if seconds > _MAX_SECONDS / 4:
             break
     return seconds
 
 
-def measure_memory(pipeline: Pipeline, example: Mapping[str, object]) -> None:
-    """Measure the memory of a run of one sample and of the largest batch. Nothing else may run meanwhile."""
-    backend = pipeline.backend
+def measure_memory(pipeline: Pipeline, example: Mapping[str, object], work: DeviceWork | None = None) -> None:
+    """Measure the memory of a run of one sample and of the largest batch, while nothing else uses the device."""
     first = {name: array[:1] for name, array in _preprocess(pipeline.task, example).arrays.items()}
-    shape = shape_of(first)
+    (work or DeviceWork()).run_alone(partial(_fit_memory, pipeline, first))
+
+
+def _fit_memory(pipeline: Pipeline, first: Arrays) -> None:
+    backend, shape = pipeline.backend, shape_of(first)
     backend.release()
     before = backend.memory_in_use()
     if before is None:
@@ -152,9 +167,10 @@ def measure_memory(pipeline: Pipeline, example: Mapping[str, object]) -> None:
     pipeline.latency_profile.fit_memory(*measurements)
 
 
-def rerun_example(pipeline: Pipeline, example: Mapping[str, object]) -> None:
+def rerun_example(pipeline: Pipeline, example: Mapping[str, object], work: DeviceWork | None = None) -> None:
     """Run an example again, to reserve the memory that loading other models has released since."""
-    pipeline.backend.run_exclusive(_preprocess(pipeline.task, example).arrays)
+    arrays = _preprocess(pipeline.task, example).arrays
+    (work or DeviceWork()).run(partial(pipeline.backend.run_exclusive, arrays), arrays)
 
 
 def _preprocess(task: Task, fields: Mapping[str, object]) -> Samples:

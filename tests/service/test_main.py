@@ -179,7 +179,7 @@ def test_a_lost_device_ends_the_program_even_if_a_thread_hangs(tiny_models: Path
     flags = ("--batches-at-once", "2", "--hang-seconds", "0")
     with program(tiny_models, *flags, module=FAULTY_SERVER) as (process, address, _), ThreadPoolExecutor(1) as thread:
         hung = thread.submit(ask, address, HANGS)
-        wait_for_metric(address, 'sevenfold_requests_in_flight{model="credit"} 1.0')
+        wait_for_metric(address, 'sevenfold_requests_in_flight{model="credit",version="1"} 1.0')
         ask(address, LOSES)
 
         assert hung.result().json()["error"]["code"] == "stopped"
@@ -200,7 +200,7 @@ def test_a_hanging_thread_does_not_keep_the_program_from_stopping(
             live = httpx.get(f"{address}/health/live")
             assert list(live.json()["failures"]) == ["fake"]
         else:
-            wait_for_metric(address, 'sevenfold_requests_in_flight{model="credit"} 1.0')
+            wait_for_metric(address, 'sevenfold_requests_in_flight{model="credit",version="1"} 1.0')
         process.send_signal(signal.SIGTERM)
 
         assert (hung.result().status_code, hung.result().json()["error"]["code"]) == (503, code)
@@ -302,6 +302,7 @@ def run_to_its_end(*flags: str) -> subprocess.CompletedProcess[str]:
     ("flags", "message"),
     [
         (["--models", "nowhere"], "The folder of models does not exist: nowhere."),
+        (["--models", "README.md"], "The folder of models is not a folder: README.md."),
         (["--max-bach", "3"], "Did you mean --max-batch?"),
         (["--host", "192.0.2.1"], "Cannot listen on 192.0.2.1:0"),
         pytest.param(

@@ -35,6 +35,11 @@ def test_flags_override_the_environment_which_overrides_defaults() -> None:
             {},
             "shadow must be NAME=NUMBER,NAME=NUMBER,… with unique names, not 'all=0.1,all=0.2'.",
         ),
+        (["--pin", "credit"], {}, "pin must be NAME=NUMBER,NAME=NUMBER,… with unique names, not 'credit'."),
+        (["--pin", "credit=1.5"], {}, "pin: credit must be an integer, not '1.5'."),
+        (["--pin", "credit=0"], {}, "pin: credit must be between 1 and 999999999, not 0."),
+        (["--only", "credit,"], {}, "only must be NAME,NAME,… with unique names, not 'credit,'."),
+        ([], {"SEVENFOLD_ADMIN": "maybe"}, "admin must be on or off, not 'maybe'."),
         (["--shadow-requests", "0"], {}, "shadow_requests must be between 1 and 10000, not 0."),
         (["--shadow-agreement", "1.1"], {}, "shadow_agreement must be between 0 and 1, not 1.1."),
     ],
@@ -46,6 +51,27 @@ def test_an_invalid_setting_is_rejected_with_a_helpful_message(
         read_settings(flags, environment)
 
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "expected"),
+    [
+        (["--pin", "credit=2,adult=10"], {}, Settings(pin={"credit": 2, "adult": 10})),
+        (["--only", "credit, adult"], {}, Settings(only=("credit", "adult"))),
+        (["--admin", "--port", "9000"], {}, Settings(admin=True, port=9000)),
+        (["--admin=off"], {"SEVENFOLD_ADMIN": "1"}, Settings(admin=False)),
+        ([], {"SEVENFOLD_ADMIN": "True"}, Settings(admin=True)),
+    ],
+)
+def test_pins_names_and_switches_are_read(flags: list[str], environment: dict[str, str], expected: Settings) -> None:
+    assert read_settings(flags, environment) == expected
+
+
+def test_a_token_is_not_shown_with_the_other_settings() -> None:
+    settings = read_settings([], {"SEVENFOLD_ADMIN_TOKEN": "hunter2"})
+
+    assert settings.admin_token == "hunter2"  # noqa: S105 -- of this test
+    assert "hunter2" not in repr(settings)
 
 
 def test_variables_of_training_are_ignored() -> None:

@@ -21,7 +21,7 @@ def test_metrics_count_the_requests_that_were_sent(start: Start) -> None:
     assert float(samples['sevenfold_batch_size_count{model="credit"}']) == 3
     for stage in ("receive", "decode", "queue", "infer", "postprocess"):
         assert float(samples[f'sevenfold_stage_duration_seconds_count{{model="credit",stage="{stage}"}}']) == 3
-    assert float(samples['sevenfold_queue_depth{model="credit"}']) == 0
-    assert float(samples['sevenfold_requests_in_flight{model="credit"}']) == 0
+    assert float(samples['sevenfold_queue_depth{model="credit",version="1"}']) == 0
+    assert float(samples['sevenfold_requests_in_flight{model="credit",version="1"}']) == 0
     assert float(samples['sevenfold_model_ready{model="credit",version="1"}']) == 1
     assert "made-up-name" not in text

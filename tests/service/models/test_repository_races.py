@@ -24,11 +24,17 @@ from tests.virtual_pipeline import VirtualDevice
 
 _LOADER_METHODS = (
     "rescan",
+    "_follow",
     "_update_entries",
-    "_load_newest",
+    "_update_entry",
+    "_settle",
+    "_load_needed",
+    "_load_served",
+    "_serve_shadow",
     "_load_shadow",
     "_replace_entries",
-    "_retire_old_versions",
+    "_set_entries",
+    "_replace_unneeded",
 )
 _BLOCKED_AFTER_S = 0.05
 """A thread that has not finished by then is assumed to wait for the loader's lock; a longer wait does no harm."""
@@ -69,7 +75,7 @@ class InterleavedAtLine:
         return self._trace
 
 
-def make_pipeline(name: str, task: Task, backend: Backend, golden_runs: object) -> Pipeline:
+def make_pipeline(name: str, task: Task, backend: Backend, golden_runs: object, work: object) -> Pipeline:
     return Pipeline(task, backend, VirtualDevice().context, name=name, policy=BatchPolicy(8))
 
 
