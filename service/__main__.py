@@ -21,6 +21,7 @@ from starlette.types import ASGIApp
 from service.app import create_app
 from service.backends.base import BackendError, OpenBackend
 from service.http.middleware import CloseConnectionMiddleware
+from service.http.protocol import make_config
 from service.models.model import Model
 from service.process.logging import set_up_logging
 from service.process.watchdog import EXIT_BROKEN, Watchdog
@@ -156,12 +157,9 @@ def serve(
     listener = _listen(settings.host, settings.port)
     service = Service(settings, open_backend)
     app = wrap(create_app(service))
-    config = uvicorn.Config(
+    config = make_config(
         CloseConnectionMiddleware(app, lambda: service.draining or service.liveness.is_fatal),
-        log_config=None,
-        access_log=False,
         timeout_graceful_shutdown=round(settings.grace_seconds),
-        server_header=False,
     )
     watchdog = Watchdog(settings.hang_seconds)
     server = _Server(config, service, listener, watchdog)

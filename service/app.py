@@ -11,7 +11,7 @@ from starlette.types import ASGIApp
 from service.http.admin import admin_router
 from service.http.error_responses import add_error_handlers
 from service.http.health import health_router
-from service.http.middleware import RequestMiddleware
+from service.http.middleware import MethodMiddleware, RequestMiddleware
 from service.http.models import models_router
 from service.http.openapi import build_openapi
 from service.http.predict import PredictMiddleware
@@ -55,4 +55,4 @@ def create_app(service: Service) -> ASGIApp:
         body_budget=service.body_budget,
         shadows=service.shadows,
     )
-    return RequestMiddleware(predict_app, service.metrics)
+    return RequestMiddleware(MethodMiddleware(predict_app), service.metrics)

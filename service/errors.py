@@ -8,7 +8,8 @@ The stages of a request, and the errors that each of them raises:
     │      │      │        └ MalformedBody 400, BodyTooLarge 413, InvalidRequest 422, Unreadable 422, TooLarge 413
     │      │      └ Overloaded 503, DeviceHung 503
     │      └ BodyTooLarge 413, UnsupportedMediaType 415, EmptyBody 400, Overloaded 503
-    └ NotFound 404, ModelNotFound 404, MethodNotAllowed 405, NotAcceptable 406, ModelUnavailable 503, InvalidHeader 400
+    └ MalformedRequest 400, HeadTooLarge 431,
+      NotFound 404, ModelNotFound 404, MethodNotAllowed 405, NotAcceptable 406, ModelUnavailable 503, InvalidHeader 400
 
     requests of operators: Forbidden 403, Unauthorized 401, Conflict 409, ModelRejected 422
 
@@ -17,6 +18,7 @@ The stages of a request, and the errors that each of them raises:
 Every error is sent as {"error": {"code", "message", "details", "request_id"}}. The codes below are the complete list.
 """
 
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any, ClassVar
 
@@ -41,6 +43,11 @@ class ServiceError(Exception):
         if self.details:
             fields["details"] = [vars(problem) for problem in self.details]
         return fields
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers that the response must have."""
+        return {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
 
 
 class InternalError(ServiceError):
@@ -77,6 +84,18 @@ class DeviceHung(ServiceError):
     status, code = HTTPStatus.SERVICE_UNAVAILABLE, "device_hung"
 
 
+class MalformedRequest(ServiceError):
+    """The bytes that arrived are not a valid HTTP/1.1 request; the connection is closed."""
+
+    status, code = HTTPStatus.BAD_REQUEST, "malformed_request"
+
+
+class HeadTooLarge(ServiceError):
+    """The request's target and headers exceed the size limit; the connection is closed."""
+
+    status, code = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large"
+
+
 class NotFound(ServiceError):
     """No resource has this path."""
 
@@ -90,9 +109,23 @@ class ModelNotFound(ServiceError):
 
 
 class MethodNotAllowed(ServiceError):
-    """The path exists but does not support the request's method."""
+    """The path exists but does not support the request's method.
+
+    `allow` lists the methods that it handles. HEAD is supported wherever GET is, and OPTIONS everywhere
+    (`service/http/middleware.py`).
+    """
 
     status, code = HTTPStatus.METHOD_NOT_ALLOWED, "method_not_allowed"
+
+    def __init__(self, message: str, *, allow: Iterable[str]) -> None:
+        super().__init__(message)
+        methods = {"OPTIONS", *allow}
+        self.allow = ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The `Allow` header (RFC 9110, 15.5.6)."""
+        return {"allow": self.allow}
 
 
 class NotAcceptable(ServiceError):

@@ -31,10 +31,13 @@ def error_response(error: ServiceError, trace: Trace) -> Response:
     trace.code = error.code
     if error.status == HTTPStatus.INTERNAL_SERVER_ERROR and error.__cause__ is not None:
         _LOG.error("%s", error.message, exc_info=error.__cause__)
-    body = error.as_fields() | {"request_id": trace.request_id}
-    headers = {} if error.retry_after_s is None else {"retry-after": str(error.retry_after_s)}
-    content = json.dumps({"error": body}, ensure_ascii=False).encode("utf-8", "replace")
-    return Response(content, error.status, headers, media_type="application/json")
+    return Response(error_content(error, trace.request_id), error.status, error.headers, media_type="application/json")
+
+
+def error_content(error: ServiceError, request_id: str) -> bytes:
+    """Return the body of an error's response."""
+    body = error.as_fields() | {"request_id": request_id}
+    return json.dumps({"error": body}, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -47,9 +50,7 @@ def add_error_handlers(app: FastAPI) -> None:
         return error_response(InvalidRequest(str(error.errors()[0]["msg"])), trace_of(request.scope))
 
     async def on_http_exception(request: Request, error: Any) -> Response:
-        response = error_response(_service_error(error, request), trace_of(request.scope))
-        response.headers.update(error.headers or {})
-        return response
+        return error_response(_service_error(error, request), trace_of(request.scope))
 
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(HTTPException, on_http_exception)
@@ -60,7 +61,8 @@ def _service_error(error: HTTPException, request: Request) -> ServiceError:
     if error.status_code == HTTPStatus.NOT_FOUND:
         return NotFound(f"Nothing found at {request.url.path[:200]}; see /docs for the available paths.")
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        return MethodNotAllowed(f"{request.method[:16]} is not allowed for {request.url.path[:200]}.")
+        message = f"{request.method[:16]} is not allowed for {request.url.path[:200]}."
+        return MethodNotAllowed(message, allow=(error.headers or {}).get("allow", "GET").split(", "))
     if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
         return InvalidRequest(str(error.detail))
     return InternalError(str(error.detail))

@@ -14,13 +14,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.engine.request import Trace
 from service.errors import InternalError, Stopped
-from service.http.error_responses import error_response
+from service.http.error_responses import error_response, trace_of
 from service.metrics import NO_MODEL, Metrics
 from service.process.logging import REQUEST_ID, request_id_from_header
 
 _LOG = logging.getLogger("service.request")
 _PROBE_PATHS = ("/health/", "/metrics")
 """Paths that are polled every few seconds; their requests are logged at INFO only if they fail."""
+
+_MAX_LOGGED_PATH = 200
 
 
 class RequestMiddleware:
@@ -61,6 +63,7 @@ class RequestMiddleware:
             if not trace.status:
                 stopped = Stopped("The server shut down before the answer was ready. Retry.", retry_after_s=1)
                 await error_response(stopped, trace)(scope, receive, send_with_headers)
+            raise
         finally:
             self._record(scope, trace)
             REQUEST_ID.reset(token)
@@ -87,7 +90,42 @@ class RequestMiddleware:
         if scope["path"].startswith(_PROBE_PATHS) and status < 400:
             level = logging.DEBUG
         if _LOG.isEnabledFor(level):
-            _LOG.log(level, "%s %s", scope["method"], scope["path"], extra={"fields": _log_fields(trace, seconds)})
+            fields = {"fields": _log_fields(trace, seconds)}
+            _LOG.log(level, "%s %s", scope["method"], scope["path"][:_MAX_LOGGED_PATH], extra=fields)
+
+
+@dataclass(frozen=True)
+class MethodMiddleware:
+    """Supports HEAD wherever GET is supported, and OPTIONS for every path (RFC 9110, 9.3.2 and 9.3.7)."""
+
+    app: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle HEAD as GET, and answer OPTIONS with the methods that a path allows."""
+        method = scope.get("method")
+        if method == "HEAD":  # A copy, since uvicorn sends no body if the original says HEAD.
+            await self.app({**scope, "method": "GET"}, receive, send)
+        elif method == "OPTIONS":
+            await self._answer_options(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _answer_options(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send what the application answers; no path handles OPTIONS, so that is 405 and `Allow`, or 404."""
+        is_refused = False
+
+        async def send_allowed(message: Message) -> None:
+            nonlocal is_refused
+            if message["type"] == "http.response.start" and message["status"] == HTTPStatus.METHOD_NOT_ALLOWED:
+                is_refused = True
+                trace_of(scope).code = ""
+                headers = [(name, value) for name, value in message["headers"] if name == b"allow"]
+                message = {**message, "status": HTTPStatus.NO_CONTENT, "headers": headers}
+            elif is_refused:
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self.app(scope, receive, send_allowed)
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class PredictMiddleware:
         request = Request(scope, receive)
         try:
             if request.method != "POST":
-                raise MethodNotAllowed("Predictions are made with POST.")
+                raise MethodNotAllowed("Predictions are made with POST.", allow=["POST"])
             response = await self._answer(request, match["name"], match["version"])
         except ServiceError as error:
             response = error_response(error, trace_of(scope))

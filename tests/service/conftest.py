@@ -13,6 +13,7 @@ import uvicorn
 
 from service.app import create_app
 from service.backends.base import OpenBackend
+from service.http.protocol import make_config
 from service.server import Service
 from service.settings import Settings
 from tests.model_folders import publish
@@ -33,13 +34,17 @@ Start = Callable[..., Running]
 
 
 @contextmanager
-def running(settings: Settings, open_backend: OpenBackend | None = None) -> Iterator[Running]:
-    """Run a server in a thread; it is stopped at the end."""
+def running(
+    settings: Settings,
+    open_backend: OpenBackend | None = None,
+    loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+) -> Iterator[Running]:
+    """Run a server in a thread, on an event loop of asyncio by default; it is stopped at the end."""
     ready, errors, parts = threading.Event(), [], []
 
     async def main() -> None:
         service = Service(settings, open_backend)
-        server = uvicorn.Server(uvicorn.Config(create_app(service), port=0, log_config=None, access_log=False))
+        server = uvicorn.Server(make_config(create_app(service), port=0))
         serving = asyncio.create_task(server.serve())
         await service.loaded.wait()
         while not server.started:
@@ -50,7 +55,8 @@ def running(settings: Settings, open_backend: OpenBackend | None = None) -> Iter
 
     def run() -> None:
         try:
-            asyncio.run(main())
+            with asyncio.Runner(loop_factory=loop_factory) as runner:
+                runner.run(main())
         except BaseException as error:
             errors.append(error)
         finally:
@@ -91,8 +97,13 @@ def start(tiny_models: Path) -> Iterator[Start]:
     """Starts servers with a test's own settings; they are stopped at the end."""
     with ExitStack() as stack:
 
-        def start_one(open_backend: OpenBackend | None = None, **changes: object) -> Running:
+        def start_one(
+            open_backend: OpenBackend | None = None,
+            loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+            **changes: object,
+        ) -> Running:
             changes.setdefault("models", tiny_models)
-            return stack.enter_context(running(Settings(**changes), open_backend))  # type: ignore[arg-type]
+            settings = Settings(**changes)  # type: ignore[arg-type]
+            return stack.enter_context(running(settings, open_backend, loop_factory))
 
         yield start_one

@@ -83,6 +83,9 @@ class BlockableServer:
         wait_until(lambda: self.device.batches == [[1.0]])
         return response
 
+    def wait_for_batches(self, batches: list[list[float]]) -> None:
+        wait_until(lambda: self.device.batches == batches)
+
     def wait_for_queue(self, samples: int) -> None:
         wait_until(lambda: self.pipeline.queue_depth == samples)
 

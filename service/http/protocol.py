@@ -1,0 +1,273 @@
+"""The HTTP/1.1 connections of the server: uvicorn's protocol, changed where it fails clients or lets them block others.
+
+- A client that has sent its request and shut its sending side (`nc -N`, some proxies) gets its answer. A client that
+  has gone is still noticed. TCP reports both in the same way, so the first bytes of the response are sent at once: a
+  host whose client has gone answers them with a reset.
+- A request that offers to upgrade the connection (`Upgrade: h2c` from curl or Java, `Upgrade: websocket`) is answered
+  over HTTP/1.1, as RFC 9110, 7.8 allows. The parser takes everything after such a head for another protocol.
+- The head of a request has a size limit, and received bytes are parsed in slices, so that neither thousands of headers
+  nor thousands of one-byte chunks keep the event loop from other clients.
+- Invalid requests get an error in the format of all other errors.
+
+Knows nothing about paths, models or the application.
+"""
+
+import socket
+import time
+from collections import deque
+from typing import Any
+
+import httptools
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from service.errors import HeadTooLarge, MalformedRequest, MethodNotAllowed, ServiceError
+from service.http.error_responses import error_content
+from service.process.logging import request_id_from_header
+
+_PREFIX = b"HTTP/1.1 "
+"""How every response of this server begins."""
+_MAX_HEAD_BYTES = 64 * 1024
+"""Limit for the target and all headers of a request; h11 has the same."""
+_MAX_HEADERS = 200
+_SLICE_BYTES = 4096
+_MAX_PARSING_S = 0.001
+"""How long one connection may parse before others get their turn."""
+_FIRST_POLL_S, _MAX_POLL_S = 0.001, 0.25
+_UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
+
+
+def make_config(app: ASGIApp, **options: Any) -> uvicorn.Config:
+    """Return the configuration of a server for this application. The service has its own logging."""
+    return uvicorn.Config(
+        app, http=HttpProtocol, ws="none", log_config=None, access_log=False, server_header=False, **options
+    )
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """The protocol of one connection."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.parser = _Parser(self)
+        self._unanswered: deque[RequestResponseCycle] = deque()
+        """The requests whose heads have been received and whose responses are not complete, oldest first."""
+        self._is_in_head = False
+        self._head_bytes = 0
+        self._refusal: ServiceError | None = None
+        """Why no further requests of this connection are read."""
+        self._unparsed = b""
+        self._has_eof = False
+
+    # Receiving
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what has arrived, or put it behind what waits to be parsed."""
+        if self._unparsed:
+            self._unparsed += data
+            self.flow.pause_reading()
+        else:
+            self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
+        """Parse slice by slice. The rest waits if this takes long, or if there are requests to answer first."""
+        started_at = time.perf_counter()
+        for start in range(0, len(data), _SLICE_BYTES):
+            if start and (self.pipeline or time.perf_counter() - started_at > _MAX_PARSING_S):
+                self._unparsed = data[start:]
+                self.flow.pause_reading()
+                if not self.pipeline:
+                    self.loop.call_soon(self._parse_rest)
+                return
+            self._parse_slice(data[start : start + _SLICE_BYTES])
+            if self._refusal is not None or self.transport.is_closing():
+                return
+
+    def _parse_slice(self, data: bytes) -> None:
+        if self._refusal is not None:
+            return
+        was_in_head = self._is_in_head
+        super().data_received(data)
+        if was_in_head and self._is_in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > _MAX_HEAD_BYTES and self._refusal is None:
+                self._refusal = _head_too_large()
+                self.send_400_response("")
+
+    def _parse_rest(self) -> None:
+        if self.transport.is_closing():
+            return
+        data, self._unparsed = self._unparsed, b""
+        self.flow.resume_reading()
+        self._parse(data)
+        if self._has_eof and not self._unparsed and not self._keep_open():
+            self.transport.close()
+
+    def on_response_complete(self) -> None:
+        """Start the next request of this connection, or parse what waited for the answer."""
+        super().on_response_complete()
+        if self._unparsed and not self.pipeline:
+            self.loop.call_soon(self._parse_rest)
+
+    # Callbacks of the parser
+
+    def on_message_begin(self) -> None:
+        """Begin with a request."""
+        super().on_message_begin()
+        self._is_in_head, self._head_bytes = True, 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Add a header."""
+        super().on_header(name, value)
+        if len(self.headers) > _MAX_HEADERS:
+            self._refuse(_head_too_large())
+
+    def on_headers_complete(self) -> None:
+        """Start the request, unless the parser is about to stop for an upgrade: its head is then parsed again."""
+        self._is_in_head = False
+        if self.parser.get_method() == b"CONNECT":
+            self._refuse(MethodNotAllowed("CONNECT is not allowed: this server is no proxy.", allow=("GET", "POST")))
+        if self.parser.should_upgrade():
+            return
+        super().on_headers_complete()
+        while self._unanswered and self._unanswered[0].response_complete:
+            self._unanswered.popleft()
+        self._unanswered.append(self.cycle)
+
+    def on_message_complete(self) -> None:
+        """End the body."""
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def _refuse(self, error: ServiceError) -> None:
+        """Stop the parser, which raises HttpParserError: uvicorn then calls `send_400_response`."""
+        self._refusal = error
+        raise error
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer an invalid request and close the connection; requests before it are answered first."""
+        error = self._refusal = self._refusal or MalformedRequest("This is not a valid HTTP/1.1 request.")
+        if complete := self._complete_requests():
+            complete[-1].keep_alive = False
+            return
+        if self._unanswered and self._unanswered[-1].response_started:
+            self.transport.close()
+            return
+        request_id = request_id_from_header(None)
+        content = error_content(error, request_id)
+        headers = {
+            "x-request-id": request_id,
+            "content-type": "application/json",
+            "content-length": str(len(content)),
+            "connection": "close",
+            **error.headers,
+        }
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        self.transport.write(STATUS_LINE[error.status] + lines.encode() + b"\r\n" + content)
+        self.transport.close()
+
+    # The end of the connection
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Return whether the connection stays open, although the client will not send anything more."""
+        self._has_eof = True
+        return bool(self._unparsed) or self._keep_open()
+
+    def _keep_open(self) -> bool:
+        """Keep the connection open for the answers to complete requests; return False if there are none.
+
+        The event loop does not watch the connection any longer, so it is polled for a reset until it closes. The host
+        of a client that has gone sends one as soon as it receives data (RFC 9293, 3.5.2).
+        """
+        complete = self._complete_requests()
+        if not complete:
+            return False
+        complete[-1].keep_alive = False
+        if not complete[0].response_started:
+            self.transport.write(_PREFIX)
+            complete[0].transport = _PrefixedTransport(self.transport)  # type: ignore[assignment]
+        self._poll(_FIRST_POLL_S)
+        return True
+
+    def _complete_requests(self) -> list[RequestResponseCycle]:
+        """Return the complete requests that have no answer yet, now that no more bytes will be parsed.
+
+        An incomplete one is dropped: it is the last one, and has started only if there is no other.
+        """
+        while self._unanswered and self._unanswered[0].response_complete:
+            self._unanswered.popleft()
+        if self.pipeline and self._unanswered[-1].more_body:
+            self.pipeline.popleft()
+            self._unanswered.pop()
+        return [cycle for cycle in self._unanswered if not cycle.more_body]
+
+    def _poll(self, interval_s: float) -> None:
+        if self.transport.is_closing():
+            return
+        if self.transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.transport.abort()
+        else:
+            self.loop.call_later(interval_s, self._poll, min(2 * interval_s, _MAX_POLL_S))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell all requests of this connection that the client has gone; uvicorn tells only the latest one."""
+        for cycle in self._unanswered:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        super().connection_lost(exc)
+
+
+class _Parser(httptools.HttpRequestParser):
+    """Parses requests that offer to upgrade the connection like those that do not."""
+
+    def __init__(self, protocol: HttpProtocol) -> None:
+        super().__init__(protocol)
+        self._protocol = protocol
+        # As in uvicorn: what follows a request with `Connection: close` is no reason to refuse that request.
+        self.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    def feed_data(self, data: Any) -> None:
+        """Parse data. Raises HttpParserError."""
+        parser: httptools.HttpRequestParser = self
+        while True:
+            try:
+                return httptools.HttpRequestParser.feed_data(parser, data)
+            except httptools.HttpParserUpgrade as upgrade:  # It has parsed the head, and no byte of the body.
+                (head_size,) = upgrade.args
+                data = self._head_without_upgrade(parser) + data[head_size:]
+                parser = self._protocol.parser = _Parser(self._protocol)
+
+    def _head_without_upgrade(self, parser: httptools.HttpRequestParser) -> bytes:
+        protocol = self._protocol
+        lines = [b"%s %s HTTP/%s" % (parser.get_method(), protocol.url, parser.get_http_version().encode())]
+        for name, value in protocol.headers:
+            if name == b"connection":
+                tokens = [token.strip() for token in value.split(b",")]
+                value = b", ".join(token for token in tokens if token.lower() not in _UPGRADE_HEADERS)
+            if name not in _UPGRADE_HEADERS:
+                lines.append(name + b": " + value)
+        return b"\r\n".join([*lines, b"", b""])
+
+
+class _PrefixedTransport:
+    """A transport over which the first bytes of the response have been sent."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._is_first_write = True
+
+    def write(self, data: bytes) -> None:
+        """Write data, without the bytes that have been sent."""
+        self._transport.write(data.removeprefix(_PREFIX) if self._is_first_write else data)
+        self._is_first_write = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+def _head_too_large() -> HeadTooLarge:
+    return HeadTooLarge(
+        f"The request's target and headers exceed the limit of {_MAX_HEAD_BYTES:,} bytes or {_MAX_HEADERS} headers."
+    )
