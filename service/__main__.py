@@ -9,8 +9,8 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,6 +24,7 @@ from service.http.middleware import CloseConnectionMiddleware
 from service.http.protocol import make_config
 from service.models.model import Model
 from service.process.logging import set_up_logging
+from service.process.output import open_standard_descriptors, print_text
 from service.process.watchdog import EXIT_BROKEN, Watchdog
 from service.server import Service
 from service.settings import InvalidSetting, Settings, flag_parser, read_settings
@@ -77,7 +78,9 @@ class _Server(uvicorn.Server):
         await self._service.loaded.wait()
         host, port = self._listener.getsockname()[:2]
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        print(greeting(address, list(self._service.repository.served_models())), flush=True)
+        text = greeting(address, list(self._service.repository.served_models()))
+        # Whoever reads standard output may not do so: neither the event loop nor an exit waits for that.
+        threading.Thread(target=print_text, args=[sys.stdout, text], name="greeting", daemon=True).start()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle a signal to stop.
@@ -90,15 +93,20 @@ class _Server(uvicorn.Server):
         if is_second:
             self.force_exit = True
         if is_second or sig != signal.SIGTERM or not drain_s:
-            self._stop(sig, frame)
+            self.should_exit = True
         else:
             _LOG.info("draining", extra={"fields": {"seconds": drain_s}})
-            asyncio.get_running_loop().call_later(drain_s, self._stop, sig, frame)
+            asyncio.get_running_loop().call_later(drain_s, setattr, self, "should_exit", True)
 
-    def _stop(self, sig: int, frame: FrameType | None) -> None:
-        super().handle_exit(sig, frame)
-        # uvicorn would raise the captured signal again after shutdown; a clean stop should exit with 0 instead.
-        self._captured_signals.clear()
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Handle signals to stop. Unlike uvicorn, do not raise them again at the end: a clean stop exits with 0."""
+        before = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for sig, handler in before.items():
+                signal.signal(sig, handler)
 
 
 def greeting(address: str, models: Sequence[Model]) -> str:
@@ -153,9 +161,13 @@ def serve(
     # Worker threads that decode in Python hold the GIL for this long at a time, and the event loop waits as long for
     # each send and receive: with Python's default of 5 ms, rejecting a request took 80 ms under overload.
     sys.setswitchinterval(_GIL_SWITCH_INTERVAL_S)
+    log = set_up_logging(settings.log_level)
     _log_uncaught_errors()
     listener = _listen(settings.host, settings.port)
     service = Service(settings, open_backend)
+    service.metrics.count(
+        "sevenfold_dropped_log_lines", "Log lines that could not be written, or not soon enough.", lambda: log.dropped
+    )
     app = wrap(create_app(service))
     config = make_config(
         CloseConnectionMiddleware(app, lambda: service.draining or service.liveness.is_fatal),
@@ -192,7 +204,6 @@ def _stop_threads(service: Service, code: int) -> None:
     service.liveness.wait_for_threads(_SHUTDOWN_MARGIN_S / 2)
     if alive := service.liveness.live_threads():
         _LOG.warning("exiting with threads still running", extra={"fields": {"threads": alive}})
-        sys.stdout.flush()
         logging.shutdown()
         os._exit(code)
 
@@ -208,15 +219,14 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the server and return the exit status."""
+    open_standard_descriptors()
     if {"-h", "--help"} & set(arguments):
-        flag_parser().print_help()
+        print_text(sys.stdout, flag_parser().format_help())
         return 0
     try:
-        settings = read_settings(arguments)
-        set_up_logging(settings.log_level)
-        return serve(settings)
+        return serve(read_settings(arguments))
     except (InvalidSetting, BackendError, BrokenModel) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_text(sys.stderr, f"error: {error}")
         return 2
 
 

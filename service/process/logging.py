@@ -1,18 +1,34 @@
-"""JSON logging on standard error: one line per record, with the id of the request it belongs to."""
+"""JSON logging on standard error: one line per record, with the id of the request it belongs to.
 
+Lines are written by a thread of their own: whoever reads standard error may be slow, blocked or gone, and the event
+loop must not wait for that. What cannot be kept is dropped and counted.
+"""
+
+import asyncio
 import logging
+import logging.handlers
+import queue
 import re
 import secrets
 import sys
+import threading
 import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
 from pydantic_core import to_json
 
+from service.process.output import descriptor_of, write_all
+
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The id of the request that is being handled in this context."""
 
+_MAX_WAITING_LINES = 10_000
+"""Lines that wait to be written: a few MB, or some seconds of requests."""
+_MAX_LINES_AT_ONCE = 64
+_FLUSH_TIMEOUT_S = 1.5
+"""How long an exit waits for the last lines to be written."""
 _VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
@@ -50,16 +66,101 @@ class JsonFormatter(logging.Formatter):
         return self._cached_text
 
 
-def set_up_logging(level: str) -> None:
-    """Format all log records of this process as JSON; disable uvicorn's access log, since the service has its own."""
+class LogWriter(logging.handlers.QueueHandler):
+    """Formats records at once, where the request's id is known, and writes the lines in a thread.
+
+    Attributes:
+        dropped: number of lines that were not written, because too many were waiting or writing them failed.
+    """
+
+    def __init__(self, write: Callable[[bytes], int], max_waiting: int = _MAX_WAITING_LINES) -> None:
+        """`write` writes bytes and returns how many it has written; fewer than given if it failed."""
+        # Unlike queue.Queue, it may be used by a signal handler that interrupts `put`.
+        self._lines: queue.SimpleQueue[bytes | threading.Event] = queue.SimpleQueue()
+        super().__init__(self._lines)
+        self._write = write
+        self._max_waiting = max_waiting
+        self._overflowed = self._failed = self._reported = 0
+        self._ends_within_line = False
+        self.setFormatter(JsonFormatter())
+        threading.Thread(target=self._write_lines, name="log", daemon=True).start()
+
+    @property
+    def dropped(self) -> int:
+        """Number of lines that were not written."""
+        return self._overflowed + self._failed
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue a record, unless too many are waiting. Critical ones are never dropped: they explain an exit."""
+        if self._lines.qsize() >= self._max_waiting and record.levelno < logging.CRITICAL:
+            self._overflowed += 1
+        else:
+            super().emit(record)
+
+    def prepare(self, record: logging.LogRecord) -> bytes:
+        """Return the line."""
+        return self.format(record).encode() + b"\n"
+
+    def flush(self) -> None:
+        """Wait until all lines queued so far are written, at most for some seconds."""
+        is_written = threading.Event()
+        self._lines.put(is_written)
+        is_written.wait(_FLUSH_TIMEOUT_S)
+
+    def _write_lines(self) -> None:
+        while True:
+            batch, events = self._take()
+            if batch:
+                self._write_batch(batch)
+            for event in events:
+                event.set()
+
+    def _take(self) -> tuple[list[bytes], list[threading.Event]]:
+        """Wait for a line, and return the next few, with the events of `flush` that stand among them."""
+        items = [self._lines.get()]
+        while len(items) < _MAX_LINES_AT_ONCE and not self._lines.empty():
+            items.append(self._lines.get_nowait())
+        lines = [item for item in items if isinstance(item, bytes)]
+        return lines, [item for item in items if isinstance(item, threading.Event)]
+
+    def _write_batch(self, lines: list[bytes]) -> None:
+        data = b"\n" * self._ends_within_line + b"".join(lines)
+        written = self._write(data)
+        if written < len(data):
+            self._failed += data[written:].count(b"\n")
+            self._ends_within_line = self._ends_within_line if not written else data[written - 1 : written] != b"\n"
+            return
+        self._ends_within_line = False
+        dropped = self.dropped
+        if dropped > self._reported and self._write(self._report(dropped - self._reported)):
+            self._reported = dropped
+
+    def _report(self, count: int) -> bytes:
+        record = logging.LogRecord(__name__, logging.WARNING, "", 0, "log lines were dropped", None, None)
+        record.fields = {"count": count}
+        return self.prepare(record)
+
+
+def _is_no_cancellation(record: logging.LogRecord) -> bool:
+    """Filter out uvicorn's traceback of requests that it cancels itself; they have a line of their own."""
+    return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
+
+
+def set_up_logging(level: str) -> LogWriter:
+    """Format all log records of this process as JSON; disable uvicorn's access log, since the service has its own.
+
+    They are flushed at exit (`logging.shutdown`).
+    """
     # Skip collecting what the lines do not contain, as the logging documentation recommends.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = ""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    descriptor = descriptor_of(sys.stderr)
+    writer = LogWriter(lambda data: len(data) if descriptor is None else write_all(descriptor, data))
+    logging.basicConfig(level=level.upper(), handlers=[writer], force=True)
     logging.captureWarnings(True)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = name != "uvicorn.access"
+    logging.getLogger("uvicorn.error").addFilter(_is_no_cancellation)
+    return writer

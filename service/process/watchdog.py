@@ -81,13 +81,16 @@ class Watchdog:
         self._is_callback_pending = False
 
     def _log_and_exit(self, message: str, exit_code: int) -> None:
-        stacks = thread_stacks()
-        writer = threading.Thread(
-            target=_LOG.critical, args=[message], kwargs={"extra": {"fields": {"stacks": stacks}}}, daemon=True
-        )
+        writer = threading.Thread(target=_log_and_flush, args=[message, thread_stacks()], daemon=True)
         writer.start()
         writer.join(_LOG_TIMEOUT_S)
         self._exit_process(exit_code)
+
+
+def _log_and_flush(message: str, stacks: Mapping[str, list[str]]) -> None:
+    _LOG.critical(message, extra={"fields": {"stacks": stacks}})
+    for handler in logging.getLogger().handlers:
+        handler.flush()
 
 
 def thread_stacks() -> Mapping[str, list[str]]:

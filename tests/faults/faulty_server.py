@@ -24,7 +24,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.__main__ import serve
 from service.backends.base import BackendError
 from service.backends.onnx import OnnxRuntime
-from service.process.logging import set_up_logging
 from service.settings import InvalidSetting, read_settings
 from tasks.manifest import BrokenModel
 from tests.faults.faulty_backend import Faults, FaultyRuntime, marks_from_json
@@ -75,7 +74,6 @@ def main(arguments: Sequence[str]) -> int:
     faults = Faults()
     try:
         settings = read_settings(arguments)
-        set_up_logging(settings.log_level)
         runtime = FaultyRuntime(OnnxRuntime(settings.device, settings.threads), faults)
         return serve(settings, runtime, wrap=lambda app: FaultControl(app, faults))
     except (InvalidSetting, BackendError, BrokenModel) as error:

@@ -24,7 +24,6 @@ from service.backends.base import OpenBackend
 from service.backends.fake import Condition, FakeBackend, Gate, device_lost, slow
 from service.backends.onnx import OnnxRuntime
 from service.engine.scheduler import Scheduler
-from service.process.logging import set_up_logging
 from service.settings import read_settings
 from tasks.contract import TensorSpec
 
@@ -97,5 +96,4 @@ def add_faults(app: ASGIApp) -> ASGIApp:
 
 if __name__ == "__main__":
     settings = read_settings(sys.argv[1:])
-    set_up_logging(settings.log_level)
     sys.exit(serve(settings, faulty_runtime(OnnxRuntime("cpu", 1)), add_faults))

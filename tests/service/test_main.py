@@ -207,11 +207,11 @@ def test_a_hanging_thread_does_not_keep_the_program_from_stopping(
         assert process.wait(EXIT_TIMEOUT_S) == 0
 
 
-def test_a_model_that_hangs_while_loading_does_not_keep_the_program_from_stopping(tmp_path: Path) -> None:
+def test_a_model_that_hangs_while_loading_does_not_keep_the_program_from_stopping(
+    tmp_path: Path, free_port: int
+) -> None:
     row = {"income": HANGS, "debt": 5, "job": "baker"}
     publish(tmp_path, "credit", CREDIT, credit_graph(), request={"rows": [row]})
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        free_port = listener.getsockname()[1]
     with started(tmp_path, "--port", str(free_port), module=FAULTY_SERVER) as process:
         read_until(process.stderr, "Application startup complete")
         ready = httpx.get(f"http://127.0.0.1:{free_port}/health/ready")
@@ -291,6 +291,57 @@ def test_each_request_is_logged_as_a_line_of_json_with_its_id(tiny_models: Path)
     lines = [json.loads(line) for line in logged.splitlines()]
     (line,) = [line for line in lines if line["logger"] == "service.request"]
     assert (line["request_id"], line["status"], line["model"]) == ("abc", 200, "credit")
+
+
+# Standard streams that are closed, or that nobody reads
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def is_live(address: str) -> bool:
+    try:
+        return status_of(address, "/health/ready") == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.mark.parametrize("redirection", ["<&- >&- 2>&-", ">/dev/full 2>/dev/full", "> >(exec true) 2> >(exec true)"])
+def test_the_program_serves_although_its_output_is_closed_full_or_not_read(
+    tiny_models: Path, free_port: int, redirection: str
+) -> None:
+    command = f"exec {sys.executable} -m service --models {tiny_models} --port {free_port} {redirection}"
+    process = subprocess.Popen(["bash", "-c", command], cwd=ROOT)
+    address = f"http://127.0.0.1:{free_port}"
+    try:
+        wait_until(lambda: is_live(address))
+        answers = [ask(address, 50.0).status_code for _ in range(20)]
+        process.send_signal(signal.SIGTERM)
+
+        assert answers == [200] * 20
+        assert process.wait(EXIT_TIMEOUT_S) == 0
+    finally:
+        process.kill()
+
+
+def test_a_log_that_nobody_reads_neither_blocks_requests_nor_the_exit(tiny_models: Path) -> None:
+    with program(tiny_models, "--max-rows", "10") as (process, address, _), httpx.Client() as client:
+        long_path = f"{address}/" + 180 * "x"
+        statuses = {client.get(long_path, headers={"x-request-id": 120 * "y"}).status_code for _ in range(400)}
+        process.send_signal(signal.SIGTERM)
+
+        assert statuses == {404}
+        assert process.wait(EXIT_TIMEOUT_S) == 0  # The pipe holds 64 kB; the lines are twice as many.
+
+
+@pytest.mark.parametrize(("flags", "status"), [(["--help"], 0), (["--no-such-flag"], 2)])
+def test_text_that_nobody_reads_does_not_change_the_exit_status(flags: list[str], status: int) -> None:
+    command = f"{sys.executable} -m service {' '.join(flags)} >/dev/full 2>/dev/full"
+
+    assert subprocess.run(command, cwd=ROOT, shell=True, check=False, timeout=EXIT_TIMEOUT_S).returncode == status
 
 
 def run_to_its_end(*flags: str) -> subprocess.CompletedProcess[str]:
