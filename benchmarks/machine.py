@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from service.backends.onnx import available_cores
+from service.backends.cores import available_cores
 
 
 def describe_machine() -> dict[str, Any]:

@@ -25,7 +25,8 @@ import numpy as np
 from benchmarks.load import LoadResult, measure_load
 from loadtests.clients import LoadProcess, prepare_request
 from loadtests.server import start_server
-from service.backends.onnx import OnnxRuntime, available_cores
+from service.backends.cores import available_cores
+from service.backends.onnx import OnnxRuntime
 from tasks.contract import Limits, Task
 from tasks.goldens import read_goldens
 from tasks.manifest import MODEL, read_manifest

@@ -21,7 +21,8 @@ import numpy as np
 import onnxruntime as ort
 
 from benchmarks.serving import example_request, newest_version, predict_path
-from service.backends.onnx import OnnxRuntime, available_cores
+from service.backends.cores import available_cores
+from service.backends.onnx import OnnxRuntime
 from tasks.contract import Arrays, Limits
 from tasks.goldens import read_goldens
 from tasks.manifest import MODEL, read_manifest

@@ -14,7 +14,8 @@ from typing import TypeVar
 from starlette.types import ASGIApp
 
 from service.backends.base import Backend, OpenBackend
-from service.backends.onnx import OnnxRuntime, available_cores
+from service.backends.cores import available_cores
+from service.backends.onnx import OnnxRuntime
 from service.decoding.fork_server import ForkServer
 from service.decoding.pool import Budget, DecoderPool
 from service.engine.admission import ModelLimits

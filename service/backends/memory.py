@@ -5,8 +5,10 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Protocol
+
+from service.backends.cgroups import control_groups, read_text
 
 _CUDA_RUNTIMES = ("libcudart.so.13", "libcudart.so.12", "libcudart.so.11.0")
 _CGROUP_FILES = {
@@ -44,14 +46,13 @@ class HostMemory:
 
     def in_use(self) -> int | None:
         """Return the resident set size of this process (proc(5): the second field of statm, in pages)."""
-        words = _read_text(self.root / "proc/self/statm").split()
+        words = read_text(self.root / "proc/self/statm").split()
         return int(words[1]) * os.sysconf("SC_PAGE_SIZE") if len(words) > 1 else None
 
     def free(self) -> int | None:
         """Return the memory available without swapping, or less if a control group is nearer to its limit.
 
-        A limit applies to all groups below it, so every group from that of the process upwards is checked. Page cache
-        that can be dropped counts as free, as in the kubelet.
+        Page cache that can be dropped counts as free, as in the kubelet.
         """
         candidates = [*self._available_on_machine(), *self._available_in_groups()]
         return max(0, min(candidates)) if candidates else None
@@ -61,29 +62,16 @@ class HostMemory:
         return False
 
     def _available_on_machine(self) -> Iterator[int]:
-        kilobytes = _find_number(_read_text(self.root / "proc/meminfo").replace(":", ""), "MemAvailable")
+        kilobytes = _find_number(read_text(self.root / "proc/meminfo").replace(":", ""), "MemAvailable")
         if kilobytes is not None:
             yield kilobytes * 1024
 
     def _available_in_groups(self) -> Iterator[int]:
-        for line in _read_text(self.root / "proc/self/cgroup").splitlines():
-            _, controllers, group = line.split(":", 2)
-            if not controllers:
-                yield from self._available_along_path(2, self.root / "sys/fs/cgroup", group)
-            elif "memory" in controllers.split(","):
-                yield from self._available_along_path(1, self.root / "sys/fs/cgroup/memory", group)
-
-    def _available_along_path(self, version: int, mount: Path, group: str) -> Iterator[int]:
-        """Yield what is left in the group and its parents.
-
-        Includes the mount point: inside a container, it is the container's own group, whose path is the host's.
-        """
-        limit_file, used_file, cached_name = _CGROUP_FILES[version]
-        path = PurePosixPath(group.lstrip("/"))
-        for folder in (mount / path, *(mount / parent for parent in path.parents)):
-            limit, used = _read_text(folder / limit_file).strip(), _read_text(folder / used_file).strip()
+        for group in control_groups(self.root, "memory"):
+            limit_file, used_file, cached_name = _CGROUP_FILES[group.version]
+            limit, used = group.read(limit_file), group.read(used_file)
             if limit.isdecimal() and used.isdecimal():
-                yield int(limit) - int(used) + (_find_number(_read_text(folder / "memory.stat"), cached_name) or 0)
+                yield int(limit) - int(used) + (_find_number(group.read("memory.stat"), cached_name) or 0)
 
 
 @dataclass(frozen=True)
@@ -130,14 +118,6 @@ def _cuda_runtime(names: Sequence[str]) -> ctypes.CDLL | None:
         with suppress(OSError):  # This version is not loaded.
             return ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
     return None
-
-
-def _read_text(path: Path) -> str:
-    """Return the text of a file; empty if it cannot be read."""
-    try:
-        return path.read_text("utf-8")
-    except OSError:
-        return ""
 
 
 def _find_number(text: str, name: str) -> int | None:

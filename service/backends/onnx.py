@@ -1,7 +1,6 @@
 """The ONNX Runtime backend, on the CPU or a CUDA device."""
 
 import ctypes
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,6 +10,7 @@ import numpy as np
 import onnxruntime as ort
 
 from service.backends.base import BackendError
+from service.backends.cores import available_cores
 from service.backends.memory import CudaMemory, DeviceMemory, HostMemory
 from service.backends.onnx_errors import classify_error
 from tasks.contract import Arrays, TensorSpec
@@ -33,11 +33,6 @@ _IDENTITY_GRAPH = bytes.fromhex(
     "080812003a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a02080162"
     "0f0a0179120a0a08080112040a02080142040a00100d"
 )
-
-
-def available_cores() -> int:
-    """Return the number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache

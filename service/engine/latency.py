@@ -9,8 +9,9 @@ Knows nothing about queues, requests or backends; it is given seconds and bytes.
 
 import math
 import statistics
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -45,26 +46,32 @@ Shape = tuple[tuple[str, str, tuple[int, ...]], ...]
 class StepCost:
     """The measured duration of one kind of step: a running mean, and the mean size of the inputs it was measured on.
 
-    `hop_s` is the cost of handing work to another thread.
+    `hop_s` is the cost of handing work to another thread. All methods may be called from any thread.
     """
 
     def __init__(self, hop_s: float = DEFAULT_HOP_S) -> None:
-        self.mean_s: float | None = None
-        """None if the step has not been measured."""
+        self._lock = threading.Lock()
+        self._mean_s: float | None = None
         self._mean_size = 1.0
         self._min_s, self._size_of_min = math.inf, 1.0
         self._hop_s = hop_s
 
-    def record(self, seconds: float, size: int) -> None:
-        """Record a run of the step on an input of this size."""
-        if self.mean_s is None:
-            self.mean_s, self._mean_size = seconds, float(size)
-        else:
-            seconds = min(seconds, _OUTLIER_FACTOR * self.mean_s)
-            self.mean_s += _SMOOTHING * (seconds - self.mean_s)
-            self._mean_size += _SMOOTHING * (size - self._mean_size)
-        if seconds < self._min_s:
-            self._min_s, self._size_of_min = seconds, max(size, 1.0)
+    @property
+    def mean_s(self) -> float | None:
+        """The mean seconds; None if the step has not been measured."""
+        return self._mean_s
+
+    def record(self, seconds: float, size: int, *, is_first: bool = False) -> None:
+        """Record a run of the step on an input of this size; if `is_first`, the mean starts anew."""
+        with self._lock:
+            if self._mean_s is None or is_first:
+                self._mean_s, self._mean_size = seconds, float(size)
+            else:
+                seconds = min(seconds, _OUTLIER_FACTOR * self._mean_s)
+                self._mean_s += _SMOOTHING * (seconds - self._mean_s)
+                self._mean_size += _SMOOTHING * (size - self._mean_size)
+            if seconds < self._min_s:
+                self._min_s, self._size_of_min = seconds, max(size, 1.0)
 
     def is_cheap(self, size: int) -> bool:
         """Return whether the step should run on the event loop, for an input of this size; False if never measured.
@@ -72,15 +79,17 @@ class StepCost:
         The shortest run decides whether it costs less than a hop to a thread. Under load both take longer, the hop even
         more so, so the mean only has to stay below `_MAX_LOADED_HOPS` hops.
         """
-        if self.mean_s is None:
-            return False
-        unloaded_s = self._min_s * max(1.0, size / self._size_of_min)
-        recent_s = self.mean_s * size / max(self._mean_size, 1.0)
+        with self._lock:
+            if self._mean_s is None:
+                return False
+            unloaded_s = self._min_s * max(1.0, size / self._size_of_min)
+            recent_s = self._mean_s * size / max(self._mean_size, 1.0)
         return unloaded_s < self._hop_s and recent_s < _MAX_LOADED_HOPS * self._hop_s
 
     def predict_s(self, size: int) -> float:
         """Predict the seconds for an input of this size, in proportion if it is larger than the mean; 0 if unknown."""
-        return (self.mean_s or 0.0) * max(1.0, size / max(self._mean_size, 1.0))
+        with self._lock:
+            return (self._mean_s or 0.0) * max(1.0, size / max(self._mean_size, 1.0))
 
     def measure(self, size: int, step: Callable[..., Any], *arguments: Any) -> Any:
         """Run the step, record its duration and return its result."""
@@ -122,9 +131,13 @@ class LatencyProfile:
 
     Durations are interpolated linearly between two measured sizes and extrapolated through the origin beyond the
     largest. A shape that was never run is predicted from the one with the nearest number of elements, in proportion.
+
+    All methods may be called from any thread: runs are recorded by the threads of the device, and read by the event
+    loop.
     """
 
     def __init__(self) -> None:
+        self._lock = threading.RLock()
         self._points: dict[Shape, dict[int, Point]] = {}
         self._limits: dict[Shape, BatchLimit] = {}
         self._memory: tuple[float, float] | None = None
@@ -132,21 +145,29 @@ class LatencyProfile:
 
     def record(self, shape: Shape, size: int, seconds: float) -> None:
         """Record a run of a batch of this size."""
+        with self._lock:
+            self._record_duration(self._sizes_of(shape), size, seconds)
+            limit = self._limits.get(shape)
+            if limit is not None and size >= limit.size:
+                limit.record_fit()
+
+    def _sizes_of(self, shape: Shape) -> dict[int, Point]:
+        """Return the measurements of a shape; a new one takes the place of the latest if there are too many."""
         sizes = self._points.get(shape)
         if sizes is None:
             if len(self._points) >= _MAX_SHAPES:
                 del self._points[next(reversed(self._points))]  # The first ones come from warm-up and are kept.
             sizes = self._points[shape] = {}
+        return sizes
+
+    @staticmethod
+    def _record_duration(sizes: dict[int, Point], size: int, seconds: float) -> None:
         point = sizes.get(size)
-        if point is None:
-            if len(sizes) < _MAX_SIZES:
-                sizes[size] = Point(seconds, seconds)
-        else:
+        if point is not None:
             point.mean_s += _SMOOTHING * (min(seconds, _OUTLIER_FACTOR * point.mean_s) - point.mean_s)
             point.min_s = min(point.min_s, seconds)
-        limit = self._limits.get(shape)
-        if limit is not None and size >= limit.size:
-            limit.record_fit()
+        elif len(sizes) < _MAX_SIZES:
+            sizes[size] = Point(seconds, seconds)
 
     def predict_s(self, shape: Shape, size: int) -> float:
         """Predict the seconds that a batch takes; 0 if nothing has been run."""
@@ -161,35 +182,28 @@ class LatencyProfile:
 
         Without a shape: whether any measured batch should.
         """
-        if shape is None:
-            points = [point for sizes in list(self._points.values()) for point in list(sizes.values())]
-            return any(point.min_s < hop_s and point.mean_s < _MAX_LOADED_HOPS * hop_s for point in points)
-        is_short = shape in self._points and self.min_s(shape, size) < hop_s
-        return is_short and self.predict_s(shape, size) < _MAX_LOADED_HOPS * hop_s
+        with self._lock:
+            if shape is None:
+                points = [point for sizes in self._points.values() for point in sizes.values()]
+                return any(point.min_s < hop_s and point.mean_s < _MAX_LOADED_HOPS * hop_s for point in points)
+            is_short = shape in self._points and self.min_s(shape, size) < hop_s
+            return is_short and self.predict_s(shape, size) < _MAX_LOADED_HOPS * hop_s
 
     def has_shape(self, shape: Shape) -> bool:
         """Return whether samples of this shape have been run."""
-        return shape in self._points
+        with self._lock:
+            return shape in self._points
 
     def _interpolate(self, shape: Shape, size: int, statistic: Callable[[Point], float]) -> float:
-        sizes = self._points.get(shape)
-        if sizes is None:
+        with self._lock:
+            if shape in self._points:
+                return _interpolate_size(self._points[shape], size, statistic)
             if not self._points:
                 return 0.0
             elements = count_elements(shape)
-            nearest = min(list(self._points), key=lambda measured: abs(math.log(elements / count_elements(measured))))
-            return self._interpolate(nearest, size, statistic) * elements / count_elements(nearest)
-        if size in sizes:
-            return statistic(sizes[size])
-        measured_sizes = list(sizes)  # A copy: another thread may add a size meanwhile.
-        below = max((measured for measured in measured_sizes if measured < size), default=None)
-        above = min((measured for measured in measured_sizes if measured > size), default=None)
-        if below is None:
-            return statistic(sizes[above]) if above is not None else 0.0
-        if above is None:
-            return statistic(sizes[below]) * size / below
-        weight = (size - below) / (above - below)
-        return (1 - weight) * statistic(sizes[below]) + weight * statistic(sizes[above])
+            nearest = min(self._points, key=lambda measured: abs(math.log(elements / count_elements(measured))))
+            seconds = _interpolate_size(self._points[nearest], size, statistic)
+            return seconds * elements / count_elements(nearest)
 
     def fit_memory(self, small: tuple[int, int], large: tuple[int, int]) -> None:
         """Fit the memory model to a small and a large run: the number of input elements and the bytes of each."""
@@ -198,13 +212,15 @@ class LatencyProfile:
             bytes_per_element = max(0.0, (large_bytes - small_bytes) / (large_elements - small_elements))
         else:
             bytes_per_element = large_bytes / large_elements
+        # Read without the lock: a tuple that is replaced as a whole.
         self._memory = (max(0.0, small_bytes - bytes_per_element * small_elements), bytes_per_element)
 
     def memory_bytes(self, shape: Shape, size: int) -> int:
         """Predict the memory that a batch needs besides the model itself; 0 if memory has not been measured."""
-        if self._memory is None:
+        memory = self._memory
+        if memory is None:
             return 0
-        fixed_bytes, bytes_per_element = self._memory
+        fixed_bytes, bytes_per_element = memory
         return round(fixed_bytes + bytes_per_element * count_elements(shape) * size)
 
     def max_batch_size(self, shape: Shape, max_size: int, free_bytes: float) -> int:
@@ -212,10 +228,12 @@ class LatencyProfile:
 
         It fits if it is predicted to need no more than `free_bytes`, and if no such batch has run out of memory.
         """
-        max_size = min(max_size, self._limits[shape].size) if shape in self._limits else max_size
-        if self._memory is None or self.memory_bytes(shape, max_size) <= free_bytes:
+        with self._lock:
+            max_size = min(max_size, self._limits[shape].size) if shape in self._limits else max_size
+        memory = self._memory
+        if memory is None or self.memory_bytes(shape, max_size) <= free_bytes:
             return max_size
-        fixed_bytes, bytes_per_element = self._memory
+        fixed_bytes, bytes_per_element = memory
         if not bytes_per_element:
             return 0
         return max(
@@ -225,19 +243,34 @@ class LatencyProfile:
     def record_out_of_memory(self, shape: Shape, size: int) -> None:
         """Record that a batch of this size ran out of memory: limit batches to half of it until many have fitted."""
         half = max(1, size - size // 2)
-        if shape in self._limits:
-            half = min(half, self._limits[shape].size)
-        elif len(self._limits) >= _MAX_SHAPES:
-            del self._limits[next(iter(self._limits))]
-        self._limits[shape] = BatchLimit(half)
+        with self._lock:
+            if shape in self._limits:
+                half = min(half, self._limits[shape].size)
+            elif len(self._limits) >= _MAX_SHAPES:
+                del self._limits[next(iter(self._limits))]
+            self._limits[shape] = BatchLimit(half)
 
     def table(self) -> list[tuple[Shape, int, float, int]]:
         """Return all measurements as rows of shape, size, mean seconds and predicted bytes."""
-        return [
-            (shape, size, point.mean_s, self.memory_bytes(shape, size))
-            for shape, sizes in list(self._points.items())
-            for size, point in sorted(sizes.items())
-        ]
+        with self._lock:
+            return [
+                (shape, size, point.mean_s, self.memory_bytes(shape, size))
+                for shape, sizes in self._points.items()
+                for size, point in sorted(sizes.items())
+            ]
+
+
+def _interpolate_size(sizes: Mapping[int, Point], size: int, statistic: Callable[[Point], float]) -> float:
+    if size in sizes:
+        return statistic(sizes[size])
+    below = max((measured for measured in sizes if measured < size), default=None)
+    above = min((measured for measured in sizes if measured > size), default=None)
+    if below is None:
+        return statistic(sizes[above]) if above is not None else 0.0
+    if above is None:
+        return statistic(sizes[below]) * size / below
+    weight = (size - below) / (above - below)
+    return (1 - weight) * statistic(sizes[below]) + weight * statistic(sizes[above])
 
 
 def shape_of(arrays: Arrays) -> Shape:
@@ -263,9 +296,11 @@ def measure_hop(pool: Executor) -> float:
 def measure_step(cost: StepCost, size: int, step: Callable[..., Any], *arguments: Any) -> Any:
     """Run a step three times (once if it is clearly expensive), record the last run and return its result."""
     for _ in range(3):
-        cost.mean_s = None  # Each run is faster than the one before, so only the last one counts.
-        result = cost.measure(size, step, *arguments)
-        if (cost.mean_s or 0.0) > _CLEARLY_EXPENSIVE_S:
+        started_at = time.perf_counter()
+        result = step(*arguments)
+        seconds = time.perf_counter() - started_at
+        cost.record(seconds, size, is_first=True)  # Each run is faster than the one before: only the last one counts.
+        if seconds > _CLEARLY_EXPENSIVE_S:
             break
     return result
 

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from loadtests.clients import HUNG_UP, ClientPool, HangUp, Reply, ScheduledRequest, open_loop, run_clients
-from service.backends.onnx import available_cores
+from service.backends.cores import available_cores
 from tests.faults.report import Row
 from tests.faults.sample_requests import ValidRequest
 from tests.faults.scenario import PATIENCE_S, ScenarioContext, busy_device, poll, wait_until_idle
