@@ -13,10 +13,11 @@ from service.http.error_responses import add_error_handlers
 from service.http.health import health_router
 from service.http.middleware import MethodMiddleware, RequestMiddleware
 from service.http.models import models_router
-from service.http.openapi import build_openapi
+from service.http.openapi import OpenApiDocument
 from service.http.predict import PredictMiddleware
 from service.http.shadow_report import shadow_router
 from service.process.liveness import supervise
+from service.process.loop_lag import measure_loop_lag
 from service.server import Service
 
 _DESCRIPTION = "Predictions from the models in the server's folder. Each model has its own endpoint, listed below."
@@ -27,8 +28,8 @@ def create_app(service: Service) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 -- FastAPI's signature
-        work = service.load_and_rescan(predict_app)
-        async with supervise(service.liveness, work, service.metrics.stray_errors.inc):
+        work = (service.load_and_rescan(predict_app), measure_loop_lag(service.metrics.loop_lag.observe))
+        async with supervise(service.liveness, *work, on_error=service.metrics.stray_errors.inc):
             yield
         service.close()
 
@@ -45,7 +46,9 @@ def create_app(service: Service) -> ASGIApp:
     app.include_router(health_router(service.repository, service.metrics, service.liveness, lambda: service.draining))
     add_error_handlers(app)
     app.add_route("/", lambda request: RedirectResponse("/docs"), include_in_schema=False)
-    app.openapi = lambda: build_openapi(app, service.repository)  # type: ignore[method-assign]
+    # FastAPI's own route would build the document on the event loop, for each request.
+    app.router.routes[:] = [route for route in app.router.routes if getattr(route, "path", "") != app.openapi_url]
+    app.add_route(str(app.openapi_url), OpenApiDocument(app, service.repository).respond, include_in_schema=False)
     predict_app = PredictMiddleware(
         app,
         service.repository,

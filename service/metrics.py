@@ -4,14 +4,17 @@ Each application has its own registry, so that two applications in one process d
 models that do not exist share one label value, so that clients cannot create new series.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 # From a table row through a tiny model (1 ms) to a request that reached its deadline (30 s).
 _SECONDS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 0.75, 1, 2.5, 5, 10, 30)
+_LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _FRACTION_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 # Samples: powers of two, up to the largest batch size in use.
 _SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -31,6 +34,7 @@ class Metrics:
         self._add_request_metrics(self.registry)
         self._add_engine_metrics(self.registry)
         self._add_shadow_metrics(self.registry)
+        self._live_gauges: list[Callable[[], Iterable[LiveGauge]]] = []
 
     def _add_request_metrics(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(
@@ -64,17 +68,18 @@ class Metrics:
         )
 
     def _add_engine_metrics(self, registry: CollectorRegistry) -> None:
+        versions = ["model", "version"]
         self.dropped = Counter(
             "sevenfold_dropped_samples",
             "Samples dropped before they were run: client disconnected or deadline passed.",
-            ["model"],
+            versions,
             registry=registry,
         )
         self.batch_size = Histogram(
-            "sevenfold_batch_size", "Samples per batch.", ["model"], buckets=_SIZE_BUCKETS, registry=registry
+            "sevenfold_batch_size", "Samples per batch.", versions, buckets=_SIZE_BUCKETS, registry=registry
         )
         self.batch_failures = Counter(
-            "sevenfold_batch_failures", "Batches that failed on the device.", ["model"], registry=registry
+            "sevenfold_batch_failures", "Batches that failed on the device.", versions, registry=registry
         )
         self.hung = Gauge(
             "sevenfold_hung_runs",
@@ -90,6 +95,12 @@ class Metrics:
         )
         self.stray_errors = Counter(
             "sevenfold_stray_errors", "Unhandled errors in the event loop that belong to no request.", registry=registry
+        )
+        self.loop_lag = Histogram(
+            "sevenfold_event_loop_lag_seconds",
+            "How late the event loop runs what is due, measured 20 times a second.",
+            buckets=_LAG_BUCKETS,
+            registry=registry,
         )
         self.load_seconds = Gauge(
             "sevenfold_model_load_seconds", "Time to load and verify a model.", ["model", "version"], registry=registry
@@ -125,24 +136,32 @@ class Metrics:
         )
 
     def watch(self, read: Callable[[], Iterable[LiveGauge]]) -> None:
-        """Add gauges whose values `read` returns at each scrape."""
-        self.registry.register(_Gauges(read))
+        """Add gauges whose values `read` returns at each scrape, on the event loop."""
+        self._live_gauges.append(read)
 
     def count(self, name: str, documentation: str, read: Callable[[], float]) -> None:
         """Add a counter that is kept elsewhere; `read` returns its value at each scrape."""
         self.registry.register(_ForeignCounter(name, documentation, read))
 
-    def exposition(self) -> bytes:
-        """Return all metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+    def prepare_exposition(self) -> Callable[[], bytes]:
+        """Read the live gauges, and return a function that returns all metrics in Prometheus' text format.
+
+        It takes some 10 ms, and may be called in any thread.
+        """
+        gauges = [gauge for read in self._live_gauges for gauge in read()]
+        return lambda: generate_latest(_Snapshot(self.registry, gauges))
 
 
-class _Gauges(Collector):
-    def __init__(self, read: Callable[[], Iterable[LiveGauge]]) -> None:
-        self._read = read
+@dataclass(frozen=True)
+class _Snapshot(Collector):
+    """All metrics of a registry, and gauges that have been read."""
 
-    def collect(self) -> Iterable[GaugeMetricFamily]:
-        for name, documentation, labels, series in self._read():
+    registry: CollectorRegistry
+    gauges: Sequence[LiveGauge]
+
+    def collect(self) -> Iterable[Metric]:
+        yield from self.registry.collect()
+        for name, documentation, labels, series in self.gauges:
             family = GaugeMetricFamily(name, documentation, labels=labels)
             for values, value in series:
                 family.add_metric(values, value)

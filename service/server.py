@@ -188,7 +188,13 @@ class Service:
             self.metrics.load_seconds.remove(name, version)
 
     def _make_pipeline(
-        self, name: str, task: Task, backend: Backend, golden_runs: Sequence[GoldenRun], work: DeviceWork
+        self,
+        name: str,
+        version: str,
+        task: Task,
+        backend: Backend,
+        golden_runs: Sequence[GoldenRun],
+        work: DeviceWork,
     ) -> Pipeline:
         settings = self.settings
         device_pool = self._device_pool(backend.device)
@@ -212,7 +218,7 @@ class Service:
             max_in_flight=settings.max_queue,
         )
         policy = BatchPolicy(settings.max_batch or _MAX_BATCH_SIZE, settings.max_delay_ms / 1000)
-        pipeline = Pipeline(task, backend, context, name=name, policy=policy, limits=limits)
+        pipeline = Pipeline(task, backend, context, name=name, version=version, policy=policy, limits=limits)
         # Once clients are being served, a new version warms up on one core and leaves them the others.
         side_by_side = 1 if self.loaded.is_set() else max(1, device_pool.scheduler.concurrency // 2)
         try:

@@ -62,7 +62,7 @@ class Pipeline:
         task: decodes, pre-processes and post-processes.
         backend: runs the graph.
         context: what all models share.
-        name: of the model, in metrics.
+        name, version: of the model, in metrics.
         policy: how batches are formed; warm-up may change it.
         limits: on the model's requests.
     """
@@ -74,6 +74,7 @@ class Pipeline:
         context: EngineContext,
         *,
         name: str,
+        version: str = "",
         policy: BatchPolicy,
         limits: ModelLimits | None = None,
     ) -> None:
@@ -92,9 +93,10 @@ class Pipeline:
             for field_name, field in task.request_type.model_fields.items()
             if field.annotation is bool or get_origin(field.annotation) is Literal
         ]
-        metrics = context.metrics
-        self._dropped = metrics.dropped.labels(name)
-        self._batch_size, self._failures = metrics.batch_size.labels(name), metrics.batch_failures.labels(name)
+        metrics, labels = context.metrics, (name, version)
+        self._dropped = metrics.dropped.labels(*labels)
+        self._batch_size = metrics.batch_size.labels(*labels)
+        self._failures = metrics.batch_failures.labels(*labels)
         self._workers = context.workers if task.decodes_files else context.interpreter
         device, on_dropped = context.device.scheduler, self._dropped.inc
         self._batcher = Batcher(

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
+from service.http.background import SharedCall
 from service.metrics import Metrics
 from service.models.repository import Repository
 from service.process.liveness import Liveness
@@ -30,6 +31,7 @@ def health_router(
 ) -> APIRouter:
     """Return the endpoints. Liveness never depends on models: a restart would not repair a broken model."""
     router = APIRouter(tags=["operation"])
+    exposition = SharedCall(metrics.prepare_exposition)
 
     @router.get("/health/live", summary="Liveness probe", responses={503: {"model": Live}})
     async def live(response: Response) -> Live:
@@ -47,8 +49,8 @@ def health_router(
         return Ready(ready=reason is None, reason=reason, models=models)
 
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
-    async def exposition() -> Response:
-        return Response(metrics.exposition(), media_type="text/plain; version=0.0.4")
+    async def expose_metrics() -> Response:
+        return Response(await exposition(), media_type="text/plain; version=0.0.4")
 
     return router
 

@@ -1,13 +1,16 @@
 """The OpenAPI document: each model's endpoint has the types of its task and a working example."""
 
+import json
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from service.http.background import SharedCall
 from service.models.model import Model
 from service.models.repository import Repository
+from tasks.manifest import Manifest
 
 _ERRORS = {
     "400": "The body is empty or malformed",
@@ -57,8 +60,33 @@ class ErrorResponse(BaseModel):
     error: ErrorBody
 
 
+class OpenApiDocument:
+    """The document as JSON, built in a thread when the served models have changed."""
+
+    def __init__(self, app: FastAPI, repository: Repository) -> None:
+        self._app = app
+        self._repository = repository
+        self._build_shared = SharedCall(lambda: self._build)
+        self._served: tuple[Manifest, ...] | None = None
+        self._content = b""
+
+    async def respond(self, request: Request) -> Response:
+        """Answer a request for the document."""
+        if self._served != self._served_now():
+            self._served, self._content = await self._build_shared()
+        return Response(self._content, media_type="application/json")
+
+    def _served_now(self) -> tuple[Manifest, ...]:
+        return tuple(model.manifest for model in self._repository.served_models())
+
+    def _build(self) -> tuple[tuple[Manifest, ...], bytes]:
+        served = self._served_now()  # Before the document: if they change meanwhile, it is built again.
+        document = build_openapi(self._app, self._repository)
+        return served, json.dumps(document, ensure_ascii=False).encode()
+
+
 def build_openapi(app: FastAPI, repository: Repository) -> dict[str, Any]:
-    """Return the OpenAPI document. It is rebuilt for each request, since the served models may change."""
+    """Return the OpenAPI document of the models that are being served."""
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     schemas: dict[str, Any] = document.setdefault("components", {}).setdefault("schemas", {})
     _add_schema(schemas, ErrorResponse, "", mode="serialization")

@@ -44,7 +44,7 @@ _LOG = logging.getLogger(__name__)
 
 _GraphKey = tuple[str, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 """The SHA-256 of a graph's file, and the inputs and outputs it is opened with."""
-MakePipeline = Callable[[str, Task, Backend, Sequence[GoldenRun], DeviceWork], Pipeline]
+MakePipeline = Callable[[str, str, Task, Backend, Sequence[GoldenRun], DeviceWork], Pipeline]
 """Makes the pipeline of a task and a backend, and warms it up."""
 _Versions = tuple[Entry, ...]
 """The versions of a model, newest first."""
@@ -346,7 +346,7 @@ class Repository:
         del contents  # Large, and no longer needed.
         work = self._device_work(entry.name, backend)
         verification = verify(manifest, task, backend, goldens, work)
-        pipeline = self.make_pipeline(entry.name, task, backend, verification.golden_runs, work)
+        pipeline = self.make_pipeline(entry.name, entry.version, task, backend, verification.golden_runs, work)
         leases = Leases(partial(self.on_retired, pipeline))
         return Model(manifest, task, pipeline, goldens, card, verification.deviation, leases)
 

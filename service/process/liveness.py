@@ -122,17 +122,17 @@ class Liveness:
 
 @asynccontextmanager
 async def supervise(
-    liveness: Liveness, background: Coroutine[Any, Any, None], on_error: Callable[[], None]
+    liveness: Liveness, *background: Coroutine[Any, Any, None], on_error: Callable[[], None]
 ) -> AsyncIterator[None]:
-    """Run a background coroutine while the context is open, and report what fails in the event loop.
+    """Run background coroutines while the context is open, and report what fails in the event loop.
 
     Exceptions of tasks and callbacks that nothing awaits are logged and passed to `on_error`, which counts them.
-    Liveness fails if the background coroutine, a registered thread, or a part of the scheduler dies.
+    Liveness fails if a background coroutine, a registered thread, or a part of the scheduler dies.
     """
     asyncio.get_running_loop().set_exception_handler(
         lambda loop, context: _handle_loop_exception(liveness, on_error, context)
     )
-    tasks = [asyncio.create_task(background), asyncio.create_task(_check_threads_regularly(liveness))]
+    tasks = [asyncio.create_task(work) for work in (*background, _check_threads_regularly(liveness))]
     for task in tasks:
         task.add_done_callback(lambda task: _on_task_done(liveness, on_error, task))
     try:

@@ -24,7 +24,7 @@ def test_queued_requests_of_disconnected_clients_are_not_run(start_blocked: Star
     assert server.device.batches == [[1.0], [20.0]]
     metrics = server.running.client.get("/metrics").text
     assert 'sevenfold_cancelled_total{model="credit",stage="queue"} 5.0' in metrics
-    assert 'sevenfold_dropped_samples_total{model="credit"} 5.0' in metrics
+    assert 'sevenfold_dropped_samples_total{model="credit",version="1"} 5.0' in metrics
 
 
 def test_a_client_that_disconnects_while_sending_its_body_frees_the_memory(start_blocked: StartBlocked) -> None:

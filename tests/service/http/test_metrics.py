@@ -1,6 +1,12 @@
-"""The metrics count requests."""
+"""The metrics count requests, and each series is exposed once."""
 
-from tests.service.conftest import Start
+from pathlib import Path
+
+from service.metrics import Metrics
+from tests.model_folders import publish
+from tests.service.conftest import Running, Start
+from tests.tiny.tabular import CREDIT, credit_graph
+from tests.waiting import wait_until
 
 ROW = {"rows": [{"income": 50, "debt": 5, "job": "baker"}]}
 
@@ -18,10 +24,48 @@ def test_metrics_count_the_requests_that_were_sent(start: Start) -> None:
     assert float(samples['sevenfold_requests_total{model="credit",status="200"}']) == 3
     assert float(samples['sevenfold_requests_total{model="credit",status="422"}']) == 1
     assert float(samples['sevenfold_rejected_total{model="credit",reason="invalid_request"}']) == 1
-    assert float(samples['sevenfold_batch_size_count{model="credit"}']) == 3
+    assert float(samples['sevenfold_batch_size_count{model="credit",version="1"}']) == 3
     for stage in ("receive", "decode", "queue", "infer", "postprocess"):
         assert float(samples[f'sevenfold_stage_duration_seconds_count{{model="credit",stage="{stage}"}}']) == 3
     assert float(samples['sevenfold_queue_depth{model="credit",version="1"}']) == 0
     assert float(samples['sevenfold_requests_in_flight{model="credit",version="1"}']) == 0
     assert float(samples['sevenfold_model_ready{model="credit",version="1"}']) == 1
     assert "made-up-name" not in text
+
+
+def test_engine_metrics_tell_the_versions_of_a_model_apart(start: Start, tmp_path: Path) -> None:
+    for version in ("1", "2"):
+        publish(tmp_path, "credit", CREDIT, credit_graph(), version=version)
+    server = start(models=tmp_path, versions=2)
+
+    server.client.post("/v1/models/credit/versions/1/predict", json=ROW)
+
+    text = server.client.get("/metrics").text
+    assert 'sevenfold_batch_size_count{model="credit",version="1"} 1.0' in text
+    assert 'sevenfold_batch_size_count{model="credit",version="2"} 0.0' in text
+
+
+def test_gauges_are_read_when_the_exposition_is_prepared() -> None:
+    metrics, values = Metrics(), [1.0]
+    metrics.watch(lambda: [("depth", "Depth.", ["model"], [(["a"], values[0])])])
+
+    expose = metrics.prepare_exposition()
+    values[0] = 2.0
+
+    assert 'depth{model="a"} 1.0' in expose().decode()
+
+
+def test_counter_that_is_kept_elsewhere_is_exposed() -> None:
+    metrics = Metrics()
+    metrics.count("things", "Things.", lambda: 7)
+
+    assert "things_total 7.0" in metrics.prepare_exposition()().decode()
+
+
+def test_lag_of_the_event_loop_is_measured(server: Running) -> None:
+    def count() -> float:
+        text = server.client.get("/metrics").text
+        (line,) = [line for line in text.splitlines() if line.startswith("sevenfold_event_loop_lag_seconds_count")]
+        return float(line.split()[-1])
+
+    wait_until(lambda: count() > 0)

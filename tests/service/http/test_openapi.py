@@ -1,8 +1,14 @@
 """The OpenAPI document and the page that shows it."""
 
 import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
-from tests.service.conftest import Running
+from tests.model_folders import publish
+from tests.service.conftest import Running, Start
+from tests.tiny.tabular import CREDIT, credit_graph
+from tests.waiting import wait_until
 
 
 def test_every_example_in_the_document_works(server: Running) -> None:
@@ -43,3 +49,28 @@ def test_the_docs_page_loads_nothing_from_other_hosts(server: Running) -> None:
     for source in sources:
         assert source.startswith("/")
         assert server.client.get(source).status_code == 200
+
+
+def paths(server: Running) -> set[str]:
+    return {path for path in server.client.get("/openapi.json").json()["paths"] if path.endswith("/predict")}
+
+
+def test_the_document_follows_the_models_that_are_served(start: Start, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    publish(models, "credit", CREDIT, credit_graph())
+    server = start(models=models, rescan_seconds=0.05)
+    before = paths(server)
+    publish(tmp_path, "loans", CREDIT, credit_graph())
+    shutil.move(tmp_path / "loans", models / "loans")
+
+    wait_until(lambda: paths(server) != before)
+
+    assert paths(server) - before == {"/v1/models/loans/predict", "/v1/models/loans/versions/1/predict"}
+
+
+def test_clients_that_ask_at_a_time_get_the_same_document(server: Running) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda _: server.client.get("/openapi.json"), range(16)))
+
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.content for answer in answers}) == 1

@@ -75,8 +75,8 @@ class InterleavedAtLine:
         return self._trace
 
 
-def make_pipeline(name: str, task: Task, backend: Backend, golden_runs: object, work: object) -> Pipeline:
-    return Pipeline(task, backend, VirtualDevice().context, name=name, policy=BatchPolicy(8))
+def make_pipeline(name: str, version: str, task: Task, backend: Backend, golden_runs: object, work: object) -> Pipeline:
+    return Pipeline(task, backend, VirtualDevice().context, name=name, version=version, policy=BatchPolicy(8))
 
 
 def repository_with_shadow(root: Path) -> tuple[Repository, Model]:

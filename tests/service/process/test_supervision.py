@@ -57,7 +57,7 @@ def test_liveness_fails_if_the_background_task_dies() -> None:
 
     async def main() -> tuple[Liveness, list[int]]:
         liveness, errors = Liveness(), list[int]()
-        async with supervise(liveness, die(), lambda: errors.append(1)):
+        async with supervise(liveness, die(), on_error=lambda: errors.append(1)):
             while not liveness.failures:
                 await asyncio.sleep(0)
         return liveness, errors
@@ -78,7 +78,7 @@ def test_background_task_that_ends_or_is_cancelled_has_not_died(is_cancelled: bo
             if is_cancelled:
                 await asyncio.Event().wait()
 
-        async with supervise(liveness, run_in_background(), lambda: None):
+        async with supervise(liveness, run_in_background(), on_error=lambda: None):
             await started.wait()
             tasks = asyncio.all_tasks() - {asyncio.current_task()}
             await asyncio.sleep(0)
@@ -91,7 +91,7 @@ def test_background_task_that_ends_or_is_cancelled_has_not_died(is_cancelled: bo
 def test_result_that_nothing_retrieves_is_counted_but_no_failure() -> None:
     async def main() -> tuple[Liveness, list[int]]:
         liveness, errors = Liveness(), list[int]()
-        async with supervise(liveness, asyncio.sleep(0), lambda: errors.append(1)):
+        async with supervise(liveness, asyncio.sleep(0), on_error=lambda: errors.append(1)):
             asyncio.get_running_loop().create_future().set_exception(LookupError("the client has disconnected"))
             await asyncio.sleep(0)
         return liveness, errors
