@@ -27,7 +27,7 @@ from service.process.logging import set_up_logging
 from service.process.output import open_standard_descriptors, print_text
 from service.process.watchdog import EXIT_BROKEN, Watchdog
 from service.server import Service
-from service.settings import InvalidSetting, Settings, flag_parser, read_settings
+from service.settings import InvalidSetting, Settings, find_service_links, flag_parser, read_settings
 from tasks.manifest import BrokenModel
 
 _LOG = logging.getLogger(__name__)
@@ -163,6 +163,12 @@ def serve(
     sys.setswitchinterval(_GIL_SWITCH_INTERVAL_S)
     log = set_up_logging(settings.log_level)
     _log_uncaught_errors()
+    if links := find_service_links():
+        _LOG.warning(
+            "ignored environment variables that describe a Kubernetes Service called like this program; "
+            "`enableServiceLinks: false` in the pod's spec keeps them away",
+            extra={"fields": {"variables": links}},
+        )
     listener = _listen(settings.host, settings.port)
     service = Service(settings, open_backend)
     service.metrics.count(

@@ -12,11 +12,19 @@ from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 PREFIX = "SEVENFOLD_"
 _TRAINING_VARIABLES = ("SEVENFOLD_DATA", "SEVENFOLD_MIRROR")
 """Variables with the same prefix that belong to training; the server ignores them."""
+_SERVICE_LINK = re.compile(
+    PREFIX + r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+"""Names of the variables that Kubernetes sets in every pod of a namespace with a Service called `sevenfold`, or
+`sevenfold-` and something (Kubernetes' documentation, Service: environment variables)."""
+_LINK_ADDRESS = re.compile(r"(tcp|udp|sctp)://.*")
+_MIN_SIMILARITY = 0.7
+"""How similar a name must be to be suggested: `max-bach` is 0.94 to `max-batch`, `foo` 0.29 to `host`."""
 
 
 class InvalidSetting(ValueError):
@@ -144,12 +152,26 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str] = os.
 def _read_environment(environment: Mapping[str, str]) -> dict[str, str]:
     known = {PREFIX + spec.name.upper(): spec.name for spec in fields(Settings)}
     texts = {}
+    ignored = {*_TRAINING_VARIABLES, *find_service_links(environment)}
     for variable, text in environment.items():
-        if variable.startswith(PREFIX) and variable not in _TRAINING_VARIABLES:
+        if variable.startswith(PREFIX) and variable not in ignored:
             if variable not in known:
                 raise InvalidSetting(f"Unknown setting {variable}.{_suggestion(variable, known)}")
             texts[known[variable]] = text
     return texts
+
+
+def find_service_links(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Return the variables that are no settings, but describe a Kubernetes Service whose name begins with `sevenfold`.
+
+    One of them, SEVENFOLD_PORT, has the name of a setting, but an address as its value.
+    """
+    own = {PREFIX + spec.name.upper() for spec in fields(Settings)}
+    return [
+        variable
+        for variable, text in environment.items()
+        if _SERVICE_LINK.fullmatch(variable) and (variable not in own or _LINK_ADDRESS.fullmatch(text))
+    ]
 
 
 def _read_flags(arguments: Sequence[str]) -> dict[str, str]:
@@ -165,13 +187,26 @@ def _flag(spec: Field[Any]) -> str:
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:
-    matches = get_close_matches(name, known, n=1, cutoff=0.5)
-    return f" Did you mean {matches[0]}?" if matches else " Run with --help to list all settings."
+    names = {_bare(candidate): candidate for candidate in known}
+    matches = get_close_matches(_bare(name), names, n=1, cutoff=_MIN_SIMILARITY)
+    return f" Did you mean {names[matches[0]]}?" if matches else " Run with --help to list all settings."
+
+
+def _bare(name: str) -> str:
+    """Return a name without its prefix, which would make all names similar."""
+    return name.removeprefix(PREFIX).lstrip("-").lower().replace("_", "-")
+
+
+class _FlagParser(argparse.ArgumentParser):
+    """Raises InvalidSetting instead of printing a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InvalidSetting(f"{message[:1].upper()}{message[1:]}. Run with --help to list all settings.")
 
 
 def flag_parser() -> argparse.ArgumentParser:
     """Return the command-line parser. It leaves values as text: they are converted as environment variables are."""
-    parser = argparse.ArgumentParser(
+    parser = _FlagParser(
         prog="python -m service",
         description="Serve the models in a folder over HTTP.",
         epilog=f"Each flag can also be set by an environment variable (--max-batch as {PREFIX}MAX_BATCH). "

@@ -293,6 +293,19 @@ def test_each_request_is_logged_as_a_line_of_json_with_its_id(tiny_models: Path)
     assert (line["request_id"], line["status"], line["model"]) == ("abc", 200, "credit")
 
 
+def test_a_kubernetes_service_of_the_same_name_is_named_in_a_warning_with_its_cure(
+    tiny_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SEVENFOLD_PORT", "tcp://10.0.0.7:8000")
+    monkeypatch.setenv("SEVENFOLD_SERVICE_HOST", "10.0.0.7")
+
+    with program(tiny_models) as (process, _, _):
+        line = json.loads(read_until(process.stderr, "enableServiceLinks"))
+
+    assert line["level"] == "warning"
+    assert sorted(line["variables"]) == ["SEVENFOLD_PORT", "SEVENFOLD_SERVICE_HOST"]
+
+
 # Standard streams that are closed, or that nobody reads
 
 

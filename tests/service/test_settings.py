@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.settings import InvalidSetting, Settings, flag_parser, read_settings
+from service.settings import InvalidSetting, Settings, find_service_links, flag_parser, read_settings
 
 
 def test_flags_override_the_environment_which_overrides_defaults() -> None:
@@ -21,6 +21,11 @@ def test_flags_override_the_environment_which_overrides_defaults() -> None:
         (["--max-bach", "3"], {}, "Unknown setting --max-bach. Did you mean --max-batch?"),
         ([], {"SEVENFOLD_MAX_BACH": "3"}, "Unknown setting SEVENFOLD_MAX_BACH. Did you mean SEVENFOLD_MAX_BATCH?"),
         (["--zzz"], {}, "Unknown setting --zzz. Run with --help to list all settings."),
+        (["--foo", "1"], {}, "Unknown setting --foo. Run with --help to list all settings."),
+        (["--lag"], {}, "Unknown setting --lag. Run with --help to list all settings."),
+        (["--prot", "80"], {}, "Unknown setting --prot. Did you mean --port?"),
+        ([], {"SEVENFOLD_FOO": "1"}, "Unknown setting SEVENFOLD_FOO. Run with --help to list all settings."),
+        (["--port"], {}, "Argument --port: expected one argument. Run with --help to list all settings."),
         (["--port", "http"], {}, "port must be an integer, not 'http'."),
         (["--max-batch=-1"], {}, "max_batch must be between 0 and 9007199254740992, not -1."),
         (["--timeout-ms", "nan"], {}, "timeout_ms must be a number, not 'nan'."),
@@ -76,6 +81,40 @@ def test_a_token_is_not_shown_with_the_other_settings() -> None:
 
 def test_variables_of_training_are_ignored() -> None:
     assert read_settings([], {"SEVENFOLD_MIRROR": "../shared/data"}) == Settings()
+
+
+LINKS = {
+    "SEVENFOLD_SERVICE_HOST": "10.0.0.7",
+    "SEVENFOLD_SERVICE_PORT": "8000",
+    "SEVENFOLD_SERVICE_PORT_HTTP": "8000",
+    "SEVENFOLD_PORT": "tcp://10.0.0.7:8000",
+    "SEVENFOLD_PORT_8000_TCP": "tcp://10.0.0.7:8000",
+    "SEVENFOLD_PORT_8000_TCP_PROTO": "tcp",
+    "SEVENFOLD_PORT_8000_TCP_PORT": "8000",
+    "SEVENFOLD_PORT_8000_TCP_ADDR": "10.0.0.7",
+    "SEVENFOLD_GPU_SERVICE_HOST": "10.0.0.8",
+    "SEVENFOLD_GPU_PORT": "udp://[fd00::8]:53",
+    "SEVENFOLD_GPU_PORT_53_UDP": "udp://[fd00::8]:53",
+}
+
+
+def test_variables_of_a_kubernetes_service_of_the_same_name_are_no_settings() -> None:
+    environment = LINKS | {"SEVENFOLD_MAX_BATCH": "8"}
+
+    assert read_settings([], environment) == Settings(max_batch=8)
+    assert set(find_service_links(environment)) == set(LINKS)
+
+
+def test_port_that_is_a_number_is_a_setting_even_beside_service_links() -> None:
+    environment = LINKS | {"SEVENFOLD_PORT": "9000"}
+
+    assert read_settings([], environment) == Settings(port=9000)
+    assert "SEVENFOLD_PORT" not in find_service_links(environment)
+
+
+def test_address_as_the_value_of_another_setting_is_an_error() -> None:
+    with pytest.raises(InvalidSetting):
+        read_settings([], {"SEVENFOLD_MAX_BATCH": "tcp://10.0.0.7:8000"})
 
 
 def test_help_lists_settings_with_their_defaults() -> None:
