@@ -28,7 +28,11 @@ def create_app(service: Service) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 -- FastAPI's signature
-        work = (service.load_and_rescan(predict_app), measure_loop_lag(service.metrics.loop_lag.observe))
+        work = (
+            service.load_and_rescan(predict_app),
+            service.release_memory(),
+            measure_loop_lag(service.metrics.loop_lag.observe),
+        )
         async with supervise(service.liveness, *work, on_error=service.metrics.stray_errors.inc):
             yield
         service.close()

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from service.backends.base import Backend, OpenBackend
 from service.backends.cores import available_cores
+from service.backends.memory import HostMemory
 from service.backends.onnx import OnnxRuntime
 from service.decoding.fork_server import ForkServer
 from service.decoding.pool import Budget, DecoderPool
@@ -34,6 +35,7 @@ from service.models.shadow_traffic import ShadowTraffic
 from service.models.verification import GoldenRun
 from service.models.warmup import warm_up
 from service.process.liveness import Liveness
+from service.process.memory_release import release_memory_when_idle
 from service.settings import Settings
 from tasks.contract import Limits, Task
 
@@ -283,6 +285,28 @@ class Service:
             return result
 
         return await asyncio.shield(self._run_in_loader(change_and_limit))
+
+    async def release_memory(self) -> None:
+        """Give memory back to the system whenever no request is in flight, until cancelled."""
+
+        def is_idle() -> bool:
+            served = self.repository.served_models()
+            return self.loaded.is_set() and not any(model.pipeline.in_flight for model in served)
+
+        await release_memory_when_idle(
+            is_idle=is_idle,
+            resident_bytes=HostMemory().in_use,
+            # In the thread that loads versions, since it would falsify the memory that these are measured to need.
+            release=lambda: asyncio.get_running_loop().run_in_executor(self._loader, self._release_backends),
+            on_released=lambda before, after: _LOG.debug(
+                "released memory", extra={"fields": {"before_mb": round(before / 1e6), "after_mb": round(after / 1e6)}}
+            ),
+        )
+
+    def _release_backends(self) -> None:
+        backends = {model.pipeline.device: model.pipeline.backend for model in self.repository.served_models()}
+        for backend in backends.values():
+            backend.release()
 
     def _load(self) -> None:
         self.repository.load_all()
