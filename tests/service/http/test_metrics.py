@@ -34,7 +34,7 @@ def test_metrics_count_the_requests_that_were_sent(start: Start) -> None:
 
 
 def test_engine_metrics_tell_the_versions_of_a_model_apart(start: Start, tmp_path: Path) -> None:
-    for version in ("1", "2"):
+    for version in (1, 2):
         publish(tmp_path, "credit", CREDIT, credit_graph(), version=version)
     server = start(models=tmp_path, versions=2)
 
