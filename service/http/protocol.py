@@ -12,9 +12,12 @@
 Knows nothing about paths, models or the application.
 """
 
+import asyncio
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httptools
@@ -40,16 +43,39 @@ _UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
 
 def make_config(app: ASGIApp, **options: Any) -> uvicorn.Config:
     """Return the configuration of a server for this application. The service has its own logging."""
+    protocol: Any = partial(HttpProtocol, ParsingTurns())
     return uvicorn.Config(
-        app, http=HttpProtocol, ws="none", log_config=None, access_log=False, server_header=False, **options
+        app, http=protocol, ws="none", log_config=None, access_log=False, server_header=False, **options
     )
+
+
+class ParsingTurns:
+    """Lets one connection at a time parse a little of what it has received, in turns, and other work in between."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    def take(self, loop: asyncio.AbstractEventLoop, parse: Callable[[], None]) -> None:
+        """Call `parse` after those that wait already, in an iteration of the loop for itself."""
+        self._waiting.append(parse)
+        if len(self._waiting) == 1:
+            loop.call_soon(self._run_next, loop)
+
+    def _run_next(self, loop: asyncio.AbstractEventLoop) -> None:
+        try:
+            self._waiting[0]()  # It stays in the queue meanwhile: if it takes another turn, that is a later one.
+        finally:
+            self._waiting.popleft()
+            if self._waiting:
+                loop.call_soon(self._run_next, loop)
 
 
 class HttpProtocol(HttpToolsProtocol):
     """The protocol of one connection."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(self, turns: ParsingTurns, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self._turns = turns
         self.parser = _Parser(self)
         self._unanswered: deque[RequestResponseCycle] = deque()
         """The requests whose heads have been received and whose responses are not complete, oldest first."""
@@ -78,7 +104,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self._unparsed = data[start:]
                 self.flow.pause_reading()
                 if not self.pipeline:
-                    self.loop.call_soon(self._parse_rest)
+                    self._turns.take(self.loop, self._parse_rest)
                 return
             self._parse_slice(data[start : start + _SLICE_BYTES])
             if self._refusal is not None or self.transport.is_closing():
@@ -96,7 +122,7 @@ class HttpProtocol(HttpToolsProtocol):
                 self.send_400_response("")
 
     def _parse_rest(self) -> None:
-        if self.transport.is_closing():
+        if not self._unparsed or self.transport.is_closing():
             return
         data, self._unparsed = self._unparsed, b""
         self.flow.resume_reading()
@@ -108,7 +134,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Start the next request of this connection, or parse what waited for the answer."""
         super().on_response_complete()
         if self._unparsed and not self.pipeline:
-            self.loop.call_soon(self._parse_rest)
+            self._turns.take(self.loop, self._parse_rest)
 
     # Callbacks of the parser
 
