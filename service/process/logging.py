@@ -26,7 +26,9 @@ REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 _MAX_WAITING_LINES = 10_000
 """Lines that wait to be written: a few MB, or some seconds of requests."""
-_MAX_LINES_AT_ONCE = 64
+_MAX_LINES_AT_ONCE = 256
+_GATHERING_S = 0.01
+"""How long the thread lets lines gather: it needs the interpreter's lock, and would delay a request for each line."""
 _FLUSH_TIMEOUT_S = 1.5
 """How long an exit waits for the last lines to be written."""
 _VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
@@ -118,6 +120,8 @@ class LogWriter(logging.handlers.QueueHandler):
     def _take(self) -> tuple[list[bytes], list[threading.Event]]:
         """Wait for a line, and return the next few, with the events of `flush` that stand among them."""
         items = [self._lines.get()]
+        if isinstance(items[0], bytes):
+            time.sleep(_GATHERING_S)
         while len(items) < _MAX_LINES_AT_ONCE and not self._lines.empty():
             items.append(self._lines.get_nowait())
         lines = [item for item in items if isinstance(item, bytes)]
