@@ -5,6 +5,7 @@ models that do not exist share one label value, so that clients cannot create ne
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -142,6 +143,12 @@ class Metrics:
     def count(self, name: str, documentation: str, read: Callable[[], float]) -> None:
         """Add a counter that is kept elsewhere; `read` returns its value at each scrape."""
         self.registry.register(_ForeignCounter(name, documentation, read))
+
+    def remove_version(self, name: str, version: str) -> None:
+        """Remove the series of a version of a model that is gone."""
+        for metric in (self.dropped, self.batch_size, self.batch_failures, self.load_seconds):
+            with suppress(KeyError):  # It was never loaded.
+                metric.remove(name, version)
 
     def prepare_exposition(self) -> Callable[[], bytes]:
         """Read the live gauges, and return a function that returns all metrics in Prometheus' text format.

@@ -186,8 +186,7 @@ class Service:
 
     def _on_removed(self, name: str, version: str) -> None:
         """Remove the series of a version that is gone, so that their number does not grow with every publication."""
-        with suppress(KeyError):  # It was never loaded.
-            self.metrics.load_seconds.remove(name, version)
+        self.metrics.remove_version(name, version)
 
     def _make_pipeline(
         self,

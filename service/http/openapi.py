@@ -60,6 +60,10 @@ class ErrorResponse(BaseModel):
     error: ErrorBody
 
 
+_Served = tuple[tuple[Manifest, bool], ...]
+"""The served versions, and whether each is the default of its model."""
+
+
 class OpenApiDocument:
     """The document as JSON, built in a thread when the served models have changed."""
 
@@ -67,7 +71,7 @@ class OpenApiDocument:
         self._app = app
         self._repository = repository
         self._build_shared = SharedCall(lambda: self._build)
-        self._served: tuple[Manifest, ...] | None = None
+        self._served: _Served | None = None
         self._content = b""
 
     async def respond(self, request: Request) -> Response:
@@ -76,10 +80,14 @@ class OpenApiDocument:
             self._served, self._content = await self._build_shared()
         return Response(self._content, media_type="application/json")
 
-    def _served_now(self) -> tuple[Manifest, ...]:
-        return tuple(model.manifest for model in self._repository.served_models())
+    def _served_now(self) -> _Served:
+        repository = self._repository
+        return tuple(
+            (model.manifest, repository.default_of(model.manifest.name) is model)
+            for model in repository.served_models()
+        )
 
-    def _build(self) -> tuple[tuple[Manifest, ...], bytes]:
+    def _build(self) -> tuple[_Served, bytes]:
         served = self._served_now()  # Before the document: if they change meanwhile, it is built again.
         document = build_openapi(self._app, self._repository)
         return served, json.dumps(document, ensure_ascii=False).encode()

@@ -1,6 +1,9 @@
 """The metrics count requests, and each series is exposed once."""
 
+from collections import Counter
 from pathlib import Path
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from service.metrics import Metrics
 from tests.model_folders import publish
@@ -33,16 +36,24 @@ def test_metrics_count_the_requests_that_were_sent(start: Start) -> None:
     assert "made-up-name" not in text
 
 
-def test_engine_metrics_tell_the_versions_of_a_model_apart(start: Start, tmp_path: Path) -> None:
+def series_of(text: str) -> list[tuple[str, frozenset[tuple[str, str]]]]:
+    families = text_string_to_metric_families(text)
+    return [(sample.name, frozenset(sample.labels.items())) for family in families for sample in family.samples]
+
+
+def test_each_series_is_exposed_once_if_two_versions_are_served(start: Start, tmp_path: Path) -> None:
     for version in (1, 2):
         publish(tmp_path, "credit", CREDIT, credit_graph(), version=version)
     server = start(models=tmp_path, versions=2)
+    for version in ("1", "2"):
+        answer = server.client.post(f"/v1/models/credit/versions/{version}/predict", json=ROW)
+        assert answer.status_code == 200
 
-    server.client.post("/v1/models/credit/versions/1/predict", json=ROW)
+    series = series_of(server.client.get("/metrics").text)
 
-    text = server.client.get("/metrics").text
-    assert 'sevenfold_batch_size_count{model="credit",version="1"} 1.0' in text
-    assert 'sevenfold_batch_size_count{model="credit",version="2"} 0.0' in text
+    assert [name for name, count in Counter(series).items() if count > 1] == []
+    for version in ("1", "2"):
+        assert ("sevenfold_batch_size_count", frozenset({("model", "credit"), ("version", version)})) in series
 
 
 def test_gauges_are_read_when_the_exposition_is_prepared() -> None:
