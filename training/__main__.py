@@ -13,8 +13,9 @@ try:
 except ModuleNotFoundError:
     sys.exit("training: torch is not installed; `make train RECIPE=…` or `make test` installs what training needs.")
 
+from tasks.system_errors import describe_os_error
 from training.core.config import Settings, add_options, overlay
-from training.core.errors import CannotTrain, describe_os_error
+from training.core.errors import CannotTrain
 from training.core.files import require_writable
 from training.core.recipe import Recipe, select_preset
 from training.data.download import Fetcher

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from training.core.errors import CannotTrain, NoData, describe_os_error
+from tasks.system_errors import describe_os_error
+from training.core.errors import CannotTrain, NoData
 from training.core.files import write_file
 from training.core.recipe import Recipe
 from training.reporting import run_folder

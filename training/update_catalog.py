@@ -27,8 +27,9 @@ from tasks.manifest import (
     write_task_files,
 )
 from tasks.recommendations import Recommendations
+from tasks.system_errors import describe_os_error
 from tasks.version_folder import write_version
-from training.core.errors import CannotTrain, describe_os_error
+from training.core.errors import CannotTrain
 from training.core.provenance import code_version
 from training.learners.recommendations.interactions import read_items
 from training.publishing.export import onnx_runner

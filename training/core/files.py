@@ -5,7 +5,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from training.core.errors import CannotTrain, os_error_reason
+from tasks.system_errors import os_error_reason
+from training.core.errors import CannotTrain
 
 
 def write_file(path: Path, content: str | bytes) -> None:

@@ -16,7 +16,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tasks.manifest import sha256_of
-from training.core.errors import NoData, is_disk_error
+from tasks.system_errors import is_disk_error
+from training.core.errors import NoData
 from training.core.files import write_file
 from training.core.sources import Archive, Source
 

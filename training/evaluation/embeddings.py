@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from training.core.errors import CannotTrain, os_error_reason
+from tasks.system_errors import os_error_reason
+from training.core.errors import CannotTrain
 from training.core.files import write_file
 from training.core.results import EmbeddingTable, Table, Vectors
 
