@@ -1,5 +1,6 @@
 """Adapt a foreign graph to a task, and check that it then behaves as the service expects of every graph."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from onnx import ModelProto
 from service.backends.base import Backend, BackendError
 from service.backends.onnx import OnnxRuntime
 from service.importing.conventions import Conventions
-from service.importing.editor import GraphEditor
+from service.importing.editor import PREFIX, GraphEditor
 from service.importing.errors import CannotImport
 from service.importing.foreign_graph import fixed_batch, inputs_of, opset_of, with_free_batch
 from service.importing.inputs import connect_inputs
@@ -20,6 +21,9 @@ from tasks.contract import Array, Arrays, Task
 from tasks.deviation import FLOAT32_TOLERANCE, describe_difference, deviation_in_batches
 
 _BATCHES = (1, 2, 7, SAMPLES)
+_MAX_REASON = 300
+_NODE_FAILURE = re.compile(r"running (\w+) node\. Name:'([^']*)' Status Message: (.*)")
+_SOURCE_PLACE = re.compile(r"^\S+:\d+ [\w:~]+(\([^)]*\))? ")
 
 
 @dataclass(frozen=True)
@@ -56,18 +60,22 @@ def adapt_graph(
     notes += connect_inputs(editor, inputs_of(free), task, conventions)
     raw = RawOutputs(editor, _run_raw(editor, samples), conventions, notes)
     connect_outputs(task_name, task, raw)
-    graph = editor.model().SerializeToString()
+    adapted = editor.model()
+    deviation = _check_batches(_session(adapted), task, samples)
+    graph = adapted.SerializeToString()
     try:
         backend = OnnxRuntime("cpu")(graph, task.inputs, task.outputs)
     except BackendError as error:
         raise CannotImport(f"The adapted graph cannot be loaded: {_one_line(error)}.") from None
-    return Adapted(graph, backend, opset_of(model), _check_batches(backend, task, samples), tuple(notes))
+    return Adapted(graph, backend, opset_of(model), deviation, tuple(notes))
 
 
 def _one_line(error: Exception) -> str:
-    """Return the essence of an ONNX Runtime error, which may have several lines and a file of its own sources."""
+    """Return the essence of an ONNX Runtime error, which has several lines and places in its own sources."""
     text = " ".join(str(error).split())
-    return text.rpartition("] : ")[2][:400].rstrip(". ")
+    if failure := _NODE_FAILURE.search(text):
+        text = f"{failure[1]} '{failure[2].removeprefix(PREFIX)}': {_SOURCE_PLACE.sub('', failure[3])}"
+    return text.rpartition("] : ")[2][:_MAX_REASON].rstrip(". ")
 
 
 def _session(model: ModelProto) -> onnxruntime.InferenceSession:
@@ -135,16 +143,18 @@ def _run_raw(editor: GraphEditor, samples: Arrays) -> dict[str, Array]:
     return stacked
 
 
-def _check_batches(backend: Backend, task: Task, samples: Arrays) -> dict[str, float]:
+def _check_batches(session: onnxruntime.InferenceSession, task: Task, samples: Arrays) -> dict[str, float]:
     """Return how much each output depends on the batch. Raises CannotImport if it does, or a batch fails."""
+    names = [spec.name for spec in task.outputs]
 
     def run(count: int, start: int = 0) -> Arrays:
-        return backend.run({name: array[start : start + count] for name, array in samples.items()})
+        arrays = {name: array[start : start + count] for name, array in samples.items()}
+        return dict(zip(names, session.run(names, arrays), strict=True))
 
     try:
         alone = [run(1, i) for i in range(SAMPLES)]
         batches = [run(size) for size in _BATCHES]
-    except BackendError as error:
+    except Exception as error:  # As in `_session`.
         raise CannotImport(
             f"The graph fails on a batch: export it with a dynamic batch axis ({_one_line(error)})."
         ) from None

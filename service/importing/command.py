@@ -57,15 +57,14 @@ def _interrupt(_: int, __: FrameType | None) -> None:
 def _import(words: Sequence[str]) -> tuple[Path, tuple[str, ...]]:
     task_name = _task_name(words)
     task_class = task_type(task_name)
-    arguments = _parser(task_name, task_class).parse_args(words)
+    arguments = _parser(task_name, task_class).parse_args(_join_negative_numbers(words))
     conventions = _conventions(arguments)
-    conventions.check_task(task_name)
     path = Path(arguments.file)
-    about = _describe(arguments, path)
     model = read_graph(path)
+    about = _describe(arguments, path)
     inferred = infer_parameters(task_class, inputs_of(model), outputs_of(model), conventions)
     task = build_imported_task(task_class, arguments, inferred)
-    requests = [*task.examples(), *(_read_example(task, Path(file)) for file in arguments.example)]
+    requests = [*_examples(task), *(_read_example(task, Path(file)) for file in arguments.example)]
     _check_requests(task, requests)
     adapted = adapt_graph(model, task_name, task, conventions, requests)
 
@@ -95,6 +94,17 @@ def _task_name(words: Sequence[str]) -> str:
         given = f"'{name}' is not a task" if name else "--task is missing"
         raise CannotImport(f"{given}; the tasks are {', '.join(task_names())}.")
     return name
+
+
+def _join_negative_numbers(words: Sequence[str]) -> list[str]:
+    """Return `--pixels -1..1` as `--pixels=-1..1`, which argparse does not take for another flag."""
+    joined: list[str] = []
+    for word in words:
+        if joined and re.match(r"-\d", word) and joined[-1].startswith("--") and "=" not in joined[-1]:
+            joined[-1] += "=" + word
+        else:
+            joined.append(word)
+    return joined
 
 
 def _parser(task_name: str | None, task_class: type[Task] | None) -> argparse.ArgumentParser:
@@ -173,6 +183,13 @@ def _describe(arguments: argparse.Namespace, path: Path) -> Description:
     )
 
 
+def _examples(task: Task) -> list[dict[str, Any]]:
+    try:
+        return task.examples()
+    except ValueError as error:  # Parameters that are possible by themselves but not together.
+        raise CannotImport(f"The parameters do not fit the task: {str(error).rstrip('.')}.") from None
+
+
 def _read_example(task: Task, path: Path) -> dict[str, Any]:
     """Read a request: a JSON body, or the file of an upload."""
     content = path.read_bytes()
@@ -194,13 +211,15 @@ def _read_example(task: Task, path: Path) -> dict[str, Any]:
 def _check_requests(task: Task, requests: Sequence[dict[str, Any]]) -> None:
     for body in requests:
         try:
-            task.decode(task.parse(body, Limits()), Limits())
+            task.preprocess(task.decode(task.parse(body, Limits()), Limits()))
         except ValidationError as error:
             first = error.errors()[0]
             location = ".".join(map(str, first["loc"]))
             raise CannotImport(f"An example is not a valid request: {location}: {first['msg']}.") from None
         except InvalidInput as error:
             raise CannotImport(f"An example is not a valid request: {error}") from None
+        except ValueError as error:  # Parameters that are possible by themselves but not together.
+            raise CannotImport(f"The parameters do not fit the task: {str(error).rstrip('.')}.") from None
 
 
 def _command(words: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
 """What a graph does not say about itself: how it expects pixels, and what its outputs mean."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from service.importing.errors import CannotImport
@@ -70,13 +70,6 @@ class Conventions:
             raise CannotImport("--std: standard deviations are above 0.")
         if self.interval and (len(self.interval) != 2 or not self.interval[0] <= 0 <= self.interval[1]):
             raise CannotImport("--interval takes two numbers, the first at most 0 and the second at least 0: -12.5,14.")
-
-    def check_task(self, task: str) -> None:
-        """Raise CannotImport if a convention was stated that has no meaning for this task."""
-        for item in fields(self):
-            if getattr(self, item.name) != item.default and task not in item.metadata["tasks"]:
-                tasks = ", ".join(item.metadata["tasks"])
-                raise CannotImport(f"--{item.name.replace('_', '-')} has no meaning for {task}; it is for {tasks}.")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from onnx.compose import add_prefix
 from service.importing.foreign_graph import BATCH, opset_of
 from tasks.contract import TensorSpec
 
-_PREFIX = "imported/"
+PREFIX = "imported/"
 _SHAPE_ONLY = {"Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"}
 """Operators that only move values, so that what comes before them decides what the values mean."""
 _NEW_REDUCTIONS = 18
@@ -21,7 +21,7 @@ class GraphEditor:
     """A copy of a graph whose own names start with a prefix, so that those of new nodes cannot collide with them."""
 
     def __init__(self, model: ModelProto) -> None:
-        self._model: ModelProto = add_prefix(model, _PREFIX)
+        self._model: ModelProto = add_prefix(model, PREFIX)
         self._before: list[NodeProto] = []
         self._after: list[NodeProto] = []
         self._opset = opset_of(model)
@@ -31,7 +31,7 @@ class GraphEditor:
     @staticmethod
     def inside(name: str) -> str:
         """Return the name in the copy of a tensor of the original graph."""
-        return _PREFIX + name
+        return PREFIX + name
 
     def replace_inputs(self, specs: tuple[TensorSpec, ...]) -> None:
         """Declare new inputs instead of the graph's own, which nodes must then compute; nodes now follow the graph."""

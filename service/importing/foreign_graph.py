@@ -3,14 +3,14 @@
 The graph is data from a stranger: its external data is read from the folder of the graph only.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_model, uses_external_data
 
 from service.importing.errors import CannotImport
@@ -20,6 +20,8 @@ _MIN_OPSET = 11
 _MAX_BYTES = 2**31 - 1
 """Size limit of a file in protobuf's format."""
 BATCH = "batch"
+_SHAPE_INPUT = {"Reshape": 1, "Expand": 1, "Resize": 3, "ConstantOfShape": 0}
+"""Operators that read a shape, and the position of the shape among their inputs."""
 
 Axis = int | str | None
 
@@ -166,7 +168,7 @@ def _describe(value: Any) -> GraphTensor:
 
 def _dtype(element_type: int) -> str:
     try:
-        return str(onnx.helper.tensor_dtype_to_np_dtype(element_type))
+        return str(helper.tensor_dtype_to_np_dtype(element_type))
     except (KeyError, TypeError):
         return "an unknown type"
 
@@ -180,7 +182,7 @@ def fixed_batch(model: ModelProto) -> int | None:
 def with_free_batch(model: ModelProto) -> ModelProto:
     """Return a copy whose first axis is variable in every input, whatever batch size it was exported for.
 
-    The shapes that lead a Reshape or an Expand back to the exported size are freed too, as far as they are constants.
+    Constant shapes that begin with the exported size (of a Reshape, an Expand, a Resize) are freed too.
     Whether the result computes the same is for the caller to check.
     """
     size = fixed_batch(model)
@@ -195,7 +197,7 @@ def with_free_batch(model: ModelProto) -> ModelProto:
         if value.type.HasField("tensor_type"):
             value.type.tensor_type.ClearField("shape")
     if size is not None:
-        _free_reshapes(freed.graph, size)
+        _free_shapes(freed.graph, size)
     return freed
 
 
@@ -206,24 +208,81 @@ def _free_first_axis(value: Any) -> None:
         axes[0].dim_param = BATCH
 
 
-def _free_reshapes(graph: GraphProto, size: int) -> None:
+def _free_shapes(graph: GraphProto, size: int) -> None:
+    """Replace the exported batch size at the start of constant shapes by that of the first input."""
+    constants = _constants(graph)
+    from_input = _tensors_from_inputs(graph, constants)
+    nodes = list(graph.node)
+    del graph.node[:]
+    freed = _FreedShapes(graph, _add_batch_size(graph))
+    for node in nodes:
+        position = _SHAPE_INPUT.get(node.op_type)
+        if node.op_type == "Concat" and size == 1 and from_input & set(node.input):
+            _expand_constants(node, constants, freed)
+        elif position is not None and len(node.input) > position and node.input[position] in constants:
+            shape = numpy_helper.to_array(constants[node.input[position]])
+            # Weights that are reshaped have no batch axis; a constant that is expanded may get one.
+            is_free = node.op_type in ("Expand", "ConstantOfShape") or node.input[0] in from_input
+            if is_free and shape.ndim == 1 and len(shape) and shape[0] == size:
+                # Other nodes may use the same constant for something else: it stays as it is.
+                node.input[position] = freed.add(shape[1:].tolist())
+        graph.node.append(node)
+
+
+@dataclass(frozen=True)
+class _FreedShapes:
+    """Adds shapes to a graph that start with the size of its batch."""
+
+    graph: GraphProto
+    batch: str
+
+    def add(self, rest: Sequence[int]) -> str:
+        """Append a node that computes the shape (batch, *rest), and return its name."""
+        name = f"imported_shape_{len(self.graph.node)}_{len(self.graph.initializer)}"
+        self.graph.initializer.append(numpy_helper.from_array(np.array(rest, np.int64), f"{name}_rest"))
+        self.graph.node.append(helper.make_node("Concat", [self.batch, f"{name}_rest"], [name], axis=0))
+        return name
+
+
+def _expand_constants(node: NodeProto, constants: Mapping[str, TensorProto], freed: _FreedShapes) -> None:
+    """Repeat constants (a class token) for each sample of the batch that they are concatenated with."""
+    axis = next(attribute.i for attribute in node.attribute if attribute.name == "axis")
+    for position, name in enumerate(node.input):
+        dims = list(constants[name].dims) if name in constants else []
+        if len(dims) > 1 and dims[0] == 1 and axis not in (0, -len(dims)):
+            expanded = freed.add(dims[1:]) + "_expanded"
+            freed.graph.node.append(helper.make_node("Expand", [name, freed.graph.node[-1].output[0]], [expanded]))
+            node.input[position] = expanded
+
+
+def _constants(graph: GraphProto) -> dict[str, TensorProto]:
     constants = {tensor.name: tensor for tensor in graph.initializer}
-    constants |= {
+    return constants | {
         node.output[0]: attribute.t
         for node in graph.node
         if node.op_type == "Constant"
         for attribute in node.attribute
         if attribute.name == "value"
     }
-    for number, node in enumerate(graph.node):
-        if node.op_type != "Reshape" or node.input[1] not in constants:
-            continue
-        shape = numpy_helper.to_array(constants[node.input[1]])
-        if shape.ndim == 1 and len(shape) and shape[0] == size and -1 not in shape:
-            # Other nodes may use the same constant for something else.
-            freed = numpy_helper.from_array(np.array([-1, *shape[1:]], np.int64), f"freed_shape_{number}")
-            graph.initializer.append(freed)
-            node.input[1] = freed.name
+
+
+def _tensors_from_inputs(graph: GraphProto, constants: Mapping[str, TensorProto]) -> set[str]:
+    """Return the names of all tensors that depend on an input. Nodes are in an order in which they can be computed."""
+    known = {value.name for value in graph.input if value.name not in constants}
+    for node in graph.node:
+        if known & set(node.input):
+            known |= set(node.output)
+    return known
+
+
+def _add_batch_size(graph: GraphProto) -> str:
+    """Add nodes that compute the batch size, int64 (1,)."""
+    weights = {tensor.name for tensor in graph.initializer}
+    first = next(value.name for value in graph.input if value.name not in weights)
+    graph.initializer.append(numpy_helper.from_array(np.array([0], np.int64), "imported_zero"))
+    graph.node.append(helper.make_node("Shape", [first], ["imported_axes"]))
+    graph.node.append(helper.make_node("Gather", ["imported_axes", "imported_zero"], ["imported_batch"], axis=0))
+    return "imported_batch"
 
 
 def describe_tensors(tensors: Sequence[GraphTensor]) -> str:
