@@ -7,7 +7,8 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from types import FrameType
@@ -32,9 +33,9 @@ _EPILOG = "`--task TASK --help` lists the parameters of a task. The format of th
 
 def import_model(arguments: Sequence[str]) -> int:
     """Run the command line and return the exit status: 0 if a version was written, 2 if not, 130 if interrupted."""
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
-        folder, notes = _import(arguments)
+        with _interrupted_by_sigterm():
+            folder, notes = _import(arguments)
     except CannotImport as error:
         print(f"import: {error}", file=sys.stderr)
         return 2
@@ -50,8 +51,18 @@ def import_model(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _interrupt(_: int, __: FrameType | None) -> None:
-    raise KeyboardInterrupt
+@contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM interrupt as Ctrl-C does, so that a partial folder is removed."""
+
+    def interrupt(_: int, __: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _import(words: Sequence[str]) -> tuple[Path, tuple[str, ...]]:
@@ -218,8 +229,9 @@ def _check_requests(task: Task, requests: Sequence[dict[str, Any]]) -> None:
             raise CannotImport(f"An example is not a valid request: {location}: {first['msg']}.") from None
         except InvalidInput as error:
             raise CannotImport(f"An example is not a valid request: {error}") from None
-        except ValueError as error:  # Parameters that are possible by themselves but not together.
-            raise CannotImport(f"The parameters do not fit the task: {str(error).rstrip('.')}.") from None
+        except Exception as error:  # Parameters that are possible by themselves but not together: no columns, say.
+            reason = str(error).rstrip(".") or type(error).__name__
+            raise CannotImport(f"The parameters do not fit the task: {reason}.") from None
 
 
 def _command(words: Sequence[str]) -> str:

@@ -20,12 +20,13 @@ def varied_samples(task: Task, requests: Sequence[Mapping[str, object]]) -> Arra
 def _vary(array: Array, step: int) -> Array:
     """Return a variation that is valid wherever the array is.
 
-    Indices: the last ones are 0, which is padding or a missing value in every task. Pixels and flags: shifted. Numbers:
-    scaled.
+    Indices: the last ones are 0, which is padding or a missing value in every task. Flags: shifted. Pixels: shifted and
+    darkened, since many networks see no difference in an image that is only shifted. Numbers: scaled.
     """
     if array.dtype == np.int64:
         kept = len(array) - len(array) * step // (2 * SAMPLES)
         return np.where(np.arange(len(array)) < kept, array, 0)
     if array.dtype == np.uint8:
-        return np.roll(array, len(array) * step // SAMPLES, axis=0)
+        shifted = np.roll(array, len(array) * step // SAMPLES, axis=0)
+        return shifted if array.ndim == 1 else (shifted * (1 - step / (2 * SAMPLES))).astype(np.uint8)
     return (array * (1 + step / SAMPLES)).astype(array.dtype)
