@@ -16,7 +16,7 @@ except ModuleNotFoundError:
 from tasks.system_errors import describe_os_error
 from training.core.config import Settings, add_options, overlay
 from training.core.errors import CannotTrain
-from training.core.files import require_writable
+from training.core.files import require_readable, require_writable
 from training.core.recipe import Recipe, select_preset
 from training.data.download import Fetcher
 from training.engine.runtime import start_runtime
@@ -115,15 +115,19 @@ def train_recipe(recipe: Recipe, options: list[str]) -> Path | None:
     fetcher = Fetcher(Path(arguments.data_dir), arguments.mirror)
     with start_runtime(settings) as runtime:
         if runtime.is_main:
-            _check_folders(arguments)
+            _check_folders(arguments, recipe.name)
+            if data:
+                require_readable(data)
         return run(open_session(plan, data, fetcher, runtime), runtime, arguments)
 
 
-def _check_folders(arguments: argparse.Namespace) -> None:
+def _check_folders(arguments: argparse.Namespace, name: str) -> None:
     """Check before training that its results can be written. Raises CannotTrain."""
-    require_writable(Path(arguments.runs), "--runs")
+    require_writable(Path(arguments.runs) / name, "--runs")
     if arguments.publish:
-        require_writable(Path(arguments.models), "--models")
+        require_writable(Path(arguments.models) / name, "--models")
+    if arguments.export_embeddings:
+        require_writable(Path(arguments.export_embeddings).parent, "--export-embeddings")
 
 
 def _uses_gpu(options: list[str]) -> bool:

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -85,7 +86,7 @@ def test_a_folder_that_cannot_be_written_is_named_before_training(
     assert status == 2
     assert "Training on" not in printed.out
     (sentence,) = sentences(printed.err)
-    assert sentence.startswith(f"training: {option} {folder}: no file can be written there: {reason}")
+    assert sentence.startswith(f"training: {option} {folder}/tabular: no file can be written there: {reason}")
     assert not (tmp_path / "models").exists()
 
 
@@ -97,6 +98,29 @@ def test_data_that_the_system_does_not_open_is_a_sentence(tmp_path: Path, capsys
     status = main(["tabular", "--data", str(data), *TABULAR, "--runs", str(tmp_path / "runs")])
 
     assert (status, len(sentences(capsys.readouterr().err))) == (2, 1)
+
+
+def test_a_folder_of_the_data_that_cannot_be_listed_is_not_left_out(tmp_path: Path) -> None:
+    """Root reads everything: the rights to do so are dropped where the test runs as root."""
+    for label in ("red", "green", "blue"):
+        (tmp_path / "data" / label).mkdir(parents=True)
+    locked = tmp_path / "data" / "green"
+    locked.chmod(0)
+    program = (
+        "import sys, pathlib; from training.core.files import require_readable; "
+        "require_readable(pathlib.Path(sys.argv[1]))"
+    )
+    is_root, setpriv = os.geteuid() == 0, shutil.which("setpriv")
+    if is_root and not setpriv:
+        pytest.skip("there is no setpriv here")
+    rights = [setpriv, "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"] if is_root else []
+
+    ended = subprocess.run(
+        [*rights, sys.executable, "-c", program, tmp_path], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    locked.chmod(0o700)
+
+    assert f"PermissionError: [Errno 13] Permission denied: '{locked}'" in ended.stderr
 
 
 def test_writing_a_file_keeps_the_old_one_if_it_fails(tmp_path: Path) -> None:

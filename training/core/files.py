@@ -29,6 +29,19 @@ def write_file(path: Path, content: str | bytes) -> None:
         raise
 
 
+def require_readable(data: Path) -> None:
+    """Raise OSError if a folder within `data` cannot be listed, whose files would be left out without a word.
+
+    Hidden folders are not read, and not checked.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for _, folders, _ in os.walk(data, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+
+
 def require_writable(folder: Path, option: str) -> None:
     """Raise CannotTrain if no file can be written to a folder, or the folder cannot be created.
 
