@@ -30,7 +30,7 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 
 def require_readable(data: Path) -> None:
-    """Raise OSError if a folder within `data` cannot be listed, whose files would be left out without a word.
+    """Raise OSError if `data` is a folder and one in it cannot be listed: its files would be left out without a word.
 
     Hidden folders are not read, and not checked.
     """
@@ -38,7 +38,7 @@ def require_readable(data: Path) -> None:
     def fail(error: OSError) -> None:
         raise error
 
-    for _, folders, _ in os.walk(data, onerror=fail):
+    for _, folders, _ in os.walk(data, onerror=fail) if data.is_dir() else ():
         folders[:] = [name for name in folders if not name.startswith(".")]
 
 
