@@ -158,11 +158,16 @@ def _describe_invalid(error: ErrorDetails) -> str:
 def infer_parameters(
     task_class: type[Task], inputs: Sequence[GraphTensor], outputs: Sequence[GraphTensor], conventions: Conventions
 ) -> dict[str, Any]:
-    """Return what the shapes of the graph say about a task's fields: the size of its input, the scale of its output."""
+    """Return what is known of a foreign graph's task: from its shapes, the size of the input and the scale.
+
+    Parameters that other models were calibrated with are left out.
+    """
     names = {item.name for item in fields(task_class)}
     inferred: dict[str, Any] = {}
     if "heatmaps" in names:
         inferred["heatmaps"] = any(tensor.name == "activation_map" for tensor in outputs)
+    if "short_text_temperatures" in names:  # The default was fitted for a shipped model, not for this graph.
+        inferred["short_text_temperatures"] = ()
     if not task_class.decodes_files or len(inputs) != 1:
         return inferred
     image = read_image_input(inputs[0], conventions.layout)
