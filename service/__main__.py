@@ -223,9 +223,22 @@ def _listen(host: str, port: int) -> socket.socket:
         raise InvalidSetting(f"Cannot listen on {host}:{port}: {error.strerror}.") from None
 
 
+def _import(arguments: Sequence[str]) -> int:
+    try:
+        import onnx  # noqa: F401 -- The server works without it.
+    except ModuleNotFoundError:
+        print("error: importing a graph needs the package onnx; install it with: pip install onnx", file=sys.stderr)
+        return 2
+    from service.importing.command import import_model
+
+    return import_model(arguments)
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Run the server and return the exit status."""
+    """Run the server, or `import` a graph as a model, and return the exit status."""
     open_standard_descriptors()
+    if arguments and arguments[0] == "import":
+        return _import(arguments[1:])
     if {"-h", "--help"} & set(arguments):
         print_text(sys.stdout, flag_parser().format_help())
         return 0

@@ -16,8 +16,10 @@ from tasks.contract import (
     Array,
     Arrays,
     FileBytes,
+    InvalidInput,
     InvalidOutput,
     Limits,
+    Problem,
     Request,
     Samples,
     Task,
@@ -27,6 +29,7 @@ from tasks.contract import (
 
 _MAX_HEATMAP_SIDE = 512
 """Pixels. The map has one value per 32×32 pixels of the network's input; enlarging it further adds no detail."""
+_NO_HEATMAP = "This model returns no evidence by position, so that no heat map can be drawn: omit `heatmap`."
 
 
 class ClassificationRequest(Request):
@@ -100,12 +103,15 @@ class Classification(Task):
         fit: how an image is fitted to that square.
         thresholds: of a multi-label model, the minimum probability at which each label is returned; empty if an image
             has exactly one label.
+        heatmaps: whether the graph returns an activation map, from which heat maps are drawn; a graph that another
+            program made rarely does.
     """
 
     labels: tuple[str, ...]
     size: int = 224
     fit: Fit = "squash"
     thresholds: tuple[float, ...] = ()
+    heatmaps: bool = True
 
     upload: ClassVar[Upload | None] = IMAGE_UPLOAD
     decodes_files: ClassVar[bool] = True
@@ -141,13 +147,15 @@ class Classification(Task):
     def outputs(self) -> tuple[TensorSpec, ...]:
         """Calibrated probabilities, and the class-activation map: the evidence for each class at each position."""
         classes = len(self.labels)
-        return (
-            TensorSpec("probabilities", "float32", (classes,)),
-            TensorSpec("activation_map", "float32", (classes, "map_height", "map_width")),
-        )
+        probabilities = TensorSpec("probabilities", "float32", (classes,))
+        if not self.heatmaps:
+            return (probabilities,)
+        return probabilities, TensorSpec("activation_map", "float32", (classes, "map_height", "map_width"))
 
     def decode(self, request: Any, limits: Limits) -> DecodedImage:
-        """Decode the image to upright 8-bit RGB."""
+        """Decode the image to upright 8-bit RGB. Raises InvalidInput, also for a heat map that cannot be drawn."""
+        if request.heatmap and not self.heatmaps:
+            raise InvalidInput(_NO_HEATMAP, problems=(Problem("heatmap", "unsupported", _NO_HEATMAP),))
         return decode_image(request.image, max_pixels=limits.pixels, min_side=self.size)
 
     def preprocess(self, raw: DecodedImage) -> Samples:
@@ -209,8 +217,8 @@ class Classification(Task):
         return super().agreement(ours, theirs)
 
     def examples(self) -> list[dict[str, Any]]:
-        """Return the example without and with a heat map."""
-        return [self.example(), {**self.example(), "heatmap": True}]
+        """Return the example without and, if the model has them, with a heat map."""
+        return [self.example(), {**self.example(), "heatmap": True}] if self.heatmaps else [self.example()]
 
 
 def _rounded(probability: Any) -> float:

@@ -83,6 +83,7 @@ class Manifest(StrictModel):
     version: Version
     task: str
     title: str
+    description: Annotated[str, Field(description="What the model is for, in the words of its publisher.")] = ""
     parameters: dict[str, Any]
     opset: int
     parity: Annotated[

@@ -26,6 +26,7 @@ ROOMS = {
         "engine",
         "decoding",
         "models",
+        "importing",
         "http",
         "server",
         "app",

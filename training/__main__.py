@@ -13,8 +13,10 @@ try:
 except ModuleNotFoundError:
     sys.exit("training: torch is not installed; `make train RECIPE=…` or `make test` installs what training needs.")
 
+from tasks.system_errors import describe_os_error
 from training.core.config import Settings, add_options, overlay
 from training.core.errors import CannotTrain
+from training.core.files import require_readable, require_writable
 from training.core.recipe import Recipe, select_preset
 from training.data.download import Fetcher
 from training.engine.runtime import start_runtime
@@ -36,6 +38,9 @@ def main(arguments: list[str]) -> int:
         return _run_command(arguments)
     except CannotTrain as error:
         print(f"training: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"training: {describe_os_error(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("training: interrupted; the same command resumes from the last checkpoint.", file=sys.stderr)
@@ -75,7 +80,7 @@ def _run_command(arguments: list[str]) -> int:
     elif name in recipe_names():
         train_recipe(load_recipe(name), options)
     elif name in learner_names():
-        train_recipe(recipe_for(name, name, Path("data"), "unknown"), options)
+        train_recipe(recipe_for(name, name, Path("data")), options)
     else:
         known = ", ".join((*recipe_names(), *study_names(), *learner_names()))
         raise CannotTrain(f"There is no recipe or task named '{name}'; the names are {known}.")
@@ -96,13 +101,33 @@ def train_recipe(recipe: Recipe, options: list[str]) -> Path | None:
     if name in learner_names():
         if not data:
             raise CannotTrain(f"python -m training {name} needs --data, {learner_type(name).data_kind}.")
-        recipe = recipe_for(name, _check_name(arguments.name or name), data, arguments.licence)
+        recipe = recipe_for(
+            name,
+            _check_name(arguments.name or name),
+            data,
+            arguments.licence,
+            title=_one_line(arguments.title),
+            description=arguments.description.strip(),
+        )
     settings, task_options = overlay(recipe.settings, arguments), overlay(recipe.options, arguments)
     command = _reproduction_command(name, recipe, settings, task_options, arguments)
     plan = Plan(recipe, settings, task_options, command)
     fetcher = Fetcher(Path(arguments.data_dir), arguments.mirror)
     with start_runtime(settings) as runtime:
+        if runtime.is_main:
+            _check_folders(arguments, recipe.name)
+            if data:
+                require_readable(data)
         return run(open_session(plan, data, fetcher, runtime), runtime, arguments)
+
+
+def _check_folders(arguments: argparse.Namespace, name: str) -> None:
+    """Check before training that its results can be written. Raises CannotTrain."""
+    require_writable(Path(arguments.runs) / name, "--runs")
+    if arguments.publish:
+        require_writable(Path(arguments.models) / name, "--models")
+    if arguments.export_embeddings:
+        require_writable(Path(arguments.export_embeddings).parent, "--export-embeddings")
 
 
 def _uses_gpu(options: list[str]) -> bool:
@@ -119,6 +144,10 @@ def _check_name(name: str) -> str:
             "a letter or digit."
         )
     return name
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _capitalise(text: str) -> str:
@@ -205,6 +234,8 @@ def _add_paths(parser: argparse.ArgumentParser, recipe: Recipe, *, own_data: boo
         kind = learner_type(recipe.task).data_kind
         group.add_argument("--data", metavar="PATH", help=f"data to train on: {kind}")
         group.add_argument("--name", help="name of the model (default: the task's)")
+        group.add_argument("--title", default="", help="title of the model, for people (default: its name)")
+        group.add_argument("--description", default="", help="what the model is for, for its card")
         group.add_argument("--licence", default="unknown", help="licence of the data, for the card (default: unknown)")
     _add_folders(group)
 
@@ -235,13 +266,13 @@ def _reproduction_command(
 ) -> str:
     own_data = {
         key: getattr(arguments, key)
-        for key in ("name", "licence", "full_precision")
-        if getattr(arguments, key, None) not in (None, "unknown", False)
+        for key in ("name", "title", "description", "licence", "full_precision")
+        if getattr(arguments, key, None) not in (None, "", "unknown", False)
     }
     defaults = {**asdict(recipe.settings), **asdict(recipe.options), **dict.fromkeys(own_data)}
     values = {**own_data, **asdict(settings), **asdict(options)}
     relevant = {option: value for option, value in values.items() if option not in run_folder.SETTINGS_WITHOUT_EFFECT}
-    return reproduction_command(name, relevant, defaults, arguments.data)
+    return reproduction_command(name, relevant, defaults, Path(arguments.data) if arguments.data else None)
 
 
 if __name__ == "__main__":

@@ -41,17 +41,23 @@ def learner_type(task: str) -> type[Learner]:
     return learner
 
 
-def recipe_for(task: str, name: str, data: Path, licence: str) -> Recipe:
-    """Create a recipe for the user's own data, with the learner's defaults."""
+def recipe_for(
+    task: str, name: str, data: Path, licence: str = "unknown", *, title: str = "", description: str = ""
+) -> Recipe:
+    """Create a recipe for the user's own data, with the learner's defaults.
+
+    What it states about the data is published: only the name of the file or folder, not where it is.
+    """
     learner = learner_type(task)
     return Recipe(
         name=name,
         task=task,
-        title=name,
+        title=title or name,
+        description=description,
         summary=learner.summary,
         expected="",
         source=None,
-        data=DataCard(name=data.name, licence=licence, description=f"The user's own data, {data}."),
+        data=DataCard(name=data.absolute().name or "data", licence=licence, description="The publisher's own data."),
         settings=learner.default_settings,
         options=learner.default_options,
     )

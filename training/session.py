@@ -12,6 +12,7 @@ import torch
 from tasks.manifest import sha256_of
 from training.core.config import Settings
 from training.core.errors import CannotTrain
+from training.core.files import write_file
 from training.core.results import EpochLog, RunResult, Trained
 from training.data.download import Fetcher, content_hash
 from training.engine import checkpoint
@@ -136,8 +137,12 @@ def _provide_data(plan: Plan, data: Path | None, fetcher: Fetcher) -> Path:
         partial = target.with_name(f".{target.name}.preparing")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        recipe.prepare(raw, partial)
-        partial.rename(target)
+        try:
+            recipe.prepare(raw, partial)
+            partial.rename(target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
     return target
 
 
@@ -204,7 +209,7 @@ def _find_rate(session: Session, root: Path) -> None:
     search = session.find_rate()
     root.mkdir(parents=True, exist_ok=True)
     plot = root / "find-lr.png"
-    plot.write_bytes(plots.draw_rate_search(search))
+    write_file(plot, plots.draw_rate_search(search))
     print(f"Suggested: --rate {search.suggestion:.1e}, where the loss falls fastest. Plot: {plot}")
 
 
@@ -222,7 +227,7 @@ def _report_and_publish(session: Session, result: RunResult, folder: Path, argum
         session.runtime,
         run_folder.read_code_version(folder),
     )
-    (folder / "index.html").write_text(context.report(), encoding="utf-8")
+    write_file(folder / "index.html", context.report())
     run_folder.mark_done(folder, {metric.name: metric.value for metric in evaluation.metrics})
     for metric in evaluation.metrics:
         print(f"{metric.name:<26}{metric.value:>8.4f}  {metric.protocol}")

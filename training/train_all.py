@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tasks.system_errors import describe_os_error
 from training.core.errors import CannotTrain, NoData
+from training.core.files import write_file
 from training.core.recipe import Recipe
 from training.reporting import run_folder
 
@@ -78,10 +80,12 @@ def _train_recipe(recipe: Recipe, options: list[str], arguments: argparse.Namesp
         return result("skipped", reason=str(error))
     except CannotTrain as error:
         return result("failed", reason=str(error))
+    except OSError as error:
+        return result("failed", reason=describe_os_error(error))
     except Exception as error:  # A bug in one recipe must not stop the others; the traceback is saved.
         file = Path(arguments.runs) / f"{recipe.name}-failed.txt"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(traceback.format_exc(), encoding="utf-8")
+        write_file(file, traceback.format_exc())
         return result("failed", reason=f"{type(error).__name__}: {error} (traceback: {file})")
     if folder is None:
         return result("done")

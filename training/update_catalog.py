@@ -27,6 +27,8 @@ from tasks.manifest import (
     write_task_files,
 )
 from tasks.recommendations import Recommendations
+from tasks.system_errors import describe_os_error
+from tasks.version_folder import write_version
 from training.core.errors import CannotTrain
 from training.core.provenance import code_version
 from training.learners.recommendations.interactions import read_items
@@ -51,6 +53,9 @@ def main(arguments: Sequence[str]) -> int:
         folder, changes = update_items(options.model, options.items, options.item_column, withdraw=options.withdraw)
     except (CannotTrain, BrokenModel) as error:
         print(f"training.update_catalog: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"training.update_catalog: {describe_os_error(error)}", file=sys.stderr)
         return 2
     print(changes)
     print(f"Published: {folder}")
@@ -77,17 +82,12 @@ def update_items(model: Path, items: Path, column: str = "", *, withdraw: bool =
             "list all that should be, or confirm with --withdraw."
         )
     task = Recommendations(old.known, old.scale, old.ordered, table, old.users, old.example_user, old.example_items)
-    version = str(int(last.name) + 1)
-    partial = model / f".{version}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
     changes = _summarise_changes(old, task)
-    try:
-        _write_version(partial, last, task, manifest.model_copy(update={"version": version}), changes)
-        partial.rename(model / version)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return model / version, changes
+
+    def write(folder: Path, version: str) -> None:
+        _write_version(folder, last, task, manifest.model_copy(update={"version": version}), changes)
+
+    return write_version(model, write), changes
 
 
 def _last_version(model: Path) -> Path:
@@ -136,7 +136,7 @@ def _summarise_changes(old: Recommendations, new: Recommendations) -> str:
 
 def _write_version(folder: Path, last: Path, task: Recommendations, manifest: Manifest, changes: str) -> None:
     """Copy the last version and replace what depends on the table; the manifest is written last, then verified."""
-    shutil.copytree(last, folder)
+    shutil.copytree(last, folder, dirs_exist_ok=True)
     write_task_files(folder, task)
     run = onnx_runner(folder / MODEL, task)
     goldens = []

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import numpy as np
+import onnx
 from onnx import TensorProto, helper
 
 from tasks.classification import Classification
@@ -29,4 +30,15 @@ TASK, graph = COLOURS, colours_graph
 TAGS = replace(TASK, thresholds=(0.3, 0.3, 0.3))
 """Multi-label: which colours does an image have much of? The graph is the same."""
 
-VARIANTS = {"tags": (TAGS, graph)}
+BARE = replace(TASK, heatmaps=False)
+"""Without an activation map, as most graphs of other programs are."""
+
+
+def bare_graph() -> bytes:
+    """Make the graph without the output of its activation maps."""
+    model = onnx.load_model_from_string(graph())
+    del model.graph.output[1]
+    return bytes(model.SerializeToString())
+
+
+VARIANTS = {"tags": (TAGS, graph), "bare": (BARE, bare_graph)}

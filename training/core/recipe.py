@@ -41,6 +41,7 @@ class Recipe:
     Attributes:
         name: name of the recipe and of the model.
         task: the task whose learner trains it.
+        description: what the model is for, in the words of the user who trains on data of their own.
         expected: the result and the training time to expect, in words.
         prepare: writes what the learner reads into a new folder, from the folder that was fetched; None: the learner
             reads the fetched folder itself.
@@ -59,6 +60,7 @@ class Recipe:
     data: DataCard
     settings: Settings
     options: Any
+    description: str = ""
     intended_use: str = ""
     out_of_scope: str = ""
     caveats: tuple[str, ...] = ()

@@ -16,7 +16,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from tasks.manifest import sha256_of
+from tasks.system_errors import is_disk_error
 from training.core.errors import NoData
+from training.core.files import write_file
 from training.core.sources import Archive, Source
 
 _CHUNK = 1 << 18
@@ -82,9 +84,13 @@ class Fetcher:
             _unpack(file, target, source.contains)
         else:
             partial = target.with_name(target.name + ".partial")
-            shutil.copyfile(file, partial)
+            try:
+                shutil.copyfile(file, partial)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
             partial.replace(target)
-        marker.write_text(json.dumps({"from": address, "sha256": sha256}) + "\n")
+        write_file(marker, json.dumps({"from": address, "sha256": sha256}) + "\n")
         if is_remote:
             file.unlink()
 
@@ -106,6 +112,8 @@ class Fetcher:
                 if error.code < 500:
                     raise _Unavailable(f"the server answers {error.code} {error.reason}") from None
             except (OSError, http.client.HTTPException) as error:
+                if is_disk_error(error):
+                    raise
                 reason = getattr(error, "reason", error)
                 if attempt + 1 == _ATTEMPTS:
                     raise _Unavailable(f"the download failed: {reason}") from None
@@ -176,6 +184,8 @@ def _unpack(file: Path, target: Path, contains: tuple[str, ...]) -> None:
                 tar.extractall(partial, filter="data")
     except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError) as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if is_disk_error(error):
+            raise
         raise _Unavailable(f"it cannot be unpacked: {error}") from None
     missing = [pattern for pattern in contains if not any(partial.rglob(pattern))]
     if missing:

@@ -1,24 +1,22 @@
 """Checkpoints: tensors and plain values, written atomically so that a kill leaves the previous one intact."""
 
-import os
+import io
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from training.core.errors import CannotTrain
+from training.core.files import write_file
 
 LAST, BEST = "last.pt", "best.pt"
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write the state to a temporary file, then rename it to `path`."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    """Write the state; if that fails, the file is what it was before. Raises OSError."""
+    content = io.BytesIO()  # When it writes to a file on a full disk itself, torch raises other errors or aborts.
+    torch.save(state, content)
+    write_file(path, content.getvalue())
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -1,11 +1,14 @@
 """Embeddings: export as a Parquet file, and the values at the ends of their principal axes."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from tasks.system_errors import os_error_reason
 from training.core.errors import CannotTrain
+from training.core.files import write_file
 from training.core.results import EmbeddingTable, Table, Vectors
 
 
@@ -42,9 +45,11 @@ def write_embeddings(path: Path, tables: Sequence[EmbeddingTable]) -> int:
     frame = pl.concat(frames)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        frame.write_parquet(path)
+        file = io.BytesIO()
+        frame.write_parquet(file)
+        write_file(path, file.getvalue())
     except OSError as error:
-        raise CannotTrain(f"--export-embeddings {path} cannot be written: {error.strerror or error}.") from None
+        raise CannotTrain(f"--export-embeddings {path} cannot be written: {os_error_reason(error)}.") from None
     return frame.height
 
 

@@ -1,7 +1,9 @@
 """Export a network to ONNX and TorchScript, and check that the exported graphs agree with the network."""
 
+import io
 import logging
 import warnings
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -96,7 +98,7 @@ def export(served: nn.Module, task: Task, samples: Arrays, folder: Path, artefac
         )
         traced = torch.jit.freeze(torch.jit.trace(served, example))  # type: ignore[no-untyped-call]
         if artefacts.torchscript:
-            torch.jit.save(traced, folder / TORCHSCRIPT)
+            (folder / TORCHSCRIPT).write_bytes(_torchscript(traced))
     strip_machine_details(path)
     onnx.checker.check_model(path, full_check=True)
     _check_signature(onnx.load(path), task)
@@ -135,6 +137,20 @@ def strip_machine_details(path: Path) -> None:
         part.doc_string = ""
         del part.metadata_props[:]
     onnx.save(model, path)
+
+
+def _torchscript(traced: Any) -> bytes:
+    """Return the file of a traced network, without the source positions, which contain paths of this machine.
+
+    It is made in memory: torch aborts the process if it writes to a full disk.
+    """
+    complete, stripped = io.BytesIO(), io.BytesIO()
+    torch.jit.save(traced, complete)
+    with zipfile.ZipFile(complete) as old, zipfile.ZipFile(stripped, "w") as new:
+        for entry in old.infolist():
+            if not entry.filename.endswith(".debug_pkl"):
+                new.writestr(entry.filename, old.read(entry))
+    return stripped.getvalue()
 
 
 def _check_signature(model: Any, task: Task) -> None:

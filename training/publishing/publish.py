@@ -1,7 +1,6 @@
 """Publish a trained network as a folder under models/, which appears only when it is complete and verified."""
 
 import datetime
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from tasks.manifest import (
     write_manifest,
     write_task_files,
 )
+from tasks.version_folder import write_version
 from training.core.errors import CannotTrain
 from training.core.provenance import code_version
 from training.core.recipe import Recipe
@@ -51,28 +51,14 @@ def publish(
     """Export, verify and publish; return the new version's folder. `card` returns the text of the README.
 
     Raises CannotTrain if the graph disagrees with the network, a golden request is not reproduced, or a metric does
-    not reach the recipe's limit; the partial folder is then removed.
+    not reach the recipe's limit, and OSError if the folder cannot be written; nothing of it is left then.
     """
     _check_limits(publication.recipe, publication.evaluation)
-    home = publication.models / publication.recipe.name
-    home.mkdir(parents=True, exist_ok=True)
-    while True:
-        version = str(_next_version(home))
-        partial = home / f".{version}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        try:
-            _write_model(partial, version, publication, learner, served, card)
-            partial.rename(home / version)
-        except OSError:
-            if (home / version).exists():  # Another process has published this version in the meantime.
-                shutil.rmtree(partial)
-                continue
-            raise
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        return home / version
+
+    def write(folder: Path, version: str) -> None:
+        _write_model(folder, version, publication, learner, served, card)
+
+    return write_version(publication.models / publication.recipe.name, write)
 
 
 def _check_limits(recipe: Recipe, evaluation: Evaluation) -> None:
@@ -83,10 +69,6 @@ def _check_limits(recipe: Recipe, evaluation: Evaluation) -> None:
     for name, maximum in recipe.max_metrics:
         if values[name] > maximum:
             raise CannotTrain(f"Not published: {name} is {values[name]:.4f}; the recipe allows at most {maximum:g}.")
-
-
-def _next_version(home: Path) -> int:
-    return max((int(path.name) for path in home.iterdir() if path.name.isdigit()), default=0) + 1
 
 
 def _write_model(
@@ -138,6 +120,7 @@ def _manifest(version: str, publication: Publication, task: Task, parity: Parity
         version=version,
         task=recipe.task,
         title=recipe.title,
+        description=recipe.description,
         parameters=parameters_of(task),
         opset=OPSET,
         parity=parity.largest,

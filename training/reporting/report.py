@@ -1,6 +1,7 @@
 """The report of a run, a self-contained HTML page, and the card of a published model."""
 
 import base64
+import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -97,11 +98,20 @@ def _is_text(cell: str) -> bool:
     return any(character.isalpha() for character in _NO_TEXT.sub("", cell))
 
 
+def _without_folders(text: str) -> str:
+    """Return the name of the file or folder if the text is the path of one."""
+    is_path = any(separator in text for separator in (os.sep, os.altsep) if separator) and os.path.exists(text)
+    return Path(text).absolute().name if is_path else text
+
+
 def reproduction_command(name: str, values: Mapping[str, Any], defaults: Mapping[str, Any], data: Path | None) -> str:
-    """Return the command that trains the same model, with the options that differ from their defaults."""
+    """Return the command that trains the same model, with the options that differ from their defaults.
+
+    The command is published: of files and folders of this machine, it contains only the names.
+    """
     words = ["python", "-m", "training", name]
     if data:
-        words += ["--data", str(data)]
+        words += ["--data", data.absolute().name or "DATA"]
     for option, value in values.items():
         if value == defaults[option]:
             continue
@@ -109,5 +119,5 @@ def reproduction_command(name: str, values: Mapping[str, Any], defaults: Mapping
         if isinstance(value, bool):
             words.append(flag if value else "--no-" + flag[2:])
         else:
-            words += [flag, ",".join(value) if isinstance(value, tuple) else str(value)]
+            words += [flag, ",".join(value) if isinstance(value, tuple) else _without_folders(str(value))]
     return shlex.join([*words, "--publish"])

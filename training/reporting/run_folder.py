@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from typing import Any
 from tasks.contract import files_of, parameters_of
 from training.core.config import Settings
 from training.core.errors import CannotTrain
+from training.core.files import write_file
 from training.core.provenance import code_version
 from training.core.recipe import Recipe
 from training.core.results import EpochLog
@@ -61,17 +63,28 @@ def find_or_create(root: Path, fingerprint: dict[str, Any], resume: str) -> Path
     `keep` (or a finished one; a new folder if there is none) or `never`.
     """
     for folder in sorted(root.glob("*/"), reverse=True) if resume != "never" else ():
-        settings = folder / _SETTINGS
-        if not settings.exists() or json.loads(settings.read_text()) != fingerprint or _is_running(folder):
+        if _read_json(folder / _SETTINGS) != fingerprint or _is_running(folder):
             continue
         if resume in ("always", "keep") or not (folder / _DONE).exists():
             return folder
     if resume == "always":
         raise CannotTrain(f"No run in {root} has these settings and this data; omit --resume to start one.")
     folder = _create(root)
-    (folder / _SETTINGS).write_text(json.dumps(fingerprint, indent=1) + "\n")
-    (folder / _CODE).write_text(code_version() + "\n")
+    try:
+        write_file(folder / _CODE, code_version() + "\n")
+        write_file(folder / _SETTINGS, json.dumps(fingerprint, indent=1) + "\n")
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     return folder
+
+
+def _read_json(path: Path) -> Any:
+    """Return the content of a JSON file; None if there is none, or a kill or a full disk cut it off."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except ValueError:
+        return None
 
 
 def read_code_version(folder: Path) -> str:
@@ -81,11 +94,12 @@ def read_code_version(folder: Path) -> str:
 
 
 def _create(root: Path) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for suffix in ("", *(f"-{i}" for i in range(2, 100))):
         folder = root / (stamp + suffix)
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir()
             return folder
         except FileExistsError:
             continue
@@ -120,19 +134,18 @@ def _is_running(folder: Path) -> bool:
 
 def mark_done(folder: Path, metrics: dict[str, Any]) -> None:
     """Record that the run is complete, with its metrics."""
-    (folder / _DONE).write_text(json.dumps(metrics, indent=1) + "\n")
+    write_file(folder / _DONE, json.dumps(metrics, indent=1) + "\n")
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
     """Return what `mark_done` wrote; empty if the run is not complete."""
-    path = folder / _DONE
-    metrics: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    metrics: dict[str, Any] = _read_json(folder / _DONE) or {}
     return metrics
 
 
 def mark_published(folder: Path, model: Path) -> None:
     """Record which model was published from this run."""
-    (folder / _PUBLISHED).write_text(f"{model.resolve()}\n", encoding="utf-8")
+    write_file(folder / _PUBLISHED, f"{model.resolve()}\n")
 
 
 def published_version(folder: Path, models: Path) -> str:
@@ -145,10 +158,10 @@ def published_version(folder: Path, models: Path) -> str:
 
 def write_history(folder: Path, logs: Sequence[EpochLog]) -> None:
     """Write history.json and history.csv, with a row per epoch."""
-    (folder / "history.json").write_text(json.dumps([asdict(log) for log in logs], indent=1) + "\n")
+    write_file(folder / "history.json", json.dumps([asdict(log) for log in logs], indent=1) + "\n")
     rows = [{k: v for k, v in asdict(log).items() if k != "scores"} | log.scores for log in logs]
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    (folder / "history.csv").write_text(text.getvalue())
+    write_file(folder / "history.csv", text.getvalue())

@@ -18,6 +18,7 @@ from typing import Any
 from training import studies
 from training.core.config import Settings, add_options, overlay
 from training.core.errors import CannotTrain
+from training.core.files import require_writable, write_file
 from training.core.provenance import code_version
 from training.core.recipe import DataCard
 from training.core.results import Figure, Table
@@ -102,6 +103,9 @@ def run_study(study: Study, options: list[str]) -> None:
     with start_runtime(settings) as runtime:
         if runtime.world_size > 1:
             raise CannotTrain("A study runs in one process: start it without torchrun.")
+        require_writable(Path(arguments.runs), "--runs")
+        if arguments.publish:
+            require_writable(Path(arguments.cards), "--cards")
         data = fetcher.fetch(study.source)
         print(f"{study.name}: {study.summary}", flush=True)
         fingerprint = _fingerprint(study, settings, study_options, runtime, fetcher.sha256(study.source))
@@ -128,7 +132,7 @@ def _report_and_publish(
         "code": run_folder.read_code_version(folder),
         "current_code": code_version(),
     }
-    (folder / "index.html").write_text(render_template("study.html.jinja", context), encoding="utf-8")
+    write_file(folder / "index.html", render_template("study.html.jinja", context))
     run_folder.mark_done(folder, {"study": study.name})
     for note in result.notes:
         print(note)
@@ -136,7 +140,7 @@ def _report_and_publish(
     if arguments.publish:
         card = Path(arguments.cards) / f"{study.name}.md"
         card.parent.mkdir(parents=True, exist_ok=True)
-        card.write_text(render_template("study.md.jinja", context) + "\n", encoding="utf-8")
+        write_file(card, render_template("study.md.jinja", context) + "\n")
         print(f"Published: {card}")
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.core.config import Settings, option
+from training.core.files import write_file
 from training.core.recipe import DataCard
 from training.core.results import Table
 from training.core.sources import Archive, Source
@@ -323,7 +324,7 @@ def _train_ranking(split: Split, test: RankingTest, context: StudyContext) -> li
     """Return nDCG@10 and coverage of a network trained to rank on u1.base (without times), by seed."""
     table = context.folder / "base.csv"
     lines = zip(split.base.users.tolist(), split.base.items.tolist(), split.base.values.tolist(), strict=True)
-    table.write_text("user,item,rating\n" + "".join(f"{user},{item},{rating:g}\n" for user, item, rating in lines))
+    write_file(table, "user,item,rating\n" + "".join(f"{user},{item},{rating:g}\n" for user, item, rating in lines))
 
     def train(settings: Settings, folder: Path) -> tuple[float, ...]:
         epochs = context.options.ranking_epochs

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tasks._text import load_tokenizer
 from training.core.config import Settings
 from training.core.errors import CannotTrain
+from training.core.files import write_file
 from training.engine import checkpoint
 from training.engine.inference import iterate_outputs
 from training.engine.learner import Stage, Trainable
@@ -54,11 +55,11 @@ class StoredLanguageModel:
 def save_language_model(folder: Path, stored: StoredLanguageModel, description: dict[str, Any]) -> None:
     """Write a language model into the folder, with a description of its data and scores."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / _TOKENIZER).write_text(stored.tokenizer, encoding="utf-8")
+    write_file(folder / _TOKENIZER, stored.tokenizer)
     state = {"weights": stored.weights, "order": list(stored.order), "frequent": stored.frequent}
     checkpoint.save(folder / _WEIGHTS, state)
     text = json.dumps({"sizes": asdict(stored.sizes), **description}, indent=1)
-    (folder / _DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+    write_file(folder / _DESCRIPTION, text + "\n")
 
 
 def load_language_model(folder: Path) -> StoredLanguageModel:
