@@ -9,7 +9,7 @@ compile() {
         --no-annotate "${upgrade[@]}" "$@" --output-file "requirements/$out"
 }
 upgrade=("$@")
-compile dev.txt pyproject.toml --extra service --extra training --group tests --group lint
+compile dev.txt pyproject.toml --extra service --extra training --extra heif --group tests --group lint
 upgrade=()
 compile serve.txt pyproject.toml --extra service --constraint requirements/dev.txt
 compile train.txt pyproject.toml --extra training --constraint requirements/dev.txt

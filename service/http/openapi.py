@@ -45,12 +45,23 @@ class ErrorDetail(BaseModel):
     message: str
 
 
-class ErrorBody(BaseModel):
+class ErrorSummary(BaseModel):
     """An error: a code from a closed set, and a message that says what went wrong."""
 
     code: str
     message: str
     details: list[ErrorDetail] | None = None
+
+
+class FailedInput(BaseModel):
+    """One of several inputs that could not be answered."""
+
+    error: ErrorSummary
+
+
+class ErrorBody(ErrorSummary):
+    """An error, and the id of the request that it belongs to."""
+
     request_id: str
 
 
@@ -97,7 +108,8 @@ def build_openapi(app: FastAPI, repository: Repository) -> dict[str, Any]:
     """Return the OpenAPI document of the models that are being served."""
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     schemas: dict[str, Any] = document.setdefault("components", {}).setdefault("schemas", {})
-    _add_schema(schemas, ErrorResponse, "", mode="serialization")
+    for kind in (ErrorResponse, FailedInput):
+        _add_schema(schemas, kind, "", mode="serialization")
     _replace_fastapi_errors(document, schemas)
     for model in repository.served_models():
         name = model.manifest.name
@@ -128,7 +140,10 @@ def _operation(model: Model, schemas: dict[str, Any]) -> dict[str, Any]:
     fields = schemas[f"{manifest.name}_{task.request_type.__name__}"].setdefault("properties", {})
     for name, (schema, description) in _REQUEST_OPTIONS.items():
         fields.setdefault(name, schema | {"description": description})
-    answer = _add_schema(schemas, task.answer_type, f"{manifest.name}_", mode="serialization")
+    answer: dict[str, Any] = _add_schema(schemas, task.answer_type, f"{manifest.name}_", mode="serialization")
+    if task.upload is not None and task.upload.several:
+        fields[task.upload.field] = _one_or_several(fields[task.upload.field])
+        answer = _answer_to_one_or_several(answer)
     errors = {status: _error_response(text) for status, text in _ERRORS.items()}
     return {
         "tags": [manifest.name],
@@ -140,6 +155,22 @@ def _operation(model: Model, schemas: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _one_or_several(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of an input, or of a list of inputs that are each answered for itself."""
+    return {"anyOf": [schema, {"type": "array", "items": schema, "minItems": 1}]}
+
+
+def _answer_to_one_or_several(answer: dict[str, Any]) -> dict[str, Any]:
+    item = {"anyOf": [answer, {"$ref": "#/components/schemas/FailedInput"}]}
+    description = "The answers to a list of inputs, in their order: for each an answer or an error."
+    several = {
+        "type": "object",
+        "required": ["answers"],
+        "properties": {"answers": {"type": "array", "items": item, "description": description}},
+    }
+    return {"anyOf": [answer, several]}
+
+
 def _body_content(model: Model, request: dict[str, str]) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": request, "example": dict(model.example)}}
     if upload := model.task.upload:
@@ -148,7 +179,7 @@ def _body_content(model: Model, request: dict[str, str]) -> dict[str, Any]:
             "schema": {
                 "type": "object",
                 "required": [upload.field],
-                "properties": {upload.field: _BINARY} | options,
+                "properties": {upload.field: _one_or_several(_BINARY) if upload.several else _BINARY} | options,
             }
         }
         content |= {media_type: {"schema": _BINARY} for media_type in upload.media_types}
@@ -191,7 +222,7 @@ def _header_parameters() -> list[dict[str, Any]]:
     ]
 
 
-def _answer_response(model: Model, answer: dict[str, str]) -> dict[str, Any]:
+def _answer_response(model: Model, answer: dict[str, Any]) -> dict[str, Any]:
     content: dict[str, Any] = {}
     for representation in model.task.representations:
         content[representation.media_type] = {"schema": answer if representation.file is None else _BINARY}

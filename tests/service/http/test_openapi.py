@@ -33,6 +33,18 @@ def test_the_schema_of_a_row_has_the_columns_of_the_model(server: Running) -> No
     assert "baker, clerk" in schemas["credit_Row"]["properties"]["job"]["description"]
 
 
+def test_a_list_of_images_and_its_answers_are_documented(server: Running) -> None:
+    document = server.client.get("/openapi.json").json()
+
+    operation = document["paths"]["/v1/models/colours/predict"]["post"]
+    image = document["components"]["schemas"]["colours_ClassificationRequest"]["properties"]["image"]
+    form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]["image"]
+    answer = operation["responses"]["200"]["content"]["application/json"]["schema"]
+    assert [option["type"] for option in image["anyOf"]] == ["string", "array"]
+    assert [option["type"] for option in form["anyOf"]] == ["string", "array"]
+    assert "answers" in answer["anyOf"][1]["properties"]
+
+
 def test_every_schema_reference_resolves(server: Running) -> None:
     text = server.client.get("/openapi.json").text
     schemas = server.client.get("/openapi.json").json()["components"]["schemas"]
