@@ -60,6 +60,8 @@ FORBIDDEN_IN_ROOM = {
     "service.engine.queue": ("tasks", "numpy", "service.engine.batcher", "service.engine.pipeline"),
     "service.engine.batcher": ("service.errors", "service.engine.pipeline"),
     "service.engine.admission": ("numpy", "service.engine.batcher", "service.engine.pipeline"),
+    "service.engine.preparer": ("numpy", "service.engine.batcher", "service.engine.pipeline"),
+    "service.decoding": ("fastapi", "starlette", "uvicorn", "onnxruntime"),
     "service.models": ("fastapi", "starlette", "onnxruntime"),
     "service.models.promotion": ("service",),
     "service.models.shadow_traffic": ("numpy",),
@@ -186,6 +188,10 @@ def test_no_circular_imports(package: str) -> None:
             ("torch", "onnxruntime", "fastapi", "training", "service"),
         ),
         (
+            ["service.decoding.fork_server", "service.decoding.worker", "service.decoding.body_formats"],
+            ("torch", "onnxruntime", "fastapi", "starlette", "uvicorn", "training"),
+        ),
+        (
             ["service.app", "service.__main__"],
             ("torch", "torchvision", "training", "sklearn", "polars", "onnx", "httpx"),
         ),
@@ -194,7 +200,7 @@ def test_no_circular_imports(package: str) -> None:
             ("service", "fastapi", "uvicorn", "prometheus_client"),
         ),
     ],
-    ids=["tasks", "service", "training"],
+    ids=["tasks", "worker processes", "service", "training"],
 )
 def test_package_loads_without_modules_it_must_not_need(modules: list[str], blocked: tuple[str, ...]) -> None:
     program = f"import sys; sys.modules.update(dict.fromkeys({blocked!r})); import {', '.join(modules)}"
