@@ -151,6 +151,11 @@ class Unauthorized(ServiceError):
 
     status, code = HTTPStatus.UNAUTHORIZED, "unauthorized"
 
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The scheme in which the token is sent (RFC 9110, 11.6.1)."""
+        return {"www-authenticate": "Bearer"}
+
 
 class Conflict(ServiceError):
     """The request contradicts a setting of the server."""

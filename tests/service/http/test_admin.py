@@ -276,6 +276,7 @@ def test_only_operators_may_change_versions(
 
     assert response.status_code == status
     assert message in message_of(response)
+    assert response.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
     assert answering_version(server) == "1"
 
 
