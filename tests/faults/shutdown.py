@@ -7,17 +7,20 @@ import socket
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from loadtests.clients import NO_RESPONSE, Reply, ScheduledRequest, open_loop
 from tests.faults.report import Row, first_of, ms
 from tests.faults.scenario import PATIENCE_S, ScenarioContext
 from tests.faults.server_process import ServerProcess
+from tests.waiting import wait_until
 
 _GRACE_S = 20.0
 _NOTICE_S = 0.5
 """How long a load balancer takes to stop sending requests after readiness has failed."""
 _PER_SECOND = 60
+_MAX_CHILDREN_S = 5.0
 _RUNTIME_FILE = ".ses"
 """A small file that importing onnxruntime writes into the folder for temporary files; there is never more than one."""
 
@@ -101,12 +104,14 @@ def measure_sigkill(context: ScenarioContext) -> list[Row]:
         before = set(shared.iterdir()) if shared.is_dir() else set()
         threading.Timer(seconds / 2, server.process.kill).start()
         requests = [context.known[name].valid_request(1).request for name in ("adult", "clothing")]
-        children = set(_children(server.process.pid))
+        children = set(_descendants(server.process.pid))
         count = round(40 * seconds)
         replies = open_loop(server.port, [ScheduledRequest(i / 40, requests[i % 2], i) for i in range(count)])
         server.process.wait(PATIENCE_S)
+        with suppress(TimeoutError):  # Worker processes end when they notice that the server has gone.
+            wait_until(lambda: not any(map(_is_running, children)), timeout_s=_MAX_CHILDREN_S)
         remains = {
-            "children": [child for child in children if Path(f"/proc/{child}").exists()],
+            "children": [child for child in children if _is_running(child)],
             "shared memory": [path.name for path in set(shared.iterdir()) - before] if shared.is_dir() else [],
             "temporary files": [p.name for p in server.folder.iterdir() if p.name != _RUNTIME_FILE],
             "port": [] if _is_free(server.port) else [server.port],
@@ -116,7 +121,7 @@ def measure_sigkill(context: ScenarioContext) -> list[Row]:
         Row(
             "sigkill",
             "SIGKILL leaves nothing behind",
-            "no child process, no shared memory, no temporary file, the port free",
+            f"no process after {_MAX_CHILDREN_S:g} s, no shared memory, no temporary file, the port free",
             json.dumps(leftovers) if leftovers else "nothing left",
             not leftovers and any(reply.status == NO_RESPONSE for reply in replies),
             figures={"left": remains},
@@ -124,7 +129,11 @@ def measure_sigkill(context: ScenarioContext) -> list[Row]:
     ]
 
 
-def _children(parent: int) -> Iterator[int]:
+def _is_running(process: int) -> bool:
+    return Path(f"/proc/{process}").exists()
+
+
+def _descendants(parent: int) -> Iterator[int]:
     for path in Path("/proc").iterdir():
         if path.name.isdecimal():
             try:
@@ -133,6 +142,7 @@ def _children(parent: int) -> Iterator[int]:
                 continue  # The process has just ended.
             if int(fields[1]) == parent:
                 yield int(path.name)
+                yield from _descendants(int(path.name))
 
 
 def _is_free(port: int) -> bool:
