@@ -266,8 +266,8 @@ class Sentiment(Task):
             raise InvalidOutput("The network returned no finite probabilities for this text.")
         if evidence.shape[1] != samples.arrays["tokens"].shape[1]:
             raise InvalidOutput("The network returned evidence for a different number of tokens than it was given.")
-        temperature = self._temperature(int(counts.sum()))
-        probabilities = _temper(probabilities, temperature)
+        temperature = self.temperature(int(counts.sum()))
+        probabilities = temper(probabilities, temperature)
         best = int(probabilities.argmax())
         token_evidence = np.concatenate(
             [
@@ -285,7 +285,7 @@ class Sentiment(Task):
             notices=list(tokenized.notices),
         )
 
-    def _temperature(self, tokens: int) -> float:
+    def temperature(self, tokens: int) -> float:
         """Return the temperature for a text of so many tokens."""
         return next((temperature for limit, temperature in self.short_text_temperatures if tokens <= limit), 1.0)
 
@@ -316,7 +316,7 @@ def _removal_notices(clean: CleanText) -> list[str]:
     return notices
 
 
-def _temper(probabilities: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
+def temper(probabilities: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
     """Divide the logits of the probabilities by the temperature."""
     if temperature == 1:
         return probabilities

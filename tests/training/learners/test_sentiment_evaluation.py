@@ -1,8 +1,12 @@
 """Evaluation of a text classifier through the task, as the service answers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from tasks.contract import Arrays
+from tasks.sentiment import Sentiment
 from tests.model_folders import runner
 from tests.tiny.sentiment import GLAD, SAD, TASK, graph
 from training.learners.sentiment import plots
@@ -18,6 +22,7 @@ from training.learners.sentiment.evaluate import (
     tabulate_mistakes,
     tabulate_words,
 )
+from training.learners.sentiment.short_texts import ShortTexts, measure_short_texts, tabulate_short_texts
 from training.learners.sentiment.tfidf_baseline import Baseline, fit_tfidf
 
 RUN = runner(graph())
@@ -30,9 +35,10 @@ def predict() -> PredictedTexts:
     return PredictedTexts(TASK.labels, TEXTS, TARGETS, predict_texts(TASK, RUN, TEXTS))
 
 
-def test_predictions_equal_the_answers_of_the_service() -> None:
-    for text, prediction in zip(TEXTS, predict().predictions, strict=True):
-        answer = TASK.answer(RUN, {"text": text, "words": 50})
+@pytest.mark.parametrize("task", [TASK, replace(TASK, short_text_temperatures=((64, 3.0),))])
+def test_predictions_equal_the_answers_of_the_service(task: Sentiment) -> None:
+    for text, prediction in zip(TEXTS, predict_texts(task, RUN, TEXTS), strict=True):
+        answer = task.answer(RUN, {"text": text, "words": 50})
 
         assert prediction.probabilities == pytest.approx(list(answer.probabilities.values()), abs=1e-5)
         assert (prediction.tokens, prediction.parts) == (answer.tokens, answer.parts)
@@ -42,6 +48,8 @@ def test_predictions_equal_the_answers_of_the_service() -> None:
             if weight
         }
         assert set(word_weights) == {word.word.lower() for word in answer.words}
+        largest = max((word.weight for word in answer.words), default=0.0)
+        assert largest == pytest.approx(max(word_weights.values(), default=0.0), abs=1e-3)
 
 
 def test_deciding_words_are_found_for_each_label() -> None:
@@ -117,3 +125,56 @@ def test_failures_and_figures_are_made_from_predictions() -> None:
     assert [figure.title for figure in figures][-1] == "Deciding words"
     assert all(figure.png.startswith(b"\x89PNG") for figure in figures)
     assert plots.draw_curves({"a": [0.1, 0.2], "b": [0.3]}, "t", "x", "y").startswith(b"\x89PNG")
+
+
+def _always_sure(arrays: Arrays) -> Arrays:
+    batch, length = arrays["tokens"].shape
+    sure = np.tile(np.array([0.01, 0.99], np.float32), (batch, 1))
+    return {"probabilities": sure, "evidence": np.zeros((batch, length, 2), np.float32)}
+
+
+def _measure_sure_classifier(targets: np.ndarray, half: np.ndarray) -> list[ShortTexts]:
+    texts = ["film " + "and so on " * 20] * len(targets)
+    return measure_short_texts(TASK, _always_sure, texts, targets, half)
+
+
+def test_short_texts_are_tempered_until_their_probability_is_how_often_they_are_right() -> None:
+    targets = np.tile([1, 1, 1, 0], 50)
+    half = np.arange(200) % 8 < 4
+
+    measured = _measure_sure_classifier(targets, half)
+
+    assert measured
+    for row in measured:
+        assert (row.accuracy, row.confidence) == pytest.approx((0.75, 0.99), abs=1e-6)
+        assert row.tempered_confidence == pytest.approx(0.75, abs=1e-3)
+        assert row.temperature == pytest.approx(np.log(99) / np.log(3), rel=1e-3)
+    assert tabulate_short_texts(measured).rows[0][2:4] == ("0.750", "0.990")
+
+
+def test_what_short_texts_are_said_to_state_is_measured_on_other_texts_than_the_temperature_was_fitted_on() -> None:
+    half = np.arange(200) < 100
+    targets = np.where(half, 1, np.tile([1, 0], 100))
+
+    for row in _measure_sure_classifier(targets, half):
+        always_right, right_every_other_time = 0.99, 0.5
+
+        assert row.accuracy == pytest.approx(0.75)
+        stated = (right_every_other_time + always_right) / 2
+        assert row.tempered_confidence == pytest.approx(stated, abs=0.06)
+        assert row.tempered_confidence != pytest.approx(float(_stated_with(row.temperature)), abs=0.001)
+
+
+def _stated_with(temperature: float) -> float:
+    return float(1 / (1 + 99 ** (-1 / temperature)))
+
+
+def test_lengths_that_whole_texts_have_are_not_called_short() -> None:
+    texts = ["so good a film", *["so good a film " * 30] * 99]
+    targets, half = np.ones(100, np.int64), np.arange(100) < 50
+
+    measured = measure_short_texts(TASK, _always_sure, texts, targets, half)
+
+    shortest = min(len(TASK.preprocess(text).context.spans) for text in texts[1:])
+    assert measured
+    assert all(row.tokens < shortest for row in measured)

@@ -1,6 +1,7 @@
 """Evaluation of a text classifier: accuracy by length, deciding words, mistakes, a baseline, and identity terms.
 
-Texts are predicted through the task, as the service does it: long texts in parts, and words joined from their tokens.
+Texts are predicted through the task, as the service does it: long texts in parts, short texts tempered, and words
+joined from their tokens.
 """
 
 import math
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tasks.contract import Arrays, Run, Samples
-from tasks.sentiment import Sentiment, TokenizedText, sum_word_evidence
+from tasks.sentiment import Sentiment, TokenizedText, sum_word_evidence, temper
 from training.core.results import Figure, Table
 from training.evaluation import classification
 from training.learners.sentiment import plots as sentiment_plots
@@ -97,14 +98,16 @@ def predict_texts(task: Sentiment, run: Run, texts: Sequence[str]) -> list[TextP
         batch = pending.setdefault(samples.arrays["tokens"].shape[1], [])
         batch.append((i, samples))
         if sum(len(samples) for _, samples in batch) >= _BATCH:
-            predictions.update(_predict_batch(run, batch))
+            predictions.update(_predict_batch(task, run, batch))
             batch.clear()
     for batch in pending.values():
-        predictions.update(_predict_batch(run, batch))
+        predictions.update(_predict_batch(task, run, batch))
     return [predictions[i] for i in range(len(texts))]
 
 
-def _predict_batch(run: Run, batch: Sequence[tuple[int, Samples]]) -> Iterator[tuple[int, TextPrediction]]:
+def _predict_batch(
+    task: Sentiment, run: Run, batch: Sequence[tuple[int, Samples]]
+) -> Iterator[tuple[int, TextPrediction]]:
     if not batch:
         return
     outputs = run({"tokens": np.concatenate([samples.arrays["tokens"] for _, samples in batch])})
@@ -112,19 +115,27 @@ def _predict_batch(run: Run, batch: Sequence[tuple[int, Samples]]) -> Iterator[t
     for i, samples in batch:
         rows = slice(start, start + len(samples))
         start = rows.stop
-        yield i, _combine_parts(samples.context, outputs["probabilities"][rows], outputs["evidence"][rows])
+        tokenized: TokenizedText = samples.context
+        temperature = task.temperature(sum(tokenized.counts))
+        yield i, _combine_parts(tokenized, temperature, outputs["probabilities"][rows], outputs["evidence"][rows])
 
 
-def _combine_parts(tokenized: TokenizedText, probabilities: FloatArray, evidence: FloatArray) -> TextPrediction:
+def _combine_parts(
+    tokenized: TokenizedText, temperature: float, probabilities: FloatArray, evidence: FloatArray
+) -> TextPrediction:
     """Average the parts of a text, weighted by their lengths, and sum the evidence of tokens by word."""
     total = sum(tokenized.counts)
     weights = np.array(tokenized.counts, np.float64) / max(1, total)
     token_evidence = np.concatenate(
-        [weight * part[1 : 1 + n] for weight, part, n in zip(weights, evidence, tokenized.counts, strict=True)]
+        [
+            weight / temperature * part[1 : 1 + n]
+            for weight, part, n in zip(weights, evidence, tokenized.counts, strict=True)
+        ]
     )
+    tempered = temper(weights @ probabilities.astype(np.float64), temperature)
     columns = [sum_word_evidence(tokenized.spans, column, tokenized.words) for column in token_evidence.T]
     words = tuple(tokenized.text[start:end].lower() for start, end in tokenized.words.tolist())
-    return TextPrediction(weights @ probabilities.astype(np.float64), total, len(weights), words, np.stack(columns, 1))
+    return TextPrediction(tempered, total, len(weights), words, np.stack(columns, 1))
 
 
 def tabulate_lengths(predicted: PredictedTexts) -> Table:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -275,7 +276,7 @@ class SentimentLearner(Learner):
         """Store in the task what is measured with the module to export: temperatures of short texts, word pieces."""
         texts, targets = self._valid_texts, self.held_out.targets.numpy()
         untempered = replace(self.task, short_text_temperatures=())
-        self.short_texts = measure_short_texts(untempered, module_runner(served), texts, targets)
+        self.short_texts = measure_short_texts(untempered, module_runner(served), texts, targets, self._valid_half())
         self.task = replace(
             self.task,
             short_text_temperatures=temperatures(self.short_texts),
@@ -332,8 +333,7 @@ class SentimentLearner(Learner):
         if len(parts) < 2:
             return ()
         targets, samples = self.held_out.targets, f"{len(self.held_out)} validation texts"
-        groups = [self.data.groups[i] for i in self.valid_indices]
-        half = torch.tensor(validation_split(groups, targets.tolist(), 0.5))
+        half = torch.from_numpy(self._valid_half())
         is_right = torch.zeros(len(targets), dtype=torch.bool)
         for fitted in (half, ~half):
             weights = calibration.fit_blend_weights([part[fitted] for part in parts], targets[fitted])
@@ -350,6 +350,11 @@ class SentimentLearner(Learner):
                 protocol=f"both, with blend weights fitted on the other half of {samples}",
             ),
         )
+
+    def _valid_half(self) -> NDArray[np.bool_]:
+        """Return which validation texts form one half of them; texts of one group are in the same half."""
+        groups = [self.data.groups[i] for i in self.valid_indices]
+        return np.array(validation_split(groups, self.held_out.targets.tolist(), 0.5))
 
     def _fit_baseline(self, valid: Sequence[str]) -> Baseline:
         data, train = self.data, self.train_indices
