@@ -15,6 +15,8 @@ from tasks._tables import CategoryColumn, Column
 _MAX_PROBLEMS = 20
 """Problems of a request that are listed, about; the rows after them are not validated."""
 _DECIMAL_COMMA = re.compile(r"[+-]?\d{1,20},\d{1,20}", re.ASCII)
+_THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3}){1,10}(\.\d{1,20})?", re.ASCII)
+"""Numbers whose commas may separate thousands. A single one may be a decimal comma as well."""
 
 
 @dataclass
@@ -139,12 +141,21 @@ class RowReader:
             return "there is no such column." + suggest(str(location[2]), list(self._by_name))
         if kind == "float_type" and isinstance(value, str):
             shown = value.strip()[:40]
-            hint = f"; write {shown.replace(',', '.')}" if _DECIMAL_COMMA.fullmatch(shown) else ""
-            return f"{shown!r} is not a number{hint}"
+            return f"{shown!r} is not a number{_suggest_number(shown)}"
         if kind == "int_type" and isinstance(value, str):
             return f"{value.strip()[:40]!r} is not a whole number"
         message: str = error["msg"]
         return message
+
+
+def _suggest_number(text: str) -> str:
+    """Return how to write a number with commas, in each sense that it may have."""
+    readings = []
+    if _THOUSANDS.fullmatch(text):
+        readings.append(text.replace(",", ""))
+    if _DECIMAL_COMMA.fullmatch(text):
+        readings.append(text.replace(",", "."))
+    return f"; write {' or '.join(readings)}" if readings else ""
 
 
 def _invalid_row(errors: Sequence[Mapping[str, Any]]) -> int | None:

@@ -37,7 +37,8 @@ MISSING_TEXTS = frozenset(
 In requests, a text that is one of the categories of its column is that category all the same.
 """
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
-_WHOLE_NUMBER = re.compile(r"[+-]?(0|[1-9]\d{0,17})", re.ASCII)
+_WHOLE_NUMBER = re.compile(r"([+-]?(?:0|[1-9]\d{0,17}))(?:\.0{0,20})?", re.ASCII)
+"""Also 12.0, as programs write the whole numbers of a column in which some are missing."""
 _MAX_NUMBER_LENGTH = 100
 """Characters of a number that is sent as text."""
 
@@ -106,7 +107,8 @@ class CategoryColumn:
         stripped = text.strip()
         if stripped in MISSING_TEXTS and stripped not in self._index:
             return None
-        return int(stripped) if self.integer and _WHOLE_NUMBER.fullmatch(stripped) else text
+        whole = _WHOLE_NUMBER.fullmatch(stripped) if self.integer else None
+        return int(whole[1]) if whole else text
 
     @cached_property
     def _index(self) -> dict[str, int]:

@@ -40,7 +40,9 @@ def map_validation_error(error: ValidationError) -> ServiceError:
     )
     first = problems[0]
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    message = f"{first.where or 'The body'}: {first.message}{more}."
+    message = f"{first.where or 'The body'}: {first.message}{more}"
+    if not message.endswith((".", "?")):
+        message += "."
     if first.reason == "too_many":
         return TooLarge(message, details=problems)
     return InvalidRequest(message, details=problems)

@@ -127,6 +127,8 @@ def test_number_as_text_is_read_with_a_notice(text: str, number: float) -> None:
     ("value", "message"),
     [
         ("12,5", "'12,5' is not a number; write 12.5"),
+        ("1,000", "'1,000' is not a number; write 1000 or 1.000"),
+        ("-1,234,567.5", "'-1,234,567.5' is not a number; write -1234567.5"),
         ("abc", "'abc' is not a number"),
         ("1_000", "'1_000' is not a number"),
         ("inf", "'inf' is not a number"),
@@ -148,7 +150,10 @@ def test_value_that_is_no_number_is_rejected(value: Any, message: str) -> None:
     assert len(problem["msg"]) < 200
 
 
-@pytest.mark.parametrize(("value", "index"), [(12, 2), ("12", 2), (" 12 ", 2), (12.0, 2), ("7", 1), (None, 0), ("", 0)])
+@pytest.mark.parametrize(
+    ("value", "index"),
+    [(12, 2), ("12", 2), (" 12 ", 2), (12.0, 2), ("12.0", 2), ("12.", 2), ("7", 1), (None, 0), ("", 0)],
+)
 def test_whole_numbers_are_read_from_texts_and_floats(value: Any, index: int) -> None:
     task = Tabular("y", ("a", "b"), (CategoryColumn("store", ("12",), integer=True),))
 

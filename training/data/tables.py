@@ -79,6 +79,7 @@ def _read_csv(path: Path, header: tuple[str, ...]) -> pl.DataFrame:
 
 def _clean_texts(frame: pl.DataFrame) -> pl.DataFrame:
     """Strip texts, and replace those that stand for missing values by null, as the service does with requests."""
+    frame = frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
     text = pl.col(pl.String).str.strip_chars()
     return frame.with_columns(pl.when(text.is_in(sorted(MISSING_TEXTS))).then(None).otherwise(text).name.keep())
 

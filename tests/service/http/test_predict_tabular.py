@@ -66,6 +66,19 @@ def test_an_invalid_value_is_named_by_row_and_column(server: Running, row: str, 
     assert (detail["where"], detail["reason"]) == (where, reason)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("age", "rows.0.age: there is no such column."),
+        ("Debt", "rows.0.Debt: there is no such column. Did you mean 'debt'?"),
+    ],
+)
+def test_an_error_is_a_sentence_with_one_full_stop(server: Running, name: str, message: str) -> None:
+    answer = server.client.post(URL, json={"rows": [{**GOOD, name: 3}]})
+
+    assert answer.json()["error"]["message"] == message
+
+
 def test_no_rows_and_too_many_rows_get_distinct_errors(server: Running, start: Start) -> None:
     large_limit = start(max_body_bytes=200_000_000)
 

@@ -257,7 +257,9 @@ def test_training_reads_the_same_texts_as_missing_as_the_service(text, suffix, t
     assert [column.read_text(text) for column in (NumberColumn("n", 0, 1), CategoryColumn("w", ("a",)))] == [None, None]
 
 
-def test_texts_of_parquet_are_stripped_like_those_of_csv(tmp_path):
-    pl.DataFrame({"word": [" a ", "b"], "number": [1, None]}).write_parquet(tmp_path / "table.parquet")
+@pytest.mark.parametrize("dtype", [pl.String, pl.Categorical, pl.Enum([" a ", "b", "?"])])
+def test_texts_of_parquet_are_cleaned_like_those_of_csv(tmp_path, dtype):
+    words = pl.Series("word", [" a ", "b", "?"], dtype=dtype)
+    pl.DataFrame({"word": words, "number": [1, None, 2]}).write_parquet(tmp_path / "table.parquet")
 
-    assert read_table(tmp_path / "table.parquet")["word"].to_list() == ["a", "b"]
+    assert read_table(tmp_path / "table.parquet")["word"].to_list() == ["a", "b", None]
