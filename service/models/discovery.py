@@ -3,13 +3,14 @@
     <root>/<name>/<version>/manifest.json
 
 What is there is what can be served. A version is there if it has a manifest, which is written last; one that has a
-graph but no manifest is listed as unusable. A folder that cannot be read says nothing about what it contains: what is
+graph (any .onnx file) but no manifest is listed as unusable. A folder that cannot be read says nothing about what it contains: what is
 known of it stays.
 """
 
 import logging
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,10 +126,11 @@ class ModelFolder:
             return FoundVersion(version, f"The folder cannot be read: {error.strerror}.", is_readable=False)
         if MANIFEST in files:
             return FoundVersion(version)
-        if MODEL not in files:
+        graphs = sorted((file for file in files if _is_graph(file)), key=lambda file: (file != MODEL, file))
+        if not graphs:
             return None
-        problem = f"{MANIFEST} is missing, which describes the model. {_import_command(MODEL, name)}"
-        return FoundVersion(version, problem)
+        command = _import_command(f"{name}/{version}/{graphs[0]}", name)
+        return FoundVersion(version, f"{MANIFEST} is missing, which describes the model. {command}")
 
     def _folders(self, folder: Path) -> Iterator[str]:
         """Yield the names of the folders in a folder, without hidden ones. Raises OSError."""
@@ -138,22 +140,32 @@ class ModelFolder:
                     continue
                 if os.path.isdir(entry.path):  # Unlike `entry.is_dir`, it does not raise for a link to itself.
                     yield entry.name
-                elif entry.name.endswith(_GRAPH_SUFFIX):
+                elif _is_graph(entry.name):
                     path = Path(folder, entry.name).relative_to(self.root)
                     self._report(str(path), f"A graph belongs in a folder NAME/VERSION. {_import_command(str(path))}")
 
     def _report(self, path: str, problem: str) -> None:
         """Log a problem, unless the last look has found it too."""
-        path = path.encode("utf-8", "backslashreplace").decode()  # A file name may be any bytes.
+        path = _printable(path)
         line = f"{path}: {problem}"
         if line not in self._known | self._seen:
             _LOG.warning("not a usable model", extra={"fields": {"path": str(self.root / path), "reason": problem}})
         self._seen.add(line)
 
 
+def _is_graph(file: str) -> bool:
+    return file.endswith(_GRAPH_SUFFIX) and not file.startswith(".")
+
+
+def _printable(path: str) -> str:
+    """Return a path that can be encoded: a file name may be any bytes."""
+    return path.encode("utf-8", "backslashreplace").decode()
+
+
 def _import_command(graph: str, name: str | None = None) -> str:
+    """Return a sentence with the command; `graph` is a path in the folder of models."""
     option = f" --name {name}" if name else ""
-    return f"To make a model of a graph: python -m service import {graph} --task TASK{option}"
+    return f"To make a model of a graph: python -m service import {shlex.quote(_printable(graph))} --task TASK{option}"
 
 
 def _describe_root_error(root: Path, error: OSError) -> str:

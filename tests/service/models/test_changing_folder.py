@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -133,13 +134,14 @@ def test_a_half_copied_version_is_served_once_its_manifest_is_there(tmp_path: Pa
     assert (before, answering_version(server)) == ("1", "2")
 
 
+@pytest.mark.parametrize("graph", ["model.onnx", "My net.onnx", os.fsdecode(b"\xff.onnx")])
 def test_a_graph_without_a_manifest_is_listed_with_what_is_missing_and_what_to_do(
-    tmp_path: Path, start: Start, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, start: Start, caplog: pytest.LogCaptureFixture, graph: str
 ) -> None:
     publish_credit(tmp_path, 1)
     folder = tmp_path / "mine" / "1"
     folder.mkdir(parents=True)
-    (folder / "model.onnx").write_bytes(credit_graph())
+    (folder / graph).write_bytes(credit_graph())
 
     server = start(models=tmp_path, rescan_seconds=0)
     rescan(server)
@@ -147,7 +149,8 @@ def test_a_graph_without_a_manifest_is_listed_with_what_is_missing_and_what_to_d
     reason = str(listed(server)["mine"]["1"])
     rejected = server.client.post("/v1/models/mine/predict", json=ROW)
     assert "manifest.json is missing" in reason
-    assert "python -m service import model.onnx --task TASK --name mine" in reason
+    path = shlex.quote(f"mine/1/{graph}".encode("utf-8", "backslashreplace").decode())
+    assert f"python -m service import {path} --task TASK --name mine" in reason
     assert rejected.status_code == 503
     assert reason in rejected.json()["error"]["message"]
     assert messages(caplog) == [f"1: {reason}"], "it is logged once, not at every rescan"
