@@ -44,7 +44,7 @@ _WORD = re.compile(rf"[^\W_]+(?:['’][^\W_]+)*|[{_EMOJI}][{_EMOJI}\u200d\ufe0f]
 
 _MIN_CHARACTERS_PER_TOKEN = 0.75
 """A word of a script that the tokenizer did not learn has a token for each byte, two to four for each character."""
-_FOREIGN_WORD_PIECES = (0.33, 0.31, 0.36)
+FOREIGN_WORD_PIECES = (0.33, 0.31, 0.36)
 """The fractions of words of one, two and more tokens in another language than that of training: measured with the
 tokenizer of the model `imdb` 1 on 27 sentences in German, French, Spanish, Italian, Dutch, Turkish and Indonesian, 256
 words."""
@@ -386,7 +386,7 @@ def language_evidence(tokens: NDArray[np.int64], word_pieces: Sequence[float]) -
     one, two and more tokens in training.
     """
     counts = np.bincount(np.clip(tokens, 1, 3), minlength=4)[1:]
-    ratios = np.log(_FOREIGN_WORD_PIECES) - np.log(np.maximum(word_pieces, _MIN_FRACTION))
+    ratios = np.log(FOREIGN_WORD_PIECES) - np.log(np.maximum(word_pieces, _MIN_FRACTION))
     return float(counts @ ratios)
 
 

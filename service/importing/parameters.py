@@ -15,7 +15,11 @@ from service.importing.conventions import Conventions, read_image_input
 from service.importing.errors import CannotImport
 from service.importing.foreign_graph import GraphTensor
 from tasks.contract import Task, build_task
+from tasks.sentiment import FOREIGN_WORD_PIECES
 
+_NAMES = ("labels", "names", "columns")
+"""Parameters that are names, or have names."""
+_SIZES = ("size", "width", "height", "tile", "scale")
 _ATTRIBUTE = re.compile(r"^        (\w+): (.*(?:\n            .*)*)", re.MULTILINE)
 
 
@@ -76,13 +80,36 @@ def build_imported_task(
         elif text is not None:
             given[item.name] = _read_value(hints[item.name], text, item.name)
     given = _one_threshold_for_all(given)
+    if given.get("spread") is not None:  # A number is predicted, which has no labels.
+        given.setdefault("labels", ())
     _require_fields(task_class, given, files)
     try:
-        return build_task(task_class, given, files)
+        task = build_task(task_class, given, files)
     except ValidationError as error:
         raise CannotImport(_describe_invalid(error.errors()[0])) from None
     except ValueError as error:
         raise CannotImport(f"The parameters do not fit the task: {str(error).rstrip('.')}.") from None
+    _check_names(task)
+    _check_sizes(task)
+    return task
+
+
+def _check_names(task: Task) -> None:
+    """Raise CannotImport for names that are blank or occur twice: answers are made of them, and one would be lost."""
+    for field in _NAMES:
+        names = [getattr(item, "name", item) for item in getattr(task, field, ())]
+        repeated = next((name for name in names if names.count(name) > 1), None)
+        if repeated is not None:
+            raise CannotImport(f"{_flag(field)}: '{repeated}' is there {names.count(repeated)} times; names differ.")
+        if not all(name.strip() for name in names):
+            raise CannotImport(f"{_flag(field)}: a name is blank.")
+
+
+def _check_sizes(task: Task) -> None:
+    for field in _SIZES:
+        size = getattr(task, field, None)
+        if isinstance(size, int) and size < 1:
+            raise CannotImport(f"{_flag(field)} {size}: it must be at least 1.")
 
 
 def _read_parameters(file: str) -> dict[str, Any]:
@@ -144,7 +171,9 @@ def _require_fields(task_class: type[Task], given: Mapping[str, Any], files: Map
         if item.name not in given and task_class.files.get(item.name) not in files
     ]
     if missing:
-        raise CannotImport(f"The task also needs {', '.join(missing)}; --help says what each of them is.")
+        can_be_number = any(item.name == "spread" for item in fields(task_class))
+        wanted = ["--labels (or --spread, for a number)" if can_be_number and f == "--labels" else f for f in missing]
+        raise CannotImport(f"The task also needs {', '.join(wanted)}; --help says what each of them is.")
 
 
 def _describe_invalid(error: ErrorDetails) -> str:
@@ -168,6 +197,8 @@ def infer_parameters(
         inferred["heatmaps"] = any(tensor.name == "activation_map" for tensor in outputs)
     if "short_text_temperatures" in names:  # The default was fitted for a shipped model, not for this graph.
         inferred["short_text_temperatures"] = ()
+    if "word_pieces" in names:  # With these, no text is called foreign: nobody knows the words of the training texts.
+        inferred["word_pieces"] = FOREIGN_WORD_PIECES
     if not task_class.decodes_files or len(inputs) != 1:
         return inferred
     image = read_image_input(inputs[0], conventions.layout)

@@ -236,7 +236,7 @@ def test_a_table_of_numbers_needs_no_input_for_categories(
 
 
 def test_a_number_gets_the_interval_that_its_graph_lacks(import_graph: Import, start: Start, tmp_path: Path) -> None:
-    flags = ("--task", "tabular", "--target", "weight", "--labels", "[]", "--spread", "0,100", "--columns", COLUMNS)
+    flags = ("--task", "tabular", "--target", "weight", "--spread", "0,100", "--columns", COLUMNS)
 
     status, _, err = import_graph(foreign_graphs.linear_table(1), *flags)
     assert (status, "--interval LOW,HIGH" in err) == (2, True)
@@ -363,6 +363,19 @@ CLASSIFICATION = ("--task", "classification", "--labels", "red,green,blue")
 REFUSED: dict[str, tuple[Callable[[], ModelProto | bytes], tuple[str, ...], str]] = {
     "labels": (classifier, ("--task", "classification", "--labels", "a,b"), "There are 2 labels, but the graph"),
     "no labels": (classifier, ("--task", "classification"), "also needs --labels"),
+    "same label": (classifier, ("--task", "classification", "--labels", "a,a,b"), "--labels: 'a' is there 2 times"),
+    "blank label": (classifier, ("--task", "classification", "--labels", "a,,b"), "--labels: a name is blank"),
+    "no size": (classifier, (*CLASSIFICATION, "--size", "0"), "--size 0: it must be at least 1"),
+    "same column": (
+        lambda: foreign_graphs.linear_table(2),
+        ("--task", "tabular", "--target", "t", "--labels", "a,b", "--columns", f"[{COLUMN[1:-1]},{COLUMN[1:-1]}]"),
+        "is there 2 times",
+    ),
+    "neither labels nor a number": (
+        lambda: foreign_graphs.linear_table(2),
+        ("--task", "tabular", "--target", "t", "--columns", COLUMN),
+        "needs --labels (or --spread, for a number);",
+    ),
     "no task": (classifier, (), "--task is missing; the tasks are classification, keypoints"),
     "unknown task": (classifier, ("--task", "clasification"), "'clasification' is not a task"),
     "size": (classifier, (*CLASSIFICATION, "--size", "32"), "is 16×16 pixels, but the task's is 32×32"),
