@@ -62,9 +62,7 @@ def parse_csv(
     except csv.Error as error:
         _reject(f"Line {reader.line_num} of the table is not valid CSV: {error}.")
     if not rows:
-        _reject(
-            "The table has no rows: there is nothing after its first line, which names the columns.", reason="empty"
-        )
+        _reject("The table has no rows: only its first line, which names the columns.", reason="empty")
     return rows, [] if separator == "," else _read_decimal_commas(rows, columns.numbers)
 
 

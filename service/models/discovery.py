@@ -3,8 +3,8 @@
     <root>/<name>/<version>/manifest.json
 
 What is there is what can be served. A version is there if it has a manifest, which is written last; one that has a
-graph (any .onnx file) but no manifest is listed as unusable. A folder that cannot be read says nothing about what it contains: what is
-known of it stays.
+graph (any .onnx file) but no manifest is listed as unusable. A folder that cannot be read says nothing about what it
+contains: what is known of it stays.
 """
 
 import logging

@@ -54,7 +54,7 @@ def test_decimal_commas_are_read_with_a_notice_unless_commas_separate_the_column
     [
         (b"", "The table is empty; its first line must name the columns."),
         (b"\n\n", "The table is empty; its first line must name the columns."),
-        (b"age,job\n", "The table has no rows: there is nothing after its first line, which names the columns."),
+        (b"age,job\n", "The table has no rows: only its first line, which names the columns."),
         (b"39,baker\n", "names none of the model's columns; they are age, job, city, hours-per-week."),
         (b' {"rows": []}', "send JSON with the header 'Content-Type: application/json'"),
         (b"age,jobb\n", "There is no column 'jobb'. Did you mean 'job'? The column 'job' is missing; add it"),
