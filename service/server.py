@@ -310,6 +310,7 @@ class Service:
     def _load(self) -> None:
         self.repository.load_all()
         known = {entry.name for entry in self.repository.entries()}
+        versions = {(entry.name, entry.version) for entry in self.repository.entries()}
         unknown = {
             "shadow": self.shadows.unknown_models(),
             "deadlines": sorted(self.settings.deadlines.keys() - known),
@@ -323,6 +324,9 @@ class Service:
             if names:
                 fields = {"setting": setting, "names": ", ".join(names)}
                 _LOG.warning("a setting names unknown models", extra={"fields": fields})
+        for name, version in self.settings.pin.items():
+            if name in known and (name, str(version)) not in versions:
+                _LOG.warning("a pinned version is not there", extra={"fields": {"model": name, "version": version}})
         self._set_memory_limits()
 
     def _set_memory_limits(self) -> None:

@@ -155,7 +155,8 @@ class Repository:
                 if current[version] is not known[version] and updated[version] is known[version]:
                     updated[version] = current[version]
             for removed in sorted(known.keys() - updated.keys(), key=int):
-                _LOG.info("version removed", extra={"fields": {"model": name, "version": removed}})
+                level = logging.WARNING if removed == self.pins.get(name) else logging.INFO
+                _LOG.log(level, "version removed", extra={"fields": {"model": name, "version": removed}})
                 self.on_removed(name, removed)
             self._set_entries(name, sorted(updated.values(), key=lambda entry: entry.number, reverse=True))
 

@@ -76,7 +76,8 @@ def _replaced(entry: Entry, explanation: str | None) -> Entry:
 def explain(entry: Entry, entries: Sequence[Entry], rule: Rule) -> str | None:
     """Return why an entry is not served, if a newer version is not the reason."""
     if rule.pinned is not None:
-        return f"The setting --pin selects version {rule.pinned}."
+        is_there = any(other.version == rule.pinned for other in entries)
+        return f"The setting --pin selects version {rule.pinned}{'' if is_there else ', which is not there'}."
     if entry.choice is Choice.UNLOADED:
         return "It was unloaded by an operator. Promote or load it to serve it again."
     promoted = next((other for other in entries if other.choice is Choice.PROMOTED), None)

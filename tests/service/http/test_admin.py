@@ -217,11 +217,16 @@ def test_a_pin_holds_against_operators_and_newer_versions(tmp_path: Path, start:
     assert answering_version(server) == "2"
 
 
-def test_a_pinned_version_that_is_not_there_is_not_replaced_by_another(tmp_path: Path, start: Start) -> None:
+def test_a_pinned_version_that_is_not_there_is_reported_and_not_replaced_by_another(
+    tmp_path: Path, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
     publish_credit(tmp_path, 1, 3)
     server = start(models=tmp_path, rescan_seconds=0, pin={"credit": 2})
 
     rejected = server.client.post("/v1/models/credit/predict", json=ROW)
+    listed = server.client.get("/v1/models").json()["models"][0]["versions"]
+    assert {version["reason"] for version in listed} == {"The setting --pin selects version 2, which is not there."}
+    assert "a pinned version is not there" in [record.message for record in caplog.records]
     publish_credit(tmp_path, 2)
     rescan(server)
 
