@@ -33,6 +33,27 @@ _ACCEPTED: Mapping[int, tuple[int, ...]] = {
     _SAMPLE_FORMAT: (1,),
     _SAMPLES: (1, 2, 3, 4, 5),
 }
+_PROPERTIES: Mapping[int, str] = {
+    _COMPRESSION: "compression",
+    _COLOURS: "colour space",
+    _PLANES: "arrangement of channels",
+    _FILL_ORDER: "order of bits",
+    _SAMPLE_FORMAT: "format of numbers",
+    _SAMPLES: "number of channels",
+}
+_VARIANTS: Mapping[tuple[int, int], str] = {
+    **{(_COMPRESSION, code): "compressed for fax" for code in (2, 3, 4)},
+    **{(_COMPRESSION, code): "compressed as JPEG" for code in (6, 7)},
+    (_COMPRESSION, 32773): "compressed by PackBits",
+    (_COMPRESSION, 34925): "compressed by LZMA",
+    (_COMPRESSION, 50000): "compressed by Zstandard",
+    (_COMPRESSION, 50001): "compressed as WebP",
+    (_COLOURS, 6): "colours in YCbCr",
+    **{(_COLOURS, code): "colours in Lab" for code in (8, 9, 10)},
+    (_PLANES, 2): "one plane for each colour",
+    (_SAMPLE_FORMAT, 3): "floating-point numbers",
+}
+"""What people call values of tags that are not accepted."""
 _MAX_VALUES = {_STRIP_OFFSETS: 65_535, _STRIP_BYTES: 65_535, _PALETTE: 3 * 65_536}
 _MAX_CHANNELS = 5
 
@@ -110,9 +131,13 @@ def _check_variant(entries: Mapping[int, _Entry], tags: Mapping[int, tuple[int, 
         raise _refused("tiles")
     for tag, accepted in _ACCEPTED.items():
         if not set(tags.get(tag, accepted[:1])) <= set(accepted):
-            raise _refused(f"tag {tag} is {tags[tag][0]}")
+            raise _refused(_describe_variant(tag, next(value for value in tags[tag] if value not in accepted)))
     if set(tags.get(_BITS, (1,))) - {1, 2, 4, 8, 16}:
         raise _refused(f"{tags[_BITS][0]} bits")
+
+
+def _describe_variant(tag: int, value: int) -> str:
+    return _VARIANTS.get((tag, value), f"{_PROPERTIES[tag]} {value}")
 
 
 def _check_strips(tags: Mapping[int, tuple[int, ...]], width: int, height: int, file_bytes: int) -> None:

@@ -234,6 +234,23 @@ def damaged(content: bytes, seed: int) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.parametrize(
+    ("compression", "mode", "variant"),
+    [
+        ("jpeg", "RGB", "compressed as JPEG"),
+        ("packbits", "RGB", "compressed by PackBits"),
+        ("group4", "1", "compressed for fax"),
+        ("raw", "F", "floating-point numbers"),
+        ("raw", "LAB", "colours in Lab"),
+    ],
+)
+def test_a_tiff_that_is_not_accepted_is_refused_in_words(compression: str, mode: str, variant: str) -> None:
+    image = Image.new(mode, (8, 8))
+
+    with pytest.raises(InvalidInput, match=rf"a variant that is not accepted \({variant}\); save it as PNG or JPEG"):
+        decode_image(encode_image(image, "TIFF", compression=compression), max_pixels=100)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
 def test_randomly_changed_files_raise_nothing_but_invalid_input(kind: str) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8))
