@@ -37,6 +37,7 @@ def map_validation_error(error: ValidationError, request_type: type[BaseModel], 
     `options` are the names of fields that a request may have besides those of its type.
     """
     errors = error.errors(include_url=False, include_context=False, include_input=False)
+    errors.sort(key=lambda item: _PROMINENCE.get(item["type"], len(_PROMINENCE)))
     problems = tuple(
         Problem(
             ".".join(map(str, item["loc"]))[:_MAX_LOCATION_LENGTH],
@@ -45,7 +46,7 @@ def map_validation_error(error: ValidationError, request_type: type[BaseModel], 
         )
         for item in errors[:_MAX_PROBLEMS]
     )
-    first = min(problems, key=lambda problem: _PROMINENCE.get(problem.reason, len(_PROMINENCE)))
+    first = problems[0]
     message = f"{first.where or 'The body'}: {first.message}"
     if len(errors) > 1:
         message = f"{message.removesuffix('.')} (and {len(errors) - 1} more)"
@@ -88,8 +89,8 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     return next((model for part in get_args(annotation) if (model := _model_in(part))), None)
 
 
-_PROMINENCE = {"too_many": 0, "unknown_field": 1}
-"""Reasons of the problem that the message names first, in this order: a mistyped name also makes a field missing."""
+_PROMINENCE = {"too_many": 0, "extra_forbidden": 1}
+"""Types of the errors that are listed first, in this order: a mistyped name also makes a field missing."""
 
 
 _REASONS = {
