@@ -43,7 +43,7 @@ class Metrics:
         )
         self.rejected = Counter(
             "sevenfold_rejected",
-            "Requests that got an error other than 500, by error code.",
+            "Requests that got an error other than 500, and inputs of lists that got any error, by error code.",
             ["model", "reason"],
             registry=registry,
         )

@@ -4,10 +4,11 @@ import csv
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Never
 
 from tasks.contract import InvalidInput, Limits, Problem
+from tasks.near_names import suggest
+from tasks.sending_mistakes import explain_binary, explain_reference
 
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
 _MAX_HEADER_LENGTH = 100_000
@@ -50,6 +51,8 @@ def parse_csv(
     text = _decode(content) if isinstance(content, bytes) else content.removeprefix("\ufeff")
     if text[:100].lstrip().startswith(("{", "[")):
         _reject("The rows are not CSV; send JSON with the header 'Content-Type: application/json'.")
+    if mistake := explain_reference(text, "rows"):
+        _reject(f"There is no table in 'rows': {mistake}.")
     first_line = text[:_MAX_HEADER_LENGTH].lstrip("\r\n").partition("\n")[0].rstrip("\r")
     separator = _find_separator(first_line, columns)
     if text.count(separator) > max_values:
@@ -57,6 +60,7 @@ def parse_csv(
     reader = csv.reader(_lines(text), delimiter=separator, strict=True)
     try:
         names = [name.strip() for name in next((row for row in reader if row), [])]
+        _check_lines(text, names, columns)
         _check_header(names, columns, separator)
         rows = list(_read_rows(reader, names, limits))
     except csv.Error as error:
@@ -70,7 +74,8 @@ def _decode(content: bytes) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        _reject(f"The table is not UTF-8: see byte {error.start}; save it as 'CSV UTF-8'.")
+        mistake = explain_binary(content) or f"see byte {error.start}; save it as 'CSV UTF-8'"
+        _reject(f"The table is not UTF-8: {mistake}.")
 
 
 def _lines(text: str) -> Iterator[str]:
@@ -87,6 +92,16 @@ def _find_separator(header: str, columns: CsvColumns) -> str:
         return len(names & known), header.count(separator)
 
     return max(_SEPARATORS, key=suitability)
+
+
+def _check_lines(text: str, names: Sequence[str], columns: CsvColumns) -> None:
+    """Raise InvalidInput if all lines of a table were joined to one: then names of columns have values attached."""
+    is_one_line = not re.search(r"[\r\n]", text.strip("\r\n"))
+    if is_one_line and len(names) > len(columns.required) and set(names) - set(columns.known):
+        _reject(
+            f"The table has a single line, of {len(names):,} cells. If curl sent it with -d or --data, which removes "
+            "line breaks, use --data-binary; the first line names the columns, and each further line is a row."
+        )
 
 
 def _check_header(names: Sequence[str], columns: CsvColumns, separator: str) -> None:
@@ -126,13 +141,6 @@ def _describe_unknown(name: str, index: int, columns: CsvColumns) -> str:
     if not name:
         return f"Column {index + 1} of the table has no name; name it, or remove it."
     return f"There is no column '{name[:80]}'.{suggest(name, columns.known)}"
-
-
-def suggest(name: str, known: Sequence[str]) -> str:
-    """Return a question that names the known name that is nearest to a name, if one is near; otherwise nothing."""
-    by_lower_case = {candidate.lower(): candidate for candidate in known}
-    nearest = get_close_matches(name[:80].lower(), by_lower_case, n=1, cutoff=0.75)
-    return f" Did you mean '{by_lower_case[nearest[0]]}'?" if nearest else ""
 
 
 def _read_rows(reader: Any, names: Sequence[str], limits: Limits) -> Iterator[dict[str, Any]]:

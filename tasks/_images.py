@@ -15,17 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 from pydantic import BeforeValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
 from tasks._colour import srgb_conversion
 from tasks._image_files.heif import decode_heif
 from tasks._image_files.image_file import ImageFile
 from tasks._image_files.read import accepted_formats, accepted_media_types, read_image_file
 from tasks.contract import InvalidInput, Upload
+from tasks.sending_mistakes import explain_reference
 
 Fit = Literal["squash", "pad", "crop"]
 """How an image becomes a square: stretched; scaled to fit, with a border; or cropped to its centre."""
 
-IMAGE_UPLOAD = Upload("image", accepted_media_types())
+IMAGE_UPLOAD = Upload("image", accepted_media_types(), has_signature=True)
+_NO_BASE64 = (
+    "not valid base64; send the file itself (with curl: -F image=@FILE), or its content encoded in base64 as JSON"
+)
 _DESCRIPTION = 0x010E  # The EXIF tag.
 _BAND_PIXELS = 1_000_000
 """Pixels that are converted at a time, because each step of the conversion holds another copy of them."""
@@ -52,7 +57,8 @@ def _from_base64(value: Any) -> Any:
     try:
         return base64.b64decode("".join(encoded.split()), validate=True)
     except (binascii.Error, ValueError):
-        raise ValueError("not valid base64") from None
+        mistake = explain_reference(value, IMAGE_UPLOAD.field) or _NO_BASE64
+        raise PydanticCustomError("value_error", "{mistake}", {"mistake": mistake}) from None
 
 
 ImageBytes = Annotated[

@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from tasks._csv import suggest
 from tasks._tables import CategoryColumn, Column
+from tasks.near_names import suggest
 
 _MAX_PROBLEMS = 20
 """Problems of a request that are listed, about; the rows after them are not validated."""
@@ -138,7 +138,9 @@ class RowReader:
         if kind == "missing" and len(location) > 2:
             return "the column is missing; send null if its value is not known"
         if kind == "extra_forbidden" and len(location) > 2:
-            return "there is no such column." + suggest(str(location[2]), list(self._by_name))
+            return "there is no such column." + suggest(str(location[2]), self._by_name)
+        if kind == "too_short" and len(location) == 1:
+            return "there are no rows; send at least one"
         if kind == "float_type" and isinstance(value, str):
             shown = value.strip()[:40]
             return f"{shown!r} is not a number{_suggest_number(shown)}"

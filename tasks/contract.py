@@ -142,14 +142,27 @@ class Samples:
 
 @dataclass(frozen=True)
 class Upload:
-    """The request field that is filled by a raw body or an uploaded file, and the media types it may have.
+    """The request field that is filled by a raw body or an uploaded file.
 
-    `several` says whether a request may have a list of them instead, each of which is answered for itself.
+    Attributes:
+        field: the name of the field.
+        media_types: the types that are documented.
+        several: whether a request may have a list of them instead, each of which is answered for itself.
+        has_signature: whether decoding tells by the content if it is what the task reads, so that a wrong subtype
+            (`image/jpg`) does no harm. A text has no signature: HTML and CSV would be read as prose.
     """
 
     field: str
     media_types: tuple[str, ...]
     several: bool = True
+    has_signature: bool = False
+
+    def accepts(self, media_type: str) -> bool:
+        """Return whether content that is declared to be of this type can fill the field."""
+        if media_type in (*self.media_types, "application/octet-stream"):
+            return True
+        kinds = {accepted.partition("/")[0] for accepted in self.media_types}
+        return self.has_signature and media_type.partition("/")[0] in kinds
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from tasks.contract import (
     TensorSpec,
     Upload,
 )
+from tasks.sending_mistakes import explain_binary
 
 _MAX_PARTS = 50
 """Twice what an ordinary text of the maximum number of characters needs; a text of emoji only can exceed it."""
@@ -63,8 +64,8 @@ def _decode_utf8(value: Any) -> Any:
     try:
         return value.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        message = "the text is not UTF-8: see byte {place}; save or send it as UTF-8"
-        raise PydanticCustomError("value_error", message, {"place": error.start}) from None
+        mistake = explain_binary(value) or f"see byte {error.start}; save or send it as UTF-8"
+        raise PydanticCustomError("value_error", "the text is not UTF-8: {mistake}", {"mistake": mistake}) from None
 
 
 class SentimentRequest(Request):

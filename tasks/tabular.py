@@ -119,7 +119,7 @@ class Tabular(Task):
     coverage: float = 0.8
     optional: tuple[str, ...] = ()
 
-    upload: ClassVar[Upload | None] = Upload("rows", ("text/csv",), several=False)
+    upload: ClassVar[Upload | None] = Upload("rows", ("text/csv",), several=False, has_signature=True)
     compared_fields: ClassVar[tuple[str, ...]] = ("predictions",)
 
     def __post_init__(self) -> None:

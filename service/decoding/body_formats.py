@@ -16,7 +16,9 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from service.engine.request import Body, Parse
-from service.errors import BodyTooLarge, InvalidRequest, MalformedBody, TooLarge
+from service.errors import BodyTooLarge, InvalidRequest, MalformedBody, TooLarge, UnsupportedMediaType
+from tasks.contract import Upload
+from tasks.sending_mistakes import explain_binary
 
 T = TypeVar("T")
 
@@ -49,7 +51,7 @@ def parse_json(body: Body, *, query: Mapping[str, str], max_values: int) -> Mapp
     try:
         fields = from_json(body)  # Accepts NaN, so that validation can name the field that holds it.
     except ValueError as error:
-        raise MalformedBody(f"The body is not valid JSON: {error}.") from None
+        raise MalformedBody(f"The body is not valid JSON: {explain_binary(body) or error}.") from None
     if not isinstance(fields, dict):
         raise MalformedBody(f"The body must be a JSON object, not {_JSON_TYPES[type(fields)]}.")
     return merge_query(fields, query)
@@ -60,11 +62,11 @@ def parse_upload(body: Body, *, name: str, query: Mapping[str, str]) -> Mapping[
     return merge_query({name: bytes(body)}, query)
 
 
-def parse_form(body: Body, *, boundary: bytes, upload_field: str, query: Mapping[str, str]) -> Mapping[str, Any]:
+def parse_form(body: Body, *, boundary: bytes, upload: Upload, query: Mapping[str, str]) -> Mapping[str, Any]:
     """Return the fields of a multipart form (RFC 7578) and of the query string.
 
-    A part with a file name, or with a type that is not text, is a file; only `upload_field` may be one. If it occurs
-    several times, its value is a list. Raises ServiceError.
+    A part with a file name, or with a type that is not text, is a file; only the field of `upload` may be one. If it
+    occurs several times, its value is a list. Raises ServiceError.
     """
     collector = _PartCollector()
     try:
@@ -75,11 +77,14 @@ def parse_form(body: Body, *, boundary: bytes, upload_field: str, query: Mapping
         raise MalformedBody(f"The body is not a valid multipart form: {error}.") from None
     if not collector.is_complete:
         raise MalformedBody("The multipart form is truncated: its final boundary is missing.")
-    uploads = [_upload_value(part) for part in collector.parts if part.name == upload_field]
-    others = [(part.name, _text_value(part, upload_field)) for part in collector.parts if part.name != upload_field]
+    name = upload.field
+    uploads = [_upload_value(part, upload) for part in collector.parts if part.name == name]
+    others = [(part.name, _text_value(part, name)) for part in collector.parts if part.name != name]
     fields: dict[str, Any] = unique_items(others)
+    if len(uploads) > 1 and not upload.several:
+        raise InvalidRequest(f"{name}: {len(uploads)} were sent in one form; send one per request.")
     if uploads:
-        fields[upload_field] = uploads[0] if len(uploads) == 1 else uploads
+        fields[name] = uploads[0] if len(uploads) == 1 else uploads
     return merge_query(fields, query)
 
 
@@ -141,8 +146,12 @@ class _Part:
 
     @property
     def is_file(self) -> bool:
-        media_type = self.headers.get("content-type", b"text/plain").partition(b";")[0].strip().lower()
-        return self.has_file_name or media_type != b"text/plain"
+        return self.has_file_name or self.media_type != "text/plain"
+
+    @property
+    def media_type(self) -> str:
+        declared = self.headers.get("content-type", b"text/plain")
+        return declared.partition(b";")[0].strip().lower().decode("latin-1")
 
 
 class _PartCollector:
@@ -177,8 +186,13 @@ class _PartCollector:
         self.is_complete = True
 
 
-def _upload_value(part: _Part) -> str | bytes:
+def _upload_value(part: _Part, upload: Upload) -> str | bytes:
     """Return the content of an upload field: bytes of a file, or text if the part says nothing else and is UTF-8."""
+    if "content-type" in part.headers and not upload.has_signature and not upload.accepts(part.media_type):
+        raise UnsupportedMediaType(
+            f"The file in field '{upload.field}' is declared as '{part.media_type[:80]}'; this model accepts "
+            f"{', '.join(upload.media_types)}."
+        )
     if part.is_file:
         return bytes(part.content)
     try:

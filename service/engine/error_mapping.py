@@ -3,7 +3,10 @@
 An exception of a step becomes a ServiceError here, with a message that is safe to show. Knows no pipeline and no HTTP.
 """
 
-from pydantic import ValidationError
+from collections.abc import Iterable
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
 
 from service.backends.base import BackendError, DeviceLost, OutOfMemory
 from service.engine.scheduler import HungRun, MissedDeadline
@@ -19,6 +22,7 @@ from service.errors import (
     Unreadable,
 )
 from tasks.contract import InvalidInput, Problem
+from tasks.near_names import suggest
 
 _MAX_PROBLEMS = 20
 _MAX_LOCATION_LENGTH = 200
@@ -27,25 +31,66 @@ _DEVICE_RETRY_AFTER_S = 10
 _MEMORY_RETRY_AFTER_S = 2
 
 
-def map_validation_error(error: ValidationError) -> ServiceError:
-    """Return InvalidRequest, or TooLarge, with the location and the reason of each of pydantic's errors."""
+def map_validation_error(error: ValidationError, request_type: type[BaseModel], options: Iterable[str]) -> ServiceError:
+    """Return InvalidRequest, or TooLarge, with the location and the reason of each of pydantic's errors.
+
+    `options` are the names of fields that a request may have besides those of its type.
+    """
     errors = error.errors(include_url=False, include_context=False, include_input=False)
+    errors.sort(key=lambda item: _PROMINENCE.get(item["type"], len(_PROMINENCE)))
     problems = tuple(
         Problem(
             ".".join(map(str, item["loc"]))[:_MAX_LOCATION_LENGTH],
             _REASONS.get(item["type"], "wrong_type"),
-            item["msg"],
+            _describe_unknown_field(item["loc"], request_type, options) if _is_plain_unknown(item) else _wording(item),
         )
         for item in errors[:_MAX_PROBLEMS]
     )
     first = problems[0]
-    more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    message = f"{first.where or 'The body'}: {first.message}{more}"
+    message = f"{first.where or 'The body'}: {first.message}"
+    if len(errors) > 1:
+        message = f"{message.removesuffix('.')} (and {len(errors) - 1} more)"
     if not message.endswith((".", "?")):
         message += "."
     if first.reason == "too_many":
         return TooLarge(message, details=problems)
     return InvalidRequest(message, details=problems)
+
+
+def _wording(item: Any) -> str:
+    """Return the message of one of pydantic's errors, without the prefix of those that a validator raised."""
+    return str(item["msg"]).removeprefix("Value error, ")
+
+
+def _is_plain_unknown(item: Any) -> bool:
+    """Return whether an error is pydantic's own for an unknown field, which a task has not described better."""
+    return bool(item["type"] == "extra_forbidden" and item["msg"] == "Extra inputs are not permitted")
+
+
+def _describe_unknown_field(location: tuple[int | str, ...], kind: Any, options: Iterable[str]) -> str:
+    """Return a message that suggests the field that the client may have meant, or lists all fields."""
+    *parents, name = location
+    for parent in parents:
+        if isinstance(parent, str) and kind is not None:
+            field = kind.model_fields.get(parent)
+            kind = None if field is None else _model_in(field.annotation)
+    known = [] if kind is None else [field.alias or key for key, field in kind.model_fields.items()]
+    if not parents:
+        known += options
+    nearest = suggest(str(name), known)
+    listed = f" The fields are {', '.join(known)}." if known and not nearest else ""
+    return f"there is no such field.{nearest}{listed}"
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the model that an annotation contains: `Row` of `list[Row] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((model for part in get_args(annotation) if (model := _model_in(part))), None)
+
+
+_PROMINENCE = {"too_many": 0, "extra_forbidden": 1}
+"""Types of the errors that are listed first, in this order: a mistyped name also makes a field missing."""
 
 
 _REASONS = {

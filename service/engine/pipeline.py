@@ -263,7 +263,8 @@ class Pipeline:
             {stage: max(result.stages[stage] for result in results) for stage in results[0].stages} if results else {}
         )
         batch_size = max((result.batch_size for result in results), default=0)
-        return PredictResult(b'{"answers":[' + b",".join(bodies) + b"]}", stages, batch_size)
+        failed = tuple(outcome.code for outcome in outcomes if isinstance(outcome, ServiceError))
+        return PredictResult(b'{"answers":[' + b",".join(bodies) + b"]}", stages, batch_size, failed)
 
     async def _answer_item(
         self,

@@ -5,7 +5,7 @@ It knows nothing about queues or devices.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -64,28 +64,49 @@ def prepare(task: Task, rules: PreparationRules, body: Body, parse: Parse) -> Pr
     name = task.upload.field if task.upload is not None and task.upload.several else ""
     inputs = fields.get(name)
     if not isinstance(inputs, list):
-        return _prepare_input(task, rules.limits, fields, options)
+        return _prepare_input(task, rules, fields, options)
     if not inputs:
         raise InvalidRequest(f"{name}: the list is empty.")
     if len(inputs) > rules.limits.inputs:
         raise TooLarge(f"{name}: {len(inputs):,} were sent; at most {rules.limits.inputs} are accepted at a time.")
-    items = tuple(_prepare_item(task, rules.limits, {**fields, name: value}) for value in inputs)
+    items = tuple(_prepare_item(task, rules, {**fields, name: value}, i) for i, value in enumerate(inputs))
     return SeveralPreparations(items, options)
 
 
-def _prepare_item(task: Task, limits: Limits, fields: Mapping[str, Any]) -> Preparation | ServiceError:
+def _prepare_item(
+    task: Task, rules: PreparationRules, fields: Mapping[str, Any], index: int
+) -> Preparation | ServiceError:
+    """Prepare one of several inputs; return its error. Raises ServiceError if another field is invalid, for all."""
     try:
-        return _prepare_input(task, limits, fields, RequestOptions())
+        return _prepare_input(task, rules, fields, RequestOptions())
     except ServiceError as error:
-        return error
+        name = task.upload.field if task.upload is not None else ""
+        located = _locate_item(error, name, f"{name}.{index}")
+        if error.details and located.details == error.details:
+            raise
+        return located
 
 
-def _prepare_input(task: Task, limits: Limits, fields: Mapping[str, Any], options: RequestOptions) -> Preparation:
+def _locate_item(error: ServiceError, name: str, place: str) -> ServiceError:
+    """Return the error of an input with its place in the list (`image.1`) in place of the field's name (`image`)."""
+    details = tuple(
+        replace(problem, where=place + problem.where.removeprefix(name))
+        if problem.where.split(".")[0] == name
+        else problem
+        for problem in error.details
+    )
+    message = f"{place}{error.message.removeprefix(name)}" if error.message.startswith(f"{name}:") else error.message
+    return type(error)(message, details=details)
+
+
+def _prepare_input(
+    task: Task, rules: PreparationRules, fields: Mapping[str, Any], options: RequestOptions
+) -> Preparation:
     try:
-        request = task.parse(fields, limits)
-        samples = task.preprocess(task.decode(request, limits))
+        request = task.parse(fields, rules.limits)
+        samples = task.preprocess(task.decode(request, rules.limits))
     except ValidationError as error:
-        raise map_validation_error(error) from None
+        raise map_validation_error(error, task.request_type, rules.option_fields) from None
     except InvalidInput as error:
         raise map_input_error(error) from None
     return Preparation(_without_upload(task, request), samples, options)

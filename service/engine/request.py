@@ -83,11 +83,15 @@ class RequestState:
 
 @dataclass(frozen=True)
 class PredictResult:
-    """The bytes of an answer, the seconds that each stage took, and the size of the largest batch."""
+    """The bytes of an answer, the seconds that each stage took, and the size of the largest batch.
+
+    `failed` holds the error code of each input of a list that could not be answered.
+    """
 
     body: bytes
     stages: Mapping[str, float]
     batch_size: int
+    failed: tuple[str, ...] = ()
 
 
 def make_result(
@@ -118,6 +122,8 @@ class Trace:
     stages: dict[str, float] = field(default_factory=dict)
     batch_size: int = 0
     code: str = ""
+    failed_inputs: tuple[str, ...] = ()
+    """The error codes of the inputs of a list that could not be answered, though the request was."""
     status: int = 0
     mirror: Any = None
     """What `service/models/shadow_traffic.py` does with the request once the client has its answer."""

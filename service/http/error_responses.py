@@ -59,7 +59,9 @@ def add_error_handlers(app: FastAPI) -> None:
 
 def _service_error(error: HTTPException, request: Request) -> ServiceError:
     if error.status_code == HTTPStatus.NOT_FOUND:
-        return NotFound(f"Nothing found at {request.url.path[:200]}; see /docs for the available paths.")
+        path = request.url.path
+        hint = " No path ends with a slash: drop it." if path.endswith("/") else ""
+        return NotFound(f"Nothing found at {path[:200]}; see /docs for the available paths.{hint}")
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         message = f"{request.method[:16]} is not allowed for {request.url.path[:200]}."
         return MethodNotAllowed(message, allow=(error.headers or {}).get("allow", "GET").split(", "))

@@ -81,6 +81,8 @@ class RequestMiddleware:
         self._request_counter(trace.model, str(status)).inc()
         if trace.code and status != HTTPStatus.INTERNAL_SERVER_ERROR:
             metrics.rejected.labels(trace.model, trace.code).inc()
+        for code in trace.failed_inputs:
+            metrics.rejected.labels(trace.model, code).inc()
         if trace.model != NO_MODEL:
             self._durations(trace.model).observe(seconds)
         if trace.batch_size:
@@ -164,6 +166,8 @@ def _log_fields(trace: Trace, seconds: float) -> dict[str, Any]:
         fields |= {"model": trace.model, "version": trace.version}
     if trace.code:
         fields["code"] = trace.code
+    if trace.failed_inputs:
+        fields["failed_inputs"] = len(trace.failed_inputs)
     if trace.batch_size:
         fields["batch"] = trace.batch_size
     return fields

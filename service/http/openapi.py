@@ -10,6 +10,7 @@ from pydantic import BaseModel
 from service.http.background import SharedCall
 from service.models.model import Model
 from service.models.repository import Repository
+from tasks.contract import Task
 from tasks.manifest import Manifest
 
 _ERRORS = {
@@ -162,7 +163,10 @@ def _one_or_several(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _answer_to_one_or_several(answer: dict[str, Any]) -> dict[str, Any]:
     item = {"anyOf": [answer, {"$ref": "#/components/schemas/FailedInput"}]}
-    description = "The answers to a list of inputs, in their order: for each an answer or an error."
+    description = (
+        "The answers to a list of inputs, in their order: for each an answer or an error. The status is 200 even if "
+        "every input failed."
+    )
     several = {
         "type": "object",
         "required": ["answers"],
@@ -174,12 +178,12 @@ def _answer_to_one_or_several(answer: dict[str, Any]) -> dict[str, Any]:
 def _body_content(model: Model, request: dict[str, str]) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": request, "example": dict(model.example)}}
     if upload := model.task.upload:
-        options = {name: schema for name, (schema, _) in _REQUEST_OPTIONS.items()}
         content["multipart/form-data"] = {
             "schema": {
                 "type": "object",
                 "required": [upload.field],
-                "properties": {upload.field: _one_or_several(_BINARY) if upload.several else _BINARY} | options,
+                "properties": {upload.field: _one_or_several(_BINARY) if upload.several else _BINARY}
+                | _option_schemas(model.task),
             }
         }
         content |= {media_type: {"schema": _BINARY} for media_type in upload.media_types}
@@ -188,28 +192,24 @@ def _body_content(model: Model, request: dict[str, str]) -> dict[str, Any]:
 
 def _option_parameters(model: Model) -> list[dict[str, Any]]:
     """Document the fields other than the upload as query parameters, for bodies that are only a file."""
-    upload = model.task.upload
-    options = [
-        {"name": name, "in": "query", "required": False, "schema": schema, "description": description}
-        for name, (schema, description) in _REQUEST_OPTIONS.items()
-    ]
-    if upload is None:
+    parameters = []
+    for name, schema in _option_schemas(model.task).items():
+        text = f"{schema.pop('description', '')} Must not also be set in the body.".lstrip()
+        parameters.append({"name": name, "in": "query", "required": False, "schema": schema, "description": text})
+    return parameters
+
+
+def _option_schemas(task: Task) -> dict[str, dict[str, Any]]:
+    """Return the schemas of what can be set beside an upload, in the query or a form: request options, task fields."""
+    options = {name: schema | {"description": text} for name, (schema, text) in _REQUEST_OPTIONS.items()}
+    if task.upload is None:
         return options
-    properties = model.task.request_type.model_json_schema()["properties"]
-    for schema in properties.values():
-        # Swagger UI would send the default even if the body sets the field, which is an error.
+    fields: dict[str, dict[str, Any]] = task.request_type.model_json_schema()["properties"]
+    del fields[task.upload.field]
+    for schema in fields.values():
+        # Swagger UI would send the default even if it is set elsewhere, which is an error.
         schema.pop("default", None)
-    return options + [
-        {
-            "name": name,
-            "in": "query",
-            "required": False,
-            "schema": schema,
-            "description": "Must not also be set in the body.",
-        }
-        for name, schema in properties.items()
-        if name != upload.field
-    ]
+    return options | fields
 
 
 def _header_parameters() -> list[dict[str, Any]]:

@@ -130,7 +130,7 @@ class PredictMiddleware:
         self, result: PredictResult, representation: Representation, trace: Trace, *, varies: bool
     ) -> Response:
         trace.stages.update(result.stages)
-        trace.batch_size = result.batch_size
+        trace.batch_size, trace.failed_inputs = result.batch_size, result.failed
         response = Response(result.body, media_type=content_type(representation))
         response.headers["x-model"] = f"{trace.model}/{trace.version}"
         if varies:

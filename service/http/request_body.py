@@ -120,13 +120,14 @@ def _choose_parser(content_type: str, rules: BodyRules, query: Mapping[str, str]
     """Return the format of the body, and the function that parses it. Raises ServiceError."""
     media_type, upload = content_type.partition(";")[0].strip().lower(), rules.upload
     if media_type == _JSON:
+        _check_charset(content_type)
         return "json", partial(parse_json, query=query, max_values=rules.max_json_values)
     if upload is not None and media_type == _FORM:
         boundary = parse_options_header(content_type)[1].get(b"boundary")
         if not boundary:
             raise MalformedBody("The Content-Type of a multipart form must have a boundary.")
-        return "form", partial(parse_form, boundary=boundary, upload_field=upload.field, query=query)
-    if upload is not None and _is_upload(media_type, upload):
+        return "form", partial(parse_form, boundary=boundary, upload=upload, query=query)
+    if upload is not None and upload.accepts(media_type):
         _check_charset(content_type)
         return "upload", partial(parse_upload, name=upload.field, query=query)
     raise _unsupported(content_type, media_type, upload)
@@ -151,12 +152,6 @@ def _is_compressed(content_encoding: str) -> bool:
         return True
     message = f"Unsupported Content-Encoding '{content_encoding[:40]}'; send the body as it is, or compressed by gzip."
     raise UnsupportedMediaType(message)
-
-
-def _is_upload(media_type: str, upload: Upload) -> bool:
-    """Return whether a raw body fills the upload field. A wrong subtype is fine: decoding goes by the content."""
-    kinds = {accepted.partition("/")[0] for accepted in upload.media_types}
-    return media_type == "application/octet-stream" or media_type.partition("/")[0] in kinds
 
 
 def _check_charset(content_type: str) -> None:

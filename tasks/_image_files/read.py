@@ -42,10 +42,12 @@ _SIGNATURES: Mapping[str, re.Pattern[bytes]] = MappingProxyType(
             "HTML": rb"\s*<(!DOCTYPE html|!doctype html|html)",
             "video": rb"....ftyp|\x1a\x45\xdf\xa3",
             "ZIP": rb"PK\x03\x04",
+            "gzip": rb"\x1f\x8b",
         }.items()
     }
 )
 _SIGNATURE_BYTES = 2_000
+_HEIF_HINT = "The operator of the server can enable it by installing the package pillow-heif."
 _TITLES = MappingProxyType({"WEBP": "WebP", "HEIF": "HEIC"})
 _MEDIA_TYPES: Mapping[str, tuple[str, ...]] = MappingProxyType({"HEIF": ("image/heic", "image/heif")})
 
@@ -102,4 +104,5 @@ def _refusal(kind: str) -> str:
     """Return why a file in none of the accepted formats is refused."""
     if not kind:
         return f"This is not an image in {accepted_formats()} format."
-    return f"The file's format, {_title(kind)}, is not accepted; send the image as {accepted_formats()}."
+    hint = f" {_HEIF_HINT}" if kind == "HEIF" else ""
+    return f"The file's format, {_title(kind)}, is not accepted; send the image as {accepted_formats()}.{hint}"

@@ -33,27 +33,33 @@ _ACCEPTED: Mapping[int, tuple[int, ...]] = {
     _SAMPLE_FORMAT: (1,),
     _SAMPLES: (1, 2, 3, 4, 5),
 }
-_PROPERTIES: Mapping[int, str] = {
+_TITLES = {
     _COMPRESSION: "compression",
-    _COLOURS: "colour space",
-    _PLANES: "arrangement of channels",
-    _FILL_ORDER: "order of bits",
-    _SAMPLE_FORMAT: "format of numbers",
-    _SAMPLES: "number of channels",
+    _COLOURS: "colours of kind",
+    _SAMPLE_FORMAT: "numbers of kind",
+    _SAMPLES: "channels:",
 }
-_VARIANTS: Mapping[tuple[int, int], str] = {
-    **{(_COMPRESSION, code): "compressed for fax" for code in (2, 3, 4)},
-    **{(_COMPRESSION, code): "compressed as JPEG" for code in (6, 7)},
-    (_COMPRESSION, 32773): "compressed by PackBits",
-    (_COMPRESSION, 34925): "compressed by LZMA",
-    (_COMPRESSION, 50000): "compressed by Zstandard",
-    (_COMPRESSION, 50001): "compressed as WebP",
-    (_COLOURS, 6): "colours in YCbCr",
-    **{(_COLOURS, code): "colours in Lab" for code in (8, 9, 10)},
-    (_PLANES, 2): "one plane for each colour",
+_VARIANTS = {
+    (_COMPRESSION, 2): "compressed for fax",
+    (_COMPRESSION, 3): "compressed for fax, group 3",
+    (_COMPRESSION, 4): "compressed for fax, group 4",
+    (_COMPRESSION, 6): "compressed with JPEG",
+    (_COMPRESSION, 7): "compressed with JPEG",
+    (_COMPRESSION, 32773): "compressed with PackBits",
+    (_COMPRESSION, 34712): "compressed with JPEG 2000",
+    (_COMPRESSION, 34925): "compressed with LZMA",
+    (_COMPRESSION, 50000): "compressed with Zstandard",
+    (_COMPRESSION, 50001): "compressed with WebP",
+    (_COLOURS, 4): "a transparency mask",
+    (_COLOURS, 6): "YCbCr colours",
+    (_COLOURS, 8): "Lab colours",
+    (_COLOURS, 32803): "raw data of a camera",
+    (_PLANES, 2): "each channel in a plane of its own",
+    (_FILL_ORDER, 2): "bits in reverse order",
+    (_SAMPLE_FORMAT, 2): "signed numbers",
     (_SAMPLE_FORMAT, 3): "floating-point numbers",
 }
-"""What people call values of tags that are not accepted."""
+"""What the values of tags mean, for messages (TIFF 6.0; the compressions as libtiff registers them)."""
 _MAX_VALUES = {_STRIP_OFFSETS: 65_535, _STRIP_BYTES: 65_535, _PALETTE: 3 * 65_536}
 _MAX_CHANNELS = 5
 
@@ -137,7 +143,7 @@ def _check_variant(entries: Mapping[int, _Entry], tags: Mapping[int, tuple[int, 
 
 
 def _describe_variant(tag: int, value: int) -> str:
-    return _VARIANTS.get((tag, value), f"{_PROPERTIES[tag]} {value}")
+    return _VARIANTS.get((tag, value)) or f"{_TITLES.get(tag, f'tag {tag}')} {value}"
 
 
 def _check_strips(tags: Mapping[int, tuple[int, ...]], width: int, height: int, file_bytes: int) -> None:

@@ -1,13 +1,15 @@
 """CSV rows: any common dialect is read as the same rows as JSON, and what cannot be read is named by line or column."""
 
+import gzip
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks._csv import CsvColumns, parse_csv, suggest
+from tasks._csv import CsvColumns, parse_csv
 from tasks.contract import InvalidInput, Limits
+from tasks.near_names import suggest
 
 COLUMNS = CsvColumns(("age", "job"), ("city", "hours-per-week"), frozenset(("age",)), "income")
 ROWS = [{"age": "39", "job": "baker"}, {"age": "12.5", "job": "a, b"}]
@@ -68,7 +70,12 @@ def test_decimal_commas_are_read_with_a_notice_unless_commas_separate_the_column
         (b'age,job\n1,"a', "Line 2 of the table is not valid CSV"),
         (b'age,job\n1,"a"b\n', "Line 2 of the table is not valid CSV"),
         ("age,job\n1,caf\xe9".encode("latin-1"), "The table is not UTF-8: see byte 13; save it as 'CSV UTF-8'."),
-        ("age,job\n1,2".encode("utf-16"), "The table is not UTF-8"),
+        ("age,job\n1,2".encode("utf-16"), "The table is not UTF-8: it is UTF-16; save it as UTF-8."),
+        (gzip.compress(b"age,job\n1,2"), "compressed by gzip; unpack it, or send it as the whole body with"),
+        (b"PK\x03\x04\xff", "it is a ZIP file, as .xlsx"),
+        (b"age,job39,baker", "The table has a single line, of 3 cells. If curl sent it with -d or --data"),
+        ("people.csv", "this is the name of a file and not its content; with curl, write -F 'rows=@people.csv'"),
+        ("https://example.org/people.csv", "URLs are not fetched"),
         (b"age,job\n1,2\n" + b"x" * 200_000 + b",1", "Line 3 of the table is not valid CSV: field larger"),
     ],
 )

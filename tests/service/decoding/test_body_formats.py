@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.decoding.body_formats import parse_compressed, parse_form, parse_json, parse_upload
-from service.errors import BodyTooLarge, InvalidRequest, MalformedBody, ServiceError, TooLarge
+from service.errors import BodyTooLarge, InvalidRequest, MalformedBody, ServiceError, TooLarge, UnsupportedMediaType
+from tasks._images import IMAGE_UPLOAD
+from tasks.contract import Upload
 
 
 def part(disposition: str, content: bytes, *headers: str) -> bytes:
@@ -18,7 +20,7 @@ def part(disposition: str, content: bytes, *headers: str) -> bytes:
 
 
 def form(*parts: bytes, end: bytes = b"--B--\r\n") -> Any:
-    return parse_form(b"".join(parts) + end, boundary=b"B", upload_field="image", query={})
+    return parse_form(b"".join(parts) + end, boundary=b"B", upload=IMAGE_UPLOAD, query={})
 
 
 JPEG = "Content-Type: image/jpeg"
@@ -72,6 +74,30 @@ def test_an_upload_field_of_plain_text_is_text() -> None:
     assert form(part('; name="image"', b"/9j/4AA=")) == {"image": "/9j/4AA="}
 
 
+def test_only_one_file_is_accepted_where_a_list_has_no_meaning() -> None:
+    table = Upload("rows", ("text/csv",), several=False, has_signature=True)
+    body = part('; name="rows"; filename="a.csv"', b"a\n1") * 2 + b"--B--\r\n"
+
+    with pytest.raises(InvalidRequest, match="rows: 2 were sent in one form; send one per request"):
+        parse_form(body, boundary=b"B", upload=table, query={})
+
+
+def text_form(media_type: str) -> Any:
+    file = part('; name="text"; filename="a"', b"a,b", f"Content-Type: {media_type}; charset=utf-8")
+    return parse_form(file + b"--B--\r\n", boundary=b"B", upload=Upload("text", ("text/plain",)), query={})
+
+
+def test_a_file_of_another_type_is_not_read_as_a_text() -> None:
+    assert text_form("text/plain") == text_form("application/octet-stream") == {"text": b"a,b"}
+    with pytest.raises(UnsupportedMediaType, match="'text/csv'; this model accepts text/plain"):
+        text_form("text/csv")
+
+
+def test_json_that_is_compressed_without_saying_so_is_told_how_to_send_it() -> None:
+    with pytest.raises(MalformedBody, match=r"compressed by gzip; .*'Content-Encoding: gzip'"):
+        parse_json(gzip.compress(b"{}"), query={}, max_values=100)
+
+
 def test_a_repeated_upload_field_is_a_list_in_order() -> None:
     fields = form(*(part('; name="image"; filename="f"', content) for content in (b"\xff1", b"\xff2")))
 
@@ -103,7 +129,7 @@ def test_a_truncated_form_is_malformed() -> None:
 @given(st.binary(max_size=300))
 def test_any_form_is_parsed_or_refused(content: bytes) -> None:
     try:
-        fields = parse_form(b"--B\r\n" + content, boundary=b"B", upload_field="image", query={})
+        fields = parse_form(b"--B\r\n" + content, boundary=b"B", upload=IMAGE_UPLOAD, query={})
     except ServiceError:
         return
     assert all(isinstance(name, str) for name in fields)

@@ -24,3 +24,10 @@ def test_errors_have_the_same_format_and_a_code(
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     assert set(answer.json()) == {"error"}
+
+
+def test_a_path_that_ends_with_a_slash_is_answered_with_a_hint(server: Running) -> None:
+    answer = server.client.post("/v1/models/colours/predict/", json={})
+
+    assert answer.status_code == 404
+    assert "No path ends with a slash" in answer.json()["error"]["message"]

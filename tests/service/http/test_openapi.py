@@ -45,6 +45,18 @@ def test_a_list_of_images_and_its_answers_are_documented(server: Running) -> Non
     assert "answers" in answer["anyOf"][1]["properties"]
 
 
+def test_options_are_described_in_the_query_and_in_the_form(server: Running) -> None:
+    operation = server.client.get("/openapi.json").json()["paths"]["/v1/models/colours/predict"]["post"]
+
+    query = {p["name"]: p["description"] for p in operation["parameters"] if p["in"] == "query"}
+    form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+    described = [name for name in form if name != "image"]
+    assert set(described) == set(query) == {"top_k", "heatmap", "timeout_ms", "priority"}
+    for name in described:
+        assert len(form[name]["description"]) > 10
+        assert query[name] == form[name]["description"] + " Must not also be set in the body."
+
+
 def test_every_schema_reference_resolves(server: Running) -> None:
     text = server.client.get("/openapi.json").text
     schemas = server.client.get("/openapi.json").json()["components"]["schemas"]

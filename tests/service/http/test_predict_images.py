@@ -125,6 +125,22 @@ def png_with_transparent_colour() -> bytes:
     return encode_image(Image.new("RGB", (8, 8), (0, 0, 0)), "PNG", transparency=(0, 0, 0))
 
 
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        ("hat.jpg", "this is the name of a file and not its content; with curl, write -F 'image=@hat.jpg'."),
+        ("@photos/hat.jpg", "with curl, write -F 'image=@photos/hat.jpg'."),
+        ("https://example.org/hat.jpg?size=2", "URLs are not fetched; send the content of the file."),
+        ("hat!", "not valid base64; send the file itself (with curl: -F image=@FILE), or"),
+    ],
+)
+def test_a_name_or_address_in_place_of_an_image_is_recognised(server: Running, value: str, hint: str) -> None:
+    ways = {"json": {"image": value}}, {"files": {"image": (None, value)}}
+    for answer in [server.client.post(URL, **way) for way in ways]:  # type: ignore[arg-type]
+        assert answer.status_code == 422
+        assert hint in answer.json()["error"]["message"]
+
+
 def test_invalid_exif_is_ignored(server: Running) -> None:
     answer = server.client.post(URL, content=png_with_invalid_exif(), headers=JPEG)
 

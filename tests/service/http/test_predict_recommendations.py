@@ -87,3 +87,24 @@ def test_concurrent_histories_of_all_lengths_get_the_same_answers_as_alone(films
         concurrent = list(threads.map(lambda body: films.client.post(URL, json=body).json(), bodies))
 
     assert concurrent == alone
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            {"film": "1"},
+            "film: there is no such field. The fields are user, ratings, similar_to, k, exclude, include_seen, "
+            "timeout_ms, priority.",
+        ),
+        ({"similarto": "1"}, "similarto: there is no such field. Did you mean 'similar_to'?"),
+        (
+            {"ratings": [{"film": "1"}]},
+            "ratings.0.film: there is no such field. The fields are item, rating (and 1 more).",
+        ),
+    ],
+)
+def test_an_unknown_field_is_answered_with_those_that_exist(films: Running, body: dict[str, Any], message: str) -> None:
+    answer = films.client.post(URL, json=body)
+
+    assert (answer.status_code, answer.json()["error"]["message"]) == (422, message)

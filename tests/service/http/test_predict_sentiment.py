@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +50,58 @@ def test_a_text_in_another_encoding_is_rejected(texts: Running) -> None:
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
     assert answer.json()["error"]["message"] == "Unsupported charset ISO-8859-1; send the text in UTF-8."
+
+
+@pytest.mark.parametrize("media_type", ["text/csv", "text/html", "text/markdown"])
+def test_a_file_of_another_type_is_not_read_as_one_text(texts: Running, media_type: str) -> None:
+    answer = texts.client.post(URL, content="text\nA good film\n", headers={"content-type": media_type})
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize(
+    ("request_arguments", "name", "meant"),
+    [
+        ({"params": {"word": 1}, "content": POSITIVE, "headers": PLAIN}, "word", "words"),
+        ({"params": {"timeout": 9}, "content": POSITIVE, "headers": PLAIN}, "timeout", "timeout_ms"),
+        ({"data": {"wrods": "1"}, "files": {"text": POSITIVE}}, "wrods", "words"),
+        ({"json": {"texts": [POSITIVE]}}, "texts", "text"),
+    ],
+    ids=["query", "request option", "form", "JSON"],
+)
+def test_a_mistyped_field_gets_a_suggestion(
+    texts: Running, request_arguments: dict[str, Any], name: str, meant: str
+) -> None:
+    error = texts.client.post(URL, **request_arguments).json()["error"]
+
+    assert error["message"].startswith(f"{name}: there is no such field. Did you mean '{meant}'?")
+    assert (name, "unknown_field") in [(detail["where"], detail["reason"]) for detail in error["details"]]
+
+
+def test_the_error_of_one_of_several_texts_says_which(texts: Running) -> None:
+    first, second = texts.client.post(URL, json={"text": [POSITIVE, 7]}).json()["answers"]
+
+    assert first["label"] == "positive"
+    assert second["error"]["message"].startswith("text.1: ")
+    assert [detail["where"] for detail in second["error"]["details"]] == ["text.1"]
+
+
+def test_what_is_wrong_for_all_texts_of_a_list_is_an_error_of_the_request(texts: Running) -> None:
+    answer = texts.client.post(URL, json={"text": [POSITIVE, NEGATIVE], "words": -1})
+
+    assert (answer.status_code, answer.json()["error"]["details"][0]["where"]) == (422, "words")
+
+
+def test_failed_texts_of_a_list_are_counted(texts: Running) -> None:
+    def count() -> float:
+        lines = texts.client.get("/metrics").text.splitlines()
+        name = 'sevenfold_rejected_total{model="films",reason="unreadable_input"} '
+        return sum(float(line.removeprefix(name)) for line in lines if line.startswith(name))
+
+    before = count()
+
+    assert texts.client.post(URL, json={"text": [" ", " ", POSITIVE]}).status_code == 200
+    assert count() == before + 2
 
 
 def test_options_can_be_sent_with_a_file(texts: Running) -> None:
@@ -111,7 +164,7 @@ def test_an_invalid_text_is_rejected_with_a_message(
     answer = texts.client.post(URL, content=content, headers=headers)
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
-    assert answer.json()["error"]["message"].endswith(".")
+    assert answer.json()["error"]["message"].endswith((".", "?"))
     assert len(answer.json()["error"]["message"]) < 300
 
 

@@ -130,6 +130,37 @@ def test_a_csv_file_with_an_unknown_column_is_rejected(server: Running) -> None:
     assert [detail["reason"] for detail in answer.json()["error"]["details"]] == ["unknown_field", "missing"]
 
 
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({**GOOD, "foo": 1}, "rows.0.foo: there is no such column."),
+        (
+            {"income": 50, "debts": 5, "job": "baker"},
+            "rows.0.debts: there is no such column. Did you mean 'debt'? (and 1 more).",
+        ),
+    ],
+)
+def test_the_message_on_a_row_says_which_column_was_meant(
+    server: Running, row: dict[str, object], message: str
+) -> None:
+    answer = server.client.post(URL, json={"rows": [row]})
+
+    assert (answer.status_code, answer.json()["error"]["message"]) == (422, message)
+
+
+def test_a_table_without_rows_is_told_to_send_one(server: Running) -> None:
+    answers = [
+        server.client.post(URL, json={"rows": []}),
+        server.client.post(URL, content=b"income,debt,job\n", headers={"content-type": "text/csv"}),
+    ]
+
+    assert [answer.status_code for answer in answers] == [422, 422]
+    assert [answer.json()["error"]["message"] for answer in answers] == [
+        "rows: there are no rows; send at least one.",
+        "The table has no rows: only its first line, which names the columns.",
+    ]
+
+
 def test_a_row_of_half_a_million_fields_is_rejected_before_validation(start: Start) -> None:
     server = start()
     row = "{" + ",".join(f'"{i}":1' for i in range(500_000)) + "}"

@@ -86,6 +86,15 @@ def test_an_unknown_content_encoding_is_named(server: Running) -> None:
     assert "'br'" in answer.json()["error"]["message"]
 
 
+def test_json_in_another_encoding_than_utf_8_is_refused(server: Running) -> None:
+    body = json.dumps(COLOURS.example()).encode()
+
+    latin = post(server, "colours", body, content_type="application/json; charset=latin1")
+    utf8 = post(server, "colours", body, content_type="application/json; charset=UTF-8")
+
+    assert (latin.status_code, utf8.status_code) == (415, 200)
+
+
 def test_curl_without_a_content_type_is_told_what_to_add(server: Running) -> None:
     answer = post(server, "colours", b"\xff\xd8", content_type="application/x-www-form-urlencoded")
 
