@@ -248,6 +248,19 @@ def test_a_task_is_registered_even_if_no_process_can_be_started() -> None:
     decoders.close()
 
 
+def test_an_idle_process_gives_its_memory_back(decoders: Decoders) -> None:
+    process = decoders.process_of(decoders.order("wait"))
+    before = resident_bytes(process)
+
+    decoders.order("use 40 MB in small pieces")
+
+    wait_until(lambda: resident_bytes(process) < before + 10_000_000)
+
+
+def resident_bytes(process: int) -> int:
+    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def test_closing_the_pool_ends_requests_and_processes() -> None:
     decoders = Decoders(budget_s=60.0)
     process = decoders.process_of(decoders.order("wait"))
