@@ -90,7 +90,8 @@ class Metrics:
         )
         self.decoders_killed = Counter(
             "sevenfold_decoders_killed",
-            "Worker processes that ended while decoding a request: budget, stalled, killed, crashed.",
+            "Worker processes that ended within a request: retried (it was decoded again, with a larger budget), "
+            "budget, stalled, killed, crashed.",
             ["reason"],
             registry=registry,
         )

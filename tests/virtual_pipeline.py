@@ -66,6 +66,8 @@ class TaskInThread:
     """Runs the steps of a task in the threads that would wait for worker processes."""
 
     task: Task
+    answers: list[bytes] = field(default_factory=list)
+    """The answers that were made."""
 
     def prepare(
         self, rules: PreparationRules, request: PredictRequest, attempt: int
@@ -75,7 +77,8 @@ class TaskInThread:
     def postprocess(
         self, outputs: Arrays, samples: Samples, request: Request, render: Callable[[Answer], bytes]
     ) -> bytes:
-        return postprocess(self.task, outputs, samples, request, render)
+        self.answers.append(postprocess(self.task, outputs, samples, request, render))
+        return self.answers[-1]
 
 
 @dataclass
@@ -88,6 +91,8 @@ class VirtualDevice:
     """At 0, no step is cheap enough for the event loop."""
     runs: list[GraphRun] = field(default_factory=list)
     hung_counts: list[int] = field(default_factory=list)
+    isolated_answers: list[bytes] = field(default_factory=list)
+    """Answers that the real server makes in worker processes."""
 
     def __post_init__(self) -> None:
         self.threads = VirtualThreads()
@@ -98,7 +103,7 @@ class VirtualDevice:
         )
         self.context = EngineContext(
             WorkerPool(self.threads, self.scheduler),
-            TaskInThread,
+            lambda task: TaskInThread(task, self.isolated_answers),
             WorkerPool(self.decoders, Scheduler(4)),
             WorkerPool(self.slow_decoders, Scheduler(2)),
             WorkerPool(self.workers, Scheduler(4)),

@@ -8,8 +8,8 @@ The processes ignore SIGINT and SIGTERM, which supervisors may send to a whole g
 finish then. They end when the server closes its side of their sockets, which the kernel does if the server is killed.
 """
 
+import errno
 import os
-import select
 import signal
 import socket
 import struct
@@ -19,13 +19,18 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from threading import Lock
 from typing import Any
 
 _STATUS = struct.Struct("q")
-_PROGRAM = "import sys; sys.path[:] = {path!r}; from service.decoding.fork_server import main; main({control})"
+PROGRAM = "import sys; sys.path[:] = {path}; from service.decoding.fork_server import main; main({control})"
+"""The program of the fork server, with placeholders for the search path of modules and the control socket."""
 _STOP_TIMEOUT_S = 2.0
+
+
+class CannotFork(OSError):
+    """The system does not allow another process now: a limit on processes is reached, or memory is short."""
 
 
 @dataclass(eq=False)
@@ -45,8 +50,10 @@ class ForkedProcess:
 
     def join(self, timeout_s: float) -> int | None:
         """Wait for the process to end and return its exit code; None if it still lives."""
-        if self.exit_code is None and select.select([self._status], [], [], timeout_s)[0]:
-            status = self._status.recv(_STATUS.size)
+        if self.exit_code is None and _is_readable(self._status, timeout_s):
+            status = b""
+            with suppress(OSError):  # Another thread has just closed it.
+                status = self._status.recv(_STATUS.size)
             if len(status) == _STATUS.size:
                 self.exit_code = _STATUS.unpack(status)[0]
             else:  # The fork server has died, and with it the way to learn about this process.
@@ -69,10 +76,23 @@ class ForkedProcess:
         self._status.close()
 
 
+def _is_readable(connection: socket.socket, timeout_s: float) -> bool:
+    """Wait for data or the end of the connection."""
+    try:
+        return bool(wait([connection], timeout_s))  # Unlike `select`, it works with descriptors above 1,023.
+    except (OSError, ValueError):  # Another thread has closed it.
+        return True
+
+
 @dataclass(eq=False)
 class ForkServer:
-    """Starts the fork server when it is first needed, and again if it has died. Methods may be called in any thread."""
+    """Starts the fork server when it is first needed, and again if it has died. Methods may be called in any thread.
 
+    Attributes:
+        program: what it runs.
+    """
+
+    program: str = PROGRAM
     _lock: Lock = field(default_factory=Lock, init=False)
     _process: "subprocess.Popen[bytes] | None" = field(default=None, init=False)
     _control: socket.socket | None = field(default=None, init=False)
@@ -83,6 +103,8 @@ class ForkServer:
             for attempt in range(2):
                 try:
                     return self._fork(self._control or self._start())
+                except CannotFork:
+                    raise  # The fork server works, and watches the other processes.
                 except OSError:
                     self._stop()
                     if attempt:
@@ -95,19 +117,22 @@ class ForkServer:
         try:
             with their_connection, their_status:
                 socket.send_fds(control, [b"f"], [their_connection.fileno(), their_status.fileno()])
-            pid = status.recv(_STATUS.size)
-            if len(pid) < _STATUS.size:
+            reply = status.recv(_STATUS.size)
+            if len(reply) < _STATUS.size:
                 raise ConnectionResetError("The fork server has ended.")
+            (pid,) = _STATUS.unpack(reply)
+            if pid < 0:
+                raise CannotFork(-pid, os.strerror(-pid))
         except OSError:
             connection.close()
             status.close()
             raise
-        return ForkedProcess(_STATUS.unpack(pid)[0], Connection(connection.detach()), status)
+        return ForkedProcess(pid, Connection(connection.detach()), status)
 
     def _start(self) -> socket.socket:
         control, theirs = socket.socketpair()
         with theirs:
-            program = _PROGRAM.format(path=sys.path, control=theirs.fileno())
+            program = self.program.replace("{path}", repr(sys.path)).replace("{control}", str(theirs.fileno()))
             self._process = subprocess.Popen(  # noqa: S603 -- our own program
                 [sys.executable, "-c", program],
                 stdin=subprocess.DEVNULL,
@@ -150,7 +175,7 @@ def main(control_fd: int) -> None:
     signal.signal(signal.SIGCHLD, lambda number, frame: None)  # The wake-up socket needs a handler.
     statuses: dict[int, socket.socket] = {}
     while True:
-        ready = select.select([control, wakeup], [], [])[0]
+        ready = wait([control, wakeup])
         if wakeup in ready:
             wakeup.recv(4096)
             _report_ended(statuses)
@@ -160,9 +185,12 @@ def main(control_fd: int) -> None:
                 return
             connection_fd, status_fd = descriptors
             status = socket.socket(fileno=status_fd)
-            pid = _fork_worker(run, connection_fd, [control, wakeup, wakeup_writer, status, *statuses.values()])
+            try:
+                pid = _fork_worker(run, connection_fd, [control, wakeup, wakeup_writer, status, *statuses.values()])
+                statuses[pid] = status
+            except OSError as error:
+                pid = -(error.errno or errno.EAGAIN)
             os.close(connection_fd)
-            statuses[pid] = status
             with suppress(OSError):
                 status.send(_STATUS.pack(pid))
 

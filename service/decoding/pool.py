@@ -58,7 +58,8 @@ class DecoderPool:
         warm: number of processes that know every task before its first request.
         budgets: processor time for preparing a request, at each attempt.
         postprocess_s: processor time for an answer, in seconds.
-        on_killed: called with the reason (budget, stalled, killed, crashed) when a process has ended within a request.
+        on_killed: called with the reason when a process has ended within a request: retried (it exceeded a budget that
+            is not the last one, so the request is prepared again), budget, stalled, killed or crashed.
     """
 
     fork_server: ForkServer
@@ -84,7 +85,7 @@ class DecoderPool:
         message = registered.load_message()
         with ExitStack() as stack:
             for _ in range(self.warm):
-                with suppress(queue.Empty, OSError):
+                with suppress(queue.Empty, OSError, ServiceError):  # It is built with its first request, then.
                     send(stack.enter_context(self._borrow(block=False)).connection, message)
         return registered
 
@@ -94,9 +95,12 @@ class DecoderPool:
         """Prepare a request in a worker process, and wait for the result. Raises ServiceError and BudgetExceeded."""
         budget = self.budgets[attempt]
         budget_s = budget.fixed_s + budget.per_byte_s * len(request.body)
-        prepared: Preparation | SeveralPreparations = self._run(
-            task, PrepareRequest(task.key, rules, request.parse, budget_s), request.body
-        )
+        message = PrepareRequest(task.key, rules, request.parse, budget_s)
+        try:
+            prepared: Preparation | SeveralPreparations = self._run(task, message, request.body)
+        except BudgetExceeded:
+            self.on_killed("budget" if attempt == len(self.budgets) - 1 else "retried")
+            raise
         return prepared
 
     def postprocess(
@@ -112,6 +116,7 @@ class DecoderPool:
         try:
             body: bytes = self._run(task, message)
         except BudgetExceeded as error:
+            self.on_killed("budget")
             raise InvalidAnswer("Encoding the answer took too long.") from error
         return body
 
@@ -119,8 +124,7 @@ class DecoderPool:
         with self._borrow() as worker_process:
             result = self._ask(worker_process, message, body)
             if isinstance(result, TaskMissing):
-                send(worker_process.connection, task.load_message())
-                result = self._ask(worker_process, message, body)
+                result = self._ask(worker_process, message, body, task.load_message())
         if isinstance(result, ServiceError):
             raise result
         if isinstance(result, WorkerFault | TaskMissing):
@@ -184,10 +188,17 @@ class DecoderPool:
         started.close()
         raise _stopped()
 
-    def _ask(self, worker_process: ForkedProcess, message: WorkerRequest, body: Body | None) -> Any:
-        """Send a request to a process and return its answer. Raises if the process ends instead."""
+    def _ask(
+        self, worker_process: ForkedProcess, message: WorkerRequest, body: Body | None, load: LoadTask | None = None
+    ) -> Any:
+        """Send a request to a process, after the task if it is given; return the answer.
+
+        Raises ServiceError and BudgetExceeded if the process ends instead.
+        """
         connection, wall_s = worker_process.connection, max(_MIN_WALL_S, _WALL_FACTOR * message.budget_s)
         try:
+            if load is not None:
+                send(connection, load)
             send(connection, message)
             if body is not None:
                 connection.send_bytes(body)
@@ -210,9 +221,9 @@ class DecoderPool:
         if is_closed:
             return _stopped()
         reason, error = _explain_exit(exit_code, budget_s)
-        self.on_killed(reason)
         if reason == "budget":
-            return BudgetExceeded(error)
+            return BudgetExceeded(error)  # The caller knows whether there is another attempt.
+        self.on_killed(reason)
         _LOG.warning("worker process ended", extra={"fields": {"reason": reason, "exit_code": exit_code}})
         return error
 

@@ -30,6 +30,8 @@ MAX_MEMORY_BYTES = 1_500_000_000
 """Memory that a worker may use besides what it has at its start: some copies of the largest image."""
 _MAX_TASKS = 64
 _TRIM_ABOVE_BYTES = 64_000_000
+"""A process that has grown by more gives memory back at once, others when they have nothing to do."""
+_IDLE_S = 1.0
 _MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)
 
 
@@ -107,21 +109,31 @@ def run(connection: "Connection[Any, Any]") -> None:
     _prefer_for_out_of_memory_killer()
     start_bytes = _limit_memory()
     known: OrderedDict[int, Task] = OrderedDict()
+    is_trimmed = True
     with suppress(EOFError, OSError):
         while True:
-            message = receive(connection)
-            if isinstance(message, LoadTask):
-                known[message.key] = message.spec.build()
-                if len(known) > _MAX_TASKS:
-                    known.popitem(last=False)
-                continue
-            body = connection.recv_bytes() if isinstance(message, PrepareRequest) else b""
-            answer = _answer(body, message, known.get(message.key))
-            send(connection, BodyFollows() if isinstance(answer, bytes) else answer)
-            if isinstance(answer, bytes):
-                connection.send_bytes(answer)
-            if _resident_bytes() > start_bytes + _TRIM_ABOVE_BYTES:
+            if not is_trimmed and not connection.poll(_IDLE_S):
                 _MALLOC_TRIM(0)
+                is_trimmed = True
+            _handle_message(connection, known)
+            is_trimmed = _resident_bytes() > start_bytes + _TRIM_ABOVE_BYTES
+            if is_trimmed:
+                _MALLOC_TRIM(0)
+
+
+def _handle_message(connection: "Connection[Any, Any]", known: OrderedDict[int, Task]) -> None:
+    """Answer one message. When it returns, nothing of the request is left in memory."""
+    message = receive(connection)
+    if isinstance(message, LoadTask):
+        known[message.key] = message.spec.build()
+        if len(known) > _MAX_TASKS:
+            known.popitem(last=False)
+        return
+    body = connection.recv_bytes() if isinstance(message, PrepareRequest) else b""
+    answer = _answer(body, message, known.get(message.key))
+    send(connection, BodyFollows() if isinstance(answer, bytes) else answer)
+    if isinstance(answer, bytes):
+        connection.send_bytes(answer)
 
 
 def _answer(body: bytes, message: PrepareRequest | PostprocessRequest, task: Task | None) -> Any:

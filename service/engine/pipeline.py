@@ -16,6 +16,7 @@ requests: whatever waits for a thread or for the device waits in a scheduler, wh
 """
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,6 +24,7 @@ from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
 from typing import Any, Literal, get_origin
 
 import numpy as np
@@ -43,16 +45,18 @@ from service.engine.scheduler import Deadline, HungRun, MissedDeadline
 from service.errors import ServiceError
 from tasks.contract import Arrays, Request, Run, Samples, Task, count_samples
 
+_LOG = logging.getLogger(__name__)
 _LONG_POSTPROCESSING_S = 0.02
 """Answers that take longer are made in a worker process."""
 
 
 @dataclass(frozen=True)
 class _Times:
-    """When the pipeline received a request, and when the request was prepared; by `time.perf_counter`."""
+    """When the pipeline received a request, when it was prepared (by `time.perf_counter`), and its wait before that."""
 
     started_at: float
     prepared_at: float
+    prepare_wait_s: float
 
 
 class Pipeline:
@@ -111,6 +115,8 @@ class Pipeline:
         self._isolated = None if task.upload is None else context.isolate(task)
         self._preparer = Preparer(task, self._isolated, context, self._run_in_thread, self._cost, on_dropped)
         self._postprocess_queue = StepQueue(self._workers.scheduler)
+        self._isolated_postprocess_queue = StepQueue(context.workers.scheduler)
+        """Answers that are made in worker processes. Their threads only wait, so they need not be the interpreter's."""
         shares_workers = self._workers is context.interpreter
         self._worker_queues = (self._postprocess_queue, *((self._preparer.queue,) if shares_workers else ()))
         self.admission = Admission(
@@ -159,6 +165,7 @@ class Pipeline:
         self._preparer.close()
         self._one_thread_queue.close()
         self._postprocess_queue.close()
+        self._isolated_postprocess_queue.close()
 
     # Admission
 
@@ -191,7 +198,7 @@ class Pipeline:
             min_service_s = self.latency_profile.min_s(self._typical_shape, 1)
 
         def is_representative() -> bool:
-            return state is None or not state.takes_several_rounds
+            return state is None or not state.is_unusual
 
         wait_s = self._preparer.predict_wait_s(deadline.target, predict_request)
         with self.admission.permit(
@@ -223,7 +230,7 @@ class Pipeline:
         deadline = deadline or self.admission.make_deadline(predict_request.options, state.arrived_at)
         try:
             state.stage = "decode"
-            prepared = await self._preparer.prepare(predict_request, deadline)
+            prepared = await self._preparer.prepare(predict_request, deadline, state)
         except (HungRun, MissedDeadline) as error:
             raise map_run_error(error) from error
         options = predict_request.options.merge(prepared.options)
@@ -231,7 +238,7 @@ class Pipeline:
             requested = self.admission.make_deadline(options, state.arrived_at)
             deadline = Deadline(requested.target, min(requested.limit, deadline.limit))
             state.set_time_limit(deadline.limit)
-        times = _Times(started_at, time.perf_counter())
+        times = _Times(started_at, time.perf_counter(), state.prepare_wait_s)
         if isinstance(prepared, SeveralPreparations):
             return await self._answer_several(predict_request, prepared, times, deadline, state)
         return await self._answer(predict_request, prepared, times, deadline, state)
@@ -250,7 +257,7 @@ class Pipeline:
         state: RequestState,
     ) -> PredictResult:
         """Answer each input of a request; the body lists the answers or errors in the order of the inputs."""
-        state.takes_several_rounds = True
+        state.is_unusual = True
         outcomes = await asyncio.gather(
             *(self._answer_item(predict_request, item, times, deadline, state) for item in several.items)
         )
@@ -264,7 +271,7 @@ class Pipeline:
         )
         batch_size = max((result.batch_size for result in results), default=0)
         failed = tuple(outcome.code for outcome in outcomes if isinstance(outcome, ServiceError))
-        return PredictResult(b'{"answers":[' + b",".join(bodies) + b"]}", stages, batch_size, failed)
+        return PredictResult(b'{"answers":[' + b",".join(bodies) + b"]}", stages, batch_size, failed, is_list=True)
 
     async def _answer_item(
         self,
@@ -279,6 +286,8 @@ class Pipeline:
         try:
             return await self._answer(predict_request, item, times, deadline, state)
         except ServiceError as error:
+            if error.status == HTTPStatus.INTERNAL_SERVER_ERROR:  # The response's status will not tell.
+                _LOG.error("%s", error.message, exc_info=error.__cause__)
             return error
 
     async def _answer(
@@ -374,24 +383,25 @@ class Pipeline:
         cost = self.postprocess_cost(request)
         self._postprocess_s += (cost.predict_s(samples.work) - self._postprocess_s) / 10
         arguments = (result.outputs, samples, request, predict_request.render)
+        queue, threads = self._postprocess_queue, self._workers.threads
+        step = partial(postprocess, self.task, *arguments)
         if self._isolated is not None and self._isolates_postprocessing(predict_request, prepared):
+            queue, threads = self._isolated_postprocess_queue, self._context.workers.threads
             step = partial(self._isolated.postprocess, *arguments)
-        else:
-            step = partial(postprocess, self.task, *arguments)
         if cost.is_cheap(samples.work):
             body = cost.measure(samples.work, step)
         else:
             work, predicted_s = partial(cost.measure, samples.work, step), cost.predict_s(samples.work)
-            body = await self._run_in_thread(
-                self._postprocess_queue, self._workers.threads, work, deadline, predicted_s
-            )
+            body = await self._run_in_thread(queue, threads, work, deadline, predicted_s)
         return make_result(body, result, inferred_at=inferred_at, **vars(times))
 
     def _isolates_postprocessing(self, predict_request: PredictRequest, prepared: Preparation) -> bool:
         """Return whether the answer is made in a worker process: it would hold the interpreter's lock for long."""
         if self._isolated is None or predict_request.keeps_answer:
             return False
-        return self.postprocess_cost(prepared.request).predict_s(prepared.samples.work) > _LONG_POSTPROCESSING_S
+        cost, work = self.postprocess_cost(prepared.request), prepared.samples.work
+        # The predicted mean is that of large answers, where those are frequent; a small one costs less.
+        return cost.predict_s(work) > _LONG_POSTPROCESSING_S and not cost.is_cheap(work)
 
     def _recheck_admission(
         self, predict_request: PredictRequest, prepared: Preparation, deadline: Deadline, state: RequestState
@@ -403,7 +413,7 @@ class Pipeline:
         shape, size = shape_of(prepared.samples.arrays), len(prepared.samples)
         device, max_size = self._context.device.scheduler, self._batcher.max_batch_size(shape)
         rounds = math.ceil(math.ceil(size / max_size) / device.concurrency)
-        state.takes_several_rounds = state.takes_several_rounds or rounds > 1
+        state.is_unusual = state.is_unusual or rounds > 1
         # `permit` assumed a single sample, and the options that were known then.
         if rounds > 1 or predict_request.options.merge(prepared.options) != predict_request.options:
             wait_s = device.predict_wait_s(deadline.target, (self._batcher, self._one_thread_queue))

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
+from time import perf_counter
 from typing import Any, cast
 
 from service.engine.admission import OPTION_FIELDS
@@ -17,12 +18,13 @@ from service.engine.context import EngineContext, IsolatedTask
 from service.engine.latency import StepCost
 from service.engine.preparation import BudgetExceeded, Preparation, PreparationRules, SeveralPreparations, prepare
 from service.engine.queue import StepQueue
-from service.engine.request import PredictRequest
+from service.engine.request import PredictRequest, RequestState
 from service.engine.scheduler import Deadline
 from tasks.contract import Task
 
 _MAX_SMALL_BYTES = 16_384
-"""Larger bodies are prepared in a worker process. A text of this size holds the interpreter's lock for 4 ms."""
+"""Larger bodies are prepared in a worker process, and never on the event loop. A text of this size holds the
+interpreter's lock for 4 ms."""
 _MAX_PREDICTED_S, _MAX_SMALL_PREDICTED_S = 1.0, 0.1
 """Predictions are never longer, for worker processes and for the interpreter. They assume that the cost grows with the
 size of the body; but what is too large is refused early, and must not make others seem late."""
@@ -83,8 +85,11 @@ class Preparer:
             queue.close()
 
     def runs_inline(self, request: PredictRequest) -> bool:
-        """Return whether a request is prepared on the event loop."""
-        is_inline = not self._is_isolated(request) and not request.is_compressed
+        """Return whether a request is prepared on the event loop.
+
+        Measurements do not decide alone: bodies of little content (spaces, say) would make all others seem cheap.
+        """
+        is_inline = _is_small(request) and not self._is_isolated(request)
         return is_inline and self._cost(request).is_cheap(request.size)
 
     def predict_s(self, request: PredictRequest) -> float:
@@ -99,41 +104,51 @@ class Preparer:
             return 0.0
         return self._isolated_scheduler.predict_wait_s(target, (self._lanes[0].queue,))
 
-    async def prepare(self, request: PredictRequest, deadline: Deadline) -> Prepared:
-        """Prepare a request. Cancelling the call drops it if it has not started.
+    async def prepare(self, request: PredictRequest, deadline: Deadline, state: RequestState) -> Prepared:
+        """Prepare a request, and note in `state` how that went. Cancelling the call drops it if it has not started.
 
         Raises ServiceError, MissedDeadline and HungRun.
         """
         self.preparing += 1
         try:
             if self._isolated is not None and self._is_isolated(request):
-                return await self._prepare_isolated(self._isolated, request, deadline)
+                return await self._prepare_isolated(self._isolated, request, deadline, state)
             cost = self._cost(request)
             step = partial(prepare, self._task, self._rules, request.body, request.parse)
             if self.runs_inline(request):
                 return cast(Prepared, cost.measure(request.size, step))
             work = partial(cost.measure, request.size, step)
-            return await self._run(self.queue, self._interpreter_threads, work, deadline, self.predict_s(request))
+            lane = _Lane(self.queue, self._interpreter_threads)
+            return await self._run(lane, work, deadline, self.predict_s(request), state)
         finally:
             self.preparing -= 1
 
-    async def _prepare_isolated(self, isolated: IsolatedTask, request: PredictRequest, deadline: Deadline) -> Prepared:
+    async def _prepare_isolated(
+        self, isolated: IsolatedTask, request: PredictRequest, deadline: Deadline, state: RequestState
+    ) -> Prepared:
         first, second = self._lanes
         step = partial(isolated.prepare, self._rules, request)
         work = partial(self._cost(request).measure, request.size, partial(step, 0))
         try:
-            return await self._run(first.queue, first.threads, work, deadline, self.predict_s(request))
+            return await self._run(first, work, deadline, self.predict_s(request), state)
         except BudgetExceeded:
-            pass
+            state.is_unusual = True
         try:
-            return await self._run(second.queue, second.threads, partial(step, 1), deadline, self.predict_s(request))
+            return await self._run(second, partial(step, 1), deadline, self.predict_s(request), state)
         except BudgetExceeded as error:
             raise error.refusal from None
 
     async def _run(
-        self, queue: StepQueue, threads: Executor, work: Callable[[], Any], deadline: Deadline, predicted_s: float
+        self, lane: _Lane, work: Callable[[], Any], deadline: Deadline, predicted_s: float, state: RequestState
     ) -> Prepared:
-        prepared: Prepared = await self._run_in_thread(queue, threads, work, deadline, predicted_s)
+        queued_at = perf_counter()
+
+        def start() -> Prepared:
+            state.prepare_wait_s += perf_counter() - queued_at
+            prepared: Prepared = work()
+            return prepared
+
+        prepared: Prepared = await self._run_in_thread(lane.queue, lane.threads, start, deadline, predicted_s)
         return prepared
 
     def _is_isolated(self, request: PredictRequest) -> bool:
@@ -143,9 +158,12 @@ class Preparer:
         """
         if self._isolated is None:
             return False
-        is_small = request.size <= _MAX_SMALL_BYTES and not request.is_compressed
-        return self._task.decodes_files or not is_small
+        return self._task.decodes_files or not _is_small(request)
 
     def _cost(self, request: PredictRequest) -> StepCost:
         place = "isolated" if self._is_isolated(request) else "interpreter"
         return self._cost_of("prepare", place, request.body_format, request.is_compressed)
+
+
+def _is_small(request: PredictRequest) -> bool:
+    return request.size <= _MAX_SMALL_BYTES and not request.is_compressed

@@ -62,14 +62,16 @@ class RequestState:
     Attributes:
         stage: receive, decode, queue, infer or finish; reported if the client disconnects.
         arrived_at: the event loop's time.
-        takes_several_rounds: whether it has more samples than the device runs at a time, so that its duration says
-            nothing about other requests.
+        is_unusual: whether it has more samples than the device runs at a time, several inputs, or a file that takes
+            long to decode, so that its duration says nothing about other requests.
+        prepare_wait_s: seconds that it waited for a thread that prepares it.
         set_time_limit: changes the caller's timeout to this time of the event loop.
     """
 
     stage: str = "receive"
     arrived_at: float = 0.0
-    takes_several_rounds: bool = False
+    is_unusual: bool = False
+    prepare_wait_s: float = 0.0
     set_time_limit: Callable[[float], None] = lambda limit: None
 
     def stage_setter(self, stage: str) -> Callable[[], None]:
@@ -86,25 +88,34 @@ class PredictResult:
     """The bytes of an answer, the seconds that each stage took, and the size of the largest batch.
 
     `failed` holds the error code of each input of a list that could not be answered.
+    `is_list` says whether the body has an answer for each of several inputs.
     """
 
     body: bytes
     stages: Mapping[str, float]
     batch_size: int
     failed: tuple[str, ...] = ()
+    is_list: bool = False
 
 
 def make_result(
-    body: bytes, result: BatchResult, *, started_at: float, prepared_at: float, inferred_at: float
+    body: bytes,
+    result: BatchResult,
+    *,
+    started_at: float,
+    prepared_at: float,
+    prepare_wait_s: float,
+    inferred_at: float,
 ) -> PredictResult:
     """Return the result with the seconds of each stage; time that belongs to no other stage counts as queueing.
 
     `started_at` is when the pipeline received the request, `prepared_at` when it was decoded, `inferred_at` when the
-    outputs of all samples were there; all by `time.perf_counter`. Post-processing ends now.
+    outputs of all samples were there; all by `time.perf_counter`. Post-processing ends now. `prepare_wait_s` is how
+    long the request waited before it was decoded.
     """
     stages = {
-        "decode": prepared_at - started_at,
-        "queue": max(0.0, inferred_at - prepared_at - result.run_s),
+        "decode": max(0.0, prepared_at - started_at - prepare_wait_s),
+        "queue": prepare_wait_s + max(0.0, inferred_at - prepared_at - result.run_s),
         "infer": result.run_s,
         "postprocess": time.perf_counter() - inferred_at,
     }

@@ -32,6 +32,8 @@ from tasks.contract import Limits, Representation, Task, Upload
 T = TypeVar("T")
 _CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a disconnected client. Nobody receives it; it is for the log and the metrics."""
+_MAX_BYTES_PER_VALUE = 32
+"""Bytes of a JSON body for each value that it may contain, on average, in models that take only JSON."""
 _TIMEOUT, _PRIORITY = "x-request-timeout-ms", "x-request-priority"
 _PATH = re.compile(r"/v1/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?/predict")
 
@@ -123,14 +125,18 @@ class PredictMiddleware:
                 return await _cancel_on_disconnect(request.receive, prediction)
 
     def _body_rules(self, task: Task) -> BodyRules:
-        max_values = task.max_json_values(self.limits)
-        return BodyRules(task.upload, task.request_type.model_fields, max_values, self.max_body_bytes)
+        max_values, max_bytes = task.max_json_values(self.limits), self.max_body_bytes
+        if task.upload is None:  # It is parsed in this process, and the parser holds the interpreter's lock meanwhile.
+            max_bytes = min(max_bytes, max_values * _MAX_BYTES_PER_VALUE)
+        return BodyRules(task.upload, task.request_type.model_fields, max_values, max_bytes)
 
     def _respond(
         self, result: PredictResult, representation: Representation, trace: Trace, *, varies: bool
     ) -> Response:
         trace.stages.update(result.stages)
         trace.batch_size, trace.failed_inputs = result.batch_size, result.failed
+        if result.is_list:
+            trace.mirror = None  # Shadow traffic compares single answers.
         response = Response(result.body, media_type=content_type(representation))
         response.headers["x-model"] = f"{trace.model}/{trace.version}"
         if varies:

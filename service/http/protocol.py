@@ -5,8 +5,9 @@
   host whose client has gone answers them with a reset.
 - A request that offers to upgrade the connection (`Upgrade: h2c` from curl or Java, `Upgrade: websocket`) is answered
   over HTTP/1.1, as RFC 9110, 7.8 allows. The parser takes everything after such a head for another protocol.
-- The head of a request has a size limit, and received bytes are parsed in slices, so that neither thousands of headers
-  nor thousands of one-byte chunks keep the event loop from other clients.
+- The head of a request and the trailers of a body have size limits, and received bytes are parsed in slices, so that
+  neither thousands of headers nor thousands of one-byte chunks keep the event loop from other clients.
+- Nothing more is read from a connection while some of what has arrived waits to be parsed.
 - Invalid requests get an error in the format of all other errors.
 
 Knows nothing about paths, models or the application.
@@ -23,6 +24,7 @@ from typing import Any
 import httptools
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.errors import HeadTooLarge, MalformedRequest, MethodNotAllowed, ServiceError
@@ -32,7 +34,7 @@ from service.process.logging import request_id_from_header
 _PREFIX = b"HTTP/1.1 "
 """How every response of this server begins."""
 _MAX_HEAD_BYTES = 64 * 1024
-"""Limit for the target and all headers of a request; h11 has the same."""
+"""Limit for the target and all headers of a request, and for bytes between two pieces of a body; h11 has the same."""
 _MAX_HEADERS = 200
 _SLICE_BYTES = 4096
 _MAX_PARSING_S = 0.001
@@ -79,18 +81,23 @@ class HttpProtocol(HttpToolsProtocol):
         self.parser = _Parser(self)
         self._unanswered: deque[RequestResponseCycle] = deque()
         """The requests whose heads have been received and whose responses are not complete, oldest first."""
-        self._is_in_head = False
-        self._head_bytes = 0
+        self._overhead_bytes = 0
+        """Bytes since the request began or its last piece of a body arrived: of a head, trailers, a chunk extension."""
         self._refusal: ServiceError | None = None
         """Why no further requests of this connection are read."""
         self._unparsed = b""
         self._has_eof = False
 
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin with the connection."""
+        super().connection_made(transport)
+        self.flow = _Flow(transport, lambda: bool(self._unparsed))
+
     # Receiving
 
     def data_received(self, data: bytes) -> None:
-        """Parse what has arrived, or put it behind what waits to be parsed."""
-        if self._unparsed:
+        """Parse what has arrived, or put it behind what waits: for its turn, or for the answers to earlier requests."""
+        if self._unparsed or self.pipeline:
             self._unparsed += data
             self.flow.pause_reading()
         else:
@@ -113,13 +120,11 @@ class HttpProtocol(HttpToolsProtocol):
     def _parse_slice(self, data: bytes) -> None:
         if self._refusal is not None:
             return
-        was_in_head = self._is_in_head
+        self._overhead_bytes += len(data)
         super().data_received(data)
-        if was_in_head and self._is_in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > _MAX_HEAD_BYTES and self._refusal is None:
-                self._refusal = _head_too_large()
-                self.send_400_response("")
+        if self._overhead_bytes > _MAX_HEAD_BYTES and self._refusal is None:
+            self._refusal = _head_too_large()
+            self.send_400_response("")
 
     def _parse_rest(self) -> None:
         if not self._unparsed or self.transport.is_closing():
@@ -141,7 +146,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Begin with a request."""
         super().on_message_begin()
-        self._is_in_head, self._head_bytes = True, 0
+        self._overhead_bytes = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Add a header."""
@@ -151,7 +156,6 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Start the request, unless the parser is about to stop for an upgrade: its head is then parsed again."""
-        self._is_in_head = False
         if self.parser.get_method() == b"CONNECT":
             self._refuse(MethodNotAllowed("CONNECT is not allowed: this server is no proxy.", allow=("GET", "POST")))
         if self.parser.should_upgrade():
@@ -160,6 +164,11 @@ class HttpProtocol(HttpToolsProtocol):
         while self._unanswered and self._unanswered[0].response_complete:
             self._unanswered.popleft()
         self._unanswered.append(self.cycle)
+
+    def on_body(self, body: bytes) -> None:
+        """Add a piece of the body."""
+        super().on_body(body)
+        self._overhead_bytes = 0
 
     def on_message_complete(self) -> None:
         """End the body."""
@@ -243,6 +252,19 @@ class HttpProtocol(HttpToolsProtocol):
                 cycle.disconnected = True
                 cycle.message_event.set()
         super().connection_lost(exc)
+
+
+class _Flow(FlowControl):
+    """Reads no more while `is_held()`: each call of `receive` and each answer would else add to what waits."""
+
+    def __init__(self, transport: asyncio.Transport, is_held: Callable[[], bool]) -> None:
+        super().__init__(transport)
+        self._is_held = is_held
+
+    def resume_reading(self) -> None:
+        """Resume reading, unless it is held."""
+        if not self._is_held():
+            super().resume_reading()
 
 
 class _Parser(httptools.HttpRequestParser):

@@ -31,6 +31,8 @@ _JSON, _FORM = "application/json", "multipart/form-data"
 _CURL_DEFAULT = "application/x-www-form-urlencoded"
 """What curl sends with --data or --data-binary if no Content-Type is given."""
 _MAX_QUERY_BYTES, _MAX_QUERY_FIELDS = 8_192, 50
+_MAX_CONTENT_TYPE = 1_000
+"""Characters of a Content-Type: parsing one of 60,000 takes 15 ms."""
 
 
 class BodyBudget:
@@ -118,6 +120,8 @@ def _read_query(query_string: bytes) -> dict[str, str]:
 
 def _choose_parser(content_type: str, rules: BodyRules, query: Mapping[str, str]) -> tuple[str, Parse]:
     """Return the format of the body, and the function that parses it. Raises ServiceError."""
+    if len(content_type) > _MAX_CONTENT_TYPE:
+        raise InvalidHeader(f"Content-Type must not have more than {_MAX_CONTENT_TYPE:,} characters.")
     media_type, upload = content_type.partition(";")[0].strip().lower(), rules.upload
     if media_type == _JSON:
         _check_charset(content_type)

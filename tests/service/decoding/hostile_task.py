@@ -27,6 +27,16 @@ def spin() -> None:
     re.match(r"(a+)+$", "a" * 64 + "b")
 
 
+def use_memory() -> None:
+    """Allocate and free memory so that the allocator keeps it: below a piece that is still in use."""
+    pieces = [bytearray(40_000) for _ in range(1_000)]
+    KEPT.append(bytearray(40_000))
+    pieces.clear()
+
+
+KEPT: list[bytearray] = []
+
+
 @dataclass(frozen=True)
 class Hostile(Task):
     """Obeys the order in the upload."""
@@ -51,6 +61,7 @@ class Hostile(Task):
             "be killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
             "allocate": lambda: bytearray(10**11),
             "divide": lambda: 1 // 0,
+            "use 40 MB in small pieces": use_memory,
         }
         if request.order == "refuse":
             raise InvalidInput("This order is refused.", reason="unreadable")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from service.decoding.body_formats import parse_json
-from service.decoding.fork_server import ForkServer
+from service.decoding.fork_server import PROGRAM, ForkServer
 from service.decoding.pool import Budget, DecoderPool, IsolatedTask
 from service.engine.preparation import BudgetExceeded, Preparation, PreparationRules, SeveralPreparations
 from service.engine.request import PredictRequest, render_json
@@ -28,9 +29,9 @@ RULES = PreparationRules(Limits(inputs=3), ("timeout_ms", "priority"))
 class Decoders:
     """A pool with a registered task."""
 
-    def __init__(self, size: int = 1, budget_s: float = 0.3) -> None:
+    def __init__(self, size: int = 1, budget_s: float = 0.3, fork_server: ForkServer | None = None) -> None:
         self.killed: list[str] = []
-        self.fork_server = ForkServer()
+        self.fork_server = fork_server or ForkServer()
         budgets = (Budget(budget_s, 0.2e-6), Budget(10 * budget_s))
         self.pool = DecoderPool(self.fork_server, size, size, budgets, on_killed=self.killed.append)
         self.task: IsolatedTask = self.pool.register(Hostile())
@@ -81,7 +82,7 @@ def test_a_process_is_used_again(decoders: Decoders) -> None:
 
 @pytest.mark.parametrize(
     ("order", "error", "reason"),
-    [("spin", BudgetExceeded, "budget"), ("crash", Unreadable, "crashed"), ("be killed", NoMemory, "killed")],
+    [("spin", BudgetExceeded, "retried"), ("crash", Unreadable, "crashed"), ("be killed", NoMemory, "killed")],
 )
 def test_request_that_ends_its_process_gets_an_error_and_the_next_one_is_answered(
     decoders: Decoders, order: str, error: type[Exception], reason: str
@@ -123,6 +124,8 @@ def test_errors_of_a_request_do_not_end_the_process(
 def test_second_attempt_has_the_second_budget(decoders: Decoders) -> None:
     with pytest.raises(BudgetExceeded, match=r"more than 3\.0 s of processor time"):
         decoders.prepare(b'{"order": "spin"}', attempt=1)
+
+    assert decoders.killed == ["budget"]
 
 
 def test_answer_is_made_in_another_process(decoders: Decoders) -> None:
@@ -194,6 +197,68 @@ def test_processes_ignore_signals_that_are_meant_for_the_server(decoders: Decode
 
 def parent_of(process: int) -> int:
     return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_processes_are_reached_while_thousands_of_connections_are_open() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(2_048, hard), hard))
+    clients = [os.open(os.devnull, os.O_RDONLY) for _ in range(1_100)]
+    decoders = Decoders()
+    try:
+        first = decoders.order("wait")
+        second = decoders.order("wait")
+    finally:
+        decoders.close()
+        for client in clients:
+            os.close(client)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    assert decoders.process_of(first) == decoders.process_of(second)
+
+
+THIRD_FORK_FAILS = """
+import errno, os
+from itertools import count
+fork, number = os.fork, count(1)
+def fork_unless_third():
+    if next(number) == 3:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+    return fork()
+os.fork = fork_unless_third
+"""
+
+
+def test_a_limit_on_processes_fails_one_request_and_leaves_the_other_processes() -> None:
+    decoders = Decoders(size=2, fork_server=ForkServer(THIRD_FORK_FAILS + PROGRAM))
+    parent = parent_of(decoders.process_of(decoders.order("wait")))
+    with pytest.raises(NoMemory, match="ran out of memory"):
+        decoders.order("be killed")
+    with pytest.raises(NoMemory, match="cannot start a process: Resource temporarily unavailable"):
+        decoders.order("wait")
+
+    assert parent_of(decoders.process_of(decoders.order("wait"))) == parent
+    decoders.close()
+
+
+def test_a_task_is_registered_even_if_no_process_can_be_started() -> None:
+    decoders = Decoders(fork_server=ForkServer("raise SystemExit(1)"))
+
+    with pytest.raises(NoMemory, match="cannot start a process"):
+        decoders.order("wait")
+    decoders.close()
+
+
+def test_an_idle_process_gives_its_memory_back(decoders: Decoders) -> None:
+    process = decoders.process_of(decoders.order("wait"))
+    before = resident_bytes(process)
+
+    decoders.order("use 40 MB in small pieces")
+
+    wait_until(lambda: resident_bytes(process) < before + 10_000_000)
+
+
+def resident_bytes(process: int) -> int:
+    return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_closing_the_pool_ends_requests_and_processes() -> None:

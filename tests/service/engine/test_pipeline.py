@@ -1,16 +1,18 @@
 """Requests of whole pipelines that share a device: large images, memory, deadlines and pools; on the virtual clock."""
 
 import asyncio
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from service.backends.fake import out_of_memory
+from service.backends.fake import backend_error, out_of_memory
+from service.engine.latency import DEFAULT_HOP_S
 from service.engine.request import PredictRequest
 from service.errors import NoMemory, Overloaded
-from tasks.contract import count_samples
+from tasks.contract import Limits, count_samples
 from tests.images import encode_image
 from tests.tiny.models import tiny
 from tests.tiny.tabular import CREDIT, credit_graph
@@ -184,3 +186,55 @@ def test_images_are_decoded_in_worker_processes_and_small_bodies_in_the_interpre
 
     assert (in_decoders > 0) is is_image
     assert (in_interpreter > 0) is not is_image
+
+
+LONG_S = 0.05
+
+
+def text_model(device: VirtualDevice) -> VirtualModel:
+    return VirtualModel(device, "texts", *tiny("sentiment"), per_sample_s=0.01, max_size=8)
+
+
+def test_a_long_answer_does_not_occupy_the_interpreters_thread() -> None:
+    async def main() -> tuple[int, int]:
+        device = VirtualDevice()
+        model = text_model(device)
+        request = model.pipeline.task.parse({"text": "good"}, Limits())
+        model.pipeline.postprocess_cost(request).record(LONG_S, 1)
+        await model.predict({"text": "good"})
+        return device.interpreter.submitted, device.workers.submitted
+
+    prepared, answered = run_virtually(main())
+
+    assert (prepared, answered) == (1, 1)
+
+
+def test_the_event_loop_does_not_wait_for_the_process_of_a_short_answer_after_long_ones() -> None:
+    async def main() -> int:
+        device = VirtualDevice(hop_s=DEFAULT_HOP_S)
+        model = text_model(device)
+        request = model.pipeline.task.parse({"text": "good"}, Limits())
+        cost = model.pipeline.postprocess_cost(request)
+        cost.record(1e-6, 1)
+        for _ in range(300):
+            cost.record(LONG_S, 1_000_000)
+        work = model.samples({"text": "good"}).work
+        assert cost.predict_s(work) > LONG_S / 2
+        assert cost.is_cheap(work)
+        await model.predict({"text": "good"})
+        return len(device.isolated_answers)
+
+    assert run_virtually(main()) == 0
+
+
+def test_internal_errors_of_one_of_several_inputs_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> bytes:
+        model = image_model(VirtualDevice())
+        model.backend.faults.append(backend_error())
+        images = [image(NARROW)["image"]] * 2
+        return (await model.predict({"image": images}, "upload")).body
+
+    answers = json.loads(run_virtually(main()))["answers"]
+
+    assert [answer["error"]["code"] for answer in answers] == ["backend_failed"] * 2
+    assert caplog.text.count("The graph failed.") >= 2

@@ -7,7 +7,7 @@ import pytest
 from service.engine.latency import StepCost
 from service.engine.preparation import BudgetExceeded, Preparation
 from service.engine.preparer import Preparer
-from service.engine.request import PredictRequest
+from service.engine.request import PredictRequest, RequestState
 from service.engine.scheduler import Deadline
 from service.errors import ServiceError, Unreadable
 from tests.tiny.models import tiny
@@ -23,8 +23,9 @@ class Requests:
         self.task = tiny(task)[0]
         self.ran_in: list[str] = []
         self.cost = StepCost()
+        self.state = RequestState()
         self.exceeding = exceeding
-        isolated = IsolatedRequests(self)
+        isolated = None if self.task.upload is None else IsolatedRequests(self)
         self.preparer = Preparer(
             self.task, isolated, self.device.context, self.run, lambda *key: self.cost, lambda size: None
         )
@@ -37,7 +38,7 @@ class Requests:
     async def prepare(self, body: bytes = b"-", *, is_compressed: bool = False) -> Any:
         fields = self.task.example()
         request = PredictRequest("json", body, lambda content: fields, is_compressed=is_compressed)
-        return await self.preparer.prepare(request, Deadline())
+        return await self.preparer.prepare(request, Deadline(), self.state)
 
 
 class IsolatedRequests(TaskInThread):
@@ -56,6 +57,8 @@ def test_ordinary_image_is_prepared_in_the_first_lane() -> None:
 
     assert isinstance(run_virtually(requests.prepare()), Preparation)
     assert requests.ran_in == ["first"]
+    assert not requests.state.is_unusual
+    assert requests.state.prepare_wait_s > 0
 
 
 def test_image_that_exceeds_the_first_budget_is_prepared_in_the_second_lane() -> None:
@@ -63,6 +66,7 @@ def test_image_that_exceeds_the_first_budget_is_prepared_in_the_second_lane() ->
 
     assert isinstance(run_virtually(requests.prepare()), Preparation)
     assert requests.ran_in == ["first", "second"]
+    assert requests.state.is_unusual  # Its duration must not make the server refuse ordinary requests.
 
 
 def test_image_that_exceeds_both_budgets_is_refused_with_the_reason() -> None:
@@ -95,3 +99,12 @@ def test_a_step_that_costs_less_than_a_hop_runs_on_the_event_loop() -> None:
     run_virtually(requests.prepare())
 
     assert requests.ran_in == []
+
+
+def test_a_large_body_never_runs_on_the_event_loop_however_cheap_bodies_seem_to_be() -> None:
+    requests = Requests("recommendations")
+    requests.cost.record(1e-6, 1_000_000)
+
+    run_virtually(requests.prepare(b"-" * 50_000))
+
+    assert requests.ran_in == ["interpreter"]

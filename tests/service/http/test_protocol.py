@@ -5,10 +5,13 @@ import json
 import socket
 from collections.abc import Callable
 from contextlib import closing
+from typing import Any
 
 import pytest
 import uvloop
+from uvicorn.server import ServerState
 
+from service.http.protocol import HttpProtocol, ParsingTurns, make_config
 from tests.service.conftest import Running, Start
 from tests.service.http.conftest import URL, BlockableServer, StartBlocked, request_bytes
 from tests.waiting import wait_until
@@ -192,6 +195,64 @@ def test_head_of_a_request_is_limited(server: Running) -> None:
             head, _, body = connection.recv(65536).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
         assert json.loads(body)["error"]["code"] == "head_too_large"
+
+
+@pytest.mark.parametrize("part", ["0\r\nX-Long: ", "5;x="], ids=["trailer", "chunk extension"])
+def test_bytes_of_a_body_that_are_not_its_content_are_limited(server: Running, part: str) -> None:
+    head = request_bytes(1.0).partition(b"Content-Length")[0] + b"Transfer-Encoding: chunked\r\n\r\n"
+
+    with connect(server) as connection:
+        connection.sendall(head + b"5\r\nabcde\r\n" + part.encode() + b"a" * 200_000)
+        received = connection.recv(65536)
+
+    assert statuses(received) == [431]
+
+
+class Client(asyncio.Transport):
+    """The server's side of a connection, whose client sends whenever the server reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads, self.answers = True, 0
+
+    def pause_reading(self) -> None:
+        self.reads = False
+
+    def resume_reading(self) -> None:
+        self.reads = True
+
+    def write(self, data: Any) -> None:
+        self.answers += data.count(b"HTTP/1.1 200")
+
+    def is_closing(self) -> bool:
+        return False
+
+
+async def answer(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body"})
+
+
+def test_a_client_that_sends_faster_than_it_is_answered_has_to_wait() -> None:
+    config, client, packet = make_config(answer), Client(), LIVE * 90  # Less than a slice.
+
+    async def send_whenever_it_is_read() -> int:
+        config.load()
+        protocol = HttpProtocol(ParsingTurns(), config=config, server_state=ServerState(), app_state={})
+        protocol.connection_made(client)
+        sent = most_waiting = 0
+        for _ in range(1_000):
+            if client.reads:
+                protocol.data_received(packet)
+                sent += 90
+            await asyncio.sleep(0)
+            most_waiting = max(most_waiting, sent - client.answers)
+        return most_waiting
+
+    most_waiting = asyncio.run(send_whenever_it_is_read())
+
+    assert client.answers > 180
+    assert most_waiting <= 270
 
 
 def test_header_and_path_below_the_limit_are_accepted(server: Running) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from tests.images import encode_image
 from tests.model_folders import publish
 from tests.service.conftest import Running, Start
-from tests.service.http.conftest import StartBlocked, request_bytes
+from tests.service.http.conftest import URL, StartBlocked, request_bytes
 from tests.tiny.classification import COLOURS
 from tests.tiny.models import tiny
 from tests.waiting import wait_until
@@ -142,3 +142,26 @@ def test_more_inputs_than_the_limit_are_refused(start: Start) -> None:
     answer = server.client.post("/v1/models/colours/predict", json={"image": ["", "", ""]})
 
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "input_too_large")
+
+
+def test_json_that_is_parsed_in_the_server_is_limited_by_what_its_model_can_use(tmp_path: Path, start: Start) -> None:
+    publish(tmp_path, "films", *tiny("recommendations"))
+    server = start(models=tmp_path)
+    body = json.dumps({"ratings": [], "note": "x" * 2_000_000}).encode()
+    headers = {"content-type": "application/json"}
+
+    plain = server.client.post("/v1/models/films/predict", content=body, headers=headers)
+    packed = server.client.post(
+        "/v1/models/films/predict", content=gzip.compress(body), headers=headers | {"content-encoding": "gzip"}
+    )
+
+    assert [(r.status_code, r.json()["error"]["code"]) for r in (plain, packed)] == [(413, "body_too_large")] * 2
+
+
+def test_a_content_type_of_thousands_of_parameters_is_refused(start_blocked: StartBlocked) -> None:
+    server = start_blocked()
+    content_type = "multipart/form-data; boundary=x" + ";a=b" * 10_000
+
+    response = server.running.client.post(URL, content=b"x", headers={"content-type": content_type})
+
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_header")

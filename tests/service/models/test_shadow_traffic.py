@@ -186,6 +186,22 @@ def test_requests_are_mirrored_in_every_format(tmp_path: Path, start: Start) -> 
     assert (final["verdict"], final["errors"], final["agreement"]) == ("promoted", 0, 1.0)
 
 
+def test_requests_with_several_inputs_are_answered_and_not_mirrored(tmp_path: Path, start: Start) -> None:
+    publish(tmp_path, "colours", COLOURS, colours_graph(), version=1)
+    server = start(models=tmp_path, **LENIENT | {"shadow_requests": 1})
+    publish(tmp_path, "colours", COLOURS, with_other_checksum(colours_graph()), version=2)
+    server.service.repository.rescan()
+    image = COLOURS.example()["image"]
+
+    for images in ([image, image], [image, "AAAA"], [image]):
+        answers = predict(server, "colours", json={"image": images}).json()["answers"]
+        assert len(answers) == len(images)
+    predict(server, "colours", json={"image": image}, headers={"x-request-id": "single"})
+    wait_until(lambda: is_decided(server, 2, "colours"))
+
+    assert [answer["request_id"] for answer in report(server, 2, "colours")["worst"]] == ["single"]
+
+
 def test_requests_with_options_of_their_own_are_mirrored(tmp_path: Path, start: Start) -> None:
     publish_credit(tmp_path, 1)
     server = start(models=tmp_path, **LENIENT)
