@@ -127,11 +127,13 @@ def _replace_fastapi_errors(document: dict[str, Any], schemas: dict[str, Any]) -
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     for path, item in document["paths"].items():
-        for operation in item.values():
-            if operation["responses"].pop("422", None):
-                operation["responses"]["404"] = _error_response(_ERRORS["404"])
-            if path.startswith("/v1/models/{"):
-                operation["responses"]["503"] = _error_response("The model is not being served")
+        for method, operation in item.items():
+            responses = operation["responses"]
+            if "HTTPValidationError" in str(responses.get("422")):
+                del responses["422"]
+                responses["404"] = _error_response(_ERRORS["404"])
+            if path.startswith("/v1/models/{") and method == "get":
+                responses["503"] = _error_response("The model is not being served")
 
 
 def _operation(model: Model, schemas: dict[str, Any]) -> dict[str, Any]:
@@ -172,18 +174,21 @@ def _answer_to_one_or_several(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _body_content(model: Model, request: dict[str, str]) -> dict[str, Any]:
-    content: dict[str, Any] = {"application/json": {"schema": request, "example": dict(model.example)}}
-    if upload := model.task.upload:
-        options = {name: schema for name, (schema, _) in _REQUEST_OPTIONS.items()}
-        content["multipart/form-data"] = {
-            "schema": {
-                "type": "object",
-                "required": [upload.field],
-                "properties": {upload.field: _one_or_several(_BINARY) if upload.several else _BINARY} | options,
-            }
-        }
-        content |= {media_type: {"schema": _BINARY} for media_type in upload.media_types}
-    return content
+    """Return the bodies that the model takes. The documentation page shows the first one.
+
+    For images that is the form: it has a button that selects a file, and in JSON an image is thousands of characters.
+    """
+    as_json: dict[str, Any] = {"application/json": {"schema": request, "example": dict(model.example)}}
+    upload = model.task.upload
+    if upload is None:
+        return as_json
+    options = {name: schema for name, (schema, _) in _REQUEST_OPTIONS.items()}
+    # A repeated field of a form is an array, and a single one an array of one.
+    file = {"type": "array", "items": _BINARY, "minItems": 1} if upload.several else _BINARY
+    schema = {"type": "object", "required": [upload.field], "properties": {upload.field: file} | options}
+    as_form: dict[str, Any] = {"multipart/form-data": {"schema": schema}}
+    as_file = {media_type: {"schema": _BINARY} for media_type in upload.media_types}
+    return as_form | as_json | as_file if model.task.decodes_files else as_json | as_form | as_file
 
 
 def _option_parameters(model: Model) -> list[dict[str, Any]]:
