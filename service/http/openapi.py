@@ -24,6 +24,7 @@ _ERRORS = {
     "device is out of memory, not responding or failed; or the model is not being served",
     "504": "The request's deadline passed",
 }
+_FORM_OPTIONS = "A form may also have the other fields of the JSON body, each as a field of its own."
 _BINARY = {"type": "string", "format": "binary"}
 _REQUEST_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "timeout_ms": (
@@ -152,7 +153,11 @@ def _operation(model: Model, schemas: dict[str, Any]) -> dict[str, Any]:
         "summary": manifest.title,
         "operationId": f"predict_{manifest.name}",
         "parameters": [*_header_parameters(), *_option_parameters(model)],
-        "requestBody": {"required": True, "content": _body_content(model, request)},
+        "requestBody": {
+            "required": True,
+            "description": _FORM_OPTIONS if task.upload else "",
+            "content": _body_content(model, request),
+        },
         "responses": {"200": _answer_response(model, answer)} | errors,
     }
 
@@ -182,10 +187,9 @@ def _body_content(model: Model, request: dict[str, str]) -> dict[str, Any]:
     upload = model.task.upload
     if upload is None:
         return as_json
-    options = {name: schema for name, (schema, _) in _REQUEST_OPTIONS.items()}
-    # A repeated field of a form is an array, and a single one an array of one.
-    file = {"type": "array", "items": _BINARY, "minItems": 1} if upload.several else _BINARY
-    schema = {"type": "object", "required": [upload.field], "properties": {upload.field: file} | options}
+    # Without options: Swagger UI sends a value that it makes up for each field of a form, such as a deadline of 1 ms.
+    file = _one_or_several(_BINARY) if upload.several else _BINARY
+    schema = {"type": "object", "required": [upload.field], "properties": {upload.field: file}}
     as_form: dict[str, Any] = {"multipart/form-data": {"schema": schema}}
     as_file = {media_type: {"schema": _BINARY} for media_type in upload.media_types}
     return as_form | as_json | as_file if model.task.decodes_files else as_json | as_form | as_file

@@ -50,7 +50,7 @@ def test_help_lists_recipes_with_their_results_and_tasks_with_their_data(capsys)
     assert re.search(r"tabular .*\n +--data: a CSV or Parquet file", out)
 
 
-@pytest.mark.parametrize("words", [["training", "--help"], ["service", "import", "--help"]])
+@pytest.mark.parametrize("words", [["training", "--help"], ["service", "import", "--task", "tabular", "--help"]])
 def test_help_that_nobody_reads_is_no_traceback(words):
     reader, writer = os.pipe()
     os.close(reader)  # As by `| head`.
@@ -60,7 +60,8 @@ def test_help_that_nobody_reads_is_no_traceback(words):
     )
     os.close(writer)
 
-    assert (ended.returncode, ended.stderr) == (1, "")
+    assert ended.returncode in (0, 1)  # argparse ignores errors of writing help.
+    assert ended.stderr == ""
 
 
 @pytest.mark.parametrize("name", ["clothing", "adult", "classification", "tabular"])
