@@ -3,13 +3,14 @@
 import asyncio
 import json
 import logging
+import mimetypes
 import os
 import shlex
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -29,6 +30,7 @@ from service.process.watchdog import EXIT_BROKEN, Watchdog
 from service.server import Service
 from service.settings import InvalidSetting, Settings, find_service_links, flag_parser, read_settings
 from tasks.manifest import BrokenModel
+from tasks.system_errors import run_command_line
 
 _LOG = logging.getLogger(__name__)
 _GIL_SWITCH_INTERVAL_S = 0.0001
@@ -78,7 +80,8 @@ class _Server(uvicorn.Server):
         await self._service.loaded.wait()
         host, port = self._listener.getsockname()[:2]
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        text = greeting(address, list(self._service.repository.served_models()))
+        repository = self._service.repository
+        text = greeting(address, list(repository.served_models()), repository.unavailable_models())
         # Whoever reads standard output may not do so: neither the event loop nor an exit waits for that.
         threading.Thread(target=print_text, args=[sys.stdout, text], name="greeting", daemon=True).start()
 
@@ -109,11 +112,16 @@ class _Server(uvicorn.Server):
                 signal.signal(sig, handler)
 
 
-def greeting(address: str, models: Sequence[Model]) -> str:
-    """Return the text that is printed once the models are loaded: the address, and an example command per model."""
-    lines = [f"Sevenfold serves {len(models)} models at {address}    (docs: {address}/docs)", ""]
+def greeting(address: str, models: Sequence[Model], unavailable: Mapping[str, str]) -> str:
+    """Return the text that is printed once the models are loaded.
+
+    That is the address, an example command for each model, and why each of the other models is not served.
+    """
+    noun = "model" if len(models) == 1 else "models"
+    lines = [f"Sevenfold serves {len(models)} {noun} at {address}    (docs: {address}/docs)", ""]
     for model in models:
         lines += [f"  # {model.manifest.title}", f"  {curl_line(address, model)}", ""]
+    lines += [f"  # {reason}" for reason in unavailable.values()]
     return "\n".join(lines)
 
 
@@ -121,13 +129,20 @@ def curl_line(address: str, model: Model) -> str:
     """Return a curl command that requests a prediction; it works in the folder that the server was started in."""
     url = f"{address}/v1/models/{model.manifest.name}/predict"
     upload, body = model.task.upload, json.dumps(model.example)
-    examples = sorted(Path("examples").glob(f"{model.manifest.name}-*"))
-    files = [path for path in examples if path.suffix != ".json"]
-    if upload is not None and (files or (model.task.decodes_files and len(body) > _MAX_EXAMPLE_LENGTH)):
-        return f"curl -F {upload.field}=@{files[0] if files else 'FILE'} {url}{_output_options(model)}"
+    files = [] if upload is None else _example_files(f"{model.manifest.name}-*")
+    if upload is not None and not files and model.task.decodes_files and len(body) > _MAX_EXAMPLE_LENGTH:
+        # Those of other models: an unsuitable image gets a wrong answer, but the command works.
+        files = [path for path in _example_files("*") if mimetypes.guess_type(path)[0] in upload.media_types]
+        files = files or [Path("FILE")]
+    if upload is not None and files:
+        return f"curl -F {upload.field}=@{files[0]} {url}{_output_options(model)}"
     if len(body) > _MAX_EXAMPLE_LENGTH:
         return f"curl {url.removesuffix('/predict')}    # 'example' in the response is a body for POST {url}"
     return f"curl -H 'Content-Type: application/json' -d {shlex.quote(body)} {url}"
+
+
+def _example_files(pattern: str) -> list[Path]:
+    return [path for path in sorted(Path("examples").glob(pattern)) if path.suffix != ".json"]
 
 
 def _output_options(model: Model) -> str:
@@ -231,7 +246,7 @@ def _import(arguments: Sequence[str]) -> int:
         return 2
     from service.importing.command import import_model
 
-    return import_model(arguments)
+    return run_command_line(import_model, arguments)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -318,8 +318,8 @@ class Service:
             "pin": sorted(self.settings.pin.keys() - known),
             "only": sorted(set(self.settings.only) - known),
         }
-        if self.settings.admin and not self.settings.admin_token and self.settings.host not in _LOOPBACK:
-            _LOG.warning("every client can change what is served: set SEVENFOLD_ADMIN_TOKEN, or leave out --admin")
+        self._warn_about_admin()
+        self._warn_about_pins()
         for setting, names in unknown.items():
             if names:
                 fields = {"setting": setting, "names": ", ".join(names)}
@@ -328,6 +328,23 @@ class Service:
             if name in known and (name, str(version)) not in versions:
                 _LOG.warning("a pinned version is not there", extra={"fields": {"model": name, "version": version}})
         self._set_memory_limits()
+
+    def _warn_about_admin(self) -> None:
+        settings = self.settings
+        if settings.admin and not settings.admin_token and settings.host not in _LOOPBACK:
+            _LOG.warning("every client can change what is served: set SEVENFOLD_ADMIN_TOKEN, or leave out --admin")
+        if settings.admin_token and not settings.admin:
+            _LOG.warning("the admin token has no effect without --admin, which lets operators change versions")
+
+    def _warn_about_pins(self) -> None:
+        """Log the models that are not served because the version that a setting selects is not there."""
+        versions: dict[str, list[str]] = {}
+        for entry in self.repository.entries():
+            versions.setdefault(entry.name, []).append(entry.version)
+        for name, pinned in self.settings.pin.items():
+            if name in versions and str(pinned) not in versions[name]:
+                fields = {"setting": "pin", "model": name, "version": str(pinned), "available": versions[name]}
+                _LOG.warning("a pinned version is not there, so the model is not served", extra={"fields": fields})
 
     def _set_memory_limits(self) -> None:
         """Limit the memory of all concurrent runs on each new device, by what is free once its models are loaded."""

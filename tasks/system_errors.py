@@ -1,6 +1,12 @@
-"""What the operating system refuses, in words: a disk that is full, a folder that cannot be written or read."""
+"""What the operating system refuses, in words: a disk that is full, a folder that cannot be written or read.
+
+And what a command line does if nobody reads its output.
+"""
 
 import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
 
 _DISK_REASONS = {
     errno.ENOSPC: "the disk is full",
@@ -39,3 +45,18 @@ def describe_os_error(error: OSError) -> str:
     if error.filename is None and error.filename2 is None:
         return f"The system refused: {os_error_reason(error)}."
     return f"{error.filename or error.filename2} cannot be used: {os_error_reason(error)}."
+
+
+def run_command_line(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    """Run a command and return its exit status: 1, without a traceback, if its output is no longer read (`| head`).
+
+    As the documentation of Python's `signal` recommends (Note on SIGPIPE).
+    """
+    try:
+        try:
+            return main(arguments)
+        finally:
+            print(end="", flush=True)  # Here, since an error while Python exits cannot be handled.
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit.
+        return 1

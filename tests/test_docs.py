@@ -104,6 +104,19 @@ def test_the_readmes_questions_are_answered(address: str, command: str) -> None:
     assert f"/{json.loads(ended.stdout)['model']}/predict" in command
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
+def test_a_version_is_added_and_rolled_back_as_the_operating_page_tells(tmp_path: Path) -> None:
+    add, roll_back = re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "operating.md").read_text("utf-8"), re.DOTALL)
+    shutil.copytree(ROOT / "models" / "adult", tmp_path / "models" / "adult")
+
+    subprocess.run(add, shell=True, cwd=tmp_path, check=True)
+    with program(tmp_path / "models", "--admin") as (_, address, _):
+        line = roll_back.replace("http://127.0.0.1:8000", address).replace("curl", "curl --silent --fail", 1)
+        ended = subprocess.run(line, shell=True, capture_output=True, text=True, check=True)
+
+    assert json.loads(ended.stdout)["default"] == "1"
+
+
 def test_the_readme_has_a_line_to_try_for_every_model() -> None:
     asked = set(re.findall(r"/v1/models/([a-z]+)/predict", README))
 

@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ try:
 except ModuleNotFoundError:
     sys.exit("training: torch is not installed; `make train RECIPE=…` or `make test` installs what training needs.")
 
-from tasks.system_errors import describe_os_error
+from tasks.system_errors import describe_os_error, run_command_line
 from training.core.config import Settings, add_options, overlay
 from training.core.errors import CannotTrain
 from training.core.files import require_readable, require_writable
@@ -29,7 +30,7 @@ from training.studies._runner import load_study, run_study, study_names
 from training.train_all import ALL, train_all
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run a command line; return the exit status."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_overview())
@@ -71,8 +72,8 @@ def _overview() -> str:
     return "\n".join(lines)
 
 
-def _run_command(arguments: list[str]) -> int:
-    name, options = arguments[0], arguments[1:]
+def _run_command(arguments: Sequence[str]) -> int:
+    name, options = arguments[0], list(arguments[1:])
     if name == ALL:
         return train_all(map(load_recipe, recipe_names()), _parser_for_all().parse_args(options), train_recipe)
     if name in study_names():
@@ -276,4 +277,4 @@ def _reproduction_command(
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command_line(main, sys.argv[1:]))

@@ -27,7 +27,7 @@ from tasks.manifest import (
     write_task_files,
 )
 from tasks.recommendations import Recommendations
-from tasks.system_errors import describe_os_error
+from tasks.system_errors import describe_os_error, run_command_line
 from tasks.version_folder import write_version
 from training.core.errors import CannotTrain
 from training.core.provenance import code_version
@@ -159,4 +159,4 @@ def _write_version(folder: Path, last: Path, task: Recommendations, manifest: Ma
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command_line(main, sys.argv[1:]))

@@ -5,18 +5,29 @@ kept: after a restart, the folder of models and the settings decide again.
 """
 
 import hmac
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
-from fastapi import APIRouter, Header, Path
+from fastapi import APIRouter, Header, Path, Security
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel, Field
 
 from service.errors import Forbidden, Unauthorized
 from service.http.models import VersionState, version_state
+from service.http.openapi import ErrorResponse
 from service.models.model import Entry
 from service.models.repository import Repository
 
+_LOG = logging.getLogger(__name__)
+_ERRORS = {
+    401: "The token is missing or wrong",
+    403: "The server does not allow changes, or the request comes from a page of another site",
+    404: "Unknown model or version",
+    409: "The model is pinned to a version by a setting",
+    422: "The version cannot be served; what was served stays. Or the action is unknown",
+}
 T = TypeVar("T")
 Action = Literal["load", "unload", "promote"]
 
@@ -47,15 +58,19 @@ def admin_router(repository: Repository, change: ChangeModels, *, enabled: bool,
         token: what requests must send as their bearer token; empty for none.
     """
     router = APIRouter(prefix="/v1/models", tags=["operation"])
+    # It only documents the token, so that /docs can send it; `_authorise` checks it.
+    documented_token = Security(HTTPBearer(auto_error=False, description="The token of the setting --admin-token."))
 
     @router.post(
         "/{name}/versions/{version}/{action}",
         summary="Load, unload or promote a version",
         include_in_schema=enabled,
+        dependencies=[documented_token] if token else [],
+        responses={status: {"model": ErrorResponse, "description": text} for status, text in _ERRORS.items()},
     )
     async def change_version(
         name: Annotated[str, Path(description="The model's name.")],
-        version: str,
+        version: Annotated[str, Path(description="The version, a whole number.")],
         action: Annotated[
             Action,
             Path(
@@ -70,12 +85,11 @@ def admin_router(repository: Repository, change: ChangeModels, *, enabled: bool,
         """Wait for the outcome and return it. The choice holds until the next one, or until the server stops."""
         _authorise(authorization, origin, host, enabled=enabled, token=token)
         entry = await change(lambda: _apply(repository, action, name, version))
-        default = repository.default_of(name)
-        return Changed(
-            model=name,
-            version=version_state(entry),
-            default=default.manifest.version if default else None,
-        )
+        model = repository.default_of(name)
+        default = model.manifest.version if model else None
+        fields = {"model": name, "version": version, "action": action, "default": default}
+        _LOG.info("version changed by an operator", extra={"fields": fields})
+        return Changed(model=name, version=version_state(entry), default=default)
 
     return router
 

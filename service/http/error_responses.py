@@ -5,17 +5,20 @@ Status and code belong to the error classes in `service/errors.py`.
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
 from service.engine.request import Trace
 from service.errors import InternalError, InvalidRequest, MethodNotAllowed, NotFound, ServiceError
+from tasks.contract import Problem
 
 _LOG = logging.getLogger("service.request")
 
@@ -47,7 +50,7 @@ def add_error_handlers(app: FastAPI) -> None:
         return error_response(error, trace_of(request.scope))
 
     async def on_validation_error(request: Request, error: Any) -> Response:
-        return error_response(InvalidRequest(str(error.errors()[0]["msg"])), trace_of(request.scope))
+        return error_response(_invalid_parameters(error.errors()), trace_of(request.scope))
 
     async def on_http_exception(request: Request, error: Any) -> Response:
         return error_response(_service_error(error, request), trace_of(request.scope))
@@ -57,14 +60,24 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, on_validation_error)
 
 
+def _invalid_parameters(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
+    """Return the error for parameters of a path or query that FastAPI has refused."""
+    problems = tuple(
+        Problem(str(error["loc"][-1]), error["type"], f"{error['msg']}, not {error['input']!r:.80}.")
+        for error in errors
+    )
+    return InvalidRequest(f"{problems[0].where}: {problems[0].message}", details=problems)
+
+
 def _service_error(error: HTTPException, request: Request) -> ServiceError:
     if error.status_code == HTTPStatus.NOT_FOUND:
         path = request.url.path
         hint = " No path ends with a slash: drop it." if path.endswith("/") else ""
         return NotFound(f"Nothing found at {path[:200]}; see /docs for the available paths.{hint}")
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        message = f"{request.method[:16]} is not allowed for {request.url.path[:200]}."
-        return MethodNotAllowed(message, allow=(error.headers or {}).get("allow", "GET").split(", "))
+        allowed = sorted(Headers(error.headers).get("allow", "GET").split(", "))
+        message = f"{request.method[:16]} is not allowed for {request.url.path[:200]}; use {' or '.join(allowed)}."
+        return MethodNotAllowed(message, allow=allowed)
     if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
         return InvalidRequest(str(error.detail))
     return InternalError(str(error.detail))

@@ -10,6 +10,9 @@ from service.metrics import Metrics
 from service.models.repository import Repository
 from service.process.liveness import Liveness
 
+_MAX_REASONS = 3
+"""Number of models for which readiness states why they are not served."""
+
 
 class Live(BaseModel):
     """Whether the process works, or what has failed and why; if it does not, it should be restarted."""
@@ -64,4 +67,7 @@ def _unready_reason(
         return "The server is shutting down."
     if not repository.loaded:
         return "Models are still loading."
-    return None if any(models.values()) else "No model is being served."
+    if any(models.values()):
+        return None
+    reasons = list(repository.unavailable_models().values())[:_MAX_REASONS]
+    return " ".join(["No model is being served.", *reasons])

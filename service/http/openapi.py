@@ -25,6 +25,7 @@ _ERRORS = {
     "device is out of memory, not responding or failed; or the model is not being served",
     "504": "The request's deadline passed",
 }
+_FORM_OPTIONS = "A form may also have the other fields of the JSON body, each as a field of its own."
 _BINARY = {"type": "string", "format": "binary"}
 _REQUEST_OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "timeout_ms": (
@@ -128,11 +129,13 @@ def _replace_fastapi_errors(document: dict[str, Any], schemas: dict[str, Any]) -
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     for path, item in document["paths"].items():
-        for operation in item.values():
-            if operation["responses"].pop("422", None):
-                operation["responses"]["404"] = _error_response(_ERRORS["404"])
-            if path.startswith("/v1/models/{"):
-                operation["responses"]["503"] = _error_response("The model is not being served")
+        for method, operation in item.items():
+            responses = operation["responses"]
+            if "HTTPValidationError" in str(responses.get("422")):
+                del responses["422"]
+                responses["404"] = _error_response(_ERRORS["404"])
+            if path.startswith("/v1/models/{") and method == "get":
+                responses["503"] = _error_response("The model is not being served")
 
 
 def _operation(model: Model, schemas: dict[str, Any]) -> dict[str, Any]:
@@ -151,7 +154,11 @@ def _operation(model: Model, schemas: dict[str, Any]) -> dict[str, Any]:
         "summary": manifest.title,
         "operationId": f"predict_{manifest.name}",
         "parameters": [*_header_parameters(), *_option_parameters(model)],
-        "requestBody": {"required": True, "content": _body_content(model, request)},
+        "requestBody": {
+            "required": True,
+            "description": _FORM_OPTIONS if task.upload else "",
+            "content": _body_content(model, request),
+        },
         "responses": {"200": _answer_response(model, answer)} | errors,
     }
 
@@ -176,18 +183,20 @@ def _answer_to_one_or_several(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 def _body_content(model: Model, request: dict[str, str]) -> dict[str, Any]:
-    content: dict[str, Any] = {"application/json": {"schema": request, "example": dict(model.example)}}
-    if upload := model.task.upload:
-        content["multipart/form-data"] = {
-            "schema": {
-                "type": "object",
-                "required": [upload.field],
-                "properties": {upload.field: _one_or_several(_BINARY) if upload.several else _BINARY}
-                | _option_schemas(model.task),
-            }
-        }
-        content |= {media_type: {"schema": _BINARY} for media_type in upload.media_types}
-    return content
+    """Return the bodies that the model takes. The documentation page shows the first one.
+
+    For images that is the form: it has a button that selects a file, and in JSON an image is thousands of characters.
+    """
+    as_json: dict[str, Any] = {"application/json": {"schema": request, "example": dict(model.example)}}
+    upload = model.task.upload
+    if upload is None:
+        return as_json
+    # Without options: Swagger UI sends a value that it makes up for each field of a form, such as a deadline of 1 ms.
+    file = _one_or_several(_BINARY) if upload.several else _BINARY
+    schema = {"type": "object", "required": [upload.field], "properties": {upload.field: file}}
+    as_form: dict[str, Any] = {"multipart/form-data": {"schema": schema}}
+    as_file = {media_type: {"schema": _BINARY} for media_type in upload.media_types}
+    return as_form | as_json | as_file if model.task.decodes_files else as_json | as_form | as_file
 
 
 def _option_parameters(model: Model) -> list[dict[str, Any]]:

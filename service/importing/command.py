@@ -48,6 +48,8 @@ def import_model(arguments: Sequence[str]) -> int:
     for note in notes:
         print(note)
     print(f"Imported: {folder}")
+    models = shlex.quote(str(folder.parents[1]))
+    print(f"To serve it and get an example request: python -m service --models {models} --only {folder.parent.name}")
     return 0
 
 

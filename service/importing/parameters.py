@@ -22,6 +22,11 @@ _NAMES = ("labels", "names", "columns")
 _SIZES = ("size", "width", "height", "tile", "scale")
 _ATTRIBUTE = re.compile(r"^        (\w+): (.*(?:\n            .*)*)", re.MULTILINE)
 
+_ACTIVATION_MAP = "activation_map"
+_READ_FROM_GRAPH = ("width", "height", "size", "tile", "scale")
+_NOUNS = {"bool_parsing": "true or false", "int_parsing": "a whole number", "float_parsing": "a number"}
+"""What a value must be, by the type of pydantic's error."""
+
 
 def add_field_options(parser: argparse.ArgumentParser, task_class: type[Task]) -> None:
     """Add a flag for each field of a task, described as in its docstring."""
@@ -33,7 +38,7 @@ def add_field_options(parser: argparse.ArgumentParser, task_class: type[Task]) -
             _flag(item.name),
             dest=f"field_{item.name}",
             metavar=_metavar(item, task_class),
-            help=f"{text} ({_default(item)})".replace("%", "%%"),
+            help=f"{text} ({_describe_default(item)})".replace("%", "%%"),
         )
 
 
@@ -46,6 +51,15 @@ def _metavar(item: "Field[Any]", task_class: type[Task]) -> str:
     if item.name in task_class.files:
         return "FILE"
     return "VALUE" if hint in (str, int, float, bool) or not _is_structured(hint) else "FILE|LIST"
+
+
+def _describe_default(item: "Field[Any]") -> str:
+    """Say what a parameter is without its flag; see `infer_parameters` for those that the graph decides on."""
+    if item.name == "heatmaps":
+        return f"default: whether the graph has an output {_ACTIVATION_MAP}"
+    if item.name == "short_text_temperatures":
+        return "default: none"
+    return f"{_default(item)}, unless the graph states it" if item.name in _READ_FROM_GRAPH else _default(item)
 
 
 def _default(item: "Field[Any]") -> str:
@@ -179,6 +193,8 @@ def _require_fields(task_class: type[Task], given: Mapping[str, Any], files: Map
 def _describe_invalid(error: ErrorDetails) -> str:
     location = ".".join(map(str, error["loc"]))
     message = error["msg"].removeprefix("Value error, ").rstrip(".")
+    if error["type"] in _NOUNS:
+        message = f"must be {_NOUNS[error['type']]}, not {error['input']!r:.80}"
     if error["type"] == "unexpected_keyword_argument" or error["type"] == "extra_forbidden":
         return f"The task has no parameter '{location}'."
     return f"The parameters do not fit the task: {location + ': ' if location else ''}{message}."
@@ -194,7 +210,7 @@ def infer_parameters(
     names = {item.name for item in fields(task_class)}
     inferred: dict[str, Any] = {}
     if "heatmaps" in names:
-        inferred["heatmaps"] = any(tensor.name == "activation_map" for tensor in outputs)
+        inferred["heatmaps"] = any(tensor.name == _ACTIVATION_MAP for tensor in outputs)
     if "short_text_temperatures" in names:  # The default was fitted for a shipped model, not for this graph.
         inferred["short_text_temperatures"] = ()
     if "word_pieces" in names:  # With these, no text is called foreign: nobody knows the words of the training texts.

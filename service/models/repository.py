@@ -36,11 +36,13 @@ from service.models.model import Choice, Entry, Fingerprint, LoadState, Model
 from service.models.selection import Rule
 from service.models.verification import GoldenRun, verify
 from service.models.warmup import measure_memory, rerun_example
-from tasks.contract import Task, TensorSpec, count_samples
+from tasks.contract import Problem, Task, TensorSpec, count_samples
 from tasks.goldens import parse_goldens
 from tasks.manifest import CARD, GOLDENS, MODEL, BrokenModel, Manifest, UnreadableModel, read_files, read_manifest
 
 _LOG = logging.getLogger(__name__)
+_MAX_REASONS = 10
+"""Number of versions for which an error states why they are not served."""
 
 _GraphKey = tuple[str, tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 """The SHA-256 of a graph's file, and the inputs and outputs it is opened with."""
@@ -185,7 +187,7 @@ class Repository:
         """Replace the versions of a model, or remove it if there are none; retire what is no longer in memory."""
         with self._lock:
             before = self._entries.get(name, ())
-            default = selection.default_model(entries, self._rule(name))
+            default, default_before = selection.default_model(entries, self._rule(name)), self._defaults.get(name)
             if entries:
                 self._entries[name] = tuple(entries)
             else:
@@ -194,10 +196,17 @@ class Repository:
                 self._defaults[name] = default
             else:
                 self._defaults.pop(name, None)
+            if self.loaded and entries and default is not default_before:
+                self._log_default(name, default)
         kept = {id(entry.loaded) for entry in entries}
         for entry in before:
             if entry.loaded is not None and id(entry.loaded) not in kept:
                 entry.loaded.leases.retire()
+
+    @staticmethod
+    def _log_default(name: str, default: Model | None) -> None:
+        version = default.manifest.version if default else None
+        _LOG.info("default version changed", extra={"fields": {"model": name, "version": version}})
 
     def _replace_entries(self, *entries: Entry) -> None:
         """Replace the entries of the same versions of one model, in one step."""
@@ -509,7 +518,11 @@ class Repository:
             model = self.default_of(name)
             if model is not None:
                 return model
-            raise ModelUnavailable(self._why_unavailable(name, entries), retry_after_s=None if self.loaded else 1)
+            raise ModelUnavailable(
+                self._why_unavailable(name, entries),
+                details=_reasons(entries) if len(entries) > 1 else (),
+                retry_after_s=None if self.loaded else 1,
+            )
         entry = next((entry for entry in entries if entry.version == version), None)
         if entry is None:
             raise self._unknown_version(name, version)
@@ -529,6 +542,11 @@ class Repository:
             return f"{name} is not served: the setting --pin selects version {rule.pinned}, which is not there."
         preferred = preferred or entries[0]
         return f"{name}/{preferred.version} is not served: {preferred.reason}"
+
+    def unavailable_models(self) -> dict[str, str]:
+        """Return, for each model of which no version is served, the reason in a sentence."""
+        models = list(self._entries.items())  # A copy: the loader may add a model during iteration.
+        return {name: self._why_unavailable(name, entries) for name, entries in models if not self.default_of(name)}
 
     def _unknown_version(self, name: str, version: str) -> ModelNotFound:
         versions = ", ".join(entry.version for entry in self._entries.get(name, ())) or "none"
@@ -566,6 +584,13 @@ class Repository:
     def default_models(self) -> Iterator[Model]:
         """Return, for each model that is served, the version that answers requests which name none."""
         return iter(list(self._defaults.values()))
+
+
+def _reasons(entries: Sequence[Entry]) -> tuple[Problem, ...]:
+    """Return why versions are not served, for the newest ones."""
+    return tuple(
+        Problem(f"versions.{entry.version}", entry.state.value, entry.reason or "") for entry in entries[:_MAX_REASONS]
+    )
 
 
 def _fingerprint(folder: Path) -> Fingerprint:

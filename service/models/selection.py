@@ -57,7 +57,7 @@ def replace_unneeded(entries: Sequence[Entry], rule: Rule) -> tuple[Entry, ...]:
     """Return the entries, with those marked as replaced that are not to be served beside the ones that are.
 
     A shadow version, and a version newer than all that are served, is not affected, unless a version is pinned or
-    promoted.
+    promoted. A version that failed keeps its reason.
     """
     needed, served = set(), 0
     for entry in in_order_of_preference(entries, rule):
@@ -65,7 +65,10 @@ def replace_unneeded(entries: Sequence[Entry], rule: Rule) -> tuple[Entry, ...]:
             needed.add(entry.version)
         served += entry.model is not None
     return tuple(
-        entry if entry.version in needed else _replaced(entry, explain(entry, entries, rule)) for entry in entries
+        entry
+        if entry.version in needed or entry.state is LoadState.FAILED
+        else _replaced(entry, explain(entry, entries, rule))
+        for entry in entries
     )
 
 

@@ -17,7 +17,7 @@ def program(models: Path, *flags: str, module: str = "service") -> Iterator[tupl
     """Start the program and wait until its models are loaded. Yields the process, its address and its greeting."""
     with started(models, *flags, module=module) as process:
         first_line, port = read_greeting(process)
-        count = re.match(r"Sevenfold serves (\d+) models at", first_line)
+        count = re.match(r"Sevenfold serves (\d+) models? at", first_line)
         assert count
         assert process.stdout is not None
         greeting = first_line + "".join(process.stdout.readline() for _ in range(1 + 3 * int(count[1])))

@@ -73,6 +73,15 @@ def test_the_printed_example_commands_work(tiny_models: Path) -> None:
     assert json.loads(answer.stdout)["predictions"][0]["label"] == "yes"
 
 
+def test_the_first_line_counts_and_a_model_that_is_not_served_is_listed_with_the_reason(tiny_models: Path) -> None:
+    with program(tiny_models, "--pin", "colours=9") as (process, _, greeting):
+        assert process.stdout is not None
+        reason = process.stdout.readline()
+
+    assert greeting.startswith("Sevenfold serves 1 model at")
+    assert reason == "  # colours is not served: the setting --pin selects version 9, which is not there.\n"
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_printed_command_for_a_text_model_without_an_example_file_works(tmp_path: Path) -> None:
     publish(tmp_path, "films", *tiny("sentiment"))

@@ -1,6 +1,10 @@
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +21,7 @@ from training.publishing.publish import replay
 from training.registry import learner_names, load_recipe, recipe_names
 from training.reporting import run_folder
 
+ROOT = Path(__file__).parents[2]
 IMAGES = (
     *("--backbone", "resnet18", "--weights", "none", "--size", "32", "--epochs", "3"),
     *("--batch-size", "8", "--device", "cpu", "--precision", "fp32", "--rate", "0.003"),
@@ -43,6 +48,20 @@ def test_help_lists_recipes_with_their_results_and_tasks_with_their_data(capsys)
     assert status == 0
     assert re.search(r"clothing .*\n +expect accuracy 0\.9", out)
     assert re.search(r"tabular .*\n +--data: a CSV or Parquet file", out)
+
+
+@pytest.mark.parametrize("words", [["training", "--help"], ["service", "import", "--task", "tabular", "--help"]])
+def test_help_that_nobody_reads_is_no_traceback(words):
+    reader, writer = os.pipe()
+    os.close(reader)  # As by `| head`.
+
+    ended = subprocess.run(
+        [sys.executable, "-m", *words], cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writer)
+
+    assert ended.returncode in (0, 1)  # argparse ignores errors of writing help.
+    assert ended.stderr == ""
 
 
 @pytest.mark.parametrize("name", ["clothing", "adult", "classification", "tabular"])

@@ -235,6 +235,45 @@ def test_a_pinned_version_that_is_not_there_is_reported_and_not_replaced_by_anot
     assert answering_version(server) == "2"
 
 
+def test_a_pinned_version_that_is_not_there_is_named_in_the_log_the_list_and_the_readiness(
+    tmp_path: Path, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish_credit(tmp_path, 1, 3)
+
+    server = start(models=tmp_path, rescan_seconds=0, pin={"credit": 2})
+
+    expected = {"setting": "pin", "model": "credit", "version": "2", "available": ["3", "1"]}
+    (model,) = server.client.get("/v1/models").json()["models"]
+    assert expected in [getattr(record, "fields", None) for record in caplog.records]
+    assert {version["reason"] for version in model["versions"]} == {
+        "The setting --pin selects version 2, which is not there."
+    }
+    assert "--pin selects version 2, which is not there" in server.client.get("/health/ready").json()["reason"]
+
+
+def test_a_token_without_permission_to_use_it_is_a_warning(
+    tmp_path: Path, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish_credit(tmp_path, 1)
+
+    start(models=tmp_path, admin_token="secret")  # noqa: S106 -- of this test
+
+    assert "no effect without --admin" in caplog.text
+
+
+@pytest.mark.parametrize("token", ["", "secret"])
+def test_the_document_lists_the_errors_of_a_change_and_the_token(tmp_path: Path, start: Start, token: str) -> None:
+    publish_credit(tmp_path, 1)
+    server = start(models=tmp_path, admin=True, admin_token=token)
+
+    document = server.client.get("/openapi.json").json()
+
+    operation = document["paths"]["/v1/models/{name}/versions/{version}/{action}"]["post"]
+    assert list(operation["responses"]) == ["200", "401", "403", "404", "409", "422"]
+    assert ("security" in operation) == bool(token)
+    assert "ErrorResponse" in str(operation["responses"]["422"])
+
+
 def test_only_the_named_models_are_served(tmp_path: Path, start: Start) -> None:
     publish_credit(tmp_path, 1)
     publish(tmp_path, "other", CREDIT, credit_graph())
@@ -295,8 +334,59 @@ def test_the_token_is_accepted(tmp_path: Path, start: Start) -> None:
 
 
 def test_the_action_must_be_known(two_versions: Running) -> None:
-    assert act(two_versions, "delete", 1).status_code == 422
-    assert two_versions.client.get("/v1/models/credit/versions/1/load").status_code == 405
+    response = act(two_versions, "rollback", 1)
+
+    assert response.status_code == 422
+    assert message_of(response) == "action: Input should be 'load', 'unload' or 'promote', not 'rollback'."
+    assert [detail["where"] for detail in response.json()["error"]["details"]] == ["action"]
+
+
+def test_another_method_is_refused_with_the_one_to_use(two_versions: Running) -> None:
+    response = two_versions.client.get("/v1/models/credit/versions/1/load")
+
+    assert response.status_code == 405
+    assert response.headers["allow"] == "OPTIONS, POST"
+    assert message_of(response).endswith("/load; use POST.")
+
+
+def test_the_reason_of_a_version_that_cannot_be_loaded_outlives_rescans(tmp_path: Path, two_versions: Running) -> None:
+    act(two_versions, "unload", 2)
+    (tmp_path / "credit" / "2" / "model.onnx").write_bytes(b"not a graph")
+
+    refused = act(two_versions, "promote", 2)
+    rescan(two_versions)
+
+    newest = two_versions.client.get("/v1/models/credit").json()["versions"][0]
+    assert refused.status_code == 422
+    assert "its checksum differs" in newest["reason"]
+
+
+def test_if_no_version_is_served_the_reason_of_each_is_stated(two_versions: Running) -> None:
+    act(two_versions, "unload", 2)
+    act(two_versions, "unload", 1)
+
+    error = two_versions.client.get("/v1/models/credit").json()["error"]
+    ready = two_versions.client.get("/health/ready").json()
+
+    assert [detail["where"] for detail in error["details"]] == ["versions.2", "versions.1"]
+    assert all("unloaded by an operator" in detail["message"] for detail in error["details"])
+    assert "credit/2 is not served: It was unloaded by an operator." in ready["reason"]
+
+
+def test_changes_of_versions_are_logged_with_the_new_default(
+    tmp_path: Path, two_versions: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        act(two_versions, "promote", 1)
+        shutil.rmtree(tmp_path / "credit" / "1")
+        rescan(two_versions)
+
+    logged = [(record.message, record.fields) for record in caplog.records if hasattr(record, "fields")]
+    operator = {"model": "credit", "version": "1", "action": "promote", "default": "1"}
+    defaults = [fields["version"] for message, fields in logged if message == "default version changed"]
+    assert ("version changed by an operator", operator) in logged
+    assert defaults[0] == "1"
+    assert defaults[-1] == "2"
 
 
 # With shadow traffic

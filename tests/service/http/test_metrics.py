@@ -34,6 +34,7 @@ def test_metrics_count_the_requests_that_were_sent(start: Start) -> None:
     assert float(samples['sevenfold_requests_in_flight{model="credit",version="1"}']) == 0
     assert float(samples['sevenfold_model_ready{model="credit",version="1"}']) == 1
     assert "made-up-name" not in text
+    assert "_created" not in text
 
 
 def series_of(text: str) -> list[tuple[str, frozenset[tuple[str, str]]]]:

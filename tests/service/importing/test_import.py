@@ -94,6 +94,7 @@ def test_a_classifier_gets_the_normalisation_and_the_soft_max_that_its_graph_lac
 
     assert (status, err) == (0, "")
     assert f"Imported: {tmp_path / 'models' / 'own' / '1'}" in out
+    assert f"python -m service --models {tmp_path / 'models'} --only own" in out
     assert "is taken as" in out
     answer = predict(start, tmp_path / "models", {"image": photo(), "top_k": 3})
     scores = FACTOR * (np.array(COLOUR) / 255 - MEAN) / STD
@@ -402,6 +403,8 @@ REFUSED: dict[str, tuple[Callable[[], ModelProto | bytes], tuple[str, ...], str]
     ),
     "mean": (classifier, (*CLASSIFICATION, "--mean", "0.5"), "--mean and --std belong together"),
     "fit": (classifier, (*CLASSIFICATION, "--fit", "strech"), "fit: Input should be 'squash', 'pad' or 'crop'"),
+    "switch": (classifier, (*CLASSIFICATION, "--heatmaps", "maybe"), "heatmaps: must be true or false, not 'maybe'"),
+    "number": (classifier, (*CLASSIFICATION, "--size", "big"), "size: must be a whole number, not 'big'"),
     "name": (classifier, (*CLASSIFICATION, "--name", "My Model"), "lower-case letters"),
     "no such file": (classifier, ("--task", "classification", "--labels", "gone.txt"), "gone.txt cannot be used"),
     "a folder": (classifier, (*CLASSIFICATION, "--parameters", "/"), "it is a folder, not a file"),
@@ -488,3 +491,12 @@ def test_help_lists_the_parameters_of_a_task(flags: list[str], capsys: pytest.Ca
     out = capsys.readouterr().out
     assert ended.value.code == 0
     assert ("--colours" in out) == (len(flags) > 1)
+
+
+def test_help_states_what_the_graph_decides_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["import", "--task", "classification", "--help"])
+
+    out = " ".join(capsys.readouterr().out.split())
+    assert "(default: whether the graph has an output activation_map)" in out
+    assert "(default: 224, unless the graph states it)" in out
