@@ -192,6 +192,7 @@ def serve(
     app = wrap(create_app(service))
     config = make_config(
         CloseConnectionMiddleware(app, lambda: service.draining or service.liveness.is_fatal),
+        head_timeout_s=settings.timeout_ms / 1000,
         timeout_graceful_shutdown=round(settings.grace_seconds),
     )
     watchdog = Watchdog(settings.hang_seconds)

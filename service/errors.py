@@ -96,6 +96,12 @@ class HeadTooLarge(ServiceError):
     status, code = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large"
 
 
+class HeadTimeout(ServiceError):
+    """The client did not send the request's headers in time; the connection is closed."""
+
+    status, code = HTTPStatus.REQUEST_TIMEOUT, "head_timeout"
+
+
 class NotFound(ServiceError):
     """No resource has this path."""
 

@@ -96,7 +96,7 @@ class Service:
         # Files that take long to decode are stopped by their budget; the device does not hang because of them.
         self._decoders = self._worker_pool("decoder", processes, hang_timeout_s=0.0)
         self._slow_decoders = self._worker_pool("slow-decoder", slow, hang_timeout_s=0.0)
-        self._workers = self._worker_pool("worker", workers)
+        self._workers = self._worker_pool("worker", workers, hang_timeout_s=0.0)
         # Its one thread is given two jobs at a time; otherwise it would be idle until the event loop hands it the next.
         self._interpreter = self._worker_pool("interpreter", 2, threads=1)
         self._device_pools: dict[str, WorkerPool] = {}

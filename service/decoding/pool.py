@@ -66,7 +66,7 @@ class DecoderPool:
     size: int
     warm: int
     budgets: tuple[Budget, ...]
-    postprocess_s: float = 30.0
+    postprocess_s: float = 10.0
     on_killed: Callable[[str], None] = lambda reason: None
     _idle: "queue.LifoQueue[ForkedProcess | None]" = field(default_factory=queue.LifoQueue, init=False)
     """The process used last is used next, so that no more processes grow than run at a time."""

@@ -182,6 +182,15 @@ class Admission:
                 elapsed_s = _LATE_FACTOR * (deadline.limit - admitted_at) if is_late else now - admitted_at
                 self._update_correction(predicted_s, elapsed_s)
 
+    @contextmanager
+    def count_more(self, inputs: int) -> Iterator[None]:
+        """Count further inputs of a request as requests in flight, for the duration of the `with` block."""
+        self.in_flight += inputs
+        try:
+            yield
+        finally:
+            self.in_flight -= inputs
+
     def check(
         self, deadline: Deadline, service_s: float, min_service_s: float, *, prepare_wait_s: float = 0.0
     ) -> float:

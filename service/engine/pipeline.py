@@ -258,9 +258,10 @@ class Pipeline:
     ) -> PredictResult:
         """Answer each input of a request; the body lists the answers or errors in the order of the inputs."""
         state.is_unusual = True
-        outcomes = await asyncio.gather(
-            *(self._answer_item(predict_request, item, times, deadline, state) for item in several.items)
-        )
+        with self.admission.count_more(len(several.items) - 1):
+            outcomes = await asyncio.gather(
+                *(self._answer_item(predict_request, item, times, deadline, state) for item in several.items)
+            )
         results = [outcome for outcome in outcomes if isinstance(outcome, PredictResult)]
         bodies = [
             outcome.body if isinstance(outcome, PredictResult) else to_json({"error": outcome.as_fields()})
@@ -380,15 +381,17 @@ class Pipeline:
         result = await self._infer(samples, deadline, state)
         inferred_at = time.perf_counter()
         state.stage = "finish"
-        cost = self.postprocess_cost(request)
-        self._postprocess_s += (cost.predict_s(samples.work) - self._postprocess_s) / 10
         arguments = (result.outputs, samples, request, predict_request.render)
-        queue, threads = self._postprocess_queue, self._workers.threads
-        step = partial(postprocess, self.task, *arguments)
-        if self._isolated is not None and self._isolates_postprocessing(predict_request, prepared):
+        is_isolated = self._isolates_postprocessing(predict_request, prepared)
+        cost = self.postprocess_cost(request, is_isolated=is_isolated)
+        self._postprocess_s += (cost.predict_s(samples.work) - self._postprocess_s) / 10
+        if self._isolated is not None and is_isolated:
             queue, threads = self._isolated_postprocess_queue, self._context.workers.threads
             step = partial(self._isolated.postprocess, *arguments)
-        if cost.is_cheap(samples.work):
+        else:
+            queue, threads = self._postprocess_queue, self._workers.threads
+            step = partial(postprocess, self.task, *arguments)
+        if cost.is_cheap(samples.work) and not is_isolated:
             body = cost.measure(samples.work, step)
         else:
             work, predicted_s = partial(cost.measure, samples.work, step), cost.predict_s(samples.work)
@@ -516,9 +519,10 @@ class Pipeline:
 
     # Measured costs
 
-    def postprocess_cost(self, request: Request) -> StepCost:
-        """Return the cost of post-processing; it is measured for each combination of the request's switches."""
-        return self._cost("postprocess", *(getattr(request, name) for name in self._switch_fields))
+    def postprocess_cost(self, request: Request, *, is_isolated: bool = False) -> StepCost:
+        """Return the cost of post-processing, here or in a worker process, for the switches of the request."""
+        place = "isolated" if is_isolated else "interpreter"
+        return self._cost("postprocess", place, *(getattr(request, name) for name in self._switch_fields))
 
     def _cost(self, *key: Any) -> StepCost:
         cost = self._costs.get(key)

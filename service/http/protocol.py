@@ -27,7 +27,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from service.errors import HeadTooLarge, MalformedRequest, MethodNotAllowed, ServiceError
+from service.errors import HeadTimeout, HeadTooLarge, MalformedRequest, MethodNotAllowed, ServiceError
 from service.http.error_responses import error_content
 from service.process.logging import request_id_from_header
 
@@ -43,9 +43,13 @@ _FIRST_POLL_S, _MAX_POLL_S = 0.001, 0.25
 _UPGRADE_HEADERS = (b"upgrade", b"http2-settings")
 
 
-def make_config(app: ASGIApp, **options: Any) -> uvicorn.Config:
-    """Return the configuration of a server for this application. The service has its own logging."""
-    protocol: Any = partial(HttpProtocol, ParsingTurns())
+def make_config(app: ASGIApp, *, head_timeout_s: float = 30.0, **options: Any) -> uvicorn.Config:
+    """Return the configuration of a server for this application. The service has its own logging.
+
+    A client must send the head of its request within `head_timeout_s` seconds of connecting, or of the head's first
+    byte on a connection that was kept alive.
+    """
+    protocol: Any = partial(HttpProtocol, ParsingTurns(), head_timeout_s)
     return uvicorn.Config(
         app, http=protocol, ws="none", log_config=None, access_log=False, server_header=False, **options
     )
@@ -75,9 +79,11 @@ class ParsingTurns:
 class HttpProtocol(HttpToolsProtocol):
     """The protocol of one connection."""
 
-    def __init__(self, turns: ParsingTurns, *arguments: Any, **options: Any) -> None:
+    def __init__(self, turns: ParsingTurns, head_timeout_s: float, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._turns = turns
+        self._head_timeout_s = head_timeout_s
+        self._head_timer: asyncio.TimerHandle | None = None
         self.parser = _Parser(self)
         self._unanswered: deque[RequestResponseCycle] = deque()
         """The requests whose heads have been received and whose responses are not complete, oldest first."""
@@ -92,6 +98,23 @@ class HttpProtocol(HttpToolsProtocol):
         """Begin with the connection."""
         super().connection_made(transport)
         self.flow = _Flow(transport, lambda: bool(self._unparsed))
+        self._expect_head()
+
+    def _expect_head(self) -> None:
+        self._head_timer = self._head_timer or self.loop.call_later(self._head_timeout_s, self._on_head_timeout)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _on_head_timeout(self) -> None:
+        self._head_timer = None
+        if self._unparsed:  # What has arrived waits for others: that is not the client's fault.
+            self._expect_head()
+        elif not self.transport.is_closing() and self._refusal is None:
+            self._refusal = HeadTimeout(f"The request's headers did not arrive within {self._head_timeout_s:g} s.")
+            self.send_400_response("")
 
     # Receiving
 
@@ -147,6 +170,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Begin with a request."""
         super().on_message_begin()
         self._overhead_bytes = 0
+        self._expect_head()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Add a header."""
@@ -160,6 +184,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(MethodNotAllowed("CONNECT is not allowed: this server is no proxy.", allow=("GET", "POST")))
         if self.parser.should_upgrade():
             return
+        self._stop_head_timer()
         super().on_headers_complete()
         while self._unanswered and self._unanswered[0].response_complete:
             self._unanswered.popleft()
@@ -251,6 +276,7 @@ class HttpProtocol(HttpToolsProtocol):
             if not cycle.response_complete:
                 cycle.disconnected = True
                 cycle.message_event.set()
+        self._stop_head_timer()
         super().connection_lost(exc)
 
 

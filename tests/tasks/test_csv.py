@@ -71,7 +71,7 @@ def test_decimal_commas_are_read_with_a_notice_unless_commas_separate_the_column
         (b'age,job\n1,"a"b\n', "Line 2 of the table is not valid CSV"),
         ("age,job\n1,caf\xe9".encode("latin-1"), "The table is not UTF-8: see byte 13; save it as 'CSV UTF-8'."),
         ("age,job\n1,2".encode("utf-16"), "The table is not UTF-8: it is UTF-16; save it as UTF-8."),
-        (gzip.compress(b"age,job\n1,2"), "compressed by gzip; unpack it, or send it as the whole body with"),
+        (gzip.compress(b"age,job\n1,2", mtime=0), "compressed by gzip; unpack it, or send it as the whole body with"),
         (b"PK\x03\x04\xff", "it is a ZIP file, as .xlsx"),
         (b"age,job39,baker", "The table has a single line, of 3 cells. If curl sent it with -d or --data"),
         ("people.csv", "this is the name of a file and not its content; with curl, write -F 'rows=@people.csv'"),

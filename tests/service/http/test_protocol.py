@@ -14,6 +14,7 @@ from uvicorn.server import ServerState
 from service.http.protocol import HttpProtocol, ParsingTurns, make_config
 from tests.service.conftest import Running, Start
 from tests.service.http.conftest import URL, BlockableServer, StartBlocked, request_bytes
+from tests.virtual_clock import now, run_virtually
 from tests.waiting import wait_until
 
 LIVE = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -214,6 +215,7 @@ class Client(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.reads, self.answers = True, 0
+        self.written, self.is_closed = b"", False
 
     def pause_reading(self) -> None:
         self.reads = False
@@ -223,9 +225,13 @@ class Client(asyncio.Transport):
 
     def write(self, data: Any) -> None:
         self.answers += data.count(b"HTTP/1.1 200")
+        self.written += data
 
     def is_closing(self) -> bool:
-        return False
+        return self.is_closed
+
+    def close(self) -> None:
+        self.is_closed = True
 
 
 async def answer(scope: Any, receive: Any, send: Any) -> None:
@@ -238,7 +244,7 @@ def test_a_client_that_sends_faster_than_it_is_answered_has_to_wait() -> None:
 
     async def send_whenever_it_is_read() -> int:
         config.load()
-        protocol = HttpProtocol(ParsingTurns(), config=config, server_state=ServerState(), app_state={})
+        protocol = HttpProtocol(ParsingTurns(), 30.0, config=config, server_state=ServerState(), app_state={})
         protocol.connection_made(client)
         sent = most_waiting = 0
         for _ in range(1_000):
@@ -253,6 +259,47 @@ def test_a_client_that_sends_faster_than_it_is_answered_has_to_wait() -> None:
 
     assert client.answers > 180
     assert most_waiting <= 270
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /health/live HTTP/1.1\r\nHost: x\r\n"])
+def test_a_client_that_does_not_send_a_whole_head_in_time_is_disconnected(sent: bytes) -> None:
+    client = Client()
+
+    async def connect() -> float:
+        config = make_config(answer)
+        config.load()
+        protocol = HttpProtocol(ParsingTurns(), 30.0, config=config, server_state=ServerState(), app_state={})
+        protocol.connection_made(client)
+        if sent:
+            protocol.data_received(sent)
+        while not client.is_closed:
+            await asyncio.sleep(1.0)
+        return now()
+
+    assert 30.0 <= run_virtually(connect()) <= 31.0
+    assert client.written.endswith(b"}}")
+    assert b"408 " in client.written
+
+
+def test_a_request_that_takes_longer_than_its_head_may_is_answered() -> None:
+    client = Client()
+
+    async def answer_late(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(100)
+        await answer(scope, receive, send)
+
+    async def connect() -> None:
+        config = make_config(answer_late)
+        config.load()
+        protocol = HttpProtocol(ParsingTurns(), 30.0, config=config, server_state=ServerState(), app_state={})
+        protocol.connection_made(client)
+        protocol.data_received(LIVE)
+        await asyncio.sleep(101)
+        protocol.connection_lost(None)
+
+    run_virtually(connect())
+
+    assert client.answers == 1
 
 
 def test_header_and_path_below_the_limit_are_accepted(server: Running) -> None:
