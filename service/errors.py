@@ -8,7 +8,7 @@ The stages of a request, and the errors that each of them raises:
     │      │      │        └ MalformedBody 400, BodyTooLarge 413, InvalidRequest 422, Unreadable 422, TooLarge 413
     │      │      └ Overloaded 503, DeviceHung 503
     │      └ BodyTooLarge 413, UnsupportedMediaType 415, EmptyBody 400, Overloaded 503
-    └ MalformedRequest 400, HeadTooLarge 431,
+    └ MalformedRequest 400, HeadTooLarge 431, HeadTimeout 408,
       NotFound 404, ModelNotFound 404, MethodNotAllowed 405, NotAcceptable 406, ModelUnavailable 503, InvalidHeader 400
 
     requests of operators: Forbidden 403, Unauthorized 401, Conflict 409, ModelRejected 422
