@@ -45,6 +45,7 @@ ROOMS = {
         "registry",
         "session",
         "update_catalog",
+        "update_parameters",
         "train_all",
     ),
 }

@@ -5,35 +5,19 @@ service that has loaded it keeps using it.
 """
 
 import argparse
-import datetime
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from tasks._items import ItemTable
 from tasks.contract import InvalidInput
-from tasks.goldens import Golden, read_goldens, write_goldens
-from tasks.manifest import (
-    CARD,
-    GOLDENS,
-    MODEL,
-    BrokenModel,
-    Manifest,
-    entries_of,
-    read_manifest,
-    verify_files,
-    write_manifest,
-    write_task_files,
-)
+from tasks.goldens import read_goldens
+from tasks.manifest import GOLDENS, BrokenModel, Manifest, read_manifest, verify_files
 from tasks.recommendations import Recommendations
 from tasks.system_errors import describe_os_error, run_command_line
-from tasks.version_folder import write_version
 from training.core.errors import CannotTrain
-from training.core.provenance import code_version
 from training.learners.recommendations.interactions import read_items
-from training.publishing.export import onnx_runner
-from training.publishing.publish import replay
+from training.publishing.republish import last_version, republish
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -68,7 +52,7 @@ def update_items(model: Path, items: Path, column: str = "", *, withdraw: bool =
     Raises CannotTrain or BrokenModel if the model is not a recommender, the table cannot be read, or it would
     withdraw more than half of the items without `withdraw`.
     """
-    last = _last_version(model)
+    last = last_version(model)
     manifest = read_manifest(last)
     verify_files(last, manifest)
     old = manifest.load_task(last)
@@ -84,17 +68,15 @@ def update_items(model: Path, items: Path, column: str = "", *, withdraw: bool =
     task = Recommendations(old.known, old.scale, old.ordered, table, old.users, old.example_user, old.example_items)
     changes = _summarise_changes(old, task)
 
-    def write(folder: Path, version: str) -> None:
-        _write_version(folder, last, task, manifest.model_copy(update={"version": version}), changes)
+    requests = [golden.request for golden in read_goldens(last)]
+    try:
+        return republish(last, task, requests, lambda new: _card_section(last, new, changes)), changes
+    except InvalidInput as error:
+        raise CannotTrain(f"The table is not compatible with {last / GOLDENS}: {error}") from None
 
-    return write_version(model, write), changes
 
-
-def _last_version(model: Path) -> Path:
-    versions = [path for path in model.iterdir() if path.name.isdecimal()] if model.is_dir() else []
-    if not versions:
-        raise CannotTrain(f"{model} contains no model versions; expected a folder such as models/movielens.")
-    return max(versions, key=lambda path: int(path.name))
+def _card_section(last: Path, manifest: Manifest, changes: str) -> str:
+    return f"## Item table\n\nVersion {manifest.version} has a new item table, compared with {last.name}: {changes}"
 
 
 def merge_items(old: Recommendations, new: ItemTable) -> ItemTable:
@@ -132,30 +114,6 @@ def _summarise_changes(old: Recommendations, new: Recommendations) -> str:
         f"{titles:,} titles changed, {len(withdrawn):,} items withdrawn, {len(restored):,} restored, {added:,} added; "
         "items that the network does not know are not recommended until it is retrained."
     )
-
-
-def _write_version(folder: Path, last: Path, task: Recommendations, manifest: Manifest, changes: str) -> None:
-    """Copy the last version and replace what depends on the table; the manifest is written last, then verified."""
-    shutil.copytree(last, folder, dirs_exist_ok=True)
-    write_task_files(folder, task)
-    run = onnx_runner(folder / MODEL, task)
-    goldens = []
-    for golden in read_goldens(last):
-        try:
-            answer = task.answer(run, golden.request).plain()
-        except InvalidInput as error:
-            raise CannotTrain(f"The table is not compatible with {folder / GOLDENS}: {error}") from None
-        goldens.append(Golden(request=golden.request, answer=answer))
-    write_goldens(folder, goldens)
-    card = folder / CARD
-    if card.exists():
-        text = card.read_text(encoding="utf-8")
-        note = f"\n## Item table\n\nVersion {manifest.version} has a new item table, compared with {last.name}: "
-        card.write_text(text.rstrip("\n") + f"\n{note}{changes}\n", encoding="utf-8")
-    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    facts = {"created": created, "code": code_version(), "files": entries_of(folder)}
-    write_manifest(folder, manifest.model_copy(update=facts))
-    replay(folder)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Sentiment: tokenizing any text, and mapping evidence back to words of the request."""
 
+import itertools
 import json
 import math
 from dataclasses import replace
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 
 from tasks._characters import clean_text
 from tasks.contract import InvalidInput, InvalidOutput, Limits, build_task, parameters_of
-from tasks.sentiment import Sentiment, SentimentAnswer, find_words, split_tokens
+from tasks.sentiment import Sentiment, SentimentAnswer, find_words, interpolate_temperatures, split_tokens
 from tests.hostile_texts import HOSTILE_TEXTS
 from tests.model_folders import runner
 from tests.tiny.sentiment import GLAD, SAD, TASK, graph
@@ -211,7 +212,7 @@ def test_text_without_words_gets_a_notice() -> None:
 
 
 def test_short_texts_are_answered_less_confidently_than_long_ones() -> None:
-    tempered = replace(TASK, short_text_temperatures=((2, 4.0), (5, 2.0)))
+    tempered = replace(TASK, short_text_temperatures=((1, 4.0), (3, 2.0)))
     texts = ("good", "a good film", "a good film and a good story")
 
     before, after = ([predict(text, task) for text in texts] for task in (TASK, tempered))
@@ -221,6 +222,46 @@ def test_short_texts_are_answered_less_confidently_than_long_ones() -> None:
         [math.log(b.probability / (1 - b.probability)) / t for b, t in zip(before, (4, 2, 1), strict=True)], abs=0.01
     )
     assert after[0].words[0].weight == pytest.approx(before[0].words[0].weight / 4, abs=1e-4)
+
+
+@st.composite
+def temperatures(draw: st.DrawFn) -> tuple[tuple[int, float], ...]:
+    lengths = sorted(draw(st.sets(st.integers(1, 200), min_size=1, max_size=6)))
+    return tuple((length, draw(st.floats(1, 20))) for length in lengths)
+
+
+@given(temperatures())
+def test_one_more_token_changes_the_temperature_only_by_its_share_of_the_way_to_the_next_one(
+    points: tuple[tuple[int, float], ...],
+) -> None:
+    counts = np.arange(1, 1001)
+    lengths, values = zip(*points, strict=True)
+    found = interpolate_temperatures(points, counts)
+    steepest = max(
+        abs(b - a) / math.log(n / m) for (m, a), (n, b) in itertools.pairwise([*points, (2 * lengths[-1], 1.0)])
+    )
+
+    assert found[np.array(lengths) - 1] == pytest.approx(values)
+    assert (found >= 1).all()
+    assert (found[counts >= 2 * lengths[-1]] == 1).all()
+    assert (np.abs(np.diff(found)) <= steepest * np.diff(np.log(counts)) + 1e-9).all()
+
+
+def test_model_without_temperatures_answers_texts_of_18_tokens_as_when_it_was_published() -> None:
+    without_field = Sentiment(TASK.labels, TASK.tokenizer)
+
+    assert [without_field.temperature(tokens) for tokens in (18, 22, 1000)] == [1, 1, 1]
+    assert without_field.temperature(16) > 2
+
+
+@pytest.mark.parametrize(
+    "points", [((4, 2.0), (2, 3.0)), ((0, 2.0),), ((2, 2.0), (2, 1.5)), ((2, 0.5),), ((2, math.nan),)]
+)
+def test_temperatures_that_are_not_ascending_lengths_or_are_below_1_are_refused(
+    points: tuple[tuple[int, float], ...],
+) -> None:
+    with pytest.raises(ValueError, match="temperatures"):
+        replace(TASK, short_text_temperatures=points)
 
 
 def test_every_comma_of_a_text_may_be_sent_as_json() -> None:

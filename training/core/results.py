@@ -1,11 +1,14 @@
 """What training produces: metrics, tables, figures and histories. Values only; they are computed elsewhere."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from tasks.contract import Task
 from tasks.manifest import Metric
 
 Vectors = NDArray[np.floating]
@@ -49,6 +52,25 @@ class Evaluation:
     figures: tuple[Figure, ...] = ()
     failures: tuple[str, ...] = ()
     caveats: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Remeasured:
+    """A published task with parameters that were measured again, for its next version.
+
+    Attributes:
+        task: the task with the new parameters.
+        metrics: metrics of the manifest whose values have been measured again, by name.
+        notes: sentences for the card.
+        tables: for the card.
+        requests: golden requests to add.
+    """
+
+    task: Task
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
+    requests: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

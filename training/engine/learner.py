@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from tasks.contract import Arrays, Task
+from tasks.contract import Arrays, Run, Task
 from training.core.config import Settings
-from training.core.results import EmbeddingTable, Evaluation, Trained
+from training.core.errors import CannotTrain
+from training.core.results import EmbeddingTable, Evaluation, Remeasured, Trained
 from training.core.sources import SourceFetcher
 from training.engine.batches import SampleSet
 from training.engine.optim import ParamGroup
@@ -143,6 +144,14 @@ class Learner(Trainable):
         The bodies are real validation samples; the first is the clearest, since the documentation shows it. Called
         only if the data may be redistributed; otherwise the task's own `examples()` are used.
         """
+
+    def remeasure(self, task: Task, run: Run, goldens: Sequence[dict[str, Any]]) -> Remeasured:
+        """Measure again the parameters of a published task that its graph does not contain.
+
+        `run` runs the published graph, and `goldens` are the published golden requests. Raises CannotTrain if the
+        task has no such parameters.
+        """
+        raise CannotTrain("This task has no parameters that can be measured without training.")
 
     def embeddings(self, network: nn.Module) -> Sequence[EmbeddingTable]:
         """Return the trained embeddings of each category, user or item, for use elsewhere; empty where none exist."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tasks.contract import Arrays
-from tasks.sentiment import Sentiment
+from tasks.sentiment import Sentiment, interpolate_temperatures
 from tests.model_folders import runner
 from tests.tiny.sentiment import GLAD, SAD, TASK, graph
 from training.learners.sentiment import plots
@@ -22,7 +22,12 @@ from training.learners.sentiment.evaluate import (
     tabulate_mistakes,
     tabulate_words,
 )
-from training.learners.sentiment.short_texts import ShortTexts, measure_short_texts, tabulate_short_texts
+from training.learners.sentiment.short_texts import (
+    ShortTexts,
+    fit_temperatures,
+    measure_short_texts,
+    tabulate_short_texts,
+)
 from training.learners.sentiment.tfidf_baseline import Baseline, fit_tfidf
 
 RUN = runner(graph())
@@ -150,6 +155,21 @@ def test_short_texts_are_tempered_until_their_probability_is_how_often_they_are_
         assert row.tempered_confidence == pytest.approx(0.75, abs=1e-3)
         assert row.temperature == pytest.approx(np.log(99) / np.log(3), rel=1e-3)
     assert tabulate_short_texts(measured).rows[0][2:4] == ("0.750", "0.990")
+
+
+def test_temperatures_are_fitted_as_they_are_interpolated() -> None:
+    random = np.random.default_rng(0)
+    tokens = random.integers(1, 17, 20_000)
+    true = ((4, 6.0), (8, 3.0), (16, 2.0))
+    logits = random.normal(0, 3, (len(tokens), 2))
+    chances = 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))
+    targets = (random.random(len(tokens)) < chances).astype(np.int64)
+    too_sure = logits * interpolate_temperatures(true, tokens)[:, None]
+
+    fitted = fit_temperatures(too_sure, targets, tokens, (4, 8, 16), np.ones(len(tokens), bool))
+
+    assert [length for length, _ in fitted] == [4, 8, 16]
+    assert [value for _, value in fitted] == pytest.approx([6.0, 3.0, 2.0], rel=0.08)
 
 
 def test_what_short_texts_are_said_to_state_is_measured_on_other_texts_than_the_temperature_was_fitted_on() -> None:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tasks._text import encode_all, load_tokenizer, train_tokenizer
-from tasks.contract import Arrays, Task
+from tasks.contract import Arrays, Run, Task
 from tasks.manifest import Metric
 from tasks.sentiment import Sentiment
 from training.core.config import Settings, option
 from training.core.errors import CannotTrain
-from training.core.results import Evaluation, Table, Trained
+from training.core.results import Evaluation, Remeasured, Table, Trained
 from training.core.sources import SourceFetcher
 from training.data.hash_split import validation_split
 from training.engine.inference import collect_outputs
@@ -282,6 +282,21 @@ class SentimentLearner(Learner):
             short_text_temperatures=temperatures(self.short_texts),
             word_pieces=measure_word_pieces(self.task, texts),
         )
+
+    def remeasure(self, task: Task, run: Run, goldens: Sequence[dict[str, Any]]) -> Remeasured:
+        """Fit the temperatures of short texts and count word pieces, and measure whole texts with them."""
+        published, texts, targets = cast(Sentiment, task), self._valid_texts, self.held_out.targets.numpy()
+        untempered = replace(published, short_text_temperatures=())
+        measured = measure_short_texts(untempered, run, texts, targets, self._valid_half())
+        pieces = measure_word_pieces(published, texts)
+        new = replace(published, short_text_temperatures=temperatures(measured), word_pieces=pieces)
+        predicted = PredictedTexts(new.labels, texts, targets, predict_texts(new, run, texts))
+        metrics = classification.classification_scores(predicted.probabilities, targets)
+        notes = (
+            f"Words of one, two and more tokens in the {len(texts):,} validation texts: "
+            f"{pieces[0]:.1%}, {pieces[1]:.1%} and {pieces[2]:.1%}.",
+        )
+        return Remeasured(new, metrics, notes, (tabulate_short_texts(measured), tabulate_lengths(predicted)))
 
     def _fit_n_grams(self) -> NGrams:
         hashing = NGramHashing(self.sizes.vocabulary, self.options.ngram_bits)

@@ -2,9 +2,9 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import polars as pl
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tasks._tables import FIRST_KNOWN, Column
-from tasks.contract import Arrays
+from tasks.contract import Arrays, Run, Task
 from tasks.tabular import Tabular
 from training.core.config import Settings, option
 from training.core.errors import CannotTrain
-from training.core.results import EmbeddingTable, Figure, Table
+from training.core.results import EmbeddingTable, Figure, Remeasured, Table
 from training.core.sources import SourceFetcher
 from training.data.table_split import Split, Splitter
 from training.data.tables import ColumnKinds, RowSamples, infer_columns, read_table, request_values
@@ -166,6 +166,22 @@ class TabularBase(Learner):
         """Return the names of the columns that have missing values in the training rows."""
         return tuple(name for name, values in request_values(self.train_frame, columns).items() if None in values)
 
+    def remeasure(self, task: Task, run: Run, goldens: Sequence[dict[str, Any]]) -> Remeasured:
+        """Find the columns that had missing values in training; a golden request omits them."""
+        published = cast(Tabular, task)
+        values = request_values(self.train_frame, published.columns)
+        missing = {name: column.count(None) for name, column in values.items() if None in column}
+        rows = tuple((name, f"{count:,}", f"{count / len(self.samples):.1%}") for name, count in missing.items())
+        table = Table("Columns that may be omitted", ("column", "missing", "fraction"), rows, self._optional_note())
+        new = replace(published, optional=tuple(missing))
+        return Remeasured(new, tables=(table,), requests=_omit_missing(goldens, new.optional))
+
+    def _optional_note(self) -> str:
+        return (
+            f"These columns have missing values in the {len(self.samples):,} training rows. A row may omit them, which "
+            "counts as missing; all others must be sent."
+        )
+
     def data_summary(self) -> str:
         """Describe the rows, the target and the columns, with warnings from reading the table."""
         table = self.task.schema
@@ -256,6 +272,15 @@ class TabularBase(Learner):
 def _run(served: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
         return cast(Tensor, served(*(inputs[name] for name in INPUTS))[0])
+
+
+def _omit_missing(goldens: Sequence[dict[str, Any]], optional: Sequence[str]) -> tuple[dict[str, Any], ...]:
+    """Return a request with the first golden row that lacks the value of an optional column, which it omits."""
+    for row in (row for golden in goldens for row in golden["rows"]):
+        kept = {name: value for name, value in row.items() if value is not None or name not in optional}
+        if len(kept) < len(row):
+            return ({"rows": [kept]},)
+    return ()
 
 
 def read_target_table(data: Path, options: Options) -> tuple[Path, pl.DataFrame]:
