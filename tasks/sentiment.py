@@ -46,7 +46,7 @@ _WORD = re.compile(rf"[^\W_]+(?:['’][^\W_]+)*|[{_EMOJI}][{_EMOJI}\u200d\ufe0f]
 
 _MIN_CHARACTERS_PER_TOKEN = 0.75
 """A word of a script that the tokenizer did not learn has a token for each byte, two to four for each character."""
-DEFAULT_TEMPERATURES = ((2, 14.52), (4, 8.2), (8, 5.08), (16, 3.79), (18, 1.0))
+DEFAULT_TEMPERATURES = ((2, 13.3), (4, 6.22), (8, 4.41), (16, 3.33), (18, 1.0))
 """See `Sentiment.short_text_temperatures`."""
 FOREIGN_WORD_PIECES = (0.33, 0.31, 0.36)
 """The fractions of words of one, two and more tokens in another language than that of training: measured with the
@@ -141,7 +141,7 @@ class Sentiment(Task):
             that were not tempered: it ends there, and its other values are those of the model `imdb` 2.
         word_pieces: the fractions of the words of ordinary texts that are one token, two tokens, and more. A text
             whose words fall into more tokens gets a notice, since its language is probably not that of training.
-            The default was measured on the same reviews, 565,059 words.
+            The default was measured on the 2,398 validation reviews of the model `imdb`, 565,059 words.
     """
 
     labels: tuple[str, ...]

@@ -1,6 +1,7 @@
 """Regression on tables: reading and splitting, and from the command line to a published model."""
 
 import datetime
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -55,6 +56,24 @@ def test_only_columns_with_missing_values_in_training_may_be_omitted_in_requests
     learner = learner_of(written(sales()))
 
     assert learner.task.optional == ("area",)
+
+
+def test_columns_that_may_be_omitted_are_found_for_a_model_that_was_published_without_them(written):
+    learner = learner_of(written(sales()))
+    published = replace(learner.task, optional=())
+    row = {"day": "2021-01-01", "shop": "shop 1", "area": None, "part": "train"}
+    goldens = [{"rows": [row | {"area": 55.0}]}, {"rows": [row]}]
+
+    measured = learner.remeasure(published, _no_run, goldens)
+
+    (table,) = measured.tables
+    assert measured.task == learner.task
+    assert measured.requests == ({"rows": [{name: row[name] for name in ("day", "shop", "part")}]},)
+    assert [cells[0] for cells in table.rows] == ["area"]
+
+
+def _no_run(arrays):
+    raise AssertionError("The graph is not needed to look for missing values.")
 
 
 ARGUMENTS = (
