@@ -96,7 +96,7 @@ def _open_session(manifest: Manifest, fetcher: Fetcher) -> Session:
 def _card_section(last: Path, old: Manifest, new: Manifest, measured: Remeasured, note: str) -> str:
     """Return the section of the card on what this version changes."""
     before = {metric.name: metric.value for metric in old.metrics}
-    changed = [metric for metric in new.metrics if metric.value != before[metric.name]]
+    changed = [metric for metric in new.metrics if f"{metric.value:.4f}" != f"{before[metric.name]:.4f}"]
     context = {"last": last.name, "manifest": new, "measured": measured, "note": note}
     return render_template("update.md.jinja", {**context, "before": before, "changed": changed})
 
