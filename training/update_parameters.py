@@ -15,7 +15,7 @@ import torch
 from tasks.contract import InvalidInput
 from tasks.goldens import read_goldens
 from tasks.manifest import MODEL, BrokenModel, Manifest, read_manifest, verify_files
-from tasks.system_errors import describe_os_error
+from tasks.system_errors import describe_os_error, run_command_line
 from training.core.errors import CannotTrain
 from training.core.recipe import select_preset
 from training.core.results import Remeasured
@@ -102,4 +102,4 @@ def _card_section(last: Path, old: Manifest, new: Manifest, measured: Remeasured
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command_line(main, sys.argv[1:]))
