@@ -12,7 +12,7 @@ from tests.faults.sample_requests import KnownModel
 
 KINDS: Mapping[str, Callable[[Mapping[str, KnownModel]], Iterator[HostileRequest]]] = {
     "images": lambda known: images(),
-    "JSON": json_bodies,
+    "json": json_bodies,
     "texts": lambda known: texts(),
     "forms": lambda known: forms(),
     "heads": heads,
