@@ -21,6 +21,7 @@ from tests.faults.scenario import ScenarioContext, wait_until_idle
 from tests.faults.server_process import ServerProcess
 
 _AT_ONCE = 16
+_CONCURRENCIES = (1, _AT_ONCE)
 _WAVE_INTERVAL_S = 0.5
 _MAX_ROW_S = 0.05
 _MAX_LAG_S = 0.005
@@ -96,7 +97,7 @@ class ServerEnded(Exception):
 def measure(kind: str, context: ScenarioContext) -> list[Row]:
     """Each hostile request of a kind, alone and sixteen at once."""
     requests = list(KINDS[kind](context.known))
-    remaining = [(request, at_once) for request in requests for at_once in (1, _AT_ONCE)]
+    remaining = [(request, at_once) for request in requests for at_once in _CONCURRENCIES]
     if context.short:
         remaining = [(request, 2) for request in requests[::_SAMPLE]]
     remaining.reverse()

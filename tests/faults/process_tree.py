@@ -1,43 +1,37 @@
 """What a process and all its descendants use of the machine, from /proc."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
 class TreeUsage:
-    """Totals of a tree of processes.
+    """What a tree of processes uses.
 
     Attributes:
         processes: how many there are.
-        cpu_s: processor time, including that of descendants which have ended and were waited for.
-        resident_mb: resident memory; pages that several share count for each.
-        private_mb: the memory that would be freed if all of them ended: shared pages count once (PSS).
+        root_mb: resident memory of the process at its root.
+        tree_mb: memory of all of them, in which a page that several share counts once (proportional set size).
     """
 
     processes: int
-    cpu_s: float
-    resident_mb: float
-    private_mb: float
+    root_mb: float
+    tree_mb: float
 
 
 def tree_usage(root: int) -> TreeUsage:
     """Return what the process with this id and its descendants use; those that end meanwhile are left out."""
-    usages = [usage for pid in _tree(root) if (usage := _usage(pid)) is not None]
-    return TreeUsage(
-        len(usages),
-        sum(usage.cpu_s for usage in usages),
-        sum(usage.resident_mb for usage in usages),
-        sum(usage.private_mb for usage in usages),
-    )
+    pids = _tree(root)
+    resident_kb, _ = _memory_kb(root)
+    return TreeUsage(len(pids), resident_kb * 1024 / 1e6, sum(_memory_kb(pid)[1] for pid in pids) * 1024 / 1e6)
 
 
 def tree_cpu_s(root: int) -> float:
-    """Return only the processor time, which is cheap to read."""
+    """Return the processor time of a process and its descendants, with that of those which have ended."""
     return sum(_cpu_s(fields) for pid in _tree(root) if (fields := _stat(pid)) is not None)
 
 
@@ -64,13 +58,11 @@ def _cpu_s(fields: list[str]) -> float:
     return sum(map(int, fields[11:15])) / _TICKS_PER_S  # utime, stime, cutime, cstime.
 
 
-def _usage(pid: int) -> TreeUsage | None:
-    fields = _stat(pid)
-    if fields is None:
-        return None
+def _memory_kb(pid: int) -> tuple[int, int]:
+    """Return resident memory and proportional set size; zeros for a process that has ended."""
     try:
         rollup = Path(f"/proc/{pid}/smaps_rollup").read_text("ascii")
     except (FileNotFoundError, ProcessLookupError):
-        return None
-    pss_kb = next((int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")), 0)
-    return TreeUsage(1, _cpu_s(fields), int(fields[21]) * _PAGE_BYTES / 1e6, pss_kb * 1024 / 1e6)
+        return 0, 0
+    sizes = {name: int(size) for name, size in re.findall(r"^(Rss|Pss):\s+(\d+)", rollup, re.MULTILINE)}
+    return sizes.get("Rss", 0), sizes.get("Pss", 0)
