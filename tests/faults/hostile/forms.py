@@ -3,9 +3,8 @@
 from collections.abc import Callable, Iterator
 
 from tests.faults.hostile.images import flat_png
-from tests.faults.hostile.request import HostileRequest, predict
+from tests.faults.hostile.request import BODY_BYTES, HostileRequest, predict
 
-_BODY = 9_500_000
 _BOUNDARY = "boundary"
 _START, _END = b"--boundary\r\n", b"\r\n--boundary--\r\n"
 _FILE = b'Content-Disposition: form-data; name="image"; filename="a.png"\r\nContent-Type: image/png\r\n\r\n'
@@ -18,7 +17,7 @@ def forms() -> Iterator[HostileRequest]:
     for name, content_type in _CONTENT_TYPES.items():
         yield predict(f"form: {name}", "clothing", content_type, lambda: _START + _FILE + flat_png(64) + _END)
     yield predict(
-        "form: a boundary of one letter in 9 MB of it", "clothing", "multipart/form-data; boundary=a", _short_boundary
+        "form: a boundary of one letter in 19 MB of it", "clothing", "multipart/form-data; boundary=a", _short_boundary
     )
 
 
@@ -35,41 +34,41 @@ def _image(content: bytes) -> bytes:
 
 
 _BODIES: dict[str, Callable[[], bytes]] = {
-    "130,000 parts": lambda: _form(_part(b"a") * (_BODY // 70)),
+    "280,000 parts": lambda: _form(_part(b"a") * (BODY_BYTES // 70)),
     "100 parts of 90 kB": lambda: _form(*(_part(b"a%d" % i, b"x" * 90_000) for i in range(100))),
     "1,000 pictures": lambda: _form(*[b"\r\n" + _START + _FILE + flat_png(64)] * 1_000),
-    "130,000 empty pictures": lambda: _form((b"\r\n" + _START + _FILE) * (_BODY // 110)),
-    "beginnings of its boundary": lambda: _image(b"\r\n--boundarX" * (_BODY // 13)),
-    "line breaks that begin a boundary": lambda: _image(b"\r" * _BODY),
-    "line breaks and hyphens": lambda: _image(b"\r\n--" * (_BODY // 4)),
-    "9 MB before its first part": lambda: b"x" * _BODY + b"\r\n" + _image(flat_png(64)),
-    "9 MB of line breaks before its first part": lambda: b"\r\n" * (_BODY // 2) + _image(flat_png(64)),
-    "9 MB after its last part": lambda: _image(flat_png(64)) + b"x" * _BODY + b"--",
-    "9 MB of line breaks after its last part": lambda: _image(flat_png(64)) + b"\r\n" * (_BODY // 2) + b"--",
-    "a header of 9 MB": lambda: _START + b"X: " + b"x" * _BODY + b"\r\n" + _FILE + _END,
-    "a name of a header of 9 MB": lambda: _START + b"X" * _BODY + b": x\r\n" + _FILE + _END,
-    "500,000 headers": lambda: _START + b"X: x\r\n" * (_BODY // 6) + _FILE + _END,
-    "a file name of 9 MB": lambda: _START + _FILE.replace(b"a.png", b"a" * _BODY) + _END,
-    "a field's name of 9 MB": lambda: _START + _FILE.replace(b"image", b"a" * _BODY, 1) + _END,
-    "a disposition of 9 MB of semicolons": lambda: (
-        _START + _FILE.replace(b"form-data;", b"form-data" + b";" * _BODY) + _END
+    "180,000 empty pictures": lambda: _form((b"\r\n" + _START + _FILE) * (BODY_BYTES // 110)),
+    "beginnings of its boundary": lambda: _image(b"\r\n--boundarX" * (BODY_BYTES // 13)),
+    "line breaks that begin a boundary": lambda: _image(b"\r" * BODY_BYTES),
+    "line breaks and hyphens": lambda: _image(b"\r\n--" * (BODY_BYTES // 4)),
+    "19 MB before its first part": lambda: b"x" * BODY_BYTES + b"\r\n" + _image(flat_png(64)),
+    "19 MB of line breaks before its first part": lambda: b"\r\n" * (BODY_BYTES // 2) + _image(flat_png(64)),
+    "19 MB after its last part": lambda: _image(flat_png(64)) + b"x" * BODY_BYTES + b"--",
+    "19 MB of line breaks after its last part": lambda: _image(flat_png(64)) + b"\r\n" * (BODY_BYTES // 2) + b"--",
+    "a header of 19 MB": lambda: _START + b"X: " + b"x" * BODY_BYTES + b"\r\n" + _FILE + _END,
+    "a name of a header of 19 MB": lambda: _START + b"X" * BODY_BYTES + b": x\r\n" + _FILE + _END,
+    "3 million headers": lambda: _START + b"X: x\r\n" * (BODY_BYTES // 6) + _FILE + _END,
+    "a file name of 19 MB": lambda: _START + _FILE.replace(b"a.png", b"a" * BODY_BYTES) + _END,
+    "a field's name of 19 MB": lambda: _START + _FILE.replace(b"image", b"a" * BODY_BYTES, 1) + _END,
+    "a disposition of 19 MB of semicolons": lambda: (
+        _START + _FILE.replace(b"form-data;", b"form-data" + b";" * BODY_BYTES) + _END
     ),
-    "a disposition of backslashes": lambda: _START + _FILE.replace(b"a.png", b"\\" * _BODY) + _END,
-    "an encoded file name of 9 MB": lambda: (
-        _START + _FILE.replace(b'filename="a.png"', b"filename*=UTF-8''" + b"%41" * (_BODY // 3)) + _END
+    "a disposition of backslashes": lambda: _START + _FILE.replace(b"a.png", b"\\" * BODY_BYTES) + _END,
+    "an encoded file name of 19 MB": lambda: (
+        _START + _FILE.replace(b'filename="a.png"', b"filename*=UTF-8''" + b"%41" * (BODY_BYTES // 3)) + _END
     ),
-    "500,000 continued file names": lambda: (
+    "400,000 continued file names": lambda: (
         _START + _FILE.replace(b'filename="a.png"', b"; ".join(b'filename*%d="a"' % i for i in range(400_000))) + _END
     ),
     "a form within a form": lambda: (
         _START + b"Content-Type: multipart/mixed; boundary=boundarx\r\n" + (b"--boundarx\r\n" * 700_000) + _END
     ),
     "a transfer encoding of base64": lambda: (
-        _START + b"Content-Transfer-Encoding: base64\r\n" + _FILE + b"A" * _BODY + _END
+        _START + b"Content-Transfer-Encoding: base64\r\n" + _FILE + b"A" * BODY_BYTES + _END
     ),
-    "no end": lambda: _START + _FILE + b"x" * _BODY,
+    "no end": lambda: _START + _FILE + b"x" * BODY_BYTES,
     "no parts": _END.lstrip,
-    "closing boundaries": lambda: _image(flat_png(64)) + b"--boundary--\r\n" * (_BODY // 14),
+    "closing boundaries": lambda: _image(flat_png(64)) + b"--boundary--\r\n" * (BODY_BYTES // 14),
     "an image in 100 fields of text": lambda: _form(*(_part(b"image", b"A" * 90_000) for _ in range(100))),
     "options without end": lambda: _form(*(_part(b"timeout_ms", b"9" * 90_000) for _ in range(100))),
 }
@@ -85,4 +84,4 @@ _CONTENT_TYPES: dict[str, str] = {
 
 
 def _short_boundary() -> bytes:
-    return b"--a\r\n" + _FILE + b"\r\n--b" * (_BODY // 5) + b"\r\n--a--"
+    return b"--a\r\n" + _FILE + b"\r\n--b" * (BODY_BYTES // 5) + b"\r\n--a--"

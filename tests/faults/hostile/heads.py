@@ -87,10 +87,10 @@ def _compressed(row: bytes) -> Iterator[HostileRequest]:
         "gzip of 1 GB of zeros": (b"gzip", lambda: bomb(1_000, gzip=True)),
         "gzip of 9 GB of spaces before a row": (b"gzip", lambda: bomb(9_000, byte=b" ", gzip=True)),
         "gzip of 400,000 empty members": (b"gzip", lambda: gzip.compress(b"") * 400_000 + gzip.compress(row)),
-        "gzip with a comment of 9 MB": (b"gzip", lambda: b"\x1f\x8b\x08\x10" + bytes(6) + b"c" * 9_000_000),
-        "gzip of 2 million empty blocks": (
+        "gzip with a comment of 19 MB": (b"gzip", lambda: b"\x1f\x8b\x08\x10" + bytes(6) + b"c" * 19_000_000),
+        "gzip of 4 million empty blocks": (
             b"gzip",
-            lambda: b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + b"\0\0\0\xff\xff" * 1_900_000,
+            lambda: b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + b"\0\0\0\xff\xff" * 3_800_000,
         ),
         "gzip within gzip within gzip": (
             b"gzip, gzip, gzip",
@@ -101,7 +101,7 @@ def _compressed(row: bytes) -> Iterator[HostileRequest]:
         "gzip that is none": (b"gzip", lambda: b"x" * 9_000_000),
         "deflate of 1 GB of zeros": (b"deflate", lambda: bomb(1_000)),
         "an encoding that nobody knows": (b"x-" + b"e" * 50_000, lambda: row),
-        "brotli": (b"br", lambda: bytes(9_000_000)),
+        "brotli": (b"br", lambda: bytes(19_000_000)),
     }
     for name, (encoding, make) in bodies.items():
 
@@ -143,7 +143,7 @@ def _senders(row: bytes) -> Iterator[HostileRequest]:
     chunked = upload + b"Transfer-Encoding: chunked\r\n\r\n"
     table = chunked.replace(b"clothing", b"adult").replace(b"image/png", b"application/json")
     yield HostileRequest(
-        "sent: 1.5 million chunks of one byte", lambda: chunked + b"1\r\na\r\n" * 1_500_000 + b"0\r\n\r\n"
+        "sent: 3 million chunks of one byte", lambda: chunked + b"1\r\na\r\n" * 3_000_000 + b"0\r\n\r\n"
     )
     yield HostileRequest(
         "sent: 300,000 chunks of one byte of JSON", lambda: table + b"1\r\n \r\n" * 300_000 + b"0\r\n\r\n"
@@ -174,5 +174,5 @@ def _senders(row: bytes) -> Iterator[HostileRequest]:
         "sent: an upload that is longer than it says", lambda: _post(row) + b"x" * 1_000_000, may_close=True
     )
     yield may_close(HostileRequest("sent: 9 MB that are no HTTP", lambda: b"\xff" * 9_000_000))
-    yield may_close(HostileRequest("sent: 9 MB of line breaks", lambda: b"\r\n" * 4_500_000))
+    yield may_close(HostileRequest("sent: 9 MB of line breaks", lambda: b"\r\n" * 4_500_000, hang_up=HangUp(None, 1.0)))
     yield may_close(HostileRequest("sent: TLS", lambda: b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500)))

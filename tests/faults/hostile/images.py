@@ -13,20 +13,26 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from PIL import Image, features
 
 from tests.faults.hostile.bombs import bomb
-from tests.faults.hostile.request import HostileRequest, predict
+from tests.faults.hostile.request import BODY_BYTES, HostileRequest, predict
 
 _MANY_PIXELS = 7_000
 """The side of a square that has 49 million pixels."""
-_BODY = 9_500_000
-"""The size in bytes of files that are as large as the server accepts, since their cost grows with it."""
 
 
 def images() -> Iterator[HostileRequest]:
     """Yield the requests with images."""
-    for name, media_type, make, refused in (*_jpegs(), *_pngs(), *_bitmaps(), *_webps(), *_other_formats()):
+    for name, media_type, make, refused in (
+        *_jpegs(),
+        *_pngs(),
+        *_bitmaps(),
+        *_webps(),
+        *_other_formats(),
+        *_within_the_limits(),
+    ):
         yield predict(name, "clothing", media_type, make, refused=refused)
     large: dict[str, Callable[[], bytes]] = {
         "to restore: a flat PNG of 49 MP": partial(flat_png, _MANY_PIXELS),
@@ -39,7 +45,7 @@ def images() -> Iterator[HostileRequest]:
         ("base64 in lines of one character", lambda content: b"\\n".join(_characters(content))),
         ("base64 that is wrong only at its end", lambda content: base64.b64encode(content) + b"?"),
         ("base64 of the wrong length", lambda content: base64.b64encode(content) + b"A"),
-        ("a data URI with megabytes of parameters", lambda _: b"data:" + b";a=b" * 1_800_000 + b",AAAA"),
+        ("a data URI with megabytes of parameters", lambda _: b"data:" + b";a=b" * 4_800_000 + b",AAAA"),
     ):
         yield predict(name, "clothing", "application/json", partial(_json_image, encode))
 
@@ -54,20 +60,30 @@ def _jpegs() -> Iterator[_File]:
     yield "progressive JPEG of 1,000 scans", kind, partial(progressive_jpeg, 1_000, 5_000), True
     yield "progressive JPEG of 64 scans, 25 MP", kind, partial(progressive_jpeg, 64, 5_000), False
     yield "progressive JPEG of 64 scans in three components", kind, partial(progressive_jpeg, 64, 4_000, 3), False
-    yield "JPEG of 9 MB of fill bytes", kind, lambda: b"\xff\xd8" + b"\xff" * _BODY, False
-    yield "JPEG of 9 MB of junk between its segments", kind, lambda: b"\xff\xd8\xff\xfe\0\2" + b"\0" * _BODY, False
+    yield "JPEG of 19 MB of fill bytes", kind, lambda: b"\xff\xd8" + b"\xff" * BODY_BYTES, False
+    yield (
+        "JPEG of 19 MB of junk between its segments",
+        kind,
+        lambda: b"\xff\xd8\xff\xfe\0\2" + b"\0" * BODY_BYTES,
+        False,
+    )
     comment = partial(_segment, 0xFE, b"")
-    yield "JPEG of 2 million empty comments", kind, lambda: b"\xff\xd8" + comment() * (_BODY // 4), False
+    yield "JPEG of 5 million empty comments", kind, lambda: b"\xff\xd8" + comment() * (BODY_BYTES // 4), False
     exif = partial(_segment, 0xE1, b"Exif\0\0a")
-    yield "JPEG whose EXIF comes in 800,000 segments", kind, lambda: b"\xff\xd8" + exif() * (_BODY // 11), False
+    yield (
+        "JPEG whose EXIF comes in 1.7 million segments",
+        kind,
+        lambda: b"\xff\xd8" + exif() * (BODY_BYTES // 11),
+        False,
+    )
     icc = partial(_segment, 0xE2, b"ICC_PROFILE\0\1\1")
-    yield "JPEG of 500,000 colour profiles", kind, lambda: b"\xff\xd8" + icc() * (_BODY // 18), False
+    yield "JPEG of a million colour profiles", kind, lambda: b"\xff\xd8" + icc() * (BODY_BYTES // 18), False
     photoshop = partial(_segment, 0xED, b"Photoshop 3.0\0" + b"8BIM\0\0\0\0\0\0\0\0" * 5_450)
-    yield "JPEG of 800,000 Photoshop blocks", kind, lambda: b"\xff\xd8" + photoshop() * 145, False
+    yield "JPEG of 1.6 million Photoshop blocks", kind, lambda: b"\xff\xd8" + photoshop() * 290, False
     frame = partial(_segment, 0xC0, struct.pack(">BHHB", 8, 64, 64, 1) + b"\1\x11\0" * 21_840)
-    yield "JPEG of 145 frames of 21,000 components", kind, lambda: b"\xff\xd8" + frame() * 145, False
+    yield "JPEG of 290 frames of 21,000 components", kind, lambda: b"\xff\xd8" + frame() * 290, False
     tables = partial(_segment, 0xDB, (b"\0" + b"\1" * 64) * 1_008)
-    yield "JPEG of 140,000 quantisation tables", kind, lambda: b"\xff\xd8" + tables() * 145, False
+    yield "JPEG of 290,000 quantisation tables", kind, lambda: b"\xff\xd8" + tables() * 290, False
     yield (
         "JPEG with 5,000 EXIF entries that share 60 kB",
         kind,
@@ -75,9 +91,9 @@ def _jpegs() -> Iterator[_File]:
         False,
     )
     yield "JPEG with an EXIF directory that contains itself", kind, lambda: _with_exif(_recursive_ifd()), False
-    yield "JPEG of 25 MP, truncated", kind, lambda: _encoded("JPEG", 5_000, quality=30)[:-200], False
-    yield "CMYK JPEG of 49 MP", kind, partial(_encoded, "JPEG", _MANY_PIXELS, mode="CMYK", quality=20), False
-    yield "JPEG of 65,500 × 750", kind, partial(_encoded, "JPEG", 65_500, 750, quality=20), False
+    yield "JPEG of 25 MP, truncated", kind, lambda: encoded("JPEG", 5_000, quality=30)[:-200], False
+    yield "CMYK JPEG of 49 MP", kind, partial(encoded, "JPEG", _MANY_PIXELS, mode="CMYK", quality=20), False
+    yield "JPEG of 65,500 × 750", kind, partial(encoded, "JPEG", 65_500, 750, quality=20), False
     yield "JPEG that says it has 65,535 × 65,535 pixels", kind, partial(progressive_jpeg, 1, 65_535), True
 
 
@@ -157,7 +173,7 @@ def _bitmaps() -> Iterator[_File]:
 
 def _webps() -> Iterator[_File]:
     kind = "image/webp"
-    yield "flat WebP of 49 MP", kind, partial(_encoded, "WEBP", _MANY_PIXELS, lossless=True, method=0), False
+    yield "flat WebP of 49 MP", kind, partial(encoded, "WEBP", _MANY_PIXELS, lossless=True, method=0), False
     yield "animated WebP of 2,000 frames of 16 MP", kind, partial(_animated_webp, 2_000, 4_000), False
     yield "WebP of 1,000,000 unknown chunks", kind, partial(_chunked_webp, 1_000_000), False
     yield (
@@ -171,20 +187,40 @@ def _webps() -> Iterator[_File]:
 
 def _other_formats() -> Iterator[_File]:
     """Formats that a server refuses unless it can bound them."""
-    yield "flat GIF of 49 MP", "image/gif", partial(_encoded, "GIF", _MANY_PIXELS, mode="P"), False
-    yield "GIF with a comment of 9 MB", "image/gif", _commented_gif, False
+    yield "flat GIF of 49 MP", "image/gif", partial(encoded, "GIF", _MANY_PIXELS, mode="P"), False
+    yield "GIF with a comment of 19 MB", "image/gif", _commented_gif, False
     yield "GIF of 400,000 empty frames", "image/gif", _gif_of_frames, False
-    yield "flat TIFF of 49 MP", "image/tiff", partial(_encoded, "TIFF", _MANY_PIXELS, compression="tiff_deflate"), False
+    yield "flat TIFF of 49 MP", "image/tiff", partial(encoded, "TIFF", _MANY_PIXELS, compression="tiff_deflate"), False
     yield "TIFF with a tile for every pixel", "image/tiff", _tiff_of_tiles, False
     yield "TIFF of 60,000 entries that share 8 MB", "image/tiff", lambda: _overlapping_ifd(60_000, 8_000_000), False
     yield "TIFF whose pages form a circle", "image/tiff", _recursive_ifd, False
     if features.check("avif"):
-        yield "flat AVIF of 49 MP", "image/avif", partial(_encoded, "AVIF", _MANY_PIXELS, speed=10), False
-    yield "PDF of 9 MB", "application/pdf", lambda: b"%PDF-1.4\n" + b"1 0 obj\n" * (_BODY // 8), True
+        yield "flat AVIF of 49 MP", "image/avif", partial(encoded, "AVIF", _MANY_PIXELS, speed=10), False
+    yield "PDF of 19 MB", "application/pdf", lambda: b"%PDF-1.4\n" + b"1 0 obj\n" * (BODY_BYTES // 8), True
     yield "SVG with a thousand million laughs", "image/svg+xml", _laughing_svg, True
     yield "EPS with a program in it", "image/jpeg", lambda: b"%!PS-Adobe-3.0 EPSF\n{0 pop} loop\n" * 1_000, True
     yield "ZIP file of zeros", "image/png", lambda: b"PK\3\4" + zlib.compress(bytes(10**8)), True
-    yield "9 MB of zeros", "image/png", lambda: bytes(_BODY), True
+    yield "19 MB of zeros", "image/png", lambda: bytes(BODY_BYTES), True
+
+
+def _within_the_limits() -> Iterator[_File]:
+    """The costliest files that a server accepts, by the limits in `tasks/_image_files/`."""
+    jpeg, png = "image/jpeg", "image/png"
+    yield "JPEG of 26 scans of 49 MP", jpeg, partial(progressive_jpeg, 26, _MANY_PIXELS), False
+    yield "JPEG of 64 scans of 16 MP and 19 MB of comments", jpeg, _commented_jpeg, False
+    cmyk = partial(encoded, "JPEG", _MANY_PIXELS, mode="CMYK", quality=20, progressive=True)
+    yield "progressive CMYK JPEG of 49 MP", jpeg, cmyk, False
+    padded = partial(flat_png, 5_600, bits=16, colour=2, padding=BODY_BYTES - 1_000_000)
+    yield "16-bit PNG of 31 MP whose rows have 190 MB, in a file of 19 MB", png, padded, False
+    paeth = partial(flat_png, 4_900, colour=6, row_filter=4)
+    yield "PNG with alpha, 24 MP, each row predicted from the one before", png, paeth, False
+    yield "the same, interlaced", png, partial(paeth, interlaced=True), False
+    yield "PNG of 19,000 empty data chunks", png, partial(chunked_png, b"IDAT", b"", 19_000), False
+    yield "noisy lossless WebP of 25 MP", "image/webp", partial(_noise, "WEBP", 5_000, lossless=True, method=0), False
+    yield "noisy GIF of 49 MP", "image/gif", partial(_noise, "GIF", _MANY_PIXELS), False
+    lzw = partial(_noise, "TIFF", _MANY_PIXELS, compression="tiff_lzw")
+    yield "noisy TIFF of 49 MP, compressed by LZW", "image/tiff", lzw, False
+    yield "TIFF of 60,000 strips that are all the same", "image/tiff", _tiff_of_strips, False
 
 
 def _segment(marker: int, content: bytes) -> bytes:
@@ -208,6 +244,11 @@ def progressive_jpeg(scans: int, side: int, components: int = 1, *, multi: bool 
     return b"\xff\xd8" + head + scan * scans + b"\xff\xd9"
 
 
+def _commented_jpeg() -> bytes:
+    comments = _segment(0xFE, bytes(65_000)) * ((BODY_BYTES - 100_000) // 65_004)
+    return b"\xff\xd8" + comments + progressive_jpeg(64, 4_000)[2:]
+
+
 def _multi_picture_directory() -> bytes:
     entries = ((0xB000, 7, 4, b"0100"), (0xB001, 4, 1, struct.pack("<I", 2)), (0xB002, 7, 32, struct.pack("<I", 50)))
     fields = b"".join(struct.pack("<HHI4s", *entry) for entry in entries)
@@ -216,7 +257,7 @@ def _multi_picture_directory() -> bytes:
 
 
 def _with_exif(exif: bytes) -> bytes:
-    return b"\xff\xd8" + _segment(0xE1, b"Exif\0\0" + exif[:65_500]) + _encoded("JPEG", 64)[2:]
+    return b"\xff\xd8" + _segment(0xE1, b"Exif\0\0" + exif[:65_500]) + encoded("JPEG", 64)[2:]
 
 
 def _overlapping_ifd(entries: int, size: int) -> bytes:
@@ -233,10 +274,18 @@ def _recursive_ifd() -> bytes:
     return b"II*\0" + struct.pack("<IH", 8, len(tags)) + directory + struct.pack("<I", 8)
 
 
-def _encoded(format: str, width: int, height: int | None = None, *, mode: str = "RGB", **options: Any) -> bytes:
+def encoded(format: str, width: int, height: int | None = None, *, mode: str = "RGB", **options: Any) -> bytes:
     """Return a file of one colour."""
     file = io.BytesIO()
     Image.new(mode, (width, height or width)).save(file, format, **options)
+    return file.getvalue()
+
+
+def _noise(format: str, side: int, **options: Any) -> bytes:
+    """Return a square file whose grey pixels are 0 or 1 at random: no two parts of it are alike."""
+    pixels = np.random.default_rng(0).integers(0, 2, (side, side), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format, **options)
     return file.getvalue()
 
 
@@ -256,16 +305,29 @@ def chunked_png(kind: bytes, content: bytes, count: int, *, after: bool = False)
 
 
 def flat_png(
-    width: int, height: int | None = None, *, bits: int = 8, colour: int = 0, interlaced: bool = False
+    width: int,
+    height: int | None = None,
+    *,
+    bits: int = 8,
+    colour: int = 0,
+    interlaced: bool = False,
+    row_filter: int = 0,
+    padding: int = 0,
 ) -> bytes:
-    """Return a PNG of zeros, square unless a height is given."""
+    """Return a PNG of zeros, square unless a height is given.
+
+    `colour` is the type of colours, `row_filter` that of filtering (sections 11.2.2 and 9.2 of the specification), and
+    `padding` the size of a private chunk.
+    """
     height = height or width
-    samples = {0: 1, 6: 4}[colour]
-    compressor, line = zlib.compressobj(1), bytes(1 + -(-width * samples * bits // 8))
+    samples = {0: 1, 2: 3, 6: 4}[colour]
+    compressor, line = zlib.compressobj(1), bytes((row_filter,)) + bytes(-(-width * samples * bits // 8))
     # Interlaced (Adam7), an image has about twice as many lines, each shorter, and so a few bytes more.
     parts = [compressor.compress(line) for _ in range(height + (height // 64 + 8 if interlaced else 0))]
-    pixels = b"".join([*parts, compressor.flush()])
-    return _png(width, height, _chunk(b"IDAT", pixels), bits=bits, colour=colour, interlaced=interlaced)
+    chunks = [_chunk(b"IDAT", b"".join([*parts, compressor.flush()]))]
+    if padding:
+        chunks.append(_chunk(b"prVt", bytes(padding)))
+    return _png(width, height, *chunks, bits=bits, colour=colour, interlaced=interlaced)
 
 
 def _announced_png(width: int, height: int) -> bytes:
@@ -314,26 +376,26 @@ def _extended_webp(flags: int, side: int, chunks: bytes) -> bytes:
 
 
 def _animated_webp(frames: int, side: int) -> bytes:
-    still = _encoded("WEBP", 16, lossless=True)[12:]
+    still = encoded("WEBP", 16, lossless=True)[12:]
     one = struct.pack("<I", 15)[:3]
     frame = _webp_chunk(b"ANMF", bytes(6) + one + one + b"\x0a\0\0\0" + still)
     return _extended_webp(0x02, side, _webp_chunk(b"ANIM", bytes(6)) + frame * frames)
 
 
 def _chunked_webp(count: int) -> bytes:
-    return _extended_webp(0, 16, _encoded("WEBP", 16, lossless=True)[12:] + _webp_chunk(b"junk", b"") * count)
+    return _extended_webp(0, 16, encoded("WEBP", 16, lossless=True)[12:] + _webp_chunk(b"junk", b"") * count)
 
 
 def _webp_with_exif() -> bytes:
     exif = _webp_chunk(b"EXIF", _overlapping_ifd(60_000, 8_000_000))
-    return _extended_webp(0x08, 16, _encoded("WEBP", 16, lossless=True)[12:] + exif)
+    return _extended_webp(0x08, 16, encoded("WEBP", 16, lossless=True)[12:] + exif)
 
 
 _GIF_HEAD = b"GIF89a" + struct.pack("<HHBBB", 64, 64, 0x80, 0, 0) + bytes(6)
 
 
 def _commented_gif() -> bytes:
-    return _GIF_HEAD + b"!\xfe" + (b"\xff" + b"a" * 255) * (_BODY // 256) + b"\0" + _gif_frame() + b";"
+    return _GIF_HEAD + b"!\xfe" + (b"\xff" + b"a" * 255) * (BODY_BYTES // 256) + b"\0" + _gif_frame() + b";"
 
 
 def _gif_of_frames() -> bytes:
@@ -365,6 +427,30 @@ def _tiff_of_tiles() -> bytes:
     return b"II*\0" + struct.pack("<IH", 8, len(values)) + directory + bytes(4)
 
 
+def _tiff_of_strips(rows: int = 60_000, width: int = 800) -> bytes:
+    """Return a TIFF with a strip for each row, which are all the same bytes, compressed by Deflate."""
+    strip = zlib.compress(bytes(width))
+    offsets_at = 8 + len(strip)
+    counts_at = offsets_at + 4 * rows
+    values = {
+        256: (1, width),
+        257: (1, rows),
+        258: (1, 8),
+        259: (1, 8),
+        262: (1, 1),
+        273: (rows, offsets_at),
+        277: (1, 1),
+        278: (1, 1),
+        279: (rows, counts_at),
+    }
+    directory = b"".join(struct.pack("<HHII", tag, 4, count, value) for tag, (count, value) in values.items())
+    lists = struct.pack("<I", 8) * rows + struct.pack("<I", len(strip)) * rows
+    padding = bytes(len(strip) * rows)  # The strips together may not be longer than the file.
+    start = counts_at + 4 * rows + len(padding)
+    head = b"II*\0" + struct.pack("<I", start) + strip
+    return head + lists + padding + struct.pack("<H", len(values)) + directory + bytes(4)
+
+
 def _laughing_svg() -> bytes:
     names = [f"l{i}" for i in range(10)]
     entities = "".join(f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in pairwise(names))
@@ -381,4 +467,4 @@ def _spaced(content: bytes) -> bytes:
 
 
 def _json_image(encode: Callable[[bytes], bytes]) -> bytes:
-    return b'{"image": "' + encode(flat_png(64) + bytes(2_200_000)) + b'"}'
+    return b'{"image": "' + encode(flat_png(64) + bytes(4_800_000)) + b'"}'

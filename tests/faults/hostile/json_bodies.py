@@ -1,14 +1,13 @@
 """JSON, and tables in other forms, that cost far more to parse or to check than their size, or cost far more memory."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from tests.faults.hostile.request import HostileRequest, predict
+from tests.faults.hostile.request import BODY_BYTES, HostileRequest, predict
 from tests.faults.sample_requests import KnownModel
 
-_BODY = 9_500_000
 _JSON = "application/json"
 
 
@@ -24,45 +23,45 @@ def json_bodies(known: Mapping[str, KnownModel]) -> Iterator[HostileRequest]:
     yield from _csv(known["adult"])
 
 
-def _repeat(element: bytes, *, before: bytes = b'{"rows": [', after: bytes = b"]}", size: int = _BODY) -> bytes:
+def _repeat(element: bytes, *, before: bytes = b'{"rows": [', after: bytes = b"]}", size: int = BODY_BYTES) -> bytes:
     """Return a list of as many of these elements as the size allows."""
     return before + b",".join([element] * (size // (len(element) + 1))) + after
 
 
 _SYNTAX: dict[str, Callable[[], bytes]] = {
-    "3 million empty rows": partial(_repeat, b"[]"),
-    "3 million empty objects": partial(_repeat, b"{}"),
-    "5 million numbers": partial(_repeat, b"1"),
-    "3 million empty texts": partial(_repeat, b'""'),
-    "2 million nulls": partial(_repeat, b"null"),
-    "a list of 5 million numbers": partial(_repeat, b"1", before=b"[", after=b"]"),
-    "9 million opening brackets": lambda: b"[" * _BODY,
-    "9 million opening braces": lambda: b"{" * _BODY,
-    "2 million objects within each other": lambda: b'{"a":' * (_BODY // 5),
+    "6 million empty rows": partial(_repeat, b"[]"),
+    "6 million empty objects": partial(_repeat, b"{}"),
+    "10 million numbers": partial(_repeat, b"1"),
+    "6 million empty texts": partial(_repeat, b'""'),
+    "4 million nulls": partial(_repeat, b"null"),
+    "a list of 10 million numbers": partial(_repeat, b"1", before=b"[", after=b"]"),
+    "19 million opening brackets": lambda: b"[" * BODY_BYTES,
+    "19 million opening braces": lambda: b"{" * BODY_BYTES,
+    "4 million objects within each other": lambda: b'{"a":' * (BODY_BYTES // 5),
     "lists 190 deep, again and again": lambda: _repeat(b"[" * 190 + b"]" * 190),
-    "an integer of 9 million digits": lambda: b'{"rows": ' + b"9" * _BODY + b"}",
-    "2,000 integers of 4,000 digits": lambda: _repeat(b"9" * 4_000),
-    "a fraction of 9 million digits": lambda: b'{"rows": 0.' + b"3" * _BODY + b"}",
-    "an exponent of 9 million digits": lambda: b'{"rows": 1e' + b"9" * _BODY + b"}",
-    "a text of 9 MB": lambda: b'{"rows": "' + b"a" * _BODY + b'"}',
-    "1.5 million escapes": lambda: b'{"rows": "' + b"\\u0041" * (_BODY // 6) + b'"}',
-    "a text without an end": lambda: b'{"rows": "' + b"\\\\" * (_BODY // 2),
-    "9 MB of spaces": lambda: b" " * _BODY + b"{}",
-    "9 MB of commas": lambda: b'{"rows": [' + b"," * _BODY,
-    "9 MB of NUL": lambda: bytes(_BODY),
-    "UTF-16": lambda: '{"rows": []}'.encode("utf-16") + bytes(_BODY),
-    "the same key a million times": lambda: _repeat(b'"rows":0', before=b"{", after=b"}"),
+    "an integer of 19 million digits": lambda: b'{"rows": ' + b"9" * BODY_BYTES + b"}",
+    "5,000 integers of 4,000 digits": lambda: _repeat(b"9" * 4_000),
+    "a fraction of 19 million digits": lambda: b'{"rows": 0.' + b"3" * BODY_BYTES + b"}",
+    "an exponent of 19 million digits": lambda: b'{"rows": 1e' + b"9" * BODY_BYTES + b"}",
+    "a text of 19 MB": lambda: b'{"rows": "' + b"a" * BODY_BYTES + b'"}',
+    "3 million escapes": lambda: b'{"rows": "' + b"\\u0041" * (BODY_BYTES // 6) + b'"}',
+    "a text without an end": lambda: b'{"rows": "' + b"\\\\" * (BODY_BYTES // 2),
+    "19 MB of spaces": lambda: b" " * BODY_BYTES + b"{}",
+    "19 MB of commas": lambda: b'{"rows": [' + b"," * BODY_BYTES,
+    "19 MB of NUL": lambda: bytes(BODY_BYTES),
+    "UTF-16": lambda: '{"rows": []}'.encode("utf-16") + bytes(BODY_BYTES),
+    "the same key two million times": lambda: _repeat(b'"rows":0', before=b"{", after=b"}"),
     "800,000 different keys": lambda: b"{" + b",".join(b'"%x":0' % i for i in range(800_000)) + b"}",
-    "a key of 9 MB": lambda: b'{"' + b"k" * _BODY + b'": 0}',
-    "a number within 150 brackets, then 9 MB of spaces": lambda: (
-        b'{"rows": ' + b"[" * 150 + b"1" + b"]" * 150 + b"}" + b" " * _BODY
+    "a key of 19 MB": lambda: b'{"' + b"k" * BODY_BYTES + b'": 0}',
+    "a number within 150 brackets, then 19 MB of spaces": lambda: (
+        b'{"rows": ' + b"[" * 150 + b"1" + b"]" * 150 + b"}" + b" " * BODY_BYTES
     ),
     "names that JSON has not": partial(_repeat, b"NaN"),
 }
 _FIELDS: dict[str, Callable[[], bytes]] = {
     "1,000 request options": lambda: json.dumps({f"option {i}": 1 for i in range(1_000)} | {"rows": []}).encode(),
     "a time limit of 300 digits": lambda: json.dumps({"timeout_ms": 10**300, "rows": []}).encode(),
-    "a priority of 9 MB": lambda: b'{"priority": "' + b"h" * _BODY + b'", "rows": []}',
+    "a priority of 19 MB": lambda: b'{"priority": "' + b"h" * BODY_BYTES + b'", "rows": []}',
 }
 
 
@@ -97,8 +96,8 @@ def _tables(model: KnownModel) -> Iterator[HostileRequest]:
         "1,000 rows of categories that are spaces": lambda: _rows(
             *[row | dict.fromkeys(categories, " " * 1_000) for _ in range(1_000)]
         ),
-        "a category of 9 MB": lambda: _rows(row | {categories[0]: "x" * _BODY}),
-        "a row with a field of 9 MB of lists": lambda: (
+        "a category of 19 MB": lambda: _rows(row | {categories[0]: "x" * BODY_BYTES}),
+        "a row with a field of 19 MB of lists": lambda: (
             b'{"rows": [' + _repeat(b"[]", before=b'{"x": [', after=b"]}") + b"]}"
         ),
         "a row with 500,000 fields": lambda: _rows({f"x{i}": 1 for i in range(500_000)}),
@@ -120,7 +119,9 @@ def _dates(model: KnownModel) -> Iterator[HostileRequest]:
     }.items():
         make = partial(_rows, *[row | {column: text}] * 1_000)
         yield predict(f"table: 1,000 dates of {name}", model.name, _JSON, make)
-    yield predict("table: a date of 9 MB", model.name, _JSON, partial(_rows, row | {column: "2012-" * (_BODY // 5)}))
+    yield predict(
+        "table: a date of 19 MB", model.name, _JSON, partial(_rows, row | {column: "2012-" * (BODY_BYTES // 5)})
+    )
 
 
 def _ratings(model: KnownModel) -> Iterator[HostileRequest]:
@@ -141,8 +142,8 @@ def _ratings(model: KnownModel) -> Iterator[HostileRequest]:
         "a million ratings": lambda: {"ratings": [1] * 1_000_000},
         "ids of 9 kB": lambda: {"ratings": [{"item": "9" * 9_000}] * 1_000},
         "ids that are numbers of 4,000 digits": lambda: {"ratings": [{"item": 10**4_000}] * 1_000},
-        "a user of 9 MB": lambda: {"user": "u" * _BODY},
-        "similar to 9 MB": lambda: {"similar_to": "u" * _BODY},
+        "a user of 19 MB": lambda: {"user": "u" * BODY_BYTES},
+        "similar to 19 MB": lambda: {"similar_to": "u" * BODY_BYTES},
         "1,000 unknown fields": lambda: {"ratings": [], **{f"x{i}": 0 for i in range(1_000)}},
     }
     for name, make in bodies.items():
@@ -155,16 +156,38 @@ def _encoded(make: Callable[[], Any]) -> bytes:
 
 def _csv(model: KnownModel) -> Iterator[HostileRequest]:
     row = model.goldens[0].request["rows"][0]
+    numbers = {c["name"] for c in model.manifest.parameters["columns"] if c["kind"] == "number"}
     head = ",".join(row).encode() + b"\n"
-    bodies: dict[str, Callable[[], bytes]] = {
-        "9 MB of commas": lambda: b"," * _BODY,
-        "9 MB of line breaks": lambda: head + b"\n" * _BODY,
-        "rows without end": lambda: head + b"1,\n" * (_BODY // 3),
-        "a quote that is never closed": lambda: head + b'"' + b"a" * _BODY,
-        "9 MB of quotes": lambda: head + b'"' * _BODY,
-        "9 MB of NUL": lambda: head + bytes(_BODY),
+    refused: dict[str, Callable[[], bytes]] = {
+        "19 MB of commas": lambda: b"," * BODY_BYTES,
+        "19 MB of line breaks": lambda: head + b"\n" * BODY_BYTES,
+        "rows without end": lambda: head + b"1,\n" * (BODY_BYTES // 3),
+        "a quote that is never closed": lambda: head + b'"' + b"a" * BODY_BYTES,
+        "19 MB of quotes": lambda: head + b'"' * BODY_BYTES,
+        "19 MB of NUL": lambda: head + bytes(BODY_BYTES),
         "a million columns": lambda: b",".join(b"c%d" % i for i in range(1_000_000)) + b"\n",
-        "separators in turn": lambda: head + b",;\t|" * (_BODY // 4),
+        "a header of 100 kB of near names": lambda: b",".join(b"educatiom-nun%d" % i for i in range(5_500)) + b"\n",
+        "separators in turn": lambda: head + b",;\t|" * (BODY_BYTES // 4),
+        "1,000 rows, 19 MB of spaces in their cells": lambda: head + _cells(row, lambda name: b" " * 1_700),
     }
-    for name, make in bodies.items():
+    accepted: dict[str, Callable[[], bytes]] = {
+        "1,000 rows": lambda: head + _cells(row, lambda name: str(row[name]).encode()),
+        "1,000 rows of categories of 3 kB": lambda: (
+            head + _cells(row, lambda name: str(row[name]).encode() if name in numbers else b"x" * 3_000)
+        ),
+        "1,000 rows of decimal commas": lambda: (
+            head.replace(b",", b";") + _cells(row, lambda name: b"1,5" if name in numbers else b" ", separator=b";")
+        ),
+        "a row, then 19 MB of line breaks": lambda: (
+            head + _cells(row, lambda name: str(row[name]).encode(), rows=1) + b"\n" * (BODY_BYTES - 1_000)
+        ),
+    }
+    for name, make in refused.items():
         yield predict(f"CSV: {name}", model.name, "text/csv", make, refused=True)
+    for name, make in accepted.items():
+        yield predict(f"CSV: {name}", model.name, "text/csv", make)
+
+
+def _cells(names: Iterable[str], make: Callable[[str], bytes], *, separator: bytes = b",", rows: int = 1_000) -> bytes:
+    """Return equal rows of CSV."""
+    return (separator.join(map(make, names)) + b"\n") * rows

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 from loadtests.clients import HUNG_UP, NO_RESPONSE, HangUp, Reply, prepare_request
 
+BODY_BYTES = 19_500_000
+"""Size of bodies that are as large as a server accepts by default, since their cost grows with it."""
 _BUSY = frozenset({"overloaded", "deadline_exceeded"})
 """Codes of the 5xx errors that are right when a request is refused only because others are being answered."""
 _SENTENCE = re.compile(r"\S.*[.!?:)\]'\"]", re.DOTALL)
@@ -20,7 +22,7 @@ class HostileRequest:
 
     Attributes:
         name: what it is, unique.
-        make: makes the bytes of the HTTP request, up to 10 MB: they are made when they are needed, and not kept.
+        make: makes the bytes of the HTTP request, up to 20 MB: they are made when they are needed, and not kept.
         refused: whether it must be refused: an answer to it would be wrong, or cannot be had within any budget.
         hang_up: when its client closes the connection, if it does not wait for the response.
         may_close: whether the server may close the connection without a response, since this is not valid HTTP.

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from tests.faults.hostile.request import HostileRequest, predict
+from tests.faults.hostile.request import BODY_BYTES, HostileRequest, predict
 
 _CHARACTERS = 100_000
 """The most that a server accepts by default."""
@@ -14,16 +14,20 @@ def texts() -> Iterator[HostileRequest]:
     """Yield the requests with texts."""
     for name, text in {**_UNICODE, **_REPETITIONS}.items():
         yield predict(f"text: {name}", "imdb", "text/plain; charset=utf-8", partial(_encoded, text))
-    yield predict("text: 9 MB of letters", "imdb", "text/plain", lambda: b"a" * 9_500_000, refused=True)
-    yield predict("text: 9 MB of spaces", "imdb", "text/plain", lambda: b" " * 9_500_000, refused=True)
+    yield predict("text: 19 MB of letters", "imdb", "text/plain", lambda: b"a" * BODY_BYTES, refused=True)
+    yield predict("text: 19 MB of spaces", "imdb", "text/plain", lambda: b" " * BODY_BYTES, refused=True)
     yield predict(
-        "text: 9 MB of combining marks", "imdb", "text/plain", lambda: "\u0301".encode() * 4_700_000, refused=True
-    )
-    yield predict(
-        "text: 9 MB of UTF-8 that ends in half a character",
+        "text: 19 MB of combining marks",
         "imdb",
         "text/plain",
-        lambda: b"a" * 9_000_000 + b"\xc3",
+        lambda: "\u0301".encode() * (BODY_BYTES // 2),
+        refused=True,
+    )
+    yield predict(
+        "text: 19 MB of UTF-8 that ends in half a character",
+        "imdb",
+        "text/plain",
+        lambda: b"a" * (BODY_BYTES - 1) + b"\xc3",
         refused=True,
     )
     yield predict(
