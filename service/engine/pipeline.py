@@ -191,7 +191,7 @@ class Pipeline:
             min_service_s = self.latency_profile.min_s(self._typical_shape, 1)
 
         def is_representative() -> bool:
-            return state is None or not state.takes_several_rounds
+            return state is None or not state.is_exceptional
 
         wait_s = self._preparer.predict_wait_s(deadline.target, predict_request)
         with self.admission.permit(
@@ -223,7 +223,7 @@ class Pipeline:
         deadline = deadline or self.admission.make_deadline(predict_request.options, state.arrived_at)
         try:
             state.stage = "decode"
-            prepared = await self._preparer.prepare(predict_request, deadline)
+            prepared = await self._preparer.prepare(predict_request, deadline, state)
         except (HungRun, MissedDeadline) as error:
             raise map_run_error(error) from error
         options = predict_request.options.merge(prepared.options)
@@ -250,7 +250,7 @@ class Pipeline:
         state: RequestState,
     ) -> PredictResult:
         """Answer each input of a request; the body lists the answers or errors in the order of the inputs."""
-        state.takes_several_rounds = True
+        state.is_exceptional = True
         outcomes = await asyncio.gather(
             *(self._answer_item(predict_request, item, times, deadline, state) for item in several.items)
         )
@@ -402,7 +402,7 @@ class Pipeline:
         shape, size = shape_of(prepared.samples.arrays), len(prepared.samples)
         device, max_size = self._context.device.scheduler, self._batcher.max_batch_size(shape)
         rounds = math.ceil(math.ceil(size / max_size) / device.concurrency)
-        state.takes_several_rounds = state.takes_several_rounds or rounds > 1
+        state.is_exceptional = state.is_exceptional or rounds > 1
         # `permit` assumed a single sample, and the options that were known then.
         if rounds > 1 or predict_request.options.merge(prepared.options) != predict_request.options:
             wait_s = device.predict_wait_s(deadline.target, (self._batcher, self._one_thread_queue))

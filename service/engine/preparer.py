@@ -17,15 +17,16 @@ from service.engine.context import EngineContext, IsolatedTask
 from service.engine.latency import StepCost
 from service.engine.preparation import BudgetExceeded, Preparation, PreparationRules, SeveralPreparations, prepare
 from service.engine.queue import StepQueue
-from service.engine.request import PredictRequest
+from service.engine.request import PredictRequest, RequestState
 from service.engine.scheduler import Deadline
 from tasks.contract import Task
 
 _MAX_SMALL_BYTES = 16_384
 """Larger bodies are prepared in a worker process. A text of this size holds the interpreter's lock for 4 ms."""
-_MAX_PREDICTED_S, _MAX_SMALL_PREDICTED_S = 1.0, 0.1
+_MAX_PREDICTED_S, _MAX_SMALL_PREDICTED_S = 0.3, 0.1
 """Predictions are never longer, for worker processes and for the interpreter. They assume that the cost grows with the
-size of the body; but what is too large is refused early, and must not make others seem late."""
+size of the body; but what is too large is refused early, and must not make others seem late. In the first lane nothing
+takes much longer than its budget, 0.3 s by default."""
 
 RunInThread = Callable[[StepQueue, Executor, Callable[[], Any], Deadline, float], Awaitable[Any]]
 """Runs work in a thread once the queue's scheduler starts it; the last argument is the predicted seconds."""
@@ -99,15 +100,17 @@ class Preparer:
             return 0.0
         return self._isolated_scheduler.predict_wait_s(target, (self._lanes[0].queue,))
 
-    async def prepare(self, request: PredictRequest, deadline: Deadline) -> Prepared:
+    async def prepare(self, request: PredictRequest, deadline: Deadline, state: RequestState | None = None) -> Prepared:
         """Prepare a request. Cancelling the call drops it if it has not started.
+
+        `state` is told if the request exceeds the budget of the first lane, and so says nothing about others.
 
         Raises ServiceError, MissedDeadline and HungRun.
         """
         self.preparing += 1
         try:
             if self._isolated is not None and self._is_isolated(request):
-                return await self._prepare_isolated(self._isolated, request, deadline)
+                return await self._prepare_isolated(self._isolated, request, deadline, state or RequestState())
             cost = self._cost(request)
             step = partial(prepare, self._task, self._rules, request.body, request.parse)
             if self.runs_inline(request):
@@ -117,14 +120,16 @@ class Preparer:
         finally:
             self.preparing -= 1
 
-    async def _prepare_isolated(self, isolated: IsolatedTask, request: PredictRequest, deadline: Deadline) -> Prepared:
+    async def _prepare_isolated(
+        self, isolated: IsolatedTask, request: PredictRequest, deadline: Deadline, state: RequestState
+    ) -> Prepared:
         first, second = self._lanes
         step = partial(isolated.prepare, self._rules, request)
         work = partial(self._cost(request).measure, request.size, partial(step, 0))
         try:
             return await self._run(first.queue, first.threads, work, deadline, self.predict_s(request))
         except BudgetExceeded:
-            pass
+            state.is_exceptional = True
         try:
             return await self._run(second.queue, second.threads, partial(step, 1), deadline, self.predict_s(request))
         except BudgetExceeded as error:

@@ -62,14 +62,14 @@ class RequestState:
     Attributes:
         stage: receive, decode, queue, infer or finish; reported if the client disconnects.
         arrived_at: the event loop's time.
-        takes_several_rounds: whether it has more samples than the device runs at a time, so that its duration says
-            nothing about other requests.
+        is_exceptional: whether its duration says nothing about other requests: it has more samples than the device
+            runs at a time, or was prepared twice.
         set_time_limit: changes the caller's timeout to this time of the event loop.
     """
 
     stage: str = "receive"
     arrived_at: float = 0.0
-    takes_several_rounds: bool = False
+    is_exceptional: bool = False
     set_time_limit: Callable[[float], None] = lambda limit: None
 
     def stage_setter(self, stage: str) -> Callable[[], None]:

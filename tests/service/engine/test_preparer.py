@@ -7,7 +7,7 @@ import pytest
 from service.engine.latency import StepCost
 from service.engine.preparation import BudgetExceeded, Preparation
 from service.engine.preparer import Preparer
-from service.engine.request import PredictRequest
+from service.engine.request import PredictRequest, RequestState
 from service.engine.scheduler import Deadline
 from service.errors import ServiceError, Unreadable
 from tests.tiny.models import tiny
@@ -24,6 +24,7 @@ class Requests:
         self.ran_in: list[str] = []
         self.cost = StepCost()
         self.exceeding = exceeding
+        self.state = RequestState()
         isolated = IsolatedRequests(self)
         self.preparer = Preparer(
             self.task, isolated, self.device.context, self.run, lambda *key: self.cost, lambda size: None
@@ -34,10 +35,12 @@ class Requests:
         self.ran_in.append(names.get(threads, "second"))
         return work()
 
-    async def prepare(self, body: bytes = b"-", *, is_compressed: bool = False) -> Any:
+    def request(self, body: bytes = b"-", *, is_compressed: bool = False) -> PredictRequest:
         fields = self.task.example()
-        request = PredictRequest("json", body, lambda content: fields, is_compressed=is_compressed)
-        return await self.preparer.prepare(request, Deadline())
+        return PredictRequest("json", body, lambda content: fields, is_compressed=is_compressed)
+
+    async def prepare(self, body: bytes = b"-", *, is_compressed: bool = False) -> Any:
+        return await self.preparer.prepare(self.request(body, is_compressed=is_compressed), Deadline(), self.state)
 
 
 class IsolatedRequests(TaskInThread):
@@ -56,6 +59,7 @@ def test_ordinary_image_is_prepared_in_the_first_lane() -> None:
 
     assert isinstance(run_virtually(requests.prepare()), Preparation)
     assert requests.ran_in == ["first"]
+    assert not requests.state.is_exceptional
 
 
 def test_image_that_exceeds_the_first_budget_is_prepared_in_the_second_lane() -> None:
@@ -63,6 +67,17 @@ def test_image_that_exceeds_the_first_budget_is_prepared_in_the_second_lane() ->
 
     assert isinstance(run_virtually(requests.prepare()), Preparation)
     assert requests.ran_in == ["first", "second"]
+    assert requests.state.is_exceptional
+
+
+def test_large_file_is_not_predicted_to_take_longer_than_the_first_lane_lets_it() -> None:
+    requests = Requests("classification")
+    requests.cost.record(0.1, 10_000)
+
+    small_s, large_s = (requests.preparer.predict_s(requests.request(bytes(size))) for size in (10_000, 10_000_000))
+
+    assert small_s == pytest.approx(0.1)
+    assert large_s == pytest.approx(0.3)
 
 
 def test_image_that_exceeds_both_budgets_is_refused_with_the_reason() -> None:
