@@ -20,6 +20,8 @@ _VERSIONED, _REMOVED, _NEIGHBOUR = "adult", "bikes", "movielens"
 """The model whose versions change, the one that goes and comes back, and one that stays."""
 _REQUESTS, _PER_SECOND = 10, 60
 _RESCAN_S = 0.5
+_PAUSE_S = 3.1 * _RESCAN_S
+"""Time after each step. The next step then comes just after a rescan, so that its effect takes as long as it can."""
 _MAX_DELAY_S = 0.5
 """How much longer than an interval between two rescans it may take until a removed folder is no longer served."""
 
@@ -144,7 +146,7 @@ def measure(context: ScenarioContext) -> list[Row]:
     flags = ("--admin", "--rescan-seconds", context.pick(str(_RESCAN_S), "0.1"))
     replies = list[Reply]()
     with context.copies(*names) as models, run_server(models, *flags) as server, ThreadPoolExecutor(1) as pool:
-        operator = _Operator(server, models, known, graphs["2"], context.pick(1.5, 0.1), timelines)
+        operator = _Operator(server, models, known, graphs["2"], context.pick(_PAUSE_S, 0.1), timelines)
         done = pool.submit(operator.run)
         while not done.done():
             replies += open_loop(server.port, scheduled)
@@ -170,8 +172,8 @@ def _problem(
     """Return why a reply is not right at its moment, or None."""
     name = request.model.name
     allowed = timelines[name].allowed(reply)
-    if reply.status == 404 and None in allowed:
-        return None
+    if None in allowed and (reply.status == 404 or (reply.status == 503 and b"model_unavailable" in reply.body)):
+        return None  # It is not there, or not loaded yet.
     if reply.status == 200 and version_of(reply) not in allowed:
         return f"{name}: version {version_of(reply)} answered instead of {' or '.join(map(str, allowed))}"
     problem = wrong_answer(reply, answers, request.model.manifest.golden_tolerance)
@@ -184,7 +186,8 @@ def _answers_row(count: int, problems: Sequence[str], timelines: Mapping[str, _T
         "models_come_and_go",
         f"Models come and go without errors at {_PER_SECOND} requests/s, {count:,} requests: versions are published, "
         "rolled back, loaded, unloaded and removed; a model is removed and comes back",
-        "each answer is that of the version which is served at that moment; 404 only while the model is not there",
+        "each answer is that of the version which is served at that moment; 404 or, until it is "
+        "loaded, 503 only for the model that is not there",
         f"{len(problems)} wrong{first_of(problems)}; "
         + "; ".join(f"{name}: {order}" for name, order in orders.items()),
         not problems and count > 0,
