@@ -83,29 +83,27 @@ class _Operator:
     def run(self) -> None:
         """Carry out all steps. Raises TimeoutError if one has no effect."""
         self._publish("2")
+        self._remove_and_bring_back(_VERSIONED, "2", then="1")
+        self._remove_and_bring_back(_REMOVED, self.known[_REMOVED].manifest.version, then=None)
         self._choose("roll back", "1", "promote", default="1")
         self._choose("roll forward", "2", "promote", default="2")
         self._choose("load beside", "1", "load", default="2")
         self._ask_by_path("1")
         self._choose("unload", "2", "unload", default="1")
-        self._choose("roll forward", "2", "promote", default="2")
-        self._remove_version("2", default="1")
-        folder, hidden = self.models / _REMOVED, self.models / f".{_REMOVED}"
-        self._move("remove a model", folder, hidden, version=None)
-        self._move("bring a model back", hidden, folder, version=self.known[_REMOVED].manifest.version)
 
     def _publish(self, version: str) -> None:
-        with self._change("publish a version", _VERSIONED, version):
+        with self._change("publish", _VERSIONED, version):
             publish(self.models, self.known[_VERSIONED], version, self.graph)
 
-    def _remove_version(self, version: str, *, default: str) -> None:
-        folder = self.models / _VERSIONED / version
-        with self._change("remove a version", _VERSIONED, default):
-            folder.rename(folder.with_name(f".{version}"))
-
-    def _move(self, what: str, source: Path, target: Path, *, version: str | None) -> None:
-        with self._change(what, _REMOVED, version):
-            source.rename(target)
+    def _remove_and_bring_back(self, name: str, version: str, *, then: str | None) -> None:
+        """Hide the folder of a version, or that of the model if no version is left; `then` is served meanwhile."""
+        folder = self.models / name / version if then else self.models / name
+        hidden = folder.with_name(f".hidden-{folder.name}")
+        what = "version" if then else "model"
+        with self._change(f"remove a {what}", name, then):
+            folder.rename(hidden)
+        with self._change(f"bring a {what} back", name, version):
+            hidden.rename(folder)
 
     def _choose(self, what: str, version: str, action: str, *, default: str) -> None:
         with self._change(what, _VERSIONED, default):
