@@ -393,6 +393,10 @@ class LoadProcess:
         """Start a closed loop; the future has its replies."""
         return self._pool.submit(closed_loop, port, requests, concurrency, seconds)
 
+    def open_loop(self, port: int, requests: Sequence[ScheduledRequest]) -> Future[list[Reply]]:
+        """Start an open loop; the future has its replies."""
+        return self._pool.submit(open_loop, port, requests)
+
 
 def at_constant_rate(requests: Sequence[bytes], *, per_second: float, seconds: float) -> list[ScheduledRequest]:
     """Schedule the requests in turn, at equal intervals."""

@@ -46,7 +46,8 @@ def parse_csv(
     Raises InvalidInput.
 
     The file is UTF-8, with or without a byte order mark. Its first line names the columns, in any order, separated by
-    commas, semicolons or tabs. Blank lines are skipped. At most `max_values` separators are accepted.
+    commas, semicolons or tabs. Blank lines are skipped. At most `max_values` separators, and as many lines, are
+    accepted.
     """
     text = _decode(content) if isinstance(content, bytes) else content.removeprefix("\ufeff")
     if text[:100].lstrip().startswith(("{", "[")):
@@ -57,6 +58,8 @@ def parse_csv(
     separator = _find_separator(first_line, columns)
     if text.count(separator) > max_values:
         _reject(f"The table has more than {max_values:,} cells; send fewer rows per request.", reason="too_large")
+    if max(text.count("\n"), text.count("\r")) > max_values:
+        _reject(f"The table has more than {max_values:,} lines; remove blank ones, or send fewer.", reason="too_large")
     reader = csv.reader(_lines(text), delimiter=separator, strict=True)
     try:
         names = [name.strip() for name in next((row for row in reader if row), [])]

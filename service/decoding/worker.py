@@ -18,6 +18,8 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 
+from PIL import Image
+
 import tasks
 from service.decoding.channel import receive, send
 from service.engine.postprocessing import postprocess
@@ -101,6 +103,9 @@ def preload() -> None:
     for module in iter_modules(tasks.__path__):
         with suppress(Exception):
             import_module(f"tasks.{module.name}")
+    Image.init()  # Imports Pillow's decoders: in a process that has just been forked, that costs more than most images.
+    with suppress(ImportError):
+        import_module("pillow_heif")
 
 
 def run(connection: "Connection[Any, Any]") -> None:

@@ -25,9 +25,10 @@ from tasks.contract import Task
 _MAX_SMALL_BYTES = 16_384
 """Larger bodies are prepared in a worker process, and never on the event loop. A text of this size holds the
 interpreter's lock for 4 ms."""
-_MAX_PREDICTED_S, _MAX_SMALL_PREDICTED_S = 1.0, 0.1
+_MAX_PREDICTED_S, _MAX_SMALL_PREDICTED_S = 0.3, 0.1
 """Predictions are never longer, for worker processes and for the interpreter. They assume that the cost grows with the
-size of the body; but what is too large is refused early, and must not make others seem late."""
+size of the body; but what is too large is refused early, and must not make others seem late. In the first lane nothing
+takes much longer than its budget, 0.3 s by default."""
 
 RunInThread = Callable[[StepQueue, Executor, Callable[[], Any], Deadline, float], Awaitable[Any]]
 """Runs work in a thread once the queue's scheduler starts it; the last argument is the predicted seconds."""

@@ -140,8 +140,28 @@ class Repository:
 
     def _follow(self, name: str, versions: Sequence[FoundVersion]) -> bool:
         """Bring a model in line with the versions found; return whether a version has been loaded."""
+        found = {version.version for version in versions if version.problem is None or not version.is_readable}
+        has_loaded = self._load_successor(name, lambda entry: entry.version in found)
         self._update_entries(name, versions)
-        return self._settle(name)
+        return self._settle(name) or has_loaded
+
+    def _load_successor(self, name: str, stays: Callable[[Entry], bool]) -> bool:
+        """If the default does not stay, load the version that takes its place, so that requests find either of them.
+
+        Returns whether a version has been loaded.
+        """
+        entries, default = self._entries.get(name, ()), self.default_of(name)
+        if default is None or any(entry.model is default and stays(entry) for entry in entries):
+            return False
+        for entry in selection.in_order_of_preference([e for e in entries if stays(e)], self._rule(name)):
+            if entry.loaded is not None:
+                return False
+            if entry.can_be_loaded:
+                loaded = self._load(entry)
+                self._replace_entries(loaded)
+                if loaded.loaded is not None:
+                    return True
+        return False
 
     def _update_entries(self, name: str, versions: Sequence[FoundVersion]) -> None:
         """List exactly the versions found: new ones and those whose files have changed as pending."""
@@ -412,6 +432,7 @@ class Repository:
             raise Conflict(
                 f"{name} is pinned to version {version} by --pin. Restart the server without it to unload it."
             )
+        self._load_successor(name, lambda other: other is not entry)
         self._choose(entry, Choice.UNLOADED)
         return self._settled(name, version)
 

@@ -19,13 +19,17 @@ from benchmarks.machine import describe_machine
 from tests.faults import (
     cancelled_clients,
     device_faults,
+    hostile_clients,
     isolation,
+    memory_returns,
+    models_come_and_go,
     overload,
     scheduling,
     shadow_evaluation,
     shutdown,
     version_swap,
 )
+from tests.faults.hostile.corpus import KINDS as HOSTILE_KINDS
 from tests.faults.report import Row, exit_status, section_from_results, table, with_section
 from tests.faults.sample_requests import known_models
 from tests.faults.scenario import ScenarioContext
@@ -59,7 +63,10 @@ SCENARIOS: Mapping[str, Scenario] = {
     "device_lost": Scenario(device_faults.measure_lost, "device"),
     "thread_death": Scenario(device_faults.measure_thread_death),
     "overload": Scenario(overload.measure, "all models"),
+    **{f"hostile_{kind}": Scenario(partial(hostile_clients.measure, kind)) for kind in HOSTILE_KINDS},
+    "memory_returns": Scenario(memory_returns.measure),
     "version_swap": Scenario(version_swap.measure),
+    "models_come_and_go": Scenario(models_come_and_go.measure),
     "shadow": Scenario(shadow_evaluation.measure),
     "sigterm": Scenario(shutdown.measure_sigterm),
     "sigkill": Scenario(shutdown.measure_sigkill),
@@ -72,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _options(arguments)
     if options.list:
         for name, scenario in SCENARIOS.items():
-            print(f"{name:14} {(scenario.measure.__doc__ or '').splitlines()[0]}")
+            print(f"{name:14} {_summary(scenario)}")
         return 0
     if options.render:
         _write_document(DOCUMENT if options.write is None else options.write, RESULTS)
@@ -92,6 +99,11 @@ def main(arguments: Sequence[str]) -> int:
     if options.write is not None:
         _write_document(options.write, options.results)
     return exit_status(rows, short=options.short)
+
+
+def _summary(scenario: Scenario) -> str:
+    measure = scenario.measure.func if isinstance(scenario.measure, partial) else scenario.measure
+    return (measure.__doc__ or "").splitlines()[0]
 
 
 def _options(arguments: Sequence[str]) -> argparse.Namespace:

@@ -1,15 +1,18 @@
 """New versions of a shipped model, made and published while a server runs."""
 
+import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from loadtests.clients import Reply
 from service.backends.onnx import OnnxRuntime
 from tasks.contract import Limits
-from tasks.goldens import Golden, write_goldens
+from tasks.goldens import Golden, first_difference, write_goldens
 from tasks.manifest import MODEL, entries_of, read_manifest, write_manifest
 from tests.faults.sample_requests import KnownModel
 
@@ -54,3 +57,22 @@ def answer_of(known: KnownModel, graph: bytes, request: dict[str, object]) -> di
     """Return a graph's answer to a request, computed in this process."""
     backend = OnnxRuntime("cpu")(graph, known.task.inputs, known.task.outputs)
     return known.task.answer(backend.run_exclusive, request, Limits()).plain()
+
+
+def version_of(reply: Reply) -> str:
+    """Return the version that gave the answer."""
+    return reply.header("x-model").rpartition("/")[2]
+
+
+def wrong_answer(reply: Reply, answers: Mapping[str, Mapping[str, object]], tolerance: float) -> str | None:
+    """Return why an answer is not that of the version which its header names, or None.
+
+    `answers` has the right answer of each version.
+    """
+    if reply.status != 200:
+        return f"status {reply.status}: {reply.body[:120]!r}"
+    answer, version = json.loads(reply.body), version_of(reply)
+    if answer.pop("version") != version or version not in answers:
+        return f"the header names version {version}, the body another"
+    answer.pop("model")
+    return first_difference(answers[version], answer, tolerance)

@@ -31,6 +31,10 @@ class ServerProcess:
         """Return status and JSON (or text) of a response. Raises OSError if there is none."""
         return self._request("GET", path, None)
 
+    def post(self, path: str) -> tuple[int, Any]:
+        """Return status and JSON (or text) of the response to a POST without a body. Raises OSError."""
+        return self._request("POST", path, None)
+
     def fault(self, **command: Any) -> None:
         """Send a command to the faulty backend; see `faulty_server.py`."""
         status, answer = self._request("POST", "/faults", json.dumps(command))

@@ -9,12 +9,11 @@ from typing import Any
 
 from loadtests.clients import Reply, at_constant_rate, open_loop
 from tests.faults.faulty_backend import graph_digest
-from tests.faults.published_versions import other_weights, publish, same_graph
+from tests.faults.published_versions import other_weights, publish, same_graph, version_of
 from tests.faults.report import Row, first_of
 from tests.faults.sample_requests import KnownModel, ValidRequest, with_expected
 from tests.faults.scenario import PATIENCE_S, ScenarioContext
 from tests.faults.server_process import ServerProcess, run_server
-from tests.faults.version_swap import version_of
 from tests.waiting import wait_until
 
 _PER_SECOND = 20

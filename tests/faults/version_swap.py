@@ -1,6 +1,5 @@
 """Versions are published, rejected and removed while requests come."""
 
-import json
 import shutil
 import threading
 import time
@@ -8,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from loadtests.clients import Reply, at_constant_rate, open_loop
-from tasks.goldens import first_difference
 from tasks.manifest import MODEL
-from tests.faults.published_versions import answer_of, other_weights, publish
+from tests.faults.published_versions import answer_of, other_weights, publish, version_of, wrong_answer
 from tests.faults.report import Row, first_of
 from tests.faults.sample_requests import KnownModel
 from tests.faults.scenario import PATIENCE_S, ScenarioContext
@@ -72,10 +70,10 @@ def measure(context: ScenarioContext) -> list[Row]:
     known = context.known["adult"]
     graphs = {"1": known.graph, "2": other_weights(known.graph)}
     requests = [known.valid_request(seed) for seed in range(20)]
-    expected = {
-        version: [answer_of(known, graph, dict(request.fields)) for request in requests]
-        for version, graph in graphs.items()
-    }
+    expected = [
+        {version: answer_of(known, graph, dict(request.fields)) for version, graph in graphs.items()}
+        for request in requests
+    ]
     flags = ("--rescan-seconds", context.pick("0.5", "0.1"))
     scheduled = at_constant_rate([request.request for request in requests], per_second=_PER_SECOND, seconds=0.5)
     with context.copies("adult") as models, run_server(models, *flags) as server:
@@ -85,7 +83,11 @@ def measure(context: ScenarioContext) -> list[Row]:
             replies += open_loop(server.port, scheduled)
     if publisher.failure is not None:
         raise publisher.failure
-    problems = [problem for reply in replies if (problem := _problem(reply, expected, known))]
+    problems = [
+        problem
+        for reply in replies
+        if (problem := wrong_answer(reply, expected[reply.key], known.manifest.golden_tolerance))
+    ]
     order = list(dict.fromkeys(version_of(reply) for reply in replies if reply.status == 200))
     return [
         Row(
@@ -99,19 +101,3 @@ def measure(context: ScenarioContext) -> list[Row]:
             figures={"problems": problems[:10], "order": order},
         )
     ]
-
-
-def version_of(reply: Reply) -> str:
-    """Return the version that gave the answer."""
-    return reply.header("x-model").rpartition("/")[2]
-
-
-def _problem(reply: Reply, expected: dict[str, list[dict[str, object]]], known: KnownModel) -> str | None:
-    """Return why an answer is not that of the version which its header names, or None."""
-    if reply.status != 200:
-        return f"status {reply.status}: {reply.body[:120]!r}"
-    answer, version = json.loads(reply.body), version_of(reply)
-    if answer.pop("version") != version or version not in expected:
-        return f"the header names version {version}, the body another"
-    answer.pop("model")
-    return first_difference(expected[version][reply.key], answer, known.manifest.golden_tolerance)

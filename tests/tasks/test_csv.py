@@ -87,12 +87,14 @@ def test_table_that_cannot_be_read_is_rejected_with_a_reason(content: bytes, mes
     assert len(str(caught.value)) < 700
 
 
-def test_rows_and_cells_are_limited() -> None:
+def test_rows_cells_and_lines_are_limited() -> None:
     assert len(rows_of(b"age,job\n" + b"1,2\n" * 10, limit=10)) == 10
     for content, message in (
         (b"age,job\n" + b"1,2\n" * 11, "more than 10 rows"),
         (b"age,job\n" + b"," * 10_001, "more than 10,000 cells"),
         (b"age,job," + b"x," * 20_000, "more than 10,000 cells"),
+        (b"age,job\n1,2\n" + b"\n" * 10_000, "more than 10,000 lines"),
+        (b"age,job\r1,2\r" + b"\r" * 10_000, "more than 10,000 lines"),
     ):
         with pytest.raises(InvalidInput, match=message) as caught:
             rows_of(content, limit=10)

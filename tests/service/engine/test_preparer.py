@@ -35,10 +35,12 @@ class Requests:
         self.ran_in.append(names.get(threads, "second"))
         return work()
 
-    async def prepare(self, body: bytes = b"-", *, is_compressed: bool = False) -> Any:
+    def request(self, body: bytes = b"-", *, is_compressed: bool = False) -> PredictRequest:
         fields = self.task.example()
-        request = PredictRequest("json", body, lambda content: fields, is_compressed=is_compressed)
-        return await self.preparer.prepare(request, Deadline(), self.state)
+        return PredictRequest("json", body, lambda content: fields, is_compressed=is_compressed)
+
+    async def prepare(self, body: bytes = b"-", *, is_compressed: bool = False) -> Any:
+        return await self.preparer.prepare(self.request(body, is_compressed=is_compressed), Deadline(), self.state)
 
 
 class IsolatedRequests(TaskInThread):
@@ -67,6 +69,16 @@ def test_image_that_exceeds_the_first_budget_is_prepared_in_the_second_lane() ->
     assert isinstance(run_virtually(requests.prepare()), Preparation)
     assert requests.ran_in == ["first", "second"]
     assert requests.state.is_unusual  # Its duration must not make the server refuse ordinary requests.
+
+
+def test_large_file_is_not_predicted_to_take_longer_than_the_first_lane_lets_it() -> None:
+    requests = Requests("classification")
+    requests.cost.record(0.1, 10_000)
+
+    small_s, large_s = (requests.preparer.predict_s(requests.request(bytes(size))) for size in (10_000, 10_000_000))
+
+    assert small_s == pytest.approx(0.1)
+    assert large_s == pytest.approx(0.3)
 
 
 def test_image_that_exceeds_both_budgets_is_refused_with_the_reason() -> None:

@@ -510,6 +510,29 @@ def start_with_slow_version(root: Path, start: Start, slow: SlowVersion) -> Runn
     return server
 
 
+@pytest.mark.parametrize("how", ["remove", "unload"])
+def test_a_version_that_goes_serves_until_the_one_before_it_is_loaded(
+    tmp_path: Path, start: Start, slow: SlowVersion, how: str
+) -> None:
+    publish(tmp_path, "credit", CREDIT, slow.graph, version=1)
+    publish_credit(tmp_path, 2)
+    server = start(slow.open_backend, models=tmp_path, rescan_seconds=0, admin=True, hang_seconds=0)
+
+    with ThreadPoolExecutor(1) as threads:
+        if how == "remove":
+            shutil.rmtree(tmp_path / "credit" / "2")
+            going = threads.submit(rescan, server)
+        else:
+            going = threads.submit(act, server, "unload", 2)
+        slow.is_loading.wait(60)
+        meanwhile = answering_version(server)
+        slow.gate.open()
+        going.result()
+
+    assert (meanwhile, answering_version(server)) == ("2", "1")
+    assert served_versions(server) == ["1"]
+
+
 def test_requests_of_operators_wait_for_each_other_and_clients_do_not(
     tmp_path: Path, start: Start, slow: SlowVersion
 ) -> None:
