@@ -1,12 +1,16 @@
-"""Content negotiation: choose the representation of an answer by `Accept` (RFC 9110, 12.5.1) and render it."""
+"""Content negotiation: choose the representation of an answer by `Accept` (RFC 9110, 12.5.1) and render it.
+
+Worker processes run `parse_for` and `render`, and so import this module: it imports no web framework.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from service.engine.request import Body, Parse
 from service.errors import InvalidHeader, InvalidRequest, NotAcceptable
-from tasks.contract import Answer, Representation
+from tasks.contract import Answer, Representation, Upload
 
 _MAX_RANGES, _MAX_HEADER_LENGTH = 50, 4096
 _MediaRange = tuple[str, str, dict[str, str], float]
@@ -81,6 +85,17 @@ def _is_equal(field: Any, value: Any) -> bool:
         return bool(TypeAdapter(type(value)).validate_python(field) == value)
     except ValidationError:
         return False
+
+
+def parse_for(representation: Representation, upload: Upload | None, parse: Parse, body: Body) -> Mapping[str, Any]:
+    """Return the fields of a request that is to be answered in this representation. Raises ServiceError."""
+    fields = apply_representation(representation, parse(body))
+    if representation.file is not None and upload is not None and isinstance(fields.get(upload.field), list):
+        raise InvalidRequest(
+            f"{upload.field}: a list is answered as application/json only; send one at a time to get "
+            f"{representation.media_type}."
+        )
+    return fields
 
 
 def render(representation: Representation, model: str, version: str, answer: Answer) -> bytes:

@@ -8,7 +8,7 @@ longer than a small model.
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
@@ -18,16 +18,16 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.engine.admission import RequestOptions, parse_options
-from service.engine.request import Body, Parse, PredictResult, RequestState, Trace
+from service.engine.request import PredictResult, RequestState, Trace
 from service.errors import DeadlineExceeded, InvalidHeader, InvalidRequest, MethodNotAllowed, ServiceError
 from service.http.error_responses import error_response, trace_of
-from service.http.negotiation import apply_representation, choose_representation, content_type, render
+from service.http.negotiation import choose_representation, content_type, parse_for, render
 from service.http.request_body import BodyBudget, BodyRules, read_predict_request
 from service.metrics import Metrics
 from service.models.model import Model
 from service.models.repository import Repository
 from service.models.shadow_traffic import ShadowTraffic
-from tasks.contract import Limits, Representation, Task, Upload
+from tasks.contract import Limits, Representation, Task
 
 T = TypeVar("T")
 _CLIENT_CLOSED_REQUEST = 499
@@ -109,7 +109,7 @@ class PredictMiddleware:
             message = await read_predict_request(request, self._body_rules(model.task), reserve=reserve)
             message = replace(
                 message,
-                parse=partial(_parse_for, representation, model.task.upload, message.parse),
+                parse=partial(parse_for, representation, model.task.upload, message.parse),
                 render=partial(render, representation, trace.model, trace.version),
                 options=options.merge(message.options),
             )
@@ -142,17 +142,6 @@ class PredictMiddleware:
         if varies:
             response.headers["vary"] = "accept"
         return response
-
-
-def _parse_for(representation: Representation, upload: Upload | None, parse: Parse, body: Body) -> Mapping[str, Any]:
-    """Return the fields of a request that is to be answered in this representation. Raises ServiceError."""
-    fields = apply_representation(representation, parse(body))
-    if representation.file is not None and upload is not None and isinstance(fields.get(upload.field), list):
-        raise InvalidRequest(
-            f"{upload.field}: a list is answered as application/json only; send one at a time to get "
-            f"{representation.media_type}."
-        )
-    return fields
 
 
 def _options_from_headers(request: Request) -> RequestOptions:
