@@ -45,7 +45,7 @@ _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _MAX_BATCH_SIZE = 256
 _MAX_PARALLEL_LOADS = 4
 _MIN_DECODERS = 2
-_FIRST_BUDGET = 0.15
+_FIRST_BUDGET = 0.08
 """Processor time that a body gets at first, as a fraction of the setting; few ordinary photos need more."""
 _BUDGET_PER_BYTE = 0.1e-6
 """What each byte of a body adds to its budget, as a fraction of the setting."""

@@ -69,8 +69,14 @@ def prepare(task: Task, rules: PreparationRules, body: Body, parse: Parse) -> Pr
         raise InvalidRequest(f"{name}: the list is empty.")
     if len(inputs) > rules.limits.inputs:
         raise TooLarge(f"{name}: {len(inputs):,} were sent; at most {rules.limits.inputs} are accepted at a time.")
-    items = tuple(_prepare_item(task, rules, {**fields, name: value}, i) for i, value in enumerate(inputs))
+    shared = replace(rules, limits=_share_limits(rules.limits, len(inputs)))
+    items = tuple(_prepare_item(task, shared, {**fields, name: value}, i) for i, value in enumerate(inputs))
     return SeveralPreparations(items, options)
+
+
+def _share_limits(limits: Limits, inputs: int) -> Limits:
+    """Return the limits of each of several inputs: together they may cost the device no more than a single one."""
+    return replace(limits, characters=limits.characters // inputs, answer_pixels=limits.answer_pixels // inputs)
 
 
 def _prepare_item(
@@ -96,6 +102,8 @@ def _locate_item(error: ServiceError, name: str, place: str) -> ServiceError:
         for problem in error.details
     )
     message = f"{place}{error.message.removeprefix(name)}" if error.message.startswith(f"{name}:") else error.message
+    if isinstance(error, TooLarge):
+        message += " The inputs of a request share such limits: send fewer, or one at a time."
     return type(error)(message, details=details)
 
 

@@ -28,7 +28,7 @@ interpreter's lock for 4 ms."""
 _MAX_PREDICTED_S, _MAX_SMALL_PREDICTED_S = 0.3, 0.1
 """Predictions are never longer, for worker processes and for the interpreter. They assume that the cost grows with the
 size of the body; but what is too large is refused early, and must not make others seem late. In the first lane nothing
-takes much longer than its budget, 0.3 s by default."""
+takes much longer than its budget, 0.16 s by default and more for large bodies."""
 
 RunInThread = Callable[[StepQueue, Executor, Callable[[], Any], Deadline, float], Awaitable[Any]]
 """Runs work in a thread once the queue's scheduler starts it; the last argument is the predicted seconds."""

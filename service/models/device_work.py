@@ -90,6 +90,7 @@ class ScheduledWork:
                 if running.done():
                     raise
                 if self._loop.is_closed():
+                    job.close()  # It may never have started.
                     raise BackendError(_STOPPING) from None
             except CancelledError:
                 raise BackendError(_STOPPING) from None
