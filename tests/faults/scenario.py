@@ -28,12 +28,14 @@ class ScenarioContext:
         models: the folder of the shipped models.
         known: the newest version of each.
         short: whether this is the short form, which takes seconds and judges no times.
+        whole_corpus: whether all hostile requests are sent, instead of those that represent their kind.
         shared: in the short form, the server that several scenarios use in turn.
     """
 
     models: Path
     known: Mapping[str, KnownModel]
     short: bool = False
+    whole_corpus: bool = False
     shared: ServerProcess | None = None
 
     def pick(self, full: T, short: T) -> T:

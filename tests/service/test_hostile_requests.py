@@ -8,8 +8,9 @@ import pytest
 
 from loadtests.clients import LoadProcess, Reply, ScheduledRequest, run_clients
 from tests.faults.hostile.bombs import bomb
-from tests.faults.hostile.corpus import KINDS
+from tests.faults.hostile.corpus import KINDS, REPRESENTATIVES, representatives
 from tests.faults.hostile.request import HostileRequest
+from tests.faults.hostile_clients import MODELS as SERVED
 from tests.faults.neighbours import NeighbourReplies, Neighbours
 from tests.faults.sample_requests import known_models
 from tests.faults.scenario import ScenarioContext, wait_until_idle
@@ -31,16 +32,14 @@ def send(port: int, requests: list[HostileRequest]) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_hostile_request_is_refused_or_answered_and_others_are_answered_meanwhile(kind: str) -> None:
-    requests, problems, neighbours = list(KINDS[kind](KNOWN)), [], NeighbourReplies()
-    models = ("adult", "bikes", "clothing", "imdb", "movielens", "restore")
+def test_a_hostile_request_is_refused_or_answered_and_others_are_answered_meanwhile() -> None:
+    problems, neighbours = [], NeighbourReplies()
 
-    with LoadProcess() as process, ScenarioContext(MODELS, KNOWN).server(*models) as server:
+    with LoadProcess() as process, ScenarioContext(MODELS, KNOWN).server(*SERVED) as server:
         others = Neighbours.of(process, server.port, KNOWN)
-        for start in range(0, len(requests), 10):
+        for kind in KINDS:
             meanwhile = others.start(0.5)
-            problems += send(server.port, requests[start : start + 10])
+            problems += send(server.port, representatives(kind, KNOWN))
             neighbours.add(meanwhile.result())
         wait_until_idle(server)
         live, _ = server.get("/health/live")
@@ -59,6 +58,13 @@ def test_hostile_requests_have_names_of_their_own_and_fit_into_what_a_server_acc
     for kind in ("json", "texts", "forms"):
         sizes = [len(request.make()) for request in KINDS[kind](KNOWN)]
         assert max(sizes) < 20_000_000
+
+
+def test_every_kind_has_representatives() -> None:
+    assert REPRESENTATIVES.keys() == KINDS.keys()
+    for kind, names in REPRESENTATIVES.items():
+        assert [request.name for request in representatives(kind, KNOWN)] == list(names)
+        assert len(names) >= 2
 
 
 @pytest.mark.parametrize("gzip", [False, True])
