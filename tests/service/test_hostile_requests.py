@@ -1,5 +1,6 @@
-"""Hostile requests, one after the other, to a server of the shipped models, while other clients ask for rows."""
+"""Hostile requests, those of a kind at once, to a server of the shipped models, while other clients ask for rows."""
 
+import asyncio
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -19,16 +20,15 @@ MODELS = Path(__file__).parents[2] / "models"
 KNOWN = known_models(MODELS)
 
 
-def send(port: int, requests: list[HostileRequest]) -> list[str]:
-    """Send each request when the one before it has been answered, and return what is wrong with the replies."""
+def schedule(request: HostileRequest) -> ScheduledRequest:
+    return ScheduledRequest(0.0, request.make(), hang_up=request.hang_up, own_connection=True)
 
-    async def send_all(clients) -> list[str | None]:
-        return [request.problem(await reply(clients, request)) for request in requests]
 
-    async def reply(clients, request: HostileRequest) -> Reply:
-        return await clients.send(ScheduledRequest(0.0, request.make(), hang_up=request.hang_up, own_connection=True))
+def send_at_once(port: int, requests: list[ScheduledRequest]) -> list[Reply]:
+    async def send_all(clients) -> list[Reply]:
+        return await asyncio.gather(*(clients.send(request) for request in requests))
 
-    return [problem for problem in run_clients(port, send_all) if problem]
+    return run_clients(port, send_all)
 
 
 @pytest.mark.slow
@@ -38,13 +38,16 @@ def test_a_hostile_request_is_refused_or_answered_and_others_are_answered_meanwh
     with LoadProcess() as process, ScenarioContext(MODELS, KNOWN).server(*SERVED) as server:
         others = Neighbours.of(process, server.port, KNOWN)
         for kind in KINDS:
-            meanwhile = others.start(0.5)
-            problems += send(server.port, representatives(kind, KNOWN))
+            requests = representatives(kind, KNOWN)
+            scheduled = [schedule(request) for request in requests]
+            meanwhile = others.start(1.0)
+            replies = send_at_once(server.port, scheduled)
+            problems += [request.problem(reply) for request, reply in zip(requests, replies, strict=True)]
             neighbours.add(meanwhile.result())
         wait_until_idle(server)
         live, _ = server.get("/health/live")
 
-    assert problems == []
+    assert [problem for problem in problems if problem] == []
     assert neighbours.failures == []
     assert len(neighbours.rows) > 0
     assert live == 200

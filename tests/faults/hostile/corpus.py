@@ -28,7 +28,6 @@ REPRESENTATIVES: Mapping[str, tuple[str, ...]] = {
         "PNG of 600,000 text chunks",
         "JPEG whose EXIF comes in 1.7 million segments",
         "PNG of 8,000 colour profiles of 1 MB each",
-        "JPEG of 26 scans of 49 MP",
     ),
     "json": (
         "JSON: 6 million empty rows",
