@@ -28,6 +28,7 @@ from tests.faults.report import (
     with_section,
 )
 from tests.faults.sample_requests import disconnecting_requests, faulty_requests, known_models
+from tests.faults.scenario import ScenarioContext
 
 ROOT = Path(__file__).parents[1]
 HOLDS = Row("overload", "requests are answered", "≤ 1 s", "0.5 s", True)
@@ -176,6 +177,18 @@ def test_the_backend_records_what_it_has_run() -> None:
 
     assert [count for _, count in faults.computed.values()] == [2, 1, 1]
     assert [size for _, _, size in faults.runs] == [3, 1]
+
+
+def test_a_scenario_gets_copies_of_models_as_version_1_whichever_version_was_shipped() -> None:
+    known = known_models(ROOT / "models")
+
+    with ScenarioContext(ROOT / "models", known).copies(*known) as models:
+        copies = known_models(models)
+        graphs = {name: model.graph for name, model in copies.items()}
+
+    assert {model.manifest.version for model in known.values()} != {"1"}
+    assert {model.manifest.version for model in copies.values()} == {"1"}
+    assert graphs == {name: model.graph for name, model in known.items()}
 
 
 def test_requests_differ_by_seed_and_faulty_ones_come_in_many_kinds() -> None:

@@ -40,6 +40,7 @@ _SHARED_SERVERS: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
     "all models": ((), ("--max-queue", "2000")),
     "batches": (("clothing", "restore"), (*cancelled_clients.FLAGS, "--max-batch", "4")),
     "device": (("clothing", "adult"), ("--hang-seconds", "3")),
+    "hostile": (hostile_clients.MODELS, ()),
 }
 """Models and flags of the servers that scenarios share in a short run; none named means all models."""
 
@@ -63,8 +64,8 @@ SCENARIOS: Mapping[str, Scenario] = {
     "device_lost": Scenario(device_faults.measure_lost, "device"),
     "thread_death": Scenario(device_faults.measure_thread_death),
     "overload": Scenario(overload.measure, "all models"),
-    **{f"hostile_{kind}": Scenario(partial(hostile_clients.measure, kind)) for kind in HOSTILE_KINDS},
-    "memory_returns": Scenario(memory_returns.measure),
+    **{f"hostile_{kind}": Scenario(partial(hostile_clients.measure, kind), "hostile") for kind in HOSTILE_KINDS},
+    "memory_returns": Scenario(memory_returns.measure, "hostile"),
     "version_swap": Scenario(version_swap.measure),
     "models_come_and_go": Scenario(models_come_and_go.measure),
     "shadow": Scenario(shadow_evaluation.measure),
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str]) -> int:
     options = _options(arguments)
     if options.list:
         for name, scenario in SCENARIOS.items():
-            print(f"{name:14} {_summary(scenario)}")
+            print(f"{name:18} {_summary(scenario)}")
         return 0
     if options.render:
         _write_document(DOCUMENT if options.write is None else options.write, RESULTS)
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
     # SIGTERM ends the program through every `finally`, so that no server is left behind.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     started_at = time.monotonic()
-    context = ScenarioContext(options.models, known_models(options.models), options.short)
+    context = ScenarioContext(options.models, known_models(options.models), options.short, options.whole_corpus)
     rows = _measure_all(options.only or list(SCENARIOS), context)
     seconds = time.monotonic() - started_at
     print(table(rows))
@@ -110,6 +111,11 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--short", action="store_true", help="a quick run with smaller counts; timings are not judged")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=SCENARIOS, help="scenarios to run; default: all")
+    parser.add_argument(
+        "--whole-corpus",
+        action="store_true",
+        help="send all hostile requests, not a few of each kind; takes far longer",
+    )
     parser.add_argument("--list", action="store_true", help="list the scenarios")
     parser.add_argument("--models", type=Path, default=Path("models"), help="folder of the models; default: models")
     parser.add_argument("--results", type=Path, help=f"JSON file for the figures of a full run; default: {RESULTS}")

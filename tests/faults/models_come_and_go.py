@@ -12,7 +12,7 @@ from loadtests.clients import Reply, at_constant_rate, open_loop, send_sequentia
 from tests.faults.published_versions import answer_of, other_weights, publish, version_of, wrong_answer
 from tests.faults.report import Row, first_of, ms
 from tests.faults.sample_requests import KnownModel, ValidRequest
-from tests.faults.scenario import PATIENCE_S, ScenarioContext
+from tests.faults.scenario import FIRST_VERSION, PATIENCE_S, ScenarioContext
 from tests.faults.server_process import ServerProcess, run_server
 from tests.waiting import wait_until
 
@@ -84,7 +84,7 @@ class _Operator:
         """Carry out all steps. Raises TimeoutError if one has no effect."""
         self._publish("2")
         self._remove_and_bring_back(_VERSIONED, "2", then="1")
-        self._remove_and_bring_back(_REMOVED, self.known[_REMOVED].manifest.version, then=None)
+        self._remove_and_bring_back(_REMOVED, FIRST_VERSION, then=None)
         self._choose("roll back", "1", "promote", default="1")
         self._choose("roll forward", "2", "promote", default="2")
         self._choose("load beside", "1", "load", default="2")
@@ -135,11 +135,11 @@ class _Operator:
 def measure(context: ScenarioContext) -> list[Row]:
     """Versions are published, rolled back, unloaded and removed, and a model is removed, at sixty requests a second."""
     known = context.known
-    graphs = {"1": known[_VERSIONED].graph, "2": other_weights(known[_VERSIONED].graph)}
+    graphs = {FIRST_VERSION: known[_VERSIONED].graph, "2": other_weights(known[_VERSIONED].graph)}
     names = (_VERSIONED, _REMOVED, _NEIGHBOUR)
     requests = [known[name].valid_request(seed) for seed in range(_REQUESTS) for name in names]
     answers = [_answers(request, graphs if request.model.name == _VERSIONED else {}) for request in requests]
-    timelines = {name: _Timeline([_Period(known[name].manifest.version, -math.inf)]) for name in names}
+    timelines = {name: _Timeline([_Period(FIRST_VERSION, -math.inf)]) for name in names}
     scheduled = at_constant_rate([request.request for request in requests], per_second=_PER_SECOND, seconds=0.5)
     flags = ("--admin", "--rescan-seconds", context.pick(str(_RESCAN_S), "0.1"))
     replies = list[Reply]()
@@ -156,11 +156,11 @@ def measure(context: ScenarioContext) -> list[Row]:
 
 
 def _answers(request: ValidRequest, graphs: Mapping[str, bytes]) -> dict[str, dict[str, object]]:
-    """Return the answer of each version; without graphs, that of the shipped version."""
+    """Return the answer of each version; without graphs, that of the first version."""
     model = request.model
     return {
         version: answer_of(model, graph, dict(request.fields))
-        for version, graph in (graphs or {model.manifest.version: model.graph}).items()
+        for version, graph in (graphs or {FIRST_VERSION: model.graph}).items()
     }
 
 

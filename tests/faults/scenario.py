@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from loadtests.clients import ClientPool, Reply, ScheduledRequest
+from tasks.manifest import read_manifest, write_manifest
 from tests.faults.sample_requests import KnownModel
 from tests.faults.server_process import ServerProcess, run_server
 from tests.waiting import wait_until
@@ -17,6 +18,8 @@ from tests.waiting import wait_until
 T = TypeVar("T")
 PATIENCE_S = 60.0
 """How long to wait for what has to happen, however busy the machine is."""
+FIRST_VERSION = "1"
+"""The version of the copies of models to which scenarios add versions."""
 _HOLD_S = 60.0
 
 
@@ -28,12 +31,14 @@ class ScenarioContext:
         models: the folder of the shipped models.
         known: the newest version of each.
         short: whether this is the short form, which takes seconds and judges no times.
+        whole_corpus: whether all hostile requests are sent, instead of those that represent their kind.
         shared: in the short form, the server that several scenarios use in turn.
     """
 
     models: Path
     known: Mapping[str, KnownModel]
     short: bool = False
+    whole_corpus: bool = False
     shared: ServerProcess | None = None
 
     def pick(self, full: T, short: T) -> T:
@@ -64,11 +69,12 @@ class ScenarioContext:
 
     @contextmanager
     def copies(self, *names: str) -> Iterator[Path]:
-        """Make a folder with copies of these models, whose versions may change."""
+        """Make a folder with copies of these models, as version 1, whichever was shipped; further ones may be added."""
         with tempfile.TemporaryDirectory() as folder:
             for name in names:
-                source = self.known[name].folder
-                shutil.copytree(source, Path(folder) / name / source.name)
+                copy = Path(folder) / name / FIRST_VERSION
+                shutil.copytree(self.known[name].folder, copy)
+                write_manifest(copy, read_manifest(copy).model_copy(update={"version": FIRST_VERSION}))
             yield Path(folder)
 
 

@@ -12,7 +12,7 @@ from tests.faults.faulty_backend import graph_digest
 from tests.faults.published_versions import other_weights, publish, same_graph, version_of
 from tests.faults.report import Row, first_of
 from tests.faults.sample_requests import KnownModel, ValidRequest, with_expected
-from tests.faults.scenario import PATIENCE_S, ScenarioContext
+from tests.faults.scenario import FIRST_VERSION, PATIENCE_S, ScenarioContext
 from tests.faults.server_process import ServerProcess, run_server
 from tests.waiting import wait_until
 
@@ -45,7 +45,7 @@ class _Evaluations(threading.Thread):
             "failing": same_graph(graph, "failing"),
         }
         try:
-            for version, (name, candidate) in enumerate(candidates.items(), int(self._known.manifest.version) + 1):
+            for version, (name, candidate) in enumerate(candidates.items(), int(FIRST_VERSION) + 1):
                 self.reports[name] = self._evaluate(str(version), name, candidate)
         except BaseException as error:
             self.failure = error

@@ -1,5 +1,6 @@
-"""Hostile requests, one after the other, to a server of the shipped models, while other clients ask for rows."""
+"""Hostile requests, those of a kind at once, to a server of the shipped models, while other clients ask for rows."""
 
+import asyncio
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -8,8 +9,9 @@ import pytest
 
 from loadtests.clients import LoadProcess, Reply, ScheduledRequest, run_clients
 from tests.faults.hostile.bombs import bomb
-from tests.faults.hostile.corpus import KINDS
+from tests.faults.hostile.corpus import KINDS, REPRESENTATIVES, representatives
 from tests.faults.hostile.request import HostileRequest
+from tests.faults.hostile_clients import MODELS as SERVED
 from tests.faults.neighbours import NeighbourReplies, Neighbours
 from tests.faults.sample_requests import known_models
 from tests.faults.scenario import ScenarioContext, wait_until_idle
@@ -18,34 +20,34 @@ MODELS = Path(__file__).parents[2] / "models"
 KNOWN = known_models(MODELS)
 
 
-def send(port: int, requests: list[HostileRequest]) -> list[str]:
-    """Send each request when the one before it has been answered, and return what is wrong with the replies."""
+def schedule(request: HostileRequest) -> ScheduledRequest:
+    return ScheduledRequest(0.0, request.make(), hang_up=request.hang_up, own_connection=True)
 
-    async def send_all(clients) -> list[str | None]:
-        return [request.problem(await reply(clients, request)) for request in requests]
 
-    async def reply(clients, request: HostileRequest) -> Reply:
-        return await clients.send(ScheduledRequest(0.0, request.make(), hang_up=request.hang_up, own_connection=True))
+def send_at_once(port: int, requests: list[ScheduledRequest]) -> list[Reply]:
+    async def send_all(clients) -> list[Reply]:
+        return await asyncio.gather(*(clients.send(request) for request in requests))
 
-    return [problem for problem in run_clients(port, send_all) if problem]
+    return run_clients(port, send_all)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_hostile_request_is_refused_or_answered_and_others_are_answered_meanwhile(kind: str) -> None:
-    requests, problems, neighbours = list(KINDS[kind](KNOWN)), [], NeighbourReplies()
-    models = ("adult", "bikes", "clothing", "imdb", "movielens", "restore")
+def test_a_hostile_request_is_refused_or_answered_and_others_are_answered_meanwhile() -> None:
+    problems, neighbours = [], NeighbourReplies()
 
-    with LoadProcess() as process, ScenarioContext(MODELS, KNOWN).server(*models) as server:
+    with LoadProcess() as process, ScenarioContext(MODELS, KNOWN).server(*SERVED) as server:
         others = Neighbours.of(process, server.port, KNOWN)
-        for start in range(0, len(requests), 10):
-            meanwhile = others.start(0.5)
-            problems += send(server.port, requests[start : start + 10])
+        for kind in KINDS:
+            requests = representatives(kind, KNOWN)
+            scheduled = [schedule(request) for request in requests]
+            meanwhile = others.start(1.0)
+            replies = send_at_once(server.port, scheduled)
+            problems += [request.problem(reply) for request, reply in zip(requests, replies, strict=True)]
             neighbours.add(meanwhile.result())
         wait_until_idle(server)
         live, _ = server.get("/health/live")
 
-    assert problems == []
+    assert [problem for problem in problems if problem] == []
     assert neighbours.failures == []
     assert len(neighbours.rows) > 0
     assert live == 200
@@ -59,6 +61,13 @@ def test_hostile_requests_have_names_of_their_own_and_fit_into_what_a_server_acc
     for kind in ("json", "texts", "forms"):
         sizes = [len(request.make()) for request in KINDS[kind](KNOWN)]
         assert max(sizes) < 20_000_000
+
+
+def test_every_kind_has_representatives() -> None:
+    assert REPRESENTATIVES.keys() == KINDS.keys()
+    for kind, names in REPRESENTATIVES.items():
+        assert [request.name for request in representatives(kind, KNOWN)] == list(names)
+        assert len(names) >= 2
 
 
 @pytest.mark.parametrize("gzip", [False, True])
