@@ -130,7 +130,7 @@ def measure_lost(context: ScenarioContext) -> list[Row]:
 
 def measure_thread_death(context: ScenarioContext) -> list[Row]:
     """A thread of a pool that dies: liveness fails."""
-    return [_thread_row(context, pool) for pool in ("worker", "cpu")]
+    return [_thread_row(context, pool) for pool in ("decoder", "cpu")]
 
 
 def _thread_row(context: ScenarioContext, pool: str) -> Row:

@@ -65,7 +65,7 @@ def measure(context: ScenarioContext) -> list[Row]:
             with _peak_of(pid) as peak:
                 replies = uvloop.run(_send_at_once(server.port, make(), context.pick(_AT_ONCE, 2)))
             wait_until_idle(server)
-            _rest(pid, before, context.pick(_SETTLE_S, 0.0))
+            _rest(pid, before, _SETTLE_S)
             statuses = {status: sum(r.status == status for r in replies) for status in {r.status for r in replies}}
             steps.append(_Step(name, statuses, peak, tree_usage(pid)))
     return [_answers_row(steps), _memory_row(before, steps)]
@@ -77,7 +77,7 @@ def _largest_requests(context: ScenarioContext) -> dict[str, Callable[[], bytes]
     photo = partial(_photo, known["clothing"], side)
     return {
         "a JPEG of the most pixels": partial(photo, "JPEG"),
-        "a PNG of the most pixels": partial(photo, "PNG"),
+        "a grey PNG of the most pixels": partial(photo, "PNG", "L"),
         "the largest image to restore": partial(_photo, known["restore"], answer_side, "PNG"),
         f"{limits.rows:,} rows": lambda: known["adult"].valid_request(1, size=limits.rows).request,
         f"{limits.characters:,} characters": partial(_text, known["imdb"], limits.characters),
@@ -85,11 +85,11 @@ def _largest_requests(context: ScenarioContext) -> dict[str, Callable[[], bytes]
     }
 
 
-def _photo(model: KnownModel, side: int, format: str) -> bytes:
+def _photo(model: KnownModel, side: int, format: str, mode: str = "RGB") -> bytes:
     """Return a request with a picture that has some content, without the time to encode noise."""
     gradient = Image.linear_gradient("L").resize((side, side))
     file = io.BytesIO()
-    Image.merge("RGB", (gradient, gradient.rotate(90), gradient.rotate(180))).save(
+    Image.merge("RGB", (gradient, gradient.rotate(90), gradient.rotate(180))).convert(mode).save(
         file, format, **({"compress_level": 1} if format == "PNG" else {"quality": 80})
     )
     return model.request(f"image/{format.lower()}", file.getvalue())
