@@ -218,7 +218,7 @@ def _leak_row(before: Mapping[str, float], after: Mapping[str, float], count: in
     return Row(
         "isolation",
         f"Nothing leaks: {total:,} mixed requests, errors and disconnects, after warm-up",
-        f"resident memory grows < {_MAX_GROWTH_MB:.0f} MB, {_SETTLE_S:.0f} s later; threads and file descriptors do not grow",
+        f"resident memory grows < {_MAX_GROWTH_MB:.0f} MB after {_SETTLE_S:.0f} s; threads and descriptors do not grow",
         f"{growth['resident_mb']:+.1f} MB of {before['resident_mb']:.0f} MB, {growth['threads']:+.0f} threads, "
         f"{growth['descriptors']:+.0f} descriptors",
         growth["resident_mb"] < _MAX_GROWTH_MB
