@@ -9,10 +9,11 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NoReturn, get_args, get_origin
+
+from tasks.near_names import nearest_name
 
 PREFIX = "SEVENFOLD_"
 _TRAINING_VARIABLES = ("SEVENFOLD_DATA", "SEVENFOLD_MIRROR")
@@ -23,8 +24,6 @@ _SERVICE_LINK = re.compile(
 """Names of the variables that Kubernetes sets in every pod of a namespace with a Service called `sevenfold`, or
 `sevenfold-` and something (Kubernetes' documentation, Service: environment variables)."""
 _LINK_ADDRESS = re.compile(r"(tcp|udp|sctp)://.*")
-_MIN_SIMILARITY = 0.7
-"""How similar a name must be to be suggested: `max-bach` is 0.94 to `max-batch`, `foo` 0.29 to `host`."""
 
 
 class InvalidSetting(ValueError):
@@ -187,14 +186,13 @@ def _flag(spec: Field[Any]) -> str:
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:
-    names = {_bare(candidate): candidate for candidate in known}
-    matches = get_close_matches(_bare(name), names, n=1, cutoff=_MIN_SIMILARITY)
-    return f" Did you mean {names[matches[0]]}?" if matches else " Run with --help to list all settings."
+    nearest = nearest_name(name, known, _bare)
+    return " Run with --help to list all settings." if nearest is None else f" Did you mean {nearest}?"
 
 
 def _bare(name: str) -> str:
     """Return a name without its prefix, which would make all names similar."""
-    return name.removeprefix(PREFIX).lstrip("-").lower().replace("_", "-")
+    return name.removeprefix(PREFIX).lstrip("-")
 
 
 class _FlagParser(argparse.ArgumentParser):

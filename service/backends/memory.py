@@ -18,6 +18,11 @@ _CGROUP_FILES = {
 """For each version of control groups: the files of limit and usage, and the memory.stat entry for droppable cache."""
 
 
+def trim_heap() -> None:
+    """Return what this process has freed to the system. glibc keeps much of it otherwise; other C libraries do not."""
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)(0)
+
+
 class DeviceMemory(Protocol):
     """The memory of a device, in bytes, and whether the device works; None for what is unknown."""
 

@@ -1,6 +1,5 @@
 """The ONNX Runtime backend, on the CPU or a CUDA device."""
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +10,7 @@ import onnxruntime as ort
 
 from service.backends.base import BackendError
 from service.backends.cores import available_cores
-from service.backends.memory import CudaMemory, DeviceMemory, HostMemory
+from service.backends.memory import CudaMemory, DeviceMemory, HostMemory, trim_heap
 from service.backends.onnx_errors import classify_error
 from tasks.contract import Arrays, TensorSpec
 
@@ -96,8 +95,7 @@ class OnnxBackend:
         options = ort.RunOptions()
         options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         _shared_arena().run(None, {"x": np.zeros(1, np.float32)}, options)
-        # glibc keeps freed memory, and there is much of it: model files, and graphs before optimisation.
-        getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)(0)
+        trim_heap()  # There is much to return: model files, and graphs before optimisation.
 
     def _run(self, session: ort.InferenceSession, arrays: Arrays) -> Arrays:
         try:

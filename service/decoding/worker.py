@@ -4,7 +4,6 @@ A request that exceeds its budget ends the process: the kernel's profiling timer
 to terminate, whatever code runs and whichever lock it holds. The server starts another one.
 """
 
-import ctypes
 import resource
 import signal
 import traceback
@@ -21,6 +20,7 @@ from typing import Any
 from PIL import Image
 
 import tasks
+from service.backends.memory import HostMemory, trim_heap
 from service.decoding.channel import receive, send
 from service.engine.postprocessing import postprocess
 from service.engine.preparation import PreparationRules, prepare
@@ -34,7 +34,6 @@ _MAX_TASKS = 64
 _TRIM_ABOVE_BYTES = 64_000_000
 """A process that has grown by more gives memory back at once, others when they have nothing to do."""
 _IDLE_S = 1.0
-_MALLOC_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: 0)
 
 
 @dataclass(frozen=True)
@@ -118,12 +117,12 @@ def run(connection: "Connection[Any, Any]") -> None:
     with suppress(EOFError, OSError):
         while True:
             if not is_trimmed and not connection.poll(_IDLE_S):
-                _MALLOC_TRIM(0)
+                trim_heap()
                 is_trimmed = True
             _handle_message(connection, known)
             is_trimmed = _resident_bytes() > start_bytes + _TRIM_ABOVE_BYTES
             if is_trimmed:
-                _MALLOC_TRIM(0)
+                trim_heap()
 
 
 def _handle_message(connection: "Connection[Any, Any]", known: OrderedDict[int, Task]) -> None:
@@ -176,6 +175,4 @@ def _limit_memory() -> int:
 
 
 def _resident_bytes() -> int:
-    with suppress(OSError):
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-    return 0
+    return HostMemory().in_use() or 0
