@@ -189,6 +189,11 @@ def _parser_for_all() -> argparse.ArgumentParser:
 def _add_actions(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("actions")
     group.add_argument("--publish", action="store_true", help="export and publish a new version under --models")
+    group.add_argument(
+        "--anyway",
+        action="store_true",
+        help="publish even if the model is worse than a baseline or than the version it replaces",
+    )
     group.add_argument("--torchscript", action="store_true", help="also publish the network as TorchScript, model.ts")
     group.add_argument(
         "--full-precision", action="store_true", help="publish the weights in 32 bits instead of 16: twice the size"

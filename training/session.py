@@ -13,7 +13,7 @@ from tasks.manifest import sha256_of
 from training.core.config import Settings
 from training.core.errors import CannotTrain
 from training.core.files import write_file
-from training.core.results import EpochLog, RunResult, Trained
+from training.core.results import EpochLog, Evaluation, RunResult, Trained
 from training.data.download import Fetcher, content_hash
 from training.engine import checkpoint
 from training.engine.batches import infinite_batches
@@ -22,13 +22,19 @@ from training.engine.loop import fit
 from training.engine.lr_finder import RateSearch, find_rate
 from training.engine.optim import make_optimizer
 from training.engine.runtime import Runtime, describe_hardware
+from training.evaluation.comparison import comparison_table
 from training.evaluation.embeddings import write_embeddings
-from training.publishing.export import Artefacts
-from training.publishing.publish import Publication, publish
+from training.publishing.export import Artefacts, Export, export_to_folder
+from training.publishing.previous_version import compare_with_previous
+from training.publishing.publish import Publication, publish, refuse_worse_model
 from training.registry import learner_type
 from training.reporting import plots, run_folder
 from training.reporting.report import ReportContext
 from training.reporting.run_folder import Plan
+
+_PARITY_SAMPLES = 64
+_EXPORT = "export"
+"""The folder of the exported files in a run folder."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +64,9 @@ class Session:
             subfolder = folder / phase.name
             subfolder.mkdir(exist_ok=True)
             network, logs = self._fit(phase.trainable, phase.settings, subfolder)
+            phase.keep(network)
             if self.runtime.is_main:
-                phase.save(network, subfolder)
+                phase.save(subfolder)
             self.runtime.barrier()
             phase_histories.append(tuple(logs))
         for seed in range(settings.seed, settings.seed + settings.seeds):
@@ -179,7 +186,9 @@ def run(session: Session, runtime: Runtime, arguments: argparse.Namespace) -> Pa
         return None
     path = ""
     if runtime.is_main:
-        path = str(run_folder.find_or_create(root, plan.fingerprint(learner, runtime), arguments.resume))
+        path = str(
+            run_folder.find_or_create(root, plan.fingerprint(learner, runtime, session.data_sha256), arguments.resume)
+        )
     folder = Path(runtime.broadcast(path))
     with run_folder.lock(folder) if runtime.is_main else nullcontext():
         if arguments.resume == "keep":
@@ -213,11 +222,29 @@ def _find_rate(session: Session, root: Path) -> None:
     print(f"Suggested: --rate {search.suggestion:.1e}, where the loss falls fastest. Plot: {plot}")
 
 
+def _with_previous_version(evaluation: Evaluation, learner: Learner, export: Export, model: Path) -> Evaluation:
+    previous = compare_with_previous(learner, export, model)
+    comparisons = (*evaluation.comparisons, *previous.comparisons)
+    return replace(evaluation, comparisons=comparisons, notes=(*evaluation.notes, *previous.notes))
+
+
+def _with_comparison_table(evaluation: Evaluation) -> Evaluation:
+    if not evaluation.comparisons:
+        return evaluation
+    return replace(evaluation, tables=(comparison_table(evaluation.comparisons), *evaluation.tables))
+
+
 def _report_and_publish(session: Session, result: RunResult, folder: Path, arguments: argparse.Namespace) -> None:
     """Write the report and, if requested, publish; called by the main process."""
     plan, learner = session.plan, session.learner
     served = learner.to_inference_module(result.trained[0].network)
-    evaluation = learner.evaluate(result.trained, served)
+    artefacts = Artefacts(fp16=not arguments.full_precision, torchscript=arguments.torchscript)
+    samples = learner.validation_inputs(_PARITY_SAMPLES)
+    export = export_to_folder(served, learner.calibrated_task(served), samples, folder / _EXPORT, artefacts)
+    evaluation = learner.evaluate(result.trained, served, export.network)
+    if arguments.publish:
+        evaluation = _with_previous_version(evaluation, learner, export, Path(arguments.models) / plan.recipe.name)
+    evaluation = _with_comparison_table(evaluation)
     context = ReportContext(
         plan,
         result,
@@ -231,6 +258,8 @@ def _report_and_publish(session: Session, result: RunResult, folder: Path, argum
     run_folder.mark_done(folder, {metric.name: metric.value for metric in evaluation.metrics})
     for metric in evaluation.metrics:
         print(f"{metric.name:<26}{metric.value:>8.4f}  {metric.protocol}")
+    for comparison in evaluation.comparisons:
+        print(comparison.sentence())
     for note in evaluation.notes:
         print(note)
     print(f"Report: {folder / 'index.html'}")
@@ -239,8 +268,9 @@ def _report_and_publish(session: Session, result: RunResult, folder: Path, argum
         rows = write_embeddings(file, learner.embeddings(result.trained[0].network))
         print(f"Embeddings: {rows:,} vectors in {file}")
     if arguments.publish:
-        artefacts = Artefacts(fp16=not arguments.full_precision, torchscript=arguments.torchscript)
-        publication = Publication(plan.recipe, evaluation, session.data_sha256, Path(arguments.models), artefacts)
+        if not arguments.anyway:
+            refuse_worse_model(evaluation)
+        publication = Publication(plan.recipe, evaluation, session.data_sha256, Path(arguments.models), export)
         model = publish(publication, learner, served, context.card)
         run_folder.mark_published(folder, model)
         print(f"Published: {model}")

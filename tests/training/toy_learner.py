@@ -65,7 +65,7 @@ class SmallLearner(Learner):
     def to_inference_module(self, network):
         raise NotImplementedError
 
-    def evaluate(self, trained, served):
+    def evaluate(self, trained, served, exported):
         raise NotImplementedError
 
     def validation_inputs(self, count):

@@ -1,5 +1,6 @@
 """What training produces: metrics, tables, figures and histories. Values only; they are computed elsewhere."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +35,79 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Comparison:
+    """A metric of the model beside that of another predictor on the same samples.
+
+    Attributes:
+        other: the other predictor, as in a sentence: `always predicting 'cat'`, `gradient boosting`, `version 3`.
+        metric: name of the metric.
+        value: the model's.
+        other_value: the other's.
+        lower_is_better: whether the metric is an error.
+        interval: 95 % confidence interval of the model's gain over the other; positive where the model is better.
+        count: number of samples, or of groups of samples that belong together.
+        samples: what they are, in the plural: `validation images`.
+        is_constant: whether the other predictor gives every request the same answer.
+    """
+
+    other: str
+    metric: str
+    value: float
+    other_value: float
+    lower_is_better: bool
+    interval: tuple[float, float]
+    count: int
+    samples: str
+    is_constant: bool = False
+
+    @property
+    def gain(self) -> float:
+        """How much better the model is; negative if it is worse."""
+        gain = self.value - self.other_value
+        return -gain if self.lower_is_better else gain
+
+    @property
+    def is_surely_worse(self) -> bool:
+        """Whether the whole interval of the gain is below 0."""
+        return self.interval[1] < 0
+
+    @property
+    def verdict(self) -> str:
+        """What follows from the interval: `surely better`, `surely worse`, or `not surely better or worse`."""
+        if self.interval[0] > 0:
+            return "surely better"
+        return "surely worse" if self.is_surely_worse else "not surely better or worse"
+
+    def sentence(self) -> str:
+        """Describe the comparison with its interval and the number of samples."""
+        low, high = self.interval
+        bounds = f"95 % interval {low:+.4f} to {high:+.4f}" if math.isfinite(low + high) else "too few for an interval"
+        return (
+            f"{self.metric} is {self.value:.4f}; {self.other}: {self.other_value:.4f}. Gain {self.gain:+.4f} "
+            f"({bounds}, {self.count:,} {self.samples}): the model is {self.verdict}."
+        )
+
+
+@dataclass(frozen=True)
+class SampleScores:
+    """A score of each validation sample, whose mean is the metric that models are compared by.
+
+    Attributes:
+        metric: name of the metric.
+        values: float (n,).
+        samples: what they are, in the plural.
+        lower_is_better: whether the score is an error.
+        groups: (n,) numbers of the groups of samples that belong together (images of a video); None: each is its own.
+    """
+
+    metric: str
+    values: NDArray[np.floating]
+    samples: str
+    lower_is_better: bool = False
+    groups: NDArray[np.integer] | None = None
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """The evaluation of a trained network, for the manifest, the card and the report.
 
@@ -44,6 +118,7 @@ class Evaluation:
         figures: for the report only.
         failures: known failures.
         caveats: what users should know, in addition to the recipe's caveats.
+        comparisons: with baselines; a model that is worse is published only if the user insists.
     """
 
     metrics: tuple[Metric, ...]
@@ -52,6 +127,7 @@ class Evaluation:
     figures: tuple[Figure, ...] = ()
     failures: tuple[str, ...] = ()
     caveats: tuple[str, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tasks.contract import Arrays, Run, Task
 from training.core.config import Settings
 from training.core.errors import CannotTrain
-from training.core.results import EmbeddingTable, Evaluation, Remeasured, Trained
+from training.core.results import EmbeddingTable, Evaluation, Remeasured, SampleScores, Trained
 from training.core.sources import SourceFetcher
 from training.engine.batches import SampleSet
 from training.engine.optim import ParamGroup
@@ -69,13 +69,15 @@ class Phase:
         name: its folder inside the run folder.
         trainable: what is trained.
         settings: the settings of its training.
-        save: called with the trained network and the folder; writes what later phases and runs may start from.
+        keep: called with the trained network in every process, since each builds what comes next from it.
+        save: called with the folder, by the main process; writes what later runs may start from.
     """
 
     name: str
     trainable: Trainable
     settings: Settings
-    save: Callable[[nn.Module, Path], None]
+    keep: Callable[[nn.Module], None]
+    save: Callable[[Path], None]
 
 
 class Learner(Trainable):
@@ -130,8 +132,30 @@ class Learner(Trainable):
         return self.task
 
     @abstractmethod
-    def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
-        """Evaluate the first trained network (`served`), and how much those of other seeds differ."""
+    def evaluate(self, trained: Sequence[Trained], served: nn.Module, exported: nn.Module) -> Evaluation:
+        """Evaluate the first trained network, and how much those of other seeds differ.
+
+        `exported` runs the exported file, with the inputs and outputs of `served`, from which it was made: what is
+        reported about the model is measured with it. `served` provides what the file does not return.
+        """
+
+    def sample_scores(self, exported: nn.Module) -> SampleScores | None:
+        """Return the score of each validation sample, by which versions of a model are compared; None: they are not.
+
+        `exported` runs a model file, with the inputs and outputs of the task.
+        """
+        return None
+
+    def is_comparable(self, previous: Task) -> bool:
+        """Return whether a model of that task can be measured with the inputs of this learner's validation samples.
+
+        By default, if both have the same inputs and outputs; a task whose labels or columns give them their meaning
+        compares these too.
+        """
+        return type(previous) is type(self.task) and (previous.inputs, previous.outputs) == (
+            self.task.inputs,
+            self.task.outputs,
+        )
 
     @abstractmethod
     def validation_inputs(self, count: int) -> Arrays:

@@ -2,11 +2,13 @@
 
 import io
 import logging
+import shutil
 import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,37 @@ class Artefacts:
 
     fp16: bool = True
     torchscript: bool = False
+
+
+@dataclass(frozen=True)
+class Export:
+    """The exported files of a trained network.
+
+    Attributes:
+        folder: the folder with model.onnx (and model.ts).
+        task: the calibrated task, whose inputs and outputs are those of the graph.
+        parity: how much the files differ from the network.
+    """
+
+    folder: Path
+    task: Task
+    parity: Parity
+
+    @cached_property
+    def network(self) -> "ExportedNetwork":
+        """The graph as a module."""
+        return ExportedNetwork(self.folder / MODEL, self.task)
+
+
+def export_to_folder(served: nn.Module, task: Task, samples: Arrays, folder: Path, artefacts: Artefacts) -> Export:
+    """Export into a folder, whose earlier content is removed. Raises what `export` raises; nothing is left then."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        return Export(folder, task, export(served, task, samples, folder, artefacts))
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def export(served: nn.Module, task: Task, samples: Arrays, folder: Path, artefacts: Artefacts) -> Parity:
@@ -186,6 +219,25 @@ def onnx_runner(path: Path, task: Task) -> Run:
         return dict(zip(names, session.run(names, dict(arrays)), strict=True))
 
     return run
+
+
+class ExportedNetwork(nn.Module):
+    """The exported graph as a module: from tensors of the task's inputs, in order, to a tuple of its outputs.
+
+    What is published about a model is measured with its file, whose weights may be stored in 16 bits.
+    """
+
+    def __init__(self, path: Path, task: Task) -> None:
+        super().__init__()
+        self._run = onnx_runner(path, task)
+        self._inputs = [spec.name for spec in task.inputs]
+        self._outputs = [spec.name for spec in task.outputs]
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the outputs of a batch."""
+        arrays = {name: tensor.cpu().numpy() for name, tensor in zip(self._inputs, inputs, strict=True)}
+        outputs = self._run(arrays)
+        return tuple(torch.from_numpy(outputs[name]) for name in self._outputs)
 
 
 def _check_parity(served: nn.Module, traced: Any, run: Run, task: Task, samples: Arrays) -> Parity:

@@ -1,6 +1,7 @@
 """Publish a trained network as a folder under models/, which appears only when it is complete and verified."""
 
 import datetime
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +27,10 @@ from tasks.version_folder import write_version
 from training.core.errors import CannotTrain
 from training.core.provenance import code_version
 from training.core.recipe import Recipe
-from training.core.results import Evaluation
+from training.core.results import Comparison, Evaluation
 from training.engine.learner import Learner
-from training.publishing.export import OPSET, Artefacts, Parity, export, onnx_runner
+from training.publishing.export import OPSET, Export, Parity, onnx_runner
 
-_PARITY_SAMPLES = 64
 _MODEL_LICENCE = "Apache-2.0"
 
 
@@ -42,16 +42,16 @@ class Publication:
     evaluation: Evaluation
     data_sha256: str
     models: Path
-    artefacts: Artefacts = Artefacts()
+    export: Export
 
 
 def publish(
     publication: Publication, learner: Learner, served: nn.Module, card: Callable[[Manifest, Parity], str]
 ) -> Path:
-    """Export, verify and publish; return the new version's folder. `card` returns the text of the README.
+    """Verify and publish an exported network; return the new version's folder. `card` returns the text of the README.
 
-    Raises CannotTrain if the graph disagrees with the network, a golden request is not reproduced, or a metric does
-    not reach the recipe's limit, and OSError if the folder cannot be written; nothing of it is left then.
+    Raises CannotTrain if a golden request is not reproduced, or a metric does not reach the recipe's limit, and OSError
+    if the folder cannot be written; nothing of it is left then.
     """
     _check_limits(publication.recipe, publication.evaluation)
 
@@ -59,6 +59,32 @@ def publish(
         _write_model(folder, version, publication, learner, served, card)
 
     return write_version(publication.models / publication.recipe.name, write)
+
+
+def refuse_worse_model(evaluation: Evaluation) -> None:
+    """Raise CannotTrain if the model is worse than a baseline or the version it replaces.
+
+    Worse than the same answer to every request counts as measured; worse than another model counts if the interval of
+    the difference says so.
+    """
+    objections = [
+        _describe_objection(comparison)
+        for comparison in evaluation.comparisons
+        if comparison.is_surely_worse or (comparison.is_constant and comparison.gain < 0)
+    ]
+    if objections:
+        raise CannotTrain(
+            f"Not published: {'; '.join(objections)}. Train it better, or publish it all the same with --anyway; "
+            "--resume publishes this run without training it again."
+        )
+
+
+def _describe_objection(comparison: Comparison) -> str:
+    how = "surely worse" if comparison.is_surely_worse else "worse"
+    return (
+        f"the model is {how} than {comparison.other}: {comparison.metric} is {comparison.value:.4f}, not "
+        f"{comparison.other_value:.4f} (on {comparison.count:,} {comparison.samples})"
+    )
 
 
 def _check_limits(recipe: Recipe, evaluation: Evaluation) -> None:
@@ -85,7 +111,9 @@ def _write_model(
     if publication.recipe.data.redistributable:
         task, requests = learner.golden_requests(served)
     write_task_files(folder, task)
-    parity = export(served, task, learner.validation_inputs(_PARITY_SAMPLES), folder, publication.artefacts)
+    for file in publication.export.folder.iterdir():
+        shutil.copyfile(file, folder / file.name)
+    parity = publication.export.parity
     run = onnx_runner(folder / MODEL, task)
     write_goldens(folder, [Golden(request=body, answer=_answer(task, run, body)) for body in requests])
     manifest = _manifest(version, publication, task, parity)

@@ -17,12 +17,18 @@ from training.publishing.export import onnx_runner
 from training.publishing.publish import replay
 
 
+def find_last_version(model: Path) -> Path | None:
+    """Return the folder of a model's last version; None if there is none."""
+    versions = [path for path in model.iterdir() if path.name.isdecimal()] if model.is_dir() else []
+    return max(versions, key=lambda path: int(path.name), default=None)
+
+
 def last_version(model: Path) -> Path:
     """Return the folder of a model's last version. Raises CannotTrain if there is none."""
-    versions = [path for path in model.iterdir() if path.name.isdecimal()] if model.is_dir() else []
-    if not versions:
+    version = find_last_version(model)
+    if version is None:
         raise CannotTrain(f"{model} contains no model versions; expected a folder such as models/movielens.")
-    return max(versions, key=lambda path: int(path.name))
+    return version
 
 
 def republish(

@@ -37,7 +37,7 @@ class Plan:
     options: Any
     command: str
 
-    def fingerprint(self, learner: Learner, runtime: Runtime) -> dict[str, Any]:
+    def fingerprint(self, learner: Learner, runtime: Runtime, data_sha256: str) -> dict[str, Any]:
         """Return the values that must be equal for a run to be resumed."""
         values = {**asdict(self.settings), **asdict(self.options), "precision": runtime.precision}
         task = json.dumps({**parameters_of(learner.task), **files_of(learner.task)}, sort_keys=True)
@@ -47,6 +47,7 @@ class Plan:
             "device": runtime.device.type,
             "processes": runtime.world_size,
             "samples": len(learner.samples),
+            "data": data_sha256,
             "parameters": hashlib.sha256(task.encode()).hexdigest(),
             **{
                 name: list(value) if isinstance(value, tuple) else value

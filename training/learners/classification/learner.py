@@ -73,7 +73,7 @@ class ClassificationLearner(BaseClassificationLearner):
         logits = self._validation_logits(float32, Runtime(torch.device("cpu")))
         return ServedClassifier(float32, calibration.fit_temperature(logits, self.targets)).eval()
 
-    def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
+    def evaluate(self, trained: Sequence[Trained], served: nn.Module, exported: nn.Module) -> Evaluation:
         """Report accuracy, calibration, the confusion matrix, and the worst mistakes with their activation maps."""
         temperature = float(cast(ServedClassifier, served).temperature)
         labels, targets = self.task.labels, self.targets.numpy()

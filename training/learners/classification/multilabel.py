@@ -88,7 +88,7 @@ class MultiLabelLearner(BaseClassificationLearner):
     def _with_thresholds(self, probabilities: NDArray[np.floating]) -> Classification:
         return replace(self.task, thresholds=best_thresholds(probabilities, self.targets.numpy().astype(int)))
 
-    def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
+    def evaluate(self, trained: Sequence[Trained], served: nn.Module, exported: nn.Module) -> Evaluation:
         """Report F scores, thresholds, calibration, and the worst mistakes with their activation maps."""
         temperature = float(cast(ServedMultiLabelClassifier, served).temperature)
         uncalibrated, probabilities = self._validation_probabilities(served)

@@ -238,7 +238,7 @@ class KeypointsLearner(ImageLearner):
         confidence = (served.slope * log_ratios + served.offsets).sigmoid()
         return _Predictions(points, self._relative_errors(points), confidence.numpy(), log_ratios)
 
-    def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
+    def evaluate(self, trained: Sequence[Trained], served: nn.Module, exported: nn.Module) -> Evaluation:
         """Report errors by point, part and group, calibration, and images with their points, the worst first."""
         predictions = self._predict_validation(cast(ServedKeypoints, served))
         groups = [image.group for image in self.validation_images]

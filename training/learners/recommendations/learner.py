@@ -189,7 +189,7 @@ class RecommendationsLearner(Learner):
         exact = cast(RecommenderNetwork, network).float().cpu().eval()
         return ServedRecommender(exact, self.likes, k=self.task.list_length, liked_from=self._liked_from).eval()
 
-    def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
+    def evaluate(self, trained: Sequence[Trained], served: nn.Module, exported: nn.Module) -> Evaluation:
         """Evaluate on the test items, beside co-occurrence and popularity, by groups, with exposure and examples."""
         others = [self.to_inference_module(run.network) for run in trained[1:]]
         recommenders = Recommenders(self.ratings, self.task, self.valid.queries, self.test.queries)

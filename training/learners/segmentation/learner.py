@@ -202,7 +202,7 @@ class SegmentationLearner(ImageLearner):
         rows, columns = (samples.context.source_indices(axis, size) for axis, size in enumerate(logits.shape[1:]))
         return float((first - second)[rows][:, columns].min())
 
-    def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
+    def evaluate(self, trained: Sequence[Trained], served: nn.Module, exported: nn.Module) -> Evaluation:
         """Report the IoU of each class, calibration, confusions, and the worst masks beside their images."""
         segmenter = cast(ServedSegmenter, served)
         outputs = self._validation_logits(segmenter.network)

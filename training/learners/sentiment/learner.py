@@ -47,6 +47,7 @@ from training.learners.sentiment.evaluate import (
 )
 from training.learners.sentiment.language_model import (
     LanguageModelTraining,
+    StoredLanguageModel,
     load_language_model,
     save_language_model,
 )
@@ -206,13 +207,15 @@ class SentimentLearner(Learner):
             start=self.stored,
         )
 
-        def save(network: nn.Module, folder: Path) -> None:
+        def keep(network: nn.Module) -> None:
             self.stored = trainable.to_stored(network)
             self.phase_scores[name] = trainable.scores(network, _CPU)
-            description = {"tokens": sum(map(len, texts)), "of_validation_texts": self.phase_scores[name]}
-            save_language_model(folder, self.stored, description)
 
-        return Phase(name, trainable, settings, save)
+        def save(folder: Path) -> None:
+            description = {"tokens": sum(map(len, texts)), "of_validation_texts": self.phase_scores[name]}
+            save_language_model(folder, cast(StoredLanguageModel, self.stored), description)
+
+        return Phase(name, trainable, settings, keep, save)
 
     def network(self) -> nn.Module:
         """Return the classifier with the language model's encoder."""
@@ -308,7 +311,7 @@ class SentimentLearner(Learner):
         parts = [self._valid_logits(network, _CPU)]
         return parts if n_grams is None else [*parts, self._valid_logits(NGramClassifier(n_grams), _CPU)]
 
-    def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
+    def evaluate(self, trained: Sequence[Trained], served: nn.Module, exported: nn.Module) -> Evaluation:
         """Evaluate accuracy, calibration, deciding words and mistakes, against tf-idf; and the language model."""
         task, module, run = self.task, cast(ServedSentiment, served), module_runner(served)
         texts, targets = self._valid_texts, self.held_out.targets.numpy()

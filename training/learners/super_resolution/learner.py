@@ -173,7 +173,7 @@ class SuperResolutionLearner(ImageLearner):
         """Return the module to export, from 8-bit pixels to 8-bit pixels."""
         return ServedGenerator(copy.deepcopy(network).float().cpu()).eval()
 
-    def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
+    def evaluate(self, trained: Sequence[Trained], served: nn.Module, exported: nn.Module) -> Evaluation:
         """Compare with bicubic resizing on validation and test images, restored tile by tile as when served."""
         self.perceptual.cpu()
         sets = {"validation": self.held_out, **self.tests}

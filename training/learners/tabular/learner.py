@@ -108,7 +108,7 @@ class TabularLearner(TabularBase):
         logits = collect_outputs(exact, INPUTS, self.held_out, _CPU, batch_size=_BATCH)
         return ServedTabular(exact, calibration.fit_temperature(logits, torch.from_numpy(self.targets))).eval()
 
-    def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
+    def evaluate(self, trained: Sequence[Trained], served: nn.Module, exported: nn.Module) -> Evaluation:
         """Evaluate over the seeds, against gradient boosting, by class and by audit group."""
         calibrated = cast(ServedTabular, served)
         temperature = float(calibrated.temperature)

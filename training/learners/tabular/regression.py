@@ -131,7 +131,7 @@ class RegressionLearner(TabularBase):
         value, low, high = torch.cat(outputs).double().numpy().T
         return Predictions(self.true_values, value, low, high, ~self.split.calibration)
 
-    def evaluate(self, trained: Sequence[Trained], served: nn.Module) -> Evaluation:
+    def evaluate(self, trained: Sequence[Trained], served: nn.Module, exported: nn.Module) -> Evaluation:
         """Evaluate over the seeds, against gradient boosting, over time and by audit group."""
         main = self.metrics[0]
         transfer = EmbeddingTransfer(
