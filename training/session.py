@@ -103,7 +103,8 @@ class Session:
         batches = infinite_batches(
             self.learner.samples, self.runtime, batch_size=settings.batch_size, seed=settings.seed, workers=self.workers
         )
-        return find_rate(network, self.learner.loss, optimizer, batches)
+        distributed = self.runtime.wrap_distributed(network)
+        return find_rate(distributed, self.learner.loss, optimizer, batches, self.runtime, clip=settings.clip)
 
     def _print(self, text: str) -> None:
         if self.runtime.is_main:
@@ -216,6 +217,8 @@ def _existing_result(folder: Path, arguments: argparse.Namespace) -> str:
 
 def _find_rate(session: Session, root: Path) -> None:
     search = session.find_rate()
+    if not session.runtime.is_main:
+        return
     root.mkdir(parents=True, exist_ok=True)
     plot = root / "find-lr.png"
     write_file(plot, plots.draw_rate_search(search))

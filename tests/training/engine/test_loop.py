@@ -1,4 +1,6 @@
 import json
+import math
+import re
 import signal
 import time
 
@@ -81,7 +83,7 @@ def test_the_best_weights_are_kept_and_restored(tmp_path):
     settings = Settings(epochs=6, batch_size=16, rate=0.05)
     network = learner.network()
 
-    learner.score_of_epoch = lambda epoch: -epoch
+    learner.scores_of_epoch = lambda epoch: {"score": float(-epoch)}
     rows = list(fit(learner, network, settings, CPU, tmp_path))
 
     best = max(rows, key=lambda row: row.scores["score"])
@@ -92,6 +94,28 @@ def test_the_best_weights_are_kept_and_restored(tmp_path):
     assert not torch.equal(
         checkpoint.load(tmp_path / checkpoint.LAST)["network"]["0.weight"], network.state_dict()["0.weight"]
     )
+
+
+def test_of_epochs_with_equal_scores_the_one_with_the_lowest_loss_is_kept(tmp_path):
+    learner = SmallLearner()
+    losses = {1: 0.5, 2: 0.3, 3: 0.4, 4: 0.1, 5: 0.5, 6: 0.5}
+    learner.scores_of_epoch = lambda epoch: {"score": 0.0 if epoch == 4 else 0.9, "loss": losses[epoch]}
+
+    list(fit(learner, learner.network(), Settings(epochs=3, batch_size=16), CPU, tmp_path))
+
+    assert checkpoint.load(tmp_path / checkpoint.BEST)["scores"] == {"score": 0.9, "loss": 0.3}
+
+
+@pytest.mark.parametrize("scores", [[math.nan, 0.2, 0.1], [math.nan, math.nan, math.nan], [0.2, math.nan, 0.1]])
+def test_a_score_that_is_not_a_number_is_the_lowest_and_does_not_end_training(tmp_path, scores):
+    learner = SmallLearner(epochs=2)
+    learner.scores_of_epoch = lambda epoch: {"score": scores[epoch - 1], "loss": 3.0 - epoch}
+
+    rows = list(fit(learner, learner.network(), Settings(batch_size=16), CPU, tmp_path))
+
+    kept = checkpoint.load(tmp_path / checkpoint.BEST)["scores"]
+    assert len(rows) == 3
+    assert kept["score"] == 0.2 if 0.2 in scores else kept["loss"] == 0.0
 
 
 def test_a_train_run_is_not_trained_again(tmp_path):
@@ -168,3 +192,15 @@ def test_a_checkpoint_is_replaced_atomically_and_a_truncated_one_is_refused(tmp_
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CannotTrain, match=r"last\.pt cannot be read"):
         checkpoint.load(path)
+
+
+def test_data_with_other_labels_is_another_run(train, table, tmp_path):
+    data = table()
+    arguments = ("tabular", "--data", data, *TABULAR)
+    train(*arguments)
+    swap = {",yes": ",no", ",no": ",yes"}
+    data.write_text(re.sub(r",(yes|no)$", lambda match: swap[match[0]], data.read_text(), flags=re.M))
+
+    train(*arguments, "--keep")
+
+    assert len(list((tmp_path / "runs" / "tabular").iterdir())) == 2
