@@ -28,6 +28,11 @@ class IndexSamples(SampleSet):
         return {"x": index.float().unsqueeze(1), "noise": torch.tensor(noise), "index": index}
 
 
+class ReturnsTuple(torch.nn.Module):
+    def forward(self, x):
+        return (x,)
+
+
 @given(st.integers(1, 200), st.integers(1, 8), st.sampled_from([1, 2, 4]), st.integers(0, 5), st.integers(0, 5))
 def test_processes_divide_the_same_batches_as_one_process(count, per_process, world_size, seed, epoch):
     size = per_process * world_size
@@ -109,6 +114,18 @@ def test_outputs_are_collected_in_the_order_of_the_samples():
     outputs = collect_outputs(Double(), ["x"], IndexSamples(23), CPU, batch_size=5)
 
     assert outputs.squeeze(1).tolist() == [2 * i for i in range(23)]
+
+
+def test_outputs_are_those_of_float32_when_training_runs_in_bfloat16():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Tanh(), ReturnsTuple())
+
+    outputs = [
+        collect_outputs(network, ["x"], IndexSamples(9), Runtime(torch.device("cpu"), precision), batch_size=4)
+        for precision in ("fp32", "bf16")
+    ]
+
+    assert torch.equal(*outputs)
 
 
 def test_a_derived_seed_depends_on_all_of_its_parts():
