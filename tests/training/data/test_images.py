@@ -148,6 +148,22 @@ def test_augmentation_depends_on_seed_epoch_and_image_not_on_the_process(photos)
     assert not torch.equal(without_workers[0][0], without_workers[1][0])
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_seed_augments_otherwise(photos, workers):
+    samples = make_samples(photos, augment=Augmentation())
+    samples.fill_cache()
+    keys = [[(0, 1), (0, 2)], [(1, 1), (0, 5)]]
+    runtime = Runtime(torch.device("cpu"))
+
+    first, second, again = (
+        torch.cat([batch["image"] for batch in make_loader(samples.for_seed(seed), keys, runtime, workers=workers)])
+        for seed in (0, 1, 0)
+    )
+
+    assert torch.equal(first, again)
+    assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
 def test_images_beyond_the_cache_are_decoded_again_with_the_same_result(photos):
     cached = make_samples(photos)
     small_cache = LabelledImages(cached.paths, cached.targets, cached.task, cache_bytes=48 * 40 * 3 * 2)

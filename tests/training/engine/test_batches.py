@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,6 +105,31 @@ def test_batches_do_not_depend_on_how_many_workers_prepare_them():
 
     for expected, batch in zip(without_workers, with_workers, strict=True):
         assert all(torch.equal(expected[name], batch[name]) for name in expected)
+
+
+class NoisySamples(IndexSamples):
+    def __init__(self, count):
+        super().__init__(count)
+        self.memory = object()
+
+    def __getitems__(self, keys):
+        noise = [np.random.default_rng(derived_seed(self.seed, *key)).normal() for key in keys]
+        return super().__getitems__(keys) | {"noise": torch.tensor(noise)}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_samples_for_another_seed_draw_otherwise_and_share_what_is_in_memory(workers):
+    samples = NoisySamples(40)
+    keys = shuffled_keys(40, 8, seed=1, epoch=2)
+
+    first, second, again = (
+        [batch["noise"] for batch in make_loader(samples.for_seed(seed), keys, CPU, workers=workers)]
+        for seed in (0, 1, 0)
+    )
+
+    assert all(map(torch.equal, first, again))
+    assert not any((a == b).any() for a, b in zip(first, second, strict=True))
+    assert samples.for_seed(1).memory is samples.memory
 
 
 def test_outputs_are_collected_in_the_order_of_the_samples():
