@@ -1,7 +1,8 @@
 """Batches in an order that depends on the seed alone; independent of what a sample is."""
 
+import copy
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -14,7 +15,19 @@ Key = tuple[int, int]
 
 
 class SampleSet(Dataset[Batch]):
-    """A data set that is read a batch at a time."""
+    """A data set that is read a batch at a time.
+
+    Attributes:
+        seed: the seed of all randomness within samples, such as augmentation.
+    """
+
+    seed: int = 0
+
+    def for_seed(self, seed: int) -> Self:
+        """Return the same samples with the randomness of another seed; what is kept in memory is shared."""
+        samples = copy.copy(self)
+        samples.seed = seed
+        return samples
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -88,7 +101,7 @@ def infinite_batches(
     samples: SampleSet, runtime: Runtime, *, batch_size: int, seed: int, workers: int
 ) -> Iterator[Batch]:
     """Yield batches on the device without end, epoch after epoch."""
-    epoch = 0
+    samples, epoch = samples.for_seed(seed), 0
     while True:
         keys = samples.batch_keys(batch_size, seed=seed, epoch=epoch, rank=runtime.rank, world_size=runtime.world_size)
         for batch in make_loader(samples, keys, runtime, workers=workers):

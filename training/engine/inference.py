@@ -20,6 +20,8 @@ def iterate_outputs(
 ) -> Iterator[tuple[Batch, tuple[Tensor, ...]]]:
     """Yield each batch of this process's samples, in order, with the network's outputs; on the device.
 
+    The network runs in float32 whatever the precision of training is: what is published runs in float32 too, and
+    bfloat16 may score the same weights several points lower, or another epoch best.
     Sums over the batches are summed over all processes by `runtime.all_reduce_sum`.
     """
     network.eval()
@@ -27,9 +29,7 @@ def iterate_outputs(
     with torch.no_grad():
         for cpu_batch in make_loader(samples, keys, runtime, workers=workers):
             batch = runtime.to_device(cpu_batch)
-            with runtime.autocast():
-                outputs = network(*(batch[name] for name in input_names))
-            yield batch, outputs
+            yield batch, network(*(batch[name] for name in input_names))
 
 
 def collect_outputs(

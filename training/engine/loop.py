@@ -118,7 +118,9 @@ class _StageRun:
         saved: dict[str, Any] | None,
     ) -> None:
         self.learner, self.stage, self.settings, self.runtime = learner, stage, settings, runtime
-        self.steps = learner.samples.steps(settings.batch_size)
+        # Networks that are trained with several seeds must not all see the same augmented samples.
+        self.samples = learner.samples.for_seed(settings.seed)
+        self.steps = self.samples.steps(settings.batch_size)
         self.optimizer = make_optimizer(learner.param_groups(network, stage), stage.rate, settings.weight_decay)
         self.schedule: LRScheduler = one_cycle_schedule(self.optimizer, self.steps * stage.epochs)
         self.network = runtime.wrap_distributed(network)
@@ -128,7 +130,7 @@ class _StageRun:
 
     def train_epoch(self, progress: Progress, epochs: int, workers: int) -> Iterator[Progress]:
         """Take the remaining steps of the epoch, and yield the progress every few steps."""
-        settings, runtime, samples = self.settings, self.runtime, self.learner.samples
+        settings, runtime, samples = self.settings, self.runtime, self.samples
         keys = samples.batch_keys(
             settings.batch_size,
             seed=settings.seed,

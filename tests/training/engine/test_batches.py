@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +27,11 @@ class IndexSamples(SampleSet):
         index = torch.tensor([i for _, i in keys])
         noise = [np.random.default_rng(derived_seed(7, *key)).normal() for key in keys]
         return {"x": index.float().unsqueeze(1), "noise": torch.tensor(noise), "index": index}
+
+
+class ReturnsTuple(torch.nn.Module):
+    def forward(self, x):
+        return (x,)
 
 
 @given(st.integers(1, 200), st.integers(1, 8), st.sampled_from([1, 2, 4]), st.integers(0, 5), st.integers(0, 5))
@@ -101,6 +107,31 @@ def test_batches_do_not_depend_on_how_many_workers_prepare_them():
         assert all(torch.equal(expected[name], batch[name]) for name in expected)
 
 
+class NoisySamples(IndexSamples):
+    def __init__(self, count):
+        super().__init__(count)
+        self.memory = object()
+
+    def __getitems__(self, keys):
+        noise = [np.random.default_rng(derived_seed(self.seed, *key)).normal() for key in keys]
+        return super().__getitems__(keys) | {"noise": torch.tensor(noise)}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_samples_for_another_seed_draw_otherwise_and_share_what_is_in_memory(workers):
+    samples = NoisySamples(40)
+    keys = shuffled_keys(40, 8, seed=1, epoch=2)
+
+    first, second, again = (
+        [batch["noise"] for batch in make_loader(samples.for_seed(seed), keys, CPU, workers=workers)]
+        for seed in (0, 1, 0)
+    )
+
+    assert all(map(torch.equal, first, again))
+    assert not any((a == b).any() for a, b in zip(first, second, strict=True))
+    assert samples.for_seed(1).memory is samples.memory
+
+
 def test_outputs_are_collected_in_the_order_of_the_samples():
     class Double(torch.nn.Module):
         def forward(self, x):
@@ -109,6 +140,18 @@ def test_outputs_are_collected_in_the_order_of_the_samples():
     outputs = collect_outputs(Double(), ["x"], IndexSamples(23), CPU, batch_size=5)
 
     assert outputs.squeeze(1).tolist() == [2 * i for i in range(23)]
+
+
+def test_outputs_are_those_of_float32_when_training_runs_in_bfloat16():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Tanh(), ReturnsTuple())
+
+    outputs = [
+        collect_outputs(network, ["x"], IndexSamples(9), Runtime(torch.device("cpu"), precision), batch_size=4)
+        for precision in ("fp32", "bf16")
+    ]
+
+    assert torch.equal(*outputs)
 
 
 def test_a_derived_seed_depends_on_all_of_its_parts():

@@ -7,11 +7,12 @@ import time
 import pytest
 import torch
 
-from tests.training.toy_learner import CPU, SmallLearner
+from tests.training.toy_learner import CPU, Points, SmallLearner
 from training.__main__ import main
 from training.core.config import Settings
 from training.core.errors import CannotTrain
 from training.engine import checkpoint
+from training.engine.batches import derived_seed
 from training.engine.loop import fit, train_step
 from training.engine.optim import make_optimizer
 from training.engine.runtime import Runtime
@@ -145,6 +146,41 @@ def test_training_lowers_the_loss_and_the_same_seed_gives_the_same_network(tmp_p
 
     assert rows[-1].loss < rows[0].loss / 2
     assert torch.equal(networks[0][0].weight, networks[1][0].weight)
+
+
+class NoisyPoints(Points):
+    def __getitems__(self, keys):
+        seeds = [derived_seed(self.seed, *key) for key in keys]
+        noise = [torch.rand((), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return super().__getitems__(keys) | {"noise": torch.stack(noise)}
+
+
+class NoisyLearner(SmallLearner):
+    """Keeps the noise of each sample in each epoch."""
+
+    def __init__(self):
+        super().__init__(epochs=1)
+        self.samples, self.noise = NoisyPoints(48, 0), []
+
+    def loss(self, network, batch):
+        self.noise += zip(batch["index"].tolist(), batch["noise"].tolist(), strict=True)
+        return super().loss(network, batch)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_seed_draws_other_augmentations_and_the_same_seed_the_same(tmp_path, workers):
+    learner, draws = NoisyLearner(), []
+    for number, seed in enumerate((0, 1, 0)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        settings = Settings(epochs=1, batch_size=16, seed=seed)
+        list(fit(learner, learner.network(), settings, CPU, folder, workers=workers))
+        draws.append(sorted(learner.noise))
+        learner.noise = []
+
+    assert len({noise for _, noise in draws[0]}) == 96, "each of two epochs draws anew"
+    assert draws[0] == draws[2]
+    assert not {noise for _, noise in draws[0]} & {noise for _, noise in draws[1]}
 
 
 def test_an_infinite_loss_ends_training_with_advice(tmp_path):

@@ -297,8 +297,8 @@ def _build_task(options: Any) -> SuperResolution:
 
 
 def _restore_whole(network: nn.Module, pixels: Pixels, runtime: Runtime) -> Pixels:
-    """Restore a whole image in one forward pass."""
-    with torch.no_grad(), runtime.autocast():
+    """Restore a whole image in one forward pass, in float32, as it is served."""
+    with torch.no_grad():
         (levels,) = ServedGenerator(network)(torch.tensor(pixels[np.newaxis]).to(runtime.device))
     restored: Pixels = levels[0].cpu().numpy()
     return restored
