@@ -17,7 +17,7 @@ SETTINGS = Settings(epochs=3, batch_size=24, device="cpu", threads=1, precision=
 PROGRAM = """
 import sys, torch
 from pathlib import Path
-from tests.training.toy_learner import SmallLearner
+from tests.training.toy_learner import Points, SmallLearner
 from tests.training.engine.test_runtime import SETTINGS
 from training.engine.loop import fit
 from training.engine.runtime import start_runtime
@@ -26,6 +26,8 @@ with start_runtime(SETTINGS) as runtime:
     learner = SmallLearner()
     rows = list(fit(learner, learner.network(), SETTINGS, runtime, Path(sys.argv[1])))
     assert runtime.world_size == 2
+    learner.held_out = Points(1, 5)
+    assert learner.scores(learner.network(), runtime)["score"] in (0, 1), "one of the processes has no sample"
     assert runtime.broadcast(f"process {runtime.rank}") == "process 0"
     print(f"rank {runtime.rank} score {rows[-1].scores['score']:.6f}", flush=True)
 """
