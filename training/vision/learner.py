@@ -77,7 +77,7 @@ class ImageLearner(Learner):
         return (Stage("frozen", self.options.frozen_epochs, self.options.frozen_rate, frozen=True), all_layers)
 
     def param_groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
-        """Head, upper half and lower half of the body.
+        """Head, upper half and lower half of the body (`Body.halves`).
 
         While the body is frozen, its BatchNorm layers are still trained (scale, shift and statistics), which adapts the
         pretrained features to other kinds of images at little cost.
@@ -91,13 +91,8 @@ class ImageLearner(Learner):
         head = ParamGroup(tuple(parameter for parameter in network.parameters() if id(parameter) not in body_ids))
         if stage.frozen:
             return [head, ParamGroup(tuple(body.parameters()))]
-        blocks, ratio = body.blocks, self.options.discriminative
-        half = len(blocks) // 2
-        return [
-            head,
-            ParamGroup(tuple(blocks[half:].parameters()), ratio**-0.5),
-            ParamGroup(tuple(blocks[:half].parameters()), 1 / ratio),
-        ]
+        (lower, upper), ratio = body.halves(), self.options.discriminative
+        return [head, ParamGroup(upper, ratio**-0.5), ParamGroup(lower, 1 / ratio)]
 
     def validation_inputs(self, count: int) -> Arrays:
         """Return up to `count` validation images, evenly spaced over the validation set."""

@@ -1,9 +1,12 @@
+from dataclasses import dataclass, field
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from training.core.errors import CannotTrain
 from training.data.hash_split import validation_split
 from training.engine.batches import SampleSet, derived_seed, make_loader, sequential_keys, shuffled_keys
 from training.engine.inference import collect_outputs
@@ -140,6 +143,34 @@ def test_outputs_are_collected_in_the_order_of_the_samples():
     outputs = collect_outputs(Double(), ["x"], IndexSamples(23), CPU, batch_size=5)
 
     assert outputs.squeeze(1).tolist() == [2 * i for i in range(23)]
+
+
+@dataclass(frozen=True)
+class SummingRuntime(Runtime):
+    """One of several processes, without the others: keeps its parts of the sums."""
+
+    parts: list[torch.Tensor] = field(default_factory=list)
+
+    def all_reduce_sum(self, tensor):
+        self.parts.append(tensor)
+        return tensor
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 9])
+def test_every_process_takes_its_part_in_validation_however_few_samples_there_are(count):
+    network = torch.nn.Sequential(torch.nn.Linear(1, 3), ReturnsTuple())
+    runtimes = [SummingRuntime(torch.device("cpu"), rank=rank, world_size=4) for rank in range(4)]
+
+    for runtime in runtimes:
+        collect_outputs(network, ["x"], IndexSamples(count), runtime, batch_size=2)
+
+    (parts,) = zip(*(runtime.parts for runtime in runtimes), strict=True)
+    assert torch.equal(sum(parts), collect_outputs(network, ["x"], IndexSamples(count), CPU, batch_size=2))
+
+
+def test_training_with_more_processes_than_samples_is_an_error():
+    with pytest.raises(CannotTrain, match="3 training samples for 4 processes"):
+        shuffled_keys(3, 8, seed=0, epoch=0, rank=3, world_size=4)
 
 
 def test_outputs_are_those_of_float32_when_training_runs_in_bfloat16():
