@@ -259,6 +259,7 @@ STUDY = Study(
         official=Archive("https://s3.amazonaws.com/fast-ai-sample/human_numbers.tgz", _SHA256, 30_252),
         mirrored=Archive("text/human_numbers.tgz", _SHA256, 30_252),
         contains=("train.txt", "valid.txt"),
+        alternative="",
     ),
     data=DataCard(
         name="Human Numbers, fast.ai",

@@ -368,6 +368,7 @@ STUDY = Study(
         official=Archive("https://files.grouplens.org/datasets/movielens/ml-100k.zip", _SHA256, 4_923_635),
         mirrored=Archive("collab/ml-100k.zip", _SHA256, 4_923_635),
         contains=("ml-100k/u1.base", "ml-100k/u1.test"),
+        alternative="",
     ),
     data=DataCard(
         name="MovieLens 100k, GroupLens Research, University of Minnesota",
