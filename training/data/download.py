@@ -144,7 +144,7 @@ class Fetcher:
                     return
             except (OSError, http.client.HTTPException) as error:
                 _raise_if_permanent(error, has_begun=_size(partial) > size_before)
-                if attempt + 1 == _ATTEMPTS and not isinstance(error, urllib.error.HTTPError):
+                if attempt + 1 == _ATTEMPTS:
                     raise _Unavailable(f"the download failed: {_reason(error)}") from None
         raise _Unavailable(f"the download was interrupted {_ATTEMPTS} times")
 

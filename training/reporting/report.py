@@ -119,5 +119,7 @@ def reproduction_command(name: str, values: Mapping[str, Any], defaults: Mapping
         if isinstance(value, bool):
             words.append(flag if value else "--no-" + flag[2:])
         else:
-            words += [flag, ",".join(value) if isinstance(value, tuple) else _without_folders(str(value))]
+            text = ",".join(value) if isinstance(value, tuple) else _without_folders(str(value))
+            # A value that begins with a dash would be read as the name of an option.
+            words += [f"{flag}={text}"] if text.startswith("-") else [flag, text]
     return shlex.join([*words, "--publish"])

@@ -31,7 +31,7 @@ from training.studies._runner import Study, StudyContext, StudyResult
 class Options:
     """Options of this study."""
 
-    window: int = option(20, "words of backpropagation through time, from nn.RNN on")
+    window: int = option(20, "words of backpropagation through time, from nn.RNN on", at_least=1)
     only: tuple[str, ...] = option((), "names of the networks to train; none = all")
 
 

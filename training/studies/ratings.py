@@ -45,9 +45,9 @@ _K = 10
 class Options:
     """Options of this study."""
 
-    size: int = option(40, "size of the embeddings")
-    valid_fraction: float = option(0.05, "fraction of u1.base used to select the epoch")
-    ranking_epochs: int = option(12, "epochs of the network that is trained to rank")
+    size: int = option(40, "size of the embeddings", at_least=1)
+    valid_fraction: float = option(0.05, "fraction of u1.base used to select the epoch", above=0, below=1)
+    ranking_epochs: int = option(12, "epochs of the network that is trained to rank", at_least=1)
 
 
 @dataclass(frozen=True)
