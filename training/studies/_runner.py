@@ -27,7 +27,7 @@ from training.core.sources import Source
 from training.data.download import Fetcher
 from training.engine.runtime import Runtime, describe_hardware, start_runtime
 from training.reporting import run_folder
-from training.reporting.report import render_template, reproduction_command
+from training.reporting.report import format_duration, render_template, reproduction_command
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,10 @@ def run_study(study: Study, options: list[str]) -> None:
             seconds = result.seconds or time.monotonic() - started
             result = replace(
                 result,
-                notes=(*result.notes, f"Training time: {seconds / 60:.1f} minutes on {describe_hardware(runtime)}."),
+                notes=(
+                    *result.notes,
+                    f"Training time: {format_duration(seconds / 60)} on {describe_hardware(runtime)}.",
+                ),
             )
             _report_and_publish(study, result, folder, arguments, _command(study, settings, study_options))
 
