@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
     """A parser whose errors are CannotTrain, in one sentence, and which reads no abbreviations by itself."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, allow_abbrev=False, **options)
+        super().__init__(*arguments, **{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
         """Raise CannotTrain."""
@@ -101,7 +101,8 @@ class Vocabulary:
 
         Raises CannotTrain if an option is unknown, or is given under two names.
         """
-        rewritten, notes = [], []
+        rewritten: list[str] = []
+        notes: list[str] = []
         typed: dict[str, str] = {}
         for number, word in enumerate(words):
             if word == "--":

@@ -125,10 +125,11 @@ def is_valid(item: Field[Any], value: Any) -> bool:
 
 def _parser_of(item: Field[Any]) -> Callable[[str], Any]:
     """Return the function that reads an option's value from a command line; it raises ArgumentTypeError."""
+    kind: Any = _split_commas if isinstance(item.default, tuple) else type(item.default)
 
     def parse(text: str) -> Any:
         try:
-            value = _split_commas(text) if isinstance(item.default, tuple) else type(item.default)(text)
+            value = kind(text)
         except ValueError:
             value = None
         if not is_valid(item, value):

@@ -53,10 +53,10 @@ class SettingsFile:
                 raise CannotTrain(
                     f"{self.path}: '{name}' is no setting of {self.task or 'this task'}.{suggest(name, known)}"
                 )
-            value = tuple(given) if isinstance(given, list) else given
+            value: Any = tuple(given) if isinstance(given, list) else given
             if not is_valid(known[name], value):
                 raise CannotTrain(f"{self.path}: '{name}' is {json.dumps(given)}, not {describe_values(known[name])}.")
-            values[name] = type(known[name].default)(value)
+            values[name] = float(value) if isinstance(known[name].default, float) else value
         return overlay(settings, values), overlay(options, values)
 
     def missing(self, *configs: Any, without: Collection[str]) -> list[str]:

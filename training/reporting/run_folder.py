@@ -104,6 +104,8 @@ def describe_start(root: Path, fingerprint: dict[str, Any], resume: str, epochs:
     To be called before `find_or_create`, with the same arguments and the number of epochs of each seed.
     """
     folder = _find(root, fingerprint, resume)
+    if folder and resume == "keep" and (folder / _DONE).exists():
+        return f"The run {folder} is finished."
     if folder:
         return _describe_resumed(folder, epochs * int(fingerprint.get("seeds", 1)))
     settings = ((folder, _read_json(folder / SETTINGS)) for folder in _latest_first(root))

@@ -63,6 +63,12 @@ def test_resuming_a_finished_run_says_that_it_is_written_again(root):
     assert describe(root, "always") == f"The run {folder} is finished; its report (and model) is written again."
 
 
+def test_a_finished_run_that_is_kept_is_not_said_to_be_written_again(root):
+    folder = start(root, epochs=14, done=True)
+
+    assert describe(root, "keep") == f"The run {folder} is finished."
+
+
 def test_a_new_run_beside_a_finished_one_with_the_same_settings_says_so(root):
     folder = start(root, epochs=14, done=True)
 
