@@ -79,7 +79,8 @@ class Fetcher:
             except _Unavailable as reason:
                 offline = offline or isinstance(reason, _NoConnection)
                 reasons.append(f"{address}: {reason}")
-                self.log(f"{source.name} not fetched from {reasons[-1]}")
+                if len(reasons) < len(addresses):
+                    self.log(f"{source.name} not fetched from {reasons[-1]}")
         raise NoData(f"{source.name} could not be fetched ({'; '.join(reasons)}). {_advice(source, offline=offline)}")
 
     def sha256(self, source: Source) -> str:
