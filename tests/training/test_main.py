@@ -324,3 +324,14 @@ def test_resuming_an_unfinished_run_says_so(train, table, tmp_path):
 
     assert status == 0, err
     assert f"Resuming the run {run}: 2 of 2 epochs are done." in out
+
+
+def test_the_command_of_a_recipe_with_other_settings_on_a_gpu_names_the_device(train, photos, tmp_path):
+    folder = photos()
+    command = ("clothing", "--data", folder, *IMAGES, "--epochs", "1", "--no-augment")
+
+    status, _, err = train(*command)
+
+    assert status == 0, err
+    (page,) = (tmp_path / "runs" / "clothing").rglob("index.html")
+    assert "--device cpu" in re.search("<pre>(.*)</pre>", page.read_text())[1]

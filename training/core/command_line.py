@@ -40,6 +40,8 @@ _ALIASES = {
     "workers": ("num-workers",),
 }
 """Other names of options with the same meaning, as other training programs have them."""
+_DASHES = "-\N{EN DASH}\N{EM DASH}"
+"""Word processors and chats turn two hyphens into a dash."""
 _OPTION_OF_ALIAS = {alias: option for option, aliases in _ALIASES.items() for alias in aliases}
 _HINTS = {
     **dict.fromkeys(("cpu",), "--device cpu trains on the CPU"),
@@ -129,7 +131,7 @@ class Vocabulary:
 
     def _find(self, typed: str) -> str:
         """Return the option, with its dashes, that a name with one dash or two stands for. Raises CannotTrain."""
-        name = typed.lstrip("-").replace("_", "-")
+        name = typed.lstrip(_DASHES).replace("_", "-")
         negation = "no-" if name.startswith("no-") and name not in self._known else ""
         alias = negation + _OPTION_OF_ALIAS.get(name.removeprefix("no-") if negation else name, "")
         for candidate in (name, alias):
@@ -161,8 +163,8 @@ class Vocabulary:
 
 def _is_option(word: str) -> bool:
     """Whether a word is the name of an option, and not a negative number or another value."""
-    letters = word.lstrip("-")
-    return word.startswith("-") and letters[:1].isalpha() and len(word) - len(letters) <= 2
+    letters = word.lstrip(_DASHES)
+    return letters[:1].isalpha() and 1 <= len(word) - len(letters) <= 2
 
 
 def _parts(name: str) -> list[str]:

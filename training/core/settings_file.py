@@ -69,7 +69,7 @@ def read_settings_file(path: Path) -> SettingsFile:
     """Read a settings.json; `path` may be the folder of the run. Raises CannotTrain."""
     file = path / SETTINGS if path.is_dir() else path
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise CannotTrain(f"--config {file}: no such file; name the settings.json of a run.") from None
     except OSError as error:

@@ -22,6 +22,8 @@ def vocabulary(*names: str) -> Vocabulary:
         ("--learning-rate", "--rate"),
         ("--learning_rate", "--rate"),
         ("-lr", "--rate"),
+        ("\N{EM DASH}lr", "--rate"),
+        ("\N{EN DASH}epochs", "--epochs"),
         ("--bs", "--batch-size"),
         ("--arch", "--backbone"),
         ("--model", "--backbone"),
