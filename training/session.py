@@ -187,9 +187,11 @@ def run(session: Session, runtime: Runtime, arguments: argparse.Namespace) -> Pa
         return None
     path = ""
     if runtime.is_main:
-        path = str(
-            run_folder.find_or_create(root, plan.fingerprint(learner, runtime, session.data_sha256), arguments.resume)
-        )
+        fingerprint = plan.fingerprint(learner, runtime, session.data_sha256)
+        epochs = sum(stage.epochs for stage in learner.stages())
+        if start := run_folder.describe_start(root, fingerprint, arguments.resume, epochs):
+            print(start, flush=True)
+        path = str(run_folder.find_or_create(root, fingerprint, arguments.resume))
     folder = Path(runtime.broadcast(path))
     with run_folder.lock(folder) if runtime.is_main else nullcontext():
         if arguments.resume == "keep":

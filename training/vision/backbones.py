@@ -173,8 +173,9 @@ def weights_file(name: str, weights: str, fetcher: SourceFetcher) -> Path | None
     address: str = models.get_model_weights(name).DEFAULT.url if name != "mobilenet_v2" else _MOBILENET_V2
     prefix = address.rpartition("-")[2].partition(".")[0]
     mirrored = _MIRRORED.get(name, Archive(f"pretrained/{name}_imagenet1k.pth"))
-    return fetcher.fetch(Source(f"{name}.pth", Archive(address, prefix), mirrored))
+    return fetcher.fetch(Source(f"{name}.pth", Archive(address, prefix), mirrored, alternative=_WITHOUT_WEIGHTS))
 
 
 _MOBILENET_V2 = "https://download.pytorch.org/models/mobilenet_v2-b0353104.pth"
 """The first version of the weights: its features transfer better than those of the second, torchvision's default."""
+_WITHOUT_WEIGHTS = "train without pretrained weights: --weights none"

@@ -24,13 +24,15 @@ class ImageOptions:
 
     backbone: str = option("mobilenet_v2", "name of a convolutional network in torchvision")
     weights: str = option("imagenet", "weights of the backbone: imagenet, the path of a file, or none")
-    frozen_epochs: int = option(2, "additional epochs at the start with the pretrained backbone frozen")
-    frozen_rate: float = option(4e-3, "peak learning rate while the backbone is frozen")
-    discriminative: float = option(8.0, "ratio of the learning rates of the last layers and the first")
+    frozen_epochs: int = option(2, "additional epochs at the start with the pretrained backbone frozen", at_least=0)
+    frozen_rate: float = option(4e-3, "peak learning rate while the backbone is frozen", above=0)
+    discriminative: float = option(8.0, "ratio of the learning rates of the last layers and the first", at_least=1)
     augment: bool = option(True, "augment the training images at random")
-    valid_fraction: float = option(0.2, "fraction held out for validation, if the data has no split of its own")
+    valid_fraction: float = option(
+        0.2, "fraction held out for validation, if the data has no split of its own", above=0, below=1
+    )
     unreadable: str = option("refuse", "what to do with images that cannot be decoded", choices=("skip", "refuse"))
-    cache_mb: int = option(4096, "memory for decoded images, in MB")
+    cache_mb: int = option(4096, "memory for decoded images, in MB", at_least=0)
 
 
 class ImageLearner(Learner):

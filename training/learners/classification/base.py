@@ -41,12 +41,14 @@ class Probabilities(NamedTuple):
 class Options(ImageOptions):
     """Options of the image classifiers."""
 
-    mixup: float = option(0.0, "alpha of mixup (Zhang et al. 2018); 0 = no mixup")
-    size: int = option(224, "side length of the network's input, in pixels")
-    train_size: int = option(0, "side length in training (smaller is faster); 0 = same as --size")
+    mixup: float = option(0.0, "alpha of mixup (Zhang et al. 2018); 0 = no mixup", at_least=0)
+    size: int = option(224, "side length of the network's input, in pixels", at_least=32)
+    train_size: int = option(0, "side length in training (smaller is faster); 0 = same as --size", at_least=0)
     fit: str = option("squash", "how an image is made square", choices=("squash", "pad", "crop"))
-    min_crop_fraction: float = option(0.5, "smallest fraction of the image's area that a random crop covers")
-    dropout: float = option(0.2, "fraction of the features dropped in training")
+    min_crop_fraction: float = option(
+        0.5, "smallest fraction of the image's area that a random crop covers", above=0, at_most=1
+    )
+    dropout: float = option(0.2, "fraction of the features dropped in training", at_least=0, below=1)
     tta: bool = option(False, "average over the image and its mirror image, also when served; doubles the cost")
 
 
