@@ -34,7 +34,7 @@ class Reason(Enum):
 
     ENDING = "ending in {}"
     NO_ENDING = "without an ending"
-    BESIDE = "beside the folders of the classes, which have no class ({})"
+    BESIDE = "beside the folders that are read ({})"
     HIDDEN = "hidden ({})"
     HIDDEN_FOLDER = "in hidden folders ({})"
     PROGRAM_FOLDER = "in folders that other programs made ({})"
@@ -63,6 +63,15 @@ class Listing:
     def endings(self) -> dict[str, int]:
         """Return how many files are left out because of each ending, in lower case."""
         return {entry.name: count for entry, count in self.left_out.items() if entry.reason is Reason.ENDING}
+
+    def as_beside(self) -> "Listing":
+        """Return the listing with its files left out, because they lie beside the folders of the classes."""
+        names = (file.name for file in self.files if not _COMPANIONS.fullmatch(file.name))
+        return Listing((), {**self.left_out, **{LeftOut(Reason.BESIDE, name): 1 for name in names}})
+
+    def without_files(self) -> "Listing":
+        """Return the counts of what is left out alone."""
+        return Listing((), self.left_out)
 
     def without_endings(self, endings: Collection[str]) -> "Listing":
         """Return the listing without the counts of these endings, for a caller that describes them in other words."""
@@ -106,11 +115,14 @@ def _list_names(names: Mapping[str, int]) -> str:
     return ", ".join([*listed, "…"] if len(names) > len(listed) else listed)
 
 
-def list_files(folder: Path, endings: Collection[str], *, recursive: bool = True) -> Listing:
+def list_files(
+    folder: Path, endings: Collection[str], *, recursive: bool = True, known: Collection[str] = ()
+) -> Listing:
     """List the files with one of these endings (in lower case), at any depth unless not `recursive`.
 
     Hidden files and folders, and those that systems and other programs leave behind, are left out. Links to folders are
-    followed, unless they lead to a folder that has been listed or to one that contains this folder.
+    followed, unless they lead to a folder that has been listed or to one that contains this folder. `known` names files
+    that are read in another way, and do not count as left out.
 
     Raises CannotTrain if a folder cannot be read.
     """
@@ -121,7 +133,7 @@ def list_files(folder: Path, endings: Collection[str], *, recursive: bool = True
         reason = problem or _reason_of_name(path.name, endings)
         if reason is None:
             files.append(path)
-        elif problem or not _COMPANIONS.fullmatch(path.name):
+        elif problem or not (path.name in known or _COMPANIONS.fullmatch(path.name)):
             left_out[reason] += 1
     return Listing(tuple(sorted(files)), left_out)
 

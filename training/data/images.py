@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,9 +51,12 @@ def image_endings(*, heic: bool | None = None) -> frozenset[str]:
     return frozenset(ending for endings in _FORMATS.values() for ending in endings) | frozenset(_HEIC * with_heic)
 
 
-def list_images(folder: Path, *, recursive: bool = True) -> Listing:
-    """List the image files in a folder, at any depth unless not `recursive`. Raises CannotTrain."""
-    return list_files(folder, image_endings(), recursive=recursive)
+def list_images(folder: Path, *, recursive: bool = True, known: Collection[str] = ()) -> Listing:
+    """List the image files in a folder, at any depth unless not `recursive`. Raises CannotTrain.
+
+    `known` names other files that are read, and therefore do not count as left out.
+    """
+    return list_files(folder, image_endings(), recursive=recursive, known=known)
 
 
 def image_files(folder: Path) -> list[Path]:

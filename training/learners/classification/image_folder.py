@@ -9,9 +9,7 @@ from tasks._image_files.read import accepted_formats
 from tasks.near_names import suggest
 from training.core.errors import CannotTrain
 from training.data.folders import (
-    LeftOut,
     Listing,
-    Reason,
     describe_equal_names,
     describe_nested,
     enter_wrapper,
@@ -129,7 +127,7 @@ def _describe_other_folders(root: Path, train: Path, validation: Path | None) ->
     """Return sentences about what lies beside the folders of the split."""
     read = [path.name for path in (train, validation) if path]
     others = [path.name for path in list_subfolders(root) if path.name not in read]
-    sentences = describe_unread_images(_as_beside(list_images(root, recursive=False)))
+    sentences = describe_unread_images(list_images(root, recursive=False).as_beside())
     if others:
         what = f"folders {_quote(read)} were" if len(read) > 1 else f"folder {_quote(read)} was"
         sentences.append(f"Only the {what} read, not {_quote(others)}.")
@@ -139,9 +137,9 @@ def _describe_other_folders(root: Path, train: Path, validation: Path | None) ->
 def _read_classes(root: Path) -> _ClassFolders:
     """List the subfolders that contain images. Raises CannotTrain if there are fewer than two."""
     listings = {path.name: list_images(path) for path in list_subfolders(root)}
-    left_out = _as_beside(list_images(root, recursive=False))
+    left_out = list_images(root, recursive=False).as_beside()
     for listing in listings.values():
-        left_out += Listing((), listing.left_out)
+        left_out += listing.without_files()
     files = {name: listing.files for name, listing in listings.items() if listing.files}
     classes = _ClassFolders(root, files, tuple(name for name in listings if name not in files), left_out)
     if not files:
@@ -157,12 +155,6 @@ def _read_classes(root: Path) -> _ClassFolders:
             f"needed.{' ' + reasons if reasons else ''}"
         )
     return classes
-
-
-def _as_beside(listing: Listing) -> Listing:
-    """Return the listing of a folder whose images are left out, because they lie beside the folders of the classes."""
-    beside = {LeftOut(Reason.BESIDE, file.name): 1 for file in listing.files}
-    return Listing((), {**listing.left_out, **beside})
 
 
 def _read_images(

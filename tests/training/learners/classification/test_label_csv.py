@@ -91,4 +91,7 @@ def test_tag_without_validation_images_gives_a_warning(tagged_folder, split_rows
 
     table = read(tagged_folder(split_rows, ("image_name", "tags", "split")))
 
-    assert table.warnings == ("The label 'rare' has no validation image.",)
+    assert table.warnings == (
+        "6 of 24 images have no tag, and are learnt as examples of none.",
+        "The label 'rare' has no validation image.",
+    )
