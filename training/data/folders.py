@@ -120,6 +120,8 @@ def list_files(
 ) -> Listing:
     """List the files with one of these endings (in lower case), at any depth unless not `recursive`.
 
+    Unless `recursive`, other folders are passed over and not counted, except those that hold no data.
+
     Hidden files and folders, and those that systems and other programs leave behind, are left out. Links to folders are
     followed, unless they lead to a folder that has been listed or to one that contains this folder. `known` names files
     that are read in another way, and do not count as left out.
@@ -147,7 +149,7 @@ def _walk(folder: Path, seen: set[Path], *, recursive: bool) -> Iterator[tuple[P
         path, name = folder / entry.name, entry.name
         if not _is_folder(entry):
             yield path, _reason_of_kind(entry)
-        elif recursive and is_left_behind(name):
+        elif is_left_behind(name):
             reason = LeftOut(Reason.HIDDEN_FOLDER if name.startswith(".") else Reason.PROGRAM_FOLDER, name)
             yield from ((path / file, reason) for _, _, files in os.walk(path) for file in files)
         elif recursive:

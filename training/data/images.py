@@ -70,10 +70,10 @@ def describe_unread_images(listing: Listing) -> list[str]:
     heic = {ending: unread.pop(ending) for ending in _HEIC if ending in unread}
     sentences = []
     if heic:
-        cure = "install the package pillow-heif (the extra 'heif'), or convert them to JPEG"
+        cure = f"install the package pillow-heif (the extra 'heif'), or convert {_them(heic)} to JPEG"
         sentences.append(f"{_count_endings(heic)} not read: {cure}.")
     if unread:
-        sentences.append(f"{_count_endings(unread)} not read: convert them to JPEG or PNG.")
+        sentences.append(f"{_count_endings(unread)} not read: convert {_them(unread)} to JPEG or PNG.")
     rest = listing.without_endings({*heic, *unread}).describe_left_out()
     return [*sentences, rest] if rest else sentences
 
@@ -83,6 +83,10 @@ def _count_endings(counts: Mapping[str, int]) -> str:
     return (
         f"{total:,} image{'s' * (total != 1)} ending in {' or '.join(sorted(counts))} {'was' if total == 1 else 'were'}"
     )
+
+
+def _them(counts: Mapping[str, int]) -> str:
+    return "it" if sum(counts.values()) == 1 else "them"
 
 
 @dataclass(frozen=True)

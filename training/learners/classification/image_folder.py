@@ -220,7 +220,9 @@ def _check_split(data: ImageFolder, root: Path) -> ImageFolder:
                 f"Nothing is left to train on for the class '{name}' of {root}: {validated[label]} of its images are "
                 "for validation, and copies of them are left out. Add other images, or use a smaller --valid-fraction."
             )
-    singles, copies, others = [], [], []
+    singles: list[str] = []
+    copies: list[str] = []
+    others: list[str] = []
     for label, name in enumerate(data.labels):
         if validated[label]:
             continue

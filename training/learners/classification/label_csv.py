@@ -102,7 +102,8 @@ def read_tags(table: Path, *, unreadable: str, valid_fraction: float, size: int)
     train, validation, split = _split_rows(rows, hashes, tag_counts, valid_fraction)
     if not train or not validation:
         side = "training" if not train else "validation"
-        advice = "" if len(set(hashes.values())) > 1 else " At least two images that differ are needed."
+        is_by_column = any(row.split for row in rows)
+        advice = "" if is_by_column else " At least two images that differ are needed for one of the tags."
         raise CannotTrain(f"The split of {table} leaves no images for {side}.{advice}")
     if not any(image.tags for image in validation):
         raise CannotTrain(f"No validation image in {table} has a tag.")

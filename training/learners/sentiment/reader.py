@@ -269,11 +269,11 @@ def _read_files(files: Sequence[Path], warnings: list[str]) -> list[str]:
         texts.append(content.text)
         wide += content.encoding != "UTF-8"
     if len(failures) > 1:
-        raise CannotTrain(f"{failures[0]} So it is with {len(failures) - 1:,} more files of {files[0].parent}.")
+        raise CannotTrain(f"{failures[0]} The same is true of {len(failures) - 1:,} more file(s) there.")
     if failures:
         raise CannotTrain(failures[0])
     if wide:
-        warnings.append(f"{wide:,} files of {files[0].parent.name} were read as UTF-16.")
+        warnings.append(f"{wide:,} file(s) of '{files[0].parent.name}' were read as UTF-16.")
     return texts
 
 
@@ -300,7 +300,7 @@ def _read_labels(column: pl.Series, warnings: list[str]) -> list[str | None]:
     missing = Counter(label for label in labels if label in MISSING_TEXTS)
     if missing:
         names = ", ".join(f"'{name}'" for name in sorted(filter(None, missing)))
-        warnings.append(f"{missing.total():,} rows with the label {names} were taken to have none.")
+        warnings.append(f"{missing.total():,} row(s) with the label {names} were taken to have none.")
         labels = [None if label in MISSING_TEXTS else label for label in labels]
     if all(label is None or _WHOLE_NUMBER.fullmatch(label) for label in labels):
         return [label and str(int(float(label))) if label and "." in label else label for label in labels]

@@ -79,9 +79,7 @@ def read_sharp_folder(folder: Path, *, unreadable: str, valid_fraction: float, m
         reasons = "".join(f" {sentence}" for sentence in warnings)
         raise CannotTrain(f"No images ({accepted_formats()}) in {folder}.{reasons}")
     if files.unread:
-        warnings.append(
-            f"Besides '{TRAIN}' and the test sets with images, nothing was read: {', '.join(files.unread)}."
-        )
+        warnings.append(f"Nothing was read from the folders {', '.join(files.unread)}.")
     large = _filter_large(files.images, min_side, warnings)
     hashes = dict(filter_readable(large, unreadable=unreadable, size=min_side, warnings=warnings))
     test_files = [file for test_set in files.tests.values() for file in test_set]
