@@ -40,6 +40,7 @@ class Reason(Enum):
     PROGRAM_FOLDER = "in folders that other programs made ({})"
     SYSTEM = "made by the operating system ({})"
     LINK = "behind links that lead nowhere, or to a folder that is read already ({})"
+    NAME = "whose name, or whose folder's name, is not in UTF-8"
     SPECIAL = "of a special kind, such as pipes ({})"
 
 
@@ -148,9 +149,8 @@ def _walk(folder: Path, seen: set[Path], *, recursive: bool) -> Iterator[tuple[P
     for entry in _scan(folder):
         path, name = folder / entry.name, entry.name
         if not _is_folder(entry):
-            yield path, _reason_of_kind(entry)
-        elif is_left_behind(name):
-            reason = LeftOut(Reason.HIDDEN_FOLDER if name.startswith(".") else Reason.PROGRAM_FOLDER, name)
+            yield path, _reason_of_kind(entry) if _is_utf8(name) else LeftOut(Reason.NAME)
+        elif reason := _reason_of_folder(name):
             yield from ((path / file, reason) for _, _, files in os.walk(path) for file in files)
         elif recursive:
             resolved = path.resolve()
@@ -167,6 +167,19 @@ def _scan(folder: Path) -> "list[os.DirEntry[str]]":
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise CannotTrain(f"The folder {folder} cannot be read: {os_error_reason(error)}.") from None
+
+
+def _is_utf8(name: str) -> bool:
+    """Whether a name can be printed: the system hands over other bytes, as from old archives, as surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
+def _reason_of_folder(name: str) -> LeftOut | None:
+    if not _is_utf8(name):
+        return LeftOut(Reason.NAME)
+    if not is_left_behind(name):
+        return None
+    return LeftOut(Reason.HIDDEN_FOLDER if name.startswith(".") else Reason.PROGRAM_FOLDER, name)
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
@@ -205,9 +218,14 @@ def is_left_behind(name: str) -> bool:
 def list_subfolders(folder: Path) -> list[Path]:
     """Return the folders in a folder, sorted, without those that are hidden or left behind by other programs.
 
-    Raises CannotTrain if the folder cannot be read.
+    Raises CannotTrain if the folder cannot be read, or the name of one in it is not in UTF-8.
     """
-    return [folder / entry.name for entry in _scan(folder) if _is_folder(entry) and not is_left_behind(entry.name)]
+    names = [entry.name for entry in _scan(folder) if _is_folder(entry) and not is_left_behind(entry.name)]
+    for name in names:
+        if not _is_utf8(name):
+            shown = name.encode("utf-8", "replace").decode()
+            raise CannotTrain(f"The name of the folder {shown!r} in {folder} is not in UTF-8. Rename it.")
+    return [folder / name for name in names]
 
 
 def first_existing(root: Path, names: Sequence[str]) -> Path | None:
@@ -224,6 +242,11 @@ def enter_wrapper(folder: Path, endings: Collection[str]) -> Path:
         return folder
     has_files = any(list_files(path, endings, recursive=False).files for path in (folder, subfolders[0]))
     return folder if has_files else subfolders[0]
+
+
+def wrappers(folder: Path, root: Path) -> list[Path]:
+    """Return the folders that were entered on the way from `folder` down to `root`, without `root`."""
+    return [path for path in reversed(root.parents) if path == folder or folder in path.parents]
 
 
 def describe_nested(root: Path, class_folders: Iterable[Path], files: Iterable[Path]) -> str:

@@ -118,6 +118,17 @@ def test_a_folder_of_another_user_is_one_sentence(tmp_path: Path) -> None:
             path.chmod(mode)
 
 
+def test_names_of_old_archives_are_counted_and_folders_named_so_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / os.fsdecode(b"K\xf6ln.txt"), tmp_path / "a.txt", tmp_path / os.fsdecode(b"gr\xfcn") / "b.txt")
+
+    listing = list_files(tmp_path, (".txt",))
+
+    assert [path.name for path in listing.files] == ["a.txt"]
+    assert listing.describe_left_out() == ("2 files whose name, or whose folder's name, is not in UTF-8 were left out.")
+    with pytest.raises(CannotTrain, match=r"The name of the folder 'gr\?n' in .* is not in UTF-8\. Rename it\."):
+        list_subfolders(tmp_path)
+
+
 def test_folders_of_systems_and_other_programs_are_no_classes(tmp_path: Path) -> None:
     for name in ("cat", "@eaDir", "__MACOSX", ".git", "$RECYCLE.BIN", "_thumbs", "System Volume Information"):
         (tmp_path / name).mkdir()

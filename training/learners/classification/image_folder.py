@@ -15,6 +15,7 @@ from training.data.folders import (
     enter_wrapper,
     first_existing,
     list_subfolders,
+    wrappers,
 )
 from training.data.hash_split import validation_split
 from training.data.images import describe_unread_images, filter_readable, image_endings, list_images
@@ -93,7 +94,8 @@ def read_folder(folder: Path, *, unreadable: str, valid_fraction: float, size: i
         raise CannotTrain(f"{root} has a folder '{validation.name}' but no folder 'train'.")
     classes = _read_classes(train or root)
     labels = tuple(classes.files)
-    warnings = [*(_describe_other_folders(root, train, validation) if train else []), *classes.describe()]
+    warnings = [sentence for path in wrappers(folder, root) for sentence in _describe_beside(path)]
+    warnings += [*(_describe_other_folders(root, train, validation) if train else []), *classes.describe()]
     warnings += describe_equal_names(labels, "classes")
     images = _read_images(classes, labels, unreadable, size, warnings)
     if train and validation:
@@ -123,11 +125,15 @@ def _find_root(folder: Path) -> Path:
     return enter_wrapper(folder, image_endings())
 
 
+def _describe_beside(folder: Path) -> list[str]:
+    return describe_unread_images(list_images(folder, recursive=False).as_beside())
+
+
 def _describe_other_folders(root: Path, train: Path, validation: Path | None) -> list[str]:
     """Return sentences about what lies beside the folders of the split."""
     read = [path.name for path in (train, validation) if path]
     others = [path.name for path in list_subfolders(root) if path.name not in read]
-    sentences = describe_unread_images(list_images(root, recursive=False).as_beside())
+    sentences = _describe_beside(root)
     if others:
         what = f"folders {_quote(read)} were" if len(read) > 1 else f"folder {_quote(read)} was"
         sentences.append(f"Only the {what} read, not {_quote(others)}.")

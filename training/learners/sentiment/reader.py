@@ -16,12 +16,14 @@ from tasks._tables import MISSING_TEXTS
 from tasks.near_names import nearest_name, suggest
 from training.core.errors import CannotTrain
 from training.data.folders import (
+    Listing,
     describe_equal_names,
     describe_nested,
     enter_wrapper,
     first_existing,
     list_files,
     list_subfolders,
+    wrappers,
 )
 from training.data.text_files import NotText, read_text_file
 
@@ -198,7 +200,9 @@ def _read_folder(folder: Path, rules: TextRules) -> _RawTexts:
     unread = [path.name for path in listings if path.name.lower() in _OTHER_SPLITS]
     unlabelled = [path for path in listings if path.name.lower() in _UNLABELLED]
     labelled = [path for path in listings if path.name not in unread and path not in unlabelled]
-    left_out = list_files(root, _TEXT_ENDINGS, recursive=False).as_beside()
+    left_out = Listing()
+    for path in (*wrappers(folder, root), root):
+        left_out += list_files(path, _TEXT_ENDINGS, recursive=False).as_beside()
     for path in (*labelled, *unlabelled):
         left_out += listings[path].without_files()
     texts = {path: listings[path].files for path in labelled if listings[path].files}

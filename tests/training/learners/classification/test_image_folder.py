@@ -134,8 +134,12 @@ def test_a_folder_beside_the_split_is_said_not_to_be_read(photos, tmp_path):
 
 def test_the_only_folder_of_an_archive_with_class_folders_is_entered(photos, tmp_path):
     photos("outer/inner", count=4)
+    (tmp_path / "outer" / "paper.pdf").write_bytes(b"x")
 
-    assert read(tmp_path / "outer").labels == ("green", "red")
+    data = read(tmp_path / "outer")
+
+    assert data.labels == ("green", "red")
+    assert data.warnings == ("1 file ending in .pdf was left out.",)
 
 
 def test_a_class_of_one_image_is_used_for_training_only_and_named(photos):
