@@ -12,11 +12,13 @@ from tasks.contract import Limits
 from tasks.segmentation import Segmentation
 from tests.training.learners.segmentation.street_scenes import PALETTE
 from training.core.errors import CannotTrain
-from training.learners.segmentation.dataset import IGNORED, MaskedImages, project_mask, read_mask_folder
+from training.learners.segmentation.classes import IGNORED, MaskRules
+from training.learners.segmentation.dataset import MaskedImages, project_mask
+from training.learners.segmentation.mask_folder import read_mask_folder
 
 
-def read(folder, **options):
-    return read_mask_folder(folder, unreadable="refuse", valid_fraction=0.25, size=48, **options)
+def read(folder, **rules):
+    return read_mask_folder(folder, MaskRules(**rules), unreadable="refuse", valid_fraction=0.25, size=48)
 
 
 def test_images_and_masks_become_pairs_with_labels_from_codes_txt_and_without_void(streets):
