@@ -95,13 +95,13 @@ class _MaskValues:
 
     Attributes:
         files: the masks, with the number of pixels of each value in it.
-        lossy: a mask whose compression changes values, if there is one.
+        lossy: the masks whose compression changes values.
         totals: number of pixels of each value in all masks.
     """
 
     root: Path
     files: tuple[tuple[Path, Mapping[int, int]], ...]
-    lossy: Path | None
+    lossy: tuple[Path, ...]
     totals: Counter[int] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -133,7 +133,7 @@ def find_classes(
     """
     colours = parse_colours(rules.colours)
     reader = choose_reader(root, masks, colours, warnings)
-    lossy = next((path for path, contents in masks if contents.is_lossy), None)
+    lossy = tuple(path for path, contents in masks if contents.is_lossy)
     values = _MaskValues(root, tuple((path, reader.count_values(contents)) for path, contents in masks), lossy)
     if any(contents.is_reduced for _, contents in masks):
         warnings.append("Masks of 16 bits were reduced to 8 bits: 65535 became 255.")
@@ -220,7 +220,7 @@ def _index_classes(values: _MaskValues, names: Sequence[str], void: int, warning
     """Return the classes of masks whose values are the indices of the labels."""
     if values.lossy:
         raise CannotTrain(
-            f"{values.lossy} is compressed with losses, which change its values; this is possible only for masks in "
+            f"{values.lossy[0]} is compressed with losses, which change its values; this is possible only for masks in "
             f"black and white with two labels and no void, but the masks contain {values.describe()}. Save them as "
             "PNG, with the index of each pixel's label as its value."
         )
@@ -246,10 +246,11 @@ def _unnamed_classes(values: _MaskValues, void: int, warnings: list[str]) -> Cla
     has_gaps = kept != list(range(len(kept)))
     if has_gaps and 255 in values.totals and void < 0 and kept[-1] >= _MIN_GREY and len(kept) <= _MAX_UNNAMED:
         listed = ",".join(map(str, [*kept, 255]))
+        trimap = f"--values 0,255 --void {kept[1]} if {kept[1]} means unlabelled, " if len(kept) == 2 else ""
         raise CannotTrain(
             f"The masks in {values.root} contain {values.describe()}, which look like greys and not like the indices "
-            f"0, 1, 2, … of labels. Say what they mean: --values {listed} for {len(kept) + 1} classes, --values 0,255 "
-            f"--void {kept[-1]} if {kept[-1]} means unlabelled, or --void 255 if 255 does."
+            f"0, 1, 2, … of labels. Say what they mean: --values {listed} for {len(kept) + 1} classes, {trimap}or "
+            "--void 255 if 255 means unlabelled."
         )
     if len(kept) > _MAX_UNNAMED and (has_gaps or kept[-1] > 200):
         raise CannotTrain(
@@ -299,7 +300,7 @@ def _black_and_white_classes(
             f"({values.share([1, 255])} of the pixels). Use --void 255 if 255 means unlabelled."
         )
         return _split_values(black, white, 1)
-    if not _is_black_and_white(values.totals, is_lossy=values.lossy is not None):
+    if not _is_black_and_white(values.totals, is_lossy=bool(values.lossy)):
         return None
     _refuse_indices_among_greys(values)
     if set(values.totals) == {0, 255}:
@@ -308,12 +309,12 @@ def _black_and_white_classes(
             "pixels)."
         )
     else:
-        between = values.share(range(_MAX_DARK + 1, _MIN_LIGHT))
+        edges = range(_MAX_DARK + 1, _MIN_LIGHT)
+        nearer = f" Those from {edges[0]} to {edges[-1]} ({values.share(edges)}) count as the nearer one."
         warnings.append(
             f"The masks contain {len(values.totals)} values close to 0 and 255, as JPEG compression or soft edges "
             f"leave them: read as two classes, black as '{black}' and white as '{white}' "
-            f"({values.share(range(128, 256))} of the pixels). {between} of the pixels lie between {_MAX_DARK} and "
-            f"{_MIN_LIGHT} and count as the nearer one."
+            f"({values.share(range(128, 256))} of the pixels).{nearer if set(edges) & set(values.totals) else ''}"
         )
     return _split_values(black, white, 128)
 
@@ -359,7 +360,7 @@ def _is_smeared(totals: Counter[int]) -> bool:
 def _refuse_indices_among_greys(values: _MaskValues) -> None:
     """Refuse masks of 0 and 1 among black-and-white ones with noise, in which 1 is nearly black."""
     for path, counts in values.files:
-        if 0 < max(counts) <= _MAX_DARK and len(counts) <= 2:
+        if path not in values.lossy and len(counts) == 2 and min(counts) == 0 and max(counts) <= _MAX_DARK:
             raise CannotTrain(
                 f"{path} contains only {_join(sorted(counts))}, while other masks in {values.root} are black and white "
                 f"(0 and 255, as {values.example(max(values.totals))}). Save all masks with the same values."
@@ -387,9 +388,9 @@ def _classes_of_given_values(
             f"{len(others)} other values than {_join(kept)}, {values.share(others)} of the pixels, count as the nearer "
             "one."
         )
-        classes = _classes(values, value_of_name, void)
-        distances = np.abs(np.arange(256)[:, np.newaxis] - kept)
-        return Classes(classes.labels, distances.argmin(axis=1).astype(np.uint8))
+        nearest = np.abs(np.arange(256)[:, np.newaxis] - kept).argmin(axis=1).astype(np.uint8)
+        if len(set(nearest[list(values.totals)].tolist())) == 2:
+            return Classes(tuple(name for name, value in value_of_name.items() if value in kept), nearest)
     if others:
         raise CannotTrain(
             f"{values.example(others[0])} contains the value {others[0]}, which --values ({_join(given)}) lacks; "

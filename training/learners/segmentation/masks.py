@@ -246,8 +246,8 @@ def _check_colours_known(
         path = next(path for path, contents in masks if colour in contents.colours)
         share = percent(sum(unknown.values()), totals.total())
         raise CannotTrain(
-            f"{len(unknown)} colours of the masks are not in --colours, in {share} of the pixels; the most frequent "
-            f"is {colour:06x}, as in {path}. Add them, with a label named void for what is unlabelled; colours that "
+            f"{path} contains the colour {colour:06x}, which --colours lacks; such colours ({len(unknown)} in all) are "
+            f"in {share} of the pixels. Add them, with a label named void for what is unlabelled; colours that "
             "soft edges left must be removed from the masks."
         )
 
