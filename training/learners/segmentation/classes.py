@@ -29,6 +29,8 @@ _MAX_BETWEEN = 0.2
 """Largest fraction of pixels between black and white in masks of two classes: soft edges of small objects."""
 _MAX_EXACT_VALUES = 8
 """Masks without noise or soft edges that have at most so many values contain only values that are meant."""
+_MIN_SMEARED = 3
+"""From so many values just below 255 on, they are noise rather than special indices such as 254."""
 _PEAK_WIDTH = 17
 _MIN_PEAK = 0.002
 """Fraction of pixels from which a peak between black and white is a third grey, and not an edge."""
@@ -244,20 +246,10 @@ def _unnamed_classes(values: _MaskValues, void: int, warnings: list[str]) -> Cla
     void_values = {255} | ({void} if void >= 0 else set())
     kept = sorted(set(values.totals) - void_values)
     has_gaps = kept != list(range(len(kept)))
-    if has_gaps and 255 in values.totals and void < 0 and kept[-1] >= _MIN_GREY and len(kept) <= _MAX_UNNAMED:
-        listed = ",".join(map(str, [*kept, 255]))
-        trimap = f"--values 0,255 --void {kept[1]} if {kept[1]} means unlabelled, " if len(kept) == 2 else ""
-        raise CannotTrain(
-            f"The masks in {values.root} contain {values.describe()}, which look like greys and not like the indices "
-            f"0, 1, 2, … of labels. Say what they mean: --values {listed} for {len(kept) + 1} classes, {trimap}or "
-            "--void 255 if 255 means unlabelled."
-        )
+    if has_gaps and 255 in values.totals and void < 0 and kept[-1] >= _MIN_GREY:
+        _refuse_greys(values, kept)
     if len(kept) > _MAX_UNNAMED and (has_gaps or kept[-1] > 200):
-        raise CannotTrain(
-            f"The masks in {values.root} contain {values.describe()}, as photos, depths or soft edges have them, and "
-            "the labels have no names. If there are just two classes, black and white, use --values 0,255; otherwise "
-            f"save the masks with the index of each pixel's label as its value, and name the labels in {CODES}."
-        )
+        _refuse_continuous(values)
     classes = _classes(values, {f"class {value}": value for value in kept}, void_values)
     if has_gaps:
         meanings = _join([f"{value} is '{name}'" for value, name in zip(kept, classes.labels, strict=True)])
@@ -272,6 +264,27 @@ def _unnamed_classes(values: _MaskValues, void: int, warnings: list[str]) -> Cla
         )
     _tell_void(values, void_values, warnings)
     return classes
+
+
+def _refuse_greys(values: _MaskValues, kept: Sequence[int]) -> None:
+    """Refuse greys of which it is unclear whether 255 is a class."""
+    if len(kept) >= _MAX_EXACT_VALUES:
+        _refuse_continuous(values)
+    listed = ",".join(map(str, [*kept, 255]))
+    trimap = f"--values 0,255 --void {kept[1]} if {kept[1]} means unlabelled, " if len(kept) == 2 else ""
+    raise CannotTrain(
+        f"The masks in {values.root} contain {values.describe()}, which look like greys and not like the indices "
+        f"0, 1, 2, … of labels. Say what they mean: --values {listed} for {len(kept) + 1} classes, {trimap}or "
+        "--void 255 if 255 means unlabelled."
+    )
+
+
+def _refuse_continuous(values: _MaskValues) -> None:
+    raise CannotTrain(
+        f"The masks in {values.root} contain {values.describe()}, as photos, depths or soft edges have them, and the "
+        "labels have no names. If there are just two classes, black and white, use --values 0,255; otherwise save the "
+        f"masks with the index of each pixel's label as its value, and name the labels in {CODES}."
+    )
 
 
 def _tell_void(values: _MaskValues, void: set[int], warnings: list[str]) -> None:
@@ -354,7 +367,8 @@ def _is_smeared(totals: Counter[int]) -> bool:
     """
     if len(totals) <= _MAX_EXACT_VALUES:
         return len(totals) == 2 and 255 not in totals
-    return any(128 <= value < _MIN_LIGHT for value in totals) and any(_MIN_LIGHT <= value < 255 for value in totals)
+    light = sum(_MIN_LIGHT <= value < 255 for value in totals)
+    return light >= _MIN_SMEARED or (light > 0 and any(128 <= value < _MIN_LIGHT for value in totals))
 
 
 def _refuse_indices_among_greys(values: _MaskValues) -> None:

@@ -98,13 +98,13 @@ def _tell_absent_labels(
     """Name the labels that no training mask or no validation mask contains."""
     in_train = classes.count_pixels(pair.contents for pair in train) > 0
     in_validation = classes.count_pixels(pair.contents for pair in validation) > 0
-    for absent, consequence in (
-        (~in_train, "no training mask contains: they cannot be learnt"),
-        (in_train & ~in_validation, "no validation mask contains: they are not measured"),
+    for side, absent, consequence in (
+        ("training", ~in_train, "cannot be learnt"),
+        ("validation", in_train & ~in_validation, "are not measured"),
     ):
         names = [f"'{name}'" for name, is_absent in zip(classes.labels, absent, strict=True) if is_absent]
         if names:
-            warnings.append(f"Labels that {consequence}: {', '.join(names)}.")
+            warnings.append(f"These labels {consequence}, since no {side} mask contains them: {', '.join(names)}.")
 
 
 def _find_root(folder: Path) -> Path:
