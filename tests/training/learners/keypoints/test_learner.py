@@ -113,7 +113,7 @@ def test_golden_requests_show_validation_images_and_one_overlay(dots_folder):
         (("--group-column", "person"), "no column 'person'"),
         (("--tables", "other.csv"), "contains 0 files 'other.csv'"),
         (("--group-column", "film", "--names", "a,b"), "--names has 2 names"),
-        ((), "has 7 columns of coordinates"),
+        (("--zero", "perhaps"), "argument --zero: invalid choice"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
