@@ -396,21 +396,20 @@ def _handle_points_outside(rows: Sequence[_Row], rules: TableRules, warnings: li
     count = int(sum(points.sum() for points in outside))
     sentinels = _describe_sentinels([row.points[points] for row, points in zip(rows, outside, strict=True)])
     if count and rules.outside == "refuse":
-        row, (width, height), points = next(entry for entry in zip(rows, sizes, outside, strict=True) if entry[2].any())
-        x, y = row.points[points][0]
+        index = next(index for index, points in enumerate(outside) if points.any())
+        (x, y), (width, height) = rows[index].points[outside[index]][0], sizes[index]
         others = f" {count:,} points lie outside in all." if count > 1 else ""
         raise CannotTrain(
-            f"{row.location}: the point ({x:g}, {y:g}) lies outside its image of {width}×{height} pixels.{others}"
-            f"{sentinels} Correct it, or use --outside clip or --outside drop."
+            f"{rows[index].location}: the point ({x:g}, {y:g}) lies outside its image of {width}×{height} pixels."
+            f"{others}{sentinels} Correct it, or use --outside clip or --outside drop."
         )
     if count:
         action = "clipped to the edge of" if rules.outside == "clip" else "dropped, since they lie outside"
         warnings.append(f"{count:,} points {action} their images.{sentinels}")
     images = []
     for row, size, is_outside in zip(rows, sizes, outside, strict=True):
-        moved = row.points.clip(0, size) if rules.outside == "clip" else np.nan
-        points = np.where(is_outside[:, np.newaxis], moved, row.points)
-        images.append(AnnotatedImage(row.path, points, row.group))
+        moved = row.points.clip(0, size) if rules.outside == "clip" else np.full_like(row.points, np.nan)
+        images.append(AnnotatedImage(row.path, np.where(is_outside[:, np.newaxis], moved, row.points), row.group))
     annotated = [image for image in images if not np.isnan(image.points).all()]
     if len(annotated) < len(images):
         warnings.append(f"{len(images) - len(annotated)} images left out: they have no points.")

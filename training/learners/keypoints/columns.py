@@ -14,7 +14,7 @@ from tasks.near_names import suggest
 from training.core.errors import CannotTrain
 
 _SEP = r"[ _.:/-]"
-_AXIS = r"(?P<axis>x|y|v|vis|visible|visibility)"
+_AXIS = r"(?P<axis>x|y|visibility|visible|vis|v)"
 _STYLES = (
     re.compile(rf"(?P<name>.+?){_SEP}*[(\[]?\s*{_AXIS}\s*[)\]]?", re.IGNORECASE),  # nose_x, nose (x), p1x
     re.compile(rf"{_AXIS}{_SEP}*[(\[]?\s*(?P<name>.+?)\s*[)\]]?", re.IGNORECASE),  # x_nose, x1, X (nose)
