@@ -76,6 +76,7 @@ def read_mask_folder(
         validation = tuple(pair for pair, held in zip(pairs, is_validation, strict=True) if held)
     if not (train and validation):
         raise CannotTrain(f"{root} has only one image, which leaves none for validation; copies count once.")
+    _tell_unused(root, (*train_folders, *(validation_folders or ())), warnings)
     _tell_absent_labels(classes, train, validation, warnings)
     return MaskFolder(classes, train, validation, split, tuple(warnings))
 
@@ -90,6 +91,15 @@ def _leave_out_copies(
         removed = len(train) - len(kept)
         warnings.append(f"{removed} training images were left out: they are copies of validation images.")
     return kept
+
+
+def _tell_unused(root: Path, folders: Sequence[Path], warnings: list[str]) -> None:
+    """Count the images beside the folders of images and masks, such as those of a test split."""
+    unused = [path for path in image_files(root) if not any(path.is_relative_to(folder) for folder in folders)]
+    if unused:
+        names = ", ".join(sorted({str(path.relative_to(root).parts[0]) for path in unused})[:4])
+        read = ", ".join(str(folder.relative_to(root)) for folder in folders)
+        warnings.append(f"{len(unused):,} image files in {root} ({names}) were not used; only {read} are read.")
 
 
 def _tell_absent_labels(

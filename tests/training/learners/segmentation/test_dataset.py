@@ -271,3 +271,14 @@ def test_labels_that_occur_on_one_side_of_the_split_only_are_named(streets):
 
     assert "These labels cannot be learnt, since no training mask contains them: 'tree'." in warnings
     assert "These labels are not measured, since no validation mask contains them: 'house'." in warnings
+
+
+def test_images_outside_the_folders_that_are_read_are_counted(streets):
+    streets(4, "train", "trainannot")
+    streets(2, "val", "valannot", first=50)
+    folder = streets(3, "test", "testannot", first=80)
+
+    (sentence,) = read(folder).warnings
+
+    assert sentence.startswith("6 image files in ")
+    assert sentence.endswith("(test, testannot) were not used; only train, trainannot, val, valannot are read.")
