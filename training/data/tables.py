@@ -41,40 +41,67 @@ class ColumnKinds:
     parts: tuple[str, ...] = ()
 
 
-def read_table(path: Path, *, header: tuple[str, ...] = ()) -> pl.DataFrame:
-    """Read a CSV or Parquet file; text is stripped, and values that stand for missing ones become null.
+@dataclass(frozen=True)
+class LoadedTable:
+    """A table with the types of its columns.
 
-    `header` names the columns of a CSV file without a header. Raises CannotTrain.
+    Attributes:
+        frame: numbers, dates without a time zone, and texts; null for a missing value.
+        warnings: sentences for the user on how it was read.
+        missing_texts: by column, texts that stand for a missing value there; see `TypedColumns`.
     """
-    try:
-        is_parquet = path.suffix in (".parquet", ".pq")
-        frame = _clean_texts(pl.read_parquet(path)) if is_parquet else _read_csv(path, header)
-    except pl.exceptions.NoDataError:
-        raise CannotTrain(f"{path} is empty.") from None
-    except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CannotTrain(f"{path} cannot be read as a table: {reason}") from None
+
+    frame: pl.DataFrame
+    warnings: tuple[str, ...] = ()
+    missing_texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def read_table(path: Path, form: CsvFormat = CsvFormat(), rules: TypeRules = TypeRules()) -> LoadedTable:
+    """Read a CSV or Parquet file, and infer the types of its columns (`infer_types`).
+
+    Texts are stripped, and those that stand for missing values become null. Raises CannotTrain.
+    """
+    frame, notes, is_parquet = read_texts(path, form)
+    warnings = [*notes, *_drop_notes(frame, rules)]
+    typed = infer_types(_without_zones(frame), rules, from_text=not is_parquet)
+    frame = pl.DataFrame(typed.columns)
+    return LoadedTable(frame, (*warnings, *typed.warnings), typed.missing_texts)
+
+
+def read_texts(path: Path, form: CsvFormat) -> tuple[pl.DataFrame, tuple[str, ...], bool]:
+    """Read a file without inferring types: cleaned texts, or what a Parquet file says.
+
+    Returns the table without blank rows, notes on how it was read, and whether it is Parquet. Raises CannotTrain.
+    """
+    is_parquet = _is_parquet(path)
+    if is_parquet:
+        frame, notes = _read_parquet(path), ()
+    else:
+        read = read_delimited(path, form)
+        frame, notes = read.frame, read.notes
+    frame = _clean_texts(frame)
     frame = frame.filter(~pl.all_horizontal(pl.all().is_null())) if frame.width else frame
-    # The local time counts: a time zone is dropped, not converted.
-    frame = frame.with_columns(
-        pl.col(name).dt.replace_time_zone(None).dt.cast_time_unit("us")
-        for name, dtype in frame.schema.items()
-        if dtype == pl.Datetime
-    )
     if not frame.height:
         raise CannotTrain(f"{path} has no rows.")
-    return frame
+    return frame, notes, is_parquet
 
 
-def _read_csv(path: Path, header: tuple[str, ...]) -> pl.DataFrame:
-    frame = pl.read_csv(path, has_header=not header, infer_schema=False)
-    if header:
-        if len(header) != frame.width:
-            raise CannotTrain(f"{path} has {frame.width} columns, but --header names {len(header)}.")
-        frame.columns = list(header)
-    frame.columns = [name.strip() for name in frame.columns]
-    cleaned = _clean_texts(frame)
-    return cleaned.select(_infer_type(cleaned[name]) for name in cleaned.columns)
+def _is_parquet(path: Path) -> bool:
+    if path.suffix.lower() in (".parquet", ".pq"):
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(4) == b"PAR1"
+    except OSError:
+        return False
+
+
+def _read_parquet(path: Path) -> pl.DataFrame:
+    try:
+        return pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CannotTrain(f"{path} cannot be read as a table: {reason}") from None
 
 
 def _clean_texts(frame: pl.DataFrame) -> pl.DataFrame:
@@ -84,27 +111,25 @@ def _clean_texts(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.with_columns(pl.when(text.is_in(sorted(MISSING_TEXTS))).then(None).otherwise(text).name.keep())
 
 
-def _infer_type(column: pl.Series) -> pl.Series:
-    """Cast to integers, floats, dates or times, where all values are of that type; otherwise keep the text."""
-    if column.null_count() == len(column):
-        return column
-    for dtype in (pl.Int64, pl.Float64):
-        cast = column.cast(dtype, strict=False)
-        # 00123 is a code, not a number.
-        is_padded = column.str.contains(r"^[-+]?0[0-9]").any()
-        if cast.null_count() == column.null_count() and not is_padded:
-            return cast
-    return _parse_dates(column)
+def _zones(frame: pl.DataFrame) -> dict[str, str]:
+    return {name: dtype.time_zone for name, dtype in frame.schema.items() if isinstance(dtype, pl.Datetime) and dtype.time_zone}
 
 
-def _parse_dates(column: pl.Series) -> pl.Series:
-    """Parse as dates or times, where all values are in ISO 8601 without a time zone."""
-    for dtype, formats in ((pl.Date, _DATE_FORMATS), (pl.Datetime("us"), _TIME_FORMATS)):
-        for pattern in formats:
-            parsed = column.str.strptime(dtype, pattern, strict=False)
-            if parsed.null_count() == column.null_count():
-                return parsed
-    return column
+def _drop_notes(frame: pl.DataFrame, rules: TypeRules) -> list[str]:
+    return [
+        f"Column '{name}': its time zone ({zone}) is left out: the time on the clock counts."
+        for name, zone in _zones(frame).items()
+        if not rules.is_quiet(name)
+    ]
+
+
+def _without_zones(frame: pl.DataFrame) -> pl.DataFrame:
+    """The local time counts: a time zone is dropped, not converted."""
+    return frame.with_columns(
+        pl.col(name).dt.replace_time_zone(None).dt.cast_time_unit("us")
+        for name, dtype in frame.schema.items()
+        if dtype == pl.Datetime
+    )
 
 
 def is_number(frame: pl.DataFrame, target: str, kind: str, path: Path) -> bool:
