@@ -8,7 +8,10 @@ Config = TypeVar("Config")
 
 
 def option(default: Any, help: str, *, choices: tuple[str, ...] = ()) -> Any:
-    """A dataclass field that is also a command-line option."""
+    """A dataclass field that is also a command-line option.
+
+    A default of None is that of a switch, yes or no, that may be left open.
+    """
     return field(default=default, metadata={"help": help, "choices": choices})
 
 
@@ -41,7 +44,7 @@ def add_options(parser: argparse.ArgumentParser, config: Any, title: str) -> Non
         flag = "--" + item.name.replace("_", "-")
         text = f"{item.metadata['help']} (default: {_format_default(default)})"
         keywords: dict[str, Any] = {"dest": item.name, "default": default, "help": text.replace("%", "%%")}
-        if isinstance(default, bool):
+        if isinstance(default, bool) or default is None:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **keywords)
         elif isinstance(default, tuple):
             group.add_argument(flag, type=_split_commas, metavar="A,B", **keywords)
@@ -52,6 +55,8 @@ def add_options(parser: argparse.ArgumentParser, config: Any, title: str) -> Non
 
 
 def _format_default(default: Any) -> str:
+    if default is None:
+        return "left open"
     if isinstance(default, bool):
         return "yes" if default else "no"
     if isinstance(default, tuple):

@@ -1,4 +1,4 @@
-"""Infers what the texts of a table's columns are, numbers, dates or categories, by majority; says what is not obvious."""
+"""Infers by majority what the texts of a column are, numbers, dates or categories, and says what is not obvious."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from training.data.number_texts import (
 )
 
 MAX_ODD = 0.1
-"""Fraction of the values of a column that may be of another kind: they count as missing. With more, it is categories."""
+"""Fraction of the values of a column that may be of another kind, and count as missing. With more, it is categories."""
 _MAX_ODD_IF_NAMED = 0.5
 """The same for columns that the user named in --numbers or --dates."""
 _MIN_NOTABLE = 0.5
@@ -144,9 +144,9 @@ class _Inference:
             if is_open and not common and (style.has_commas or seen) and not self._is_category(name):
                 example = texts[name].filter(texts[name].str.contains("[0-9][.,][0-9]"))[0]
                 raise CannotTrain(
-                    f"Column '{name}' contains numbers like '{example}', in which the {_MARKS[_mark(example)]} may be a "
-                    "decimal sign or may separate thousands; say which sign is the decimal one with --decimal . or "
-                    "--decimal ,"
+                    f"Column '{name}' contains numbers like '{example}', in which the {_MARKS[_mark(example)]} may be "
+                    "a decimal sign or may separate thousands; add --decimal . or --decimal , to say which sign is the "
+                    "decimal one."
                 )
         return decimals
 
@@ -237,7 +237,11 @@ class _Inference:
             return
         name, known = texts.name, len(texts) - texts.null_count()
         shown = _list_values(odd)
-        is_what = f"value is not a {kind} ({shown}) and counts" if len(odd) == 1 else f"values are not {kind}s ({shown}) and count"
+        is_what = (
+            f"value is not a {kind} ({shown}) and counts"
+            if len(odd) == 1
+            else f"values are not {kind}s ({shown}) and count"
+        )
         cure = "--kind class" if name == self._rules.target else "name it in --categories"
         self._warn(
             name,
@@ -271,10 +275,18 @@ class _Inference:
         both = pl.DataFrame({"text": texts, "plain": plain}).drop_nulls()
         if decimal == "," and len(found := both.filter(pl.col("text").str.contains(",", literal=True))):
             self._numbers_with_commas[name] = found.row(0)
-        elif len(found := both.filter(pl.col("text").str.contains(r"[0-9][., \u00a0\u202f'’][0-9]{3}") & (pl.col("text") != pl.col("plain")))):
+        elif len(
+            found := both.filter(
+                pl.col("text").str.contains(r"[0-9][., \u00a0\u202f'’][0-9]{3}") & (pl.col("text") != pl.col("plain"))
+            )
+        ):
             self._numbers_in_groups[name] = found.row(0)
         elif not self._from_text:
-            self._warn(name, f"Column '{name}' is text in the file, and is read as numbers; for categories, name it in --categories.")
+            self._warn(
+                name,
+                f"Column '{name}' is text in the file, and is read as numbers. If it contains codes, name it in "
+                "--categories.",
+            )
 
     def _note_number_styles(self) -> None:
         for found, what in (
@@ -283,7 +295,11 @@ class _Inference:
         ):
             if found:
                 (text, plain), names = next(iter(found.values())), list(found)
-                listed = f"column '{names[0]}'" if len(names) == 1 else f"{len(names)} columns ({', '.join(names[:5])}{', …' * (len(names) > 5)})"
+                listed = (
+                    f"column '{names[0]}'"
+                    if len(names) == 1
+                    else f"{len(names)} columns ({', '.join(names[:5])}{', …' * (len(names) > 5)})"
+                )
                 self._result.warnings.append(f"{what} in {listed}: '{text}' is {plain}.")
 
 

@@ -93,7 +93,7 @@ def read_date_texts(texts: pl.Series, *, dayfirst: bool | None) -> DateTexts | N
 
 def read_moment(text: str, *, dayfirst: bool | None) -> DateTexts | None:
     """Read one date, that of an option; None if it is not one. Raises AmbiguousDates."""
-    return read_date_texts(pl.Series("", [text.strip()]), dayfirst=dayfirst)
+    return read_date_texts(pl.Series("date", [text.strip()]), dayfirst=dayfirst)
 
 
 def _is_date_text(texts: pl.Series) -> pl.Series:
@@ -110,7 +110,9 @@ def _extract(texts: pl.Series) -> pl.DataFrame:
     found: list[pl.DataFrame] = []
     for form in _FORMS:
         groups = texts.str.extract_groups(f"(?i)^{form}$").struct.unnest()
-        found.append(groups.with_columns(pl.lit(None, pl.String).alias(part) for part in _PARTS if part not in groups.columns))
+        found.append(
+            groups.with_columns(pl.lit(None, pl.String).alias(part) for part in _PARTS if part not in groups.columns)
+        )
     is_form = [groups["year"].is_not_null() for groups in found]
     columns = []
     for part in _PARTS:
@@ -158,12 +160,16 @@ def _build(parts: pl.DataFrame, order: str) -> pl.Series:
     name = pl.col("name").str.to_lowercase().str.slice(0, 3).replace_strict(_MONTHS, range(1, 13), default=None)
     hour = pl.col("hour").cast(pl.Int64)
     half = pl.col("half").str.to_lowercase().str.slice(0, 1)
-    hour = pl.when((half == "p") & (hour < 12)).then(hour + 12).when((half == "a") & (hour == 12)).then(0).otherwise(hour)
+    hour = (
+        pl.when((half == "p") & (hour < 12)).then(hour + 12).when((half == "a") & (hour == 12)).then(0).otherwise(hour)
+    )
     numbers = parts.select(
         (year + century).alias("year"),
         pl.coalesce(pl.col("month").cast(pl.Int64), name, pl.col(month).cast(pl.Int64)).alias("month"),
         # The first of the month, where only a month is given.
-        pl.coalesce(pl.col("day").cast(pl.Int64), pl.col(day).cast(pl.Int64), pl.when(pl.col("year").is_not_null()).then(1)).alias("day"),
+        pl.coalesce(
+            pl.col("day").cast(pl.Int64), pl.col(day).cast(pl.Int64), pl.when(pl.col("year").is_not_null()).then(1)
+        ).alias("day"),
         hour.fill_null(0).alias("hour"),
         pl.col("minute").fill_null("0"),
         pl.col("second").fill_null("0"),
@@ -184,7 +190,9 @@ def _offsets(zones: pl.Series) -> pl.Series:
 
 def _example(texts: pl.Series, dates: pl.Series, parts: pl.DataFrame) -> tuple[str, str]:
     is_read = dates.is_not_null()
-    is_telling = is_read & ((parts["first"].cast(pl.Int64) > 12) | (parts["other"].cast(pl.Int64) > 12)).fill_null(False)
+    is_telling = is_read & ((parts["first"].cast(pl.Int64) > 12) | (parts["other"].cast(pl.Int64) > 12)).fill_null(
+        False
+    )
     (index,) = (is_telling if is_telling.any() else is_read).arg_true()[:1].to_list()
     value = dates[index]
     return texts[index], f"{value:%Y-%m-%dT%H:%M}" if dates.dtype == pl.Datetime else f"{value:%Y-%m-%d}"

@@ -64,7 +64,7 @@ class TextTable:
     notes: tuple[str, ...]
 
 
-def read_delimited(path: Path, form: CsvFormat = CsvFormat()) -> TextTable:
+def read_delimited(path: Path, form: CsvFormat) -> TextTable:
     """Read a delimited text file, also if it is compressed by gzip.
 
     The separator is the comma, semicolon, tab or vertical bar that divides the first rows most evenly, unless `form` or
@@ -86,7 +86,9 @@ def read_delimited(path: Path, form: CsvFormat = CsvFormat()) -> TextTable:
     separator = given or _find_separator(text, form.header)
     if separator != ",":
         name = _SEPARATORS.get(separator)
-        notes.append(f"The columns are separated by {name}." if name else f"The columns are separated by '{separator}'.")
+        notes.append(
+            f"The columns are separated by {name}." if name else f"The columns are separated by '{separator}'."
+        )
     frame = _parse(text, separator, path, form.header, notes)
     return TextTable(frame, tuple(notes))
 
@@ -107,7 +109,9 @@ def _decode(content: bytes, path: Path, encoding: str, notes: list[str]) -> str:
     try:
         text = content.decode(known)
     except LookupError:
-        raise CannotTrain(f"--encoding {encoding}: there is no such encoding; usual ones are cp1252 and utf-16.") from None
+        raise CannotTrain(
+            f"--encoding {encoding}: there is no such encoding; usual ones are cp1252 and utf-16."
+        ) from None
     except UnicodeDecodeError as error:
         raise CannotTrain(_explain_undecodable(content, path, known, error)) from None
     if "\0" in text:
@@ -134,19 +138,20 @@ def _explain_undecodable(content: bytes, path: Path, encoding: str, error: Unico
     if encoding != "utf-8":
         return f"{path} is not {encoding.upper()} (byte {error.start:,}); name its encoding with --encoding."
     words = content[max(error.start - 30, 0) : error.start + 30].decode("cp1252", "replace")
-    word = re.split(r"[\s,;|\"]", words[: min(error.start, 30)])[-1] + re.split(r"[\s,;|\"]", words[min(error.start, 30) :])[0]
+    word = (
+        re.split(r"[\s,;|\"]", words[: min(error.start, 30)])[-1]
+        + re.split(r"[\s,;|\"]", words[min(error.start, 30) :])[0]
+    )
     return (
-        f"{path} is not UTF-8 (line {line:,}). If the text there should be '{word}', add --encoding cp1252, the encoding of "
-        "Excel in Western Europe; otherwise name the encoding, or save the file as 'CSV UTF-8'."
+        f"{path} is not UTF-8 (line {line:,}). If the text there should be '{word}', add --encoding cp1252, the "
+        "encoding of Excel in Western Europe; otherwise name the encoding, or save the file as 'CSV UTF-8'."
     )
 
 
 def _parse_separator(given: str) -> str:
     separator = _SEPARATOR_NAMES.get(given.strip().lower(), given)
     if len(separator) > 1 or not separator.isascii() or separator in ('"', "\n", "\r"):
-        raise CannotTrain(
-            f"--separator '{given}': it must be one character, or comma, semicolon, tab, pipe or space."
-        )
+        raise CannotTrain(f"--separator '{given}': it must be one character, or comma, semicolon, tab, pipe or space.")
     return separator
 
 
@@ -167,7 +172,7 @@ def _find_separator(text: str, header: Sequence[str]) -> str:
             widths = [len(row) for row, _ in zip(_rows(head, separator), range(_HEAD_ROWS), strict=False)]
         except csv.Error:
             return False, 0.0, 0
-        width = len(header) or widths[0]
+        width = len(header) if len(header) in widths else widths[0]
         return width > 1, round(widths.count(width) / len(widths), 1), width
 
     best = max(_RECOGNISED, key=suitability)
@@ -200,7 +205,9 @@ def _check_names(names: Sequence[str], path: Path) -> None:
     repeated = [name for name, count in Counter(names).items() if name and count > 1]
     if repeated:
         places = " and ".join(str(i + 1) for i, name in enumerate(names) if name == repeated[0])
-        raise CannotTrain(f"{path} has several columns '{repeated[0]}' (columns {places}); remove or rename all but one.")
+        raise CannotTrain(
+            f"{path} has several columns '{repeated[0]}' (columns {places}); remove or rename all but one."
+        )
 
 
 def _explain(error: Exception, text: str, separator: str, width: int) -> str:

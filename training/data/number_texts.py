@@ -99,5 +99,7 @@ def whole_floats_to_integers(values: pl.Series) -> pl.Series:
 def unit_example(texts: pl.Series) -> str:
     """Return a value if nearly all texts are numbers with a unit or sign, such as 12 kg, 5 % or $3; otherwise empty."""
     known = texts.drop_nulls()
-    has_unit = known.str.contains(r"^[-+]?(?:[$€£¥]|[A-Z]{3}) ?[0-9][0-9.,' ]*$|^[-+]?[0-9][0-9.,' ]*? ?(?:[%$€£¥°]|[A-Za-zµ°²³/]{1,8})$")
+    has_unit = known.str.contains(
+        r"^[-+]?(?:[$€£¥]|[A-Z]{3}) ?[0-9][0-9.,' ]*$|^[-+]?[0-9][0-9.,' ]*? ?(?:[%$€£¥°]|[A-Za-zµ°²³/]{1,8})$"
+    )
     return str(known.filter(has_unit)[0]) if len(known) and has_unit.mean() >= 0.9 else ""  # type: ignore[operator]

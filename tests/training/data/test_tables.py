@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 
 from tasks._tables import MISSING_TEXTS, CategoryColumn, DateColumn, NumberColumn
 from training.core.errors import CannotTrain
+from training.data.column_types import ColumnKinds, TypeRules
+from training.data.delimited import CsvFormat
+from training.data.table_files import read_table
 from training.data.tables import (
-    ColumnKinds,
     class_labels,
     infer_columns,
     is_number,
-    read_table,
     request_values,
     row_hashes,
 )
@@ -26,7 +27,7 @@ def write_csv(tmp_path, text, name="table.csv"):
 
 
 def read_labels(path):
-    frame = read_table(path)
+    frame = read_table(path).frame
     return is_number(frame, "y", "auto", path) or class_labels(frame, "y")
 
 
@@ -38,7 +39,7 @@ def infer_kinds(frame, target="y", **kinds):
 def test_kinds_are_inferred_from_the_values_and_placeholders_are_missing(tmp_path):
     path = write_csv(tmp_path, "a, b ,c,d,y\n1, red,0.5,007,n\n?, blue,NA,008,n\n3, ,2,009,y\n4, red,1e3,007,y\n")
 
-    frame = read_table(path)
+    frame = read_table(path).frame
 
     assert frame["a"].to_list() == [1, None, 3, 4]
     assert frame["b"].to_list() == ["red", "blue", None, "red"]
@@ -47,7 +48,7 @@ def test_kinds_are_inferred_from_the_values_and_placeholders_are_missing(tmp_pat
 
 
 def test_the_user_can_override_kinds(tmp_path):
-    frame = read_table(write_csv(tmp_path, "store,size,note,y\n1,5,x,n\n2,6,y,y\n2,7,x,y\n"))
+    frame = read_table(write_csv(tmp_path, "store,size,note,y\n1,5,x,n\n2,6,y,y\n2,7,x,y\n")).frame
 
     columns, left_out, _ = infer_columns(frame, "y", ColumnKinds(categories=("store",), ignored=("note",)))
 
@@ -57,18 +58,18 @@ def test_the_user_can_override_kinds(tmp_path):
 
 
 def test_parquet_and_csv_give_the_same_columns(tmp_path):
-    frame = read_table(write_csv(tmp_path, "a,b,y\n1,red,n\n2.5,blue,y\n,red,y\n"))
+    frame = read_table(write_csv(tmp_path, "a,b,y\n1,red,n\n2.5,blue,y\n,red,y\n")).frame
     frame.write_parquet(tmp_path / "table.parquet")
 
-    assert infer_kinds(read_table(tmp_path / "table.parquet")) == infer_kinds(frame)
+    assert infer_kinds(read_table(tmp_path / "table.parquet").frame) == infer_kinds(frame)
 
 
 def test_a_file_without_a_header_gets_the_given_one(tmp_path):
     path = write_csv(tmp_path, "1,red\n2,blue\n")
 
-    assert read_table(path, header=("a", "b")).columns == ["a", "b"]
+    assert read_table(path, CsvFormat(header=("a", "b"))).frame.columns == ["a", "b"]
     with pytest.raises(CannotTrain, match="has 2 columns, but --header names 3"):
-        read_table(path, header=("a", "b", "c"))
+        read_table(path, CsvFormat(header=("a", "b", "c")))
 
 
 def test_uninformative_columns_are_left_out_with_a_warning():
@@ -125,7 +126,7 @@ def test_a_file_that_is_no_table_is_named(tmp_path):
 
 
 def test_a_missing_column_or_one_of_another_kind_is_named(tmp_path):
-    frame = read_table(write_csv(tmp_path, "a,y\nsome,n\n2,y\n"))
+    frame = read_table(write_csv(tmp_path, "a,y\nsome,n\n2,y\n")).frame
 
     with pytest.raises(CannotTrain, match="There is no column 'b'"):
         infer_columns(frame, "y", ColumnKinds(ignored=("b",)))
@@ -189,7 +190,7 @@ def test_dates_are_recognised_and_written_as_clients_write_them(tmp_path, time_f
     hours = [datetime.datetime(2011, 1, 1) + datetime.timedelta(hours=i) for i in range(500)]
     text = "day,at,y\n" + "".join(f"{at:%Y-%m-%d},{at.strftime(time_format)},{i % 2}\n" for i, at in enumerate(hours))
 
-    frame = read_table(write_csv(tmp_path, text))
+    frame = read_table(write_csv(tmp_path, text)).frame
     (day, at), _, _ = infer_columns(frame, "y", ColumnKinds())
 
     assert (day.clock, at.clock) == (False, True)
@@ -220,7 +221,7 @@ def test_a_time_zone_is_dropped_without_changing_the_local_time(tmp_path):
         tmp_path / "t.parquet"
     )
 
-    assert read_table(tmp_path / "t.parquet")["at"].to_list() == [datetime.datetime(2020, 1, 1, 15)] * 2
+    assert read_table(tmp_path / "t.parquet").frame["at"].to_list() == [datetime.datetime(2020, 1, 1, 15)] * 2
 
 
 def test_missing_and_unordered_dates_are_read():
@@ -251,7 +252,7 @@ def test_training_reads_the_same_texts_as_missing_as_the_service(text, suffix, t
     frame = pl.DataFrame({"row": ["1", "2"], "number": [text, "1"], "word": [text, "a"]})
     frame.write_csv(path, quote_style="always") if suffix == ".csv" else frame.write_parquet(path)
 
-    row = read_table(path).row(0)
+    row = read_table(path).frame.row(0)
 
     assert row[1:] == (None, None)
     assert [column.read_text(text) for column in (NumberColumn("n", 0, 1), CategoryColumn("w", ("a",)))] == [None, None]
@@ -262,4 +263,4 @@ def test_texts_of_parquet_are_cleaned_like_those_of_csv(tmp_path, dtype):
     words = pl.Series("word", [" a ", "b", "?"], dtype=dtype)
     pl.DataFrame({"word": words, "number": [1, None, 2]}).write_parquet(tmp_path / "table.parquet")
 
-    assert read_table(tmp_path / "table.parquet")["word"].to_list() == ["a", "b", None]
+    assert read_table(tmp_path / "table.parquet").frame["word"].to_list() == ["a", "b", None]
