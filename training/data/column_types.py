@@ -185,8 +185,8 @@ class _Inference:
         """Return numbers, or the texts if they are codes; or dates if these are written with digits only."""
         name, plain = texts.name, to_plain(texts, decimal)
         is_named = name in self._rules.kinds.numbers
+        known = texts.drop_nulls()
         if not is_named and name != self._rules.target:
-            known = texts.drop_nulls()
             if known.str.contains(_COMPACT_DATE).all() and (dated := self._read_dates(texts)) is not None:
                 return dated
         if not is_named and (code := padded_example(plain)):
@@ -201,6 +201,11 @@ class _Inference:
         if numbers is None and is_named:
             return plain.cast(pl.Float64, strict=False)
         if numbers is None:
+            self._warn(
+                name,
+                f"Column '{name}' contains whole numbers of up to {known.str.len_chars().max()} digits, which are read as "
+                "text: they are identifiers and not amounts.",
+            )
             return texts
         self._count_odd(texts, numbers, "number")
         self._keep_examples(texts, plain, decimal)
@@ -226,7 +231,8 @@ class _Inference:
             return None
         self._count_odd(texts, read.dates, "date")
         if sentence := describe_dates(name, read):
-            self._warn(name, sentence)
+            advice = " If it contains numbers or codes, name it in --numbers or --categories." if is_compact else ""
+            self._warn(name, sentence + advice)
         elif not self._from_text:
             self._warn(name, f"Column '{name}' is text in the file, and is read as dates.")
         return read.dates
@@ -237,17 +243,12 @@ class _Inference:
             return
         name, known = texts.name, len(texts) - texts.null_count()
         shown = _list_values(odd)
-        is_what = (
-            f"value is not a {kind} ({shown}) and counts"
-            if len(odd) == 1
-            else f"values are not {kind}s ({shown}) and count"
-        )
-        cure = "--kind class" if name == self._rules.target else "name it in --categories"
+        verbs = (f"is not a {kind}", "counts") if len(odd) == 1 else (f"are not {kind}s", "count")
+        cure = "use --kind class" if name == self._rules.target else "name it in --categories"
+        advice = f" If the column contains codes, {cure}." if kind == "number" else ""
         self._warn(
             name,
-            f"Column '{name}': {len(odd):,} of {known:,} {is_what} as missing. If the column contains codes, {cure}."
-            if kind == "number"
-            else f"Column '{name}': {len(odd):,} of {known:,} {is_what} as missing.",
+            f"Column '{name}': {len(odd):,} of {known:,} values {verbs[0]} ({shown}) and {verbs[1]} as missing.{advice}",
         )
         marks = odd.filter(~odd.str.contains(r"\d")).value_counts(sort=True)[name].to_list()
         if marks and name != self._rules.target:

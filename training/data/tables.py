@@ -107,11 +107,13 @@ def infer_columns(
     target: str,
     kinds: ColumnKinds,
     missing_texts: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+    earlier: Sequence[str] = (),
 ) -> tuple[tuple[Column, ...], tuple[str, ...], list[str]]:
     """Return the input columns, the names of the columns that are left out, and warnings.
 
     A column that equals the target in every row is left out; one that determines it is read, with a warning.
-    `missing_texts` are the texts of each column that count as missing in requests too.
+    `missing_texts` are the texts of each column that count as missing in requests too. `earlier` are warnings from
+    reading the table, which may explain why no column is left.
 
     Raises CannotTrain if a named column does not exist or cannot be of the specified kind, or if a column has the name
     of the target except for case.
@@ -129,7 +131,7 @@ def infer_columns(
         else:
             left_out.append(name)
     if not columns:
-        raise CannotTrain(" ".join(["No input column is left.", *warnings]))
+        raise CannotTrain(" ".join(["No input column is left.", *earlier, *warnings]))
     return tuple(columns), tuple(left_out), warnings
 
 

@@ -317,8 +317,8 @@ def _read_dates(values: pl.Series, path: Path, dayfirst: bool | None) -> DateTex
     if read is None or len(invalid):
         known = len(values) - values.null_count()
         raise CannotTrain(
-            f"{path}: '{invalid[0]}' cannot be read as a time, as {len(invalid):,} of {known:,} cannot; write 2024-05-31 "
-            "12:00:00, or seconds."
+            f"{path}: '{invalid[0]}' cannot be read as a time, as {len(invalid):,} of {known:,} cannot; write "
+            "2024-05-31 12:00:00, or seconds."
         )
     return read
 

@@ -108,7 +108,7 @@ class TabularBase(Learner):
             )
         self.train_frame, self.valid_frame = frame.filter(used & ~held), frame.filter(held)
         columns, ignored, warnings = infer_columns(
-            self.train_frame, options.target, column_kinds(options), table.missing_texts
+            self.train_frame, options.target, column_kinds(options), table.missing_texts, table.warnings
         )
         self.warnings += warnings
         self.task: Tabular = self._make_task(columns, ignored)
