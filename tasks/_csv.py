@@ -48,8 +48,8 @@ def parse_csv(
     Raises InvalidInput.
 
     The file is UTF-8, with or without a byte order mark. Its first line names the columns, in any order, separated by
-    commas, semicolons, tabs or vertical bars; Excel's line `sep=;` may precede it. Blank lines are skipped. At most `max_values` separators, and as many lines, are
-    accepted.
+    commas, semicolons, tabs or vertical bars; Excel's line `sep=;` may precede it. Blank lines are skipped. At most
+    `max_values` separators, and as many lines, are accepted.
     """
     text = _decode(content) if isinstance(content, bytes) else content.removeprefix("\ufeff")
     if text[:100].lstrip().startswith(("{", "[")):

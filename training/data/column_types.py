@@ -186,9 +186,9 @@ class _Inference:
         name, plain = texts.name, to_plain(texts, decimal)
         is_named = name in self._rules.kinds.numbers
         known = texts.drop_nulls()
-        if not is_named and name != self._rules.target:
-            if known.str.contains(_COMPACT_DATE).all() and (dated := self._read_dates(texts)) is not None:
-                return dated
+        may_be_dates = not is_named and name != self._rules.target and known.str.contains(_COMPACT_DATE).all()
+        if may_be_dates and (dated := self._read_dates(texts)) is not None:
+            return dated
         if not is_named and (code := padded_example(plain)):
             if name != self._rules.target:
                 self._warn(
@@ -203,8 +203,8 @@ class _Inference:
         if numbers is None:
             self._warn(
                 name,
-                f"Column '{name}' contains whole numbers of up to {known.str.len_chars().max()} digits, which are read as "
-                "text: they are identifiers and not amounts.",
+                f"Column '{name}' contains whole numbers of up to {known.str.len_chars().max()} digits, which are read "
+                "as text: they are identifiers and not amounts.",
             )
             return texts
         self._count_odd(texts, numbers, "number")
@@ -243,12 +243,12 @@ class _Inference:
             return
         name, known = texts.name, len(texts) - texts.null_count()
         shown = _list_values(odd)
-        verbs = (f"is not a {kind}", "counts") if len(odd) == 1 else (f"are not {kind}s", "count")
+        is_not, counts = (f"is not a {kind}", "counts") if len(odd) == 1 else (f"are not {kind}s", "count")
         cure = "use --kind class" if name == self._rules.target else "name it in --categories"
         advice = f" If the column contains codes, {cure}." if kind == "number" else ""
         self._warn(
             name,
-            f"Column '{name}': {len(odd):,} of {known:,} values {verbs[0]} ({shown}) and {verbs[1]} as missing.{advice}",
+            f"Column '{name}': {len(odd):,} of {known:,} values {is_not} ({shown}) and {counts} as missing.{advice}",
         )
         marks = odd.filter(~odd.str.contains(r"\d")).value_counts(sort=True)[name].to_list()
         if marks and name != self._rules.target:

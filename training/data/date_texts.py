@@ -27,7 +27,7 @@ _FORMS = (
     rf"{_WEEKDAY}{_NAME} +{_DAY} +{_CLOCK} (?:{_ZONE} )?(?P<year>[0-9]{{4}})",
     r"(?P<year>19[0-9]{2}|20[0-9]{2})-(?P<month>[0-9]{2})",
     r"(?P<year>19[0-9]{2}|20[0-9]{2})(?P<month>[0-9]{2})(?P<day>[0-9]{2})"
-    rf"(?:T?(?P<hour>[0-9]{{2}})(?P<minute>[0-9]{{2}})(?P<second>[0-9]{{2}})?{_ZONE}?)?",
+    rf"(?:T?(?P<hour>[0-9]{{2}})(?P<minute>[0-9]{{2}})(?P<second>[0-9]{{2}})?(?:{_ZONE})?)?",
 )
 _PARTS = ("year", "month", "day", "first", "other", "name", "hour", "minute", "second", "fraction", "half", "zone")
 _PLAIN = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?)?$"

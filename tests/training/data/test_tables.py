@@ -8,13 +8,14 @@ from hypothesis import strategies as st
 
 from tasks._tables import MISSING_TEXTS, CategoryColumn, DateColumn, NumberColumn
 from training.core.errors import CannotTrain
-from training.data.column_types import ColumnKinds, TypeRules
+from training.data.column_types import ColumnKinds
 from training.data.delimited import CsvFormat
 from training.data.table_files import read_table
 from training.data.tables import (
     class_labels,
     infer_columns,
     is_number,
+    merge_labels,
     request_values,
     row_hashes,
 )
@@ -264,3 +265,127 @@ def test_texts_of_parquet_are_cleaned_like_those_of_csv(tmp_path, dtype):
     pl.DataFrame({"word": words, "number": [1, None, 2]}).write_parquet(tmp_path / "table.parquet")
 
     assert read_table(tmp_path / "table.parquet").frame["word"].to_list() == ["a", "b", None]
+
+
+def target_frame(**columns):
+    return pl.DataFrame({"x": [i % 9 for i in range(60)], "y": ["p", "q", "q"] * 20, **columns})
+
+
+def test_a_copy_of_the_target_is_left_out_and_one_that_determines_it_is_named():
+    frame = target_frame(copy=["P", "Q", "Q"] * 20, code=[1, 0, 0] * 20)
+
+    kinds, left_out, warnings = infer_kinds(frame)
+
+    assert kinds == {"x": "number", "code": "number"}
+    assert left_out == ("copy",)
+    assert warnings[0].startswith("Column 'copy' is left out: it equals the target 'y' in all 60 rows.")
+    assert warnings[1].startswith("Column 'code' determines the target 'y' in all 60 rows")
+    assert infer_kinds(frame, categories=("copy",))[0]["copy"] == "category"
+
+
+def test_a_copy_of_a_numeric_target_is_left_out():
+    frame = pl.DataFrame(
+        {"x": [i % 7 for i in range(60)], "z": [i / 3 for i in range(60)], "y": [i / 3 for i in range(60)]}
+    )
+
+    assert infer_kinds(frame)[1] == ("z",)
+
+
+def test_in_a_few_rows_a_column_may_equal_the_target_by_chance():
+    assert infer_kinds(target_frame(copy=["p", "q", "q"] * 20).head(10))[1:] == ((), [])
+
+
+def test_a_column_with_the_name_of_the_target_in_another_case_is_refused_unless_it_is_ignored():
+    frame = target_frame(Y=list(range(60)))
+
+    with pytest.raises(CannotTrain, match=r"has the columns 'y' and 'Y'.*--ignore Y"):
+        infer_columns(frame, "y", ColumnKinds())
+
+    assert infer_kinds(frame, ignored=("Y",))[1] == ("Y",)
+
+
+def test_whole_numbers_that_floats_cannot_hold_are_categories():
+    ids = [10**18 + i % 12 for i in range(60)]
+    frame = target_frame(account=ids)
+
+    columns, _, warnings = infer_columns(frame, "y", ColumnKinds())
+
+    assert columns[1].values[0] == str(ids[0])
+    assert "whole numbers above 2^53" in warnings[0]
+    assert request_values(frame, columns)["account"] == ids
+    assert infer_kinds(frame, numbers=("account",))[0]["account"] == "number"
+
+
+def test_integers_with_gaps_that_were_stored_as_floats_are_integer_categories():
+    frame = pl.DataFrame({"store": [1.0, 2.0, None, 2.0], "y": ["p", "q"] * 2})
+
+    columns, _, _ = infer_columns(frame, "y", ColumnKinds(categories=("store",)))
+
+    assert columns == (CategoryColumn("store", ("2", "1"), integer=True, example="2"),)
+    assert request_values(frame, columns)["store"] == [1, 2, None, 2]
+    assert request_values(frame.with_columns(store=pl.Series([1.5, 2, 1, 1])), columns)["store"][0] == 1.5
+
+
+def test_categories_that_differ_in_case_or_are_nearly_all_distinct_are_named():
+    frame = target_frame(flag=["True", "true", "no"] * 20, comment=[f"text {i % 55}" for i in range(60)])
+
+    warnings = infer_kinds(frame, ignored=("x",))[2]
+
+    assert any("differ only in case or spaces, and are kept apart: 'True' and 'true'" in text for text in warnings)
+    assert any("'comment' is read as categories: it has 55 distinct texts in 60 rows" in text for text in warnings)
+
+
+def test_columns_without_values_and_with_infinite_ones_are_named():
+    frame = target_frame(
+        none=pl.Series([None] * 60, dtype=pl.String), some=["x", None] * 30, big=[math.inf, *range(59)]
+    )
+
+    warnings = infer_kinds(frame)[2]
+
+    assert warnings == [
+        "Column 'none' is left out: it is empty.",
+        "Column 'some' is left out: it has the same value in all 30 rows that have one.",
+        "Column 'big': 1 of 60 values is infinite and counts as missing.",
+    ]
+
+
+def test_spellings_of_a_class_are_merged_before_classes_are_counted():
+    frame, notes = merge_labels(pl.DataFrame({"y": ["True", "TRUE", "false", "False", None]}), "y")
+
+    assert frame["y"].to_list() == ["True", "True", "False", "False", None]
+    assert "all spellings of true and false" in notes[0]
+    assert merge_labels(pl.DataFrame({"y": [1, 2]}), "y")[1] == ()
+
+
+def test_texts_that_counted_as_missing_in_training_do_so_in_requests(tmp_path):
+    days = [f"2020-01-{1 + i % 28:02}" for i in range(58)]
+    rows = zip([*range(58), "-", "-"], [*days, "never", "never"], ["p", "q"] * 30, strict=True)
+    table = read_table(write_csv(tmp_path, "b,day,y\n" + "".join(f"{b},{day},{y}\n" for b, day, y in rows)))
+
+    (number, date), _, _ = infer_columns(table.frame, "y", ColumnKinds(), table.missing_texts)
+
+    assert (number.missing_texts, date.missing_texts) == (("-",), ("never",))
+    assert [number.read_text(" - "), date.read_text("never"), number.read_text("7")] == [None, None, 7.0]
+    assert number.read_text("never") == "never"
+
+
+def test_the_reason_why_no_column_is_left_includes_how_they_were_read(tmp_path):
+    table = read_table(write_csv(tmp_path, "b,y\n" + "".join(f"{i} kg,{'pq'[i % 2]}\n" for i in range(60))))
+
+    with pytest.raises(
+        CannotTrain, match=r"No input column is left\. Column 'b' is read as categories, since its values"
+    ):
+        infer_columns(table.frame, "y", ColumnKinds(), table.missing_texts, table.warnings)
+
+
+@pytest.mark.parametrize(
+    ("columns", "hint"),
+    [
+        (["5.1", "setosa"], "name the columns with --header"),
+        (["x y"], "--separator"),
+        (["target"], "Did you mean 'target'"),
+    ],
+)
+def test_a_target_that_is_not_there_gets_a_hint(columns, hint):
+    with pytest.raises(CannotTrain, match=hint):
+        is_number(pl.DataFrame({name: [1] for name in columns}), "targets", "auto", "f")
