@@ -245,7 +245,7 @@ def _reason_to_leave_out(values: pl.Series) -> str:
 def _number_column(values: pl.Series, warnings: list[str]) -> NumberColumn:
     known = values.cast(pl.Float64).drop_nulls().drop_nans()
     if infinite := int(known.is_infinite().sum()):
-        counts = "value is infinite and counts" if infinite == 1 else "values are infinite and count"
+        counts = "values is infinite and counts" if infinite == 1 else "values are infinite and count"
         warnings.append(f"Column '{values.name}': {infinite:,} of {len(known):,} {counts} as missing.")
     known = known.filter(known.is_finite())
     if not len(known):

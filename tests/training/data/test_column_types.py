@@ -23,8 +23,8 @@ def test_a_few_odd_values_do_not_make_numbers_categories_but_are_missing_and_cou
     assert columns["b"].dtype == columns["c"].dtype == pl.Float64
     assert (columns["b"].null_count(), columns["c"].null_count()) == (1, 3)
     assert typed.warnings == [
-        "Column 'b': 1 of 600 values is not a number ('-') and counts as missing. If the column contains codes, name it "
-        "in --categories.",
+        "Column 'b': 1 of 600 values is not a number ('-') and counts as missing. If the column contains codes, name "
+        "it in --categories.",
         "Column 'c': 3 of 600 values are not numbers ('12 kg', 'inf') and count as missing. If the column contains "
         "codes, name it in --categories.",
     ]
