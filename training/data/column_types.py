@@ -201,9 +201,10 @@ class _Inference:
         if numbers is None and is_named:
             return plain.cast(pl.Float64, strict=False)
         if numbers is None:
+            digits = max(len(text) for text in known)
             self._warn(
                 name,
-                f"Column '{name}' contains whole numbers of up to {known.str.len_chars().max()} digits, which are read "
+                f"Column '{name}' contains whole numbers of up to {digits} digits, which are read "
                 "as text: they are identifiers and not amounts.",
             )
             return texts

@@ -9,7 +9,7 @@ import polars as pl
 from tasks._tables import MISSING_TEXTS
 from training.core.errors import CannotTrain
 from training.data.column_types import TypeRules, infer_types
-from training.data.delimited import CsvFormat, read_delimited
+from training.data.delimited import CsvFormat, TextTable, read_delimited
 
 
 @dataclass(frozen=True)
@@ -49,16 +49,12 @@ def read_texts(path: Path, form: CsvFormat) -> tuple[pl.DataFrame, tuple[str, ..
     Returns the table without blank rows, notes on how it was read, and whether it is Parquet. Raises CannotTrain.
     """
     is_parquet = _is_parquet(path)
-    if is_parquet:
-        frame, notes = _read_parquet(path), ()
-    else:
-        read = read_delimited(path, form)
-        frame, notes = read.frame, read.notes
-    frame = _clean_texts(frame)
+    read = TextTable(_read_parquet(path), ()) if is_parquet else read_delimited(path, form)
+    frame = _clean_texts(read.frame)
     frame = frame.filter(~pl.all_horizontal(pl.all().is_null())) if frame.width else frame
     if not frame.height:
         raise CannotTrain(f"{path} has no rows.")
-    return frame, notes, is_parquet
+    return frame, read.notes, is_parquet
 
 
 def _is_parquet(path: Path) -> bool:
