@@ -58,7 +58,7 @@ class CsvFormat:
 
 @dataclass(frozen=True)
 class TextTable:
-    """Cells as text (or of the types of a typed file), null where a cell is empty; and sentences for the user on how the file was read."""
+    """Cells as text, or as a typed file says, null where a cell is empty; and sentences on how the file was read."""
 
     frame: pl.DataFrame
     notes: tuple[str, ...]
