@@ -168,7 +168,7 @@ class _Inference:
         if dated is not None:
             return dated
         if name != rules.target:
-            self._explain_category(texts, style.best, "numbers", "--numbers")
+            self._explain_category(texts, to_plain(texts, decimal), "numbers", "--numbers")
             if 2 * style.best < style.known and (example := unit_example(texts)):
                 self._warn(
                     name,
@@ -228,7 +228,7 @@ class _Inference:
         is_compact = texts.drop_nulls().str.contains(_COMPACT_DATE).all()
         if known - dates > (0 if is_compact else rules.max_odd(name, rules.kinds.dates)) * known:
             if not is_compact:
-                self._explain_category(texts, dates, "dates", "--dates")
+                self._explain_category(texts, read.dates, "dates", "--dates")
             return None
         self._count_odd(texts, read.dates, "date")
         if sentence := describe_dates(name, read):
@@ -255,19 +255,15 @@ class _Inference:
         if marks and name != self._rules.target:
             self._result.missing_texts[name] = tuple(sorted(marks[:_MAX_MISSING_TEXTS]))
 
-    def _explain_category(self, texts: pl.Series, count: int, kinds: str, flag: str) -> None:
-        known = texts.drop_nulls()
-        if not _MIN_NOTABLE * len(known) <= count < len(known):
+    def _explain_category(self, texts: pl.Series, values: pl.Series, kinds: str, flag: str) -> None:
+        """Say why a column is one of categories although at least half of its values are of another kind."""
+        known, odd = texts.drop_nulls(), texts.filter(texts.is_not_null() & values.is_null())
+        if not 0 < len(odd) <= (1 - _MIN_NOTABLE) * len(known):
             return
-        odd = known.filter(~known.str.contains(r"^[-+]?[0-9.,]+$")) if kinds == "numbers" else known
-        dates = read_date_texts(known, dayfirst=True) if kinds == "dates" else None
-        if dates:
-            odd = known.filter(dates.dates.is_null())
-        shown = f" ({_list_values(odd)})" if len(odd) else ""
         self._warn(
             texts.name,
-            f"Column '{texts.name}' is read as categories, because {len(known) - count:,} of its {len(known):,} values "
-            f"are not {kinds}{shown}; to count these as missing, name it in {flag}.",
+            f"Column '{texts.name}' is read as categories, because {len(odd):,} of its {len(known):,} values "
+            f"are not {kinds} ({_list_values(odd)}); to count these as missing, name it in {flag}.",
         )
 
     def _keep_examples(self, texts: pl.Series, plain: pl.Series, decimal: str) -> None:
@@ -275,15 +271,13 @@ class _Inference:
         if self._rules.is_quiet(name):
             return
         both = pl.DataFrame({"text": texts, "plain": plain}).drop_nulls()
-        if decimal == "," and len(found := both.filter(pl.col("text").str.contains(",", literal=True))):
-            self._numbers_with_commas[name] = found.row(0)
-        elif len(
-            found := both.filter(
-                pl.col("text").str.contains(r"[0-9][., \u00a0\u202f'’][0-9]{3}") & (pl.col("text") != pl.col("plain"))
-            )
-        ):
-            self._numbers_in_groups[name] = found.row(0)
-        elif not self._from_text:
+        commas = both.filter(pl.col("text").str.contains(",", literal=True)) if decimal == "," else both.clear()
+        groups = both.filter(pl.col("text").str.len_chars() > pl.col("plain").str.len_chars())
+        if len(commas):
+            self._numbers_with_commas[name] = commas.row(0)
+        if len(groups):
+            self._numbers_in_groups[name] = groups.row(0)
+        if not (len(commas) or len(groups) or self._from_text):
             self._warn(
                 name,
                 f"Column '{name}' is text in the file, and is read as numbers. If it contains codes, name it in "

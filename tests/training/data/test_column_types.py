@@ -99,6 +99,15 @@ def test_what_one_column_leaves_open_another_decides():
     ]
 
 
+def test_thousands_beside_decimal_commas_are_said_too():
+    _, typed = infer(b=["12,5", "1.234", "1.234,5"])
+
+    assert typed.warnings == [
+        "Commas are read as decimal commas in column 'b': '12,5' is 12.5.",
+        "Thousands are separated in column 'b': '1.234' is 1234.",
+    ]
+
+
 def test_a_comma_that_may_be_either_is_refused_unless_the_user_says_what_it_is():
     with pytest.raises(CannotTrain, match=r"Column 'b' contains numbers like '1,234'.*--decimal \. or --decimal ,"):
         infer(b=["1,234", "5,678"])
