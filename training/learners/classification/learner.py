@@ -31,7 +31,7 @@ from training.vision.learner import ImageLearner
 _FEW_IMAGES = 100
 """Without a mistake on fewer images, the accuracy on new images may still be well below 1."""
 _MIN_FOR_PERCENT = 30
-"""With fewer images, fractions are given as counts."""
+"""With fewer images, counts are given without a percentage."""
 
 
 class ClassificationLearner(BaseClassificationLearner):
@@ -86,7 +86,7 @@ class ClassificationLearner(BaseClassificationLearner):
         probabilities = self._validation_probabilities(exported)
         uncalibrated = at_temperature(probabilities, 1 / self.calibration.temperature)
         matrix = classification.confusion_matrix(probabilities, targets, labels)
-        samples = f"{len(targets):,} validation images"
+        samples = self._validation_count()
         reliability = self._reliability_figure(
             calibration.reliability_bins(uncalibrated, targets), calibration.reliability_bins(probabilities, targets)
         )
@@ -200,9 +200,9 @@ def describe_failures(matrix: NDArray[np.integer], labels: Sequence[str]) -> tup
 
 
 def _describe_confusion(mistakes: int, count: int, true_label: str, predicted_label: str) -> str:
-    fraction = f"{mistakes / count:.1%}" if count >= _MIN_FOR_PERCENT else f"of {count}"
-    images, were = ("image", "was") if mistakes == 1 else ("images", "were")
-    return f"{mistakes:,} {images} of '{true_label}' {were} predicted as '{predicted_label}' ({fraction})."
+    fraction = f" ({mistakes / count:.1%})" if count >= _MIN_FOR_PERCENT else ""
+    images, were = "image" if count == 1 else "images", "was" if mistakes == 1 else "were"
+    return f"{mistakes:,} of {count:,} {images} of '{true_label}' {were} predicted as '{predicted_label}'{fraction}."
 
 
 def _paths_and_targets(images: Sequence[LabelledImage]) -> PathsAndTargets:

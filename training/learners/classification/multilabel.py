@@ -105,7 +105,7 @@ class MultiLabelLearner(BaseClassificationLearner):
             calibration.reliability_bins(*as_binary_samples(each, targets)) for each in (uncalibrated, probabilities)
         ]
         is_calibrated = not self.calibration.reason
-        samples = f"{len(targets):,} validation images"
+        samples = self._validation_count()
         return Evaluation(
             metrics=multilabel_metrics(
                 probabilities, uncalibrated, targets, thresholds, samples, is_calibrated=is_calibrated
@@ -148,7 +148,7 @@ class MultiLabelLearner(BaseClassificationLearner):
             f"Split: {self.table.split}. {self._selection_note('the thresholds', *self._temperature_words())} "
             "`micro_f1_crossed` uses thresholds tuned on other images."
         ]
-        absent = [label for label, occurs in zip(self.task.labels, targets.any(axis=0), strict=True) if not occurs]
+        absent = [self.task.labels[i] for i in np.flatnonzero(targets.sum(axis=0) == 0).tolist()]
         if absent:
             names = f"{_name_labels(absent)}, so {'its threshold is' if len(absent) == 1 else 'their thresholds are'}"
             notes.append(f"No validation image has {names} 0.5, which was not tuned.")

@@ -60,7 +60,8 @@ def image_f1(predictions: Predictions, targets: Targets) -> NDArray[np.float64]:
     """Return the F1 of each image, (n,); 1 where an image has no label and none is predicted."""
     overlap = (predictions & targets.astype(bool)).sum(axis=1)
     total = predictions.sum(axis=1) + targets.sum(axis=1)
-    return np.divide(2 * overlap, total, out=np.ones(len(total)), where=total > 0)
+    f1: NDArray[np.float64] = np.divide(2 * overlap, total, out=np.ones(len(total)), where=total > 0)
+    return f1
 
 
 def micro_f1(predictions: Predictions, targets: Targets) -> Callable[[NDArray[np.intp]], float]:

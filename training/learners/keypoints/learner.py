@@ -310,7 +310,7 @@ class KeypointsLearner(ImageLearner):
     def _metrics(self, predictions: _Predictions, groups: Sequence[str]) -> tuple[Metric, ...]:
         errors = predictions.errors
         median = float(np.nanmedian(metrics.image_errors(errors)))
-        samples = f"{len(errors):,} validation images"
+        samples = self._validation_count()
         samples += f" of {self._group_count:,} groups not seen in training" if self.data.has_groups else ""
         relative = f"relative to {self._normalisation()}"
         rows = (

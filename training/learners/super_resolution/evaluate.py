@@ -15,12 +15,14 @@ ResultSets = Mapping[str, Sequence[ImageResult]]
 def compute_metrics(degraded: ResultSets, clean: ResultSets) -> tuple[Metric, ...]:
     """Return the gains over bicubic resizing on the validation images, the absolute values, and the test gains."""
     validation, validation_clean = summarise(degraded["validation"]), summarise(clean["validation"])
-    samples = f"{validation.count} validation images, downscaled, with text and JPEG"
-    clean_samples = f"{validation_clean.count} validation images, only downscaled"
+    images = "validation image" if validation.count == 1 else "validation images"
+    samples = f"{validation.count:,} {images}, downscaled, with text and JPEG"
+    clean_samples = f"{validation_clean.count:,} {images}, only downscaled"
     distance_gain = validation.bicubic.distance - validation.restored.distance
-    rows = [
-        ("psnr_gain", validation.psnr_gain, f"dB over bicubic, {samples}"),
-        ("text_psnr_gain", validation.text_gain, f"dB over bicubic for pixels under text, {samples}"),
+    rows = [("psnr_gain", validation.psnr_gain, f"dB over bicubic, {samples}")]
+    if validation.restored.text_psnr is not None:
+        rows.append(("text_psnr_gain", validation.text_gain, f"dB over bicubic for pixels under text, {samples}"))
+    rows += [
         ("other_psnr_gain", validation.other_gain, f"dB over bicubic for pixels without text, {samples}"),
         ("clean_psnr_gain", validation_clean.psnr_gain, f"dB over bicubic, {clean_samples}"),
         ("psnr", validation.restored.psnr, f"dB, {samples}"),
@@ -83,6 +85,8 @@ def describe_gains(degraded: Sequence[ImageResult]) -> str:
     worst = min(degraded, key=lambda result: result.gain)
     images = "validation image" if len(degraded) == 1 else "validation images"
     better = sum(result.gain > 0 for result in degraded)
+    if not better:
+        return f"On none of the {len(degraded):,} degraded {images} is the PSNR higher than after bicubic resizing."
     if better < len(degraded):
         return f"On {better:,} of {len(degraded):,} degraded {images}, the PSNR is higher than after bicubic resizing."
     every = "the only" if len(degraded) == 1 else f"all {len(degraded):,}"

@@ -119,9 +119,9 @@ def test_confusions_are_counted_in_plain_numbers():
     matrix = np.array([[28, 1, 1], [0, 3, 1], [0, 0, 0]])
 
     assert describe_failures(matrix, LABELS) == (
-        "1 image of 'ant' was predicted as 'bee' (3.3%).",
-        "1 image of 'ant' was predicted as 'cow' (3.3%).",
-        "1 image of 'bee' was predicted as 'cow' (of 4).",
+        "1 of 30 images of 'ant' was predicted as 'bee' (3.3%).",
+        "1 of 30 images of 'ant' was predicted as 'cow' (3.3%).",
+        "1 of 4 images of 'bee' was predicted as 'cow'.",
         "The weakest class is 'bee': the model finds 3 of its 4 images.",
     )
 
