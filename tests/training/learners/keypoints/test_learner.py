@@ -112,8 +112,8 @@ class Answers(torch.nn.Module):
 
 
 def load_dots(folder, **options):
-    options = replace(Options(), backbone=BACKBONE, weights="none", size=64, group_column="film", **options)
-    return KeypointsLearner.from_data(folder, Settings(), options, Fetcher(folder))
+    settings = {"backbone": BACKBONE, "weights": "none", "size": 64, "group_column": "film"} | options
+    return KeypointsLearner.from_data(folder, Settings(), Options(**settings), Fetcher(folder))
 
 
 def true_points(learner):
@@ -164,6 +164,41 @@ def test_few_images_are_not_calibrated_and_it_is_said(dots_folder):
     assert protocols["calibration_error"].endswith("not calibrated")
     assert "calibration_error_before" not in protocols
     assert evaluation.failures == ("The model always returns all points, even if the image shows none of them.",)
+
+
+def write_dots(folder, count):
+    folder.mkdir()
+    rows = ["file," + ",".join(f"{name}_{axis}" for name in NAMES for axis in "xy")]
+    for i in range(count):
+        image, points = draw_dots(i, side=48)
+        image.save(folder / f"{i:03}.png")
+        rows.append(f"{i:03}.png," + ",".join(f"{value:.2f}" for value in points.flatten()))
+    (folder / "points.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def test_enough_images_are_calibrated_and_the_error_is_measured_on_the_other_half(tmp_path):
+    learner = load_dots(write_dots(tmp_path / "many", 260), group_column="", valid_fraction=0.9)
+
+    evaluation = evaluate(learner, Answers(true_points(learner)))
+
+    assert len(learner.held_out) >= 200
+    assert evaluation.caveats == ()
+    protocols = {metric.name: metric.protocol for metric in evaluation.metrics}
+    assert "distinct images, calibrated on one half of them and measured on the other" in protocols["calibration_error"]
+    assert "calibration_error_before" in protocols
+    assert any("the calibration of the confidence" in note for note in evaluation.notes)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_hardly_any_images_are_evaluated(tmp_path, count):
+    learner = load_dots(write_dots(tmp_path / "few", count), group_column="", valid_fraction=0.5)
+
+    evaluation = evaluate(learner, Answers(true_points(learner)))
+
+    assert all(np.isfinite(metric.value) for metric in evaluation.metrics)
+    assert evaluation.figures[0].title == "Largest errors"
+    assert any(note.startswith("Too few distinct images") for note in evaluation.notes)
 
 
 def test_models_of_other_points_are_not_compared(dots_folder):

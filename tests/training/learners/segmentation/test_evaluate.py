@@ -160,6 +160,16 @@ def test_masks_without_a_known_pixel_have_finite_metrics(streets):
     assert pixels.calibrate().reason == "0 validation images; at least 20 are needed"
 
 
+def test_validation_masks_without_a_label_are_refused(streets):
+    streets(4, "train", "trainannot")
+    folder = streets(2, "val", "valannot", first=10)
+    for path in (folder / "valannot").iterdir():
+        Image.fromarray(np.full((36, 48), 2, np.uint8)).save(path)
+
+    with pytest.raises(CannotTrain, match="All pixels of the 2 validation masks are unlabelled"):
+        load(folder)
+
+
 def test_failures_follow_from_the_counts():
     assert describe_failures(np.diag([5, 4, 3]), LABELS) == ()
     assert describe_failures(np.array([[9990, 10, 0], [0, 50, 1], [0, 0, 0]]), LABELS) == (
