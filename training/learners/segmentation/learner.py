@@ -115,8 +115,8 @@ class SegmentationLearner(ImageLearner):
         self.class_weights = _class_weights(self.train_counts, options.class_weight_power)
         if not self.held_out.count_pixels_per_label().any():
             raise CannotTrain(
-                f"All pixels of the {len(self.held_out.pairs):,} validation masks are unlabelled (void), so nothing can "
-                "be measured. Validate on other images, or check --void and codes.txt."
+                f"All pixels of the {len(self.held_out.pairs):,} validation masks are unlabelled (void), so nothing "
+                "can be measured. Validate on other images, or check --void and codes.txt."
             )
 
     def data_summary(self) -> str:
