@@ -9,8 +9,10 @@ from numpy.typing import NDArray
 from training.core.results import Comparison, SampleScores, Table
 
 _DRAWS = 1000
-_MIN_SAMPLES = 10
+_MIN_RESAMPLED = 10
 """With fewer samples, resampling says little about the uncertainty of a statistic."""
+_MIN_SAMPLES = 6
+"""With fewer, a difference in the same direction in every sample is still no more than chance: 2 · 0.5⁵ = 0.06."""
 
 
 def compare_means(
@@ -25,7 +27,8 @@ def compare_means(
         is_constant: whether it gives every request the same answer.
 
     The interval is that of the mean of the paired differences, by Student's t distribution. With groups, the standard
-    error is cluster-robust (Liang and Zeger 1986). Samples where either score is NaN are left out.
+    error is cluster-robust (Liang and Zeger 1986). With fewer than six samples or groups, the interval is infinite.
+    Samples where either score is NaN are left out.
     """
     known = np.isfinite(model.values) & np.isfinite(values)
     mine, others = model.values[known].astype(np.float64), values[known].astype(np.float64)
@@ -51,7 +54,7 @@ def _mean_interval(gains: NDArray[np.float64], groups: NDArray[np.integer] | Non
 
     index = np.arange(len(gains)) if groups is None else np.unique(groups, return_inverse=True)[1]
     count = int(index.max()) + 1 if len(index) else 0
-    if count < 2:
+    if count < _MIN_SAMPLES:
         return (-math.inf, math.inf), count
     residuals = np.bincount(index, gains - gains.mean())
     error = math.sqrt(count / (count - 1) * float((residuals**2).sum())) / len(gains)
@@ -87,7 +90,7 @@ def compare_statistics(
     value, other_value = (statistic(every) for statistic in statistics)
     random = np.random.default_rng(0)
     interval = (-math.inf, math.inf)
-    if count >= _MIN_SAMPLES:
+    if count >= _MIN_RESAMPLED:
         draws = [random.integers(0, count, count) for _ in range(_DRAWS)]
         gains = np.array([statistics[0](draw) - statistics[1](draw) for draw in draws])
         gains = gains[np.isfinite(gains)] * (-1 if lower_is_better else 1)
