@@ -48,7 +48,7 @@ def rows(count, *, classes=("no", "yes")):
         {
             "x": x.round(4),
             "kind": random.choice(["a", "b", "c"], count),
-            "day": pl.date_range(pl.date(2020, 1, 1), pl.date(2030, 1, 1), "1d", eager=True)[:count],
+            "day": pl.date_range(pl.date(2020, 1, 1), pl.date(2040, 1, 1), "1d", eager=True)[:count],
             "label": np.where(x > 0, classes[-1], classes[0]),
             "amount": (10 * x + random.normal(size=count)).round(4),
         }
@@ -136,9 +136,8 @@ def test_note_on_validation_counts_rows_and_speaks_of_a_best_epoch_only_if_there
 
 
 def test_validation_rows_of_one_class_have_no_roc_auc(learner_of):
-    frame = rows(300).with_columns(part=pl.lit("train"))
-    frame = frame.with_columns(part=pl.when(pl.col("label") == "no").then(pl.lit("valid")).otherwise(pl.lit("train")))
-    frame[0:40, "part"] = ["train"] * 40
+    is_valid = (pl.col("label") == "no") & (pl.int_range(300) >= 40)
+    frame = rows(300).with_columns(part=pl.when(is_valid).then(pl.lit("valid")).otherwise(pl.lit("train")))
     learner = learner_of(frame, split_column="part")
 
     scores = learner.scores(learner.network(), CPU)
@@ -149,14 +148,11 @@ def test_validation_rows_of_one_class_have_no_roc_auc(learner_of):
 
 
 @pytest.mark.parametrize("held_out", [1, 2, 3])
-@pytest.mark.parametrize("trained_on", [1, 2, 6, 30])
+@pytest.mark.parametrize("trained_on", [3, 6, 30])
 def test_a_few_rows_are_evaluated_without_an_error(learner_of, held_out, trained_on):
-    frame = rows(60)
-    frame = pl.concat([frame.filter(label="no"), frame.filter(label="yes")]).gather_every(1)
-    mixed = pl.concat([frame[i :: len(frame) // 2] for i in range(len(frame) // 2)])[: held_out + trained_on]
-    if mixed["label"].n_unique() < 2:
-        mixed[-1, "label"] = "yes" if mixed["label"][0] == "no" else "no"
-    mixed = mixed.with_columns(part=pl.Series(["valid"] * held_out + ["train"] * trained_on))
+    count = held_out + trained_on
+    parts, labels = ["valid"] * held_out + ["train"] * trained_on, ["no", "yes"] * count
+    mixed = rows(count).with_columns(part=pl.Series(parts), label=pl.Series(labels[:count]))
     learner = learner_of(mixed, split_column="part", audit=("kind",))
 
     evaluation = evaluate(learner)
@@ -186,7 +182,7 @@ def test_metrics_of_a_regression_are_those_of_the_exported_file(learner_of):
     scores = learner.sample_scores(Predicts(10.0))
     assert np.sqrt(scores.values.mean()) == pytest.approx(metrics_of(good)["rmse"])
     assert good.comparisons[0].verdict == "surely better"
-    with pytest.raises(CannotTrain, match=r"surely worse than always predicting .*: rmse is 2\d\."):
+    with pytest.raises(CannotTrain, match=r"surely worse than always predicting .*: rmse is 19\."):
         refuse_worse_model(bad)
 
 
