@@ -394,11 +394,6 @@ def _most_liked(table: EmbeddingTable, likes: NDArray[np.int64], count: int = 30
     )
 
 
-def _length(lists: Lists) -> int:
-    """Return how many items a list has: 10, or all items if there are fewer."""
-    return int(lists.shape[1])
-
-
 def _failures(recommenders: Recommenders, lists: Lists, exposures: NDArray[np.int64]) -> tuple[str, ...]:
     """Return sentences on what is missed and on items that are never shown; none on what does not happen."""
     queries, ratings = recommenders.test, recommenders.ratings
