@@ -42,12 +42,14 @@ class Recommenders:
         task: the task of the network.
         valid: queries on which settings are chosen.
         test: queries on which results are reported.
+        has_epochs: whether there were several epochs to choose from.
     """
 
     ratings: Ratings
     task: Recommendations
     valid: Queries
     test: Queries
+    has_epochs: bool = True
 
     @cached_property
     def likes(self) -> NDArray[np.int64]:
@@ -267,12 +269,15 @@ def _metrics(recommenders: Recommenders, results: _TestResults) -> tuple[Metric,
 
 
 def _notes(recommenders: Recommenders, results: _TestResults) -> tuple[str, ...]:
+    chosen = "The best variant of co-occurrence was chosen"
+    if recommenders.has_epochs:
+        chosen = "The best epoch and the best variant of co-occurrence were both chosen"
     order = "by time" if recommenders.ratings.ordered else "by a hash, since the data has no times"
     return (
         f"Split: each user's ratings are ordered {order}. The last liked item is for testing, the one before it for "
         "validation, and everything before that for training; what lies between or after is not used. The network and "
-        "co-occurrence learn from the same ratings and get the same histories (everything before the target); the best "
-        "epoch and the best variant of co-occurrence were both chosen on the validation items.",
+        f"co-occurrence learn from the same ratings and get the same histories (everything before the target). "
+        f"{chosen} on the validation items.",
         f"The best of {len(VARIANTS)} variants of co-occurrence is: {results.variant.description}.",
         "Each user is split in time separately: training includes ratings of other users that are later than a "
         "user's test item.",

@@ -197,7 +197,8 @@ class RecommendationsLearner(Learner):
 
     @property
     def _recommenders(self) -> Recommenders:
-        return Recommenders(self.ratings, self.task, self.valid.queries, self.test.queries)
+        has_epochs = self.settings.epochs > 1
+        return Recommenders(self.ratings, self.task, self.valid.queries, self.test.queries, has_epochs)
 
     def sample_scores(self, exported: nn.Module) -> SampleScores:
         """Return the nDCG of each test user."""

@@ -47,7 +47,11 @@ def advise(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
     worse = [
         comparison.metric for comparison in comparisons if comparison.other == BOOSTING and comparison.is_surely_worse
     ]
-    return (f"Gradient boosting is surely better ({', '.join(worse)}): for accuracy alone, use it.",) if worse else ()
+    return (
+        (f"Gradient boosting is surely better ({', '.join(worse)}): where nothing else counts, use it instead.",)
+        if worse
+        else ()
+    )
 
 
 @dataclass(frozen=True)
