@@ -47,7 +47,8 @@ _TRANSPOSITIONS = {
 }
 """How to display an image, by its EXIF orientation."""
 _SIDEWAYS = (5, 6, 7, 8)
-_BORDER = (124, 116, 104)  # The mean colour of ImageNet: zero after normalising.
+BORDER = (124, 116, 104)
+"""Colour around a padded image: the mean colour of ImageNet, which is zero after normalising."""
 
 
 def _from_base64(value: Any) -> Any:
@@ -232,7 +233,7 @@ def _pad(decoded: DecodedImage, width: int, height: int) -> tuple[NDArray[np.uin
     ratio = min(width / decoded.width, height / decoded.height)
     inner_width, inner_height = max(1, round(decoded.width * ratio)), max(1, round(decoded.height * ratio))
     left, top = (width - inner_width) // 2, (height - inner_height) // 2
-    pixels = np.full((height, width, 3), _BORDER, np.uint8)
+    pixels = np.full((height, width, 3), BORDER, np.uint8)
     pixels[top : top + inner_height, left : left + inner_width] = _resize(decoded.image, inner_width, inner_height)
     scale_x, scale_y = inner_width / decoded.width, inner_height / decoded.height
     return pixels, Frame(decoded.width, decoded.height, scale_x, scale_y, left, top)

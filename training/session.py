@@ -103,7 +103,8 @@ class Session:
         batches = infinite_batches(
             self.learner.samples, self.runtime, batch_size=settings.batch_size, seed=settings.seed, workers=self.workers
         )
-        return find_rate(network, self.learner.loss, optimizer, batches)
+        distributed = self.runtime.wrap_distributed(network)
+        return find_rate(distributed, self.learner.loss, optimizer, batches, self.runtime, clip=settings.clip)
 
     def _print(self, text: str) -> None:
         if self.runtime.is_main:
@@ -186,9 +187,11 @@ def run(session: Session, runtime: Runtime, arguments: argparse.Namespace) -> Pa
         return None
     path = ""
     if runtime.is_main:
-        path = str(
-            run_folder.find_or_create(root, plan.fingerprint(learner, runtime, session.data_sha256), arguments.resume)
-        )
+        fingerprint = plan.fingerprint(learner, runtime, session.data_sha256)
+        epochs = sum(stage.epochs for stage in learner.stages())
+        if start := run_folder.describe_start(root, fingerprint, arguments.resume, epochs):
+            print(start, flush=True)
+        path = str(run_folder.find_or_create(root, fingerprint, arguments.resume))
     folder = Path(runtime.broadcast(path))
     with run_folder.lock(folder) if runtime.is_main else nullcontext():
         if arguments.resume == "keep":
@@ -216,6 +219,8 @@ def _existing_result(folder: Path, arguments: argparse.Namespace) -> str:
 
 def _find_rate(session: Session, root: Path) -> None:
     search = session.find_rate()
+    if not session.runtime.is_main:
+        return
     root.mkdir(parents=True, exist_ok=True)
     plot = root / "find-lr.png"
     write_file(plot, plots.draw_rate_search(search))

@@ -4,8 +4,6 @@ Measures what the graph does not contain, with the published graph on the recipe
 temperatures of short texts (sentiment), the columns that may be omitted (tabular). The graph is copied unchanged.
 """
 
-import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +14,7 @@ from tasks.contract import InvalidInput
 from tasks.goldens import read_goldens
 from tasks.manifest import MODEL, BrokenModel, Manifest, read_manifest, verify_files
 from tasks.system_errors import describe_os_error, run_command_line
+from training.core.command_line import Parser, add_data_folders
 from training.core.errors import CannotTrain
 from training.core.recipe import select_preset
 from training.core.results import Remeasured
@@ -31,23 +30,12 @@ from training.session import Session, open_session
 
 def main(arguments: Sequence[str]) -> int:
     """Run a command line; return the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m training.update_parameters", description=__doc__)
+    parser = Parser(prog="python -m training.update_parameters", description=__doc__)
     parser.add_argument("model", type=Path, help="folder of the model, with its versions, such as models/imdb")
     parser.add_argument("--note", default="", help="what has changed and why, for the card")
-    parser.add_argument(
-        "--data-dir",
-        default=os.environ.get("SEVENFOLD_DATA", ".data"),
-        metavar="DIR",
-        help="folder for downloaded data (default: $SEVENFOLD_DATA or .data)",
-    )
-    parser.add_argument(
-        "--mirror",
-        default=os.environ.get("SEVENFOLD_MIRROR", ""),
-        metavar="DIR|URL",
-        help="folder or address to try before the official one (default: $SEVENFOLD_MIRROR)",
-    )
-    options = parser.parse_args(arguments)
+    add_data_folders(parser)
     try:
+        options = parser.parse_args(arguments)
         folder = update_parameters(options.model, Fetcher(Path(options.data_dir), options.mirror), options.note)
     except (CannotTrain, BrokenModel, InvalidInput) as error:
         print(f"training.update_parameters: {error}", file=sys.stderr)

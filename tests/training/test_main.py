@@ -1,6 +1,8 @@
+import html
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -176,6 +178,16 @@ def test_each_user_error_is_one_sentence_and_status_2(train, photos, table, tmp_
     shutil.copy(file, tmp_path / "photo.parquet")
     mistakes = [
         (("bears",), "no recipe or task named 'bears'"),
+        (("clasification",), "Did you mean 'classification'?"),
+        ((folder,), "name the task: python -m training TASK --data"),
+        (("--data", folder, "classification"), "What to train comes first: python -m training classification --data"),
+        (("classification", "--data", folder, "--epochs", "0"), "--epochs: '0' is not a whole number of at least 1"),
+        (("classification", "--data", folder, "--target", "x"), "no option --target for classification; it is an opt"),
+        (("classification", "--data", folder, "--lr", "1", "--rate", "2"), "--lr and --rate are the same option"),
+        (("tabular", "--data", file, "--epoch-count", "2"), "no option --epoch-count; did you mean --epochs?"),
+        (("ratings", "--foo", "2"), "There is no option --foo"),
+        (("all", "photos"), "'photos' belongs to no option"),
+        (("--config", tmp_path / "gone.json"), "gone.json: no such file"),
         (("classification",), "needs --data"),
         (("classification", "--data", tmp_path / "nowhere"), "no such file or folder"),
         (("classification", "--data", tmp_path / "empty"), "No images"),
@@ -237,3 +249,90 @@ def test_a_run_folder_records_the_code_version(tmp_path):
     assert run_folder.read_code_version(folder) == code_version()
     assert run_folder.find_or_create(tmp_path / "runs", {"recipe": "x"}, "auto") == folder
     assert run_folder.read_code_version(tmp_path) == "unknown"
+
+
+def test_the_settings_of_a_run_start_the_same_run_anew(train, table, tmp_path):
+    file, runs = table(), tmp_path / "runs" / "churn"
+    options = ("--target", "churn", "--lr", "0.01", "--epochs", "1", "--ignore", "city", "--device", "cpu")
+    status, out, err = train("tabular", file, "--name", "churn", *options)
+    assert status == 0, err
+    assert "--lr is read as --rate." in out
+    assert f"{file} is read as --data {file}." in out
+    (first,) = runs.iterdir()
+
+    for number, command in enumerate((("--config", first / "settings.json"), ("tabular", "--config", first)), 2):
+        status, out, err = train(*command, "--data", file)
+
+        assert status == 0, err
+        assert f"A new run: {first}" in out or number > 2
+        folders = sorted(runs.iterdir())
+        assert len(folders) == number
+        assert len({(folder / "settings.json").read_text() for folder in folders}) == 1
+
+
+def test_the_command_in_a_report_trains_the_same_model(train, table, tmp_path, monkeypatch):
+    file, runs = table(), tmp_path / "runs" / "churn"
+    options = ("--target", "churn", "--rate", "0.01", "--epochs", "1", "--ignore", "city,spent", "--device", "cpu")
+    train("tabular", "--data", file, "--name", "churn", "--title", "Who leaves?", *options)
+    (page,) = runs.rglob("index.html")
+    command = html.unescape(re.search("<pre>python -m training (.*)</pre>", page.read_text())[1])
+    monkeypatch.chdir(file.parent)
+
+    status, _, err = train(*shlex.split(command))
+
+    assert status == 0, err
+    assert len({(folder / "settings.json").read_text() for folder in runs.iterdir()}) == 1
+    assert "# Who leaves?" in (tmp_path / "models" / "churn" / "1" / "README.md").read_text()
+
+
+def test_options_override_the_settings_of_a_run_and_old_files_are_completed(train, table, tmp_path):
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps({"recipe": "churn", "task": "tabular", "target": "churn", "epochs": 9}))
+
+    status, out, err = train("--config", settings, "--data", table(), "--epochs", "1", "--device", "cpu")
+
+    assert status == 0, err
+    assert f"{settings} does not contain --batch-size, --rate, " in out
+    (run,) = (tmp_path / "runs" / "churn").iterdir()
+    assert json.loads((run / "settings.json").read_text())["epochs"] == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "sentence"),
+    [
+        (("--config", "FILE"), "needs --data, a CSV or Parquet file; FILE does not say where the data is"),
+        (("classification", "--config", "FILE"), "FILE is of churn (tabular), not of classification"),
+        (("adult", "--config", "FILE"), "FILE is of churn (tabular), not of adult"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(train, tmp_path, command, sentence):
+    settings = tmp_path / "settings.json"
+    settings.write_text(json.dumps({"recipe": "churn", "task": "tabular", "target": "churn"}))
+
+    status, _, err = train(*(settings if word == "FILE" else word for word in command))
+
+    assert status == 2
+    assert sentence.replace("FILE", str(settings)) in err
+
+
+def test_resuming_an_unfinished_run_says_so(train, table, tmp_path):
+    command = ("tabular", "--data", table(), "--target", "churn", "--epochs", "2", "--device", "cpu")
+    train(*command)
+    (run,) = (tmp_path / "runs" / "tabular").iterdir()
+    (run / "done.json").unlink()
+
+    status, out, err = train(*command)
+
+    assert status == 0, err
+    assert f"Resuming the run {run}: 2 of 2 epochs are done." in out
+
+
+def test_the_command_of_a_recipe_with_other_settings_on_a_gpu_names_the_device(train, photos, tmp_path):
+    folder = photos()
+    command = ("clothing", "--data", folder, *IMAGES, "--epochs", "1", "--no-augment")
+
+    status, _, err = train(*command)
+
+    assert status == 0, err
+    (page,) = (tmp_path / "runs" / "clothing").rglob("index.html")
+    assert "--device cpu" in re.search("<pre>(.*)</pre>", page.read_text())[1]

@@ -30,7 +30,7 @@ class SmallLearner(Learner):
     def __init__(self, epochs=None):
         self.samples, self.held_out = Points(96, 0), Points(40, 1)
         self.steps, self.epoch, self.loss_factor = 0, 0, 1.0
-        self.score_of_epoch = None
+        self.scores_of_epoch = None
         self.epochs = epochs
 
     @classmethod
@@ -57,8 +57,8 @@ class SmallLearner(Learner):
 
     def scores(self, network, runtime):
         self.epoch += 1
-        if self.score_of_epoch:
-            return {"score": float(self.score_of_epoch(self.epoch))}
+        if self.scores_of_epoch:
+            return self.scores_of_epoch(self.epoch)
         logits = collect_outputs(_ReturnsTuple(network), ["points"], self.held_out, runtime, batch_size=16)
         return {"score": float((logits.argmax(dim=1) == self.held_out.targets).float().mean())}
 

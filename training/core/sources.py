@@ -29,12 +29,15 @@ class Source:
     Attributes:
         name: name of the folder (or file) that it is stored as.
         contains: paths or glob patterns that the unpacked archive must contain; empty: it is a file, not an archive.
+        alternative: what the user can do without it, such as `train without pretrained weights: --weights none`;
+            empty: nothing.
     """
 
     name: str
     official: Archive
     mirrored: Archive
     contains: tuple[str, ...] = ()
+    alternative: str = "unpack the data yourself and name its folder with --data"
 
 
 class SourceFetcher(Protocol):

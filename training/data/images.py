@@ -1,7 +1,7 @@
-"""Image files as training samples: listed, decoded once, augmented at random; independent of their targets."""
+"""Image files as training samples: listed and decoded once; independent of their targets."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from training.engine.batches import Key, SampleSet, derived_seed
 from training.engine.runtime import Batch
 
 _SUFFIXES = {".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp"}
-Augment = Callable[[Image.Image], Image.Image]
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -62,26 +61,6 @@ def _perceptual_hash(file: Path, size: int) -> tuple[str, str]:
 def decode_file(file: Path, size: int) -> DecodedImage:
     """Decode the image as the service does. Raises InvalidInput, OSError."""
     return decode_image(file.read_bytes(), max_pixels=Limits().pixels, min_side=size)
-
-
-def augmentation(size: int, min_crop_fraction: float) -> Augment:
-    """Return random cropping, mirroring, rotation and colour changes, from a PIL image to one of size × size."""
-    from torchvision.transforms import v2  # Imported here: it takes seconds, and not every command needs it.
-
-    chain = v2.Compose(
-        [
-            v2.RandomResizedCrop(size, scale=(min_crop_fraction, 1.0), ratio=(0.6, 1.3)),
-            v2.RandomHorizontalFlip(),
-            v2.RandomApply([v2.RandomRotation(10, v2.InterpolationMode.BILINEAR, fill=[124, 116, 104])], p=0.5),
-            v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
-        ]
-    )
-
-    def augment(image: Image.Image) -> Image.Image:
-        augmented: Image.Image = chain(image)
-        return augmented
-
-    return augment
 
 
 class ImageSamples(SampleSet):

@@ -1,12 +1,14 @@
 """Batches in an order that depends on the seed alone; independent of what a sample is."""
 
+import copy
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from training.core.errors import CannotTrain
 from training.engine.runtime import Batch, Runtime
 
 Key = tuple[int, int]
@@ -14,7 +16,19 @@ Key = tuple[int, int]
 
 
 class SampleSet(Dataset[Batch]):
-    """A data set that is read a batch at a time."""
+    """A data set that is read a batch at a time.
+
+    Attributes:
+        seed: the seed of all randomness within samples, such as augmentation.
+    """
+
+    seed: int = 0
+
+    def for_seed(self, seed: int) -> Self:
+        """Return the same samples with the randomness of another seed; what is kept in memory is shared."""
+        samples = copy.copy(self)
+        samples.seed = seed
+        return samples
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -36,6 +50,13 @@ class SampleSet(Dataset[Batch]):
         """
         return shuffled_keys(len(self), batch_size, seed=seed, epoch=epoch, rank=rank, world_size=world_size)
 
+    def sequential_keys(self, batch_size: int, *, rank: int = 0, world_size: int = 1) -> list[list[Key]]:
+        """Return this process's keys of each batch of all samples, in order.
+
+        Each sample goes to one process; with fewer samples than processes, some have no batch.
+        """
+        return sequential_keys(len(self), batch_size, rank=rank, world_size=world_size)
+
 
 def derived_seed(*parts: int) -> int:
     """Return a seed of 63 bits that is a function of these integers."""
@@ -47,16 +68,30 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
     return max(1, count // batch_size)
 
 
+def global_batch_size(count: int, batch_size: int, world_size: int) -> int:
+    """Return the size of the batches that all processes share: fewer than requested if there are fewer samples.
+
+    Raises CannotTrain if there are fewer samples than processes.
+    """
+    if count < world_size:
+        raise CannotTrain(
+            f"There are {count} training samples for {world_size} processes. Start at most as many processes as there "
+            "are samples."
+        )
+    return min(batch_size, count // world_size * world_size)
+
+
 def shuffled_keys(
     count: int, batch_size: int, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1
 ) -> list[list[Key]]:
     """Return this process's keys of each batch of the epoch, in random order.
 
     The global batches are the same for every `world_size`; samples that do not fill a batch are left out this epoch.
+    Raises CannotTrain if there are fewer samples than processes.
     """
     generator = torch.Generator().manual_seed(derived_seed(seed, epoch))
     order = torch.randperm(count, generator=generator).tolist()
-    size = min(batch_size, count // world_size * world_size)
+    size = global_batch_size(count, batch_size, world_size)
     batches = [order[i * size : (i + 1) * size] for i in range(steps_per_epoch(count, batch_size))]
     return [[(epoch, index) for index in batch[rank::world_size]] for batch in batches]
 
@@ -88,7 +123,7 @@ def infinite_batches(
     samples: SampleSet, runtime: Runtime, *, batch_size: int, seed: int, workers: int
 ) -> Iterator[Batch]:
     """Yield batches on the device without end, epoch after epoch."""
-    epoch = 0
+    samples, epoch = samples.for_seed(seed), 0
     while True:
         keys = samples.batch_keys(batch_size, seed=seed, epoch=epoch, rank=runtime.rank, world_size=runtime.world_size)
         for batch in make_loader(samples, keys, runtime, workers=workers):

@@ -32,15 +32,27 @@ Loss = Callable[[nn.Module, Batch], Tensor]
 
 @dataclass(frozen=True)
 class Progress:
-    """Training progress: completed epochs, steps into the current one, the sum of their losses, and the best score.
+    """Training progress: completed epochs, steps into the current one, the sum of their losses, and the best epoch.
 
-    The score is the learner's first one, negated if lower is better.
+    `best` is the learner's first score in the best epoch, negated if lower is better; `best_loss` is that epoch's loss.
     """
 
     epoch: int = 0
     step: int = 0
     loss: float = 0.0
     best: float = -math.inf
+    best_loss: float = math.inf
+
+    def is_improved_by(self, score: float, loss: float) -> bool:
+        """Return whether an epoch is the best so far: by its score and, if scores are equal, by its loss.
+
+        The first epoch always is. A score that is NaN counts as the lowest of all.
+        """
+        return self.epoch == 0 or (_or_worst(score), -loss) > (self.best, -self.best_loss)
+
+
+def _or_worst(score: float) -> float:
+    return -math.inf if math.isnan(score) else score
 
 
 def train_step(
@@ -106,7 +118,9 @@ class _StageRun:
         saved: dict[str, Any] | None,
     ) -> None:
         self.learner, self.stage, self.settings, self.runtime = learner, stage, settings, runtime
-        self.steps = learner.samples.steps(settings.batch_size)
+        # Networks that are trained with several seeds must not all see the same augmented samples.
+        self.samples = learner.samples.for_seed(settings.seed)
+        self.steps = self.samples.steps(settings.batch_size)
         self.optimizer = make_optimizer(learner.param_groups(network, stage), stage.rate, settings.weight_decay)
         self.schedule: LRScheduler = one_cycle_schedule(self.optimizer, self.steps * stage.epochs)
         self.network = runtime.wrap_distributed(network)
@@ -116,7 +130,7 @@ class _StageRun:
 
     def train_epoch(self, progress: Progress, epochs: int, workers: int) -> Iterator[Progress]:
         """Take the remaining steps of the epoch, and yield the progress every few steps."""
-        settings, runtime, samples = self.settings, self.runtime, self.learner.samples
+        settings, runtime, samples = self.settings, self.runtime, self.samples
         keys = samples.batch_keys(
             settings.batch_size,
             seed=settings.seed,
@@ -179,7 +193,10 @@ def _finish_epoch(
     loss = runtime.all_reduce_sum(mean_loss) / runtime.world_size
     scores = learner.scores(network, runtime)
     score = next(iter(scores.values())) * (-1 if learner.lower_is_better else 1)
-    if score > progress.best and runtime.is_main:
+    # On a small validation set, epochs often have equal scores.
+    validation_loss = scores.get("loss", float(loss))
+    is_best = progress.is_improved_by(score, validation_loss)
+    if is_best and runtime.is_main:
         checkpoint.save(folder / checkpoint.BEST, {"network": network.state_dict(), "scores": scores})
     log = EpochLog(
         epoch=progress.epoch + 1,
@@ -190,7 +207,8 @@ def _finish_epoch(
         samples_per_second=progress.step * run.settings.batch_size / train_seconds,
         scores=scores,
     )
-    return log, Progress(epoch=progress.epoch + 1, best=max(score, progress.best))
+    best = (_or_worst(score), validation_loss) if is_best else (progress.best, progress.best_loss)
+    return log, Progress(epoch=progress.epoch + 1, best=best[0], best_loss=best[1])
 
 
 def _save(

@@ -2,14 +2,15 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from training.engine.runtime import Batch
+from training.engine.loop import Loss, train_step
+from training.engine.runtime import Batch, Runtime
 
 
 @dataclass(frozen=True)
@@ -23,16 +24,20 @@ class RateSearch:
 
 def find_rate(
     network: nn.Module,
-    loss: Callable[[nn.Module, Batch], Tensor],
+    loss: Loss,
     optimizer: Optimizer,
     batches: Iterator[Batch],
+    runtime: Runtime,
     *,
+    clip: float = 0.0,
     low: float = 1e-6,
     high: float = 1.0,
     steps: int = 100,
 ) -> RateSearch:
     """Train with a rate that grows from `low` to `high`, until the smoothed loss exceeds four times its minimum.
 
+    The steps are those of training, with its precision and its clipping of gradients: a rate found otherwise would not
+    suit it.
     The suggestion is the rate at which the loss falls most steeply (Smith 2015). Network and optimiser, buffers
     included, are restored afterwards; each group keeps its rate relative to the fastest one.
     """
@@ -48,7 +53,7 @@ def find_rate(
         rate = low * (high / low) ** (step / max(1, steps - 1))
         for group, scale in zip(optimizer.param_groups, scales, strict=True):
             group["lr"] = rate * scale
-        value = _train_step(network, loss, optimizer, batch)
+        value = float(train_step(network, loss, batch, optimizer, runtime, clip=clip))
         average = 0.9 * average + 0.1 * value
         smoothed = average / (1 - 0.9 ** (step + 1))  # Corrects the bias of starting from 0.
         if not math.isfinite(smoothed) or smoothed > 4 * minimum:
@@ -60,16 +65,6 @@ def find_rate(
     optimizer.load_state_dict(saved[1])
     network.train(was_training)
     return RateSearch(tuple(rates), tuple(losses), _steepest_rate(rates, losses))
-
-
-def _train_step(
-    network: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], optimizer: Optimizer, batch: Batch
-) -> float:
-    optimizer.zero_grad(set_to_none=True)
-    value = loss(network, batch)
-    value.backward()  # type: ignore[no-untyped-call]
-    optimizer.step()
-    return float(value.detach())
 
 
 def _steepest_rate(rates: list[float], losses: list[float]) -> float:

@@ -1,10 +1,12 @@
 """Where training runs: device, precision, threads, and the other processes started by torchrun."""
 
+import copy
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -49,12 +51,13 @@ class Runtime:
 
         BatchNorm on CUDA uses the statistics of the global batch (SyncBatchNorm). torch has no such layer for the CPU:
         there, each process normalises by its own part of the batch, and the running statistics of rank 0 are kept.
+
+        The network itself keeps its layers, and shares all parameters and buffers with the returned one.
         """
         if self.world_size == 1:
             return network
         if self.device.type == "cuda":
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-            return DistributedDataParallel(network, device_ids=[self.device.index])
+            return DistributedDataParallel(with_sync_batchnorm(network), device_ids=[self.device.index])
         return DistributedDataParallel(network)
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
@@ -78,6 +81,18 @@ class Runtime:
         """Wait until all processes have reached this point."""
         if self.world_size > 1:
             dist.barrier()
+
+
+def with_sync_batchnorm(network: nn.Module) -> nn.Module:
+    """Return a copy of the network with SyncBatchNorm in place of BatchNorm; both have the same parameters and buffers.
+
+    torch converts a network in place, but one with SyncBatchNorm is no longer what was defined: its layers are not
+    recognised as BatchNorm, and cannot be trained on a CPU. What is validated, exported and kept is the original.
+    """
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    copied = copy.deepcopy(network, shared)
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(copied)  # type: ignore[no-untyped-call]
+    return converted
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import base64
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ from training.reporting.run_folder import Plan
 
 _NO_TEXT = re.compile(r"\b(to|dB|nan|inf)\b|(?<=\d)e(?=[+-]?\d)")
 """Letters that may occur in a number: of an interval, a unit, a special value or an exponent."""
+
+_NO_ROWS = "This table has no rows for this data."
+_NO_FAILURES = "The evaluation found none on the validation data; other data may show some."
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,38 @@ def render_template(name: str, context: Mapping[str, Any]) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["text_columns"] = text_columns
+    environment.filters["markdown"] = markdown_table
+    environment.filters["duration"] = format_duration
+    environment.filters["count"] = format_count
+    environment.globals.update(no_rows=_NO_ROWS, no_failures=_NO_FAILURES)
     environment.filters["png"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode("ascii")
     return environment.get_template(name).render(context)
+
+
+def markdown_table(table: Table) -> str:
+    """Return a table in Markdown, with its note; a table without rows is only its note, which says why."""
+    if not table.rows:
+        return (table.note or _NO_ROWS) + "\n"
+    lines = [_markdown_row(table.header), "|" + "---|" * len(table.header), *map(_markdown_row, table.rows)]
+    return "\n".join([*lines, *(["", table.note] if table.note else [])]) + "\n"
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    """Return a row of a table; a label may contain a vertical bar or a line break."""
+    return f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def format_duration(minutes: float) -> str:
+    """Format a duration such that a short one is not 0.0 minutes."""
+    seconds = minutes * 60
+    if seconds < 1:
+        return "less than a second"
+    return format_count(round(seconds), "second") if seconds < 60 else f"{minutes:.1f} minutes"
+
+
+def format_count(count: int, noun: str) -> str:
+    """Return a count with its noun, such as `1 epoch` and `3 epochs`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def text_columns(table: Table) -> list[bool]:
@@ -119,5 +152,7 @@ def reproduction_command(name: str, values: Mapping[str, Any], defaults: Mapping
         if isinstance(value, bool):
             words.append(flag if value else "--no-" + flag[2:])
         else:
-            words += [flag, ",".join(value) if isinstance(value, tuple) else _without_folders(str(value))]
+            text = ",".join(value) if isinstance(value, tuple) else _without_folders(str(value))
+            # A value that begins with a dash would be read as the name of an option.
+            words += [f"{flag}={text}"] if text.startswith("-") else [flag, text]
     return shlex.join([*words, "--publish"])

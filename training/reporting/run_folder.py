@@ -6,7 +6,7 @@ import io
 import json
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,11 +19,19 @@ from training.core.files import write_file
 from training.core.provenance import code_version
 from training.core.recipe import Recipe
 from training.core.results import EpochLog
+from training.core.settings_file import SETTINGS
 from training.engine.learner import Learner
 from training.engine.runtime import Runtime
 
-_SETTINGS, _DONE, _LOCK, _CODE = "settings.json", "done.json", ".lock", "code.txt"
+_DONE, _LOCK, _CODE = "done.json", ".lock", "code.txt"
 _PUBLISHED = "published.txt"
+_MAX_DIFFERENCES = 4
+_OTHER_FACTS = {
+    "parameters": "other labels, columns or sizes of the task",
+    "data": "other data",
+    "data_sha256": "other data",
+}
+"""What hashes in a fingerprint stand for."""
 SETTINGS_WITHOUT_EFFECT = ("workers", "threads", "checkpoint_steps", "device", "cache_mb")
 """Settings that change how long a run takes, but not its result."""
 
@@ -63,21 +71,90 @@ def find_or_create(root: Path, fingerprint: dict[str, Any], resume: str) -> Path
     `resume` is `auto` (resume an unfinished run), `always` (or a finished one; raises CannotTrain if there is none),
     `keep` (or a finished one; a new folder if there is none) or `never`.
     """
-    for folder in sorted(root.glob("*/"), reverse=True) if resume != "never" else ():
-        if _read_json(folder / _SETTINGS) != fingerprint or _is_running(folder):
-            continue
-        if resume in ("always", "keep") or not (folder / _DONE).exists():
-            return folder
+    existing = _find(root, fingerprint, resume)
+    if existing:
+        return existing
     if resume == "always":
         raise CannotTrain(f"No run in {root} has these settings and this data; omit --resume to start one.")
     folder = _create(root)
     try:
         write_file(folder / _CODE, code_version() + "\n")
-        write_file(folder / _SETTINGS, json.dumps(fingerprint, indent=1) + "\n")
+        write_file(folder / SETTINGS, json.dumps(fingerprint, indent=1) + "\n")
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return folder
+
+
+def _find(root: Path, fingerprint: dict[str, Any], resume: str) -> Path | None:
+    for folder in _latest_first(root) if resume != "never" else ():
+        if _read_json(folder / SETTINGS) != fingerprint or _is_running(folder):
+            continue
+        if resume in ("always", "keep") or not (folder / _DONE).exists():
+            return folder
+    return None
+
+
+def _latest_first(root: Path) -> list[Path]:
+    return sorted(root.glob("*/"), reverse=True)
+
+
+def describe_start(root: Path, fingerprint: dict[str, Any], resume: str, epochs: int) -> str:
+    """Say which run is resumed, or why the last one is not; empty if there is nothing to say.
+
+    To be called before `find_or_create`, with the same arguments and the number of epochs of each seed.
+    """
+    folder = _find(root, fingerprint, resume)
+    if folder and resume == "keep" and (folder / _DONE).exists():
+        return f"The run {folder} is finished."
+    if folder:
+        return _describe_resumed(folder, epochs * int(fingerprint.get("seeds", 1)))
+    settings = ((folder, _read_json(folder / SETTINGS)) for folder in _latest_first(root))
+    earlier = [(folder, values) for folder, values in settings if isinstance(values, dict)]
+    if resume == "never" or not earlier:
+        return ""
+    if any(values == fingerprint and _is_running(folder) for folder, values in earlier):
+        return "A new run: another process is training the last one with these settings."
+    for folder, values in earlier:
+        if values == fingerprint:
+            return f"A new run: {folder} has these settings and is finished; --resume writes its report again."
+        if not (folder / _DONE).exists() and not _is_running(folder):
+            return (
+                f"A new run: the last one, {folder}, has other settings ({describe_differences(values, fingerprint)})."
+            )
+    return ""
+
+
+def _describe_resumed(folder: Path, epochs: int) -> str:
+    if (folder / _DONE).exists():
+        return f"The run {folder} is finished; its report (and model) is written again."
+    done = sum(len(_read_json(history) or ()) for history in folder.glob("seed-*/history.json"))
+    phases = [history.parent.name for history in sorted(folder.glob("*/history.json"))]
+    phases = [name for name in phases if not name.startswith("seed-")]
+    if not done and not phases:
+        return f"Resuming the run {folder}, of which no epoch is done."
+    started = f", after {' and '.join(phases)}" if phases else ""
+    verb = "is" if epochs == 1 else "are"
+    return f"Resuming the run {folder}: {done} of {epochs} epoch{'' if epochs == 1 else 's'} {verb} done{started}."
+
+
+def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Name the settings that differ, such as `rate 0.002 → 0.004`."""
+    changed = [name for name in (*old, *(name for name in new if name not in old)) if old.get(name) != new.get(name)]
+    named = [
+        _OTHER_FACTS[name]
+        if name in _OTHER_FACTS
+        else f"{name.replace('_', ' ')} {_format(old.get(name))} → {_format(new.get(name))}"
+        for name in changed[:_MAX_DIFFERENCES]
+    ]
+    more = f" and {len(changed) - _MAX_DIFFERENCES} more" if len(changed) > _MAX_DIFFERENCES else ""
+    return ", ".join(dict.fromkeys(named)) + more
+
+
+def _format(value: Any) -> str:
+    if value is None:
+        return "unknown"
+    return (",".join(map(str, value)) if isinstance(value, list) else str(value)) or "none"
 
 
 def _read_json(path: Path) -> Any:

@@ -16,6 +16,7 @@ from pkgutil import iter_modules
 from typing import Any
 
 from training import studies
+from training.core.command_line import Parser, Vocabulary
 from training.core.config import Settings, add_options, overlay
 from training.core.errors import CannotTrain
 from training.core.files import require_writable, write_file
@@ -26,7 +27,7 @@ from training.core.sources import Source
 from training.data.download import Fetcher
 from training.engine.runtime import Runtime, describe_hardware, start_runtime
 from training.reporting import run_folder
-from training.reporting.report import render_template, reproduction_command
+from training.reporting.report import format_duration, render_template, reproduction_command
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,13 @@ def load_study(name: str) -> Study:
 
 def run_study(study: Study, options: list[str]) -> None:
     """Run a study with these command-line options. Raises CannotTrain."""
-    arguments = _parser(study).parse_args(options)
-    settings, study_options = overlay(study.settings, arguments), overlay(study.options, arguments)
+    parser = _parser(study)
+    words, notes = Vocabulary(study.name, parser.option_names).rewrite(options)
+    arguments = parser.parse_args(words)
+    for note in notes:
+        print(note)
+    given = vars(arguments)
+    settings, study_options = overlay(study.settings, given), overlay(study.options, given)
     fetcher = Fetcher(Path(arguments.data_dir), arguments.mirror)
     with start_runtime(settings) as runtime:
         if runtime.world_size > 1:
@@ -117,7 +123,10 @@ def run_study(study: Study, options: list[str]) -> None:
             seconds = result.seconds or time.monotonic() - started
             result = replace(
                 result,
-                notes=(*result.notes, f"Training time: {seconds / 60:.1f} minutes on {describe_hardware(runtime)}."),
+                notes=(
+                    *result.notes,
+                    f"Training time: {format_duration(seconds / 60)} on {describe_hardware(runtime)}.",
+                ),
             )
             _report_and_publish(study, result, folder, arguments, _command(study, settings, study_options))
 
@@ -160,8 +169,8 @@ def _command(study: Study, settings: Settings, options: Any) -> str:
     return reproduction_command(study.name, relevant, defaults, None)
 
 
-def _parser(study: Study) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser(study: Study) -> Parser:
+    parser = Parser(
         prog=f"python -m training {study.name}",
         usage="%(prog)s [options]",
         description=f"{study.summary}\n\nExpect {study.expected}.",

@@ -31,7 +31,7 @@ from training.studies._runner import Study, StudyContext, StudyResult
 class Options:
     """Options of this study."""
 
-    window: int = option(20, "words of backpropagation through time, from nn.RNN on")
+    window: int = option(20, "words of backpropagation through time, from nn.RNN on", at_least=1)
     only: tuple[str, ...] = option((), "names of the networks to train; none = all")
 
 
@@ -259,6 +259,7 @@ STUDY = Study(
         official=Archive("https://s3.amazonaws.com/fast-ai-sample/human_numbers.tgz", _SHA256, 30_252),
         mirrored=Archive("text/human_numbers.tgz", _SHA256, 30_252),
         contains=("train.txt", "valid.txt"),
+        alternative="",
     ),
     data=DataCard(
         name="Human Numbers, fast.ai",

@@ -45,9 +45,9 @@ _K = 10
 class Options:
     """Options of this study."""
 
-    size: int = option(40, "size of the embeddings")
-    valid_fraction: float = option(0.05, "fraction of u1.base used to select the epoch")
-    ranking_epochs: int = option(12, "epochs of the network that is trained to rank")
+    size: int = option(40, "size of the embeddings", at_least=1)
+    valid_fraction: float = option(0.05, "fraction of u1.base used to select the epoch", above=0, below=1)
+    ranking_epochs: int = option(12, "epochs of the network that is trained to rank", at_least=1)
 
 
 @dataclass(frozen=True)
@@ -368,6 +368,7 @@ STUDY = Study(
         official=Archive("https://files.grouplens.org/datasets/movielens/ml-100k.zip", _SHA256, 4_923_635),
         mirrored=Archive("collab/ml-100k.zip", _SHA256, 4_923_635),
         contains=("ml-100k/u1.base", "ml-100k/u1.test"),
+        alternative="",
     ),
     data=DataCard(
         name="MovieLens 100k, GroupLens Research, University of Minnesota",

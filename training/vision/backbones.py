@@ -1,6 +1,7 @@
 """torchvision's networks without their heads, from images to feature maps."""
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -57,6 +58,31 @@ class Body(nn.Module):
         """Map float32 (n, 3, height, width), normalised, to (n, channels, about height/32, about width/32)."""
         features: Tensor = self.blocks(images)
         return features
+
+    def halves(self) -> tuple[tuple[nn.Parameter, ...], tuple[nn.Parameter, ...]]:
+        """Return the parameters of the layers near the image, and those of the others.
+
+        Each half has about as many convolutions and linear layers; what belongs together, such as a residual block, is
+        not divided.
+        """
+        blocks = list(_residual_blocks(self.blocks))
+        counts = torch.tensor([_count_layers(block) for block in blocks]).cumsum(0)
+        middle = int((counts <= counts[-1] / 2).sum())
+        lower, upper = (nn.ModuleList(part).parameters() for part in (blocks[:middle], blocks[middle:]))
+        return tuple(lower), tuple(upper)
+
+
+def _residual_blocks(layers: nn.Module) -> Iterator[nn.Module]:
+    """Yield the smallest parts that run one after the other; a dense block (a ModuleDict) is such a sequence too."""
+    for layer in layers.children():
+        if isinstance(layer, nn.Sequential | nn.ModuleDict):
+            yield from _residual_blocks(layer)
+        else:
+            yield layer
+
+
+def _count_layers(block: nn.Module) -> int:
+    return sum(isinstance(layer, nn.Conv2d | nn.Linear) for layer in block.modules())
 
 
 def load_body(name: str, weights: Path | None) -> Body:
@@ -147,8 +173,9 @@ def weights_file(name: str, weights: str, fetcher: SourceFetcher) -> Path | None
     address: str = models.get_model_weights(name).DEFAULT.url if name != "mobilenet_v2" else _MOBILENET_V2
     prefix = address.rpartition("-")[2].partition(".")[0]
     mirrored = _MIRRORED.get(name, Archive(f"pretrained/{name}_imagenet1k.pth"))
-    return fetcher.fetch(Source(f"{name}.pth", Archive(address, prefix), mirrored))
+    return fetcher.fetch(Source(f"{name}.pth", Archive(address, prefix), mirrored, alternative=_WITHOUT_WEIGHTS))
 
 
 _MOBILENET_V2 = "https://download.pytorch.org/models/mobilenet_v2-b0353104.pth"
 """The first version of the weights: its features transfer better than those of the second, torchvision's default."""
+_WITHOUT_WEIGHTS = "train without pretrained weights: --weights none"

@@ -24,13 +24,15 @@ class ImageOptions:
 
     backbone: str = option("mobilenet_v2", "name of a convolutional network in torchvision")
     weights: str = option("imagenet", "weights of the backbone: imagenet, the path of a file, or none")
-    frozen_epochs: int = option(2, "additional epochs at the start with the pretrained backbone frozen")
-    frozen_rate: float = option(4e-3, "peak learning rate while the backbone is frozen")
-    discriminative: float = option(8.0, "ratio of the learning rates of the last layers and the first")
+    frozen_epochs: int = option(2, "additional epochs at the start with the pretrained backbone frozen", at_least=0)
+    frozen_rate: float = option(4e-3, "peak learning rate while the backbone is frozen", above=0)
+    discriminative: float = option(8.0, "ratio of the learning rates of the last layers and the first", at_least=1)
     augment: bool = option(True, "augment the training images at random")
-    valid_fraction: float = option(0.2, "fraction held out for validation, if the data has no split of its own")
+    valid_fraction: float = option(
+        0.2, "fraction held out for validation, if the data has no split of its own", above=0, below=1
+    )
     unreadable: str = option("refuse", "what to do with images that cannot be decoded", choices=("skip", "refuse"))
-    cache_mb: int = option(4096, "memory for decoded images, in MB")
+    cache_mb: int = option(4096, "memory for decoded images, in MB", at_least=0)
 
 
 class ImageLearner(Learner):
@@ -77,7 +79,7 @@ class ImageLearner(Learner):
         return (Stage("frozen", self.options.frozen_epochs, self.options.frozen_rate, frozen=True), all_layers)
 
     def param_groups(self, network: nn.Module, stage: Stage) -> list[ParamGroup]:
-        """Head, upper half and lower half of the body.
+        """Head, upper half and lower half of the body (`Body.halves`).
 
         While the body is frozen, its BatchNorm layers are still trained (scale, shift and statistics), which adapts the
         pretrained features to other kinds of images at little cost.
@@ -91,13 +93,8 @@ class ImageLearner(Learner):
         head = ParamGroup(tuple(parameter for parameter in network.parameters() if id(parameter) not in body_ids))
         if stage.frozen:
             return [head, ParamGroup(tuple(body.parameters()))]
-        blocks, ratio = body.blocks, self.options.discriminative
-        half = len(blocks) // 2
-        return [
-            head,
-            ParamGroup(tuple(blocks[half:].parameters()), ratio**-0.5),
-            ParamGroup(tuple(blocks[:half].parameters()), 1 / ratio),
-        ]
+        (lower, upper), ratio = body.halves(), self.options.discriminative
+        return [head, ParamGroup(upper, ratio**-0.5), ParamGroup(lower, 1 / ratio)]
 
     def validation_inputs(self, count: int) -> Arrays:
         """Return up to `count` validation images, evenly spaced over the validation set."""

@@ -1,5 +1,6 @@
 import hashlib
 import io
+import socket
 import tarfile
 import threading
 import zipfile
@@ -7,13 +8,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from training.core.errors import CannotTrain
+from training.core.errors import CannotTrain, NoData
 from training.core.sources import Archive, Source
 from training.data.download import Fetcher
 
 
 class FileServer(ThreadingHTTPServer):
-    """Serves bytes by path, supports ranges, and can close a connection after a number of bytes."""
+    """Serves bytes by path, supports ranges; can fail, and can close a connection after a number of bytes."""
 
     daemon_threads = True
 
@@ -22,11 +23,16 @@ class FileServer(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.cut_after: list[int] = []
         self.ranges: list[str | None] = []
+        self.failures = 0
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             server = self.server
             server.ranges.append(self.headers.get("Range"))
+            if server.failures:
+                server.failures -= 1
+                self.send_error(503)
+                return
             content = server.files.get(self.path)
             if content is None:
                 self.send_error(404)
@@ -212,3 +218,117 @@ def test_a_file_that_is_not_an_archive_is_kept_unchanged(server, tmp_path):
     content = server.files["/official.tgz"] = b"weights"
 
     assert fetcher(tmp_path).fetch(source(server, content, contains=())).read_bytes() == b"weights"
+
+
+def offline_fetcher(tmp_path, pauses, **options) -> Fetcher:
+    return Fetcher(tmp_path / "data", log=lambda text: None, sleep=pauses.append, **options)
+
+
+def weights_at(address: str) -> Source:
+    archive = Archive(address, hashlib.sha256(b"weights").hexdigest())
+    return Source("net.pth", archive, Archive("pretrained/net.pth", "00"), alternative="use --weights none")
+
+
+def test_a_refused_connection_says_at_once_what_to_do(tmp_path):
+    pauses: list[float] = []
+
+    with pytest.raises(NoData) as refused:
+        offline_fetcher(tmp_path, pauses).fetch(weights_at("http://127.0.0.1:9/net-0123.pth"))
+
+    assert str(refused.value) == (
+        "net.pth could not be fetched (http://127.0.0.1:9/net-0123.pth: no connection: Connection refused). "
+        "Offline? Put net-0123.pth in a folder and name it with --mirror DIR, or use --weights none."
+    )
+    assert pauses == []
+
+
+def test_a_server_that_accepts_no_connection_is_given_up(tmp_path):
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as silent:
+        address = silent.getsockname()
+        waiting = [socket.socket() for _ in range(4)]
+        for client in waiting:
+            client.setblocking(False)
+            client.connect_ex(address)  # These fill the backlog; the system drops what comes after them.
+        pauses: list[float] = []
+
+        with pytest.raises(NoData, match=r"no connection: none within 0\.2 s.*Offline\?"):
+            offline_fetcher(tmp_path, pauses, connect_s=0.2).fetch(weights_at(f"http://127.0.0.1:{address[1]}/net.pth"))
+
+        for client in waiting:
+            client.close()
+    assert pauses == []
+
+
+def test_the_time_to_connect_is_shared_by_the_mirror_and_the_official_address(tmp_path):
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as silent:
+        address = silent.getsockname()
+        waiting = [socket.socket() for _ in range(4)]
+        for client in waiting:
+            client.setblocking(False)
+            client.connect_ex(address)
+        url = f"http://127.0.0.1:{address[1]}"
+
+        with pytest.raises(NoData, match=r"none within 0\.1 s.*none within 0\.1 s"):
+            offline_fetcher(tmp_path, [], connect_s=0.2, mirror=url).fetch(weights_at(f"{url}/net.pth"))
+
+        for client in waiting:
+            client.close()
+
+
+def test_a_name_that_does_not_resolve_is_not_tried_again(tmp_path):
+    pauses: list[float] = []
+
+    with pytest.raises(NoData, match=r"no connection: .*Offline\?"):
+        offline_fetcher(tmp_path, pauses).fetch(weights_at("https://weights.invalid/net.pth"))
+
+    assert pauses == []
+
+
+def test_data_that_cannot_be_fetched_is_named_with_another_option_than_weights(server, tmp_path):
+    with pytest.raises(NoData) as refused:
+        fetcher(tmp_path).fetch(source(server, b"x"))
+
+    assert str(refused.value).endswith(
+        "404 Not Found). Put official.tgz in a folder and name it with --mirror DIR, or unpack the data yourself and "
+        "name its folder with --data."
+    )
+
+
+def test_the_official_file_in_the_folder_of_the_mirror_is_taken(tmp_path):
+    (tmp_path / "usb").mkdir()
+    (tmp_path / "usb" / "net-0123.pth").write_bytes(b"weights")
+
+    file = offline_fetcher(tmp_path, [], mirror=str(tmp_path / "usb")).fetch(
+        weights_at("http://127.0.0.1:9/net-0123.pth")
+    )
+
+    assert file.read_bytes() == b"weights"
+
+
+def test_a_server_that_fails_is_tried_again_after_growing_pauses(server, tmp_path):
+    content = server.files["/official.tgz"] = tar(**{"data.csv": b"1"})
+    server.failures = 3
+    pauses: list[float] = []
+
+    folder = offline_fetcher(tmp_path, pauses).fetch(source(server, content))
+
+    assert (folder / "data.csv").exists()
+    assert pauses == [1.0, 2.0, 4.0]
+
+
+def test_a_network_that_breaks_during_a_download_is_waited_for(server, tmp_path):
+    content = server.files["/official.tgz"] = tar(**{"data.csv": bytes(range(256)) * 4000})
+    server.cut_after = [1000]
+    pauses: list[float] = []
+    things = source(server, content)
+
+    def pause(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 1:
+            server.shutdown()
+            server.server_close()  # From here on, the port refuses connections.
+
+    with pytest.raises(NoData, match="the download failed: Connection refused"):
+        Fetcher(tmp_path / "data", log=lambda text: None, sleep=pause).fetch(things)
+
+    assert pauses == [1.0, 2.0, 4.0, 8.0]

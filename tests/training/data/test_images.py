@@ -8,11 +8,11 @@ from PIL import Image
 from tasks.classification import Classification
 from tasks.contract import Limits
 from training.core.errors import CannotTrain
-from training.data.images import augmentation
 from training.engine.batches import make_loader
 from training.engine.runtime import Runtime
 from training.learners.classification.dataset import LabelledImages
 from training.learners.classification.image_folder import read_folder
+from training.vision.augment import Augmentation
 
 
 def read(folder, **changes):
@@ -135,7 +135,7 @@ def test_without_augmentation_a_sample_equals_what_the_service_computes(photos):
 
 
 def test_augmentation_depends_on_seed_epoch_and_image_not_on_the_process(photos):
-    samples = make_samples(photos, seed=3, augment=augmentation(32, 0.5))
+    samples = make_samples(photos, seed=3, augment=Augmentation())
     keys = [[(0, 1), (0, 2)], [(1, 1), (0, 5)]]
     runtime = Runtime(torch.device("cpu"))
 
@@ -146,6 +146,22 @@ def test_augmentation_depends_on_seed_epoch_and_image_not_on_the_process(photos)
 
     assert all(torch.equal(a, b) for a, b in zip(without_workers, with_workers, strict=True))
     assert not torch.equal(without_workers[0][0], without_workers[1][0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_seed_augments_otherwise(photos, workers):
+    samples = make_samples(photos, augment=Augmentation())
+    samples.fill_cache()
+    keys = [[(0, 1), (0, 2)], [(1, 1), (0, 5)]]
+    runtime = Runtime(torch.device("cpu"))
+
+    first, second, again = (
+        torch.cat([batch["image"] for batch in make_loader(samples.for_seed(seed), keys, runtime, workers=workers)])
+        for seed in (0, 1, 0)
+    )
+
+    assert torch.equal(first, again)
+    assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_images_beyond_the_cache_are_decoded_again_with_the_same_result(photos):
@@ -159,7 +175,7 @@ def test_images_beyond_the_cache_are_decoded_again_with_the_same_result(photos):
 
 
 def test_training_images_may_be_smaller_than_those_of_the_service(photos):
-    samples = make_samples(photos, size=24, augment=augmentation(24, 0.5))
+    samples = make_samples(photos, size=24, augment=Augmentation())
 
     assert samples.__getitems__([(0, 0)])["image"].shape == (1, 24, 24, 3)
     assert replace(samples.task, size=24).inputs[0].shape == (24, 24, 3)

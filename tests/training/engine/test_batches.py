@@ -1,8 +1,12 @@
+from dataclasses import dataclass, field
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from training.core.errors import CannotTrain
 from training.data.hash_split import validation_split
 from training.engine.batches import SampleSet, derived_seed, make_loader, sequential_keys, shuffled_keys
 from training.engine.inference import collect_outputs
@@ -26,6 +30,11 @@ class IndexSamples(SampleSet):
         index = torch.tensor([i for _, i in keys])
         noise = [np.random.default_rng(derived_seed(7, *key)).normal() for key in keys]
         return {"x": index.float().unsqueeze(1), "noise": torch.tensor(noise), "index": index}
+
+
+class ReturnsTuple(torch.nn.Module):
+    def forward(self, x):
+        return (x,)
 
 
 @given(st.integers(1, 200), st.integers(1, 8), st.sampled_from([1, 2, 4]), st.integers(0, 5), st.integers(0, 5))
@@ -101,6 +110,31 @@ def test_batches_do_not_depend_on_how_many_workers_prepare_them():
         assert all(torch.equal(expected[name], batch[name]) for name in expected)
 
 
+class NoisySamples(IndexSamples):
+    def __init__(self, count):
+        super().__init__(count)
+        self.memory = object()
+
+    def __getitems__(self, keys):
+        noise = [np.random.default_rng(derived_seed(self.seed, *key)).normal() for key in keys]
+        return super().__getitems__(keys) | {"noise": torch.tensor(noise)}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_samples_for_another_seed_draw_otherwise_and_share_what_is_in_memory(workers):
+    samples = NoisySamples(40)
+    keys = shuffled_keys(40, 8, seed=1, epoch=2)
+
+    first, second, again = (
+        [batch["noise"] for batch in make_loader(samples.for_seed(seed), keys, CPU, workers=workers)]
+        for seed in (0, 1, 0)
+    )
+
+    assert all(map(torch.equal, first, again))
+    assert not any((a == b).any() for a, b in zip(first, second, strict=True))
+    assert samples.for_seed(1).memory is samples.memory
+
+
 def test_outputs_are_collected_in_the_order_of_the_samples():
     class Double(torch.nn.Module):
         def forward(self, x):
@@ -109,6 +143,46 @@ def test_outputs_are_collected_in_the_order_of_the_samples():
     outputs = collect_outputs(Double(), ["x"], IndexSamples(23), CPU, batch_size=5)
 
     assert outputs.squeeze(1).tolist() == [2 * i for i in range(23)]
+
+
+@dataclass(frozen=True)
+class SummingRuntime(Runtime):
+    """One of several processes, without the others: keeps its parts of the sums."""
+
+    parts: list[torch.Tensor] = field(default_factory=list)
+
+    def all_reduce_sum(self, tensor):
+        self.parts.append(tensor)
+        return tensor
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 9])
+def test_every_process_takes_its_part_in_validation_however_few_samples_there_are(count):
+    network = torch.nn.Sequential(torch.nn.Linear(1, 3), ReturnsTuple())
+    runtimes = [SummingRuntime(torch.device("cpu"), rank=rank, world_size=4) for rank in range(4)]
+
+    for runtime in runtimes:
+        collect_outputs(network, ["x"], IndexSamples(count), runtime, batch_size=2)
+
+    (parts,) = zip(*(runtime.parts for runtime in runtimes), strict=True)
+    assert torch.equal(sum(parts), collect_outputs(network, ["x"], IndexSamples(count), CPU, batch_size=2))
+
+
+def test_training_with_more_processes_than_samples_is_an_error():
+    with pytest.raises(CannotTrain, match="3 training samples for 4 processes"):
+        shuffled_keys(3, 8, seed=0, epoch=0, rank=3, world_size=4)
+
+
+def test_outputs_are_those_of_float32_when_training_runs_in_bfloat16():
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(1, 8), torch.nn.Tanh(), ReturnsTuple())
+
+    outputs = [
+        collect_outputs(network, ["x"], IndexSamples(9), Runtime(torch.device("cpu"), precision), batch_size=4)
+        for precision in ("fp32", "bf16")
+    ]
+
+    assert torch.equal(*outputs)
 
 
 def test_a_derived_seed_depends_on_all_of_its_parts():

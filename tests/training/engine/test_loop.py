@@ -1,15 +1,18 @@
 import json
+import math
+import re
 import signal
 import time
 
 import pytest
 import torch
 
-from tests.training.toy_learner import CPU, SmallLearner
+from tests.training.toy_learner import CPU, Points, SmallLearner
 from training.__main__ import main
 from training.core.config import Settings
 from training.core.errors import CannotTrain
 from training.engine import checkpoint
+from training.engine.batches import derived_seed
 from training.engine.loop import fit, train_step
 from training.engine.optim import make_optimizer
 from training.engine.runtime import Runtime
@@ -81,7 +84,7 @@ def test_the_best_weights_are_kept_and_restored(tmp_path):
     settings = Settings(epochs=6, batch_size=16, rate=0.05)
     network = learner.network()
 
-    learner.score_of_epoch = lambda epoch: -epoch
+    learner.scores_of_epoch = lambda epoch: {"score": float(-epoch)}
     rows = list(fit(learner, network, settings, CPU, tmp_path))
 
     best = max(rows, key=lambda row: row.scores["score"])
@@ -92,6 +95,28 @@ def test_the_best_weights_are_kept_and_restored(tmp_path):
     assert not torch.equal(
         checkpoint.load(tmp_path / checkpoint.LAST)["network"]["0.weight"], network.state_dict()["0.weight"]
     )
+
+
+def test_of_epochs_with_equal_scores_the_one_with_the_lowest_loss_is_kept(tmp_path):
+    learner = SmallLearner()
+    losses = {1: 0.5, 2: 0.3, 3: 0.4, 4: 0.1, 5: 0.5, 6: 0.5}
+    learner.scores_of_epoch = lambda epoch: {"score": 0.0 if epoch == 4 else 0.9, "loss": losses[epoch]}
+
+    list(fit(learner, learner.network(), Settings(epochs=3, batch_size=16), CPU, tmp_path))
+
+    assert checkpoint.load(tmp_path / checkpoint.BEST)["scores"] == {"score": 0.9, "loss": 0.3}
+
+
+@pytest.mark.parametrize("scores", [[math.nan, 0.2, 0.1], [math.nan, math.nan, math.nan], [0.2, math.nan, 0.1]])
+def test_a_score_that_is_not_a_number_is_the_lowest_and_does_not_end_training(tmp_path, scores):
+    learner = SmallLearner(epochs=2)
+    learner.scores_of_epoch = lambda epoch: {"score": scores[epoch - 1], "loss": 3.0 - epoch}
+
+    rows = list(fit(learner, learner.network(), Settings(batch_size=16), CPU, tmp_path))
+
+    kept = checkpoint.load(tmp_path / checkpoint.BEST)["scores"]
+    assert len(rows) == 3
+    assert kept["score"] == 0.2 if 0.2 in scores else kept["loss"] == 0.0
 
 
 def test_a_train_run_is_not_trained_again(tmp_path):
@@ -121,6 +146,41 @@ def test_training_lowers_the_loss_and_the_same_seed_gives_the_same_network(tmp_p
 
     assert rows[-1].loss < rows[0].loss / 2
     assert torch.equal(networks[0][0].weight, networks[1][0].weight)
+
+
+class NoisyPoints(Points):
+    def __getitems__(self, keys):
+        seeds = [derived_seed(self.seed, *key) for key in keys]
+        noise = [torch.rand((), generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return super().__getitems__(keys) | {"noise": torch.stack(noise)}
+
+
+class NoisyLearner(SmallLearner):
+    """Keeps the noise of each sample in each epoch."""
+
+    def __init__(self):
+        super().__init__(epochs=1)
+        self.samples, self.noise = NoisyPoints(48, 0), []
+
+    def loss(self, network, batch):
+        self.noise += zip(batch["index"].tolist(), batch["noise"].tolist(), strict=True)
+        return super().loss(network, batch)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_each_seed_draws_other_augmentations_and_the_same_seed_the_same(tmp_path, workers):
+    learner, draws = NoisyLearner(), []
+    for number, seed in enumerate((0, 1, 0)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        settings = Settings(epochs=1, batch_size=16, seed=seed)
+        list(fit(learner, learner.network(), settings, CPU, folder, workers=workers))
+        draws.append(sorted(learner.noise))
+        learner.noise = []
+
+    assert len({noise for _, noise in draws[0]}) == 96, "each of two epochs draws anew"
+    assert draws[0] == draws[2]
+    assert not {noise for _, noise in draws[0]} & {noise for _, noise in draws[1]}
 
 
 def test_an_infinite_loss_ends_training_with_advice(tmp_path):
@@ -168,3 +228,15 @@ def test_a_checkpoint_is_replaced_atomically_and_a_truncated_one_is_refused(tmp_
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(CannotTrain, match=r"last\.pt cannot be read"):
         checkpoint.load(path)
+
+
+def test_data_with_other_labels_is_another_run(train, table, tmp_path):
+    data = table()
+    arguments = ("tabular", "--data", data, *TABULAR)
+    train(*arguments)
+    swap = {",yes": ",no", ",no": ",yes"}
+    data.write_text(re.sub(r",(yes|no)$", lambda match: swap[match[0]], data.read_text(), flags=re.M))
+
+    train(*arguments, "--keep")
+
+    assert len(list((tmp_path / "runs" / "tabular").iterdir())) == 2

@@ -6,8 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from tests.training.toy_learner import CPU
 from training.engine.lr_finder import find_rate
 from training.engine.optim import ParamGroup, make_optimizer, one_cycle_schedule
+from training.engine.runtime import Runtime
 
 
 def toy_network():
@@ -104,7 +106,7 @@ def test_the_rate_search_restores_network_and_optimiser():
     optimizer.step()
     before = copy.deepcopy((network.state_dict(), optimizer.state_dict()))
 
-    search = find_rate(network, loss, optimizer, batches(), steps=60)
+    search = find_rate(network, loss, optimizer, batches(), CPU, steps=60)
 
     after = network.state_dict()
     assert all(torch.equal(before[0][name], after[name]) for name in after)
@@ -119,8 +121,36 @@ def test_the_suggested_rate_is_where_the_loss_falls_not_where_it_diverges():
     network = toy_network()
     optimizer = make_optimizer([ParamGroup(tuple(network.parameters()))], 0.01, 0.1)
 
-    search = find_rate(network, loss, optimizer, batches(), high=100.0, steps=120)
+    search = find_rate(network, loss, optimizer, batches(), CPU, high=100.0, steps=120)
 
     best = search.rates[search.losses.index(min(search.losses))]
     assert search.suggestion <= best
     assert max(search.losses) <= 4 * min(search.losses) + 1e-6
+
+
+def test_the_rate_search_trains_in_the_precision_of_training():
+    dtypes = set()
+
+    def record(network, batch):
+        output = network(batch["x"])
+        dtypes.add(output.dtype)
+        return output.float().square().mean()
+
+    for precision in ("fp32", "bf16"):
+        network = toy_network()
+        optimizer = make_optimizer([ParamGroup(tuple(network.parameters()))], 0.01, 0.1)
+        find_rate(network, record, optimizer, batches(), Runtime(torch.device("cpu"), precision), steps=3)
+
+    assert dtypes == {torch.float32, torch.bfloat16}
+
+
+def test_the_rate_search_clips_gradients_like_training():
+    norms = []
+    for clip in (0.0, 0.5):
+        network = toy_network()
+        optimizer = make_optimizer([ParamGroup(tuple(network.parameters()))], 0.01, 0.1)
+        find_rate(network, lambda n, b: 1e6 * loss(n, b), optimizer, batches(), CPU, clip=clip, steps=1)
+        norms.append(float(torch.stack([p.grad.norm() for p in network.parameters()]).norm()))
+
+    assert norms[0] > 100
+    assert norms[1] == pytest.approx(0.5, rel=1e-3)

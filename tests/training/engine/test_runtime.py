@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 from tests.training.conftest import ROOT
 from tests.training.toy_learner import CPU, SmallLearner
@@ -11,13 +12,13 @@ from training.core.config import Settings
 from training.core.errors import CannotTrain
 from training.engine import checkpoint
 from training.engine.loop import fit
-from training.engine.runtime import Runtime, start_runtime
+from training.engine.runtime import Runtime, start_runtime, with_sync_batchnorm
 
 SETTINGS = Settings(epochs=3, batch_size=24, device="cpu", threads=1, precision="fp32")
 PROGRAM = """
 import sys, torch
 from pathlib import Path
-from tests.training.toy_learner import SmallLearner
+from tests.training.toy_learner import Points, SmallLearner
 from tests.training.engine.test_runtime import SETTINGS
 from training.engine.loop import fit
 from training.engine.runtime import start_runtime
@@ -26,6 +27,8 @@ with start_runtime(SETTINGS) as runtime:
     learner = SmallLearner()
     rows = list(fit(learner, learner.network(), SETTINGS, runtime, Path(sys.argv[1])))
     assert runtime.world_size == 2
+    learner.held_out = Points(1, 5)
+    assert learner.scores(learner.network(), runtime)["score"] in (0, 1), "one of the processes has no sample"
     assert runtime.broadcast(f"process {runtime.rank}") == "process 0"
     print(f"rank {runtime.rank} score {rows[-1].scores['score']:.6f}", flush=True)
 """
@@ -63,6 +66,49 @@ def test_two_processes_give_the_result_of_one_with_the_same_global_batch(tmp_pat
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
     for rank in (0, 1):
         assert f"rank {rank} score {alone[-1].scores['score']:.6f}" in done.stdout
+
+
+def normed_networks():
+    return {
+        "images": nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4))),
+        "rows": nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)),
+        "texts": nn.ModuleList([nn.LSTM(3, 4), nn.BatchNorm1d(4)]),
+        "a norm alone": nn.BatchNorm1d(4),
+        "no norm": nn.Linear(3, 4),
+    }
+
+
+@pytest.mark.parametrize("name", list(normed_networks()))
+def test_a_network_keeps_its_batchnorm_and_shares_its_tensors_with_the_one_that_is_trained(name):
+    network = normed_networks()[name]
+    types = [type(module) for module in network.modules()]
+    optimizer = torch.optim.SGD(network.parameters(), lr=1)
+
+    first = with_sync_batchnorm(network)
+    second = with_sync_batchnorm(network)  # As in the next stage of training.
+
+    assert [type(module) for module in network.modules()] == types
+    assert not any(isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) for module in first.modules())
+    norms = sum(isinstance(module, nn.SyncBatchNorm) for module in second.modules())
+    assert norms == sum(issubclass(kind, nn.BatchNorm1d | nn.BatchNorm2d) for kind in types)
+    held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    for converted in (first, second):
+        assert [id(parameter) for parameter in converted.parameters()] == held
+        assert [id(buffer) for buffer in converted.buffers()] == [id(buffer) for buffer in network.buffers()]
+        assert list(converted.state_dict()) == list(network.state_dict())
+
+
+def test_what_is_learnt_with_sync_batchnorm_is_in_the_network_itself():
+    network = normed_networks()["rows"]
+    trained = with_sync_batchnorm(network).train()
+    rows = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+
+    trained(rows).sum().backward()  # Without other processes, SyncBatchNorm runs on a CPU too.
+    torch.optim.SGD(network.parameters(), lr=0.1).step()
+
+    assert network[1].num_batches_tracked == 1
+    assert torch.equal(trained.eval()(rows), network.eval()(rows))
+    assert network[1].bias.abs().min() > 0
 
 
 def test_requesting_a_missing_device_is_an_error():

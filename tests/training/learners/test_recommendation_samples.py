@@ -1,6 +1,7 @@
 """Training samples of the recommender: histories and targets."""
 
 import numpy as np
+import torch
 
 from tests.training.learners.shop import write_shop
 from training.learners.recommendations.dataset import NO_TARGET, HistorySamples
@@ -43,3 +44,14 @@ def test_without_times_the_order_follows_from_the_seed_and_a_history_is_everythi
     assert not ratings.ordered
     assert orders[0] == orders[1] != orders[2]
     assert {row - 1 for row in batch["history"][0].tolist() if row} == trained - {int(batch["target"])}
+
+
+def test_each_seed_cuts_histories_and_drops_ratings_otherwise(tmp_path):
+    ratings = read_ratings(write_shop(tmp_path), ColumnNames(), liked=4.0, seed=0)
+    samples = HistorySamples(ratings, window=64, targets_per_sample=2, rating_dropout=0.5)
+    keys = [(0, index) for index in range(len(samples))]
+
+    first, second, again = (samples.for_seed(seed).__getitems__(keys) for seed in (0, 1, 0))
+
+    assert torch.equal(first["levels"], again["levels"])
+    assert not torch.equal(first["target"], second["target"])

@@ -80,6 +80,19 @@ def test_processes_share_the_rows_of_a_stream() -> None:
     assert torch.equal(whole[1::2], parts[1])
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+def test_each_process_validates_its_own_rows_from_step_to_step(world_size: int) -> None:
+    stream = Stream(texts(), rows=5, window=7, seed=0)
+
+    parts = [stream.sequential_keys(stream.rows, rank=rank, world_size=world_size) for rank in range(world_size)]
+
+    keys = [key for part in parts for step in part for key in step]
+    assert sorted(keys) == [(0, index) for index in range(len(stream))]
+    for part in parts:
+        read = [stream.__getitems__(step)["tokens"] for step in part]
+        assert all(torch.equal(before[:, -1], after[:, 0]) for before, after in pairwise(read))
+
+
 def test_two_tokens_are_enough_for_a_stream() -> None:
     stream = Stream([np.array([BEGIN, 5], np.int32)], rows=64, window=80, seed=0)
 

@@ -58,3 +58,29 @@ def test_a_file_of_weights_that_contains_code_is_not_loaded(tmp_path):
     with pytest.raises(CannotTrain, match="cannot be read"):
         load_body("resnet18", tmp_path / "evil.pth")
     assert not (tmp_path / "written").exists()
+
+
+FAMILIES = (
+    *("resnet18", "resnet152", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny", "vgg16_bn"),
+    *("densenet121", "regnet_y_400mf", "shufflenet_v2_x0_5", "mnasnet0_5"),
+)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_half_of_a_body_holds_about_half_of_its_layers(name):
+    body = load_body(name, None)
+
+    lower, upper = body.halves()
+
+    layers = [sum(parameter.dim() > 1 for parameter in half) for half in (lower, upper)]
+    assert 0.4 < layers[0] / sum(layers) < 0.6
+    assert list(map(id, (*lower, *upper))) == list(map(id, body.parameters())), "each parameter is in one, in order"
+
+
+def test_halves_meet_between_residual_blocks():
+    body = load_body("resnet50", None)
+
+    lower, _ = body.halves()
+
+    names = {id(parameter): name for name, parameter in body.named_parameters()}
+    assert names[id(lower[-1])] == "blocks.5.3.bn3.bias", "the end of the second stage"

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from tasks._images import Fit, encode_image
 from tasks.classification import Classification
 from training.core.config import option
+from training.core.errors import CannotTrain
 from training.core.results import Figure
-from training.data.images import augmentation
 from training.engine.inference import collect_outputs
 from training.engine.runtime import Batch, Runtime
 from training.learners.classification.dataset import LabelledImages
 from training.learners.classification.network import Classifier, FlipTTA, ServedClassifier
 from training.reporting import plots
+from training.vision.augment import Augmentation
 from training.vision.backbones import load_body
 from training.vision.learner import ImageLearner, ImageOptions
 
@@ -40,12 +41,14 @@ class Probabilities(NamedTuple):
 class Options(ImageOptions):
     """Options of the image classifiers."""
 
-    mixup: float = option(0.0, "alpha of mixup (Zhang et al. 2018); 0 = no mixup")
-    size: int = option(224, "side length of the network's input, in pixels")
-    train_size: int = option(0, "side length in training (smaller is faster); 0 = same as --size")
+    mixup: float = option(0.0, "alpha of mixup (Zhang et al. 2018); 0 = no mixup", at_least=0)
+    size: int = option(224, "side length of the network's input, in pixels", at_least=32)
+    train_size: int = option(0, "side length in training (smaller is faster); 0 = same as --size", at_least=0)
     fit: str = option("squash", "how an image is made square", choices=("squash", "pad", "crop"))
-    min_crop_fraction: float = option(0.5, "smallest fraction of the image's area that a random crop covers")
-    dropout: float = option(0.2, "fraction of the features dropped in training")
+    min_crop_fraction: float = option(
+        0.5, "smallest fraction of the image's area that a random crop covers", above=0, at_most=1
+    )
+    dropout: float = option(0.2, "fraction of the features dropped in training", at_least=0, below=1)
     tta: bool = option(False, "average over the image and its mirror image, also when served; doubles the cost")
 
 
@@ -59,11 +62,15 @@ class BaseClassificationLearner(ImageLearner):
     held_out: LabelledImages
 
     def _load_samples(self, task: Classification, train: PathsAndTargets, validation: PathsAndTargets) -> None:
-        """Set the task and load the training and validation images."""
+        """Set the task and load the training and validation images. Raises CannotTrain."""
         options = self.options
+        if not 0 < options.min_crop_fraction <= 1:
+            raise CannotTrain(
+                f"--min-crop-fraction {options.min_crop_fraction:g}: the fraction must be above 0 and at most 1."
+            )
         self.task = task
         size = options.train_size or options.size
-        augment = augmentation(size, options.min_crop_fraction) if options.augment else None
+        augment = Augmentation(options.min_crop_fraction) if options.augment else None
         self.samples = LabelledImages(
             *train, task, seed=self.settings.seed, augment=augment, size=size, cache_bytes=self.cache_bytes
         )

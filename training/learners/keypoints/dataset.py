@@ -10,14 +10,13 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 
-from tasks._images import DecodedImage
+from tasks._images import BORDER, DecodedImage
 from tasks.keypoints import Keypoints
 from training.data.images import ImageSamples
 from training.engine.batches import Key
 from training.engine.runtime import Batch
 
 Points = NDArray[np.float64]
-_BORDER = (124, 116, 104)  # ImageNet's mean colour, as around padded images.
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,6 @@ def augment_image(image: Image.Image, points: Points, size: int, params: Augment
     The image is rotated and scaled about the centre of its points, which are kept inside the square if they fit. A
     point outside the square becomes NaN.
     """
-    image, points = _downscale(image, points, size)
     matrix, offset = _draw_affine(image.size, points, size, params)
     moved = points @ matrix.T + offset
     augmented = _apply_affine(image, matrix, offset, size)
@@ -68,23 +66,19 @@ def _draw_bool(probability: float) -> bool:
     return float(torch.rand(())) < probability
 
 
-def _downscale(image: Image.Image, points: Points, size: int) -> tuple[Image.Image, Points]:
-    """Reduce the image to less than twice the square's size, which avoids aliasing in the affine transform."""
-    factor = max(image.size) // size
-    return (image.reduce(factor), points / factor) if factor > 1 else (image, points)
-
-
 def _draw_affine(
     image_size: tuple[int, int], points: Points, size: int, params: AugmentParams
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Draw a matrix (2, 2) and an offset (2,) that map a point p of the image to matrix · p + offset in the square."""
     angle = np.radians(_draw_uniform(-params.max_rotation, params.max_rotation))
-    fit_scale = size / max(image_size)
-    scale = fit_scale * float(np.exp(_draw_uniform(np.log(params.min_scale), np.log(params.max_scale))))
-    matrix = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    # The service scales an image to whole pixels, and puts it at a whole pixel.
+    fitted_size = np.maximum(1, np.rint(np.array(image_size) * size / max(image_size)))
+    fit_scale = fitted_size / image_size
+    scale = float(np.exp(_draw_uniform(np.log(params.min_scale), np.log(params.max_scale))))
+    matrix = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) * fit_scale
     known = points[~np.isnan(points).any(axis=1)]
     centre = (known.min(axis=0) + known.max(axis=0)) / 2 if len(known) else np.array(image_size) / 2
-    fitted_centre = fit_scale * (centre - np.array(image_size) / 2) + size / 2
+    fitted_centre = centre * fit_scale + (size - fitted_size) // 2
     target = fitted_centre + [size * _draw_uniform(-params.max_shift, params.max_shift) for _ in range(2)]
     if len(known):
         extent = (known - centre) @ matrix.T
@@ -96,10 +90,23 @@ def _draw_affine(
 def _apply_affine(
     image: Image.Image, matrix: NDArray[np.float64], offset: NDArray[np.float64], size: int
 ) -> Image.Image:
+    """Return the square of this size in which a point p of the image is at matrix · p + offset.
+
+    An affine transform reads only the pixels next to each point, so that it would alias where it shrinks the image, and
+    blur it if its interpolation were linear. The image is therefore first resized as the service does, and what remains
+    is to rotate and shift it.
+    """
+    scale = np.linalg.norm(matrix, axis=0)
+    shrinks = bool((scale < 1).all())
+    if shrinks:
+        width, height = np.maximum(1, np.rint(image.size * scale)).astype(int).tolist()
+        matrix = matrix * (image.width / width, image.height / height)
+        image = image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=3.0)
     inverse = np.linalg.inv(matrix)
     origin = -inverse @ offset
     data = (inverse[0, 0], inverse[0, 1], origin[0], inverse[1, 0], inverse[1, 1], origin[1])
-    return image.transform((size, size), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR, fillcolor=_BORDER)
+    resampling = Image.Resampling.BICUBIC if shrinks else Image.Resampling.BILINEAR
+    return image.transform((size, size), Image.Transform.AFFINE, data, resampling, fillcolor=BORDER)
 
 
 def _jitter_colours(image: Image.Image, strength: float) -> Image.Image:

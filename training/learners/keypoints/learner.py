@@ -56,8 +56,10 @@ class Options(ImageOptions):
     """Options of the keypoint learner."""
 
     head: str = option("heatmaps", "predict points by heat maps, or by coordinates (faster)", choices=HEADS)
-    size: int = option(128, "side length of the network's input, in pixels")
-    dropout: float = option(0.2, "fraction of the features dropped in training (coordinates head only)")
+    size: int = option(128, "side length of the network's input, in pixels", at_least=32)
+    dropout: float = option(
+        0.2, "fraction of the features dropped in training (coordinates head only)", at_least=0, below=1
+    )
     tables: tuple[str, ...] = option((), "the CSV files in the data folder; default: the only one in it")
     image_folders: tuple[str, ...] = option(
         (), "the image folder of each table, relative to the table; default: the table's own folder"
@@ -72,12 +74,14 @@ class Options(ImageOptions):
         (), "pairs of points that swap when the image is flipped, as a=b; default: names that differ by left and right"
     )
     links: tuple[str, ...] = option((), "pairs of points to connect by a line in overlays, as a=b")
-    tolerance: float = option(0.05, "largest error of a point that counts as correct, for the confidence")
+    tolerance: float = option(
+        0.05, "largest error of a point that counts as correct, for the confidence", above=0, at_most=1
+    )
     outside: str = option("refuse", "what to do with points outside their image", choices=("refuse", "clip", "drop"))
-    max_rotation: float = option(25.0, "largest random rotation, in degrees")
-    min_scale: float = option(0.75, "smallest random scale")
-    max_scale: float = option(1.6, "largest random scale")
-    erase_probability: float = option(0.4, "probability that a block of the image is erased")
+    max_rotation: float = option(25.0, "largest random rotation, in degrees", at_least=0, at_most=180)
+    min_scale: float = option(0.75, "smallest random scale", above=0)
+    max_scale: float = option(1.6, "largest random scale", above=0)
+    erase_probability: float = option(0.4, "probability that a block of the image is erased", at_least=0, at_most=1)
     tta: bool = option(False, "average over the image and its mirror image, also when served; doubles the cost")
 
 

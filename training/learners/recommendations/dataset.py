@@ -75,7 +75,7 @@ class HistorySamples(SampleSet):
         """Return the task's inputs, and `target`: int64 (n, targets_per_sample), filled up with NO_TARGET."""
         histories, levels, targets = [], [], np.full((len(keys), self.targets_per_sample), NO_TARGET)
         for target, (epoch, index) in zip(targets, keys, strict=True):
-            random = np.random.default_rng(derived_seed(epoch, index))
+            random = np.random.default_rng(derived_seed(epoch, index, self.seed))
             user, run = self._draw_run(index, random)
             history, history_levels = self._history_of(user, run)
             without_rating = user.liked[history] & (random.random(len(history)) < self.rating_dropout)

@@ -42,12 +42,14 @@ class Options:
     time_column: str = option("", "column of times; empty = guessed from its name")
     liked: float = option(0.0, "minimum rating of a liked item; 0 = all rated items count as liked")
     features: tuple[str, ...] = option((), "columns of the item table to use as features (genres)")
-    embedding_size: int = option(64, "size of the embeddings of users and items")
-    window: int = option(128, "maximum number of items in the history of a training sample")
-    targets_per_sample: int = option(3, "number of next liked items that a training sample predicts")
-    dropout: float = option(0.3, "dropout of the user embedding")
-    history_dropout: float = option(0.2, "fraction of the history items dropped in training")
-    rating_dropout: float = option(0.1, "fraction of the liked history items whose rating is hidden in training")
+    embedding_size: int = option(64, "size of the embeddings of users and items", at_least=1)
+    window: int = option(128, "maximum number of items in the history of a training sample", at_least=1)
+    targets_per_sample: int = option(3, "number of next liked items that a training sample predicts", at_least=1)
+    dropout: float = option(0.3, "dropout of the user embedding", at_least=0, below=1)
+    history_dropout: float = option(0.2, "fraction of the history items dropped in training", at_least=0, below=1)
+    rating_dropout: float = option(
+        0.1, "fraction of the liked history items whose rating is hidden in training", at_least=0, at_most=1
+    )
     keep_users: bool = option(True, "keep each user's ratings in the model, so that requests can name users by id")
 
 

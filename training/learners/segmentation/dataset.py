@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from tasks._images import DecodedImage, Frame
+from tasks._images import BORDER, DecodedImage, Frame
 from tasks._masks import Colour
 from tasks.segmentation import Segmentation, ViewWindows
 from training.core.errors import CannotTrain
@@ -26,7 +26,6 @@ CODES = "codes.txt"
 _TRAIN, _VALIDATION = ("train", "training"), ("val", "valid", "validation")
 _IMAGES, _MASKS = ("images", "pictures"), ("masks", "labels", "annotations")
 _VOID_NAMES = {"void", "unlabelled", "unlabeled", "unlabel", "unknown", "ignore", "ignored"}
-_BORDER = (124, 116, 104)  # ImageNet's mean colour.
 
 
 @dataclass(frozen=True)
@@ -337,20 +336,30 @@ class MaskedImages(ImageSamples):
             target = project_mask(mask, views.frames[window], self.task.width, self.task.height)
         return {"image": torch.from_numpy(pixels.copy()), "target": torch.from_numpy(target)}
 
+    def _served_scales(self, width: int, height: int) -> tuple[float, float]:
+        """Return the horizontal and vertical scale at which the network sees an image of this size."""
+        left, top, right, bottom = self.task.windows(width, height)[1][0]
+        width, height = right - left, bottom - top
+        scale_x, scale_y = self.task.width / width, self.task.height / height
+        if self.task.fit == "squash":
+            return scale_x, scale_y
+        scale = min(scale_x, scale_y)
+        # The service scales to whole pixels.
+        return max(1, round(width * scale)) / width, max(1, round(height * scale)) / height
+
     def _random_crop(
         self, image: DecodedImage, mask: NDArray[np.uint8], crop: tuple[int, int]
     ) -> tuple[DecodedImage, NDArray[np.uint8]]:
-        """Return a random crop of the image and its mask; beyond the image it is a border labelled void."""
-        left, top, right, bottom = self.task.windows(image.width, image.height)[1][0]
-        width, height = right - left, bottom - top
+        """Return a random crop of the image, fitted as when served, and its mask.
+
+        Beyond the image it is a border labelled void.
+        """
         scale_draw, x_draw, y_draw, flip_draw = torch.rand(4).tolist()
-        scale = min(self.task.width / width, self.task.height / height)
-        scale *= 0.75 * 2**scale_draw if self.augment else 1.0
-        # The crop's position in pixels of the image, which may be smaller than the crop.
-        size = (crop[0] / scale, crop[1] / scale)
-        left = (image.width - size[0]) * x_draw
-        top = (image.height - size[1]) * y_draw
-        frame = Frame(image.width, image.height, scale, scale, -left * scale, -top * scale)
+        zoom = 0.75 * 2**scale_draw if self.augment else 1.0
+        scale_x, scale_y = (zoom * scale for scale in self._served_scales(image.width, image.height))
+        left = _draw_offset(image.width * scale_x, self.task.width * zoom, crop[0], x_draw)
+        top = _draw_offset(image.height * scale_y, self.task.height * zoom, crop[1], y_draw)
+        frame = Frame(image.width, image.height, scale_x, scale_y, left, top)
         target = project_mask(mask, frame, *crop)
         pixels = _project_image(image, frame, *crop)
         if self.augment:
@@ -358,6 +367,22 @@ class MaskedImages(ImageSamples):
             if flip_draw < 0.5:
                 pixels, target = pixels.transpose(Image.Transpose.FLIP_LEFT_RIGHT), target[:, ::-1].copy()
         return DecodedImage(pixels, *crop), target
+
+
+def _draw_offset(image: float, fitted: float, crop: int, draw: float) -> float:
+    """Return where an image begins in its crop, along one axis; all lengths in pixels of the crop.
+
+    Args:
+        image: length of the image.
+        fitted: length of the network's input, at the scale of the image; longer than a padded image.
+        crop: length of the crop.
+        draw: random number in 0…1.
+    """
+    if image >= crop:
+        return (crop - image) * draw
+    # A padded image is centred on whole pixels; where the crop is larger than that, the image may be anywhere.
+    centred = (crop - image) // 2
+    return min(max(centred + (draw - 0.5) * abs(crop - fitted), 0.0), crop - image)
 
 
 def project_mask(mask: NDArray[np.uint8], frame: Frame, width: int, height: int) -> NDArray[np.uint8]:
@@ -378,8 +403,10 @@ def _project_image(image: DecodedImage, frame: Frame, width: int, height: int) -
     source = frame.to_image(np.array([[left, top], [right, bottom]], float))
     ratio = np.array(image.image.size) / (image.width, image.height)
     (x0, y0), (x1, y1) = np.clip(source * ratio, 0, image.image.size).tolist()
-    visible = image.image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=(x0, y0, x1, y1))
-    canvas = Image.new("RGB", (width, height), _BORDER)
+    visible = image.image.resize(
+        (right - left, bottom - top), Image.Resampling.BILINEAR, box=(x0, y0, x1, y1), reducing_gap=3.0
+    )
+    canvas = Image.new("RGB", (width, height), BORDER)
     canvas.paste(visible, (left, top))
     return canvas
 

@@ -47,20 +47,24 @@ _EXAMPLE_SCENES = 40
 class Options(ImageOptions):
     """Options of the segmentation learner."""
 
-    width: int = option(480, "width of the network's input, in pixels")
-    height: int = option(360, "height of the network's input, in pixels")
+    width: int = option(480, "width of the network's input, in pixels", at_least=32)
+    height: int = option(360, "height of the network's input, in pixels", at_least=32)
     fit: str = option("pad", "how an image is resized to the input size", choices=("pad", "squash"))
-    crop_width: int = option(320, "width of the random crop in training; 0 = whole image")
-    crop_height: int = option(256, "height of the random crop in training; 0 = whole image")
+    crop_width: int = option(320, "width of the random crop in training; 0 = whole image", at_least=0)
+    crop_height: int = option(256, "height of the random crop in training; 0 = whole image", at_least=0)
     full_resolution: bool = option(
         False, "predict labels at full resolution; otherwise at half, interpolated to full, which is a third faster"
     )
     labels: tuple[str, ...] = option((), "names of the mask values, if there is no codes.txt")
-    void: int = option(-1, "mask value of unlabelled pixels; -1 = the line of codes.txt that says Void, and 255")
+    void: int = option(
+        -1, "mask value of unlabelled pixels; -1 = the line of codes.txt that says Void, and 255", at_least=-1
+    )
     colours: tuple[str, ...] = option((), "colours of the labels, as rrggbb; default: the masks' palette, if any")
-    dice_weight: float = option(0.5, "weight of the soft Dice loss; the cross entropy has weight 1")
-    class_weight_power: float = option(0.5, "exponent of the inverse-frequency class weights; 0 = equal weights")
-    dropout: float = option(0.1, "fraction of the channels dropped before the last layer")
+    dice_weight: float = option(0.5, "weight of the soft Dice loss; the cross entropy has weight 1", at_least=0)
+    class_weight_power: float = option(
+        0.5, "exponent of the inverse-frequency class weights; 0 = equal weights", at_least=0
+    )
+    dropout: float = option(0.1, "fraction of the channels dropped before the last layer", at_least=0, below=1)
 
 
 class SegmentationLearner(ImageLearner):

@@ -14,6 +14,7 @@ _WIKITEXT_2 = Source(
         "text/wikitext-2_valid_test.tgz", "f7b1628eb995aa8fa115de73938757ebbe7f438b869b86db9375cc9425ace154", 783_962
     ),
     contains=("wiki.valid.tokens",),
+    alternative="train on the texts of the data alone, without --corpus",
 )
 _CORPORA = {"wikitext-2": _WIKITEXT_2}
 _HEADING = re.compile(r"^ = [^=].* = $")

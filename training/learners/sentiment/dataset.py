@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from tasks._text import PADDING, pad_tokens
-from training.engine.batches import Key, SampleSet, derived_seed
+from training.engine.batches import Key, SampleSet, derived_seed, global_batch_size
 from training.engine.runtime import Batch
 
 Tokens = NDArray[np.int32]
@@ -45,6 +45,11 @@ class Stream(SampleSet):
             [(epoch, step * self.rows + row) for row in range(rank, self.rows, world_size)]
             for step in range(self.steps(batch_size))
         ]
+
+    def sequential_keys(self, batch_size: int, *, rank: int = 0, world_size: int = 1) -> list[list[Key]]:
+        """Return the keys of each step's rows: a process reads its rows from step to step, and no others."""
+        keys = self.batch_keys(batch_size, seed=0, epoch=0, rank=rank, world_size=world_size)
+        return [step for step in keys if step]
 
     def __getitems__(self, keys: Sequence[Key]) -> Batch:
         """Return the windows of these rows, which must belong to one step."""
@@ -97,7 +102,7 @@ class LabelledTexts(SampleSet):
         """Return random batches of similar length: pools of fifty batches are sorted, and the batches shuffled."""
         random = np.random.default_rng(derived_seed(seed, epoch))
         steps = self.steps(batch_size)
-        size = min(batch_size, len(self) // world_size * world_size)
+        size = global_batch_size(len(self), batch_size, world_size)
         order = random.permutation(len(self))[: steps * size]
         pool_size = size * self._POOL_BATCHES
         pools = [order[i : i + pool_size] for i in range(0, len(order), pool_size)]

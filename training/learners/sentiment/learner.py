@@ -82,30 +82,37 @@ class Options:
     text_column: str = option("", "column of the texts; empty = guessed from its name")
     label_column: str = option("", "column of the labels; empty = guessed from its name")
     group_column: str = option("", "column of groups that must not be split; empty = only equal texts form a group")
-    files_per_group: int = option(0, "for numbered files: consecutive numbers per group; 0 = no groups")
-    valid_fraction: float = option(0.1, "fraction of the texts held out for validation")
+    files_per_group: int = option(0, "for numbered files: consecutive numbers per group; 0 = no groups", at_least=0)
+    valid_fraction: float = option(0.1, "fraction of the texts held out for validation", above=0, below=1)
     language_model: str = option("", "folder of a stored language model to start from")
     corpus: str = option("", "additional general texts for the language model: wikitext-2")
-    vocabulary: int = option(8000, "size of a new tokenizer's vocabulary")
-    embedding: int = option(160, "size of a new language model's embeddings")
-    hidden: int = option(320, "units of a new language model's inner layers")
-    layers: int = option(2, "number of a new language model's layers")
-    frequent: int = option(1000, "most frequent tokens, which form the first level of the two-level softmax")
-    lm_epochs: int = option(1, "epochs of a new language model, on all texts")
-    lm_rate: float = option(8e-3, "peak learning rate of a new language model")
-    lm_batch_size: int = option(128, "batch size of a new language model, in rows of text")
-    window: int = option(80, "tokens of backpropagation through time in the language model")
-    tuning_epochs: int = option(1, "epochs of fine-tuning the language model on the texts of the data")
-    tuning_rate: float = option(4e-3, "peak learning rate of fine-tuning")
-    tuning_batch_size: int = option(48, "batch size of fine-tuning, in rows of text; fewer rows mean more steps")
-    lm_dropout: float = option(0.25, "factor on the dropout rates of AWD-LSTM in the language model")
-    dropout: float = option(0.6, "factor on the dropout rates of AWD-LSTM in the classifier")
-    head_dropout: float = option(0.3, "dropout of the pooled features")
-    head_epochs: int = option(1, "epochs in which only the head is trained")
-    last_layer_epochs: int = option(1, "epochs in which the head and the last layer are trained")
-    max_tokens: int = option(350, "maximum tokens of a text in training; the service reads whole texts")
+    vocabulary: int = option(8000, "size of a new tokenizer's vocabulary", at_least=1)
+    embedding: int = option(160, "size of a new language model's embeddings", at_least=1)
+    hidden: int = option(320, "units of a new language model's inner layers", at_least=1)
+    layers: int = option(2, "number of a new language model's layers", at_least=1)
+    frequent: int = option(
+        1000, "most frequent tokens, which form the first level of the two-level softmax", at_least=1
+    )
+    lm_epochs: int = option(1, "epochs of a new language model, on all texts", at_least=0)
+    lm_rate: float = option(8e-3, "peak learning rate of a new language model", above=0)
+    lm_batch_size: int = option(128, "batch size of a new language model, in rows of text", at_least=1)
+    window: int = option(80, "tokens of backpropagation through time in the language model", at_least=1)
+    tuning_epochs: int = option(1, "epochs of fine-tuning the language model on the texts of the data", at_least=0)
+    tuning_rate: float = option(4e-3, "peak learning rate of fine-tuning", above=0)
+    tuning_batch_size: int = option(
+        48, "batch size of fine-tuning, in rows of text; fewer rows mean more steps", at_least=1
+    )
+    lm_dropout: float = option(0.25, "factor on the dropout rates of AWD-LSTM in the language model", at_least=0)
+    dropout: float = option(0.6, "factor on the dropout rates of AWD-LSTM in the classifier", at_least=0)
+    head_dropout: float = option(0.3, "dropout of the pooled features", at_least=0, below=1)
+    head_epochs: int = option(1, "epochs in which only the head is trained", at_least=0)
+    last_layer_epochs: int = option(1, "epochs in which the head and the last layer are trained", at_least=0)
+    max_tokens: int = option(350, "maximum tokens of a text in training; the service reads whole texts", at_least=1)
     ngram_bits: int = option(
-        18, "n-grams blended with the network: 2^BITS weights each for pairs and triples; 0 = none"
+        18,
+        "n-grams blended with the network: 2^BITS weights each for pairs and triples; 0 = none",
+        at_least=0,
+        at_most=30,
     )
 
 

@@ -44,23 +44,25 @@ _TILE_BATCH_SIZE = 8
 class Options(ImageOptions):
     """Options of the super-resolution learner."""
 
-    frozen_epochs: int = option(0, "additional epochs at the start with the pretrained backbone frozen")
-    frozen_rate: float = option(1e-3, "peak learning rate while the backbone is frozen")
-    valid_fraction: float = option(0.1, "fraction held out for validation")
-    scale: int = option(2, "size of the output relative to the input (2, 3 or 4)")
-    tile: int = option(128, "side length of the tiles that the network processes when served, in pixels")
-    crop_size: int = option(64, "side length of the training crops, in pixels of the degraded image")
-    crops_per_image: int = option(4, "random crops per image and epoch")
-    max_side: int = option(1024, "sharp images with a longer side are downscaled to this first, in pixels")
-    width: int = option(32, "channels of the residual blocks")
-    blocks: int = option(6, "number of residual blocks")
-    pixel_epochs: int = option(4, "number of epochs at the start with the pixel loss only")
-    feature_weight: float = option(0.02, "weight of the feature loss; the pixel loss has weight 1")
-    style_weight: float = option(0.005, "weight of the style loss (Gram matrices)")
-    min_quality: int = option(10, "lowest quality of the JPEG compression")
-    max_quality: int = option(70, "highest quality of the JPEG compression")
-    text_fraction: float = option(0.7, "fraction of the degraded crops that are overlaid with text")
-    clean_fraction: float = option(0.25, "fraction of the crops that are only downscaled")
+    frozen_epochs: int = option(0, "additional epochs at the start with the pretrained backbone frozen", at_least=0)
+    frozen_rate: float = option(1e-3, "peak learning rate while the backbone is frozen", above=0)
+    valid_fraction: float = option(0.1, "fraction held out for validation", above=0, below=1)
+    scale: int = option(2, "size of the output relative to the input (2, 3 or 4)", at_least=2, at_most=4)
+    tile: int = option(128, "side length of the tiles that the network processes when served, in pixels", at_least=64)
+    crop_size: int = option(64, "side length of the training crops, in pixels of the degraded image", at_least=40)
+    crops_per_image: int = option(4, "random crops per image and epoch", at_least=1)
+    max_side: int = option(1024, "sharp images with a longer side are downscaled to this first, in pixels", at_least=1)
+    width: int = option(32, "channels of the residual blocks", at_least=1)
+    blocks: int = option(6, "number of residual blocks", at_least=1)
+    pixel_epochs: int = option(4, "number of epochs at the start with the pixel loss only", at_least=0)
+    feature_weight: float = option(0.02, "weight of the feature loss; the pixel loss has weight 1", at_least=0)
+    style_weight: float = option(0.005, "weight of the style loss (Gram matrices)", at_least=0)
+    min_quality: int = option(10, "lowest quality of the JPEG compression", at_least=1, at_most=100)
+    max_quality: int = option(70, "highest quality of the JPEG compression", at_least=1, at_most=100)
+    text_fraction: float = option(
+        0.7, "fraction of the degraded crops that are overlaid with text", at_least=0, at_most=1
+    )
+    clean_fraction: float = option(0.25, "fraction of the crops that are only downscaled", at_least=0, at_most=1)
 
 
 class SuperResolutionLearner(ImageLearner):
@@ -297,8 +299,8 @@ def _build_task(options: Any) -> SuperResolution:
 
 
 def _restore_whole(network: nn.Module, pixels: Pixels, runtime: Runtime) -> Pixels:
-    """Restore a whole image in one forward pass."""
-    with torch.no_grad(), runtime.autocast():
+    """Restore a whole image in one forward pass, in float32, as it is served."""
+    with torch.no_grad():
         (levels,) = ServedGenerator(network)(torch.tensor(pixels[np.newaxis]).to(runtime.device))
     restored: Pixels = levels[0].cpu().numpy()
     return restored

@@ -50,7 +50,7 @@ class Options:
     audit: tuple[str, ...] = option((), "columns by which the metrics are also reported")
     header: tuple[str, ...] = option((), "names of the columns, for a CSV file without a header")
     file: str = option("", "file name of the table, if --data is a folder")
-    valid_fraction: float = option(0.2, "fraction of the rows held out for validation")
+    valid_fraction: float = option(0.2, "fraction of the rows held out for validation", above=0, below=1)
     split_column: str = option("", "column with the split of each row, train or valid")
     split_time: str = option("", "column of times: hold out the latest rows, by --valid-fraction or --split-from")
     split_from: str = option("", "with --split-time: first time that is held out, such as 2012-09-01")
@@ -66,9 +66,11 @@ class Options:
         choices=("auto", "rmse", "mae", "rmsle", "rmspe"),
     )
     layers: tuple[str, ...] = option(("256", "128"), "sizes of the hidden layers")
-    dropout: float = option(0.2, "dropout after each hidden layer")
-    bins: int = option(48, "bins of each numeric column in its piecewise-linear encoding")
-    value_dropout: float = option(0.01, "fraction of the input values replaced by unknown or missing ones in training")
+    dropout: float = option(0.2, "dropout after each hidden layer", at_least=0, below=1)
+    bins: int = option(48, "bins of each numeric column in its piecewise-linear encoding", at_least=1)
+    value_dropout: float = option(
+        0.01, "fraction of the input values replaced by unknown or missing ones in training", at_least=0, below=1
+    )
 
 
 class TabularBase(Learner):

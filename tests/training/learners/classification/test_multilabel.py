@@ -4,6 +4,7 @@ import torch
 from tasks.classification import Classification
 from tasks.manifest import read_manifest
 from training.core.config import Settings
+from training.core.errors import CannotTrain
 from training.learners.classification.learner import ClassificationLearner
 from training.publishing.publish import replay
 
@@ -42,3 +43,11 @@ def test_table_of_tags_becomes_a_published_model(tagged_folder, tag_rows, train,
     assert "f2" in {metric.name for metric in read_manifest(published).metrics}
     (run,) = [path for path in (tmp_path / "runs" / "halves").iterdir() if path.is_dir()]
     assert "Per label" in (run / "index.html").read_text()
+
+
+@pytest.mark.parametrize("fraction", [0.0, -0.5, 1.2])
+def test_an_impossible_crop_fraction_is_an_error(tagged_folder, tag_rows, fraction):
+    options = type(ClassificationLearner.default_options)(weights="none", size=32, min_crop_fraction=fraction)
+
+    with pytest.raises(CannotTrain, match=f"--min-crop-fraction {fraction:g}"):
+        ClassificationLearner.from_data(tagged_folder(tag_rows()), Settings(), options, None)

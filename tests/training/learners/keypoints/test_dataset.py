@@ -1,13 +1,16 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tasks._images import DecodedImage, decode_image, fit_image
 from tasks.contract import Limits
 from tasks.keypoints import Keypoints
+from tests.training.conftest import ROOT
 from tests.training.learners.keypoints.tables import write_images
 from training.engine.batches import make_loader
 from training.engine.runtime import Runtime
@@ -84,6 +87,38 @@ def test_points_that_fit_stay_inside_the_square(seed, width, height, reach):
     assert ((known >= 0) & (known <= 64)).all()
     if reach < 0.2:
         assert len(known) == 4
+
+
+PHOTO = ROOT / "examples" / "faces-portrait.jpg"
+
+
+@pytest.mark.parametrize("size", [64, 97, 150, 224])
+def test_without_randomness_an_augmented_photo_looks_as_when_it_is_served(size):
+    decoded = decode_image(PHOTO.read_bytes(), max_pixels=10**6)
+    served, frame = fit_image(decoded, size, size, "pad")
+    points = np.array([[60.0, 70.0], [120.0, 200.0]])
+
+    augmented, moved = augment_image(decoded.image, points, size, STILL)
+
+    assert np.abs(np.asarray(augmented).astype(int) - served).mean() < 0.6
+    assert np.abs(moved - frame.to_network(points)).max() < 1e-9
+
+
+@pytest.mark.parametrize("scale", [0.3, 0.75, 0.9, 1.0])
+@pytest.mark.parametrize("size", [100, 180])
+def test_fine_texture_is_smoothed_as_by_the_service_at_any_scale(size, scale):
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    side = round(size * scale)
+    expected, _ = fit_image(DecodedImage(image, 300, 300), side, side, "pad")
+    params = replace(STILL, min_scale=scale, max_scale=scale)
+
+    augmented, _ = augment_image(image, np.array([[150.0, 150.0]]), size, params)
+
+    inner = np.asarray(augmented)[size // 2 - side // 3 : size // 2 + side // 3, size // 2 - side // 3 :][
+        :, : side // 2
+    ]
+    assert inner.std() == pytest.approx(expected.std(), rel=0.12)
 
 
 def load_samples(folder, **options):

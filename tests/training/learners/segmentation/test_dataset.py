@@ -206,6 +206,35 @@ def test_image_and_mask_are_augmented_together(streets, crop):
     assert len({tuple(target.flatten().tolist()) for target in batch["target"]}) > len(samples)
 
 
+@pytest.mark.parametrize("fit", ["pad", "squash"])
+@pytest.mark.parametrize("size", [(480, 360), (400, 360), (61, 90), (700, 380), (33, 20)])
+def test_crop_of_the_whole_input_without_augmentation_equals_the_validation_sample(streets, fit, size):
+    data = read(streets(size=size))
+    task = Segmentation(data.classes.labels, 48, 36, fit)
+    trained = MaskedImages(data.train, data.classes, task, crop=(48, 36), augment=False)
+    served = MaskedImages(data.train, data.classes, task)
+
+    for index in range(3):
+        expected, sample = served.sample((0, index)), trained.sample((7, index))
+
+        assert torch.equal(sample["image"], expected["image"])
+        assert (sample["target"] == expected["target"]).float().mean() > 0.98
+
+
+@pytest.mark.parametrize(("fit", "aspect"), [("pad", 1.0), ("squash", 0.5)])
+def test_augmentation_stretches_an_image_as_much_as_the_service(streets, fit, aspect):
+    data = read(streets(size=(240, 360)))
+    task = Segmentation(data.classes.labels, 120, 90, fit)
+    samples = MaskedImages(data.train, data.classes, task, crop=(200, 200), augment=True)
+
+    for epoch in range(10):
+        known = samples.sample((epoch, 0))["target"] != IGNORED
+        rows, columns = (known.any(dim=axis).nonzero() for axis in (1, 0))
+
+        height, width = (int(span.max() - span.min()) + 1 for span in (rows, columns))
+        assert height / width == pytest.approx(360 / 240 * aspect, rel=0.05)
+
+
 def test_augmentation_depends_only_on_seed_epoch_and_image(streets):
     samples = load_images(streets(), crop=(32, 24), seed=5)
     keys = [(0, 1), (0, 2)]
