@@ -28,6 +28,8 @@ _LENGTHS = (64, 128, 256, 512, 1024)
 _MIN_COUNT = 20
 _MAX_WORDS = 20
 _MIN_GROUP = 50
+_MIN_WEIGHT = 0.005
+"""A smaller contribution to a logit, which would be shown as 0.00, decides nothing."""
 _MIN_SPREAD = 0.005
 """A smaller difference between identity terms is not worth a sentence."""
 _MAX_QUOTED_CHARACTERS = 160
@@ -185,7 +187,7 @@ def find_deciding_words(
     words = {}
     for label, column in zip(predicted.labels, evidence.T, strict=True):
         means = np.where(is_frequent, np.bincount(rows, weights=column) / counts, 0.0)
-        order = [i for i in np.argsort(-means, kind="stable")[:max_words].tolist() if means[i] > 0]
+        order = [i for i in np.argsort(-means, kind="stable")[:max_words].tolist() if means[i] >= _MIN_WEIGHT]
         words[label] = [WordWeight(names[i], float(means[i]), int(counts[i])) for i in order]
     return words
 

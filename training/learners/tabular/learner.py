@@ -314,6 +314,8 @@ def _describe_confusions(matrix: NDArray[np.integer], labels: Sequence[str]) -> 
 def _describe_confusion(count: int, rows: int, true: str, predicted: str) -> str:
     if rows == 1:
         return f"The only validation row of {true} is predicted as {predicted}."
+    if count == rows:
+        return f"All {rows:,} validation rows of {true} are predicted as {predicted}."
     verb = "is" if count == 1 else "are"
     return f"{count:,} of the {rows:,} validation rows of {true} {verb} predicted as {predicted}."
 

@@ -95,7 +95,7 @@ def compare_errors(
     """
     comparison = compare_means(errors, other, other_errors, is_constant=is_constant)
     if metric == "mae":
-        return comparison
+        return replace(comparison, metric=metric)
     value, other_value = math.sqrt(comparison.value), math.sqrt(comparison.other_value)
     total = max(value + other_value, 1e-30)
     low, high = comparison.interval
