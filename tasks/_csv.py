@@ -10,7 +10,9 @@ from tasks.contract import InvalidInput, Limits, Problem
 from tasks.near_names import suggest
 from tasks.sending_mistakes import explain_binary, explain_reference
 
-_SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab"}
+_SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
+_SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?[;,\t]{0,1000}(?:\r\n|\r|\n)', re.IGNORECASE)
+"""The first line by which Excel tells the separator."""
 _MAX_HEADER_LENGTH = 100_000
 _MAX_PROBLEMS = 20
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?\d{1,50},\d{1,50}\s*", re.ASCII)
@@ -46,14 +48,16 @@ def parse_csv(
     Raises InvalidInput.
 
     The file is UTF-8, with or without a byte order mark. Its first line names the columns, in any order, separated by
-    commas, semicolons or tabs. Blank lines are skipped. At most `max_values` separators, and as many lines, are
-    accepted.
+    commas, semicolons, tabs or vertical bars; Excel's line `sep=;` may precede it. Blank lines are skipped. At most
+    `max_values` separators, and as many lines, are accepted.
     """
     text = _decode(content) if isinstance(content, bytes) else content.removeprefix("\ufeff")
     if text[:100].lstrip().startswith(("{", "[")):
         _reject("The rows are not CSV; send JSON with the header 'Content-Type: application/json'.")
     if mistake := explain_reference(text, "rows"):
         _reject(f"There is no table in 'rows': {mistake}.")
+    if line := _SEPARATOR_LINE.match(text):
+        text = text[line.end() :]
     first_line = text[:_MAX_HEADER_LENGTH].lstrip("\r\n").partition("\n")[0].rstrip("\r")
     separator = _find_separator(first_line, columns)
     if text.count(separator) > max_values:

@@ -34,7 +34,8 @@ MISSING_TEXTS = frozenset(
 )
 """Texts that stand for a missing value, in the tables of training and in requests: those of pandas, and `?`.
 
-In requests, a text that is one of the categories of its column is that category all the same.
+Columns of numbers and of dates may have further ones, which training found in them (`missing_texts`). In requests, a
+text that is one of the categories of its column is that category all the same.
 """
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,4})?", re.ASCII)
 _WHOLE_NUMBER = re.compile(r"([+-]?(?:0|[1-9]\d{0,17}))(?:\.0{0,20})?", re.ASCII)
@@ -50,13 +51,15 @@ MISSING, UNKNOWN, FIRST_KNOWN = 0, 1, 2
 class NumberColumn:
     """A column of numbers; the graph standardises them and imputes missing ones.
 
-    `low` and `high` are the range of training; a value outside it adds a notice to the answer.
+    `low` and `high` are the range of training; a value outside it adds a notice to the answer. `missing_texts` are
+    texts that counted as missing in training, beside those of MISSING_TEXTS; they do in requests too.
     """
 
     name: str
     low: float
     high: float
     example: float | None = None
+    missing_texts: tuple[str, ...] = ()
     kind: Literal["number"] = "number"
 
     @property
@@ -68,7 +71,7 @@ class NumberColumn:
     def read_text(self, text: str) -> Any:
         """Return the value that a text stands for: a number, None if it is missing, or the text if it is neither."""
         stripped = text.strip()
-        if stripped in MISSING_TEXTS:
+        if stripped in MISSING_TEXTS or stripped in self.missing_texts:
             return None
         is_number = len(stripped) <= _MAX_NUMBER_LENGTH and _NUMBER.fullmatch(stripped)
         return float(stripped) if is_number else text
@@ -135,6 +138,8 @@ class DateColumn:
 
     `first` and `last` are the range of training; a date outside it adds a notice to the answer.
     Each of `parts` is a column named as in `tasks._dates.PARTS`; categories have the values seen in training.
+    `missing_texts` are texts that counted as missing in training, beside those of MISSING_TEXTS; they do in requests
+    too.
     """
 
     name: str
@@ -143,6 +148,7 @@ class DateColumn:
     parts: tuple[Part, ...]
     clock: bool = False
     example: str | None = None
+    missing_texts: tuple[str, ...] = ()
     kind: Literal["date"] = "date"
 
     @property
@@ -167,7 +173,8 @@ class DateColumn:
 
     def read_text(self, text: str) -> Any:
         """Return the value that a text stands for: a date as text, or None if it is missing."""
-        return None if text.strip() in MISSING_TEXTS else text
+        stripped = text.strip()
+        return None if stripped in MISSING_TEXTS or stripped in self.missing_texts else text
 
     @cached_property
     def categories(self) -> tuple[CategoryColumn, ...]:

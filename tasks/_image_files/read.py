@@ -84,7 +84,7 @@ def read_image_file(content: bytes, *, max_pixels: int) -> ImageFile:
     """
     if not content:
         raise InvalidInput("The image is empty.", reason="empty")
-    kind = next((kind for kind, pattern in _SIGNATURES.items() if pattern.match(content[:_SIGNATURE_BYTES])), "")
+    kind = _kind(content)
     reader = _readers().get(kind)
     if reader is None:
         raise InvalidInput(_refusal(kind), reason="unreadable")
@@ -94,6 +94,15 @@ def read_image_file(content: bytes, *, max_pixels: int) -> ImageFile:
         raise InvalidInput(f"The {_title(kind)} file is damaged or incomplete.", reason="unreadable") from None
     except BrokenFile as error:
         raise InvalidInput(f"The {_title(kind)} file is damaged: {error}.", reason="unreadable") from None
+
+
+def format_of(content: bytes) -> str:
+    """Return the format that the first bytes of a file show, such as `JPEG` or `HEIC`; empty if none is known."""
+    return _title(_kind(content))
+
+
+def _kind(content: bytes) -> str:
+    return next((kind for kind, pattern in _SIGNATURES.items() if pattern.match(content[:_SIGNATURE_BYTES])), "")
 
 
 def _title(kind: str) -> str:

@@ -27,8 +27,18 @@ def rows_of(content: bytes | str, *, limit: int = 1000, max_values: int = 10_000
         b"age;job\n39;baker\n12,5;a, b\n",
         b"age\tjob\r39\tbaker\r12.5\ta, b\r",
         b'\n"age", job\n\n39,baker\n\n12.5,"a, b"\n\n',
+        b"age|job\n39|baker\n12.5|a, b\n",
+        b"sep=;\r\nage;job\r\n39;baker\r\n12,5;a, b\r\n",
     ],
-    ids=["commas", "byte order mark", "semicolons", "tabs and carriage returns", "blank lines"],
+    ids=[
+        "commas",
+        "byte order mark",
+        "semicolons",
+        "tabs and carriage returns",
+        "blank lines",
+        "vertical bars",
+        "the line of Excel",
+    ],
 )
 def test_common_dialects_are_read_alike(content: bytes) -> None:
     assert rows_of(content) == ROWS

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps
 
 from tasks._image_files.heif import can_read_heif
-from tasks._image_files.read import read_image_file
+from tasks._image_files.read import format_of, read_image_file
 from tasks._images import IMAGE_UPLOAD, DecodedImage, decode_image, fit_image, thumbnail
 from tasks.contract import InvalidInput, Limits
 from tests import hostile_images as hostile
@@ -438,3 +438,12 @@ def test_unusable_profile_is_ignored_with_a_notice(profile: bytes) -> None:
 
     assert decoded.image.getpixel((40, 20)) == (230, 20, 10)
     assert "colour profile" in decoded.notices[0]
+
+
+def test_the_format_of_a_file_is_told_by_its_first_bytes():
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, "WEBP")
+
+    assert format_of(file.getvalue()) == "WebP"
+    assert format_of(b"\0\0\0\x18ftypheic") == "HEIC"
+    assert format_of(b"nothing") == ""

@@ -47,7 +47,10 @@ def option(
     above: float | None = None,
     below: float | None = None,
 ) -> Any:
-    """A dataclass field that is also a command-line option; a number may have limits."""
+    """A dataclass field that is also a command-line option.
+
+    A number may have limits. A default of None is that of a switch, yes or no, that may be left open.
+    """
     limits = Range(at_least, at_most, above, below)
     return field(default=default, metadata={"help": help, "choices": choices, "range": limits})
 
@@ -80,7 +83,7 @@ def add_options(parser: argparse.ArgumentParser, config: Any, title: str) -> Non
         limits = f", {item.metadata['range']}" if str(item.metadata["range"]) else ""
         text = f"{item.metadata['help']}{limits} (default: {_format_default(default)})"
         keywords: dict[str, Any] = {"dest": item.name, "default": default, "help": text.replace("%", "%%")}
-        if isinstance(default, bool):
+        if isinstance(default, bool) or default is None:
             group.add_argument(flag, action=argparse.BooleanOptionalAction, **keywords)
         elif item.metadata["choices"]:
             choices = "{" + ",".join(item.metadata["choices"]) + "}"
@@ -102,7 +105,7 @@ def describe_values(item: Field[Any]) -> str:
     if item.metadata["choices"]:
         *others, last = item.metadata["choices"]
         return f"{', '.join(others)} or {last}"
-    if isinstance(item.default, bool):
+    if isinstance(item.default, bool) or item.default is None:
         return "true or false"
     if isinstance(item.default, tuple):
         return "a list of texts"
@@ -114,6 +117,8 @@ def describe_values(item: Field[Any]) -> str:
 def is_valid(item: Field[Any], value: Any) -> bool:
     """Whether an option may have this value. A whole number is also valid where any number is."""
     default, choices = item.default, item.metadata["choices"]
+    if default is None:
+        return value is None or isinstance(value, bool)
     if isinstance(default, bool) or isinstance(value, bool):
         return isinstance(value, bool) and isinstance(default, bool)
     if isinstance(default, tuple):
@@ -140,6 +145,8 @@ def _parser_of(item: Field[Any]) -> Callable[[str], Any]:
 
 
 def _format_default(default: Any) -> str:
+    if default is None:
+        return "left open"
     if isinstance(default, bool):
         return "yes" if default else "no"
     if isinstance(default, tuple):

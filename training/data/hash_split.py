@@ -9,7 +9,7 @@ def validation_split(groups: Sequence[str], labels: Sequence[int], fraction: flo
 
     A sample's side of the split depends only on the hash of its group. Samples of one group (copies of an image)
     therefore stay together, and adding data moves few old groups to the other side. Each label with two or more groups
-    has at least one on either side.
+    that no smaller label has too has at least one on either side; a single group is for training.
     """
     held_out: set[str] = set()
     seen: set[str] = set()

@@ -2,14 +2,14 @@
 
 import hashlib
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import date, datetime
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from tasks._dates import read_date
 from training.core.errors import CannotTrain
+from training.data.date_texts import AmbiguousDates, read_moment
 from training.data.hash_split import validation_split
 from training.data.tables import row_hashes
 
@@ -51,12 +51,14 @@ class Splitter:
         column: column that says train or valid for each row; empty: none.
         time: column by which the latest rows are held out; empty: rows are held out at random.
         since: first time that is held out; empty: it follows from `fraction`.
+        dayfirst: whether the day comes first in `since`, if it leaves that open.
     """
 
     fraction: float
     column: str = ""
     time: str = ""
     since: str = ""
+    dayfirst: bool | None = None
 
     def check(self, frame: pl.DataFrame) -> None:
         """Raise CannotTrain if the options contradict each other or name a column that does not exist."""
@@ -73,7 +75,7 @@ class Splitter:
             example = frame[self.time].drop_nulls().head(1).to_list()
             raise CannotTrain(
                 f"--split-time {self.time} is not a column of times: {example} is neither a number nor a date like "
-                "2012-09-01 or 2012-09-01T08:00."
+                "2012-09-01."
             )
 
     def split(self, frame: pl.DataFrame, strata: NDArray[np.integer]) -> Split:
@@ -127,7 +129,7 @@ class Splitter:
     def _split_by_time(self, frame: pl.DataFrame) -> Split:
         times = frame[self.time]
         if self.since:
-            first = _parse_time(self.since, times)
+            first = _parse_time(self.since, times, self.dayfirst)
         else:
             count = max(1, round(self.fraction * len(times)))
             first = times.sort()[len(times) - count]
@@ -137,16 +139,23 @@ class Splitter:
         return Split(held_out, calibration, used, f"by time, '{self.time}' from {first} on", rule)
 
 
-def _parse_time(text: str, times: pl.Series) -> date | float:
+def _parse_time(text: str, times: pl.Series, dayfirst: bool | None) -> date | float:
     """Return the value of `--split-from` in the type of the column. Raises CannotTrain."""
-    try:
-        if not times.dtype.is_temporal():
+    kind = "a date like 2012-09-01" if times.dtype.is_temporal() else "a number"
+    message = f"--split-from {text}: the column '{times.name}' needs {kind}."
+    if not times.dtype.is_temporal():
+        try:
             return float(text)
-        moment = read_date(text, clock=False)
-        return moment.date() if times.dtype == pl.Date else moment
-    except ValueError:
-        kind = "a date like 2012-09-01" if times.dtype.is_temporal() else "a number"
-        raise CannotTrain(f"--split-from {text}: the column '{times.name}' needs {kind}.") from None
+        except ValueError:
+            raise CannotTrain(message) from None
+    try:
+        read = read_moment(text, dayfirst=dayfirst)
+    except AmbiguousDates:
+        raise CannotTrain(f"{message} Write the year first, since day and month may be either way round.") from None
+    if read is None:
+        raise CannotTrain(message)
+    moment: datetime = read.dates.cast(pl.Datetime("us"))[0]
+    return moment.date() if times.dtype == pl.Date else moment
 
 
 def _alternate_blocks(times: pl.Series) -> tuple[Mask, str]:

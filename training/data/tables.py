@@ -1,10 +1,11 @@
-"""Tables from CSV and Parquet: the kind of each column, and rows as training samples."""
+"""Tables as training data: the target, the kind of each input column, and rows as training samples."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import time
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import polars as pl
@@ -12,99 +13,27 @@ import torch
 from numpy.typing import NDArray
 
 from tasks import _dates
-from tasks._tables import MISSING_TEXTS, CategoryColumn, Column, DateColumn, NumberColumn
+from tasks._tables import CategoryColumn, Column, DateColumn, NumberColumn
+from tasks.near_names import suggest
 from training.core.errors import CannotTrain
+from training.data.column_types import MAX_NUMERIC_CLASSES, ColumnKinds, is_identifier
+from training.data.label_names import merge_spellings
+from training.data.number_texts import whole_floats_to_integers
 from training.engine.batches import Key, SampleSet
 from training.engine.runtime import Batch
 
-_DATE_FORMATS = ("%Y-%m-%d",)
-_TIME_FORMATS = ("%Y-%m-%dT%H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%dT%H:%M", "%Y-%m-%d %H:%M")
 _MAX_CLASSES = 100
-_MAX_NUMERIC_CLASSES = 20
-"""A numeric target with more distinct values than this is a number to predict, not a class."""
+_MAX_SPELLINGS = 10_000
+"""With more, the target is no column of classes in any case."""
 _YEAR = 365
 _SEASONAL_PARTS = ("month", "week", "day_of_year")
 _DEFAULT_PARTS = ("month", "week", "day", "weekday", "hour", "day_of_year", "elapsed", "is_month_start", "is_month_end")
 """Parts of dates that are read by default. Not the year: `elapsed` contains it, and extends beyond the last year."""
 _MIN_IDENTIFIER_ROWS = 50
-"""With fewer rows, a column whose values are all distinct is not assumed to be an identifier."""
-
-
-@dataclass(frozen=True)
-class ColumnKinds:
-    """What the user specifies about columns, overriding what is inferred; `parts` are the parts of dates to read."""
-
-    categories: tuple[str, ...] = ()
-    numbers: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()
-    dates: tuple[str, ...] = ()
-    parts: tuple[str, ...] = ()
-
-
-def read_table(path: Path, *, header: tuple[str, ...] = ()) -> pl.DataFrame:
-    """Read a CSV or Parquet file; text is stripped, and values that stand for missing ones become null.
-
-    `header` names the columns of a CSV file without a header. Raises CannotTrain.
-    """
-    try:
-        is_parquet = path.suffix in (".parquet", ".pq")
-        frame = _clean_texts(pl.read_parquet(path)) if is_parquet else _read_csv(path, header)
-    except pl.exceptions.NoDataError:
-        raise CannotTrain(f"{path} is empty.") from None
-    except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CannotTrain(f"{path} cannot be read as a table: {reason}") from None
-    frame = frame.filter(~pl.all_horizontal(pl.all().is_null())) if frame.width else frame
-    # The local time counts: a time zone is dropped, not converted.
-    frame = frame.with_columns(
-        pl.col(name).dt.replace_time_zone(None).dt.cast_time_unit("us")
-        for name, dtype in frame.schema.items()
-        if dtype == pl.Datetime
-    )
-    if not frame.height:
-        raise CannotTrain(f"{path} has no rows.")
-    return frame
-
-
-def _read_csv(path: Path, header: tuple[str, ...]) -> pl.DataFrame:
-    frame = pl.read_csv(path, has_header=not header, infer_schema=False)
-    if header:
-        if len(header) != frame.width:
-            raise CannotTrain(f"{path} has {frame.width} columns, but --header names {len(header)}.")
-        frame.columns = list(header)
-    frame.columns = [name.strip() for name in frame.columns]
-    cleaned = _clean_texts(frame)
-    return cleaned.select(_infer_type(cleaned[name]) for name in cleaned.columns)
-
-
-def _clean_texts(frame: pl.DataFrame) -> pl.DataFrame:
-    """Strip texts, and replace those that stand for missing values by null, as the service does with requests."""
-    frame = frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String))
-    text = pl.col(pl.String).str.strip_chars()
-    return frame.with_columns(pl.when(text.is_in(sorted(MISSING_TEXTS))).then(None).otherwise(text).name.keep())
-
-
-def _infer_type(column: pl.Series) -> pl.Series:
-    """Cast to integers, floats, dates or times, where all values are of that type; otherwise keep the text."""
-    if column.null_count() == len(column):
-        return column
-    for dtype in (pl.Int64, pl.Float64):
-        cast = column.cast(dtype, strict=False)
-        # 00123 is a code, not a number.
-        is_padded = column.str.contains(r"^[-+]?0[0-9]").any()
-        if cast.null_count() == column.null_count() and not is_padded:
-            return cast
-    return _parse_dates(column)
-
-
-def _parse_dates(column: pl.Series) -> pl.Series:
-    """Parse as dates or times, where all values are in ISO 8601 without a time zone."""
-    for dtype, formats in ((pl.Date, _DATE_FORMATS), (pl.Datetime("us"), _TIME_FORMATS)):
-        for pattern in formats:
-            parsed = column.str.strptime(dtype, pattern, strict=False)
-            if parsed.null_count() == column.null_count():
-                return parsed
-    return column
+"""With fewer rows, a column whose values are all distinct is not taken for an identifier, or a copy of the target."""
+_MIN_REPEATS = 5
+"""Rows per value from which on it is no coincidence that a column determines the target."""
+_MAX_SHOWN = 3
 
 
 def is_number(frame: pl.DataFrame, target: str, kind: str, path: Path) -> bool:
@@ -113,23 +42,47 @@ def is_number(frame: pl.DataFrame, target: str, kind: str, path: Path) -> bool:
     Raises CannotTrain if the column does not exist or cannot be of that kind.
     """
     if target not in frame.columns:
-        raise CannotTrain(f"{path} has no column '{target}'; its columns are {', '.join(frame.columns)}.")
+        raise CannotTrain(_describe_missing(frame.columns, target, path))
     column = frame[target].drop_nulls()
     if kind == "number" and not column.dtype.is_numeric():
         example = _first_non_number(column.cast(pl.String).to_list())
         raise CannotTrain(f"The target column '{target}' is not numeric: it contains '{example}'.")
     return (
-        kind != "class" and column.dtype.is_numeric() and (kind == "number" or column.n_unique() > _MAX_NUMERIC_CLASSES)
+        kind != "class" and column.dtype.is_numeric() and (kind == "number" or column.n_unique() > MAX_NUMERIC_CLASSES)
     )
 
 
+def _describe_missing(columns: Sequence[str], target: str, path: Path) -> str:
+    message = f"{path} has no column '{target}'; its columns are {', '.join(columns)[:500]}.{suggest(target, columns)}"
+    if any(_is_float(name) for name in columns):
+        return f"{message} If the first line is a row and no header, name the columns with --header."
+    if len(columns) == 1:
+        return f"{message} If a character separates several columns, name it with --separator."
+    return message
+
+
+def _is_float(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _first_non_number(values: Sequence[str]) -> str:
-    for value in values:
-        try:
-            float(value)
-        except ValueError:
-            return value
-    return values[0] if values else ""
+    return next((value for value in values if not _is_float(value)), values[0] if values else "")
+
+
+def merge_labels(frame: pl.DataFrame, target: str) -> tuple[pl.DataFrame, tuple[str, ...]]:
+    """Give spellings of one label the same name (`merge_spellings`); return the table, and notes on what was merged."""
+    column = frame[target]
+    if column.dtype != pl.String:
+        return frame, ()
+    counts = {str(value): count for value, count in column.drop_nulls().value_counts().iter_rows()}
+    if len(counts) > _MAX_SPELLINGS:
+        return frame, ()
+    merged = merge_spellings(counts)
+    return frame.with_columns(pl.col(target).replace(dict(merged.names))), merged.notes
 
 
 def class_labels(frame: pl.DataFrame, target: str) -> tuple[str, ...]:
@@ -150,34 +103,95 @@ def class_labels(frame: pl.DataFrame, target: str) -> tuple[str, ...]:
 
 
 def infer_columns(
-    frame: pl.DataFrame, target: str, kinds: ColumnKinds
+    frame: pl.DataFrame,
+    target: str,
+    kinds: ColumnKinds,
+    missing_texts: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+    earlier: Sequence[str] = (),
 ) -> tuple[tuple[Column, ...], tuple[str, ...], list[str]]:
     """Return the input columns, the names of the columns that are left out, and warnings.
 
-    Raises CannotTrain if a named column does not exist or cannot be of the specified kind.
+    A column that equals the target in every row is left out; one that determines it is read, with a warning.
+    `missing_texts` are the texts of each column that count as missing in requests too. `earlier` are warnings from
+    reading the table, which may explain why no column is left.
+
+    Raises CannotTrain if a named column does not exist or cannot be of the specified kind, or if a column has the name
+    of the target except for case.
     """
-    for name in (*kinds.categories, *kinds.numbers, *kinds.ignored, *kinds.dates):
-        if name not in frame.columns:
-            raise CannotTrain(f"There is no column '{name}'; the columns are {', '.join(frame.columns)}.")
-    if unknown := [name for name in kinds.parts if name not in _dates.PARTS]:
-        raise CannotTrain(f"--date-parts {unknown[0]}: the parts of a date are {', '.join(_dates.PARTS)}.")
+    _check_names(frame.columns, target, kinds)
     columns: list[Column] = []
     left_out: list[str] = []
     warnings: list[str] = []
     for name in frame.columns:
         if name == target:
             continue
-        if name in kinds.ignored:
-            left_out.append(name)
-            continue
-        column = _infer_column(frame[name], kinds, warnings)
-        if column:
-            columns.append(column)
+        column = None if name in kinds.ignored else _infer_column(frame[name], kinds, warnings)
+        if column and _is_read(frame, target, name, kinds, warnings):
+            columns.append(_with_missing_texts(column, missing_texts.get(name, ())))
         else:
             left_out.append(name)
     if not columns:
-        raise CannotTrain(" ".join(["No input column is left.", *warnings]))
+        raise CannotTrain(" ".join(["No input column is left.", *earlier, *warnings]))
     return tuple(columns), tuple(left_out), warnings
+
+
+def _check_names(names: Sequence[str], target: str, kinds: ColumnKinds) -> None:
+    for name in (*kinds.categories, *kinds.numbers, *kinds.ignored, *kinds.dates):
+        if name not in names:
+            raise CannotTrain(f"There is no column '{name}'; the columns are {', '.join(names)}.{suggest(name, names)}")
+    if unknown := [name for name in kinds.parts if name not in _dates.PARTS]:
+        raise CannotTrain(f"--date-parts {unknown[0]}: the parts of a date are {', '.join(_dates.PARTS)}.")
+    named = (*kinds.categories, *kinds.numbers, *kinds.ignored, *kinds.dates)
+    for name in names:
+        if name not in (target, *named) and name.strip().casefold() == target.strip().casefold():
+            raise CannotTrain(
+                f"The table has the columns '{target}' and '{name}', and it is not clear whether both are the target. "
+                f"Rename or remove one, or leave one out with --ignore {name}."
+            )
+
+
+def _with_missing_texts(column: Column, texts: tuple[str, ...]) -> Column:
+    return column if isinstance(column, CategoryColumn) or not texts else replace(column, missing_texts=texts)
+
+
+def _is_read(frame: pl.DataFrame, target: str, name: str, kinds: ColumnKinds, warnings: list[str]) -> bool:
+    """Return whether to read a column that may tell the target; say so if it does."""
+    if target not in frame.columns:
+        return True
+    known = frame.select(pl.col(name).alias("column"), pl.col(target).alias("target")).drop_nulls()
+    if known.height < _MIN_IDENTIFIER_ROWS or known["target"].n_unique() < 2:
+        return True
+    is_named = name in (*kinds.categories, *kinds.numbers, *kinds.dates)
+    if _are_equal(known["column"], known["target"]):
+        if is_named:
+            return True
+        warnings.append(
+            f"Column '{name}' is left out: it equals the target '{target}' in all {known.height:,} rows. To use it, "
+            "name it in --numbers or --categories."
+        )
+        return False
+    if _determines(known) and not is_named:
+        warnings.append(
+            f"Column '{name}' determines the target '{target}' in all {known.height:,} rows, so the model may learn "
+            f"from nothing else. If requests cannot know it, leave it out with --ignore {name}."
+        )
+    return True
+
+
+def _are_equal(column: pl.Series, target: pl.Series) -> bool:
+    if column.dtype.is_numeric() and target.dtype.is_numeric():
+        return bool((column.cast(pl.Float64) == target.cast(pl.Float64)).all())
+    if column.dtype.is_nested() or target.dtype.is_nested():
+        return False
+    return bool((column.cast(pl.String).str.to_lowercase() == target.cast(pl.String).str.to_lowercase()).all())
+
+
+def _determines(known: pl.DataFrame) -> bool:
+    """Whether each value occurs in rows of one target only, and values repeat enough for that to be no coincidence."""
+    column, target = known["column"], known["target"]
+    if column.dtype.is_nested() or not 2 <= target.n_unique() <= column.n_unique() <= known.height / _MIN_REPEATS:
+        return False
+    return bool(known.group_by("column").agg(pl.col("target").n_unique())["target"].max() == 1)
 
 
 def _infer_column(values: pl.Series, kinds: ColumnKinds, warnings: list[str]) -> Column | None:
@@ -187,34 +201,52 @@ def _infer_column(values: pl.Series, kinds: ColumnKinds, warnings: list[str]) ->
             texts = values.drop_nulls()
             invalid = texts.cast(pl.String).filter(texts.cast(pl.Float64, strict=False).is_null())
             raise CannotTrain(f"Column '{name}' is not numeric: it contains '{invalid[0]}'.")
-        return _number_column(values)
+        return _number_column(values, warnings)
     if name in kinds.categories:
-        return _category_column(values)
+        return _category_column(values, warnings)
     if name in kinds.dates and not _is_date(values):
         raise CannotTrain(
             f"Column '{name}' does not contain dates: it contains '{values.drop_nulls().cast(pl.String)[0]}'. Dates "
-            "are read as 2012-09-01, times as 2012-09-01T08:00, both without a time zone."
+            "are read as 2012-09-01, times as 2012-09-01T08:00, and other usual forms."
         )
-    distinct = values.drop_nulls().n_unique()
-    if distinct < 2:
-        warnings.append(f"Column '{name}' is left out: it has the same value in every row.")
+    if reason := _reason_to_leave_out(values):
+        warnings.append(f"Column '{name}' is left out: {reason}.")
         return None
     if _is_date(values):
         return _date_column(values, kinds.parts)
-    if values.dtype.is_temporal() or values.dtype.is_nested():
-        warnings.append(f"Column '{name}' is left out: values of type {values.dtype} are not supported.")
-        return None
-    if distinct == len(values) >= _MIN_IDENTIFIER_ROWS and not values.dtype.is_float():
+    if is_identifier(values):
         warnings.append(
-            f"Column '{name}' is left out: its values are all distinct, as in an identifier. To use it, name it in "
-            "--numbers or --categories."
+            f"Column '{name}' is read as categories: it contains whole numbers above 2^53, which are identifiers and "
+            "not amounts. To read it as numbers, which rounds them, name it in --numbers."
         )
-        return None
-    return _number_column(values) if values.dtype.is_numeric() else _category_column(values)
+        return _category_column(values, warnings)
+    return _number_column(values, warnings) if values.dtype.is_numeric() else _category_column(values, warnings)
 
 
-def _number_column(values: pl.Series) -> NumberColumn:
+def _reason_to_leave_out(values: pl.Series) -> str:
+    """Return why a column that the user did not name is no input; empty if it is one."""
+    known = values.drop_nulls()
+    if not len(known):
+        return "it is empty"
+    distinct = known.n_unique()
+    if distinct == 1 and len(known) == len(values):
+        return "it has the same value in every row"
+    if distinct == 1:
+        return f"it has the same value in all {len(known):,} rows that have one"
+    if _is_date(values):
+        return ""
+    if values.dtype.is_temporal() or values.dtype.is_nested() or values.dtype == pl.Binary:
+        return f"values of type {values.dtype} are not supported"
+    if distinct == len(values) >= _MIN_IDENTIFIER_ROWS and not values.dtype.is_float():
+        return "its values are all distinct, as in an identifier. To use it, name it in --numbers or --categories"
+    return ""
+
+
+def _number_column(values: pl.Series, warnings: list[str]) -> NumberColumn:
     known = values.cast(pl.Float64).drop_nulls().drop_nans()
+    if infinite := int(known.is_infinite().sum()):
+        counts = "values is infinite and counts" if infinite == 1 else "values are infinite and count"
+        warnings.append(f"Column '{values.name}': {infinite:,} of {len(known):,} {counts} as missing.")
     known = known.filter(known.is_finite())
     if not len(known):
         raise CannotTrain(f"Column '{values.name}' contains no numbers.")
@@ -222,11 +254,33 @@ def _number_column(values: pl.Series) -> NumberColumn:
     return NumberColumn(values.name, float(low), float(high), example=float(median))  # type: ignore[arg-type]
 
 
-def _category_column(values: pl.Series) -> CategoryColumn:
+def _category_column(values: pl.Series, warnings: list[str]) -> CategoryColumn:
     """The categories, most frequent first."""
-    counts = values.drop_nulls().cast(pl.String).value_counts().sort(["count", values.name], descending=[True, False])
-    names = tuple(counts[values.name].to_list())
-    return CategoryColumn(values.name, names, integer=values.dtype.is_integer(), example=names[0] if names else None)
+    values = whole_floats_to_integers(values)
+    name, known = values.name, values.drop_nulls().cast(pl.String)
+    counts = known.value_counts().sort(["count", name], descending=[True, False])
+    names = tuple(counts[name].to_list())
+    if values.dtype == pl.String:
+        _note_categories(name, names, len(known), warnings)
+    return CategoryColumn(name, names, integer=values.dtype.is_integer(), example=names[0] if names else None)
+
+
+def _note_categories(name: str, categories: Sequence[str], rows: int, warnings: list[str]) -> None:
+    """Say which categories are probably the same, or whether most are too rare to learn anything about."""
+    if len(categories) >= _MIN_IDENTIFIER_ROWS and len(categories) > rows / 2:
+        warnings.append(
+            f"Column '{name}' is read as categories: it has {len(categories):,} distinct texts in {rows:,} rows, such "
+            f"as '{categories[0][:40]}'. Texts that are not among them count as unknown."
+        )
+    first: dict[str, str] = {}
+    alike = [(first.setdefault(" ".join(text.casefold().split()), text), text) for text in categories]
+    if pairs := [pair for pair in alike if pair[0] != pair[1]]:
+        shown = ", ".join(f"'{one}' and '{other}'" for one, other in pairs[:_MAX_SHOWN]) + ", …" * (
+            len(pairs) > _MAX_SHOWN
+        )
+        warnings.append(
+            f"Column '{name}' has categories that differ only in case or spaces, and are kept apart: {shown}."
+        )
 
 
 def _is_date(values: pl.Series) -> bool:
@@ -283,10 +337,17 @@ def request_values(frame: pl.DataFrame, columns: Sequence[Column]) -> dict[str, 
         elif isinstance(column, DateColumn):
             lists[column.name] = list(_date_texts(values, clock=column.clock))
             continue
+        elif column.integer and values.dtype.is_float():
+            lists[column.name] = [_as_whole(value) for value in values.to_list()]
+            continue
         elif not column.integer:
             values = values.cast(pl.String)
         lists[column.name] = values.to_list()
     return lists
+
+
+def _as_whole(value: float | None) -> float | None:
+    return None if value is None or np.isnan(value) else int(value) if value.is_integer() else value
 
 
 def row_hashes(frame: pl.DataFrame) -> list[str]:

@@ -22,6 +22,8 @@ def classification_scores(probabilities: Probabilities, targets: Targets) -> dic
     classes = probabilities.shape[1]
     predicted = probabilities.argmax(axis=1)
     _, _, f1, _ = precision_recall_fscore_support(targets, predicted, labels=range(classes), zero_division=0)
+    # A class without a sample has no F1; counted as 0, it would lower the mean.
+    f1 = f1[np.bincount(targets, minlength=classes) > 0]
     exact = probabilities.astype(np.float64)
     exact = exact / exact.sum(axis=1, keepdims=True)
     scores = {"accuracy": float((predicted == targets).mean()), "macro_f1": float(f1.mean())}

@@ -88,12 +88,15 @@ def test_an_unreadable_image_is_named_and_refused_or_skipped(photos):
     assert "broken.jpg skipped" in data.warnings[0]
 
 
-def test_files_without_an_image_suffix_are_ignored(photos):
+def test_files_without_an_image_suffix_are_left_out_and_counted(photos):
     folder = photos(count=6)
     (folder / "red" / "Thumbs.db").write_bytes(b"x")
     (folder / "notes.txt").write_text("x")
 
-    assert not read(folder).warnings
+    data = read(folder)
+
+    assert len(data.train) + len(data.validation) == 12
+    assert data.warnings == ("2 files were left out: 1 ending in .txt, 1 made by the operating system (Thumbs.db).",)
 
 
 def test_each_kind_of_wrong_folder_has_its_own_message(photos, tmp_path):

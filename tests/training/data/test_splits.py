@@ -52,7 +52,15 @@ def test_rows_of_the_same_time_stay_together():
     assert split(Splitter(0.1, time="day"), frame).held_out.tolist() == [False] * 6 + [True] * 4
 
 
-@pytest.mark.parametrize(("kind", "since"), [(pl.Datetime("us"), "2012-02-20T00:00"), (pl.Date, "2012-02-20")])
+@pytest.mark.parametrize(
+    ("kind", "since"),
+    [
+        (pl.Datetime("us"), "2012-02-20T00:00"),
+        (pl.Datetime("us"), "20.02.2012 00:00"),
+        (pl.Date, "2012-02-20"),
+        (pl.Date, "Feb 20, 2012"),
+    ],
+)
 def test_rows_from_a_given_date_on_are_held_out(kind, since):
     frame = hours().with_columns(pl.col("when").cast(kind))
 
@@ -123,6 +131,7 @@ def test_the_inner_holdout_takes_the_latest_training_rows():
         ({"time": "name"}, "not a column of times.*neither a number nor a date"),
         ({"column": "name"}, "contains 'monday'; its values must be train or valid"),
         ({"time": "when", "since": "soon"}, "--split-from soon: the column 'when' needs a date like 2012-09-01"),
+        ({"time": "when", "since": "1/2/2012"}, "Write the year first, since day and month may be either way round"),
         ({"time": "x", "since": "soon"}, "needs a number"),
         ({"time": "when", "since": "2030-01-01"}, "leaves no rows for validation"),
         ({"time": "when", "since": "2001-01-01"}, "leaves no rows for training"),

@@ -8,12 +8,14 @@ from hypothesis import strategies as st
 
 from tasks._tables import MISSING_TEXTS, CategoryColumn, DateColumn, NumberColumn
 from training.core.errors import CannotTrain
+from training.data.column_types import ColumnKinds
+from training.data.delimited import CsvFormat
+from training.data.table_files import read_table
 from training.data.tables import (
-    ColumnKinds,
     class_labels,
     infer_columns,
     is_number,
-    read_table,
+    merge_labels,
     request_values,
     row_hashes,
 )
@@ -26,7 +28,7 @@ def write_csv(tmp_path, text, name="table.csv"):
 
 
 def read_labels(path):
-    frame = read_table(path)
+    frame = read_table(path).frame
     return is_number(frame, "y", "auto", path) or class_labels(frame, "y")
 
 
@@ -38,7 +40,7 @@ def infer_kinds(frame, target="y", **kinds):
 def test_kinds_are_inferred_from_the_values_and_placeholders_are_missing(tmp_path):
     path = write_csv(tmp_path, "a, b ,c,d,y\n1, red,0.5,007,n\n?, blue,NA,008,n\n3, ,2,009,y\n4, red,1e3,007,y\n")
 
-    frame = read_table(path)
+    frame = read_table(path).frame
 
     assert frame["a"].to_list() == [1, None, 3, 4]
     assert frame["b"].to_list() == ["red", "blue", None, "red"]
@@ -47,7 +49,7 @@ def test_kinds_are_inferred_from_the_values_and_placeholders_are_missing(tmp_pat
 
 
 def test_the_user_can_override_kinds(tmp_path):
-    frame = read_table(write_csv(tmp_path, "store,size,note,y\n1,5,x,n\n2,6,y,y\n2,7,x,y\n"))
+    frame = read_table(write_csv(tmp_path, "store,size,note,y\n1,5,x,n\n2,6,y,y\n2,7,x,y\n")).frame
 
     columns, left_out, _ = infer_columns(frame, "y", ColumnKinds(categories=("store",), ignored=("note",)))
 
@@ -57,18 +59,18 @@ def test_the_user_can_override_kinds(tmp_path):
 
 
 def test_parquet_and_csv_give_the_same_columns(tmp_path):
-    frame = read_table(write_csv(tmp_path, "a,b,y\n1,red,n\n2.5,blue,y\n,red,y\n"))
+    frame = read_table(write_csv(tmp_path, "a,b,y\n1,red,n\n2.5,blue,y\n,red,y\n")).frame
     frame.write_parquet(tmp_path / "table.parquet")
 
-    assert infer_kinds(read_table(tmp_path / "table.parquet")) == infer_kinds(frame)
+    assert infer_kinds(read_table(tmp_path / "table.parquet").frame) == infer_kinds(frame)
 
 
 def test_a_file_without_a_header_gets_the_given_one(tmp_path):
     path = write_csv(tmp_path, "1,red\n2,blue\n")
 
-    assert read_table(path, header=("a", "b")).columns == ["a", "b"]
+    assert read_table(path, CsvFormat(header=("a", "b"))).frame.columns == ["a", "b"]
     with pytest.raises(CannotTrain, match="has 2 columns, but --header names 3"):
-        read_table(path, header=("a", "b", "c"))
+        read_table(path, CsvFormat(header=("a", "b", "c")))
 
 
 def test_uninformative_columns_are_left_out_with_a_warning():
@@ -125,7 +127,7 @@ def test_a_file_that_is_no_table_is_named(tmp_path):
 
 
 def test_a_missing_column_or_one_of_another_kind_is_named(tmp_path):
-    frame = read_table(write_csv(tmp_path, "a,y\nsome,n\n2,y\n"))
+    frame = read_table(write_csv(tmp_path, "a,y\nsome,n\n2,y\n")).frame
 
     with pytest.raises(CannotTrain, match="There is no column 'b'"):
         infer_columns(frame, "y", ColumnKinds(ignored=("b",)))
@@ -189,7 +191,7 @@ def test_dates_are_recognised_and_written_as_clients_write_them(tmp_path, time_f
     hours = [datetime.datetime(2011, 1, 1) + datetime.timedelta(hours=i) for i in range(500)]
     text = "day,at,y\n" + "".join(f"{at:%Y-%m-%d},{at.strftime(time_format)},{i % 2}\n" for i, at in enumerate(hours))
 
-    frame = read_table(write_csv(tmp_path, text))
+    frame = read_table(write_csv(tmp_path, text)).frame
     (day, at), _, _ = infer_columns(frame, "y", ColumnKinds())
 
     assert (day.clock, at.clock) == (False, True)
@@ -220,7 +222,7 @@ def test_a_time_zone_is_dropped_without_changing_the_local_time(tmp_path):
         tmp_path / "t.parquet"
     )
 
-    assert read_table(tmp_path / "t.parquet")["at"].to_list() == [datetime.datetime(2020, 1, 1, 15)] * 2
+    assert read_table(tmp_path / "t.parquet").frame["at"].to_list() == [datetime.datetime(2020, 1, 1, 15)] * 2
 
 
 def test_missing_and_unordered_dates_are_read():
@@ -251,7 +253,7 @@ def test_training_reads_the_same_texts_as_missing_as_the_service(text, suffix, t
     frame = pl.DataFrame({"row": ["1", "2"], "number": [text, "1"], "word": [text, "a"]})
     frame.write_csv(path, quote_style="always") if suffix == ".csv" else frame.write_parquet(path)
 
-    row = read_table(path).row(0)
+    row = read_table(path).frame.row(0)
 
     assert row[1:] == (None, None)
     assert [column.read_text(text) for column in (NumberColumn("n", 0, 1), CategoryColumn("w", ("a",)))] == [None, None]
@@ -262,4 +264,128 @@ def test_texts_of_parquet_are_cleaned_like_those_of_csv(tmp_path, dtype):
     words = pl.Series("word", [" a ", "b", "?"], dtype=dtype)
     pl.DataFrame({"word": words, "number": [1, None, 2]}).write_parquet(tmp_path / "table.parquet")
 
-    assert read_table(tmp_path / "table.parquet")["word"].to_list() == ["a", "b", None]
+    assert read_table(tmp_path / "table.parquet").frame["word"].to_list() == ["a", "b", None]
+
+
+def target_frame(**columns):
+    return pl.DataFrame({"x": [i % 10 for i in range(60)], "y": ["p", "q", "q"] * 20, **columns})
+
+
+def test_a_copy_of_the_target_is_left_out_and_one_that_determines_it_is_named():
+    frame = target_frame(copy=["P", "Q", "Q"] * 20, code=[1, 0, 0] * 20)
+
+    kinds, left_out, warnings = infer_kinds(frame)
+
+    assert kinds == {"x": "number", "code": "number"}
+    assert left_out == ("copy",)
+    assert warnings[0].startswith("Column 'copy' is left out: it equals the target 'y' in all 60 rows.")
+    assert warnings[1].startswith("Column 'code' determines the target 'y' in all 60 rows")
+    assert infer_kinds(frame, categories=("copy",))[0]["copy"] == "category"
+
+
+def test_a_copy_of_a_numeric_target_is_left_out():
+    frame = pl.DataFrame(
+        {"x": [i % 7 for i in range(60)], "z": [i / 3 for i in range(60)], "y": [i / 3 for i in range(60)]}
+    )
+
+    assert infer_kinds(frame)[1] == ("z",)
+
+
+def test_in_a_few_rows_a_column_may_equal_the_target_by_chance():
+    assert infer_kinds(target_frame(copy=["p", "q", "q"] * 20).head(10))[1:] == ((), [])
+
+
+def test_a_column_with_the_name_of_the_target_in_another_case_is_refused_unless_it_is_ignored():
+    frame = target_frame(Y=list(range(60)))
+
+    with pytest.raises(CannotTrain, match=r"has the columns 'y' and 'Y'.*--ignore Y"):
+        infer_columns(frame, "y", ColumnKinds())
+
+    assert infer_kinds(frame, ignored=("Y",))[1] == ("Y",)
+
+
+def test_whole_numbers_that_floats_cannot_hold_are_categories():
+    ids = [10**18 + i % 10 for i in range(60)]
+    frame = target_frame(account=ids)
+
+    columns, _, warnings = infer_columns(frame, "y", ColumnKinds())
+
+    assert columns[1].values[0] == str(ids[0])
+    assert "whole numbers above 2^53" in warnings[0]
+    assert request_values(frame, columns)["account"] == ids
+    assert infer_kinds(frame, numbers=("account",))[0]["account"] == "number"
+
+
+def test_integers_with_gaps_that_were_stored_as_floats_are_integer_categories():
+    frame = pl.DataFrame({"store": [1.0, 2.0, None, 2.0], "y": ["p", "q"] * 2})
+
+    columns, _, _ = infer_columns(frame, "y", ColumnKinds(categories=("store",)))
+
+    assert columns == (CategoryColumn("store", ("2", "1"), integer=True, example="2"),)
+    assert request_values(frame, columns)["store"] == [1, 2, None, 2]
+    assert request_values(frame.with_columns(store=pl.Series([1.5, 2, 1, 1])), columns)["store"][0] == 1.5
+
+
+def test_categories_that_differ_in_case_or_are_nearly_all_distinct_are_named():
+    frame = target_frame(flag=["True", "true", "no"] * 20, comment=[f"text {i % 55}" for i in range(60)])
+
+    warnings = infer_kinds(frame, ignored=("x",))[2]
+
+    assert any("differ only in case or spaces, and are kept apart: 'True' and 'true'" in text for text in warnings)
+    assert any("'comment' is read as categories: it has 55 distinct texts in 60 rows" in text for text in warnings)
+
+
+def test_columns_without_values_and_with_infinite_ones_are_named():
+    frame = target_frame(
+        none=pl.Series([None] * 60, dtype=pl.String), some=["x", None] * 30, big=[math.inf, *range(59)]
+    )
+
+    warnings = infer_kinds(frame)[2]
+
+    assert warnings == [
+        "Column 'none' is left out: it is empty.",
+        "Column 'some' is left out: it has the same value in all 30 rows that have one.",
+        "Column 'big': 1 of 60 values is infinite and counts as missing.",
+    ]
+
+
+def test_spellings_of_a_class_are_merged_before_classes_are_counted():
+    frame, notes = merge_labels(pl.DataFrame({"y": ["True", "True", "TRUE", "false", "no"]}), "y")
+
+    assert frame["y"].to_list() == ["True", "True", "True", "false", "false"]
+    assert "all spellings of true and false" in notes[0]
+    assert merge_labels(pl.DataFrame({"y": [1, 2]}), "y")[1] == ()
+
+
+def test_texts_that_counted_as_missing_in_training_do_so_in_requests(tmp_path):
+    days = [f"2020-01-{1 + i % 28:02}" for i in range(58)]
+    rows = zip([*range(58), "-", "-"], [*days, "never", "never"], ["p", "q"] * 30, strict=True)
+    table = read_table(write_csv(tmp_path, "b,day,y\n" + "".join(f"{b},{day},{y}\n" for b, day, y in rows)))
+
+    (number, date), _, _ = infer_columns(table.frame, "y", ColumnKinds(), table.missing_texts)
+
+    assert (number.missing_texts, date.missing_texts) == (("-",), ("never",))
+    assert [number.read_text(" - "), date.read_text("never"), number.read_text("7")] == [None, None, 7.0]
+    assert number.read_text("never") == "never"
+
+
+def test_the_reason_why_no_column_is_left_includes_how_they_were_read(tmp_path):
+    table = read_table(write_csv(tmp_path, "b,y\n" + "".join(f"{i} kg,{'pq'[i % 2]}\n" for i in range(60))))
+
+    with pytest.raises(
+        CannotTrain, match=r"No input column is left\. Column 'b' is read as categories, since its values"
+    ):
+        infer_columns(table.frame, "y", ColumnKinds(), table.missing_texts, table.warnings)
+
+
+@pytest.mark.parametrize(
+    ("columns", "hint"),
+    [
+        (["5.1", "setosa"], "name the columns with --header"),
+        (["x y"], "--separator"),
+        (["target"], "Did you mean 'target'"),
+    ],
+)
+def test_a_target_that_is_not_there_gets_a_hint(columns, hint):
+    with pytest.raises(CannotTrain, match=hint):
+        is_number(pl.DataFrame({name: [1] for name in columns}), "targets", "auto", "f")

@@ -36,6 +36,14 @@ def test_scores_of_a_known_case():
     assert "roc_auc" not in scores
 
 
+def test_a_class_without_samples_does_not_lower_the_mean_f1():
+    targets, predicted = np.array([0, 0, 0, 1, 1]), np.array([0, 0, 1, 1, 1])
+
+    scores = classification_scores(make_probabilities(predicted), targets)
+
+    assert scores["macro_f1"] == pytest.approx(0.8)
+
+
 def test_a_class_that_is_never_predicted_or_never_true_has_scores_too():
     targets, predicted = np.array([0, 1]), np.array([0, 0])
 

@@ -66,7 +66,8 @@ def test_only_the_language_model_reads_texts_without_a_label(reviews: Path) -> N
     learner = learner_of(reviews)
 
     assert len(learner.train_tokens) == len(learner.samples) + 1
-    assert "1 without a label" in learner.data_summary()
+    train, valid = len(learner.train_indices), len(learner.valid_indices)
+    assert f"2 labels, {train} texts to train on, {valid} to validate, 1 without a label;" in learner.data_summary()
 
 
 def test_stages_unfreeze_the_network_from_the_top(reviews: Path) -> None:

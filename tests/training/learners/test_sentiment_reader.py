@@ -43,14 +43,92 @@ def test_columns_of_a_table_are_found_by_common_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
-@pytest.mark.parametrize("separator", [",", ";", "\t"])
-def test_separators_and_byte_order_marks_are_detected(tmp_path: Path, separator: str, mark: bytes) -> None:
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_separators_and_byte_order_marks_are_detected_and_said(tmp_path: Path, separator: str, mark: bytes) -> None:
     lines = ["text,label", "gut,1", "schön,1", "übel,0", "bad,0"]
 
     data = read_table(tmp_path, mark + "\n".join(lines).replace(",", separator).encode())
 
     assert data.texts == ("gut", "schön", "übel", "bad")
     assert data.names == ("0", "1")
+    names = {",": (), ";": ("semicolons",), "\t": ("tabs",), "|": ("vertical bars",)}[separator]
+    assert data.warnings == tuple(f"The columns of a.csv are separated by {name}." for name in names)
+
+
+def test_separator_is_the_one_that_splits_the_names_of_the_columns(tmp_path: Path) -> None:
+    content = 'text;label;a,b,c,d\n"good, very";1;x\nbad, so;0;x\nfine, a;1;x\nugly;0;x\n'
+
+    assert read_table(tmp_path, content).texts == ("good, very", "bad, so", "fine, a", "ugly")
+
+
+def test_table_in_utf_16_is_read_and_said(tmp_path: Path) -> None:
+    data = read_table(tmp_path, "text,label\nschön,1\ngut,1\nübel,0\nbad,0\n".encode("utf-16"))
+
+    assert data.texts == ("schön", "gut", "übel", "bad")
+    assert data.warnings == ("a.csv was read as UTF-16.",)
+
+
+def test_labels_that_stand_for_missing_ones_are_no_labels_and_counted(tmp_path: Path) -> None:
+    data = read_table(tmp_path, "text,label\ngood,1.0\nbad,0\nfine,1\nugly,0.0\nwho,nan\nwhat,N/A\n")
+
+    assert (data.names, data.labels, data.unlabelled) == (("0", "1"), (1, 0, 1, 0), ("who", "what"))
+    assert data.warnings == ("2 row(s) with the label 'N/A', 'nan' were taken to have none.",)
+
+
+def test_labels_that_differ_only_in_case_are_named(tmp_path: Path) -> None:
+    data = read_table(tmp_path, "text,label\na,Pos\nb,Pos\nc,pos\nd,pos\ne,neg\nf,neg\n")
+
+    assert data.warnings[0].startswith("The labels 'Pos' and 'pos' differ only in how they are written")
+
+
+def test_short_names_are_not_written_out_if_that_makes_two_labels_one(tmp_path: Path) -> None:
+    data = read_table(tmp_path, "text,label\na,positive\nb,positive\nc,pos\nd,pos\ne,neg\nf,neg\n")
+
+    assert data.names == ("neg", "pos", "positive")
+
+
+def test_texts_in_capitals_and_in_folders_within_a_label_are_read(tmp_path: Path) -> None:
+    write_folder(tmp_path, pos=["good", "great"], neg=["bad", "awful"])
+    write(tmp_path / "pos" / "2_2.TXT", "fine")
+    write(tmp_path / "neg" / "more" / "2_2.txt", "dull")
+
+    data = read_texts(tmp_path, RULES)
+
+    assert set(data.texts) == {"good", "great", "fine", "bad", "awful", "dull"}
+    assert data.warnings == ("Files in folders within a class count for the class: neg/more.",)
+
+
+def test_files_and_folders_that_are_not_read_are_counted(tmp_path: Path) -> None:
+    write_folder(tmp_path, pos=["good", "great"], neg=["bad", "awful"], Test=["secret"])
+    write(tmp_path / "pos" / "a.rtf", "x")
+    write(tmp_path / "neg" / ".ipynb_checkpoints" / "a-checkpoint.txt", "x")
+    write(tmp_path / "stray.txt", "x")
+    write(tmp_path / "README.txt", "x")
+    write(tmp_path / "docs" / "a.pdf", "x")
+
+    data = read_texts(tmp_path, RULES)
+
+    assert set(data.texts) == {"good", "great", "bad", "awful"}
+    assert data.warnings == (
+        "4 files were left out: 1 ending in .pdf, 1 ending in .rtf, 1 beside the folders that are read (stray.txt), "
+        "1 in hidden folders (.ipynb_checkpoints).",
+        "Not read as a label, but taken for another split: 'Test'.",
+        "Without a .txt file, and therefore no label: 'docs'.",
+    )
+
+
+def test_texts_in_utf_16_are_read_and_others_are_counted_and_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path, pos=["good", "great"], neg=["bad", "awful"])
+    write(tmp_path / "pos" / "wide.txt", "schön".encode("utf-16"))
+
+    data = read_texts(tmp_path, RULES)
+
+    assert "schön" in data.texts
+    assert data.warnings == ("1 file(s) of 'pos' were read as UTF-16.",)
+    for name in ("a", "b", "c"):
+        write(tmp_path / "neg" / f"{name}.txt", "übel".encode("cp1252"))
+    with pytest.raises(CannotTrain, match=r"a\.txt is not UTF-8 .* The same is true of 2 more file\(s\) there\."):
+        read_texts(tmp_path, RULES)
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:
@@ -169,8 +247,11 @@ def test_hash_ignores_whitespace_at_the_ends(text: str) -> None:
         ("text,label\ngood,a\nbad,b\nfine,a\n", RULES, "The label 'b' has one text"),
         ("text,label\ngood,a\nbad,b\nfine,a\nbad,b\n", RULES, "The label 'b' has one group of texts"),
         ("title,label\ngood,a\nbad,b\n", RULES, "None of the columns .* with --text-column"),
+        ("reviews,label\ngood,a\nbad,b\n", RULES, "with --text-column, such as --text-column 'reviews'"),
+        ("text,label\ngood, so,a\nbad,b\n", RULES, "the separator must be in quotation marks"),
         ("text,verdict\ngood,a\nbad,b\n", RULES, "None of the columns .* with --label-column"),
         ("text,label\ngood,a\n", TextRules(text_column="words"), "has no column 'words'; its columns are text, label"),
+        ("text,label\ngood,a\n", TextRules(label_column="labels"), r"no column 'labels'; .* Did you mean 'label'\?"),
         ("text,label\ngood,a\n", TextRules(group_column="film"), "has no column 'film'"),
         ("text,label\ngood,a\n", TextRules(label_column="text"), "cannot both be in the column 'text'"),
         ("text,label\n" + "".join(f"t{i},{i}\n" for i in range(300)), RULES, "has 300 labels; at most 200"),
@@ -206,3 +287,5 @@ def test_unusable_folder_gets_a_clear_error(tmp_path: Path) -> None:
         read_texts(tmp_path, RULES)
     with pytest.raises(CannotTrain, match="neither a table"):
         read_texts(write(tmp_path / "a.json", "{}"), RULES)
+    with pytest.raises(CannotTrain, match="There is no file or folder"):
+        read_texts(tmp_path / "missing.csv", RULES)

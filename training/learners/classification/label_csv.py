@@ -1,21 +1,44 @@
 """Images with several tags each, listed in a CSV file in the layout of Kaggle's Planet data set."""
 
 import csv
+import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
+from tasks.near_names import nearest_name
 from training.core.errors import CannotTrain
-from training.data.folders import list_subfolders
+from training.data.folders import Listing, describe_equal_names, list_files, list_subfolders
 from training.data.hash_split import validation_split
-from training.data.images import filter_readable, image_files
+from training.data.images import describe_unread_images, filter_readable, list_images
+from training.data.text_files import read_text_file
 
 TABLE = "labels.csv"
 _IMAGE_COLUMN, _TAGS_COLUMN, _SPLIT_COLUMN = "image_name", "tags", "split"
+_OTHER_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        _IMAGE_COLUMN: (
+            "image",
+            "filename",
+            "file_name",
+            "file",
+            "path",
+            "image_path",
+            "image_id",
+            "image_file",
+            "img",
+        ),
+        _TAGS_COLUMN: ("tag", "label", "labels", "class", "classes", "category", "categories", "attributes"),
+    }
+)
+"""What other programs call the columns."""
+_SEPARATORS: Mapping[str, str] = MappingProxyType({",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"})
+_TAG_SEPARATORS: Mapping[str, str] = MappingProxyType({",": "commas", ";": "semicolons", "|": "bars"})
 _TRAIN, _VALIDATION = ("train", "training"), ("validation", "valid", "val")
 
 
@@ -48,33 +71,44 @@ def find_table(data: Path) -> Path | None:
     """Return the table of tags at `data`, in it, or in its only subfolder; None if there is none."""
     if data.is_file():
         return data if data.suffix.lower() == ".csv" else None
+    if not data.is_dir():
+        return None
     subfolders = list_subfolders(data)
     folders = [data, *subfolders] if len(subfolders) == 1 else [data]
-    return next((folder / TABLE for folder in folders if (folder / TABLE).is_file()), None)
+    files = (file for folder in folders for file in list_files(folder, (".csv",), recursive=False).files)
+    return next((file for file in files if file.name.lower() == TABLE), None)
 
 
 def read_tags(table: Path, *, unreadable: str, valid_fraction: float, size: int) -> TagTable:
-    """Read a CSV file with the columns image_name and tags (space separated), and the images in folders beside it.
+    """Read a CSV file with the columns image_name and tags, and the images in folders beside it.
 
-    An optional third column, split (train or validation), selects the validation images. Without it, `valid_fraction`
-    of the images are held out by their perceptual hash: copies of an image stay on one side, and rare tags are put on
-    both sides if possible.
+    The tags of an image are separated by spaces or, if any cell has one of them, by commas, semicolons or bars. An
+    optional third column, split (train or validation), selects the validation images. Without it, `valid_fraction` of
+    the images are held out by their perceptual hash: copies of an image stay on one side, and rare tags are put on both
+    sides if possible. `warnings` count images and rows that are not used as they are.
 
-    Raises CannotTrain if a column or an image is missing, an image is listed twice, or there is no tag.
+    Raises CannotTrain if a column or an image is missing, an image is listed twice, there is no tag, or nothing is left
+    to train or to validate on.
     """
-    rows = _read_rows(table)
     warnings: list[str] = []
+    rows = _read_rows(table, warnings)
     hashes = dict(filter_readable([row.path for row in rows], unreadable=unreadable, size=size, warnings=warnings))
     rows = [row for row in rows if row.path in hashes]
     tag_counts = Counter(tag for row in rows for tag in row.tags)
     if not tag_counts:
         raise CannotTrain(f"No image in {table} has a tag.")
+    if untagged := sum(not row.tags for row in rows):
+        warnings.append(f"{untagged:,} of {len(rows):,} images have no tag, and are learnt as examples of none.")
     train, validation, split = _split_rows(rows, hashes, tag_counts, valid_fraction)
     if not train or not validation:
-        raise CannotTrain(f"The split of {table} leaves no images for {'training' if not train else 'validation'}.")
+        side = "training" if not train else "validation"
+        is_by_column = any(row.split for row in rows)
+        advice = "" if is_by_column else " At least two images that differ are needed for one of the tags."
+        raise CannotTrain(f"The split of {table} leaves no images for {side}.{advice}")
     if not any(image.tags for image in validation):
         raise CannotTrain(f"No validation image in {table} has a tag.")
     labels = tuple(sorted(tag_counts))
+    warnings += describe_equal_names(labels, "tags")
     for label in labels:
         for name, images in (("training", train), ("validation", validation)):
             if not any(label in image.tags for image in images):
@@ -82,51 +116,120 @@ def read_tags(table: Path, *, unreadable: str, valid_fraction: float, size: int)
     return TagTable(labels, train, validation, split, tuple(warnings))
 
 
-def _read_rows(table: Path) -> list[TaggedImage]:
+def _read_rows(table: Path, warnings: list[str]) -> list[TaggedImage]:
+    file = read_text_file(table)
+    warnings += file.describe(table)
+    header = file.text.lstrip("\r\n").partition("\n")[0]
+    separator = max(_SEPARATORS, key=header.count)
+    if separator != ",":
+        warnings.append(f"The columns of {table.name} are separated by {_SEPARATORS[separator]}.")
+    listing = list_images(table.parent, known=(table.name,))
     try:
-        text = table.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise CannotTrain(f"{table} is not UTF-8. Save it as UTF-8.") from None
-    try:
-        rows = list(_parse_rows(table, csv.DictReader(text.splitlines())))
+        reader = csv.DictReader(io.StringIO(file.text, newline=""), delimiter=separator)
+        rows = list(_parse_rows(table, reader, listing, warnings))
     except csv.Error as error:
         raise CannotTrain(f"{table} is not a valid CSV file: {error}.") from None
     if not rows:
         raise CannotTrain(f"{table} has no rows.")
+    if unlisted := len(listing.files) - len(rows):
+        verb = "is" if unlisted == 1 else "are"
+        warnings.append(f"{unlisted:,} of {len(listing.files):,} images {verb} not listed in {table.name}: left out.")
+    warnings += describe_unread_images(listing)
     return rows
 
 
-def _parse_rows(table: Path, reader: "csv.DictReader[str]") -> Iterator[TaggedImage]:
-    files = _index_by_name(table.parent)
+def _parse_rows(
+    table: Path, reader: "csv.DictReader[str]", listing: Listing, warnings: list[str]
+) -> Iterator[TaggedImage]:
+    files = _index_by_name(listing, table.parent)
     line_of_name: dict[str, int] = {}
     line_of_path: dict[Path, int] = {}
-    missing = {_IMAGE_COLUMN, _TAGS_COLUMN} - set(reader.fieldnames or ())
-    if missing:
-        columns = ", ".join(reader.fieldnames or ()) or "none"
-        raise CannotTrain(f"{table} has no column {' and '.join(sorted(missing))}; its columns are {columns}.")
-    for number, row in enumerate(reader, 2):
-        name = row[_IMAGE_COLUMN] or ""
+    _check_columns(table, reader)
+    lines = [(reader.line_num, row) for row in reader]
+    mark = _tag_separator(table, [row[_TAGS_COLUMN] or "" for _, row in lines], warnings)
+    for number, row in lines:
+        if None in row:
+            raise CannotTrain(
+                f"{table}, line {number} has more cells than the first line names columns. Separate the tags of an "
+                "image by spaces, or put them in quotation marks."
+            )
+        name = (row[_IMAGE_COLUMN] or "").strip().replace("\\", "/").removeprefix("./")
         if name in line_of_name:
             raise CannotTrain(f"{table}, line {number}: {name} is already listed in line {line_of_name[name]}.")
         line_of_name[name] = number
         if name not in files:
-            raise CannotTrain(f"{table}, line {number}: there is no image {name!r} in the folders of {table.parent}.")
+            raise CannotTrain(f"{table}, line {number}: {_describe_missing(name, files, table.parent)}")
         path = files[name]
         if path is None:
             raise CannotTrain(f"{table}, line {number}: {name} matches several images; include its folder.")
         if path in line_of_path:
             raise CannotTrain(f"{table}, line {number}: {name} is the same image as in line {line_of_path[path]}.")
         line_of_path[path] = number
-        yield TaggedImage(path, frozenset((row[_TAGS_COLUMN] or "").split()), _parse_split(row, table, number))
+        tags = frozenset(filter(None, (tag.strip() for tag in (row[_TAGS_COLUMN] or "").split(mark))))
+        yield TaggedImage(path, tags, _parse_split(row, table, number))
 
 
-def _index_by_name(folder: Path) -> dict[str, Path | None]:
+def _check_columns(table: Path, reader: "csv.DictReader[str]") -> None:
+    """Give the columns their names in lower case. Raises CannotTrain if one is missing or named twice."""
+    names = [name.strip() for name in reader.fieldnames or ()]
+    lower = [name.lower() for name in names]
+    missing = [name for name in (_IMAGE_COLUMN, _TAGS_COLUMN) if name not in lower]
+    if missing:
+        renamed = [
+            f" Rename '{near}' to '{name}'."
+            for name in missing
+            if (near := next((column for column in names if _is_meant(column, name)), ""))
+        ]
+        raise CannotTrain(
+            f"{table} has no column {' and '.join(missing)}; its columns are {', '.join(names) or 'none'}."
+            + "".join(renamed)
+        )
+    for name in (_IMAGE_COLUMN, _TAGS_COLUMN, _SPLIT_COLUMN):
+        if lower.count(name) > 1:
+            raise CannotTrain(f"{table} has {lower.count(name)} columns '{name}'; keep one.")
+    reader.fieldnames = lower
+
+
+def _is_meant(column: str, name: str) -> bool:
+    """Whether a column is named as other programs name this one, or nearly."""
+    return nearest_name(column.replace(" ", "_"), (name, *_OTHER_NAMES[name])) is not None
+
+
+def _tag_separator(table: Path, cells: Sequence[str], warnings: list[str]) -> str | None:
+    """Return what separates the tags of an image; None: spaces. Raises CannotTrain for several kinds."""
+    marks = [mark for mark in _TAG_SEPARATORS if any(mark in cell for cell in cells)]
+    if len(marks) > 1:
+        raise CannotTrain(
+            f"The tags in {table} are separated by {' and by '.join(_TAG_SEPARATORS[mark] for mark in marks)}. Use "
+            "one of them, or spaces."
+        )
+    if not marks:
+        return None
+    count = sum(marks[0] in cell for cell in cells)
+    warnings.append(f"Tags were separated at {_TAG_SEPARATORS[marks[0]]}, not at spaces: {count:,} images have some.")
+    return marks[0]
+
+
+def _index_by_name(listing: Listing, folder: Path) -> dict[str, Path | None]:
     """Index the images by file name, stem and relative path; None for a name that matches several images."""
     index: dict[str, Path | None] = {}
-    for path in image_files(folder):
+    for path in listing.files:
         for name in {path.name, path.stem, path.relative_to(folder).as_posix()}:
             index[name] = None if name in index else path
     return index
+
+
+def _describe_missing(name: str, files: Mapping[str, Path | None], folder: Path) -> str:
+    """Return why a name of the table matches no image: spelt in another case, or in a format that is not read."""
+    if not name:
+        return "the image's name is empty."
+    other_case = next((known for known in files if known.casefold() == name.casefold()), "")
+    if other_case:
+        return f"there is no image {name!r} in the folders of {folder}. Did you mean {other_case!r}?"
+    unread = [path for path in folder.rglob("*") if name in (path.name, path.stem) and path.is_file()]
+    if unread:
+        return f"{unread[0].name} is not in a format that is read; convert it to JPEG or PNG."
+    return f"there is no image {name!r} in the folders of {folder}."
 
 
 def _parse_split(row: dict[str, str], table: Path, number: int) -> str:

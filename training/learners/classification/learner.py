@@ -27,6 +27,9 @@ from training.learners.classification.network import ServedClassifier
 from training.reporting import plots
 from training.vision.learner import ImageLearner
 
+_MAX_NAMED = 12
+"""Classes that the summary of the data names."""
+
 
 class ClassificationLearner(BaseClassificationLearner):
     """Trains an image classifier from one folder per class, or, for a table of tags, a multi-label classifier."""
@@ -53,10 +56,11 @@ class ClassificationLearner(BaseClassificationLearner):
         self._load_samples(task, _paths_and_targets(self.folder.train), _paths_and_targets(self.folder.validation))
 
     def data_summary(self) -> str:
-        """Return the counts, the split, and any warnings."""
+        """Return the classes, the counts, the split, and any warnings."""
         folder = self.folder
-        counts = f"{len(folder.train):,} training images, {len(folder.validation):,} validation images"
-        return "\n".join([f"{len(folder.labels)} classes, {counts}: {folder.split}.", *folder.warnings])
+        labels = ", ".join([*folder.labels[:_MAX_NAMED], "…"] if len(folder.labels) > _MAX_NAMED else folder.labels)
+        counts = f"{len(folder.train):,} pictures to train on, {len(folder.validation):,} to validate"
+        return "\n".join([f"{len(folder.labels)} classes ({labels}), {counts}: {folder.split}.", *folder.warnings])
 
     def _loss_of_logits(self, logits: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(logits, target, label_smoothing=self.settings.label_smoothing)
@@ -165,7 +169,7 @@ def _failures(per_class: Table, confused: Table) -> tuple[str, ...]:
         f"{count} of the images of {true_label} were predicted as {predicted_label} ({fraction})."
         for true_label, predicted_label, count, fraction in confused.rows[:5]
     ]
-    weakest = min(per_class.rows, key=lambda row: float(row[2]))
+    weakest = min((row for row in per_class.rows if row[4] != "0"), key=lambda row: float(row[2]))
     return (
         *mistakes,
         f"The weakest class is {weakest[0]}: the model finds {float(weakest[2]):.0%} of its {weakest[4]} images.",

@@ -55,7 +55,7 @@ class MultiLabelLearner(BaseClassificationLearner):
         """Return the counts, the split, and any warnings."""
         table = self.table
         tags = float(self.samples.targets.sum()) / len(table.train)
-        counts = f"{len(table.train):,} training images, {len(table.validation):,} validation images: {table.split}"
+        counts = f"{len(table.train):,} pictures to train on, {len(table.validation):,} to validate: {table.split}"
         return "\n".join([f"{len(table.labels)} labels, {tags:.1f} per image; {counts}.", *table.warnings])
 
     def _loss_of_logits(self, logits: Tensor, target: Tensor) -> Tensor:

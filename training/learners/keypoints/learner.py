@@ -78,6 +78,11 @@ class Options(ImageOptions):
         0.05, "largest error of a point that counts as correct, for the confidence", above=0, at_most=1
     )
     outside: str = option("refuse", "what to do with points outside their image", choices=("refuse", "clip", "drop"))
+    zero: str = option(
+        "refuse",
+        "what points at exactly (0, 0) are, if no column of visibility says so: missing, or points in the corner",
+        choices=("refuse", "missing", "point"),
+    )
     max_rotation: float = option(25.0, "largest random rotation, in degrees", at_least=0, at_most=180)
     min_scale: float = option(0.75, "smallest random scale", above=0)
     max_scale: float = option(1.6, "largest random scale", above=0)
@@ -118,7 +123,9 @@ class KeypointsLearner(ImageLearner):
     """Trains a keypoint detector from images and CSV files."""
 
     summary: ClassVar[str] = "locate named points in images; trained on images and a table of coordinates"
-    data_kind: ClassVar[str] = "a folder with images and a CSV file: the image's name, then x and y of each point"
+    data_kind: ClassVar[str] = (
+        "a folder with images and a CSV file: the image's name, and x and y of each point (nose_x, nose_y, …)"
+    )
     hub_tag: ClassVar[str] = "keypoint-detection"
     lower_is_better: bool = True
     default_options: ClassVar[Options] = Options()
@@ -182,8 +189,8 @@ class KeypointsLearner(ImageLearner):
     def data_summary(self) -> str:
         """Return the counts, the split, and any warnings."""
         word = "groups" if self.data.has_groups else "distinct images (copies count once)"
-        counts = f"{len(self.samples):,} training images, {len(self.held_out):,} validation images"
-        lines = [f"{len(self.task.names)} points; {counts} of {self._group_count} {word} not seen in training."]
+        counts = f"{len(self.samples):,} pictures to train on, {len(self.held_out):,} to validate"
+        lines = [f"{len(self.task.names)} points; {counts}, of {self._group_count} {word} not seen in training."]
         if not self.flip_indices:
             lines.append("No flip pairs are known (--flip-pairs), so images are not flipped in training.")
         return "\n".join([*lines, *self.data.warnings])

@@ -6,7 +6,7 @@ before that for training.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -16,10 +16,15 @@ from numpy.typing import NDArray
 
 from tasks._items import ItemTable, Scale
 from training.core.errors import CannotTrain
-from training.data.tables import read_table
+from training.data.column_types import TypeRules, infer_types
+from training.data.date_texts import AmbiguousDates, DateTexts, read_date_texts
+from training.data.delimited import CsvFormat
+from training.data.number_texts import MAX_EXACT, whole_floats_to_integers
+from training.data.table_files import read_texts
 
 _MAX_ITEMS = 100_000
 _MAX_LEVELS = 20
+_MINUTE_US = 60_000_000
 _MIN_LIKED = 3
 """Liked items of a user with held-out ones: one to test, one to validate, and one for the history."""
 _COLUMN_NAMES = {
@@ -55,6 +60,24 @@ class ColumnNames:
     item: str = ""
     rating: str = ""
     time: str = ""
+
+
+@dataclass(frozen=True)
+class TableFormat:
+    """How the tables are written; what is empty or None is recognised.
+
+    Attributes:
+        csv: separator and encoding of CSV files.
+        decimal: the decimal sign of ratings.
+        dayfirst: whether the day comes first in times that leave it open.
+    """
+
+    csv: CsvFormat = field(default_factory=CsvFormat)
+    decimal: str = ""
+    dayfirst: bool | None = None
+
+
+_RECOGNISED = TableFormat()
 
 
 @dataclass(frozen=True)
@@ -114,12 +137,15 @@ class Ratings:
         return np.bincount(np.concatenate(rows), minlength=self.known)
 
 
-def read_ratings(data: Path, names: ColumnNames, *, liked: float, seed: int) -> Ratings:
+def read_ratings(
+    data: Path, names: ColumnNames, form: TableFormat = _RECOGNISED, *, liked: float, seed: int
+) -> Ratings:
     """Read a table of ratings, or a folder that holds one and possibly a table of items.
 
     Args:
         data: the table or the folder.
         names: of the columns.
+        form: how the tables are written.
         liked: the lowest rating of a liked item; 0: all rated items are liked.
         seed: decides the order of ratings that have the same time or none.
 
@@ -130,8 +156,11 @@ def read_ratings(data: Path, names: ColumnNames, *, liked: float, seed: int) -> 
         raise CannotTrain(
             f"{data} does not contain a table of ratings; name it ratings.csv, or specify the file with --data."
         )
-    warnings: list[str] = []
-    frame, scale = _select_columns(read_table(path), path, names, liked, warnings)
+    texts, notes, _ = read_texts(path, form.csv)
+    warnings: list[str] = list(notes)
+    frame = _read_types(_select_columns(texts, path, names), path, form, warnings)
+    frame = _drop_incomplete(frame, path, warnings)
+    scale = _rating_scale(frame, path, liked)
     ordered = "time" in frame.columns
     frame = _sort_by_user_and_time(frame, path, seed, warnings)
     ids = frame["item"].unique(maintain_order=True).sort().to_list()
@@ -139,7 +168,7 @@ def read_ratings(data: Path, names: ColumnNames, *, liked: float, seed: int) -> 
     if len(ids) > _MAX_ITEMS:
         raise CannotTrain(f"{path} has ratings of {len(ids):,} items; at most {_MAX_ITEMS:,} are accepted.")
     users = _group_by_user(frame, ids, scale)
-    table = _make_item_table(_find_table(data, "items") if data.is_dir() else None, ids, names, warnings)
+    table = _make_item_table(_find_table(data, "items") if data.is_dir() else None, ids, names, form, warnings)
     ratings = Ratings(table, len(ids), users, scale, ordered, tuple(warnings))
     _check(ratings, path)
     likes = (*ratings.likes.tolist(), *(0 for _ in range(len(table) - len(ids))))
@@ -168,10 +197,8 @@ def _normalise_name(name: str) -> str:
     return name.lower().replace("_", "").replace(" ", "").replace("-", "")
 
 
-def _select_columns(
-    frame: pl.DataFrame, path: Path, names: ColumnNames, liked: float, warnings: list[str]
-) -> tuple[pl.DataFrame, Scale | None]:
-    """Return the columns user, item and, if present, rating and time, without incomplete rows; and the rating scale."""
+def _select_columns(frame: pl.DataFrame, path: Path, names: ColumnNames) -> pl.DataFrame:
+    """Return the columns user, item and, if present, rating and time. Raises CannotTrain."""
     columns = {
         kind: find_column(frame, kind, getattr(names, kind), path) for kind in ("user", "item", "rating", "time")
     }
@@ -181,16 +208,47 @@ def _select_columns(
                 f"{path} has no column with a usual name for the {kind}; specify it with --{kind}-column. Its "
                 f"columns are {', '.join(frame.columns)}."
             )
-    selected = frame.select(pl.col(name).alias(kind) for kind, name in columns.items() if name)
-    selected = selected.with_columns(pl.col("user", "item").cast(pl.String))
-    complete = selected.drop_nulls(["user", "item", *(["rating"] if "rating" in selected.columns else [])])
-    if complete.height < selected.height:
-        warnings.append(
-            f"{selected.height - complete.height:,} rows without a user, an item or a rating were left out."
-        )
+    return frame.select(pl.col(name).alias(kind) for kind, name in columns.items() if name)
+
+
+def _read_types(frame: pl.DataFrame, path: Path, form: TableFormat, warnings: list[str]) -> pl.DataFrame:
+    """Return ids as text, ratings as numbers and times as float64. Raises CannotTrain."""
+    frame = frame.with_columns(read_ids(frame[kind], path) for kind in ("user", "item"))
+    if "rating" in frame.columns:
+        typed = infer_types(frame.select("rating"), TypeRules(decimal=form.decimal), from_text=True)
+        warnings += typed.warnings
+        frame = frame.with_columns(typed.columns)
+    if "time" in frame.columns:
+        frame = frame.with_columns(_times_as_numbers(frame["time"], path, form.dayfirst, warnings))
+    return frame
+
+
+def read_ids(values: pl.Series, path: Path) -> pl.Series:
+    """Return ids as they are written: text of any length. Whole numbers that were written as floats (12.0) lose that.
+
+    Raises CannotTrain if a program rounded them.
+    """
+    what = f"{path}: the ids in column '{values.name}'"
+    if values.dtype == pl.String:
+        known = values.drop_nulls()
+        rounded = known.filter(known.str.contains(r"^[0-9][.,][0-9]+E\+[0-9]+$"))
+        if len(rounded):
+            raise CannotTrain(f"{what} were rounded by a spreadsheet ('{rounded[0]}'); export them as text.")
+        are_floats = known.str.contains(r"^[0-9]+\.0+$").any() and known.str.contains(r"^[0-9]+(\.0+)?$").all()
+        return values.str.replace(r"\.0+$", "") if are_floats else values
+    if values.dtype.is_float() and (values.abs() > MAX_EXACT).any():
+        raise CannotTrain(f"{what} are stored as floating-point numbers, which rounds them; store them as text.")
+    return whole_floats_to_integers(values).cast(pl.String)
+
+
+def _drop_incomplete(frame: pl.DataFrame, path: Path, warnings: list[str]) -> pl.DataFrame:
+    """Drop rows without a user, an item or a rating. Raises CannotTrain if none is left."""
+    complete = frame.drop_nulls(["user", "item", *(["rating"] if "rating" in frame.columns else [])])
+    if complete.height < frame.height:
+        warnings.append(f"{frame.height - complete.height:,} rows without a user, an item or a rating were left out.")
     if not complete.height:
         raise CannotTrain(f"{path} contains no row with a user and an item.")
-    return complete, _rating_scale(complete, path, liked)
+    return complete
 
 
 def _rating_scale(frame: pl.DataFrame, path: Path, liked: float) -> Scale | None:
@@ -216,7 +274,6 @@ def _rating_scale(frame: pl.DataFrame, path: Path, liked: float) -> Scale | None
 def _sort_by_user_and_time(frame: pl.DataFrame, path: Path, seed: int, warnings: list[str]) -> pl.DataFrame:
     """Sort the rows by user and time, those without a time or with the same time by a hash, without repeated items."""
     if "time" in frame.columns:
-        frame = frame.with_columns(_times_as_numbers(frame["time"], path))
         if frame["time"].null_count():
             raise CannotTrain(f"{path}: {frame['time'].null_count():,} rows have no time; all or none must have one.")
     else:
@@ -234,23 +291,43 @@ def _sort_by_user_and_time(frame: pl.DataFrame, path: Path, seed: int, warnings:
     return latest
 
 
-def _times_as_numbers(values: pl.Series, path: Path) -> pl.Series:
+def _times_as_numbers(values: pl.Series, path: Path, dayfirst: bool | None, warnings: list[str]) -> pl.Series:
+    """Return times as float64: numbers as they are, dates in microseconds since 1970. Raises CannotTrain."""
+    if values.dtype == pl.String:
+        numbers = values.cast(pl.Float64, strict=False)
+        if numbers.null_count() == values.null_count():
+            return numbers
+        read = _read_dates(values, path, dayfirst)
+        if read.order or read.zones:
+            warnings.append(_describe_times(read))
+        return read.dates.cast(pl.Datetime("us")).dt.epoch("us").cast(pl.Float64) - read.offsets * _MINUTE_US
     if values.dtype.is_numeric():
         return values.cast(pl.Float64)
-    if values.dtype == pl.String:
-        times = values.str.to_datetime(strict=False, time_unit="us", time_zone="UTC")
-        invalid = values.filter(times.is_null() & values.is_not_null())
-        if len(invalid):
-            times = values.str.to_date(strict=False).cast(pl.Datetime("us"))
-            invalid = values.filter(times.is_null() & values.is_not_null())
-        if len(invalid):
-            raise CannotTrain(
-                f"{path}: '{invalid[0]}' cannot be read as a time; write 2024-05-31 12:00:00, or seconds."
-            )
-        values = times
     if not values.dtype.is_temporal():
         raise CannotTrain(f"{path}: the column of times has the type {values.dtype}, which is not a time.")
     return values.cast(pl.Datetime("us")).dt.epoch("us").cast(pl.Float64)
+
+
+def _read_dates(values: pl.Series, path: Path, dayfirst: bool | None) -> DateTexts:
+    try:
+        read = read_date_texts(values, dayfirst=dayfirst)
+    except AmbiguousDates as error:
+        raise CannotTrain(f"{path}: the column of times {error}.") from None
+    invalid = values.filter(values.is_not_null() & (read.dates.is_null() if read else True))
+    if read is None or len(invalid):
+        known = len(values) - values.null_count()
+        raise CannotTrain(
+            f"{path}: '{invalid[0]}' cannot be read as a time, as {len(invalid):,} of {known:,} cannot; write "
+            "2024-05-31 12:00:00, or seconds."
+        )
+    return read
+
+
+def _describe_times(read: DateTexts) -> str:
+    text, moment = read.example
+    order = f" with the {read.order} first" if read.order else ""
+    zones = f" Time zones ({', '.join(read.zones[:3])}) are taken into account." if read.zones else ""
+    return f"Times are read{order}: '{text}' is {moment}.{zones}"
 
 
 def _group_by_user(frame: pl.DataFrame, ids: Sequence[str], scale: Scale | None) -> tuple[User, ...]:
@@ -270,11 +347,13 @@ def _group_by_user(frame: pl.DataFrame, ids: Sequence[str], scale: Scale | None)
     )
 
 
-def _make_item_table(path: Path | None, ids: Sequence[str], names: ColumnNames, warnings: list[str]) -> ItemTable:
+def _make_item_table(
+    path: Path | None, ids: Sequence[str], names: ColumnNames, form: TableFormat, warnings: list[str]
+) -> ItemTable:
     """Return the rated items, followed by items of the table that no user rated."""
     if path is None:
         return ItemTable(tuple(ids), tuple(ids), (0,) * len(ids))
-    table = read_items(path, names.item)
+    table = read_items(path, names.item, form.csv)
     rows, rated = table.rows, set(ids)
     order = [*ids, *(name for name in table.ids if name not in rated)]
     missing = [name for name in ids if name not in rows]
@@ -290,15 +369,16 @@ def _make_item_table(path: Path | None, ids: Sequence[str], names: ColumnNames, 
     return ItemTable(tuple(order), reorder(table.titles, order), (0,) * len(order), details)
 
 
-def read_items(path: Path, item_column: str = "") -> ItemTable:
+def read_items(path: Path, item_column: str = "", form: CsvFormat = _RECOGNISED.csv) -> ItemTable:
     """Read a table of items with an id, a title and any further columns. Raises CannotTrain."""
-    frame = read_table(path)
+    frame, _, _ = read_texts(path, form)
     id_column = find_column(frame, "item", item_column if item_column in frame.columns else "", path)
     id_column = id_column or ("id" if "id" in frame.columns else None)
     if id_column is None:
         columns = ", ".join(frame.columns)
         raise CannotTrain(f"{path} has no column with a usual name for the item's id; its columns are {columns}.")
-    frame = frame.filter(pl.col(id_column).is_not_null()).with_columns(pl.all().cast(pl.String))
+    frame = frame.with_columns(read_ids(frame[id_column], path)).filter(pl.col(id_column).is_not_null())
+    frame = frame.with_columns(pl.all().cast(pl.String))
     repeated = frame.filter(pl.col(id_column).is_duplicated())[id_column]
     if len(repeated):
         raise CannotTrain(f"{path} contains the item '{repeated[0]}' twice.")

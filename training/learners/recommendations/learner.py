@@ -17,6 +17,7 @@ from training.core.config import Settings, option
 from training.core.errors import CannotTrain
 from training.core.results import EmbeddingTable, Evaluation, SampleScores, Trained
 from training.core.sources import SourceFetcher
+from training.data.delimited import CsvFormat
 from training.engine.inference import iterate_outputs
 from training.engine.learner import Learner, Stage
 from training.engine.optim import ParamGroup
@@ -24,7 +25,7 @@ from training.engine.runtime import Batch, Runtime
 from training.learners.recommendations.dataset import NO_TARGET, EvalQueries, HistorySamples, make_batch
 from training.learners.recommendations.evaluate import Recommenders, evaluate_recommender, ndcg_scores
 from training.learners.recommendations.goldens import select_golden_requests
-from training.learners.recommendations.interactions import ColumnNames, User, encode_features, read_ratings
+from training.learners.recommendations.interactions import ColumnNames, TableFormat, User, encode_features, read_ratings
 from training.learners.recommendations.network import RecommenderNetwork, ServedRecommender
 
 INPUTS = ("history", "levels", "candidates", "similar")
@@ -40,6 +41,10 @@ class Options:
     item_column: str = option("", "column of items; empty = guessed from its name")
     rating_column: str = option("", "column of ratings; empty = guessed from its name")
     time_column: str = option("", "column of times; empty = guessed from its name")
+    separator: str = option("", "character between the columns of a CSV file; empty = recognised")
+    decimal: str = option("", "decimal sign of ratings, a point or a comma; empty = recognised")
+    encoding: str = option("", "encoding of a CSV file, such as cp1252; empty = UTF-8, or UTF-16 if marked so")
+    dayfirst: bool | None = option(None, "whether 1/2/2020 is the first of February, where no time shows it")
     liked: float = option(0.0, "minimum rating of a liked item; 0 = all rated items count as liked")
     features: tuple[str, ...] = option((), "columns of the item table to use as features (genres)")
     embedding_size: int = option(64, "size of the embeddings of users and items", at_least=1)
@@ -67,7 +72,9 @@ class RecommendationsLearner(Learner):
     def __init__(self, data: Path, settings: Settings, options: Options) -> None:
         self.settings, self.options = settings, options
         names = ColumnNames(options.user_column, options.item_column, options.rating_column, options.time_column)
-        self.ratings = read_ratings(data, names, liked=options.liked, seed=settings.seed)
+        csv = CsvFormat(options.separator, options.encoding)
+        form = TableFormat(csv, options.decimal, options.dayfirst)
+        self.ratings = read_ratings(data, names, form, liked=options.liked, seed=settings.seed)
         self.features = self._encode_features()
         self.samples: HistorySamples = HistorySamples(
             self.ratings,

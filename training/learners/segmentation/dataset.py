@@ -1,9 +1,7 @@
-"""Images with one mask each: pairing, validation, and samples whose image and mask are augmented together."""
+"""Samples for training and validation: images and masks, projected and augmented together."""
 
-from collections.abc import Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,258 +9,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tasks._images import BORDER, DecodedImage, Frame
-from tasks._masks import Colour
 from tasks.segmentation import Segmentation, ViewWindows
-from training.core.errors import CannotTrain
-from training.data.folders import first_existing
-from training.data.hash_split import validation_split
-from training.data.images import ImageSamples, decode_file, filter_readable, image_files
+from training.data.images import ImageSamples
 from training.engine.batches import Key
 from training.engine.runtime import Batch
-
-IGNORED = 255
-"""Target value of unlabelled pixels."""
-CODES = "codes.txt"
-_TRAIN, _VALIDATION = ("train", "training"), ("val", "valid", "validation")
-_IMAGES, _MASKS = ("images", "pictures"), ("masks", "labels", "annotations")
-_VOID_NAMES = {"void", "unlabelled", "unlabeled", "unlabel", "unknown", "ignore", "ignored"}
-
-
-@dataclass(frozen=True)
-class Classes:
-    """The classes of a set of masks.
-
-    Attributes:
-        labels: names of the classes, without void.
-        index_of_value: for each mask value 0…255, the index of its label, or IGNORED.
-        colours: one per label; empty if the masks have no palette.
-    """
-
-    labels: tuple[str, ...]
-    index_of_value: NDArray[np.uint8]
-    colours: tuple[Colour, ...] = ()
-
-
-@dataclass(frozen=True)
-class ImageMaskPair:
-    """An image and its mask, their size, a perceptual hash of the image, and the values that occur in the mask."""
-
-    image: Path
-    mask: Path
-    width: int
-    height: int
-    perceptual_hash: str
-    mask_values: frozenset[int]
-
-
-@dataclass(frozen=True)
-class MaskFolder:
-    """The contents of a folder of images and masks and their split; `split` describes the split in words."""
-
-    classes: Classes
-    train: tuple[ImageMaskPair, ...]
-    validation: tuple[ImageMaskPair, ...]
-    split: str
-    warnings: tuple[str, ...] = ()
-
-
-def read_mask_folder(
-    folder: Path, *, labels: Sequence[str] = (), void: int = -1, unreadable: str, valid_fraction: float, size: int
-) -> MaskFolder:
-    """Read a folder with `images` and `masks` (optionally with `train` and `val` in them), or `train`, `trainannot`, ….
-
-    An image and its mask have the same name except for the extension. The labels are the lines of `codes.txt`, else
-    `labels`, else the mask values themselves. `void` is the mask value of unlabelled pixels. By default (-1) it is the
-    value that `codes.txt` names void, and 255; masks that contain only 0 and 255 have no void.
-
-    Raises CannotTrain if the folders are missing, an image has no mask or a mask no image, their sizes differ, a mask
-    is in colour, or a mask value has no label.
-    """
-    if not folder.is_dir():
-        raise CannotTrain(f"{folder} is not a folder.")
-    root = _find_root(folder)
-    train_folders, validation_folders = _split_folders(root, _TRAIN), _split_folders(root, _VALIDATION)
-    warnings: list[str] = []
-    if not train_folders:
-        images, masks = first_existing(root, _IMAGES), first_existing(root, _MASKS)
-        if not (images and masks):
-            raise CannotTrain(
-                f"{root} has neither the folders 'images' and 'masks' nor 'train' and 'trainannot'. Put the images "
-                "into the first and their masks, with the same names, into the second."
-            )
-        train_folders = (images, masks)
-    pairs = _read_pairs(*train_folders, unreadable, size, warnings)
-    validation = _read_pairs(*validation_folders, unreadable, size, warnings) if validation_folders else ()
-    classes = _find_classes(root, labels, void, (*pairs, *validation))
-    if validation:
-        validation_hashes = {pair.perceptual_hash for pair in validation}
-        train = tuple(pair for pair in pairs if pair.perceptual_hash not in validation_hashes)
-        if len(train) < len(pairs):
-            removed = len(pairs) - len(train)
-            warnings.append(f"{removed} training images were left out: they are copies of validation images.")
-        return MaskFolder(classes, train, validation, "the training and validation folders", tuple(warnings))
-    is_validation = validation_split([pair.perceptual_hash for pair in pairs], [0] * len(pairs), valid_fraction)
-    split = f"{valid_fraction:.0%} of the images, chosen by a perceptual hash, are held out for validation"
-    train = tuple(pair for pair, held in zip(pairs, is_validation, strict=True) if not held)
-    validation = tuple(pair for pair, held in zip(pairs, is_validation, strict=True) if held)
-    if not validation:
-        raise CannotTrain(f"{root} has only one image, which leaves none for validation.")
-    return MaskFolder(classes, train, validation, split, tuple(warnings))
-
-
-def _find_root(folder: Path) -> Path:
-    """Return the folder that holds the images; in an unpacked archive it may be one or two levels down."""
-    candidates = [folder, *sorted(path for path in folder.glob("*/") if path.is_dir()), *sorted(folder.glob("*/*/"))]
-    for path in candidates:
-        if _split_folders(path, _TRAIN) or (first_existing(path, _IMAGES) and first_existing(path, _MASKS)):
-            return path
-    return folder
-
-
-def _split_folders(root: Path, names: Sequence[str]) -> tuple[Path, Path] | None:
-    """Return the image and mask folders of one side of the split, in any of the supported layouts."""
-    images, masks = first_existing(root, _IMAGES), first_existing(root, _MASKS)
-    for name in names:
-        for folders in (
-            (root / name, root / f"{name}annot"),
-            (images / name, masks / name) if images and masks else None,
-            *((root / name / image_name, root / name / mask_name) for image_name in _IMAGES for mask_name in _MASKS),
-        ):
-            if folders and folders[0].is_dir() and folders[1].is_dir():
-                return folders
-    return None
-
-
-def _read_pairs(
-    images: Path, masks: Path, unreadable: str, size: int, warnings: list[str]
-) -> tuple[ImageMaskPair, ...]:
-    """Return every image that can be decoded, with its mask."""
-    image_of_name = {path.relative_to(images).with_suffix("").as_posix(): path for path in image_files(images)}
-    mask_of_name = _strip_common_suffix(
-        {path.relative_to(masks).with_suffix("").as_posix(): path for path in image_files(masks)}, image_of_name
-    )
-    for files, counterparts, problem in (
-        (image_of_name, mask_of_name, f"has no mask of the same name in {masks}"),
-        (mask_of_name, image_of_name, f"has no image of the same name in {images}"),
-    ):
-        missing = sorted(set(files) - set(counterparts))
-        if missing:
-            others = f" (and {len(missing) - 1} others)" if len(missing) > 1 else ""
-            raise CannotTrain(f"{files[missing[0]]} {problem}{others}.")
-    if not image_of_name:
-        raise CannotTrain(f"There are no images (JPEG, PNG, WebP or BMP) in {images}.")
-    decodable = filter_readable(list(image_of_name.values()), unreadable=unreadable, size=size, warnings=warnings)
-    mask_of_image = {path: mask_of_name[name] for name, path in image_of_name.items()}
-    with ThreadPoolExecutor() as pool:
-        return tuple(pool.map(lambda entry: _check_pair(entry[0], mask_of_image[entry[0]], entry[1], size), decodable))
-
-
-def _strip_common_suffix(masks: dict[str, Path], image_names: Collection[str]) -> dict[str, Path]:
-    """Strip a suffix that all mask names add to their images' names, such as `_P` in the fast.ai course's CamVid."""
-    if not masks or set(masks) & set(image_names):
-        return masks
-    first = min(masks)
-    stems = [first[:length] for length in range(len(first) - 1, 0, -1) if first[:length] in image_names]
-    suffix = first[len(stems[0]) :] if stems else ""
-    if not suffix or not all(name.endswith(suffix) for name in masks):
-        return masks
-    return {name.removesuffix(suffix): path for name, path in masks.items()}
-
-
-def _check_pair(path: Path, mask_path: Path, perceptual_hash: str, size: int) -> ImageMaskPair:
-    image, mask = decode_file(path, size), read_mask(mask_path)
-    height, width = mask.shape
-    if (image.width, image.height) != (width, height):
-        raise CannotTrain(
-            f"{path} has {image.width}×{image.height} pixels but its mask {mask_path} has {width}×{height}. A mask "
-            "must have the size of its image."
-        )
-    values = frozenset(np.flatnonzero(np.bincount(mask.ravel())).tolist())
-    return ImageMaskPair(path, mask_path, width, height, perceptual_hash, values)
-
-
-def read_mask(path: Path) -> NDArray[np.uint8]:
-    """Return the values of a mask, uint8 (height, width). Raises CannotTrain if it is unreadable or in colour."""
-    with _open_mask(path) as image:
-        if image.mode not in ("L", "P", "1"):
-            raise CannotTrain(
-                f"{path} has the mode {image.mode}. A mask must be a PNG with one 8-bit channel (greyscale or with a "
-                "palette) whose values are the indices of the labels."
-            )
-        return np.asarray(image).astype(np.uint8)
-
-
-def _open_mask(path: Path) -> Image.Image:
-    try:
-        image = Image.open(path)
-        image.load()
-    except Exception as error:  # Pillow's decoders raise many types of error for broken files.
-        raise CannotTrain(f"The mask {path} cannot be read: {error}.") from None
-    return image
-
-
-def _find_classes(root: Path, given: Sequence[str], void: int, pairs: Sequence[ImageMaskPair]) -> Classes:
-    """Return the classes, checked against the values that occur in the masks."""
-    example = {value: pair.mask for pair in reversed(pairs) for value in pair.mask_values}
-    if void < 0 and set(example) == {0, 255} and not (root / CODES).is_file() and len(given) in (0, 2):
-        return _binary_classes(tuple(given) or ("background", "foreground"))
-    names = _name_values(root, given, sorted(set(example) - {void, 255}))
-    void_values = {255} | ({void} if void >= 0 else {i for i, name in enumerate(names) if name.lower() in _VOID_NAMES})
-    for value in sorted(example):
-        if value >= len(names) and value not in void_values:
-            raise CannotTrain(
-                f"{example[value]} contains the value {value}, but there are only {len(names)} labels, 0 to "
-                f"{len(names) - 1} ({', '.join(names[:4])}, …). If {value} means unlabelled, use --void {value}."
-            )
-    kept = [value for value in range(len(names)) if value not in void_values]
-    if len(set(kept) & set(example)) < 2:
-        listed = ", ".join(map(str, sorted(void_values)))
-        raise CannotTrain(
-            f"The masks in {root} contain fewer than two classes besides void ({listed}). Mask values must be the "
-            "indices 0, 1, 2, … of the labels; --void sets the value of unlabelled pixels."
-        )
-    index_of_value = np.full(256, IGNORED, np.uint8)
-    index_of_value[kept] = range(len(kept))
-    return Classes(tuple(names[value] for value in kept), index_of_value, _palette_colours(pairs[0].mask, kept))
-
-
-def _binary_classes(names: tuple[str, ...]) -> Classes:
-    """Return the two classes of black-and-white masks, where 255 is the second label and not void."""
-    index_of_value = np.full(256, IGNORED, np.uint8)
-    index_of_value[[0, 255]] = 0, 1
-    return Classes(names, index_of_value, ())
-
-
-def _name_values(root: Path, given: Sequence[str], values: Sequence[int]) -> list[str]:
-    """Return a name for each mask value, including void."""
-    codes = root / CODES
-    if codes.is_file():
-        names = _read_codes(codes)
-    elif given:
-        names = list(given)
-    else:
-        names = [f"class {value}" for value in range(max(values, default=0) + 1)]
-    if len(names) > 255:
-        raise CannotTrain(f"{root} has {len(names)} labels; an 8-bit mask can hold at most 255 labels besides void.")
-    duplicates = sorted({name for name in names if names.count(name) > 1})
-    if duplicates:
-        raise CannotTrain(f"The label '{duplicates[0]}' occurs twice in {codes if codes.is_file() else root}.")
-    return names
-
-
-def _read_codes(codes: Path) -> list[str]:
-    try:
-        return [line.strip() for line in codes.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError:
-        raise CannotTrain(f"{codes} is not UTF-8. Save it as UTF-8.") from None
-
-
-def _palette_colours(mask: Path, values: Sequence[int]) -> tuple[Colour, ...]:
-    """Return the palette colours of the values; empty if the mask has no palette or the colours are not distinct."""
-    with _open_mask(mask) as image:
-        palette = image.getpalette("RGB") if image.mode == "P" else None
-    colours = [(*palette[3 * i : 3 * i + 3],) for i in values if 3 * i + 3 <= len(palette)] if palette else []
-    return tuple(colours) if len(set(colours)) == len(values) else ()  # type: ignore[arg-type]
+from training.learners.segmentation.classes import IGNORED, Classes
+from training.learners.segmentation.mask_folder import ImageMaskPair
 
 
 class MaskedImages(ImageSamples):
@@ -307,8 +59,7 @@ class MaskedImages(ImageSamples):
         return len(self.windows)
 
     def _read_target(self, index: int) -> NDArray[np.uint8]:
-        target: NDArray[np.uint8] = self.classes.index_of_value[read_mask(self.pairs[index].mask)]
-        return target
+        return self.classes.read_target(self.pairs[index].mask)
 
     def mask(self, index: int) -> NDArray[np.uint8]:
         """Return the full target of an image, uint8 (height, width): indices of labels, or IGNORED."""

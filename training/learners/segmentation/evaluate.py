@@ -12,7 +12,8 @@ from tasks.manifest import Metric
 from training.core.results import Evaluation, Figure, Table
 from training.engine.runtime import Batch
 from training.evaluation import calibration, classification
-from training.learners.segmentation.dataset import IGNORED, MaskedImages
+from training.learners.segmentation.classes import IGNORED
+from training.learners.segmentation.dataset import MaskedImages
 from training.learners.segmentation.network import decode_logits
 from training.learners.segmentation.plots import draw_confusion_percentages, draw_mask_comparison, overlay_mask
 from training.reporting import plots

@@ -1,7 +1,6 @@
 """Semantic segmentation: a U-Net over a pretrained backbone."""
 
 import copy
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,8 @@ from training.core.results import Evaluation, Trained
 from training.engine.inference import iterate_outputs
 from training.engine.runtime import Batch, Runtime
 from training.evaluation import calibration, classification
-from training.learners.segmentation.dataset import IGNORED, Classes, MaskedImages, read_mask_folder
+from training.learners.segmentation.classes import IGNORED, Classes, MaskRules, parse_colours
+from training.learners.segmentation.dataset import MaskedImages
 from training.learners.segmentation.evaluate import (
     ValidationResults,
     class_mean_iou,
@@ -32,6 +32,7 @@ from training.learners.segmentation.evaluate import (
     evaluate_results,
     sample_pixels,
 )
+from training.learners.segmentation.mask_folder import read_mask_folder
 from training.learners.segmentation.network import Segmenter, ServedSegmenter
 from training.vision.backbones import load_body
 from training.vision.learner import ImageLearner, ImageOptions
@@ -55,11 +56,16 @@ class Options(ImageOptions):
     full_resolution: bool = option(
         False, "predict labels at full resolution; otherwise at half, interpolated to full, which is a third faster"
     )
-    labels: tuple[str, ...] = option((), "names of the mask values, if there is no codes.txt")
+    labels: tuple[str, ...] = option((), "names of the mask values 0, 1, 2, …, if there is no codes.txt")
+    values: tuple[str, ...] = option(
+        (), "mask value of each label, if not 0, 1, 2, …; of two, such as 0,255, values in between count as the nearer"
+    )
     void: int = option(
         -1, "mask value of unlabelled pixels; -1 = the line of codes.txt that says Void, and 255", at_least=-1
     )
-    colours: tuple[str, ...] = option((), "colours of the labels, as rrggbb; default: the masks' palette, if any")
+    colours: tuple[str, ...] = option(
+        (), "colours of the labels, as rrggbb; masks in colour are read by them; default: the masks' palette, if any"
+    )
     dice_weight: float = option(0.5, "weight of the soft Dice loss; the cross entropy has weight 1", at_least=0)
     class_weight_power: float = option(
         0.5, "exponent of the inverse-frequency class weights; 0 = equal weights", at_least=0
@@ -72,7 +78,8 @@ class SegmentationLearner(ImageLearner):
 
     summary: ClassVar[str] = "classify each pixel of an image; trained on one mask per image"
     data_kind: ClassVar[str] = (
-        "a folder with `images` and `masks` of the same names (PNGs of label indices), and optionally codes.txt"
+        "a folder with `images` and `masks` of the same names (PNGs of label indices, or black and white), and "
+        "optionally codes.txt"
     )
     hub_tag: ClassVar[str] = "image-segmentation"
     default_settings: ClassVar[Settings] = Settings(epochs=20, batch_size=8, rate=2e-3, label_smoothing=0.0)
@@ -85,15 +92,14 @@ class SegmentationLearner(ImageLearner):
         options = self.options
         self.folder = read_mask_folder(
             data,
-            labels=options.labels,
-            void=options.void,
+            MaskRules(options.labels, options.values, options.void, options.colours),
             unreadable=options.unreadable,
             valid_fraction=options.valid_fraction,
             size=max(options.width, options.height),
         )
         classes = self.folder.classes
         fit = cast(Literal["pad", "squash"], options.fit)
-        colours = _parse_colours(options.colours, classes)
+        colours = _label_colours(options.colours, classes)
         self.task: Segmentation = Segmentation(classes.labels, options.width, options.height, fit, colours)
         crop = (options.crop_width or options.width, options.crop_height or options.height)
         self.samples = MaskedImages(
@@ -114,7 +120,7 @@ class SegmentationLearner(ImageLearner):
     def data_summary(self) -> str:
         """Return the counts, the split, and any warnings."""
         folder = self.folder
-        counts = f"{len(folder.train):,} training images with masks, {len(folder.validation):,} validation images"
+        counts = f"{len(folder.train):,} pictures to train on, {len(folder.validation):,} to validate"
         return "\n".join([f"{len(folder.classes.labels)} labels, {counts}: {folder.split}.", *folder.warnings])
 
     def network(self) -> nn.Module:
@@ -231,15 +237,13 @@ class SegmentationLearner(ImageLearner):
         return self.task, self.task.examples()
 
 
-def _parse_colours(colours: Sequence[str], classes: Classes) -> tuple[Colour, ...]:
+def _label_colours(colours: Sequence[str], classes: Classes) -> tuple[Colour, ...]:
     """Return the given colours, one per label, or those of the masks. Raises CannotTrain."""
-    if not colours:
+    if not colours or classes.reader.colours:
         return classes.colours
     if len(colours) != len(classes.labels):
         raise CannotTrain(f"--colours has {len(colours)} colours for {len(classes.labels)} labels; give one per label.")
-    if not all(re.fullmatch("[0-9a-fA-F]{6}", colour) for colour in colours):
-        raise CannotTrain("--colours must be six hexadecimal digits each, such as 804080.")
-    return tuple((*bytes.fromhex(colour),) for colour in colours)
+    return parse_colours(colours)
 
 
 def _class_weights(counts: NDArray[np.int64], power: float) -> Tensor:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tasks._masks import Colour, Mask
-from training.learners.segmentation.dataset import IGNORED
+from training.learners.segmentation.classes import IGNORED
 from training.reporting.plots import draw_confusion_matrix, new_figure, to_png
 
 if TYPE_CHECKING:

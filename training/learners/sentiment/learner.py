@@ -181,7 +181,7 @@ class SentimentLearner(Learner):
     def data_summary(self) -> str:
         """Describe the texts, labels and tokens, with warnings from reading the data."""
         train, valid = len(self.train_indices), len(self.valid_indices)
-        counts = f"{len(self.task.labels)} labels, {train:,} training texts, {valid:,} validation texts"
+        counts = f"{len(self.task.labels)} labels, {train:,} texts to train on, {valid:,} to validate"
         if self.data.unlabelled:
             counts += f", {len(self.data.unlabelled):,} without a label"
         tokens = sum(map(len, self.train_tokens))

@@ -4,15 +4,28 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import polars as pl
 
 from tasks._characters import clean_text
+from tasks._tables import MISSING_TEXTS
+from tasks.near_names import nearest_name, suggest
 from training.core.errors import CannotTrain
-from training.data.folders import list_subfolders
+from training.data.folders import (
+    Listing,
+    describe_equal_names,
+    describe_nested,
+    enter_wrapper,
+    first_existing,
+    list_files,
+    list_subfolders,
+    wrappers,
+)
+from training.data.text_files import NotText, read_text_file
 
 _TEXT_COLUMNS = ("text", "review", "sentence", "content", "comment", "body", "message", "tweet", "document")
 _LABEL_COLUMNS = ("label", "sentiment", "class", "category", "target", "polarity", "rating")
@@ -21,6 +34,13 @@ _UNLABELLED = ("unsup", "unlabelled", "unlabeled")
 _LONG_NAMES = {"pos": "positive", "neg": "negative"}
 _TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
 _MAX_LABELS = 200
+_TEXT_ENDINGS = (".txt",)
+_SEPARATORS: Mapping[str, str] = MappingProxyType(
+    {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
+)
+_MAX_HEADER = 100_000
+_MAX_NAMED = 5
+_WHOLE_NUMBER = re.compile(r"-?\d{1,15}(\.0+)?")
 _NUMBERED_FILE = re.compile(r"(\d{1,15})(_\d+)?")
 
 
@@ -79,10 +99,12 @@ class _RawTexts:
 def read_texts(path: Path, rules: TextRules) -> TextData:
     """Read a table of texts and labels (CSV, TSV or Parquet), or a folder with one folder of .txt files per label.
 
-    If a folder contains `train`, only that is read, never `test`. Texts in `unsup` and rows without a label are
-    returned as unlabelled. Empty texts are left out.
+    The columns of a CSV file are separated by commas, tabs, semicolons or vertical bars. If a folder contains `train`,
+    only that is read, never `test`. Texts in `unsup` and rows without a label are returned as unlabelled. Empty texts
+    are left out; `warnings` tell what else was not read.
 
-    Raises CannotTrain: there are no texts, no labels, or a label with a single text; or a file is not UTF-8.
+    Raises CannotTrain: there are no texts, no labels, or a label with a single text; or a file is neither in UTF-8 nor,
+    recognisably, in UTF-16.
     """
     raw = _read_folder(path, rules) if path.is_dir() else _read_table(path, rules)
     kept = [i for i, text in enumerate(raw.texts) if text.strip()]
@@ -93,16 +115,23 @@ def read_texts(path: Path, rules: TextRules) -> TextData:
     labels = [str(raw.labels[i]) for i in labelled]
     groups = [raw.groups[i] or normalised_hash(raw.texts[i]) for i in labelled]
     names = _label_names(labels, groups, path)
+    raw.warnings += describe_equal_names(names, "labels")
     _note_contradictions([raw.texts[i] for i in labelled], labels, raw.warnings)
     indices = {name: i for i, name in enumerate(names)}
     return TextData(
         texts=tuple(raw.texts[i] for i in labelled),
         labels=tuple(indices[label] for label in labels),
-        names=tuple(_LONG_NAMES.get(name, name) for name in names),
+        names=_lengthen(names),
         groups=tuple(groups),
         unlabelled=tuple(raw.texts[i] for i in kept if raw.labels[i] is None),
         warnings=tuple(raw.warnings),
     )
+
+
+def _lengthen(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names with `pos` and `neg` written out, unless there are labels of the longer names too."""
+    longer = tuple(_LONG_NAMES.get(name.lower(), name) for name in names)
+    return longer if len(set(longer)) == len(longer) else tuple(names)
 
 
 def normalised_hash(text: str) -> str:
@@ -167,52 +196,94 @@ def _note_contradictions(texts: Sequence[str], labels: Sequence[str], warnings: 
 
 def _read_folder(folder: Path, rules: TextRules) -> _RawTexts:
     root, raw = _find_root(folder), _RawTexts()
-    folders = [path for path in list_subfolders(root) if any(path.glob("*.txt"))]
-    labelled = [path for path in folders if path.name not in (*_UNLABELLED, *_OTHER_SPLITS)]
-    if not labelled:
+    listings = {path: list_files(path, _TEXT_ENDINGS) for path in list_subfolders(root)}
+    unread = [path.name for path in listings if path.name.lower() in _OTHER_SPLITS]
+    unlabelled = [path for path in listings if path.name.lower() in _UNLABELLED]
+    labelled = [path for path in listings if path.name not in unread and path not in unlabelled]
+    left_out = Listing()
+    for path in (*wrappers(folder, root), root):
+        left_out += list_files(path, _TEXT_ENDINGS, recursive=False).as_beside()
+    for path in (*labelled, *unlabelled):
+        left_out += listings[path].without_files()
+    texts = {path: listings[path].files for path in labelled if listings[path].files}
+    if not texts:
+        reasons = left_out.describe_left_out()
         raise CannotTrain(
-            f"{root} has no subfolders with .txt files; put the texts of each label into a folder of their own."
+            f"{root} has no subfolders with .txt files; put the texts of each label into a folder of their "
+            f"own.{' ' + reasons if reasons else ''}"
         )
-    if root != folder and (
-        others := [path.name for path in list_subfolders(root.parent) if path.name in _OTHER_SPLITS]
-    ):
-        raw.warnings.append(f"Only the folder '{root.name}' was read, not '{others[0]}'.")
-    for path in folders:
-        if path in labelled:
-            for file in sorted(path.glob("*.txt")):
-                raw.add(_read_file(file), path.name, _file_group(file, rules.files_per_group))
-        elif path.name in _UNLABELLED:
-            for file in sorted(path.glob("*.txt")):
-                raw.add(_read_file(file), None, None)
+    raw.warnings += [reasons for reasons in (left_out.describe_left_out(), *_describe_folders(root, texts)) if reasons]
+    raw.warnings += _describe_unread(folder, root, unread, [path.name for path in labelled if path not in texts])
+    for path, files in texts.items():
+        groups = [_file_group(file, root, rules.files_per_group) for file in files]
+        for text, group in zip(_read_files(files, raw.warnings), groups, strict=True):
+            raw.add(text, path.name, group)
+    for path in unlabelled:
+        for text in _read_files(listings[path].files, raw.warnings):
+            raw.add(text, None, None)
     return raw
+
+
+def _describe_folders(root: Path, texts: Mapping[Path, Sequence[Path]]) -> list[str]:
+    return [describe_nested(root, texts, [file for files in texts.values() for file in files])]
+
+
+def _describe_unread(folder: Path, root: Path, unread: Sequence[str], empty: Sequence[str]) -> list[str]:
+    """Return sentences about folders that are not read: other splits, and those without a text."""
+    sentences = []
+    beside = [path.name for path in list_subfolders(root.parent)] if root != folder else []
+    if others := [name for name in beside if name.lower() in _OTHER_SPLITS]:
+        sentences.append(f"Only the folder '{root.name}' was read, not {_quote(others)}.")
+    if unread:
+        sentences.append(f"Not read as a label, but taken for another split: {_quote(unread)}.")
+    if empty:
+        sentences.append(f"Without a .txt file, and therefore no label: {_quote(empty)}.")
+    return sentences
+
+
+def _quote(names: Sequence[str]) -> str:
+    return ", ".join([f"'{name}'" for name in names[:_MAX_NAMED]] + ["…"] * (len(names) > _MAX_NAMED))
 
 
 def _find_root(folder: Path) -> Path:
     """Return the folder that holds the labels' folders: `train`, also inside the only folder of an archive."""
     subfolders = list_subfolders(folder)
     parents = [folder, *subfolders] if len(subfolders) == 1 else [folder]
-    candidates = (parent / name for parent in parents for name in _TRAIN if (parent / name).is_dir())
-    return next(candidates, folder)
+    candidates = (first_existing(parent, _TRAIN) for parent in parents)
+    return next((path for path in candidates if path), None) or enter_wrapper(folder, _TEXT_ENDINGS)
 
 
-def _file_group(file: Path, files_per_group: int) -> str | None:
+def _file_group(file: Path, root: Path, files_per_group: int) -> str | None:
     numbered = _NUMBERED_FILE.fullmatch(file.stem)
     if not files_per_group or not numbered:
         return None
-    return f"{file.parent.name}/{int(numbered[1]) // files_per_group}"
+    return f"{file.parent.relative_to(root).as_posix()}/{int(numbered[1]) // files_per_group}"
 
 
-def _read_file(file: Path) -> str:
-    try:
-        return file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CannotTrain(f"{file} is not UTF-8 (see byte {error.start}). Save it as UTF-8.") from None
-    except OSError as error:
-        raise CannotTrain(f"{file} cannot be read: {error.strerror}.") from None
+def _read_files(files: Sequence[Path], warnings: list[str]) -> list[str]:
+    """Return the texts of all files. Raises CannotTrain that counts those in another encoding."""
+    texts, failures = [], []
+    wide = 0
+    for file in files:
+        try:
+            content = read_text_file(file)
+        except NotText as error:
+            failures.append(str(error))
+            continue
+        texts.append(content.text)
+        wide += content.encoding != "UTF-8"
+    if len(failures) > 1:
+        raise CannotTrain(f"{failures[0]} The same is true of {len(failures) - 1:,} more file(s) there.")
+    if failures:
+        raise CannotTrain(failures[0])
+    if wide:
+        warnings.append(f"{wide:,} file(s) of '{files[0].parent.name}' were read as UTF-16.")
+    return texts
 
 
 def _read_table(path: Path, rules: TextRules) -> _RawTexts:
-    frame = _read_frame(path)
+    raw = _RawTexts()
+    frame = _read_frame(path, rules, raw.warnings)
     text_column = _find_text_column(frame, rules.text_column, path)
     label_column = _find_column(frame, rules.label_column, _LABEL_COLUMNS, "--label-column", path)
     if text_column == label_column:
@@ -221,46 +292,71 @@ def _read_table(path: Path, rules: TextRules) -> _RawTexts:
     if rules.group_column:
         column = _find_column(frame, rules.group_column, (), "--group-column", path)
         groups = [_strip(value) for value in frame[column].cast(pl.String).to_list()]
-    raw = _RawTexts()
-    for text, label, group in zip(frame[text_column].to_list(), _read_labels(frame[label_column]), groups, strict=True):
+    labels = _read_labels(frame[label_column], raw.warnings)
+    for text, label, group in zip(frame[text_column].to_list(), labels, groups, strict=True):
         raw.add(text or "", label, group)
     return raw
 
 
-def _read_labels(column: pl.Series) -> Iterator[str | None]:
-    if column.dtype.is_float() and bool((column.drop_nulls().drop_nans() % 1 == 0).all()):
-        column = column.fill_nan(None).cast(pl.Int64)
-    return (_strip(value) for value in column.cast(pl.String).to_list())
+def _read_labels(column: pl.Series, warnings: list[str]) -> list[str | None]:
+    """Return the labels as texts, None for missing ones; whole numbers are written without a fraction."""
+    labels = [_strip(value) for value in column.cast(pl.String).to_list()]
+    missing = Counter(label for label in labels if label in MISSING_TEXTS)
+    if missing:
+        names = ", ".join(f"'{name}'" for name in sorted(filter(None, missing)))
+        warnings.append(f"{missing.total():,} row(s) with the label {names} were taken to have none.")
+        labels = [None if label in MISSING_TEXTS else label for label in labels]
+    if all(label is None or _WHOLE_NUMBER.fullmatch(label) for label in labels):
+        return [label and str(int(float(label))) if label and "." in label else label for label in labels]
+    return labels
 
 
 def _strip(value: str | None) -> str | None:
     return (value or "").strip() or None
 
 
-def _read_frame(path: Path) -> pl.DataFrame:
+def _read_frame(path: Path, rules: TextRules, warnings: list[str]) -> pl.DataFrame:
+    if not path.exists():
+        raise CannotTrain(f"There is no file or folder {path}.")
     if path.suffix.lower() not in _TABLE_SUFFIXES:
-        raise CannotTrain(f"{path} is neither a table ({', '.join(_TABLE_SUFFIXES)}) nor a folder.")
+        raise CannotTrain(
+            f"{path} is neither a table ({', '.join(_TABLE_SUFFIXES)}) nor a folder. Save the table as CSV, with the "
+            "names of the columns in its first line."
+        )
     try:
-        if path.suffix.lower() in (".parquet", ".pq"):
-            frame = pl.read_parquet(path)
-        else:
-            frame = pl.read_csv(path.read_bytes(), separator=_guess_separator(path), infer_schema=False)
+        is_parquet = path.suffix.lower() in (".parquet", ".pq")
+        frame = pl.read_parquet(path) if is_parquet else _read_csv(path, rules, warnings)
     except pl.exceptions.NoDataError:
         raise CannotTrain(f"{path} is empty.") from None
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = str(error).splitlines()[0][:200].rstrip(".")
-        if "utf-8" in reason.lower() or "utf8" in reason.lower():
-            raise CannotTrain(f"{path} is not UTF-8. Save it as UTF-8.") from None
-        raise CannotTrain(f"{path} cannot be read as a table: {reason}.") from None
+        hint = " Texts that contain the separator must be in quotation marks." if "fields" in reason else ""
+        raise CannotTrain(f"{path} cannot be read as a table: {reason}.{hint}") from None
     if not frame.height:
         raise CannotTrain(f"{path} has no rows.")
     return frame
 
 
-def _guess_separator(path: Path) -> str:
-    with path.open("rb") as file:
-        header = file.readline(100_000)
-    return max(",\t;", key=lambda separator: header.count(separator.encode()))
+def _read_csv(path: Path, rules: TextRules, warnings: list[str]) -> pl.DataFrame:
+    file = read_text_file(path)
+    separator = _guess_separator(file.text, rules)
+    if separator != "," and not (separator == "\t" and path.suffix.lower() == ".tsv"):
+        warnings.append(f"The columns of {path.name} are separated by {_SEPARATORS[separator]}.")
+    warnings += file.describe(path)
+    return pl.read_csv(file.text.encode(), separator=separator, infer_schema=False)
+
+
+def _guess_separator(text: str, rules: TextRules) -> str:
+    """Return the separator that splits the first line into most names that are looked for, or that occurs most."""
+    header = text[:_MAX_HEADER].lstrip("\r\n").partition("\n")[0]
+    given = (rules.text_column, rules.label_column, rules.group_column)
+    wanted = {*_TEXT_COLUMNS, *_LABEL_COLUMNS, *(name.lower() for name in given if name)}
+
+    def suitability(separator: str) -> tuple[int, int]:
+        names = {name.strip().strip('"').lower() for name in header.split(separator)}
+        return len(names & wanted), header.count(separator)
+
+    return max(_SEPARATORS, key=suitability)
 
 
 def _find_text_column(frame: pl.DataFrame, name: str, path: Path) -> str:
@@ -272,13 +368,15 @@ def _find_text_column(frame: pl.DataFrame, name: str, path: Path) -> str:
 
 def _find_column(frame: pl.DataFrame, name: str, common_names: Sequence[str], flag: str, path: Path) -> str:
     """Return the column with this name or, if it is empty, with a common name. Raises CannotTrain."""
+    listed = ", ".join(frame.columns)[:500]
     if name and name not in frame.columns:
-        raise CannotTrain(f"{path} has no column '{name}'; its columns are {', '.join(frame.columns)[:500]}.")
+        raise CannotTrain(f"{path} has no column '{name}'; its columns are {listed}.{suggest(name, frame.columns)}")
     columns = {column.strip().lower(): column for column in reversed(frame.columns)}
     column = name or next((columns[common] for common in common_names if common in columns), "")
     if not column:
+        near = next((column for column in frame.columns if nearest_name(column, common_names)), "")
         raise CannotTrain(
-            f"None of the columns of {path} ({', '.join(frame.columns)[:500]}) is called {', '.join(common_names[:3])} "
-            f"or similar; specify it with {flag}."
+            f"None of the columns of {path} ({listed}) is called {', '.join(common_names[:3])} or similar; specify it "
+            f"with {flag}{f', such as {flag} {near!r}' if near else ''}."
         )
     return column

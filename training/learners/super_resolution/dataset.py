@@ -10,11 +10,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from tasks._image_files.read import accepted_formats, read_image_file
 from tasks._images import DecodedImage
+from tasks.contract import InvalidInput, Limits
 from training.core.errors import CannotTrain
-from training.data.folders import list_subfolders
+from training.data.folders import Listing, first_existing, list_subfolders
 from training.data.hash_split import validation_split
-from training.data.images import ImageSamples, filter_readable, image_files
+from training.data.images import ImageSamples, describe_unread_images, filter_readable, list_images
 from training.engine.batches import Key
 from training.engine.runtime import Batch
 from training.learners.super_resolution.degradation import (
@@ -45,23 +47,42 @@ class SharpFolder:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class _SharpFiles:
+    """The images to train and validate on, and those of each test set.
+
+    Attributes:
+        left_out: how many other files are left out.
+        unread: names of folders from which nothing is read.
+    """
+
+    images: tuple[Path, ...]
+    tests: dict[str, tuple[Path, ...]]
+    left_out: Listing
+    unread: tuple[str, ...] = ()
+
+
 def read_sharp_folder(folder: Path, *, unreadable: str, valid_fraction: float, min_side: int) -> SharpFolder:
     """Read a folder of images; if it has folders `train` and `test`, each folder in `test` is a test set.
 
-    Images with a side shorter than `min_side` pixels are left out, as are copies of test images. Copies of an image
-    stay on one side of the split.
+    Images directly in `test` are a test set of that name. Images with a side shorter than `min_side` pixels are left
+    out, as are copies of test images. Copies of an image stay on one side of the split. Files that are left out are
+    counted by reason in `warnings`.
 
     Raises CannotTrain if there is no folder, there are fewer than two images, or for an unreadable image with `refuse`.
     """
     if not folder.is_dir():
         raise CannotTrain(f"{folder} is not a folder.")
-    files, tests = _find_images(folder)
-    if not files:
-        raise CannotTrain(f"No images (JPEG, PNG, WebP or BMP) in {folder}.")
-    warnings: list[str] = []
-    large = _filter_large(files, min_side, warnings)
+    files = _find_images(folder)
+    warnings = describe_unread_images(files.left_out)
+    if not files.images:
+        reasons = "".join(f" {sentence}" for sentence in warnings)
+        raise CannotTrain(f"No images ({accepted_formats()}) in {folder}.{reasons}")
+    if files.unread:
+        warnings.append(f"Nothing was read from the folders {', '.join(files.unread)}.")
+    large = _filter_large(files.images, min_side, warnings)
     hashes = dict(filter_readable(large, unreadable=unreadable, size=min_side, warnings=warnings))
-    test_files = [file for test_set in tests.values() for file in test_set]
+    test_files = [file for test_set in files.tests.values() for file in test_set]
     readable_tests = filter_readable(test_files, unreadable="refuse", size=min_side, warnings=warnings)
     test_hashes = {perceptual_hash for _, perceptual_hash in readable_tests}
     usable = [file for file, perceptual_hash in hashes.items() if perceptual_hash not in test_hashes]
@@ -71,20 +92,36 @@ def read_sharp_folder(folder: Path, *, unreadable: str, valid_fraction: float, m
     train = tuple(file for file, held in zip(usable, is_validation, strict=True) if not held)
     validation = tuple(file for file, held in zip(usable, is_validation, strict=True) if held)
     if not train or not validation:
+        reasons = "".join(f" {sentence}" for sentence in warnings)
+        distinct = len({hashes[file] for file in usable})
         raise CannotTrain(
-            f"{folder} has {len(usable)} distinct image(s) of at least {min_side}×{min_side} pixels. At least two are "
-            "needed, one to train on and one to validate on; hundreds give good results."
+            f"{folder} has {distinct} distinct image(s) of at least {min_side}×{min_side} "
+            "pixels. At least two are needed, one to train on and one to validate on; hundreds give good "
+            f"results.{reasons}"
         )
     split = f"{valid_fraction:.0%} of the images, chosen by a perceptual hash, are held out for validation"
-    return SharpFolder(train, validation, tests, split, tuple(warnings))
+    return SharpFolder(train, validation, files.tests, split, tuple(warnings))
 
 
-def _find_images(folder: Path) -> tuple[list[Path], dict[str, tuple[Path, ...]]]:
-    """Return the images to train and validate on, and those of each test set."""
-    train, test = folder / TRAIN, folder / TEST
-    if not (train.is_dir() and test.is_dir()):
-        return image_files(folder), {}
-    return image_files(train), {path.name: tuple(image_files(path)) for path in list_subfolders(test)}
+def _find_images(folder: Path) -> _SharpFiles:
+    """List the images to train and validate on, and those of each test set."""
+    train, test = first_existing(folder, (TRAIN,)), first_existing(folder, (TEST,))
+    if not (train and test):
+        listing = list_images(folder)
+        return _SharpFiles(listing.files, {}, listing.without_files())
+    beside = list_images(folder, recursive=False).as_beside()
+    images = list_images(train)
+    tests = {path.name: list_images(path) for path in list_subfolders(test)}
+    directly = list_images(test, recursive=False)
+    if directly.files:
+        tests[test.name] = directly
+    left_out = images.without_files() + beside
+    for listing in (*tests.values(), *([] if directly.files else [directly])):
+        left_out += listing.without_files()
+    empty = [f"{test.name}/{name}" for name, listing in tests.items() if not listing.files]
+    others = [path.name for path in list_subfolders(folder) if path not in (train, test)]
+    nonempty = {name: listing.files for name, listing in tests.items() if listing.files}
+    return _SharpFiles(images.files, nonempty, left_out, (*others, *empty))
 
 
 def _filter_large(files: Sequence[Path], min_side: int, warnings: list[str]) -> list[Path]:
@@ -98,10 +135,10 @@ def _filter_large(files: Sequence[Path], min_side: int, warnings: list[str]) -> 
 
 def _shorter_side(file: Path, default: int) -> int:
     try:
-        with Image.open(file) as image:
-            return min(image.size)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        image = read_image_file(file.read_bytes(), max_pixels=Limits().pixels)
+    except (InvalidInput, OSError):
         return default
+    return min(image.width, image.height)
 
 
 class SharpImages(ImageSamples):

@@ -113,7 +113,7 @@ class SuperResolutionLearner(ImageLearner):
     def data_summary(self) -> str:
         """Return the counts, the split, and any warnings."""
         folder = self.folder
-        counts = f"{len(folder.train):,} training images, {len(folder.validation):,} validation images"
+        counts = f"{len(folder.train):,} pictures to train on, {len(folder.validation):,} to validate"
         names = " and ".join(f"{name} ({len(files)})" for name, files in folder.tests.items())
         tests = [f"Test sets, evaluated at the end: {names}."] if names else []
         return "\n".join([f"{counts}: {folder.split}.", *tests, *folder.warnings])

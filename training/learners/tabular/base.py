@@ -19,8 +19,11 @@ from training.core.config import Settings, option
 from training.core.errors import CannotTrain
 from training.core.results import EmbeddingTable, Figure, Remeasured, SampleScores, Table
 from training.core.sources import SourceFetcher
+from training.data.column_types import ColumnKinds, TypeRules
+from training.data.delimited import CsvFormat
+from training.data.table_files import LoadedTable, read_table
 from training.data.table_split import Split, Splitter
-from training.data.tables import ColumnKinds, RowSamples, infer_columns, read_table, request_values
+from training.data.tables import RowSamples, infer_columns, request_values
 from training.engine.learner import Learner, Stage
 from training.engine.optim import ParamGroup
 from training.evaluation.embeddings import axis_extremes_table
@@ -30,6 +33,7 @@ from training.reporting import plots
 from training.reporting.embedding_plots import draw_embedding_planes
 
 INPUTS = ("categories", "numbers")
+_TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,15 @@ class Options:
     )
     categories: tuple[str, ...] = option((), "columns to read as categories")
     numbers: tuple[str, ...] = option((), "columns to read as numbers")
-    dates: tuple[str, ...] = option((), "columns that must be dates (2012-09-01, or with T08:00); others are detected")
+    dates: tuple[str, ...] = option((), "columns that must be dates; others are detected")
+    dayfirst: bool | None = option(None, "whether 1/2/2020 is the first of February, where no value shows it")
     date_parts: tuple[str, ...] = option((), "parts of dates to read: year, month, …; empty = chosen automatically")
     ignore: tuple[str, ...] = option((), "columns to exclude from the inputs")
     audit: tuple[str, ...] = option((), "columns by which the metrics are also reported")
     header: tuple[str, ...] = option((), "names of the columns, for a CSV file without a header")
+    separator: str = option("", "character between the columns of a CSV file; empty = recognised")
+    decimal: str = option("", "decimal sign, a point or a comma; empty = recognised")
+    encoding: str = option("", "encoding of a CSV file, such as cp1252; empty = UTF-8, or UTF-16 if marked so")
     file: str = option("", "file name of the table, if --data is a folder")
     valid_fraction: float = option(0.2, "fraction of the rows held out for validation", above=0, below=1)
     split_column: str = option("", "column with the split of each row, train or valid")
@@ -83,11 +91,14 @@ class TabularBase(Learner):
     )
     default_options: ClassVar[Options] = Options()
 
-    def __init__(self, path: Path, frame: pl.DataFrame, settings: Settings, options: Options) -> None:
+    def __init__(self, path: Path, table: LoadedTable, settings: Settings, options: Options) -> None:
         self.settings, self.options = settings, options
-        self.warnings: list[str] = []
+        frame = table.frame
+        self.warnings: list[str] = list(table.warnings)
         self._check_options(frame)
-        self.splitter = Splitter(options.valid_fraction, options.split_column, options.split_time, options.split_from)
+        self.splitter = Splitter(
+            options.valid_fraction, options.split_column, options.split_time, options.split_from, options.dayfirst
+        )
         self.splitter.check(frame)
         frame = self._drop_incomplete(frame)
         self._read_target(path, frame)
@@ -98,7 +109,9 @@ class TabularBase(Learner):
                 f"{int((~used).sum()):,} rows belong to neither split, by the column '{options.split_column}'."
             )
         self.train_frame, self.valid_frame = frame.filter(used & ~held), frame.filter(held)
-        columns, ignored, warnings = infer_columns(self.train_frame, options.target, self._column_kinds())
+        columns, ignored, warnings = infer_columns(
+            self.train_frame, options.target, column_kinds(options), table.missing_texts, table.warnings
+        )
         self.warnings += warnings
         self.task: Tabular = self._make_task(columns, ignored)
         self.samples: RowSamples = self._make_samples(self.train_frame)
@@ -152,13 +165,6 @@ class TabularBase(Learner):
         if not frame.height:
             raise CannotTrain(f"No row has a value of '{self.options.target}'.")
         return frame
-
-    def _column_kinds(self) -> ColumnKinds:
-        options = self.options
-        split = tuple(name for name in (options.split_column,) if name and name not in options.ignore)
-        return ColumnKinds(
-            options.categories, options.numbers, (*options.ignore, *split), options.dates, options.date_parts
-        )
 
     def _make_samples(self, frame: pl.DataFrame) -> RowSamples:
         arrays = self.task.preprocess(request_values(frame, self.task.columns)).arrays
@@ -306,14 +312,33 @@ def _omit_missing(goldens: Sequence[dict[str, Any]], optional: Sequence[str]) ->
     return ()
 
 
-def read_target_table(data: Path, options: Options) -> tuple[Path, pl.DataFrame]:
+def column_kinds(options: Options) -> ColumnKinds:
+    """Return what the user says about the columns; the one that splits the table is no input."""
+    split = tuple(name for name in (options.split_column,) if name and name not in options.ignore)
+    return ColumnKinds(
+        options.categories, options.numbers, (*options.ignore, *split), options.dates, options.date_parts
+    )
+
+
+def read_target_table(data: Path, options: Options) -> tuple[Path, LoadedTable]:
     """Find and read the table; return its file too. Raises CannotTrain."""
     if not options.target:
         raise CannotTrain("Specify the column to predict with --target.")
-    if data.is_dir():
-        pattern = options.file or "*.csv"
-        files = sorted(data.rglob(pattern))
-        if len(files) != 1:
-            raise CannotTrain(f"{data} contains {len(files)} files {pattern}; specify one of them with --data.")
-        data = files[0]
-    return data, read_table(data, header=options.header)
+    path = _find_file(data, options.file) if data.is_dir() else data
+    form = CsvFormat(options.separator, options.encoding, options.header)
+    needed = tuple(filter(None, (options.split_time,)))
+    rules = TypeRules(column_kinds(options), options.target, options.kind, needed, options.decimal, options.dayfirst)
+    return path, read_table(path, form, rules)
+
+
+def _find_file(folder: Path, pattern: str) -> Path:
+    if pattern:
+        files = sorted(folder.rglob(pattern))
+    else:
+        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _TABLE_SUFFIXES)
+        # A table beside others, in text files or Parquet, is most often the CSV file.
+        files = [path for path in files if path.suffix.lower() == ".csv"] or files
+    if len(files) != 1:
+        what = pattern or f"tables ({', '.join(_TABLE_SUFFIXES)})"
+        raise CannotTrain(f"{folder} contains {len(files)} files {what}; specify one of them with --data.")
+    return files[0]

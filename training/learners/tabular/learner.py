@@ -5,6 +5,7 @@ A target that is a number goes to the learner in regression.py.
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -22,7 +23,7 @@ from tasks.tabular import Tabular, with_examples
 from training.core.config import Settings
 from training.core.results import Comparison, Evaluation, Figure, SampleScores, Table, Trained
 from training.core.sources import SourceFetcher
-from training.data.tables import class_labels, is_number, request_values
+from training.data.tables import class_labels, is_number, merge_labels, request_values
 from training.engine.inference import collect_outputs
 from training.engine.runtime import Batch, Runtime
 from training.evaluation import calibration, classification
@@ -52,9 +53,11 @@ class TabularLearner(TabularBase):
     @classmethod
     def from_data(cls, data: Path, settings: Settings, options: Options, fetcher: SourceFetcher) -> TabularBase:  # noqa: ARG003
         """Read the table and return the learner for its kind of target. Raises CannotTrain."""
-        path, frame = read_target_table(data, options)
-        learner = RegressionLearner if is_number(frame, options.target, options.kind, path) else cls
-        return learner(path, frame, settings, options)
+        path, table = read_target_table(data, options)
+        if is_number(table.frame, options.target, options.kind, path):
+            return RegressionLearner(path, table, settings, options)
+        frame, notes = merge_labels(table.frame, options.target)
+        return cls(path, replace(table, frame=frame, warnings=(*table.warnings, *notes)), settings, options)
 
     def _read_target(self, path: Path, frame: pl.DataFrame) -> None:
         self.labels = class_labels(frame, self.options.target)

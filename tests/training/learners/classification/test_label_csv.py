@@ -44,7 +44,14 @@ def test_names_may_have_extensions_and_folders_and_the_data_may_lie_in_a_subfold
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("image,tags\np00,left\n", "no column image_name; its columns are image, tags"),
+        ("image,tags\np00,left\n", "no column image_name; its columns are image, tags. Rename 'image' to 'image_name'"),
+        ("Filename,Label\np00,left\n", "Rename 'Filename' to 'image_name'. Rename 'Label' to 'tags'"),
+        ("image_name,tags,Tags\np00,left,left\n", "has 2 columns 'tags'; keep one"),
+        ("image_name,tags\np00,left,right\n", "line 2 has more cells than the first line .* in quotation marks"),
+        ('image_name,tags\np00,"left,right"\np01,left;right\n', "separated by commas and by semicolons"),
+        ("image_name,tags\nP00.PNG,left\n", r"no image 'P00.PNG' .* Did you mean 'p00.png'\?"),
+        ("image_name,tags\n,left\n", "line 2: the image's name is empty"),
+        ("image_name,tags\np00,left\np01,right\n", "At least two images that differ are needed for one of the tags"),
         ("image_name,tags\n", "has no rows"),
         ("image_name,tags\np00,left\nghost,left\n", "line 3: there is no image 'ghost'"),
         ("image_name,tags\np00,left\np00,right\n", "line 3: p00 is already listed in line 2"),
@@ -91,4 +98,66 @@ def test_tag_without_validation_images_gives_a_warning(tagged_folder, split_rows
 
     table = read(tagged_folder(split_rows, ("image_name", "tags", "split")))
 
-    assert table.warnings == ("The label 'rare' has no validation image.",)
+    assert table.warnings == (
+        "6 of 24 images have no tag, and are learnt as examples of none.",
+        "The label 'rare' has no validation image.",
+    )
+
+
+def test_summary_of_a_table_states_its_separators_and_images_that_it_does_not_list(tagged_folder, tag_rows):
+    folder = tagged_folder(tag_rows())
+    lines = [f"{name};{tags.replace(' ', ',')}" for name, tags in tag_rows(20)]
+    (folder / "labels.csv").rename(folder / "Labels.CSV")
+    (folder / "Labels.CSV").write_text("\n".join(["Image_Name; Tags", *lines]))
+
+    table = read(folder)
+
+    assert table.labels == ("left", "right")
+    assert table.warnings == (
+        "The columns of Labels.CSV are separated by semicolons.",
+        "Tags were separated at commas, not at spaces: 5 images have some.",
+        "4 of 24 images are not listed in Labels.CSV: left out.",
+        "5 of 20 images have no tag, and are learnt as examples of none.",
+    )
+
+
+def test_tags_that_differ_only_in_case_are_named(tagged_folder, tag_rows):
+    rows = [(name, tags.replace("left", "Left") if i < 12 else tags) for i, (name, tags) in enumerate(tag_rows())]
+
+    table = read(tagged_folder(rows))
+
+    assert any(warning.startswith("The tags 'Left' and 'left' differ only in how") for warning in table.warnings)
+
+
+def test_table_in_utf_16_is_read_and_paths_of_windows_are_understood(tagged_folder, tag_rows):
+    folder = tagged_folder(tag_rows())
+    text = (folder / "labels.csv").read_text().replace("p03,", "images\\p03.png,")
+    (folder / "labels.csv").write_text(text, "utf-16")
+
+    table = read(folder)
+
+    assert len(table.train) + len(table.validation) == 24
+    assert table.warnings[0] == "labels.csv was read as UTF-16."
+
+
+def test_image_in_a_format_that_is_not_read_is_named_as_such(tagged_folder, tag_rows):
+    folder = tagged_folder(tag_rows())
+    (folder / "images" / "p03.png").rename(folder / "images" / "p03.dng")
+
+    with pytest.raises(CannotTrain, match=r"line 5: p03\.dng is not in a format that is read"):
+        read(folder)
+
+
+def test_thumbnails_with_the_names_of_images_do_not_make_them_ambiguous(tagged_folder, tag_rows):
+    folder = tagged_folder(tag_rows())
+    (folder / "@eaDir").mkdir()
+    Image.new("RGB", (40, 32), "teal").save(folder / "@eaDir" / "p00.png")
+
+    table = read(folder)
+
+    assert len(table.train) + len(table.validation) == 24
+    assert "1 file in folders that other programs made (@eaDir) was left out." in table.warnings
+
+
+def test_data_that_is_not_there_has_no_table(tmp_path):
+    assert find_table(tmp_path / "missing") is None

@@ -26,6 +26,15 @@ def test_loss_with_mixup_is_lower_for_correct_logits(tagged_folder, tag_rows):
     assert learner.loss(Correct(), batch) < learner.loss(Wrong(), batch)
 
 
+def test_the_summary_counts_images_and_tags(tagged_folder, tag_rows):
+    options = type(ClassificationLearner.default_options)(weights="none", size=32)
+
+    learner = ClassificationLearner.from_data(tagged_folder(tag_rows()), Settings(), options, None)
+
+    assert learner.data_summary().startswith("2 labels, 1.0 per image; 20 pictures to train on, 4 to validate: ")
+    assert "6 of 24 images have no tag" in learner.data_summary()
+
+
 @pytest.mark.slow
 def test_table_of_tags_becomes_a_published_model(tagged_folder, tag_rows, train, tmp_path):
     folder = tagged_folder(tag_rows(48))

@@ -12,11 +12,13 @@ from tasks.contract import Limits
 from tasks.segmentation import Segmentation
 from tests.training.learners.segmentation.street_scenes import PALETTE
 from training.core.errors import CannotTrain
-from training.learners.segmentation.dataset import IGNORED, MaskedImages, project_mask, read_mask_folder
+from training.learners.segmentation.classes import IGNORED, MaskRules
+from training.learners.segmentation.dataset import MaskedImages, project_mask
+from training.learners.segmentation.mask_folder import read_mask_folder
 
 
-def read(folder, **options):
-    return read_mask_folder(folder, unreadable="refuse", valid_fraction=0.25, size=48, **options)
+def read(folder, **rules):
+    return read_mask_folder(folder, MaskRules(**rules), unreadable="refuse", valid_fraction=0.25, size=48)
 
 
 def test_images_and_masks_become_pairs_with_labels_from_codes_txt_and_without_void(streets):
@@ -100,7 +102,7 @@ def add_unknown_value(folder):
 
 
 def colour_mask(folder):
-    Image.new("RGB", (48, 36)).save(folder / "masks" / "003.png")
+    Image.new("RGB", (48, 36), (255, 0, 9)).save(folder / "masks" / "003.png")
 
 
 def corrupt_mask(folder):
@@ -131,7 +133,7 @@ def duplicate_label(folder):
         (remove_mask, r"003\.jpg has no mask of the same name"),
         (remove_image, r"003\.png has no image of the same name"),
         (add_unknown_value, r"003\.png contains the value 9, but there are only 4 labels.*--void 9"),
-        (colour_mask, r"003\.png has the mode RGB\. A mask must be a PNG with one 8-bit channel"),
+        (colour_mask, r"in colour \(003\.png, for example\).*ff0009 \(12\.5 %\).* --colours .*ff0009"),
         (corrupt_mask, r"The mask .*003\.png cannot be read"),
         (corrupt_image, r"003\.jpg cannot be read.*--unreadable skip"),
         (remove_mask_folder, "neither the folders 'images' and 'masks' nor 'train' and 'trainannot'"),
@@ -278,12 +280,34 @@ def test_common_suffix_of_the_mask_names_is_ignored(streets):
     assert len(read(folder).train) + len(read(folder).validation) == 8
 
 
-def test_black_and_white_masks_have_two_classes(streets):
-    folder = streets(codes=None)
-    for path in sorted((folder / "masks").iterdir()):
-        with Image.open(path) as mask:
-            white = (np.asarray(mask) > 0).astype(np.uint8) * 255
-        Image.fromarray(white).save(path)
+def test_two_masks_or_images_of_the_same_name_are_refused(streets):
+    folder = streets()
+    shutil.copy(folder / "masks" / "003.png", folder / "masks" / "003.bmp")
 
-    assert read(folder).classes.labels == ("background", "foreground")
-    assert read(folder, labels=("roof", "no roof")).classes.labels == ("roof", "no roof")
+    with pytest.raises(CannotTrain, match=r"003\.bmp and 003\.png have the same name except for the extension"):
+        read(folder)
+
+
+def test_labels_that_occur_on_one_side_of_the_split_only_are_named(streets):
+    streets(4, "train", "trainannot")
+    folder = streets(2, "val", "valannot", first=50, codes="sky\nroad\nVoid\nhouse\ntree\n")
+    for path in (folder / "valannot").iterdir():
+        mask = np.asarray(Image.open(path)).copy()
+        mask[mask == 3] = 0
+        Image.fromarray(mask).save(path)
+
+    warnings = read(folder).warnings
+
+    assert "These labels cannot be learnt, since no training mask contains them: 'tree'." in warnings
+    assert "These labels are not measured, since no validation mask contains them: 'house'." in warnings
+
+
+def test_images_outside_the_folders_that_are_read_are_counted(streets):
+    streets(4, "train", "trainannot")
+    streets(2, "val", "valannot", first=50)
+    folder = streets(3, "test", "testannot", first=80)
+
+    (sentence,) = read(folder).warnings
+
+    assert sentence.startswith("6 image files in ")
+    assert sentence.endswith("(test, testannot) were not used; only train, trainannot, val, valannot are read.")

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from training.core.config import Settings
-from training.learners.segmentation.dataset import IGNORED
+from training.learners.segmentation.classes import IGNORED
 from training.learners.segmentation.evaluate import (
     ValidationResults,
     class_ious,

@@ -12,8 +12,9 @@ from tests.training.learners.segmentation.street_scenes import draw_scene
 from training.core.config import Settings
 from training.core.errors import CannotTrain
 from training.data.download import Fetcher
-from training.learners.segmentation.dataset import IGNORED, read_mask_folder
+from training.learners.segmentation.classes import IGNORED, MaskRules
 from training.learners.segmentation.learner import Options, SegmentationLearner, _class_weights, soft_dice_loss
+from training.learners.segmentation.mask_folder import read_mask_folder
 from training.publishing import export
 from training.publishing.publish import replay
 from training.registry import load_recipe
@@ -87,7 +88,7 @@ def test_camvid_has_eleven_classes_without_void_in_the_split_of_the_tutorial(tmp
     recipe = load_recipe("camvid")
     data = read_mask_folder(
         Fetcher(tmp_path, str(SHARED), lambda text: None).fetch(recipe.source),
-        labels=recipe.options.labels,
+        MaskRules(labels=recipe.options.labels, colours=recipe.options.colours),
         unreadable="refuse",
         valid_fraction=0.2,
         size=480,

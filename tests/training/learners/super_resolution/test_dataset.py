@@ -73,6 +73,40 @@ def test_unreadable_image_is_refused_or_skipped(sharp_folder):
     assert "broken.png skipped" in read(folder, unreadable="skip").warnings[0]
 
 
+def test_every_format_of_the_service_is_read_and_other_files_are_counted(sharp_folder):
+    folder = sharp_folder("a.png", "b.tif", "c.gif", "d.jpg")
+    (folder / "d.jpg").rename(folder / "d.JFIF")
+    (folder / "film.mp4").write_bytes(b"x")
+    (folder / "@eaDir").mkdir()
+    draw_scene(seed=70).save(folder / "@eaDir" / "thumb.png")
+
+    data = read(folder)
+
+    assert len(data.train) + len(data.validation) == 4
+    assert data.warnings == (
+        "2 files were left out: 1 ending in .mp4, 1 in folders that other programs made (@eaDir).",
+    )
+
+
+def test_small_photos_in_heic_are_left_out_too(sharp_folder):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    folder = sharp_folder("a.png", "b.png", "c.png")
+    pillow_heif.from_pillow(draw_scene(120, 40, seed=9)).save(folder / "small.heic")
+
+    assert read(folder).warnings == ("1 of 4 images skipped: they have a side of fewer than 64 pixels.",)
+
+
+def test_images_directly_in_the_test_folder_are_a_test_set_and_unread_folders_are_named(sharp_folder):
+    sharp_folder(*(f"Train/{n}.png" for n in range(4)))
+    folder = sharp_folder("test/x.png", "valid/y.png", seed=50)
+    (folder / "test" / "Set5").mkdir()
+
+    data = read(folder)
+
+    assert {name: [path.name for path in paths] for name, paths in data.tests.items()} == {"test": ["x.png"]}
+    assert data.warnings == ("Nothing was read from the folders valid, test/Set5.",)
+
+
 def load_crops(folder, **options):
     paths = sorted(folder.glob("*.png"))
     settings = {"crops_per_image": 3, "pixel_epochs": 2, "max_side": 1000, "seed": 1} | options

@@ -41,6 +41,12 @@ def test_loss_is_of_pixels_first_and_perceptual_later(sharp_folder):
     assert with_perceptual[1] > without[1]
 
 
+def test_the_summary_counts_images(sharp_folder):
+    learner = load_learner(sharp_folder(*(f"{n}.png" for n in range(6))))
+
+    assert learner.data_summary().startswith("5 pictures to train on, 1 to validate: ")
+
+
 def test_tiled_restoration_equals_bicubic_for_an_untrained_network(sharp_folder):
     learner = load_learner(sharp_folder(*(f"{n}.png" for n in range(6)), size=(300, 220)))
     served = learner.to_inference_module(learner.network())
