@@ -9,10 +9,8 @@ from numpy.typing import NDArray
 from training.core.results import Comparison, SampleScores, Table
 
 _DRAWS = 1000
-_MIN_RESAMPLED = 10
-"""With fewer samples, resampling says little about the uncertainty of a statistic."""
-_MIN_SAMPLES = 6
-"""With fewer, a difference in the same direction in every sample is still no more than chance: 2 · 0.5⁵ = 0.06."""
+_MIN_SAMPLES = 10
+"""With fewer samples (or groups), no interval is stated: that they differ in the same way may well be chance."""
 
 
 def compare_means(
@@ -27,7 +25,7 @@ def compare_means(
         is_constant: whether it gives every request the same answer.
 
     The interval is that of the mean of the paired differences, by Student's t distribution. With groups, the standard
-    error is cluster-robust (Liang and Zeger 1986). With fewer than six samples or groups, the interval is infinite.
+    error is cluster-robust (Liang and Zeger 1986). With fewer than ten samples or groups, the interval is infinite.
     Samples where either score is NaN are left out.
     """
     known = np.isfinite(model.values) & np.isfinite(values)
@@ -90,8 +88,8 @@ def compare_statistics(
     value, other_value = (statistic(every) for statistic in statistics)
     random = np.random.default_rng(0)
     interval = (-math.inf, math.inf)
-    if count >= _MIN_RESAMPLED:
-        draws = [random.integers(0, count, count) for _ in range(_DRAWS)]
+    if count >= _MIN_SAMPLES:
+        draws = (random.integers(0, count, count) for _ in range(_DRAWS))
         gains = np.array([statistics[0](draw) - statistics[1](draw) for draw in draws])
         gains = gains[np.isfinite(gains)] * (-1 if lower_is_better else 1)
         if len(gains) >= _DRAWS // 2:

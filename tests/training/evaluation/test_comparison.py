@@ -70,6 +70,13 @@ def test_a_few_samples_say_nothing_for_sure(count):
     assert "too few samples" in comparison_table([comparison]).rows[0][5]
 
 
+def test_a_few_samples_that_all_differ_alike_say_nothing_for_sure():
+    comparison = compare_means(scores([0.0, 0.0, 0.0]), "always predicting 'cat'", np.ones(3))
+
+    assert comparison.gain == -1
+    assert not comparison.is_surely_worse
+
+
 def test_a_statistic_is_compared_by_resampling_pairs():
     truth = np.arange(200) % 2
     random = np.random.default_rng(3)
