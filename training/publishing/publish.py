@@ -90,10 +90,10 @@ def _describe_objection(comparison: Comparison) -> str:
 def _check_limits(recipe: Recipe, evaluation: Evaluation) -> None:
     values = {metric.name: metric.value for metric in evaluation.metrics}
     for name, minimum in recipe.min_metrics:
-        if values[name] < minimum:
+        if not values[name] >= minimum:  # Also if it is NaN.
             raise CannotTrain(f"Not published: {name} is {values[name]:.4f}; the recipe requires at least {minimum:g}.")
     for name, maximum in recipe.max_metrics:
-        if values[name] > maximum:
+        if not values[name] <= maximum:
             raise CannotTrain(f"Not published: {name} is {values[name]:.4f}; the recipe allows at most {maximum:g}.")
 
 
