@@ -1,6 +1,7 @@
 """Publish a trained network as a folder under models/, which appears only when it is complete and verified."""
 
 import datetime
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,8 +51,8 @@ def publish(
 ) -> Path:
     """Verify and publish an exported network; return the new version's folder. `card` returns the text of the README.
 
-    Raises CannotTrain if a golden request is not reproduced, or a metric does not reach the recipe's limit, and OSError
-    if the folder cannot be written; nothing of it is left then.
+    Raises CannotTrain if a golden request is not reproduced, or a metric is NaN or does not reach the recipe's limit,
+    and OSError if the folder cannot be written; nothing of it is left then.
     """
     _check_limits(publication.recipe, publication.evaluation)
 
@@ -70,7 +71,7 @@ def refuse_worse_model(evaluation: Evaluation) -> None:
     objections = [
         _describe_objection(comparison)
         for comparison in evaluation.comparisons
-        if comparison.is_surely_worse or (comparison.is_constant and comparison.gain < 0)
+        if comparison.is_surely_worse or (comparison.is_constant and comparison.is_worse)
     ]
     if objections:
         raise CannotTrain(
@@ -89,11 +90,21 @@ def _describe_objection(comparison: Comparison) -> str:
 
 def _check_limits(recipe: Recipe, evaluation: Evaluation) -> None:
     values = {metric.name: metric.value for metric in evaluation.metrics}
+    if unknown := [name for name, value in values.items() if not math.isfinite(value)]:
+        raise CannotTrain(
+            f"Not published: {' and '.join(unknown)} cannot be measured on these validation samples (infinite or not a "
+            "number). Validate on more or other samples."
+        )
+    for name, limit in (*recipe.min_metrics, *recipe.max_metrics):
+        if name not in values:
+            raise CannotTrain(
+                f"Not published: the recipe limits {name} ({limit:g}), which was not measured with these options."
+            )
     for name, minimum in recipe.min_metrics:
-        if not values[name] >= minimum:  # Also if it is NaN.
+        if values[name] < minimum:
             raise CannotTrain(f"Not published: {name} is {values[name]:.4f}; the recipe requires at least {minimum:g}.")
     for name, maximum in recipe.max_metrics:
-        if not values[name] <= maximum:
+        if values[name] > maximum:
             raise CannotTrain(f"Not published: {name} is {values[name]:.4f}; the recipe allows at most {maximum:g}.")
 
 

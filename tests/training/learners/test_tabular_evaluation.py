@@ -247,3 +247,14 @@ def test_a_version_with_other_examples_and_ranges_of_its_columns_is_compared(lea
     assert learner.is_comparable(published)
     assert learner.is_comparable(learner_of(frame.with_columns(x=pl.col("x") * 3)).task)
     assert not learner.is_comparable(learner_of(frame.with_columns(day=pl.col("day").dt.offset_by("-1y"))).task)
+
+
+def test_every_comparison_of_classes_counts_the_rows_of_one_day_once(learner_of):
+    frame = pl.concat([rows(150), rows(150)])
+
+    comparisons = evaluate(learner_of(frame, split_time="day"), Classifies(0.9)).comparisons
+
+    assert [comparison.metric for comparison in comparisons] == ["accuracy", "accuracy", "roc_auc"]
+    assert {(comparison.samples, comparison.count) for comparison in comparisons} == {
+        ("days of the validation rows", 30)
+    }
