@@ -27,7 +27,7 @@ from training.evaluation.comparison import comparison_table
 from training.evaluation.embeddings import write_embeddings
 from training.publishing.export import Artefacts, Export, export_to_folder
 from training.publishing.previous_version import compare_with_previous
-from training.publishing.publish import Publication, publish, refuse_worse_model
+from training.publishing.publish import Publication, find_objections, publish, refuse_worse_model
 from training.registry import learner_type
 from training.reporting import plots, run_folder
 from training.reporting.report import ReportContext
@@ -252,6 +252,12 @@ def _with_comparison_table(evaluation: Evaluation) -> Evaluation:
     return replace(evaluation, tables=(comparison_table(evaluation.comparisons), *evaluation.tables))
 
 
+def _with_objections(evaluation: Evaluation) -> Evaluation:
+    """Return the evaluation with what speaks against the model as caveats, which its card states if it is published."""
+    sentences = (f"{clause[:1].upper()}{clause[1:]}." for clause in find_objections(evaluation))
+    return replace(evaluation, caveats=(*evaluation.caveats, *sentences))
+
+
 def _report_and_publish(session: Session, result: RunResult, folder: Path, arguments: argparse.Namespace) -> None:
     """Write the report and, if requested, publish; called by the main process."""
     plan, learner = session.plan, session.learner
@@ -262,7 +268,7 @@ def _report_and_publish(session: Session, result: RunResult, folder: Path, argum
     evaluation = learner.evaluate(result.trained, served, export.network)
     if arguments.publish:
         evaluation = _with_previous_version(evaluation, learner, export, Path(arguments.models) / plan.recipe.name)
-    evaluation = _with_comparison_table(evaluation)
+    evaluation = _with_objections(_with_comparison_table(evaluation))
     context = ReportContext(
         plan,
         result,

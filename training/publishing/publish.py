@@ -68,16 +68,20 @@ def refuse_worse_model(evaluation: Evaluation) -> None:
     Worse than the same answer to every request counts as measured; worse than another model counts if the interval of
     the difference says so.
     """
-    objections = [
-        _describe_objection(comparison)
-        for comparison in evaluation.comparisons
-        if comparison.is_surely_worse or (comparison.is_constant and comparison.is_worse)
-    ]
-    if objections:
+    if objections := find_objections(evaluation):
         raise CannotTrain(
             f"Not published: {'; '.join(objections)}. Train it better, or publish it all the same with --anyway; "
             "--resume publishes this run without training it again."
         )
+
+
+def find_objections(evaluation: Evaluation) -> tuple[str, ...]:
+    """Return clauses that say than what the model is worse: `the model is worse than always predicting 'cat': …`."""
+    return tuple(
+        _describe_objection(comparison)
+        for comparison in evaluation.comparisons
+        if comparison.is_surely_worse or (comparison.is_constant and comparison.is_worse)
+    )
 
 
 def _describe_objection(comparison: Comparison) -> str:
