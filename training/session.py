@@ -3,6 +3,7 @@
 import argparse
 import os
 import shutil
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,13 +27,15 @@ from training.evaluation.comparison import comparison_table
 from training.evaluation.embeddings import write_embeddings
 from training.publishing.export import Artefacts, Export, export_to_folder
 from training.publishing.previous_version import compare_with_previous
-from training.publishing.publish import Publication, publish, refuse_worse_model
+from training.publishing.publish import Publication, find_objections, publish, refuse_worse_model
 from training.registry import learner_type
 from training.reporting import plots, run_folder
 from training.reporting.report import ReportContext
 from training.reporting.run_folder import Plan
 
 _PARITY_SAMPLES = 64
+_FILES_OF_SYSTEMS = (".DS_Store", "Thumbs.db", "desktop.ini")
+"""Files that appear where a folder is looked at; the data is the same with them."""
 _EXPORT = "export"
 """The folder of the exported files in a run folder."""
 
@@ -124,7 +127,7 @@ def open_session(plan: Plan, data: Path | None, fetcher: Fetcher, runtime: Runti
     runtime.barrier()
     path = _provide_data(plan, data, fetcher)
     learner = learner_type(plan.recipe.task).from_data(path, plan.settings, plan.options, fetcher)
-    sha256 = fetcher.sha256(source) if data is None and source else _hash(data or path)
+    sha256 = fetcher.sha256(source) if data is None and source else hash_data(data or path)
     return Session(plan, learner, runtime, sha256)
 
 
@@ -132,7 +135,7 @@ def _provide_data(plan: Plan, data: Path | None, fetcher: Fetcher) -> Path:
     """Return the path that the learner reads: given or fetched, and prepared (once, atomically) by the recipe."""
     recipe = plan.recipe
     if data is not None:
-        raw, sha256 = data, _hash(data) if recipe.prepare else ""
+        raw, sha256 = data, hash_data(data) if recipe.prepare else ""
     elif recipe.source is not None:
         raw = fetcher.fetch(recipe.source)
         sha256 = fetcher.sha256(recipe.source)
@@ -154,9 +157,19 @@ def _provide_data(plan: Plan, data: Path | None, fetcher: Fetcher) -> Path:
     return target
 
 
-def _hash(data: Path) -> str:
-    """The hash of a file, or of all files in a folder with their names."""
-    return sha256_of(data) if data.is_file() else content_hash([p for p in data.rglob("*") if p.is_file()], data)
+def hash_data(data: Path) -> str:
+    """The hash of a file, or of all files in a folder with their names; links are followed, as in reading."""
+    return sha256_of(data) if data.is_file() else content_hash(list(_files_in(data, set())), data)
+
+
+def _files_in(folder: Path, seen: set[Path]) -> Iterator[Path]:
+    """Yield the files in a folder; `seen` holds the folders that were entered, in which links may lead back."""
+    seen.add(folder.resolve())
+    for path in folder.iterdir():
+        if path.is_file() and path.name not in _FILES_OF_SYSTEMS:
+            yield path
+        elif path.is_dir() and path.resolve() not in seen:
+            yield from _files_in(path, seen)
 
 
 def _format_header(log: EpochLog) -> str:
@@ -239,6 +252,12 @@ def _with_comparison_table(evaluation: Evaluation) -> Evaluation:
     return replace(evaluation, tables=(comparison_table(evaluation.comparisons), *evaluation.tables))
 
 
+def _with_objections(evaluation: Evaluation) -> Evaluation:
+    """Return the evaluation with what speaks against the model as caveats, which its card states if it is published."""
+    sentences = (f"{clause[:1].upper()}{clause[1:]}." for clause in find_objections(evaluation))
+    return replace(evaluation, caveats=(*evaluation.caveats, *sentences))
+
+
 def _report_and_publish(session: Session, result: RunResult, folder: Path, arguments: argparse.Namespace) -> None:
     """Write the report and, if requested, publish; called by the main process."""
     plan, learner = session.plan, session.learner
@@ -249,7 +268,7 @@ def _report_and_publish(session: Session, result: RunResult, folder: Path, argum
     evaluation = learner.evaluate(result.trained, served, export.network)
     if arguments.publish:
         evaluation = _with_previous_version(evaluation, learner, export, Path(arguments.models) / plan.recipe.name)
-    evaluation = _with_comparison_table(evaluation)
+    evaluation = _with_objections(_with_comparison_table(evaluation))
     context = ReportContext(
         plan,
         result,

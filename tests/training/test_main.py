@@ -160,6 +160,26 @@ def test_a_modified_model_is_not_replayed(train, table, tmp_path):
         replay(model)
 
 
+def test_a_model_that_is_worse_than_a_constant_answer_is_published_only_if_the_user_insists(train, tmp_path):
+    file, models = tmp_path / "rows.csv", tmp_path / "models" / "tabular"
+    rows = (f"{i * 7 % 13},{'rare' if i % 10 == 0 else 'common'}" for i in range(400))
+    file.write_text("\n".join(["x,label", *rows]))
+    command = ("tabular", "--data", file, "--target", "label", "--rate", "1e-9", "--epochs", "1", "--device", "cpu")
+
+    status, _, err = train(*command, "--publish")
+
+    assert status == 2
+    assert "Not published: the model is surely worse than always predicting 'common': accuracy is " in err
+    assert not list(tmp_path.glob("models/*/*"))
+
+    status, _, err = train(*command, "--publish", "--anyway", "--resume")
+
+    assert status == 0, err
+    assert len(list((tmp_path / "runs" / "tabular").iterdir())) == 1, "it was trained again"
+    card = (models / "1" / "README.md").read_text()
+    assert "- The model is surely worse than always predicting 'common': accuracy is " in card.partition("## Data")[0]
+
+
 def test_the_rate_search_prints_a_suggestion_and_writes_a_plot(train, table, tmp_path):
     status, out, _ = train("tabular", "--data", table(), "--target", "churn", "--find-lr", "--device", "cpu")
 

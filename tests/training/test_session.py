@@ -9,7 +9,7 @@ from training.core.recipe import DataCard, Recipe
 from training.engine.learner import Phase, Stage
 from training.engine.runtime import Runtime
 from training.reporting.run_folder import Plan
-from training.session import Session
+from training.session import Session, hash_data
 
 
 class TwoPhases(SmallLearner):
@@ -62,3 +62,18 @@ def test_every_process_continues_from_the_network_of_the_phase_before_and_only_t
         torch.equal(a, b)
         for a, b in zip(main.first.state_dict().values(), other.first.state_dict().values(), strict=True)
     )
+
+
+def test_the_hash_of_a_folder_follows_links_and_ignores_files_of_the_system(tmp_path):
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    for folder in (data / "red", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "1.txt").write_text("one")
+    (data / "green").symlink_to(elsewhere)
+    (data / "red" / "again").symlink_to(data)
+    before = hash_data(data)
+
+    (data / ".DS_Store").write_text("where the window is")
+    assert hash_data(data) == before
+    (elsewhere / "1.txt").write_text("two")
+    assert hash_data(data) != before

@@ -13,6 +13,8 @@ from tasks.contract import Task
 from tasks.manifest import Metric
 
 Vectors = NDArray[np.floating]
+_ROUNDING = 1e-6
+"""Relative difference between figures that are equal: a model that always gives the constant answer is not worse."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,11 @@ class Comparison:
         """How much better the model is; negative if it is worse."""
         gain = self.value - self.other_value
         return -gain if self.lower_is_better else gain
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether the model's figure is worse, by more than rounding errors."""
+        return self.gain < -_ROUNDING * max(abs(self.value), abs(self.other_value))
 
     @property
     def is_surely_worse(self) -> bool:

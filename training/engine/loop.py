@@ -48,7 +48,7 @@ class Progress:
 
         The first epoch always is. A score that is NaN counts as the lowest of all.
         """
-        return self.epoch == 0 or (_or_worst(score), -loss) > (self.best, -self.best_loss)
+        return self.epoch == 0 or (_or_worst(score), _or_worst(-loss)) > (self.best, _or_worst(-self.best_loss))
 
 
 def _or_worst(score: float) -> float:

@@ -53,7 +53,9 @@ def find_rate(
         rate = low * (high / low) ** (step / max(1, steps - 1))
         for group, scale in zip(optimizer.param_groups, scales, strict=True):
             group["lr"] = rate * scale
-        value = float(train_step(network, loss, batch, optimizer, runtime, clip=clip))
+        # The mean over all processes: each must stop at the same step, or the others would wait for it forever.
+        local = train_step(network, loss, batch, optimizer, runtime, clip=clip).double()
+        value = float(runtime.all_reduce_sum(local)) / runtime.world_size
         average = 0.9 * average + 0.1 * value
         smoothed = average / (1 - 0.9 ** (step + 1))  # Corrects the bias of starting from 0.
         if not math.isfinite(smoothed) or smoothed > 4 * minimum:

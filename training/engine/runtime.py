@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from training.core.config import Settings
 from training.core.errors import CannotTrain
 
 Batch = dict[str, Tensor]
+_TIMEOUT = timedelta(days=1)
+"""How long processes wait for the main one, which alone downloads, evaluates and publishes; torch's default of some
+minutes is too short. If a process fails, torchrun ends the others."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +74,12 @@ class Runtime:
         """Return the main process's text, in every process."""
         if self.world_size == 1:
             return text
-        encoded = torch.zeros(4096, dtype=torch.uint8, device=self.device)
-        if self.is_main:
-            content = text.encode()
-            encoded[: len(content)] = torch.tensor(list(content), dtype=torch.uint8)
+        content = list(text.encode())
+        size = torch.tensor(len(content), device=self.device)
+        dist.broadcast(size, src=0)
+        encoded = torch.tensor(content if self.is_main else [0] * int(size), dtype=torch.uint8, device=self.device)
         dist.broadcast(encoded, src=0)
-        return bytes(encoded.tolist()).rstrip(b"\0").decode()
+        return bytes(encoded.tolist()).decode()
 
     def barrier(self) -> None:
         """Wait until all processes have reached this point."""
@@ -110,7 +114,7 @@ def start_runtime(settings: Settings) -> Iterator[Runtime]:
         torch.set_num_threads(settings.threads or max(1, _count_cores() // local_world_size))
     precision, reason = _select_precision(settings.precision, device)
     if world_size > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_TIMEOUT)
     try:
         runtime = Runtime(device, precision, reason, rank, world_size)
         yield runtime

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.manifest import MODEL, BrokenModel, read_manifest, verify_files
-from training.core.results import Comparison
+from tasks.system_errors import os_error_reason
+from training.core.results import Comparison, SampleScores
 from training.engine.learner import Learner
 from training.evaluation.comparison import compare_means
 from training.publishing.export import Export, ExportedNetwork
@@ -31,13 +32,32 @@ def compare_with_previous(learner: Learner, export: Export, model: Path) -> Prev
         return PreviousVersion()
     name = f"version {last.name}, which it replaces"
     try:
-        manifest = read_manifest(last)
-        verify_files(last, manifest)
-        task = manifest.load_task(last)
-        if not learner.is_comparable(task):
-            return PreviousVersion(notes=(f"Not compared with {name}: its labels, inputs or outputs are others.",))
-        previous = learner.sample_scores(ExportedNetwork(last / MODEL, task))
-    except (BrokenModel, OSError) as error:
-        return PreviousVersion(notes=(f"Not compared with {name}: {error}",))
-    assert previous is not None  # noqa: S101 -- The same learner returned scores before.
+        previous = _measure(learner, last)
+    except _NotComparable as reason:
+        return PreviousVersion(notes=(f"Not compared with {name}: {reason}",))
     return PreviousVersion(comparisons=(compare_means(scores, name, previous.values),))
+
+
+class _NotComparable(Exception):
+    """A version cannot be measured with a learner's validation samples; the message is why, without a path."""
+
+
+def _measure(learner: Learner, version: Path) -> SampleScores:
+    """Return the scores of a version. Raises _NotComparable."""
+    try:
+        manifest = read_manifest(version)
+        verify_files(version, manifest)
+        task = manifest.load_task(version)
+    except BrokenModel as error:
+        raise _NotComparable(str(error)) from None
+    except OSError as error:
+        raise _NotComparable(f"its folder cannot be read: {os_error_reason(error)}.") from None
+    if not learner.is_comparable(task):
+        raise _NotComparable("its labels, inputs or outputs are others.")
+    try:
+        scores = learner.sample_scores(ExportedNetwork(version / MODEL, task))
+    except Exception as error:  # The runtime's exceptions have no other common base class.
+        raise _NotComparable(f"its {MODEL} cannot be run ({type(error).__name__}).") from error
+    if scores is None:
+        raise _NotComparable("it has no scores.")
+    return scores

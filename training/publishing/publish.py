@@ -1,6 +1,7 @@
 """Publish a trained network as a folder under models/, which appears only when it is complete and verified."""
 
 import datetime
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -50,8 +51,8 @@ def publish(
 ) -> Path:
     """Verify and publish an exported network; return the new version's folder. `card` returns the text of the README.
 
-    Raises CannotTrain if a golden request is not reproduced, or a metric does not reach the recipe's limit, and OSError
-    if the folder cannot be written; nothing of it is left then.
+    Raises CannotTrain if a golden request is not reproduced, or a metric is NaN or does not reach the recipe's limit,
+    and OSError if the folder cannot be written; nothing of it is left then.
     """
     _check_limits(publication.recipe, publication.evaluation)
 
@@ -67,16 +68,20 @@ def refuse_worse_model(evaluation: Evaluation) -> None:
     Worse than the same answer to every request counts as measured; worse than another model counts if the interval of
     the difference says so.
     """
-    objections = [
-        _describe_objection(comparison)
-        for comparison in evaluation.comparisons
-        if comparison.is_surely_worse or (comparison.is_constant and comparison.gain < 0)
-    ]
-    if objections:
+    if objections := find_objections(evaluation):
         raise CannotTrain(
             f"Not published: {'; '.join(objections)}. Train it better, or publish it all the same with --anyway; "
             "--resume publishes this run without training it again."
         )
+
+
+def find_objections(evaluation: Evaluation) -> tuple[str, ...]:
+    """Return clauses that say than what the model is worse: `the model is worse than always predicting 'cat': …`."""
+    return tuple(
+        _describe_objection(comparison)
+        for comparison in evaluation.comparisons
+        if comparison.is_surely_worse or (comparison.is_constant and comparison.is_worse)
+    )
 
 
 def _describe_objection(comparison: Comparison) -> str:
@@ -89,6 +94,16 @@ def _describe_objection(comparison: Comparison) -> str:
 
 def _check_limits(recipe: Recipe, evaluation: Evaluation) -> None:
     values = {metric.name: metric.value for metric in evaluation.metrics}
+    if unknown := [name for name, value in values.items() if not math.isfinite(value)]:
+        raise CannotTrain(
+            f"Not published: {' and '.join(unknown)} cannot be measured on these validation samples (infinite or not a "
+            "number). Validate on more or other samples."
+        )
+    for name, limit in (*recipe.min_metrics, *recipe.max_metrics):
+        if name not in values:
+            raise CannotTrain(
+                f"Not published: the recipe limits {name} ({limit:g}), which was not measured with these options."
+            )
     for name, minimum in recipe.min_metrics:
         if values[name] < minimum:
             raise CannotTrain(f"Not published: {name} is {values[name]:.4f}; the recipe requires at least {minimum:g}.")

@@ -32,6 +32,7 @@ _OTHER_FACTS = {
     "data_sha256": "other data",
 }
 """What hashes in a fingerprint stand for."""
+_UNRECORDED = "an older version of this program did not record"
 SETTINGS_WITHOUT_EFFECT = ("workers", "threads", "checkpoint_steps", "device", "cache_mb")
 """Settings that change how long a run takes, but not its result."""
 
@@ -128,27 +129,35 @@ def describe_start(root: Path, fingerprint: dict[str, Any], resume: str, epochs:
 def _describe_resumed(folder: Path, epochs: int) -> str:
     if (folder / _DONE).exists():
         return f"The run {folder} is finished; its report (and model) is written again."
-    done = sum(len(_read_json(history) or ()) for history in folder.glob("seed-*/history.json"))
-    phases = [history.parent.name for history in sorted(folder.glob("*/history.json"))]
-    phases = [name for name in phases if not name.startswith("seed-")]
+    counts = {
+        history.parent.name: len(_read_json(history) or ())
+        for history in sorted(folder.glob("*/history.json"), key=lambda path: path.stat().st_mtime)
+    }
+    done = sum(count for name, count in counts.items() if name.startswith("seed-"))
+    phases = [f"{count} of {name}" for name, count in counts.items() if not name.startswith("seed-")]
     if not done and not phases:
         return f"Resuming the run {folder}, of which no epoch is done."
-    started = f", after {' and '.join(phases)}" if phases else ""
+    # How many epochs a phase has is not known here: it may be finished or not.
+    before = f", after {' and '.join(phases)}" if phases else ""
     verb = "is" if epochs == 1 else "are"
-    return f"Resuming the run {folder}: {done} of {epochs} epoch{'' if epochs == 1 else 's'} {verb} done{started}."
+    return f"Resuming the run {folder}: {done} of {epochs} epoch{'' if epochs == 1 else 's'} {verb} done{before}."
 
 
 def describe_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Name the settings that differ, such as `rate 0.002 → 0.004`."""
     changed = [name for name in (*old, *(name for name in new if name not in old)) if old.get(name) != new.get(name)]
     named = [
-        _OTHER_FACTS[name]
+        _describe_fact(name, old.get(name))
         if name in _OTHER_FACTS
         else f"{name.replace('_', ' ')} {_format(old.get(name))} → {_format(new.get(name))}"
         for name in changed[:_MAX_DIFFERENCES]
     ]
     more = f" and {len(changed) - _MAX_DIFFERENCES} more" if len(changed) > _MAX_DIFFERENCES else ""
     return ", ".join(dict.fromkeys(named)) + more
+
+
+def _describe_fact(name: str, old: Any) -> str:
+    return _OTHER_FACTS[name] if old is not None else f"{name.replace('_', ' ')} that {_UNRECORDED}"
 
 
 def _format(value: Any) -> str:

@@ -107,6 +107,16 @@ def test_of_epochs_with_equal_scores_the_one_with_the_lowest_loss_is_kept(tmp_pa
     assert checkpoint.load(tmp_path / checkpoint.BEST)["scores"] == {"score": 0.9, "loss": 0.3}
 
 
+def test_a_loss_that_is_not_a_number_is_worse_than_any_other(tmp_path):
+    learner = SmallLearner(epochs=2)
+    losses = {1: math.nan, 2: 0.5, 3: math.nan}
+    learner.scores_of_epoch = lambda epoch: {"score": 0.9, "loss": losses[epoch]}
+
+    list(fit(learner, learner.network(), Settings(batch_size=16), CPU, tmp_path))
+
+    assert checkpoint.load(tmp_path / checkpoint.BEST)["scores"]["loss"] == 0.5
+
+
 @pytest.mark.parametrize("scores", [[math.nan, 0.2, 0.1], [math.nan, math.nan, math.nan], [0.2, math.nan, 0.1]])
 def test_a_score_that_is_not_a_number_is_the_lowest_and_does_not_end_training(tmp_path, scores):
     learner = SmallLearner(epochs=2)

@@ -11,7 +11,10 @@ from tests.training.toy_learner import CPU, SmallLearner
 from training.core.config import Settings
 from training.core.errors import CannotTrain
 from training.engine import checkpoint
+from training.engine.batches import infinite_batches
 from training.engine.loop import fit
+from training.engine.lr_finder import find_rate
+from training.engine.optim import make_optimizer
 from training.engine.runtime import Runtime, start_runtime, with_sync_batchnorm
 
 SETTINGS = Settings(epochs=3, batch_size=24, device="cpu", threads=1, precision="fp32")
@@ -19,7 +22,7 @@ PROGRAM = """
 import sys, torch
 from pathlib import Path
 from tests.training.toy_learner import Points, SmallLearner
-from tests.training.engine.test_runtime import SETTINGS
+from tests.training.engine.test_runtime import SETTINGS, sweep
 from training.engine.loop import fit
 from training.engine.runtime import start_runtime
 with start_runtime(SETTINGS) as runtime:
@@ -29,9 +32,27 @@ with start_runtime(SETTINGS) as runtime:
     assert runtime.world_size == 2
     learner.held_out = Points(1, 5)
     assert learner.scores(learner.network(), runtime)["score"] in (0, 1), "one of the processes has no sample"
-    assert runtime.broadcast(f"process {runtime.rank}") == "process 0"
+    for text in ("process 0", "", "a long way to Zürich/" * 300):
+        assert runtime.broadcast(text if runtime.is_main else "another") == text
+    search = sweep(learner, runtime)
+    assert runtime.broadcast(repr(search)) == repr(search), "each process would train with another rate"
+    assert len(search.rates) < 20, "the sweep did not stop where the loss of one process exploded"
     print(f"rank {runtime.rank} score {rows[-1].scores['score']:.6f}", flush=True)
 """
+
+
+def sweep(learner, runtime):
+    """Search a learning rate with a loss that explodes in the second process only."""
+    network = learner.network()
+    optimizer = make_optimizer(learner.param_groups(network, learner.stages()[-1]), 0.01, 0.0)
+    start = learner.steps
+
+    def loss(wrapped, batch):
+        value = learner.loss(wrapped, batch)
+        return value * 1000 if runtime.rank and learner.steps > start + 8 else value
+
+    batches = infinite_batches(learner.samples, runtime, batch_size=24, seed=0, workers=0)
+    return find_rate(runtime.wrap_distributed(network), loss, optimizer, batches, runtime)
 
 
 @pytest.mark.slow

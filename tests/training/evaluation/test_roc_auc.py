@@ -42,3 +42,19 @@ def test_clearly_better_scores_are_surely_better_and_few_samples_are_not():
     assert compare_roc_auc("chance", scores, chance, is_positive, "rows").verdict == "surely better"
     few = compare_roc_auc("chance", scores[:12], chance[:12], np.arange(12) < 3, "rows")
     assert few.interval == (-math.inf, math.inf)
+
+
+def test_samples_that_belong_together_count_as_one():
+    is_positive, scores = draw(300, 1.0, 3)
+    other = is_positive + np.random.default_rng(4).normal(0, 1.0, 300)
+    copies = [np.repeat(values, 5) for values in (scores, other, is_positive)]
+
+    alone = compare_roc_auc("another", scores, other, is_positive, "rows")
+    grouped = compare_roc_auc("another", *copies, "days", groups=np.repeat(np.arange(300), 5))
+    as_if_independent = compare_roc_auc("another", *copies, "rows")
+
+    assert grouped.interval == pytest.approx(alone.interval, abs=1e-3)
+    assert grouped.count == 300
+    assert as_if_independent.interval[1] - as_if_independent.interval[0] < 0.5 * (alone.interval[1] - alone.interval[0])
+    few = compare_roc_auc("another", *copies, "days", groups=np.arange(1500) % 5)
+    assert few.interval == (-math.inf, math.inf)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from tasks.tabular import with_examples
 from training.core.errors import CannotTrain
 from training.core.results import Trained
 from training.data.download import Fetcher
@@ -234,3 +235,26 @@ def test_versions_with_other_columns_or_classes_are_not_compared(learner_of):
     assert learner.is_comparable(learner_of(rows(300)).task)
     assert not learner.is_comparable(other.task)
     assert not learner.is_comparable(renamed.task)
+
+
+def test_a_version_with_other_examples_and_ranges_of_its_columns_is_compared(learner_of):
+    frame = rows(300)
+    learner = learner_of(frame)
+    published, _ = learner.golden_requests(learner.to_inference_module(learner.network().eval()))
+    published = with_examples(published, {"x": 0.5, "kind": "a", "day": "2020-01-01"})
+
+    assert published.columns != learner.task.columns
+    assert learner.is_comparable(published)
+    assert learner.is_comparable(learner_of(frame.with_columns(x=pl.col("x") * 3)).task)
+    assert not learner.is_comparable(learner_of(frame.with_columns(day=pl.col("day").dt.offset_by("-1y"))).task)
+
+
+def test_every_comparison_of_classes_counts_the_rows_of_one_day_once(learner_of):
+    frame = pl.concat([rows(150), rows(150)])
+
+    comparisons = evaluate(learner_of(frame, split_time="day"), Classifies(0.9)).comparisons
+
+    assert [comparison.metric for comparison in comparisons] == ["accuracy", "accuracy", "roc_auc"]
+    assert {(comparison.samples, comparison.count) for comparison in comparisons} == {
+        ("days of the validation rows", 30)
+    }

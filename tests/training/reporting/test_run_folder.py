@@ -46,9 +46,11 @@ def test_epochs_of_all_seeds_count(root):
 
 
 def test_phases_that_came_before_are_named(root):
-    folder = start(root, phases=(("language-model", 1),))
+    folder = start(root, phases=(("language-model", 1), ("fine-tune", 2)))
 
-    assert describe(root) == f"Resuming the run {folder}: 0 of 14 epochs are done, after language-model."
+    assert describe(root) == (
+        f"Resuming the run {folder}: 0 of 14 epochs are done, after 1 of language-model and 2 of fine-tune."
+    )
 
 
 def test_resuming_before_the_first_epoch_says_so(root):
@@ -92,6 +94,12 @@ def test_a_new_run_on_other_data_says_so(root):
         f"A new run: the last one, {folder}, has other settings (other labels, columns or sizes of the task, "
         "new unknown → 1)."
     )
+
+
+def test_a_run_that_recorded_less_is_not_said_to_be_of_other_data(root):
+    start(root, epochs=3)
+
+    assert "other settings (data that an older version of this program did not record)" in describe(root, data="1b")
 
 
 def test_many_differences_are_counted(root):

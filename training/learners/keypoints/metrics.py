@@ -17,6 +17,9 @@ _RIDGE = 1e-3
 """Penalty on each point's offset from the common one: the offset of a point that is always correct would diverge."""
 _MIN_SLOPE = 0.01
 """A slope of 0 could not be undone, and with a negative one, points that are more spread would be more certain."""
+_UNRELATED = "on the validation images, how far a point is spread says nothing about its error"
+_ALL_CORRECT = "on the validation images, every point is within the tolerance, so how sure they should be is unknown"
+_NONE_CORRECT = "on the validation images, no point is within the tolerance"
 _LARGE_ERROR = 0.10
 _MIN_GROUPS = 5
 """With fewer groups, resampling them says little about the uncertainty of their mean."""
@@ -121,7 +124,8 @@ def fit_calibration(log_ratios: Tensor, correct: Tensor, known: Tensor) -> Confi
     """Fit the logistic model by penalised maximum likelihood with L-BFGS; all tensors (n, k).
 
     `correct` marks points within the tolerance, `known` those that are annotated. The offsets are shrunk towards their
-    mean.
+    mean. If the slope is at its bound, or all points are correct or all are wrong, the probabilities hardly differ
+    between points, and the result says why it is no calibration.
     """
     exact_ratios, exact_correct = log_ratios.double()[known], correct.double()[known]
     point = torch.arange(log_ratios.shape[1]).expand_as(log_ratios)[known]
@@ -140,9 +144,14 @@ def fit_calibration(log_ratios: Tensor, correct: Tensor, known: Tensor) -> Confi
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     offsets = (common + deviations).detach().float()
-    if not (bool(offsets.isfinite().all()) and bool(slope.isfinite())):
-        return ConfidenceCalibration(1.0, torch.zeros(log_ratios.shape[1]))
-    return ConfidenceCalibration(max(_MIN_SLOPE, float(slope.detach())), offsets)
+    fitted = float(slope.detach())
+    if not (bool(offsets.isfinite().all()) and math.isfinite(fitted)):
+        return gaussian_confidence(log_ratios.shape[1], _UNRELATED)
+    if bool(exact_correct.all()) or not bool(exact_correct.any()):
+        reason = _ALL_CORRECT if bool(exact_correct.all()) else _NONE_CORRECT
+    else:
+        reason = "" if fitted > _MIN_SLOPE else _UNRELATED
+    return ConfidenceCalibration(max(_MIN_SLOPE, fitted), offsets, reason)
 
 
 def cross_fitted_probabilities(log_ratios: Tensor, correct: Tensor, known: Tensor, groups: Sequence[str]) -> Tensor:

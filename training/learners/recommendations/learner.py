@@ -189,7 +189,7 @@ class RecommendationsLearner(Learner):
             is_hit = rank < _K
             ndcg = torch.where(is_hit, 1 / torch.log2(rank + 2.0), 0.0)
             loss = -logits.log_softmax(dim=1).gather(1, target)
-            sums += torch.stack([ndcg.sum(), is_hit.sum(), loss.sum(), torch.tensor(len(rank))])
+            sums += torch.stack([ndcg.sum(), is_hit.sum(), loss.sum(), torch.ones_like(loss).sum()])
         ndcg_sum, hits, loss_sum, count = runtime.all_reduce_sum(sums).tolist()
         return {"ndcg_at_10": ndcg_sum / count, "hit_rate_at_10": hits / count, "loss": loss_sum / count}
 

@@ -260,7 +260,7 @@ class TabularBase(Learner):
         if not super().is_comparable(previous):
             return False
         task, other = self.task, cast(Tabular, previous)
-        return (other.target, other.labels, other.columns) == (task.target, task.labels, task.columns)
+        return (other.target, other.labels, _encoding(other)) == (task.target, task.labels, _encoding(task))
 
     def _sample_scores(self, metric: str, values: NDArray[np.floating], *, lower_is_better: bool) -> SampleScores:
         """Return scores of the validation rows; rows of one day are no independent samples if rows are split by time.
@@ -296,6 +296,15 @@ class TabularBase(Learner):
         png = plots.draw_bars(shown, [increases[name] for name in shown], "Importance of the columns", what)
         note = f"Permutation feature importance: {what} when a column's values are shuffled among the rows."
         return Figure("Feature importance", png, note)
+
+
+def _encoding(task: Tabular) -> tuple[Any, ...]:
+    """Return what the inputs of a network for tables depend on; ranges and examples only describe the columns."""
+    return (
+        [(column.name, column.values) for column in task.schema.categories],
+        [column.name for column in task.schema.numbers],
+        [(column.name, column.first) for column in task.columns if column.kind == "date"],
+    )
 
 
 def _run(module: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

@@ -194,8 +194,10 @@ class TabularLearner(TabularBase):
             compare_means(scores, BOOSTING, (boosted.argmax(axis=1) == targets).astype(np.float64)),
         ]
         if self._has_roc_auc:
-            is_positive, what = targets == 1, "validation rows"
-            comparisons.append(compare_roc_auc(BOOSTING, probabilities[:, 1], boosted[:, 1], is_positive, what))
+            areas = compare_roc_auc(
+                BOOSTING, probabilities[:, 1], boosted[:, 1], targets == 1, scores.samples, groups=scores.groups
+            )
+            comparisons.append(areas)
         return tuple(comparisons)
 
     @property

@@ -178,7 +178,8 @@ def write_dots(folder, count):
 
 
 def test_enough_images_are_calibrated_and_the_error_is_measured_on_the_other_half(tmp_path):
-    learner = load_dots(write_dots(tmp_path / "many", 260), group_column="", valid_fraction=0.9)
+    # An untrained network finds some points within so large a distance, and not others.
+    learner = load_dots(write_dots(tmp_path / "many", 260), group_column="", valid_fraction=0.9, tolerance=0.3)
 
     evaluation = evaluate(learner, Answers(true_points(learner)))
 

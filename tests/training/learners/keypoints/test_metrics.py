@@ -59,6 +59,18 @@ def test_calibration_is_finite_if_all_points_are_correct_or_all_wrong(fraction):
     assert fitted.offsets.isfinite().all()
     assert math.isfinite(fitted.slope)
     assert abs(float(fitted.probabilities(log_ratios).mean()) - fraction) < 0.1
+    assert f"{'every' if fraction else 'no'} point is within the tolerance" in fitted.reason
+
+
+def test_a_spread_that_says_nothing_about_the_error_is_not_called_a_calibration():
+    generator = torch.Generator().manual_seed(0)
+    log_ratios = torch.randn(400, 3, generator=generator)
+    correct = torch.rand(400, 3, generator=generator) < (-log_ratios).sigmoid()
+
+    fitted = metrics.fit_calibration(log_ratios, correct, torch.ones_like(correct))
+
+    assert "says nothing about its error" in fitted.reason
+    assert float(fitted.probabilities(log_ratios).mean()) == pytest.approx(float(correct.float().mean()), abs=0.02)
 
 
 def test_bootstrap_interval_contains_the_mean():
