@@ -29,7 +29,10 @@ def read(tmp_path, content, form=CsvFormat()):  # noqa: B008
         ("a;b;y\n1.5;red, blue;p\n2.5;green;q\n", ("The columns of table.csv are separated by semicolons.",)),
         ("a\tb\ty\n1.5\tred, blue\tp\n2.5\tgreen\tq\n", ("The columns of table.csv are separated by tabs.",)),
         ("a|b|y\n1.5|red, blue|p\n2.5|green|q\n", ("The columns of table.csv are separated by vertical bars.",)),
-        ("sep=;\r\na;b;y\r\n1.5;red, blue;p\r\n2.5;green;q\r\n", ("The columns of table.csv are separated by semicolons.",)),
+        (
+            "sep=;\r\na;b;y\r\n1.5;red, blue;p\r\n2.5;green;q\r\n",
+            ("The columns of table.csv are separated by semicolons.",),
+        ),
         (COMMAS.encode("utf-16"), ("table.csv was read as UTF-16.",)),
         (COMMAS.encode("utf-16-le"), ("table.csv was read as UTF-16.",)),
         (COMMAS.encode().replace(b"green", b"gre\0en"), ("table.csv: 1 zero byte was left out.",)),

@@ -31,7 +31,9 @@ def test_other_encodings_are_refused_with_the_place_and_the_cure(tmp_path: Path)
     path = tmp_path / "a.txt"
     path.write_bytes("schön".encode("cp1252"))
 
-    with pytest.raises(NotText, match=r"a\.txt is not UTF-8 \(line 1\)\. .*'schön', add --encoding cp1252, .*save the file as UTF-8\."):
+    with pytest.raises(
+        NotText, match=r"a\.txt is not UTF-8 \(line 1\)\. .*'schön', add --encoding cp1252, .*save the file as UTF-8\."
+    ):
         read_text_file(path)
 
 

@@ -17,6 +17,7 @@ from tasks.classification import Classification
 from training.core.config import option
 from training.core.errors import CannotTrain
 from training.core.results import Figure
+from training.data.delimited import CsvOptions
 from training.engine.inference import collect_outputs
 from training.engine.runtime import Batch, Runtime
 from training.learners.classification.dataset import LabelledImages
@@ -38,7 +39,7 @@ class Probabilities(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Options(ImageOptions):
+class Options(CsvOptions, ImageOptions):
     """Options of the image classifiers."""
 
     mixup: float = option(0.0, "alpha of mixup (Zhang et al. 2018); 0 = no mixup", at_least=0)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tasks._items import ItemTable, Scale
 from training.core.errors import CannotTrain
+from training.data.column_names import find_column
 from training.data.column_types import TypeRules, infer_types
 from training.data.date_texts import AmbiguousDates, DateTexts, read_date_texts
 from training.data.delimited import RECOGNISED, CsvFormat
@@ -183,24 +184,11 @@ def _find_table(folder: Path, kind: str) -> Path | None:
     return None
 
 
-def find_column(frame: pl.DataFrame, kind: str, name: str, path: Path) -> str | None:
-    """Return the column with this name or, if it is empty, with a common name of its kind. Raises CannotTrain."""
-    if name:
-        if name not in frame.columns:
-            raise CannotTrain(f"{path} has no column '{name}'; its columns are {', '.join(frame.columns)}.")
-        return name
-    columns = {_normalise_name(column): column for column in reversed(frame.columns)}
-    return next((columns[common] for common in _COLUMN_NAMES[kind] if common in columns), None)
-
-
-def _normalise_name(name: str) -> str:
-    return name.lower().replace("_", "").replace(" ", "").replace("-", "")
-
-
 def _select_columns(frame: pl.DataFrame, path: Path, names: ColumnNames) -> pl.DataFrame:
     """Return the columns user, item and, if present, rating and time. Raises CannotTrain."""
     columns = {
-        kind: find_column(frame, kind, getattr(names, kind), path) for kind in ("user", "item", "rating", "time")
+        kind: find_column(frame.columns, getattr(names, kind), _COLUMN_NAMES[kind], path)
+        for kind in ("user", "item", "rating", "time")
     }
     for kind in ("user", "item"):
         if columns[kind] is None:
@@ -380,7 +368,8 @@ def read_items(
     frame = read.frame
     if notes is not None:
         notes += read.notes
-    id_column = find_column(frame, "item", item_column if item_column in frame.columns else "", path)
+    given = item_column if item_column in frame.columns else ""
+    id_column = find_column(frame.columns, given, _COLUMN_NAMES["item"], path)
     id_column = id_column or ("id" if "id" in frame.columns else None)
     if id_column is None:
         columns = ", ".join(frame.columns)
@@ -390,7 +379,7 @@ def read_items(
     repeated = frame.filter(pl.col(id_column).is_duplicated())[id_column]
     if len(repeated):
         raise CannotTrain(f"{path} contains the item '{repeated[0]}' twice.")
-    title_column = find_column(frame, "title", "", path) or id_column
+    title_column = find_column(frame.columns, "", _COLUMN_NAMES["title"], path) or id_column
     ids = frame[id_column].to_list()
     titles = tuple(title or name for title, name in zip(frame[title_column].to_list(), ids, strict=True))
     details = {
