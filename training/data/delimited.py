@@ -9,9 +9,10 @@ from pathlib import Path
 
 import polars as pl
 
+from tasks._csv import split_lines
 from training.core.config import option
 from training.core.errors import CannotTrain
-from training.core.sentences import list_items
+from training.core.sentences import count_of, list_items, was
 from training.data.text_files import read_text_file
 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars", " ": "spaces"}
@@ -50,7 +51,7 @@ class CsvOptions:
     """Options of learners that read delimited text files."""
 
     separator: str = option("", "character between the columns of a CSV file; empty = recognised")
-    encoding: str = option("", "encoding of text files, such as cp1252; empty = UTF-8, or UTF-16 if they show it")
+    encoding: str = option("", "encoding of text files, such as cp1252; empty = UTF-8, or UTF-16 where a file shows it")
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class DelimitedText:
 
         Raises CannotTrain if a cell cannot be told from the next.
         """
-        reader = csv.reader(_lines(self.text), delimiter=self.separator)
+        reader = csv.reader(split_lines(self.text), delimiter=self.separator)
         try:
             for row in reader:
                 cells = tuple(cell.strip() for cell in row)
@@ -114,7 +115,7 @@ def open_delimited(path: Path, form: CsvFormat = RECOGNISED) -> DelimitedText:
     text = file.text
     if zeros := text.count("\0"):
         text = text.replace("\0", "")
-        notes.append(f"{path.name}: {zeros:,} zero byte{'s were' if zeros > 1 else ' was'} left out.")
+        notes.append(f"{path.name}: {count_of(zeros, 'zero byte')} {was(zeros)} left out.")
     if "\n" not in text[:_HEAD]:
         text = text.replace("\r", "\n")  # Macintosh line ends.
     given = _parse_separator(form.separator)
@@ -154,15 +155,11 @@ def _parse_separator(given: str) -> str:
     return separator
 
 
-def _lines(text: str) -> Iterator[str]:
-    return (match[0] for match in re.finditer(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+", text))
-
-
 def _widths(text: str, separator: str) -> list[int]:
     """Return the numbers of cells of the first rows that are not blank, up to one that cannot be read."""
     widths: list[int] = []
     try:
-        for row in csv.reader(_lines(text), delimiter=separator):
+        for row in csv.reader(split_lines(text), delimiter=separator):
             widths += [len(row)] if row else []
             if len(widths) == _HEAD_ROWS:
                 break

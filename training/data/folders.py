@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from tasks.system_errors import os_error_reason
 from training.core.errors import CannotTrain
-from training.core.sentences import list_items
+from training.core.sentences import count_of, list_items, was
 
 _PROGRAM_FOLDERS = frozenset(
     (
@@ -86,20 +86,16 @@ class Listing:
     def describe_left_out(self) -> str:
         """Return a sentence that counts the files that are left out, by reason; empty if there are none."""
         names: dict[Reason, Counter[str]] = defaultdict(Counter)
-        for (reason, name), count in self.left_out.items():
-            names[reason][name] += count
+        for (reason, name), number in self.left_out.items():
+            names[reason][name] += number
         parts = [part for reason in Reason if reason in names for part in _count_reason(reason, names[reason])]
         total = sum(self.left_out.values())
         if not total:
             return ""
         if len(parts) == 1:
             what = parts[0].partition(" ")[2]
-            return f"{total:,} {'file' if total == 1 else 'files'} {what} {_was(total)} left out."
+            return f"{count_of(total, 'file')} {what} {was(total)} left out."
         return f"{total:,} files were left out: {', '.join(parts)}."
-
-
-def _was(count: int) -> str:
-    return "was" if count == 1 else "were"
 
 
 def _count_reason(reason: Reason, names: Counter[str]) -> list[str]:

@@ -74,7 +74,7 @@ def test_labels_that_stand_for_missing_ones_are_no_labels_and_counted(tmp_path: 
     data = read_table(tmp_path, "text,label\ngood,1.0\nbad,0\nfine,1\nugly,0.0\nwho,nan\nwhat,N/A\n")
 
     assert (data.names, data.labels, data.unlabelled) == (("0", "1"), (1, 0, 1, 0), ("who", "what"))
-    assert data.warnings == ("2 row(s) with the label 'N/A', 'nan' were taken to have none.",)
+    assert data.warnings == ("2 rows with the label 'N/A', 'nan' were taken to have none.",)
 
 
 def test_labels_that_differ_only_in_case_are_one_and_named(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_texts_in_utf_16_are_read_and_others_are_counted_and_refused(tmp_path: P
     assert data.warnings == ("1 file of 'pos' was read as UTF-16.",)
     for name in ("a", "b", "c"):
         write(tmp_path / "neg" / f"{name}.txt", "übel".encode("cp1252"))
-    with pytest.raises(CannotTrain, match=r"a\.txt is not UTF-8 .* The same is true of 2 more file\(s\) there\."):
+    with pytest.raises(CannotTrain, match=r"a\.txt is not UTF-8 .* The same is true of 2 more files there\."):
         read_texts(tmp_path, RULES)
 
 

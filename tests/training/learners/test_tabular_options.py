@@ -15,5 +15,5 @@ def test_the_order_of_dates_is_left_open_unless_it_is_stated(options, arguments,
     parser = argparse.ArgumentParser()
     add_options(parser, options, "options")
 
-    assert overlay(options, parser.parse_args(arguments)).dayfirst is dayfirst
+    assert overlay(options, vars(parser.parse_args(arguments))).dayfirst is dayfirst
     assert "(default: left open)" in " ".join(parser.format_help().split())

@@ -14,7 +14,7 @@ from tasks._characters import clean_text
 from tasks._tables import MISSING_TEXTS
 from tasks.near_names import nearest_name
 from training.core.errors import CannotTrain
-from training.core.sentences import join_quoted
+from training.core.sentences import count_of, join_quoted, list_quoted, was
 from training.data.column_names import find_column
 from training.data.delimited import RECOGNISED, CsvFormat
 from training.data.folders import (
@@ -269,14 +269,13 @@ def _read_files(files: Sequence[Path], encoding: str, warnings: list[str]) -> li
         texts.append(content.text)
         encodings[content.encoding] += 1
     if len(failures) > 1:
-        raise CannotTrain(f"{failures[0]} The same is true of {len(failures) - 1:,} more file(s) there.")
+        raise CannotTrain(f"{failures[0]} The same is true of {count_of(len(failures) - 1, 'more file')} there.")
     if failures:
         raise CannotTrain(failures[0])
     del encodings["UTF-8"]
     warnings += [
-        f"{count:,} {'files' if count > 1 else 'file'} of '{files[0].parent.name}' {'were' if count > 1 else 'was'} "
-        f"read as {name}."
-        for name, count in encodings.items()
+        f"{count_of(number, 'file')} of '{files[0].parent.name}' {was(number)} read as {name}."
+        for name, number in encodings.items()
     ]
     return texts
 
@@ -305,8 +304,9 @@ def _read_labels(column: pl.Series, warnings: list[str]) -> list[str | None]:
     labels = [_strip(value) for value in column.cast(pl.String).to_list()]
     missing = Counter(label for label in labels if label in MISSING_TEXTS)
     if missing:
-        names = ", ".join(f"'{name}'" for name in sorted(filter(None, missing)))
-        warnings.append(f"{missing.total():,} row(s) with the label {names} were taken to have none.")
+        names = list_quoted(sorted(filter(None, missing)))
+        rows = missing.total()
+        warnings.append(f"{count_of(rows, 'row')} with the label {names} {was(rows)} taken to have none.")
         labels = [None if label in MISSING_TEXTS else label for label in labels]
     if all(label is None or _WHOLE_NUMBER.fullmatch(label) for label in labels):
         return [label and str(int(float(label))) if label and "." in label else label for label in labels]
