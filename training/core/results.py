@@ -78,13 +78,18 @@ class Comparison:
             return "surely better"
         return "surely worse" if self.is_surely_worse else "not surely better or worse"
 
+    @property
+    def counted(self) -> str:
+        """The number of samples in words: `341 validation images`."""
+        return f"{self.count:,} {self.samples if self.count != 1 else self.samples.removesuffix('s')}"
+
     def sentence(self) -> str:
         """Describe the comparison with its interval and the number of samples."""
         low, high = self.interval
         bounds = f"95 % interval {low:+.4f} to {high:+.4f}" if math.isfinite(low + high) else "too few for an interval"
         return (
             f"{self.metric} is {self.value:.4f}; {self.other}: {self.other_value:.4f}. Gain {self.gain:+.4f} "
-            f"({bounds}, {self.count:,} {self.samples}): the model is {self.verdict}."
+            f"({bounds}, {self.counted}): the model is {self.verdict}."
         )
 
 

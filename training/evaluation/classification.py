@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from tasks.manifest import Metric
@@ -63,7 +64,8 @@ def most_confused_table(matrix: NDArray[np.integer], labels: Sequence[str], coun
     rows = tuple(
         (labels[i], labels[j], str(n), f"{n / matrix[i].sum():.1%}") for n, i, j in sorted(pairs, reverse=True)[:count]
     )
-    return Table("Most confused", ("true", "predicted", "count", "fraction of class"), rows)
+    note = "" if rows else "No sample was given another class than its own."
+    return Table("Most confused", ("true", "predicted", "count", "fraction of class"), rows, note)
 
 
 def mean_and_std(values: Sequence[float]) -> str:
@@ -74,22 +76,78 @@ def mean_and_std(values: Sequence[float]) -> str:
 
 
 def classification_metrics(
-    probabilities: Probabilities, uncalibrated: Probabilities, targets: Targets, samples: str
+    probabilities: Probabilities,
+    uncalibrated: Probabilities,
+    targets: Targets,
+    samples: str,
+    *,
+    is_calibrated: bool = True,
+    groups: NDArray[np.integer] | None = None,
 ) -> tuple[Metric, ...]:
-    """Return the metrics with their protocols; `samples` describes the samples, such as "341 validation images"."""
+    """Return the metrics with their protocols.
+
+    Args:
+        probabilities: as they are served, (n, classes).
+        uncalibrated: the same at temperature 1, (n, classes).
+        targets: class indices, (n,).
+        samples: describes the samples, such as "341 validation images".
+        is_calibrated: whether the probabilities are calibrated; otherwise both are the same.
+        groups: numbers of the groups of samples that belong together, (n,); they are not split into halves.
+    """
     bins = f"{calibration.BINS} bins of equal width"
+    how = "calibrated on the same samples" if is_calibrated else "not calibrated"
     protocols = {
         "accuracy": f"top-1 accuracy on {samples}",
         "macro_f1": f"unweighted mean of the F1 of each class on {samples}",
         "roc_auc": f"area under the ROC curve of the second class on {samples}",
-        "cross_entropy": f"mean in nats on {samples}; calibrated on the same samples",
-        "calibration_error": f"expected calibration error, {bins}, on {samples}; calibrated on the same samples",
+        "cross_entropy": f"mean in nats on {samples}; {how}",
+        "calibration_error": f"expected calibration error, {bins}, on {samples}; not calibrated",
     }
     scores = classification_scores(probabilities, targets)
+    if not is_calibrated:
+        return tuple(Metric(name=name, value=value, protocol=protocols[name]) for name, value in scores.items())
+    del scores["calibration_error"]
     metrics = [Metric(name=name, value=value, protocol=protocols[name]) for name, value in scores.items()]
-    error = calibration.expected_calibration_error(uncalibrated, targets)
-    protocol = f"expected calibration error before temperature scaling, {bins}, on {samples}"
-    return (*metrics, Metric(name="calibration_error_before", value=error, protocol=protocol))
+    return (*metrics, *_calibration_metrics(uncalibrated, targets, samples, groups))
+
+
+def _calibration_metrics(
+    uncalibrated: Probabilities, targets: Targets, samples: str, groups: NDArray[np.integer] | None
+) -> tuple[Metric, ...]:
+    """Return the calibration errors after and before temperature scaling; the former is cross-fitted."""
+    bins = f"{calibration.BINS} bins of equal width, on {samples}"
+    crossed = cross_fitted_probabilities(uncalibrated, targets, groups)
+    return (
+        Metric(
+            name="calibration_error",
+            value=calibration.expected_calibration_error(crossed, targets),
+            protocol=f"expected calibration error, {bins}; each half with the temperature fitted on the other",
+        ),
+        Metric(
+            name="calibration_error_before",
+            value=calibration.expected_calibration_error(uncalibrated, targets),
+            protocol=f"expected calibration error before temperature scaling, {bins}",
+        ),
+    )
+
+
+def cross_fitted_probabilities(
+    uncalibrated: Probabilities, targets: Targets, groups: NDArray[np.integer] | None = None
+) -> Probabilities:
+    """Return probabilities (n, classes), those of each half at the temperature fitted on the other half."""
+    logits = torch.from_numpy(at_temperature(uncalibrated, 1.0)).log()
+    return calibration.cross_fit(logits, torch.from_numpy(targets).long(), groups=groups).softmax(dim=1).numpy()
+
+
+def at_temperature(probabilities: Probabilities, temperature: float) -> NDArray[np.float64]:
+    """Return the softmax of log(p) / temperature, (n, classes): divides the logits, which are not needed.
+
+    Probabilities that a file returns calibrated at temperature T are those before calibration at temperature 1 / T.
+    """
+    logits = np.log(np.maximum(probabilities.astype(np.float64), np.finfo(np.float32).tiny)) / temperature
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    scaled: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return scaled
 
 
 def wilson_interval(fraction: float, count: int) -> tuple[float, float]:
@@ -103,4 +161,7 @@ def wilson_interval(fraction: float, count: int) -> tuple[float, float]:
 def accuracy_interval_note(accuracy: float, count: int) -> str:
     """Describe the confidence interval of an accuracy measured on `count` samples."""
     low, high = wilson_interval(accuracy, count)
-    return f"95 % confidence interval of the accuracy of {accuracy:.3f} on {count:,} samples: {low:.3f} to {high:.3f}."
+    samples = "sample" if count == 1 else "samples"
+    return (
+        f"95 % confidence interval of the accuracy of {accuracy:.3f} on {count:,} {samples}: {low:.3f} to {high:.3f}."
+    )

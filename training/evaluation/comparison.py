@@ -10,7 +10,7 @@ from training.core.results import Comparison, SampleScores, Table
 
 _DRAWS = 1000
 _MIN_SAMPLES = 10
-"""With fewer samples, resampling says little about the uncertainty of a statistic."""
+"""With fewer samples (or groups), no interval is stated: that they differ in the same way may well be chance."""
 
 
 def compare_means(
@@ -25,7 +25,8 @@ def compare_means(
         is_constant: whether it gives every request the same answer.
 
     The interval is that of the mean of the paired differences, by Student's t distribution. With groups, the standard
-    error is cluster-robust (Liang and Zeger 1986). Samples where either score is NaN are left out.
+    error is cluster-robust (Liang and Zeger 1986). With fewer than ten samples or groups, the interval is infinite.
+    Samples where either score is NaN are left out.
     """
     known = np.isfinite(model.values) & np.isfinite(values)
     mine, others = model.values[known].astype(np.float64), values[known].astype(np.float64)
@@ -51,7 +52,7 @@ def _mean_interval(gains: NDArray[np.float64], groups: NDArray[np.integer] | Non
 
     index = np.arange(len(gains)) if groups is None else np.unique(groups, return_inverse=True)[1]
     count = int(index.max()) + 1 if len(index) else 0
-    if count < 2:
+    if count < _MIN_SAMPLES:
         return (-math.inf, math.inf), count
     residuals = np.bincount(index, gains - gains.mean())
     error = math.sqrt(count / (count - 1) * float((residuals**2).sum())) / len(gains)
@@ -88,7 +89,7 @@ def compare_statistics(
     random = np.random.default_rng(0)
     interval = (-math.inf, math.inf)
     if count >= _MIN_SAMPLES:
-        draws = [random.integers(0, count, count) for _ in range(_DRAWS)]
+        draws = (random.integers(0, count, count) for _ in range(_DRAWS))
         gains = np.array([statistics[0](draw) - statistics[1](draw) for draw in draws])
         gains = gains[np.isfinite(gains)] * (-1 if lower_is_better else 1)
         if len(gains) >= _DRAWS // 2:

@@ -92,4 +92,6 @@ def axis_extremes_table(tables: Sequence[EmbeddingTable], count: int = 3) -> Tab
             high = ", ".join(names[i] for i in order[::-1][:shown])
             rows.append((table.field, f"{axis + 1}, {fractions[axis]:.0%} of the variance", low, high))
     note = "Values at the two ends of the first principal axes of the embeddings, outermost first."
+    if not rows:
+        note = "No field has three values or more, of which there would be axes."
     return Table("Principal axes of the embeddings", ("field", "axis", "one end", "other end"), tuple(rows), note)

@@ -28,13 +28,14 @@ def subgroup_table(
         members = np.array([other == group for other in groups])
         rows.append((group, *_group_metrics(predicted[members], targets[members], len(labels))))
     header: tuple[str, ...] = ("group", "n", "accuracy")
-    note = f"Groups of fewer than {_SMALL} rows are marked *: their metrics are uncertain."
+    is_marked = any(row[1].endswith("*") for row in rows)
+    note = f"Groups of fewer than {_SMALL} rows are marked *: their metrics are uncertain." if is_marked else ""
     if len(labels) == 2:
         header = (*header, f"true {labels[1]}", f"predicted {labels[1]}", "recall (TPR)")
         rates = [float(row[4]) for row in rows if not row[1].endswith("*")]
         if len(rates) > 1:
             note += f" The rates of predicted {labels[1]} differ by {max(rates) - min(rates):.3f} among larger groups."
-    return Table(f"By {column.name}", header, tuple(rows), note)
+    return Table(f"By {column.name}", header, tuple(rows), note.strip())
 
 
 def _group_metrics(predicted: NDArray[np.integer], targets: NDArray[np.integer], classes: int) -> tuple[str, ...]:

@@ -83,7 +83,7 @@ def _describe_objection(comparison: Comparison) -> str:
     how = "surely worse" if comparison.is_surely_worse else "worse"
     return (
         f"the model is {how} than {comparison.other}: {comparison.metric} is {comparison.value:.4f}, not "
-        f"{comparison.other_value:.4f} (on {comparison.count:,} {comparison.samples})"
+        f"{comparison.other_value:.4f} (on {comparison.counted})"
     )
 
 

@@ -107,6 +107,19 @@ class ImageLearner(Learner):
         images = [self.samples.sample((epoch, index))["image"].numpy() for epoch in range(count)]
         return Figure("One image with different augmentations", plots.draw_image_grid(images))
 
+    def _validation_count(self) -> str:
+        """Return the number of validation images in words."""
+        count = len(self.held_out.paths)
+        return f"{count:,} validation {'image' if count == 1 else 'images'}"
+
+    def _selection_note(self, *chosen: str) -> str:
+        """Say what was chosen on the validation images: the best of several epochs, and what `chosen` names."""
+        several = sum(stage.epochs for stage in self.stages()) > 1
+        what = [*(["the best epoch"] if several else []), *chosen]
+        if not what:
+            return "Nothing was chosen on the validation images: there was one epoch."
+        return f"Chosen on the validation images: {', '.join(what)}. Expect slightly worse results on new images."
+
     def _backbone_note(self) -> str:
         weights = self.weights.name if self.weights else "random"
         return f"Backbone: torchvision's {self.options.backbone}; initial weights: {weights}."

@@ -5,10 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.evaluation.calibration import (
+    calibrate,
+    cross_fit,
     expected_calibration_error,
     fit_blend_weights,
     fit_temperature,
     reliability_bins,
+    split_halves,
 )
 
 
@@ -43,6 +46,85 @@ def test_samples_that_are_all_correct_or_all_wrong_give_a_finite_temperature(cor
     targets = torch.zeros(20, dtype=torch.long) if correct else torch.ones(20, dtype=torch.long)
 
     assert 0.05 <= fit_temperature(logits, targets) <= 20
+
+
+def test_few_samples_are_not_calibrated_and_it_is_said_why():
+    calibration = calibrate(*overconfident_logits(3.0, count=59), "validation images")
+
+    assert calibration.temperature == 1.0
+    assert calibration.caveat == (
+        "The probabilities are not calibrated: 59 validation images; at least 200 are needed."
+    )
+
+
+def test_enough_samples_are_calibrated_without_a_caveat():
+    logits, targets = overconfident_logits(3.0)
+
+    calibration = calibrate(logits, targets, "validation images")
+
+    assert calibration.temperature == fit_temperature(logits, targets)
+    assert calibration.caveat == ""
+
+
+def test_pixels_count_as_the_images_they_come_from():
+    calibration = calibrate(*overconfident_logits(3.0), "validation images", count=1)
+
+    assert calibration.reason == "1 validation image; at least 200 are needed"
+
+
+@pytest.mark.parametrize("margin", [1.0, 9.0, 60.0])
+def test_answers_that_are_all_right_are_not_calibrated(margin):
+    logits = torch.tensor([[margin, 0.0]] * 400)
+
+    calibration = calibrate(logits, torch.zeros(400, dtype=torch.long), "validation images")
+
+    assert calibration.temperature == 1.0
+    assert "almost every answer is right" in calibration.reason
+
+
+def test_answers_that_are_all_wrong_are_not_calibrated():
+    logits = torch.tensor([[9.0, 0.0]] * 400)
+
+    calibration = calibrate(logits, torch.ones(400, dtype=torch.long), "validation images")
+
+    assert calibration.temperature == 1.0
+    assert "say next to nothing" in calibration.reason
+
+
+def test_a_temperature_that_suits_one_half_only_does_not_calibrate_the_other():
+    logits, targets = overconfident_logits(1.0, count=2000)
+    half = torch.from_numpy(split_halves(2000))
+    logits[half] *= 5.0
+
+    scaled = cross_fit(logits, targets)
+
+    error = expected_calibration_error(scaled.softmax(dim=1).numpy(), targets.numpy())
+    fitted_on_all = (logits / fit_temperature(logits, targets)).softmax(dim=1).numpy()
+    assert error > expected_calibration_error(fitted_on_all, targets.numpy())
+
+
+def test_cross_fitting_calibrates_samples_that_resemble_each_other():
+    logits, targets = overconfident_logits(3.0)
+
+    scaled = cross_fit(logits, targets)
+
+    assert expected_calibration_error(scaled.softmax(dim=1).numpy(), targets.numpy()) < 0.03
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_cross_fitting_copes_with_hardly_any_samples(count):
+    logits = torch.randn(count, 3)
+
+    assert cross_fit(logits, torch.zeros(count, dtype=torch.long)).isfinite().all()
+
+
+def test_halves_do_not_split_groups():
+    groups = np.array([7, 3, 7, 5, 3, 9, 5, 9])
+
+    half = split_halves(len(groups), groups)
+
+    assert half.sum() == 4
+    assert all(len(set(half[groups == group])) == 1 for group in set(groups))
 
 
 @given(st.integers(1, 60), st.integers(2, 5), st.integers(0, 99))

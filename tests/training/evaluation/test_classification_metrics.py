@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from training.evaluation.classification import (
     accuracy_interval_note,
+    at_temperature,
+    classification_metrics,
     classification_scores,
     confusion_matrix,
     mean_and_std,
@@ -116,3 +118,49 @@ def test_the_precision_of_band_edges_follows_the_range(values, edges):
 
     assert sorted({names.count(name) for name in set(names)}) in ([100, 101], [99, 100, 101])
     assert edges in names
+
+
+def test_a_temperature_is_undone_with_probabilities_alone():
+    logits = np.array([[2.0, -1.0, 0.5], [0.0, 3.0, -90.0]])
+    probabilities, sharp = (np.exp(x) / np.exp(x).sum(axis=1, keepdims=True) for x in (logits, logits / 0.4))
+
+    np.testing.assert_allclose(at_temperature(sharp, 1 / 0.4), probabilities, atol=1e-6)
+
+
+def overconfident(count=400):
+    """Probabilities of 0.95 of which 3 in 4 are right, and the same at a temperature that makes them 0.75."""
+    predicted = np.arange(count) % 3
+    targets = np.where(np.random.default_rng(0).random(count) < 0.75, predicted, (predicted + 1) % 3)
+    return make_probabilities(predicted, 0.95), make_probabilities(predicted, 0.75), targets
+
+
+def test_the_calibration_error_is_measured_on_samples_the_temperature_was_not_fitted_on():
+    uncalibrated, calibrated, targets = overconfident()
+
+    metrics = {m.name: m for m in classification_metrics(calibrated, uncalibrated, targets, "400 images")}
+
+    assert metrics["calibration_error_before"].value > 0.15
+    assert metrics["calibration_error"].value < 0.06
+    assert "each half with the temperature fitted on the other" in metrics["calibration_error"].protocol
+
+
+def test_probabilities_that_are_not_calibrated_are_said_to_be_so():
+    uncalibrated, _, targets = overconfident()
+
+    metrics = {
+        m.name: m
+        for m in classification_metrics(uncalibrated, uncalibrated, targets, "400 images", is_calibrated=False)
+    }
+
+    assert metrics["calibration_error"].value > 0.15
+    assert all("not calibrated" in metrics[name].protocol for name in ("calibration_error", "cross_entropy"))
+    assert "calibration_error_before" not in metrics
+
+
+def test_a_table_without_confusions_says_so():
+    targets = np.array([0, 1, 2])
+
+    table = most_confused_table(confusion_matrix(make_probabilities(targets), targets, LABELS), LABELS)
+
+    assert table.rows == ()
+    assert table.note == "No sample was given another class than its own."

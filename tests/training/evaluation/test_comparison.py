@@ -59,13 +59,22 @@ def test_samples_that_belong_together_count_as_one():
     assert grouped.interval == pytest.approx(alone.interval)
 
 
-def test_one_sample_says_nothing_for_sure():
-    comparison = compare_means(scores([0.0]), "always predicting 'cat'", np.array([1.0]))
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_a_few_samples_say_nothing_for_sure(count):
+    comparison = compare_means(scores(np.zeros(count)), "always predicting 'cat'", np.ones(count))
 
     assert comparison.interval == (-math.inf, math.inf)
     assert not comparison.is_surely_worse
     assert "too few" in comparison.sentence()
+    assert f"{count} validation image{'s' if count > 1 else ''})" in comparison.sentence()
     assert "too few samples" in comparison_table([comparison]).rows[0][5]
+
+
+def test_a_few_samples_that_all_differ_alike_say_nothing_for_sure():
+    comparison = compare_means(scores([0.0, 0.0, 0.0]), "always predicting 'cat'", np.ones(3))
+
+    assert comparison.gain == -1
+    assert not comparison.is_surely_worse
 
 
 def test_a_statistic_is_compared_by_resampling_pairs():

@@ -22,7 +22,7 @@ def write_shop(folder, *, times=True, ratings=True, users=40, items=24):
     table = {
         "movieId": [*range(100, 100 + items), 999],
         "title": [*names, "Never rated"],
-        "genres": ["a|b", "c"] * 12 + [""],
+        "genres": [*(["a|b", "c"] * items)[:items], ""],
     }
     pl.DataFrame(table).write_csv(folder / "movies.csv")
     return folder

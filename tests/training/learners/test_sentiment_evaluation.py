@@ -12,12 +12,14 @@ from tests.tiny.sentiment import GLAD, SAD, TASK, graph
 from training.learners.sentiment import plots
 from training.learners.sentiment.evaluate import (
     PredictedTexts,
-    compare_with_baseline,
+    accuracy_scores,
+    compare_with_baselines,
     describe_failures,
     draw_figures,
     find_deciding_words,
     measure_identity_terms,
     predict_texts,
+    tabulate_baseline,
     tabulate_lengths,
     tabulate_mistakes,
     tabulate_words,
@@ -72,7 +74,7 @@ def test_accuracy_is_tabulated_by_length_and_texts_in_parts_are_counted() -> Non
 
     assert [row[0] for row in table.rows] == ["up to 64", "65 to 128"]
     assert sum(int(row[1]) for row in table.rows) == len(TEXTS)
-    assert table.note == "2 of the texts were read in parts."
+    assert table.note == f"Read in parts: 2 of {len(TEXTS)} texts."
 
 
 def test_mistakes_are_quoted_only_if_allowed() -> None:
@@ -90,12 +92,15 @@ def test_baseline_learns_and_is_compared_on_the_same_texts() -> None:
     labels = TARGETS.tolist() * 5
 
     baseline = fit_tfidf(train, labels, [str(i % 37) for i in range(len(train))], TEXTS, 2)
-    table, verdict = compare_with_baseline(predict(), baseline)
+    table = tabulate_baseline(predict(), baseline)
+    comparison = compare_with_baselines(predict(), accuracy_scores(predict(), np.arange(len(TEXTS))), baseline, 1)[1]
 
     assert baseline.probabilities.sum(axis=1) == pytest.approx(np.ones(len(TEXTS)))
     assert (baseline.probabilities.argmax(axis=1) == TARGETS).mean() > 0.9
     assert [row[0] for row in table.rows] == ["this model (published)", "tf-idf"]
-    assert "does not beat" in verdict
+    assert comparison.other_value > 0.9
+    assert comparison.gain <= 0
+    assert comparison.verdict != "surely better"
 
 
 def test_model_that_is_always_right_beats_a_baseline_that_is_always_wrong() -> None:
@@ -108,9 +113,16 @@ def test_model_that_is_always_right_beats_a_baseline_that_is_always_wrong() -> N
         [type(s)(p, 1, 1, s.words, s.evidence) for s, p in zip(right.predictions, true_probabilities, strict=True)],
     )
 
-    _, verdict = compare_with_baseline(perfect, Baseline(1 - true_probabilities, "made up"))
+    baseline = Baseline(1 - true_probabilities, "Made up")
+    scores = accuracy_scores(perfect, np.arange(len(TEXTS)))
+    constant, strong = compare_with_baselines(perfect, scores, baseline, most_frequent=1)
 
-    assert f"{len(TEXTS)} texts are right only with the model, 0 only with the baseline" in verdict
+    note = tabulate_baseline(perfect, baseline).note
+    assert f"{len(TEXTS)} are right only with the model, 0 only with the baseline" in note
+    assert (constant.other, constant.verdict) == ("always predicting 'positive'", "surely better")
+    assert strong.verdict == "surely better"
+    assert describe_failures(perfect) == ()
+    assert tabulate_mistakes(perfect, quoted=True).note == "No validation text was given another label than its own."
 
 
 def test_effect_of_identity_terms_is_measured() -> None:
@@ -118,7 +130,7 @@ def test_effect_of_identity_terms_is_measured() -> None:
 
     assert len(table.rows) > 20
     assert {row[1] for row in table.rows} == {"0.500"}
-    assert "up to 0.00" in sentence
+    assert sentence == "", "They change nothing."
 
 
 def test_failures_and_figures_are_made_from_predictions() -> None:
@@ -190,11 +202,27 @@ def _stated_with(temperature: float) -> float:
 
 
 def test_lengths_that_whole_texts_have_are_not_called_short() -> None:
-    texts = ["so good a film", *["so good a film " * 30] * 99]
-    targets, half = np.ones(100, np.int64), np.arange(100) < 50
+    texts = ["so good a film", *["so good a film " * 30] * 249]
+    targets, half = np.ones(250, np.int64), np.arange(250) < 125
 
     measured = measure_short_texts(TASK, _always_sure, texts, targets, half)
 
     shortest = min(len(TASK.preprocess(text).context.spans) for text in texts[1:])
     assert measured
     assert all(row.tokens < shortest for row in measured)
+
+
+def test_temperatures_of_short_texts_need_two_hundred_texts() -> None:
+    targets = np.tile([1, 1, 1, 0], 49)
+
+    assert _measure_sure_classifier(targets, np.arange(196) % 8 < 4) == []
+
+
+def test_texts_of_a_group_count_once_in_comparisons() -> None:
+    groups = np.arange(len(TEXTS)) // 2
+    baseline = Baseline(np.eye(2)[TARGETS], "Made up")
+
+    constant, _ = compare_with_baselines(predict(), accuracy_scores(predict(), groups), baseline, 0)
+
+    assert constant.count == len(set(groups.tolist()))
+    assert constant.samples == "groups of validation texts"

@@ -2,17 +2,21 @@
 
 import csv
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from tasks.manifest import read_manifest
 from training.__main__ import main
 from training.core.config import Settings
 from training.core.errors import CannotTrain
+from training.core.results import Evaluation, Trained
 from training.data.download import Fetcher
+from training.learners.sentiment.dataset import LabelledTexts
 from training.learners.sentiment.language_model import load_language_model
 from training.learners.sentiment.learner import Options, SentimentLearner
 from training.publishing.publish import replay
@@ -88,7 +92,8 @@ def test_classifier_starts_with_the_encoder_of_the_language_model(reviews: Path,
     phases = learner.phases()
     phase = next(phases)
     network = phase.trainable.network()
-    phase.save(network, tmp_path / "stored")
+    phase.keep(network)
+    phase.save(tmp_path / "stored")
 
     classifier, other = learner.network(), learner_of(reviews, Options(language_model=str(tmp_path / "stored")))
 
@@ -122,6 +127,77 @@ def test_validation_texts_are_padded_to_a_bucket(reviews: Path) -> None:
 
     assert tokens.dtype == np.int64
     assert tokens.shape[1] in learner.task.buckets
+
+
+class AlwaysSays(nn.Module):
+    """Stands for an exported classifier that gives every text the same label."""
+
+    def __init__(self, label: int) -> None:
+        super().__init__()
+        self.label = label
+
+    def forward(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        probabilities = torch.full((len(tokens), 2), 0.1)
+        probabilities[:, self.label] = 0.9
+        return probabilities, torch.zeros(*tokens.shape, 2)
+
+
+def evaluate(learner: SentimentLearner, exported: nn.Module | None = None) -> Evaluation:
+    torch.manual_seed(0)
+    network = learner.network().eval()
+    served = learner.to_inference_module(network)
+    return learner.evaluate([Trained(0, network, {"accuracy": 0.5})], served, exported or served)
+
+
+def test_metrics_are_those_of_the_exported_file(reviews: Path) -> None:
+    learner = learner_of(reviews)
+    targets = learner.held_out.targets.numpy()
+
+    evaluations = [evaluate(learner, AlwaysSays(label)) for label in (0, 1)]
+
+    for label, evaluation in enumerate(evaluations):
+        assert evaluation.metrics[0].name == "accuracy"
+        assert evaluation.metrics[0].value == pytest.approx((targets == label).mean())
+        assert learner.sample_scores(AlwaysSays(label)).values.sum() == (targets == label).sum()
+    assert {comparison.other for comparison in evaluations[0].comparisons} >= {"logistic regression on tf-idf"}
+    assert evaluations[0].comparisons[1].is_surely_worse
+
+
+def test_few_texts_leave_probabilities_uncalibrated_and_the_evaluation_says_so(reviews: Path) -> None:
+    few, many = learner_of(reviews), learner_of(reviews, replace(SMALL, valid_fraction=0.6))
+
+    evaluations = [evaluate(learner) for learner in (few, many)]
+
+    count = len(few.held_out)
+    reason = f"The probabilities are not calibrated: {count} validation texts; at least 200 are needed."
+    served = few.to_inference_module(few.network().eval())
+    assert (served.blend_weights, few.task.short_text_temperatures) == ((0.5, 0.5), ())
+    assert evaluations[0].caveats == (reason,)
+    assert reason in evaluations[0].notes[0]
+    assert "fitted on" not in evaluations[0].notes[0]
+    names = [{metric.name for metric in evaluation.metrics} for evaluation in evaluations]
+    assert not {"calibration_error_before", "accuracy_crossed"} & names[0]
+    assert evaluations[1].caveats == ()
+    assert {"calibration_error_before", "accuracy_crossed"} <= names[1]
+
+
+@pytest.mark.parametrize("valid", [1, 2, 3])
+def test_a_few_validation_texts_are_evaluated_without_an_error(reviews: Path, valid: int) -> None:
+    learner = learner_of(reviews)
+    learner.valid_indices = learner.valid_indices[:valid]
+    learner.held_out = LabelledTexts(learner.held_out.texts[:valid], learner.held_out.targets[:valid].tolist())
+
+    evaluation = evaluate(learner)
+
+    assert all(np.isfinite(metric.value) for metric in evaluation.metrics)
+
+
+def test_versions_with_other_tokens_or_labels_are_not_compared(reviews: Path) -> None:
+    learner = learner_of(reviews)
+
+    assert learner.is_comparable(learner_of(reviews).task)
+    assert not learner.is_comparable(learner_of(reviews, replace(SMALL, vocabulary=200)).task)
+    assert not learner.is_comparable(replace(learner.task, labels=("good", "bad")))
 
 
 @pytest.mark.slow

@@ -92,7 +92,7 @@ def train(root, *arguments):
 def published(tmp_path_factory):
     root = tmp_path_factory.mktemp("published")
     sales(500, shops=15).write_csv(root / "sales.csv")
-    train(root, "--publish")
+    train(root, "--publish", "--anyway")
     return root
 
 
@@ -113,6 +113,19 @@ def test_published_model_reports_its_metrics_and_answers(published):
     assert "after the last date" in answer.notices[0]
     assert "'a new one' was not seen" in answer.notices[1]
     assert read_goldens(model)[0].request == task.example(), "data that may not be given away is not in the goldens"
+
+
+@pytest.mark.slow
+def test_network_that_is_surely_worse_than_gradient_boosting_is_published_only_anyway(published, capsys):
+    paths = ["--runs", published / "runs", "--models", published / "models", "--data-dir", published / "data"]
+    words = ["tabular", "--data", published / "sales.csv", *ARGUMENTS, *paths, "--resume", "--publish"]
+
+    assert main([str(word) for word in words]) == 2
+
+    captured = capsys.readouterr()
+    assert "surely worse than gradient boosting: rmsle is" in captured.err
+    assert "version 1, which it replaces" in captured.out
+    assert not (published / "models" / "sales" / "2").exists()
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple, cast
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
@@ -14,14 +14,16 @@ from torch import Tensor, nn
 
 from tasks._images import Fit, encode_image
 from tasks.classification import Classification
+from tasks.contract import Task
 from training.core.config import option
 from training.core.errors import CannotTrain
 from training.core.results import Figure
 from training.data.delimited import CsvOptions
 from training.engine.inference import collect_outputs
 from training.engine.runtime import Batch, Runtime
+from training.evaluation.calibration import Calibration
 from training.learners.classification.dataset import LabelledImages
-from training.learners.classification.network import Classifier, FlipTTA, ServedClassifier
+from training.learners.classification.network import Classifier, FlipTTA
 from training.reporting import plots
 from training.vision.augment import Augmentation
 from training.vision.backbones import load_body
@@ -31,11 +33,7 @@ PathsAndTargets = tuple[Sequence[Path], Tensor]
 """Image files, and a tensor with one row of targets per image."""
 
 
-class Probabilities(NamedTuple):
-    """Probabilities of the validation images, (n, classes), before and after calibration."""
-
-    uncalibrated: NDArray[np.float32]
-    calibrated: NDArray[np.float32]
+_CPU = Runtime(torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -54,13 +52,18 @@ class Options(CsvOptions, ImageOptions):
 
 
 class BaseClassificationLearner(ImageLearner):
-    """Trains an image classifier that also returns a class activation map."""
+    """Trains an image classifier that also returns a class activation map.
+
+    Attributes:
+        calibration: set by `to_inference_module`.
+    """
 
     hub_tag: ClassVar[str] = "image-classification"
     default_options: ClassVar[Options] = Options()
     task: Classification
     samples: LabelledImages
     held_out: LabelledImages
+    calibration: Calibration
 
     def _load_samples(self, task: Classification, train: PathsAndTargets, validation: PathsAndTargets) -> None:
         """Set the task and load the training and validation images. Raises CannotTrain."""
@@ -113,22 +116,39 @@ class BaseClassificationLearner(ImageLearner):
         """Return a float32 copy on the CPU, with test-time augmentation if it is enabled."""
         return copy.deepcopy(self._with_tta(network)).float().cpu()
 
-    def _validation_probabilities(self, served: nn.Module) -> Probabilities:
-        classifier = cast(ServedClassifier, served)
-        logits = self._validation_logits(classifier.network, Runtime(torch.device("cpu")))
-        return Probabilities(
-            uncalibrated=classifier.probabilities(logits).numpy(),
-            calibrated=classifier.probabilities(logits / classifier.temperature).numpy(),
+    def _validation_probabilities(self, module: nn.Module) -> NDArray[np.float32]:
+        """Return the probabilities (n, classes) that the served or exported module gives the validation images."""
+        probabilities: NDArray[np.float32] = self._validation_logits(module, _CPU).numpy()
+        return probabilities
+
+    def is_comparable(self, previous: Task) -> bool:
+        """Return whether both have the same labels, and fit images into the square in the same way."""
+        return (
+            super().is_comparable(previous)
+            and isinstance(previous, Classification)
+            and (previous.labels, previous.fit) == (self.task.labels, self.task.fit)
+            and previous.is_multi_label == self.task.is_multi_label
         )
 
+    def _reliability_figure(
+        self, uncalibrated: list[tuple[float, float, int]], calibrated: list[tuple[float, float, int]]
+    ) -> Figure:
+        """Draw the reliability diagram from the bins of the probabilities."""
+        if self.calibration.reason:
+            bins, note = {"not calibrated": uncalibrated}, self.calibration.caveat
+        else:
+            bins = {"uncalibrated": uncalibrated, "calibrated": calibrated}
+            note = f"Temperature {self.calibration.temperature:.3f}, fitted on the same images."
+        return Figure("Reliability", plots.draw_reliability(bins), note)
+
     def _evidence_figures(
-        self, entries: Sequence[tuple[int, int, str]], served: nn.Module, title: str, note: str
+        self, entries: Sequence[tuple[int, int, str]], exported: nn.Module, title: str, note: str
     ) -> tuple[Figure, ...]:
         """Draw validation images beside the activation map of one label each.
 
         Args:
             entries: (index of the image, index of the label, caption); with none, no figure is drawn.
-            served: the exported module.
+            exported: runs the exported file.
             title: title of the figure.
             note: note below the figure.
         """
@@ -136,14 +156,19 @@ class BaseClassificationLearner(ImageLearner):
         for index, label, caption in entries:
             batch = self.held_out.__getitems__([(0, index)])
             with torch.no_grad():
-                evidence = served(batch["image"])[1][0, label].numpy()
+                evidence = exported(batch["image"])[1][0, label].numpy()
             name = self.held_out.paths[index].name[:40]
             panels.append((self.held_out.image(index).image, evidence, f"{caption}\n{name}"))
         return (Figure(title, plots.draw_evidence_maps(panels), note),) if panels else ()
 
+    def _temperature_words(self) -> list[str]:
+        """Name the temperature among what was chosen on the validation images, if there is one."""
+        return [] if self.calibration.reason else [f"the temperature ({self.calibration.temperature:.3f})"]
+
     def _network_notes(self) -> list[str]:
         tta = ["The graph averages over the image and its mirror image (test-time augmentation)."]
-        return [self._backbone_note(), *(tta if self.options.tta else [])]
+        caveat = self.calibration.caveat
+        return [*([caveat] if caveat else []), self._backbone_note(), *(tta if self.options.tta else [])]
 
     def _downscaled_jpeg(self, index: int) -> bytes:
         """Encode a validation image small enough for the repository: shorter side at most the network's input size."""

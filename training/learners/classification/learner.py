@@ -3,7 +3,7 @@
 import base64
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,11 +14,12 @@ from torch.nn.functional import cross_entropy
 from tasks._images import decode_image
 from tasks.contract import Limits, Task
 from training.core.config import Settings
-from training.core.results import Evaluation, Figure, Table, Trained
+from training.core.results import Comparison, Evaluation, Figure, SampleScores, Trained
 from training.core.sources import SourceFetcher
 from training.engine.runtime import Runtime
 from training.evaluation import calibration, classification
-from training.evaluation.classification import classification_metrics
+from training.evaluation.classification import at_temperature, classification_metrics
+from training.evaluation.comparison import compare_means
 from training.learners.classification.base import BaseClassificationLearner, PathsAndTargets
 from training.learners.classification.image_folder import LabelledImage, read_folder
 from training.learners.classification.label_csv import find_table
@@ -29,6 +30,10 @@ from training.vision.learner import ImageLearner
 
 _MAX_NAMED = 12
 """Classes that the summary of the data names."""
+_FEW_IMAGES = 100
+"""Without a mistake on fewer images, the accuracy on new images may still be well below 1."""
+_MIN_FOR_PERCENT = 30
+"""With fewer images, counts are given without a percentage."""
 
 
 class ClassificationLearner(BaseClassificationLearner):
@@ -72,49 +77,64 @@ class ClassificationLearner(BaseClassificationLearner):
         return {"accuracy": float(accuracy), "loss": float(cross_entropy(logits, self.targets))}
 
     def to_inference_module(self, network: nn.Module) -> nn.Module:
-        """Return the module to export, calibrated on the validation images."""
+        """Return the module to export, calibrated on the validation images if they are enough."""
         float32 = self._float32_copy(network)
         logits = self._validation_logits(float32, Runtime(torch.device("cpu")))
-        return ServedClassifier(float32, calibration.fit_temperature(logits, self.targets)).eval()
+        self.calibration = calibration.calibrate(logits, self.targets, "validation images")
+        return ServedClassifier(float32, self.calibration.temperature).eval()
 
     def evaluate(self, trained: Sequence[Trained], served: nn.Module, exported: nn.Module) -> Evaluation:
         """Report accuracy, calibration, the confusion matrix, and the worst mistakes with their activation maps."""
-        temperature = float(cast(ServedClassifier, served).temperature)
         labels, targets = self.task.labels, self.targets.numpy()
-        uncalibrated, probabilities = self._validation_probabilities(served)
+        probabilities = self._validation_probabilities(exported)
+        uncalibrated = at_temperature(probabilities, 1 / self.calibration.temperature)
         matrix = classification.confusion_matrix(probabilities, targets, labels)
-        per_class = classification.per_class_table(probabilities, targets, labels)
-        confused = classification.most_confused_table(matrix, labels)
-        bins = {
-            "uncalibrated": calibration.reliability_bins(uncalibrated, targets),
-            "calibrated": calibration.reliability_bins(probabilities, targets),
-        }
-        samples = f"{len(targets)} validation images"
-        accuracy = float((probabilities.argmax(axis=1) == targets).mean())
+        samples = self._validation_count()
+        reliability = self._reliability_figure(
+            calibration.reliability_bins(uncalibrated, targets), calibration.reliability_bins(probabilities, targets)
+        )
+        is_calibrated = not self.calibration.reason
         return Evaluation(
-            metrics=classification_metrics(probabilities, uncalibrated, targets, samples),
-            notes=self._notes(trained, targets, temperature, accuracy),
-            tables=(per_class, confused),
+            metrics=classification_metrics(probabilities, uncalibrated, targets, samples, is_calibrated=is_calibrated),
+            notes=self._notes(trained, matrix),
+            tables=(
+                classification.per_class_table(probabilities, targets, labels),
+                classification.most_confused_table(matrix, labels),
+            ),
             figures=(
                 Figure("Confusion matrix", plots.draw_confusion_matrix(matrix, labels)),
-                Figure("Reliability", plots.draw_reliability(bins), f"Temperature {temperature:.3f}."),
-                *self._worst_mistakes(probabilities, targets, served),
+                reliability,
+                *self._worst_mistakes(probabilities, targets, exported),
                 self._augmentation_figure(),
             ),
-            failures=_failures(per_class, confused),
+            failures=describe_failures(matrix, labels),
+            caveats=() if is_calibrated else (self.calibration.caveat,),
+            comparisons=(self._compare_with_majority(self._scores_of(probabilities)),),
         )
 
-    def _notes(
-        self, trained: Sequence[Trained], targets: NDArray[np.integer], temperature: float, accuracy: float
-    ) -> tuple[str, ...]:
-        counts = np.bincount(targets, minlength=len(self.task.labels))
-        majority = self.task.labels[int(counts.argmax())]
+    def sample_scores(self, exported: nn.Module) -> SampleScores:
+        """Return 1 for each validation image that is classified correctly, and 0 for the others."""
+        return self._scores_of(self._validation_probabilities(exported))
+
+    def _scores_of(self, probabilities: NDArray[np.floating]) -> SampleScores:
+        is_right = probabilities.argmax(axis=1) == self.targets.numpy()
+        return SampleScores("accuracy", is_right.astype(float), "validation images")
+
+    def _compare_with_majority(self, scores: SampleScores) -> Comparison:
+        """Compare with the most frequent class of the training images."""
+        majority = int(torch.bincount(self.samples.targets, minlength=len(self.task.labels)).argmax())
+        is_right = (self.targets == majority).double().numpy()
+        return compare_means(scores, f"always predicting '{self.task.labels[majority]}'", is_right, is_constant=True)
+
+    def _notes(self, trained: Sequence[Trained], matrix: NDArray[np.integer]) -> tuple[str, ...]:
+        count, right = int(matrix.sum()), int(np.diagonal(matrix).sum())
         notes = [
-            f"Split: {self.folder.split}. The best epoch and the temperature ({temperature:.3f}) were chosen on the "
-            "same validation images, so expect slightly lower scores on new images.",
-            classification.accuracy_interval_note(accuracy, len(targets)),
-            f"Baseline: always predicting '{majority}' has an accuracy of {counts.max() / len(targets):.1%}.",
+            f"Split: {self.folder.split}. {self._selection_note(*self._temperature_words())}",
+            classification.accuracy_interval_note(right / count, count),
         ]
+        if right == count:
+            few = " They are few: see the confidence interval." if count < _FEW_IMAGES else ""
+            notes.append(f"No mistake on the validation images.{few}")
         if len(trained) > 1:
             scores = [run.scores["accuracy"] for run in trained]
             notes.append(
@@ -123,7 +143,7 @@ class ClassificationLearner(BaseClassificationLearner):
         return (*notes, *self._network_notes())
 
     def _worst_mistakes(
-        self, probabilities: NDArray[np.floating], targets: NDArray[np.integer], served: nn.Module, count: int = 12
+        self, probabilities: NDArray[np.floating], targets: NDArray[np.integer], exported: nn.Module, count: int = 12
     ) -> tuple[Figure, ...]:
         """Show the mistakes with the lowest probability of the true class, beside the evidence for the prediction."""
         predicted = probabilities.argmax(axis=1)
@@ -134,11 +154,11 @@ class ClassificationLearner(BaseClassificationLearner):
             f"true: {labels[targets[i]]}, predicted: {labels[predicted[i]]} {probabilities[i].max():.2f}" for i in wrong
         ]
         entries = list(zip(wrong.tolist(), predicted[wrong].tolist(), captions, strict=True))
-        return self._evidence_figures(entries, served, "Worst mistakes", "Orange: evidence for the predicted class.")
+        return self._evidence_figures(entries, exported, "Worst mistakes", "Orange: evidence for the predicted class.")
 
     def golden_requests(self, served: nn.Module) -> tuple[Task, list[dict[str, Any]]]:
         """Return requests with one clear image per class, the most frequent first; the second asks for the heat map."""
-        probabilities, targets = self._validation_probabilities(served).calibrated, self.targets.numpy()
+        probabilities, targets = self._validation_probabilities(served), self.targets.numpy()
         counts = np.bincount(targets, minlength=len(self.task.labels))
         correct = probabilities.argmax(axis=1) == targets
         bodies: list[dict[str, Any]] = []
@@ -163,17 +183,29 @@ class ClassificationLearner(BaseClassificationLearner):
         return int(probabilities.argmax()) == label and first - second > 0.5
 
 
-def _failures(per_class: Table, confused: Table) -> tuple[str, ...]:
-    """Describe the most frequent confusions and the class with the lowest recall."""
-    mistakes = [
-        f"{count} of the images of {true_label} were predicted as {predicted_label} ({fraction})."
-        for true_label, predicted_label, count, fraction in confused.rows[:5]
-    ]
-    weakest = min((row for row in per_class.rows if row[4] != "0"), key=lambda row: float(row[2]))
+def describe_failures(matrix: NDArray[np.integer], labels: Sequence[str]) -> tuple[str, ...]:
+    """Describe the most frequent confusions and the class with the lowest recall; empty without a mistake.
+
+    `matrix` holds counts (true class, predicted class).
+    """
+    counts, right = matrix.sum(axis=1), np.diagonal(matrix)
+    if (right == counts).all():
+        return ()
+    wrong = matrix - np.diag(right)
+    pairs = sorted(((-int(wrong[i, j]), i, j) for i, j in np.argwhere(wrong).tolist()))
+    recall = np.divide(right, counts, out=np.ones(len(counts)), where=counts > 0)
+    weakest = int(recall.argmin())
     return (
-        *mistakes,
-        f"The weakest class is {weakest[0]}: the model finds {float(weakest[2]):.0%} of its {weakest[4]} images.",
+        *(_describe_confusion(-n, int(counts[i]), labels[i], labels[j]) for n, i, j in pairs[:5]),
+        f"The weakest class is '{labels[weakest]}': the model finds {right[weakest]:,} of its "
+        f"{counts[weakest]:,} {'image' if counts[weakest] == 1 else 'images'}.",
     )
+
+
+def _describe_confusion(mistakes: int, count: int, true_label: str, predicted_label: str) -> str:
+    fraction = f" ({mistakes / count:.1%})" if count >= _MIN_FOR_PERCENT else ""
+    images, were = "image" if count == 1 else "images", "was" if mistakes == 1 else "were"
+    return f"{mistakes:,} of {count:,} {images} of '{true_label}' {were} predicted as '{predicted_label}'{fraction}."
 
 
 def _paths_and_targets(images: Sequence[LabelledImage]) -> PathsAndTargets:

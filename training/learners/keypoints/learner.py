@@ -5,7 +5,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,13 +19,14 @@ from tasks.keypoints import Keypoints, to_image_points
 from tasks.manifest import Metric
 from training.core.config import option
 from training.core.errors import CannotTrain
-from training.core.results import Evaluation, Figure, Table, Trained
+from training.core.results import Comparison, Evaluation, Figure, SampleScores, Table, Trained
 from training.data.delimited import CsvOptions
 from training.data.hash_split import validation_split
 from training.engine.inference import collect_outputs
 from training.engine.runtime import Batch, Runtime
 from training.evaluation import calibration
 from training.evaluation.classification import mean_and_std
+from training.evaluation.comparison import compare_means
 from training.learners.keypoints import metrics
 from training.learners.keypoints.annotations import AnnotatedImage, KeypointData, TableRules, read_keypoints
 from training.learners.keypoints.dataset import AugmentParams, KeypointImages
@@ -93,35 +94,37 @@ class Options(CsvOptions, ImageOptions):
 
 @dataclass(frozen=True)
 class _Predictions:
-    """Predictions of the served network for the n validation images with k points each.
+    """Predictions of the served or exported module for the n validation images with k points each.
 
     Attributes:
         points: (n, k, 2), in pixels of the images.
         errors: (n, k), as fractions of the normalising sizes; NaN where unknown.
-        confidence: (n, k), calibrated.
-        log_ratios: (n, k), the log tolerance ratios that the confidences are computed from.
+        confidence: (n, k).
     """
 
     points: NDArray[np.floating]
     errors: NDArray[np.floating]
     confidence: NDArray[np.floating]
-    log_ratios: Tensor
 
 
 class _StackedOutputs(nn.Module):
-    """Returns points and spreads as one tensor (n, k, 3)."""
+    """Returns points and spreads (of a network), or points and confidences (of a module), as one tensor (n, k, 3)."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, image: Tensor) -> tuple[Tensor]:
-        points, spread = self.network(image)[:2]
-        return (torch.cat([points.float(), spread.float().unsqueeze(2)], dim=2),)
+        points, values = self.network(image)[:2]
+        return (torch.cat([points.float(), values.float().unsqueeze(2)], dim=2),)
 
 
 class KeypointsLearner(ImageLearner):
-    """Trains a keypoint detector from images and CSV files."""
+    """Trains a keypoint detector from images and CSV files.
+
+    Attributes:
+        confidence: how confidences are computed; set by `to_inference_module`.
+    """
 
     summary: ClassVar[str] = "locate named points in images; trained on images and a table of coordinates"
     data_kind: ClassVar[str] = (
@@ -133,6 +136,7 @@ class KeypointsLearner(ImageLearner):
     body_name: ClassVar[str] = "features.body"
     samples: KeypointImages
     held_out: KeypointImages
+    confidence: metrics.ConfidenceCalibration
 
     def _load_data(self, data: Path) -> None:
         options: Options = self.options
@@ -230,43 +234,83 @@ class KeypointsLearner(ImageLearner):
         return metrics.relative_errors(points, self.validation_points, self.sizes)
 
     def to_inference_module(self, network: nn.Module) -> nn.Module:
-        """Return the module to export, with confidences calibrated on the validation images."""
+        """Return the module to export, with confidences calibrated on the validation images if they are enough."""
         float32: nn.Module = copy.deepcopy(network).float().cpu().eval()
         if self.options.tta:
             float32 = FlipTTA(float32, self.flip_indices, self.task.size)
         log_tolerance_ratio = LogToleranceRatio(self.normalisation_pair, self.options.tolerance)
         outputs = collect_outputs(_StackedOutputs(float32), ["image"], self.held_out, _CPU, batch_size=64)
         errors = self._relative_errors(self._to_image_pixels(outputs[..., :2].numpy()))
-        log_ratios = log_tolerance_ratio(outputs[..., :2], outputs[..., 2])
-        known = torch.from_numpy(~np.isnan(errors))
-        correct = torch.from_numpy(errors <= self.options.tolerance)
-        fitted = metrics.fit_calibration(log_ratios, correct, known)
-        return ServedKeypoints(float32, log_tolerance_ratio, fitted.slope, fitted.offsets).eval()
+        self.confidence = self._fit_confidence(log_tolerance_ratio(outputs[..., :2], outputs[..., 2]), errors)
+        return ServedKeypoints(float32, log_tolerance_ratio, self.confidence.slope, self.confidence.offsets).eval()
 
-    def _predict_validation(self, served: ServedKeypoints) -> _Predictions:
-        outputs = collect_outputs(_StackedOutputs(served.network), ["image"], self.held_out, _CPU, batch_size=64)
-        points = self._to_image_pixels(outputs[..., :2].numpy())
-        log_ratios = served.log_tolerance_ratio(outputs[..., :2], outputs[..., 2])
-        confidence = (served.slope * log_ratios + served.offsets).sigmoid()
-        return _Predictions(points, self._relative_errors(points), confidence.numpy(), log_ratios)
+    def _fit_confidence(self, log_ratios: Tensor, errors: NDArray[np.floating]) -> metrics.ConfidenceCalibration:
+        """Fit the confidences to the errors (n, k) of the validation images, unless the images are too few.
+
+        Images are counted, not points: the errors of an image's points depend on each other.
+        """
+        known = ~np.isnan(errors)
+        count = int(known.any(axis=1).sum())
+        if shortage := calibration.describe_shortage(count, "validation images"):
+            return metrics.gaussian_confidence(len(self.task.names), shortage)
+        correct = torch.from_numpy(errors <= self.options.tolerance)
+        return metrics.fit_calibration(log_ratios, correct, torch.from_numpy(known))
+
+    def _predict_validation(self, module: nn.Module) -> _Predictions:
+        """Run the served or exported module over the validation images."""
+        outputs = collect_outputs(_StackedOutputs(module), ["image"], self.held_out, _CPU, batch_size=64).numpy()
+        points = self._to_image_pixels(outputs[..., :2])
+        return _Predictions(points, self._relative_errors(points), outputs[..., 2])
 
     def evaluate(self, trained: Sequence[Trained], served: nn.Module, exported: nn.Module) -> Evaluation:
         """Report errors by point, part and group, calibration, and images with their points, the worst first."""
-        predictions = self._predict_validation(cast(ServedKeypoints, served))
+        predictions = self._predict_validation(exported)
         groups = [image.group for image in self.validation_images]
-        by_part = metrics.error_by_part(predictions.errors, self.task.names)
-        tables = [by_part]
+        tables = [metrics.error_by_part(predictions.errors, self.task.names)]
         if self.data.has_groups:
             tables.append(metrics.error_by_group(predictions.errors, groups, "group"))
         if self.normalisation_pair:
             tables.append(self._error_by_rotation(predictions))
+        caveat = calibration.uncalibrated_caveat(self.confidence.reason)
         return Evaluation(
             metrics=self._metrics(predictions, groups),
             notes=self._notes(trained, predictions, groups),
-            tables=tuple(tables),
+            tables=tuple(table for table in tables if table.rows),
             figures=self._figures(predictions),
-            failures=self._failures(predictions, by_part),
+            failures=self._failures(predictions),
+            caveats=(caveat,) if caveat else (),
+            comparisons=(self._compare_with_mean_positions(self._scores_of(predictions.errors)),),
         )
+
+    def sample_scores(self, exported: nn.Module) -> SampleScores:
+        """Return the mean error of each validation image; NaN where none of its points is known."""
+        return self._scores_of(self._predict_validation(exported).errors)
+
+    def _scores_of(self, errors: NDArray[np.floating]) -> SampleScores:
+        samples = "groups of validation images" if self.data.has_groups else "distinct validation images"
+        _, groups = np.unique([image.group for image in self.validation_images], return_inverse=True)
+        return SampleScores("mean_error", metrics.image_errors(errors), samples, lower_is_better=True, groups=groups)
+
+    def is_comparable(self, previous: Task) -> bool:
+        """Return whether both have the same points, and fit images into the square in the same way."""
+        return (
+            super().is_comparable(previous)
+            and isinstance(previous, Keypoints)
+            and (previous.names, previous.fit) == (self.task.names, self.task.fit)
+        )
+
+    def _compare_with_mean_positions(self, scores: SampleScores) -> Comparison:
+        """Compare with the mean training position of each point in the network's square, mapped back to each image."""
+        size = self.task.size
+        frames = (self.task.preprocess(self.samples.image(i)).context[0] for i in range(len(self.samples)))
+        points = np.stack([frame.to_network(own) for frame, own in zip(frames, self.samples.points, strict=True)])
+        known = ~np.isnan(points).any(axis=2)
+        sums, counts = np.where(known[..., np.newaxis], points, 0).sum(axis=0), known.sum(axis=0)[:, np.newaxis]
+        # A point that is annotated in no training image is expected in the centre.
+        mean = np.divide(sums, counts, out=np.full(sums.shape, size / 2), where=counts > 0)
+        errors = self._relative_errors(self._to_image_pixels(np.stack([mean] * len(self.held_out))))
+        other = "always answering the mean position of each point"
+        return compare_means(scores, other, metrics.image_errors(errors), is_constant=True)
 
     def _normalisation(self) -> str:
         """Describe in words what normalises errors."""
@@ -276,49 +320,68 @@ class KeypointsLearner(ImageLearner):
         return f"the distance between {first} and {second}"
 
     def _metrics(self, predictions: _Predictions, groups: Sequence[str]) -> tuple[Metric, ...]:
-        tolerance, errors = self.options.tolerance, predictions.errors
-        known = ~np.isnan(errors)
-        samples = f"{len(errors)} validation images"
-        samples += f" of {self._group_count} groups not seen in training" if self.data.has_groups else ""
+        errors = predictions.errors
+        median = float(np.nanmedian(metrics.image_errors(errors)))
+        samples = self._validation_count()
+        samples += f" of {self._group_count:,} groups not seen in training" if self.data.has_groups else ""
         relative = f"relative to {self._normalisation()}"
-        correct, known_tensor = torch.from_numpy(errors <= tolerance), torch.from_numpy(known)
-        cross_fitted = metrics.cross_fitted_probabilities(predictions.log_ratios, correct, known_tensor, groups).numpy()
-        uncalibrated = uncalibrated_probability(predictions.log_ratios).numpy()
-
-        def calibration_error(probabilities: NDArray[np.floating]) -> float:
-            bins = calibration.bin_by_confidence(probabilities[known], errors[known] <= tolerance)
-            return calibration.mean_calibration_gap(bins)
-
-        ece = (
-            f"expected calibration error of the confidence that a point lies within {tolerance:.0%}, "
-            f"{calibration.BINS} bins of equal width"
-        )
-        median = float(np.nanmedian(np.nanmean(errors[known.any(axis=1)], axis=1)))
         rows = (
             ("mean_error", metrics.mean_error(errors), f"mean over {samples} of their points' mean error, {relative}"),
             ("median_error", median, f"median over {samples} of their points' mean error, {relative}"),
             ("pck_5", metrics.pck(errors, 0.05), f"fraction of points within 5 %, {samples}"),
             ("pck_10", metrics.pck(errors, 0.10), f"fraction of points within 10 %, {samples}"),
-            (
-                "calibration_error",
-                calibration_error(cross_fitted),
-                f"{ece}, calibrated on one half of the groups and measured on the other",
-            ),
-            ("calibration_error_before", calibration_error(uncalibrated), f"{ece}, uncalibrated"),
+            *self._calibration_rows(predictions, groups),
         )
         return tuple(Metric(name=name, value=value, protocol=protocol) for name, value, protocol in rows)
 
+    def _calibration_rows(self, predictions: _Predictions, groups: Sequence[str]) -> list[tuple[str, float, str]]:
+        """Return the calibration errors as (name, value, protocol), without those that there are too few groups for."""
+        tolerance, errors = self.options.tolerance, predictions.errors
+        known = ~np.isnan(errors)
+
+        def calibration_error(probabilities: NDArray[np.floating]) -> float:
+            bins = calibration.bin_by_confidence(probabilities[known], errors[known] <= tolerance)
+            return calibration.mean_calibration_gap(bins)
+
+        protocol = (
+            f"expected calibration error of the confidence that a point lies within {tolerance:.0%}, "
+            f"{calibration.BINS} bins of equal width"
+        )
+        if self.confidence.reason:
+            error = calibration_error(predictions.confidence)
+            return [("calibration_error", error, f"{protocol}, not calibrated")]
+        log_ratios = self._log_ratios(predictions)
+        uncalibrated = uncalibrated_probability(log_ratios).numpy()
+        rows = [("calibration_error_before", calibration_error(uncalibrated), f"{protocol}, uncalibrated")]
+        if len(set(groups)) > 1:
+            correct = torch.from_numpy(errors <= tolerance)
+            crossed = metrics.cross_fitted_probabilities(log_ratios, correct, torch.from_numpy(known), groups).numpy()
+            halves = f"{self._group_word}, calibrated on one half of them and measured on the other"
+            rows.insert(
+                0, ("calibration_error", calibration_error(crossed), f"{protocol}, {len(set(groups))} {halves}")
+            )
+        return rows
+
+    def _log_ratios(self, predictions: _Predictions) -> Tensor:
+        """Return the log tolerance ratios (n, k) that the confidences were computed from."""
+        return self.confidence.log_ratios(torch.from_numpy(predictions.confidence))
+
+    @property
+    def _group_word(self) -> str:
+        return "groups" if self.data.has_groups else "distinct images"
+
     def _notes(self, trained: Sequence[Trained], predictions: _Predictions, groups: Sequence[str]) -> tuple[str, ...]:
-        low, high = metrics.bootstrap_interval(predictions.errors, groups)
         unit = "group" if self.data.has_groups else "image, with copies on one side"
+        held_out, count = len(self.held_out), len(self.samples) + len(self.held_out)
+        chosen = [] if self.confidence.reason else ["the calibration of the confidence"]
+        caveat = calibration.uncalibrated_caveat(self.confidence.reason)
         notes = [
-            f"Split by {unit}: {self.options.valid_fraction:.0%}, chosen by a hash, are held out for validation. The "
-            "best epoch and the confidence were chosen on the same images, so expect slightly higher errors on new "
-            "images.",
-            f"The 95 % confidence interval of the mean error is {low:.2%} to {high:.2%} (bootstrap over "
-            f"{self._group_count} groups).",
+            f"Split by {unit}: {held_out:,} of {count:,} images are held out for validation, as a hash decides. "
+            f"{self._selection_note(*chosen)}",
+            self._interval_note(predictions, groups),
             f"Confidence: the probability that a point's error is at most {self.options.tolerance:.0%} of "
             f"{self._normalisation()}.",
+            *([caveat] if caveat else []),
         ]
         if len(trained) > 1:
             errors = [run.scores["error"] for run in trained]
@@ -326,6 +389,16 @@ class KeypointsLearner(ImageLearner):
         if self.options.tta:
             notes.append("The graph averages over the image and its mirror image (test-time augmentation).")
         return (*notes, f"Head: {self.options.head}.", self._backbone_note())
+
+    def _interval_note(self, predictions: _Predictions, groups: Sequence[str]) -> str:
+        interval = metrics.bootstrap_interval(predictions.errors, groups)
+        if interval is None:
+            return f"Too few {self._group_word} to validate with for a confidence interval of the mean error."
+        low, high = interval
+        return (
+            f"The 95 % confidence interval of the mean error is {low:.2%} to {high:.2%} (bootstrap over "
+            f"{self._group_count:,} {self._group_word})."
+        )
 
     def _error_by_rotation(self, predictions: _Predictions) -> Table:
         """Return errors by thirds of the ratio of the normalising distance to the box: small if a head is turned."""
@@ -348,24 +421,28 @@ class KeypointsLearner(ImageLearner):
     def _figures(self, predictions: _Predictions) -> tuple[Figure, ...]:
         errors, tolerance = predictions.errors, self.options.tolerance
         known = ~np.isnan(errors)
-        image_errors = np.full(len(errors), np.nan)
-        image_errors[known.any(axis=1)] = np.nanmean(errors[known.any(axis=1)], axis=1)
+        image_errors = metrics.image_errors(errors)
         order = np.argsort(-np.nan_to_num(image_errors, nan=-1), kind="stable")
-        median = order[len(order) // 2 - 4 :][:8]
+        typical = order[max(0, len(order) // 2 - 4) :][:8]
         correct = errors[known] <= tolerance
-        uncalibrated = uncalibrated_probability(predictions.log_ratios).numpy()
-        bins = {
-            "uncalibrated": calibration.bin_by_confidence(uncalibrated[known], correct),
-            "calibrated": calibration.bin_by_confidence(predictions.confidence[known], correct),
-        }
+        bins = {"not calibrated": calibration.bin_by_confidence(predictions.confidence[known], correct)}
+        if not self.confidence.reason:
+            uncalibrated = uncalibrated_probability(self._log_ratios(predictions)).numpy()
+            bins = {
+                "uncalibrated": calibration.bin_by_confidence(uncalibrated[known], correct),
+                "calibrated": bins["not calibrated"],
+            }
         colours = "Blue: true points; orange: predicted points."
         annotated = [i for i in range(len(self.task.names)) if known[:, i].any()]
         point_errors = [float(np.nanmean(errors[:, i])) * 100 for i in annotated]
         point_names = [self.task.names[i] for i in annotated]
         bars = plots.draw_bars(point_names, point_errors, "Error by point", "mean error, %")
+        typical_figure = Figure(
+            "Typical predictions", self._draw_comparisons(typical, predictions, image_errors), colours
+        )
         return (
             Figure("Largest errors", self._draw_comparisons(order[:12], predictions, image_errors), colours),
-            Figure("Typical predictions", self._draw_comparisons(median, predictions, image_errors), colours),
+            *([typical_figure] if len(order) > len(typical) else []),
             Figure("Cumulative error", draw_cumulative_error(image_errors, errors[known])),
             Figure("Reliability", plots.draw_reliability(bins), f"Confidence to be within {tolerance:.0%}."),
             Figure("Error by point", bars),
@@ -391,27 +468,17 @@ class KeypointsLearner(ImageLearner):
         pairs = zip(batch["image"].numpy(), batch["target"].numpy(), strict=True)
         return draw_augmentations([(Image.fromarray(pixels), points) for pixels, points in pairs])
 
-    def _failures(self, predictions: _Predictions, by_part: Table) -> tuple[str, ...]:
-        errors, confidence, tolerance = predictions.errors, predictions.confidence, self.options.tolerance
-        worst = max(by_part.rows, key=lambda row: float(row[2].rstrip("%")))
-        annotated = errors[~np.isnan(errors).all(axis=1)]
-        large = float((np.nanmean(annotated, axis=1) > 0.10).mean())
-        known = ~np.isnan(errors)
-        most_confident = known & (confidence >= np.quantile(confidence[known], 0.9))
-        wrong = float((errors[most_confident] > tolerance).mean())
-        mean_confidence = float(confidence[most_confident].mean())
+    def _failures(self, predictions: _Predictions) -> tuple[str, ...]:
         return (
-            f"The mean error is above 10 % in {large:.1%} of the validation images.",
-            f"The weakest part is {worst[0]}: its mean error is {worst[2]}, and {worst[3]} of its points are within "
-            "5 %.",
-            f"Of the tenth of the points with the highest confidence ({mean_confidence:.2f} on average), {wrong:.1%} "
-            f"have an error above {tolerance:.0%}.",
+            *metrics.describe_failures(
+                predictions.errors, predictions.confidence, self.task.names, self.options.tolerance
+            ),
             "The model always returns all points, even if the image shows none of them.",
         )
 
     def golden_requests(self, served: nn.Module) -> tuple[Task, list[dict[str, Any]]]:
         """Return requests with the three images of smallest error, best first; the second asks for an overlay."""
-        errors = self._predict_validation(cast(ServedKeypoints, served)).errors
+        errors = self._predict_validation(served).errors
         image_errors = np.where(np.isnan(errors), np.inf, errors).mean(axis=1)
         bodies: list[dict[str, Any]] = []
         for index in np.argsort(image_errors, kind="stable")[:3].tolist():

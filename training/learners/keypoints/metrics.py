@@ -1,5 +1,6 @@
 """Keypoint metrics: normalised errors, PCK, confidence intervals, and calibration of the confidences."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,11 @@ from training.core.results import Table
 Numbers = NDArray[np.floating]
 _RIDGE = 1e-3
 """Penalty on each point's offset from the common one: the offset of a point that is always correct would diverge."""
+_MIN_SLOPE = 0.01
+"""A slope of 0 could not be undone, and with a negative one, points that are more spread would be more certain."""
+_LARGE_ERROR = 0.10
+_MIN_GROUPS = 5
+"""With fewer groups, resampling them says little about the uncertainty of their mean."""
 
 
 def normalising_sizes(
@@ -30,7 +36,8 @@ def normalising_sizes(
             first, second = normalisation_pair
             size = float(np.linalg.norm(image_points[first] - image_points[second]))
         else:
-            size = float(np.linalg.norm(np.ptp(known, axis=0))) if len(image_points) > 1 else float(max_side)
+            extent = np.ptp(known, axis=0) if len(known) else np.zeros(2)
+            size = float(np.linalg.norm(extent)) if len(image_points) > 1 else float(max_side)
         sizes.append(size if size >= 1 else np.nan)
     return np.array(sizes)
 
@@ -41,12 +48,17 @@ def relative_errors(predicted: Numbers, target: Numbers, sizes: Numbers) -> Numb
     return errors
 
 
+def image_errors(errors: Numbers) -> Numbers:
+    """Return the mean error of each image's known points, (n,); NaN for an image without any."""
+    counts = (~np.isnan(errors)).sum(axis=1)
+    means: Numbers = np.divide(np.nansum(errors, axis=1), counts, out=np.full(len(errors), np.nan), where=counts > 0)
+    return means
+
+
 def mean_error(errors: Numbers) -> float:
     """Return the mean over images of each image's mean error."""
-    known = ~np.isnan(errors)
-    has_points = known.any(axis=1)
-    sums, counts = np.nansum(errors[has_points], axis=1), known[has_points].sum(axis=1)
-    return float((sums / counts).mean()) if has_points.any() else float("nan")
+    means = image_errors(errors)
+    return float(np.nanmean(means)) if not np.isnan(means).all() else float("nan")
 
 
 def pck(errors: Numbers, threshold: float) -> float:
@@ -55,28 +67,54 @@ def pck(errors: Numbers, threshold: float) -> float:
     return float((known <= threshold).mean()) if known.size else float("nan")
 
 
-def bootstrap_interval(errors: Numbers, groups: Sequence[str], draws: int = 1000) -> tuple[float, float]:
-    """Return the 95 % interval of the mean error by a bootstrap over groups: images of a group resemble each other."""
-    has_points = (~np.isnan(errors)).any(axis=1)
-    image_errors = np.nanmean(errors[has_points], axis=1)
+def bootstrap_interval(errors: Numbers, groups: Sequence[str], draws: int = 1000) -> tuple[float, float] | None:
+    """Return the 95 % interval of the mean error by a bootstrap over groups: images of a group resemble each other.
+
+    With fewer than 5 groups it is None.
+    """
+    means = image_errors(errors)
+    has_points = ~np.isnan(means)
     _, group_indices = np.unique(np.asarray(groups)[has_points], return_inverse=True)
-    sums, counts = np.bincount(group_indices, image_errors), np.bincount(group_indices)
+    sums, counts = np.bincount(group_indices, means[has_points]), np.bincount(group_indices)
+    if len(sums) < _MIN_GROUPS:
+        return None
     resampled = np.random.default_rng(0).integers(0, len(sums), (draws, len(sums)))
-    means = sums[resampled].sum(axis=1) / counts[resampled].sum(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
+    resampled_means = sums[resampled].sum(axis=1) / counts[resampled].sum(axis=1)
+    low, high = np.quantile(resampled_means, [0.025, 0.975])
     return float(low), float(high)
 
 
 @dataclass(frozen=True)
 class ConfidenceCalibration:
-    """A logistic model of the log tolerance ratio: `slope`, and one offset per point, float32 (k,)."""
+    """A logistic model of the log tolerance ratio.
+
+    Attributes:
+        slope: positive.
+        offsets: one per point, float32 (k,).
+        reason: why it is not fitted to the validation images; empty if it is.
+    """
 
     slope: float
     offsets: Tensor
+    reason: str = ""
 
     def probabilities(self, log_ratios: Tensor) -> Tensor:
         """Return probabilities (n, k) for log tolerance ratios (n, k)."""
         return (self.slope * log_ratios + self.offsets).sigmoid()
+
+    def log_ratios(self, probabilities: Tensor) -> Tensor:
+        """Return the log tolerance ratios (n, k) that have these probabilities (n, k), up to rounding."""
+        return ((probabilities.double().logit(eps=1e-7) - self.offsets) / self.slope).float()
+
+
+def gaussian_confidence(points: int, reason: str) -> ConfidenceCalibration:
+    """Return the logistic model of the confidence that is not calibrated, for a reason.
+
+    A Gaussian with the predicted spread has the mass 1 - exp(-exp(2 r) / 2) within the tolerance, where r is the log
+    tolerance ratio. The logistic curve has the same value and slope where that is one half, at exp(2 r) = 2 ln 2.
+    """
+    slope = 4 * math.log(2)
+    return ConfidenceCalibration(slope, torch.full((points,), -slope / 2 * math.log(2 * math.log(2))), reason)
 
 
 def fit_calibration(log_ratios: Tensor, correct: Tensor, known: Tensor) -> ConfidenceCalibration:
@@ -104,7 +142,7 @@ def fit_calibration(log_ratios: Tensor, correct: Tensor, known: Tensor) -> Confi
     offsets = (common + deviations).detach().float()
     if not (bool(offsets.isfinite().all()) and bool(slope.isfinite())):
         return ConfidenceCalibration(1.0, torch.zeros(log_ratios.shape[1]))
-    return ConfidenceCalibration(float(slope.detach()), offsets)
+    return ConfidenceCalibration(max(_MIN_SLOPE, float(slope.detach())), offsets)
 
 
 def cross_fitted_probabilities(log_ratios: Tensor, correct: Tensor, known: Tensor, groups: Sequence[str]) -> Tensor:
@@ -153,3 +191,62 @@ def error_by_group(errors: Numbers, groups: Sequence[str], word: str, count: int
     )
     title = f"By {word}, largest errors first"
     return Table(title, (word, "images", "mean error", "within 10 %"), rows)
+
+
+def describe_failures(errors: Numbers, confidence: Numbers, names: Sequence[str], tolerance: float) -> tuple[str, ...]:
+    """Describe images with large errors, the weakest part and confident mistakes, as far as there are any.
+
+    Args:
+        errors: (n, k), NaN where unknown.
+        confidence: (n, k).
+        names: names of the points.
+        tolerance: largest error of a point that counts as correct.
+    """
+    means = image_errors(errors)
+    large, measured = int((means > _LARGE_ERROR).sum()), int((~np.isnan(means)).sum())
+    sentences = []
+    if large:
+        images = "image" if measured == 1 else "images"
+        sentences.append(
+            f"In {large:,} of {measured:,} validation {images}, the mean error is above {_LARGE_ERROR:.0%}."
+        )
+    return (
+        *sentences,
+        *_describe_weakest_part(errors, names),
+        *_describe_overconfidence(errors, confidence, tolerance),
+    )
+
+
+def _describe_weakest_part(errors: Numbers, names: Sequence[str]) -> tuple[str, ...]:
+    """Name the part with the largest mean error, if there are several parts and it has points beyond 5 %."""
+    parts = {part: errors[:, [part_name(name) == part for name in names]] for part in map(part_name, names)}
+    known = {part: values[~np.isnan(values)] for part, values in parts.items()}
+    annotated = {part: values for part, values in known.items() if len(values)}
+    if len(annotated) < 2:
+        return ()
+    weakest = max(annotated, key=lambda part: float(annotated[part].mean()))
+    values = annotated[weakest]
+    within = int((values <= 0.05).sum())
+    if within == len(values):
+        return ()
+    return (
+        f"The weakest part is {weakest}: its mean error is {values.mean():.1%}, and {within:,} of its {len(values):,} "
+        f"{'point is' if len(values) == 1 else 'points are'} within 5 %.",
+    )
+
+
+def _describe_overconfidence(errors: Numbers, confidence: Numbers, tolerance: float) -> tuple[str, ...]:
+    """Count the errors among the tenth of the points with the highest confidence."""
+    known = ~np.isnan(errors)
+    if not known.any():
+        return ()
+    known_errors, known_confidence = errors[known], confidence[known]
+    is_confident = known_confidence >= np.quantile(known_confidence, 0.9)
+    count, wrong = int(is_confident.sum()), int((known_errors[is_confident] > tolerance).sum())
+    if not wrong:
+        return ()
+    return (
+        f"Of the {count:,} {'point' if count == 1 else 'points'} with the highest confidence "
+        f"({known_confidence[is_confident].mean():.2f} on average), {wrong:,} {'has' if wrong == 1 else 'have'} an "
+        f"error above {tolerance:.0%}.",
+    )

@@ -13,7 +13,8 @@ from torch import nn
 
 from tasks.manifest import Metric
 from tasks.recommendations import Recommendations
-from training.core.results import EmbeddingTable, Evaluation, Figure, Table
+from training.core.results import Comparison, EmbeddingTable, Evaluation, Figure, SampleScores, Table
+from training.evaluation.comparison import compare_means
 from training.evaluation.embeddings import axis_extremes_table
 from training.learners.recommendations import metrics, sar_baseline
 from training.learners.recommendations.dataset import EvalQuery, make_batch
@@ -41,12 +42,14 @@ class Recommenders:
         task: the task of the network.
         valid: queries on which settings are chosen.
         test: queries on which results are reported.
+        has_epochs: whether there were several epochs to choose from.
     """
 
     ratings: Ratings
     task: Recommendations
     valid: Queries
     test: Queries
+    has_epochs: bool = True
 
     @cached_property
     def likes(self) -> NDArray[np.int64]:
@@ -58,14 +61,14 @@ class Recommenders:
         """Rows of the items that each user liked in training."""
         return [user.items[: user.train_end][user.liked[: user.train_end]] for user in self.ratings.users]
 
-    def by_network(self, served: nn.Module, queries: Queries) -> Lists:
-        """Return the lists of the exported module."""
+    def by_network(self, module: nn.Module, queries: Queries) -> Lists:
+        """Return the lists of a module with the inputs and outputs of the task."""
         lists = []
         for batch in _batches(queries, _NETWORK_BATCH):
             histories = [query.history for query in batch]
             inputs = make_batch(histories, [query.levels for query in batch], histories, self.ratings.known)
             with torch.no_grad():
-                rows, scores = served(*(inputs[spec.name] for spec in self.task.inputs))[:2]
+                rows, scores = module(*(inputs[spec.name] for spec in self.task.inputs))[:2]
             lists.append(np.where(scores[:, :K].numpy() > -1, rows[:, :K].numpy(), -1))
         return np.concatenate(lists)
 
@@ -114,6 +117,11 @@ def ndcg_per_query(lists: Lists, queries: Queries) -> NDArray[np.floating]:
     return metrics.ndcg(lists, _targets(queries))
 
 
+def ndcg_scores(lists: Lists, queries: Queries) -> SampleScores:
+    """Return the nDCG of each user."""
+    return SampleScores("ndcg_at_10", ndcg_per_query(lists, queries), "test users")
+
+
 def mean_ndcg(lists: Lists, queries: Queries) -> float:
     """Compute the mean nDCG."""
     return float(ndcg_per_query(lists, queries).mean())
@@ -141,8 +149,17 @@ class _TestResults:
     def network_lists(self) -> Lists:
         return self.lists[_NETWORK]
 
+    @property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        network, tuned, _, popularity = self.ndcg
+        scores = SampleScores("ndcg_at_10", network, "test users")
+        return (
+            compare_means(scores, "recommending the most liked items to everyone", popularity, is_constant=True),
+            compare_means(scores, "co-occurrence of items (SAR, tuned)", tuned),
+        )
 
-def _run_on_test(recommenders: Recommenders, served: Sequence[nn.Module]) -> _TestResults:
+
+def _run_on_test(recommenders: Recommenders, modules: Sequence[nn.Module]) -> _TestResults:
     queries = recommenders.test
     tuned, similarities = recommenders.select_sar()
     plain = SarVariant()
@@ -151,13 +168,13 @@ def _run_on_test(recommenders: Recommenders, served: Sequence[nn.Module]) -> _Te
         return recommenders.by_co_occurrence(variant, similarities[variant.similarity], queries)
 
     lists = {
-        _NETWORK: recommenders.by_network(served[0], queries),
+        _NETWORK: recommenders.by_network(modules[0], queries),
         f"co-occurrence (SAR), tuned: {tuned.description}": co_occurrence(tuned),
         f"co-occurrence (SAR), plain: {plain.description}": co_occurrence(plain),
         "popularity": recommenders.by_popularity(queries),
     }
     ndcg = tuple(ndcg_per_query(recommended, queries) for recommended in lists.values())
-    others = [mean_ndcg(recommenders.by_network(module, queries), queries) for module in served[1:]]
+    others = [mean_ndcg(recommenders.by_network(module, queries), queries) for module in modules[1:]]
     items = recommenders.ratings.known
     exposures = {name: metrics.exposure(recommended, items) for name, recommended in lists.items()}
     return _TestResults(lists, ndcg, exposures, [float(ndcg[0].mean()), *others], tuned)
@@ -165,19 +182,19 @@ def _run_on_test(recommenders: Recommenders, served: Sequence[nn.Module]) -> _Te
 
 def evaluate_recommender(
     recommenders: Recommenders,
-    served: Sequence[nn.Module],
+    modules: Sequence[nn.Module],
     item_embeddings: EmbeddingTable,
     feature_columns: Sequence[str],
 ) -> Evaluation:
-    """Evaluate the first of the exported modules, one per seed, and how much the others differ.
+    """Evaluate the first of the modules, one per seed, and how much the others differ.
 
     Args:
         recommenders: the queries and baselines.
-        served: the exported modules.
+        modules: the exported one, then those of other seeds.
         item_embeddings: of the first network.
         feature_columns: columns of the items to report the metrics by.
     """
-    results = _run_on_test(recommenders, served)
+    results = _run_on_test(recommenders, modules)
     lists = results.network_lists
     embeddings = [_most_liked(item_embeddings, recommenders.likes)]
     return Evaluation(
@@ -206,6 +223,7 @@ def evaluate_recommender(
         ),
         failures=_failures(recommenders, lists, results.exposures[_NETWORK]),
         caveats=_caveats(recommenders),
+        comparisons=results.comparisons,
     )
 
 
@@ -224,14 +242,21 @@ def _metrics(recommenders: Recommenders, results: _TestResults) -> tuple[Metric,
         ("sar_ndcg_at_10", tuned.mean(), f"co-occurrence, best of {len(VARIANTS)} variants on validation; {protocol}"),
         ("plain_sar_ndcg_at_10", plain.mean(), f"co-occurrence by Jaccard, equal affinities; {protocol}"),
         ("popularity_ndcg_at_10", popularity.mean(), f"the most liked items; {protocol}"),
-        ("ndcg_over_sar", network.mean() / max(tuned.mean(), 1e-9), "ndcg_at_10 / sar_ndcg_at_10"),
-        ("ndcg_over_popularity", network.mean() / max(popularity.mean(), 1e-9), "ndcg_at_10 / popularity_ndcg_at_10"),
-        ("coverage", metrics.coverage(exposures), f"fraction of the items in any of the {len(queries):,} lists of ten"),
+        *(
+            (f"ndcg_over_{name}", network.mean() / other.mean(), f"ndcg_at_10 / {name}_ndcg_at_10")
+            for name, other in (("sar", tuned), ("popularity", popularity))
+            if other.any()  # A ratio to 0 says nothing.
+        ),
+        (
+            "coverage",
+            metrics.coverage(exposures),
+            f"fraction of the items in any of the {len(queries):,} lists of {_length(lists)}",
+        ),
         ("gini_of_exposure", metrics.gini(exposures), "0: all items are shown equally often, 1: only one is shown"),
         (
             "mean_popularity",
             metrics.mean_popularity(lists, recommenders.likes),
-            "how many users like a recommended item, on average over the lists of ten",
+            f"how many users like a recommended item, on average over the lists of {_length(lists)}",
         ),
     ]
     if (seeds := len(results.seeds)) > 1:
@@ -244,18 +269,16 @@ def _metrics(recommenders: Recommenders, results: _TestResults) -> tuple[Metric,
 
 
 def _notes(recommenders: Recommenders, results: _TestResults) -> tuple[str, ...]:
-    network, tuned = results.ndcg[:2]
-    low, high = metrics.bootstrap_interval(network - tuned)
-    verdict = "a significant" if low > 0 else "not a significant"
+    chosen = "The best variant of co-occurrence was chosen"
+    if recommenders.has_epochs:
+        chosen = "The best epoch and the best variant of co-occurrence were both chosen"
     order = "by time" if recommenders.ratings.ordered else "by a hash, since the data has no times"
     return (
         f"Split: each user's ratings are ordered {order}. The last liked item is for testing, the one before it for "
         "validation, and everything before that for training; what lies between or after is not used. The network and "
-        "co-occurrence learn from the same ratings and get the same histories (everything before the target); the best "
-        "epoch and the best variant of co-occurrence were both chosen on the validation items.",
-        f"nDCG@10 differs from that of co-occurrence by {network.mean() - tuned.mean():+.4f}, {verdict} gain: 95 % "
-        f"interval over users {low:+.4f} to {high:+.4f}, paired. This variant of co-occurrence is "
-        f"{results.variant.description}.",
+        f"co-occurrence learn from the same ratings and get the same histories (everything before the target). "
+        f"{chosen} on the validation items.",
+        f"The best of {len(VARIANTS)} variants of co-occurrence is: {results.variant.description}.",
         "Each user is split in time separately: training includes ratings of other users that are later than a "
         "user's test item.",
     )
@@ -290,9 +313,7 @@ def _exposure_table(recommenders: Recommenders, exposures: dict[str, NDArray[np.
         for name, counts in {**exposures, "likes in training": likes}.items()
     )
     header = ("recommender", "most popular 1 % of items", "most popular 10 %", "items shown")
-    return Table(
-        "Exposure by popularity", header, rows, "Fraction of the recommendations in lists of ten for all test users."
-    )
+    return Table("Exposure by popularity", header, rows, "Fraction of the recommendations to all test users.")
 
 
 def _history_table(recommenders: Recommenders, results: _TestResults) -> Table:
@@ -304,12 +325,21 @@ def _history_table(recommenders: Recommenders, results: _TestResults) -> Table:
     for low, high in pairwise(edges):
         members = (sizes > low) & (sizes <= high)
         if members.any():
-            count = f"{members.sum()}{'*' if members.sum() < _MIN_GROUP else ''}"
+            count = _mark_small(int(members.sum()))
             means = [f"{ndcg[members].mean():.4f}" for ndcg in (network, tuned, popularity)]
             rows.append((f"{low + 1} to {high}", count, *means, f"{has_hit[members].mean():.3f}"))
     header = ("items liked before", "users", "nDCG@10", "co-occurrence", "popularity", "hit rate@10")
-    note = f"* fewer than {_MIN_GROUP} users: the figures are uncertain."
-    return Table("By history length", header, tuple(rows), note)
+    return Table("By history length", header, tuple(rows), _note_on_small(rows, "users"))
+
+
+def _mark_small(count: int) -> str:
+    return f"{count}{'*' if count < _MIN_GROUP else ''}"
+
+
+def _note_on_small(rows: Sequence[tuple[str, ...]], what: str) -> str:
+    """Explain the mark of small groups, if any is marked; their counts are in the second column."""
+    is_marked = any(row[1].endswith("*") for row in rows)
+    return f"* fewer than {_MIN_GROUP} {what}: the figures are uncertain." if is_marked else ""
 
 
 def _feature_table(recommenders: Recommenders, lists: Lists, column: str) -> Table:
@@ -328,7 +358,7 @@ def _feature_table(recommenders: Recommenders, lists: Lists, column: str) -> Tab
         rows.append(
             (
                 feature,
-                f"{count}{'*' if count < _MIN_GROUP else ''}",
+                _mark_small(count),
                 f"{ndcg[members].mean():.4f}",
                 f"{has_hit[members].mean():.3f}",
                 f"{count / len(queries):.1%}",
@@ -336,7 +366,10 @@ def _feature_table(recommenders: Recommenders, lists: Lists, column: str) -> Tab
             )
         )
     header = (column, "test items", "nDCG@10", "hit rate@10", "fraction of test items", "fraction of recommendations")
-    return Table(f"By {column}", header, tuple(rows), f"An item may have several. * fewer than {_MIN_GROUP}.")
+    if not rows:
+        return Table(f"By {column}", header, (), f"No test item has a value of {column}.")
+    note = f"An item may have several. {_note_on_small(rows, 'test items')}".strip()
+    return Table(f"By {column}", header, tuple(rows), note)
 
 
 def _split_features(value: str) -> list[str]:
@@ -353,7 +386,7 @@ def _example_table(recommenders: Recommenders, lists: Lists) -> Table:
         best = ", ".join(titles[row] for row in lists[index][:5] if row >= 0)
         is_hit = "yes" if query.target in lists[index] else "no"
         rows.append((query.user.name, liked, best, titles[query.target], is_hit))
-    header = ("user", "liked last", "top five recommendations", "liked next", "in the top ten")
+    header = ("user", "liked last", "first recommendations", "liked next", f"in the list of {_length(lists)}")
     return Table("Examples", header, tuple(rows))
 
 
@@ -367,29 +400,53 @@ def _most_liked(table: EmbeddingTable, likes: NDArray[np.int64], count: int = 30
 
 
 def _failures(recommenders: Recommenders, lists: Lists, exposures: NDArray[np.int64]) -> tuple[str, ...]:
+    """Return sentences on what is missed and on items that are never shown; none on what does not happen."""
     queries, ratings = recommenders.test, recommenders.ratings
-    has_hit = metrics.has_hit(lists, _targets(queries))
-    likes = np.array([recommenders.likes[query.target] for query in queries])
-    rare = likes < _MAX_RARE_LIKES
-    unknown = likes == 0
-    failures = [
-        f"For {(~has_hit).sum():,} of {len(queries):,} test users, the item that they liked next is not among "
-        "the ten recommendations.",
-        f"{(exposures == 0).sum():,} of {len(exposures):,} items are not in any of the {len(lists):,} lists of ten.",
-    ]
-    if rare.any():
-        failures.append(
-            f"Of {rare.sum()} test items that fewer than {_MAX_RARE_LIKES} users like in training, "
-            f"{has_hit[rare].sum()} are recommended; of the {(~rare).sum()} others, {has_hit[~rare].sum()}."
-        )
-    if unknown.any():
-        failures.append(
-            f"Of {unknown.sum()} test items that no user likes in training, {has_hit[unknown].sum()} are recommended."
-        )
+    has_hit, length = metrics.has_hit(lists, _targets(queries)), _length(lists)
+    missed, never_shown = int((~has_hit).sum()), int((exposures == 0).sum())
     never_rated = len(ratings.table) - ratings.known
+    sentences = []
+    if missed:
+        sentences.append(
+            f"For {missed:,} of {len(queries):,} test users, the item that they liked next is not among the {length} "
+            "recommendations."
+        )
+    if never_shown:
+        sentences.append(
+            f"{never_shown:,} of {len(exposures):,} items are not in any of the {len(lists):,} lists of {length}."
+        )
+    sentences += _describe_rare_targets(np.array([recommenders.likes[query.target] for query in queries]), has_hit)
     if never_rated:
-        failures.append(f"{never_rated:,} items of the table were never rated and are not recommended.")
-    return tuple(failures)
+        sentences.append(
+            f"{never_rated:,} of {len(ratings.table):,} items of the table were never rated and are not recommended."
+        )
+    return tuple(sentences)
+
+
+def _describe_rare_targets(likes: NDArray[np.integer], has_hit: NDArray[np.bool_]) -> list[str]:
+    """Return sentences on the test items that few or no users like in training, if some are not recommended."""
+    rare, unknown = likes < _MAX_RARE_LIKES, likes == 0
+    sentences = []
+    if not has_hit[rare].all():
+        others = f"; of the others, {_hits(has_hit[~rare])}" if not rare.all() else ""
+        sentences.append(
+            f"Of the test items that fewer than {_MAX_RARE_LIKES} users like in training, {_hits(has_hit[rare])} are "
+            f"recommended{others}."
+        )
+    if not has_hit[unknown].all():
+        sentences.append(
+            f"Of the test items that no user likes in training, {_hits(has_hit[unknown])} are recommended."
+        )
+    return sentences
+
+
+def _hits(has_hit: NDArray[np.bool_]) -> str:
+    return f"{has_hit.sum():,} of {len(has_hit):,}"
+
+
+def _length(lists: Lists) -> int:
+    """Return how many items a list has: 10, or all items if there are fewer."""
+    return int(lists.shape[1])
 
 
 def _caveats(recommenders: Recommenders) -> tuple[str, ...]:

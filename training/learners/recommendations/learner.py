@@ -15,7 +15,7 @@ from tasks.contract import Arrays, Task
 from tasks.recommendations import Recommendations
 from training.core.config import Settings, option
 from training.core.errors import CannotTrain
-from training.core.results import EmbeddingTable, Evaluation, Trained
+from training.core.results import EmbeddingTable, Evaluation, SampleScores, Trained
 from training.core.sources import SourceFetcher
 from training.data.delimited import CsvFormat, CsvOptions
 from training.engine.inference import iterate_outputs
@@ -23,7 +23,7 @@ from training.engine.learner import Learner, Stage
 from training.engine.optim import ParamGroup
 from training.engine.runtime import Batch, Runtime
 from training.learners.recommendations.dataset import NO_TARGET, EvalQueries, HistorySamples, make_batch
-from training.learners.recommendations.evaluate import Recommenders, evaluate_recommender
+from training.learners.recommendations.evaluate import Recommenders, evaluate_recommender, ndcg_scores
 from training.learners.recommendations.goldens import select_golden_requests
 from training.learners.recommendations.interactions import ColumnNames, TableFormat, User, encode_features, read_ratings
 from training.learners.recommendations.network import RecommenderNetwork, ServedRecommender
@@ -199,9 +199,29 @@ class RecommendationsLearner(Learner):
     def evaluate(self, trained: Sequence[Trained], served: nn.Module, exported: nn.Module) -> Evaluation:
         """Evaluate on the test items, beside co-occurrence and popularity, by groups, with exposure and examples."""
         others = [self.to_inference_module(run.network) for run in trained[1:]]
-        recommenders = Recommenders(self.ratings, self.task, self.valid.queries, self.test.queries)
         items = self.embeddings(trained[0].network)[0]
-        return evaluate_recommender(recommenders, [served, *others], items, self.options.features[:1])
+        return evaluate_recommender(self._recommenders, [exported, *others], items, self.options.features[:1])
+
+    @property
+    def _recommenders(self) -> Recommenders:
+        has_epochs = self.settings.epochs > 1
+        return Recommenders(self.ratings, self.task, self.valid.queries, self.test.queries, has_epochs)
+
+    def sample_scores(self, exported: nn.Module) -> SampleScores:
+        """Return the nDCG of each test user."""
+        queries = self.test.queries
+        return ndcg_scores(self._recommenders.by_network(exported, queries), queries)
+
+    def is_comparable(self, previous: Task) -> bool:
+        """Whether that task numbers the same items and ratings in the same way."""
+        if not super().is_comparable(previous):
+            return False
+        task, other, known = self.task, cast(Recommendations, previous), self.ratings.known
+        return (
+            other.known == known
+            and other.items.ids[:known] == task.items.ids[:known]
+            and (other.scale, other.ordered) == (task.scale, task.ordered)
+        )
 
     def validation_inputs(self, count: int) -> Arrays:
         """Return test queries of up to `count` users, evenly spread from the first to the last, in one bucket."""

@@ -19,18 +19,19 @@ from tasks.contract import Arrays, Limits, Task
 from tasks.segmentation import Segmentation
 from training.core.config import Settings, option
 from training.core.errors import CannotTrain
-from training.core.results import Evaluation, Trained
+from training.core.results import Evaluation, SampleScores, Trained
 from training.engine.inference import iterate_outputs
 from training.engine.runtime import Batch, Runtime
-from training.evaluation import calibration, classification
+from training.evaluation import classification
+from training.evaluation.calibration import Calibration
 from training.learners.segmentation.classes import IGNORED, Classes, MaskRules, parse_colours
 from training.learners.segmentation.dataset import MaskedImages
 from training.learners.segmentation.evaluate import (
+    CalibrationPixels,
     ValidationResults,
     class_mean_iou,
     confusion_counts,
     evaluate_results,
-    sample_pixels,
 )
 from training.learners.segmentation.mask_folder import read_mask_folder
 from training.learners.segmentation.network import Segmenter, ServedSegmenter
@@ -74,7 +75,11 @@ class Options(ImageOptions):
 
 
 class SegmentationLearner(ImageLearner):
-    """Trains a semantic segmentation network from images with masks."""
+    """Trains a semantic segmentation network from images with masks.
+
+    Attributes:
+        calibration, pixels: the temperature, and what it was fitted on; set by `to_inference_module`.
+    """
 
     summary: ClassVar[str] = "classify each pixel of an image; trained on one mask per image"
     data_kind: ClassVar[str] = (
@@ -87,6 +92,8 @@ class SegmentationLearner(ImageLearner):
     body_name: ClassVar[str] = "unet.body"
     samples: MaskedImages
     held_out: MaskedImages
+    calibration: Calibration
+    pixels: CalibrationPixels
 
     def _load_data(self, data: Path) -> None:
         options = self.options
@@ -116,6 +123,11 @@ class SegmentationLearner(ImageLearner):
         self.held_out.fill_cache()
         self.train_counts = self.samples.count_pixels_per_label()
         self.class_weights = _class_weights(self.train_counts, options.class_weight_power)
+        if not self.held_out.count_pixels_per_label().any():
+            raise CannotTrain(
+                f"All pixels of the {len(self.held_out.pairs):,} validation masks are unlabelled (void), so nothing "
+                "can be measured. Validate on other images, or check --void and codes.txt."
+            )
 
     def data_summary(self) -> str:
         """Return the counts, the split, and any warnings."""
@@ -181,12 +193,14 @@ class SegmentationLearner(ImageLearner):
             yield batch, logits
 
     def to_inference_module(self, network: nn.Module) -> nn.Module:
-        """Return the module to export, calibrated on validation pixels; also sets the task's example scene."""
+        """Return the module to export, calibrated on validation pixels if the images are enough.
+
+        Also sets the task's example scene.
+        """
         float32 = copy.deepcopy(network).float().cpu().eval()
-        pixels = [sample_pixels(batch, outputs) for batch, outputs in self._validation_logits(float32)]
-        logits, targets = zip(*pixels, strict=True)
-        temperature = calibration.fit_temperature(torch.cat(logits), torch.cat(targets))
-        served = ServedSegmenter(float32, temperature).eval()
+        self.pixels = CalibrationPixels.collect(self._validation_logits(float32), self.held_out)
+        self.calibration = self.pixels.calibrate()
+        served = ServedSegmenter(float32, self.calibration.temperature).eval()
         self.task = replace(self.task, scene=self._clearest_scene(served))
         return served
 
@@ -214,19 +228,33 @@ class SegmentationLearner(ImageLearner):
 
     def evaluate(self, trained: Sequence[Trained], served: nn.Module, exported: nn.Module) -> Evaluation:
         """Report the IoU of each class, calibration, confusions, and the worst masks beside their images."""
-        segmenter = cast(ServedSegmenter, served)
-        outputs = self._validation_logits(segmenter.network)
-        results = ValidationResults.collect(outputs, self.held_out, float(segmenter.temperature))
+        temperature = [] if self.calibration.reason else [f"the temperature ({self.calibration.temperature:.3f})"]
         notes = [
-            f"Split: {self.folder.split}. The best epoch and the temperature ({segmenter.temperature:.3f}) were chosen "
-            "on the same validation images, so expect slightly lower scores on new images.",
+            f"Split: {self.folder.split}. {self._selection_note(*temperature)}",
             "All metrics are computed over pixels at the network's resolution, without unlabelled (void) pixels.",
             self._backbone_note(),
         ]
         if len(trained) > 1:
             scores = [run.scores["mean_iou"] for run in trained]
             notes.insert(1, f"Class-mean IoU over {len(trained)} seeds: {classification.mean_and_std(scores)}.")
-        return evaluate_results(results, self.samples, self.train_counts, notes)
+        results = self._validation_results(exported)
+        return evaluate_results(results, self.pixels, self.calibration, self.samples, self.train_counts, notes)
+
+    def _validation_results(self, exported: nn.Module) -> ValidationResults:
+        outputs = iterate_outputs(exported, ["image"], self.held_out, _CPU, batch_size=_BATCH_SIZE)
+        return ValidationResults.collect(outputs, self.held_out)
+
+    def sample_scores(self, exported: nn.Module) -> SampleScores:
+        """Return the class-mean IoU of each validation image; NaN for those without a known pixel."""
+        return SampleScores("image_mean_iou", self._validation_results(exported).image_ious(), "validation images")
+
+    def is_comparable(self, previous: Task) -> bool:
+        """Return whether both have the same labels, and fit images to the input size in the same way."""
+        return (
+            super().is_comparable(previous)
+            and isinstance(previous, Segmentation)
+            and (previous.labels, previous.fit) == (self.task.labels, self.task.fit)
+        )
 
     def validation_inputs(self, count: int) -> Arrays:
         """Return at most 12 validation images, since each is as large as fifty of a classifier's."""

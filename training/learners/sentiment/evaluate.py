@@ -4,10 +4,8 @@ Texts are predicted through the task, as the service does it: long texts in part
 joined from their tokens.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 import numpy as np
 import torch
@@ -16,8 +14,9 @@ from torch import nn
 
 from tasks.contract import Arrays, Run, Samples
 from tasks.sentiment import Sentiment, TokenizedText, sum_word_evidence, temper
-from training.core.results import Figure, Table
+from training.core.results import Comparison, Figure, SampleScores, Table
 from training.evaluation import classification
+from training.evaluation.comparison import compare_means
 from training.learners.sentiment import plots as sentiment_plots
 from training.learners.sentiment.tfidf_baseline import Baseline
 from training.reporting import plots
@@ -29,6 +28,10 @@ _LENGTHS = (64, 128, 256, 512, 1024)
 _MIN_COUNT = 20
 _MAX_WORDS = 20
 _MIN_GROUP = 50
+_MIN_WEIGHT = 0.005
+"""A smaller contribution to a logit, which would be shown as 0.00, decides nothing."""
+_MIN_SPREAD = 0.005
+"""A smaller difference between identity terms is not worth a sentence."""
 _MAX_QUOTED_CHARACTERS = 160
 _BATCH = 32
 
@@ -146,16 +149,16 @@ def tabulate_lengths(predicted: PredictedTexts) -> Table:
         low, high = classification.wilson_interval(float(is_right.mean()), count)
         confidence = predicted.probabilities[members].max(axis=1).mean()
         rows.append((name, f"{count:,}", f"{is_right.mean():.3f}", f"{low:.3f} to {high:.3f}", f"{confidence:.3f}"))
-    split = sum(prediction.parts > 1 for prediction in predicted.predictions)
-    note = f"{split:,} of the texts were read in parts." if split else ""
+    split, count = sum(prediction.parts > 1 for prediction in predicted.predictions), len(predicted.texts)
+    note = f"Read in parts: {split:,} of {count:,} texts." if split else ""
     return Table("By length", ("tokens", "count", "accuracy", "95 %", "mean confidence"), tuple(rows), note)
 
 
 def _length_groups(tokens: NDArray[np.int64]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
-    low = 0
+    low = -1
     for high in (*_LENGTHS, int(max(tokens.max(), _LENGTHS[-1])) + 1):
         members = (tokens > low) & (tokens <= high)
-        name = f"up to {high}" if low == 0 else f"over {low}" if high not in _LENGTHS else f"{low + 1} to {high}"
+        name = f"up to {high}" if low < 0 else f"over {low}" if high not in _LENGTHS else f"{low + 1} to {high}"
         if members.any():
             yield name, members
         low = high
@@ -184,7 +187,7 @@ def find_deciding_words(
     words = {}
     for label, column in zip(predicted.labels, evidence.T, strict=True):
         means = np.where(is_frequent, np.bincount(rows, weights=column) / counts, 0.0)
-        order = [i for i in np.argsort(-means, kind="stable")[:max_words].tolist() if means[i] > 0]
+        order = [i for i in np.argsort(-means, kind="stable")[:max_words].tolist() if means[i] >= _MIN_WEIGHT]
         words[label] = [WordWeight(names[i], float(means[i]), int(counts[i])) for i in order]
     return words
 
@@ -195,7 +198,11 @@ def tabulate_words(words: dict[str, list[WordWeight]], min_count: int = _MIN_COU
         (label, ", ".join(f"{weight.word} {weight.weight:+.2f}" for weight in weights) or "–")
         for label, weights in words.items()
     )
-    note = f"Mean contribution to the label's logit, for words with at least {min_count} occurrences."
+    note = (
+        f"Mean contribution to the label's logit, for words with at least {min_count} occurrences."
+        if any(words.values())
+        else f"No word that adds to a label occurs {min_count} times."
+    )
     return Table("Deciding words", ("label", "words"), rows, note)
 
 
@@ -217,7 +224,8 @@ def tabulate_mistakes(predicted: PredictedTexts, *, quoted: bool, count: int = 1
         for i in order
     )
     header = ("true", "predicted", "probability", "tokens", "text" if quoted else "misleading words")
-    return Table("Most confident mistakes", header, rows)
+    note = "" if rows else "No validation text was given another label than its own."
+    return Table("Most confident mistakes", header, rows, note)
 
 
 def _beginning(text: str) -> str:
@@ -230,38 +238,47 @@ def _strongest_words(prediction: TextPrediction, label: int, count: int = 4) -> 
     return list(dict.fromkeys(prediction.words[i] for i in order))[:count]
 
 
-def compare_with_baseline(predicted: PredictedTexts, baseline: Baseline) -> tuple[Table, str]:
-    """Tabulate the published model beside tf-idf on the same split, and say which is better."""
+def accuracy_scores(predicted: PredictedTexts, groups: NDArray[np.integer]) -> SampleScores:
+    """Return whether the label of each text is right; `groups` numbers the groups of texts that belong together."""
+    is_right = predicted.is_right.astype(np.float64)
+    if len(np.unique(groups)) == len(groups):
+        return SampleScores("accuracy", is_right, "validation texts")
+    return SampleScores("accuracy", is_right, "groups of validation texts", groups=groups)
+
+
+def compare_with_baselines(
+    predicted: PredictedTexts, scores: SampleScores, baseline: Baseline, most_frequent: int
+) -> tuple[Comparison, ...]:
+    """Compare the accuracy with that of the most frequent label of the training texts, and of tf-idf."""
+    targets = predicted.targets
+    constant = f"always predicting '{predicted.labels[most_frequent]}'"
+    baseline_is_right = baseline.probabilities.argmax(axis=1) == targets
+    return (
+        compare_means(scores, constant, (targets == most_frequent).astype(np.float64), is_constant=True),
+        compare_means(scores, "logistic regression on tf-idf", baseline_is_right.astype(np.float64)),
+    )
+
+
+def tabulate_baseline(predicted: PredictedTexts, baseline: Baseline) -> Table:
+    """Tabulate the published model beside tf-idf on the same split."""
     count = len(predicted.targets)
-    rows, accuracies = [], []
+    rows = []
     models = (("this model (published)", predicted.probabilities), ("tf-idf", baseline.probabilities))
     for name, probabilities in models:
         scores = classification.classification_scores(probabilities, predicted.targets)
         low, high = classification.wilson_interval(scores["accuracy"], count)
-        accuracies.append(scores["accuracy"])
         roc_auc = f"{scores['roc_auc']:.4f}" if "roc_auc" in scores else "–"
         interval = f"{low:.4f} to {high:.4f}"
         rows.append((name, f"{scores['accuracy']:.4f}", interval, roc_auc, f"{scores['cross_entropy']:.4f}"))
     header = ("", "accuracy", "95 %", "ROC AUC", "cross entropy")
-    table = Table("Comparison with a baseline", header, tuple(rows), f"{baseline.description}.")
-    model_accuracy, baseline_accuracy = accuracies
     baseline_is_right = baseline.probabilities.argmax(axis=1) == predicted.targets
     only_model = int((predicted.is_right & ~baseline_is_right).sum())
     only_baseline = int((~predicted.is_right & baseline_is_right).sum())
-    verb = "beats" if model_accuracy > baseline_accuracy else "does not beat"
-    verdict = (
-        f"The model {verb} logistic regression on tf-idf on the same split: accuracy {model_accuracy:.4f} against "
-        f"{baseline_accuracy:.4f}; {only_model} texts are right only with the model, {only_baseline} only with the "
-        f"baseline (p = {_mcnemar_p_value(only_model, only_baseline):.2g})."
+    note = (
+        f"{baseline.description}. Of {count:,} texts, {only_model:,} are right only with the model, {only_baseline:,} "
+        "only with the baseline."
     )
-    return table, verdict
-
-
-def _mcnemar_p_value(first: int, second: int) -> float:
-    """Return the probability of so unequal a split by chance: the exact two-sided test of McNemar (1947)."""
-    total = first + second
-    tail = sum(math.comb(total, k) for k in range(min(first, second) + 1))
-    return min(1.0, float(Fraction(2 * tail, 2**total)))
+    return Table("Comparison with a baseline", header, tuple(rows), note)
 
 
 _TEMPLATES = (
@@ -283,7 +300,8 @@ _IDENTITIES = (
 def measure_identity_terms(task: Sentiment, run: Run, label: int) -> tuple[Table, str]:
     """Measure how far identity terms move the probability of a label in neutral sentences.
 
-    Returns a table and a sentence. The sentences express no opinion, so any difference comes from the training texts.
+    Returns a table, and a sentence, which is empty if they hardly move it. The sentences express no opinion, so any
+    difference comes from the training texts.
     """
     texts = [template.format(identity) for identity in _IDENTITIES for template in _TEMPLATES]
     predictions = predict_texts(task, run, texts)
@@ -294,31 +312,51 @@ def measure_identity_terms(task: Sentiment, run: Run, label: int) -> tuple[Table
     spread = probabilities.max(axis=0) - probabilities.min(axis=0)
     rows = tuple((_IDENTITIES[i], f"{means[i]:.3f}", f"{means[i] - means.mean():+.3f}") for i in order)
     name = task.labels[label]
-    note = f"Mean over {len(_TEMPLATES)} neutral sentences such as “{_TEMPLATES[0].format('…')}”."
+    note = f"Mean over {len(_TEMPLATES)} neutral English sentences such as “{_TEMPLATES[0].format('…')}”."
     header = ("identity term", f"probability of {name}", "difference from the mean")
     sentence = (
-        f"In a neutral sentence, an identity term changes the probability of '{name}' by up to {spread.max():.2f}: "
-        f"'{_IDENTITIES[order[0]]}' scores highest and '{_IDENTITIES[order[-1]]}' lowest."
+        f"In a neutral English sentence, an identity term changes the probability of '{name}' by up to "
+        f"{spread.max():.2f}: '{_IDENTITIES[order[0]]}' scores highest and '{_IDENTITIES[order[-1]]}' lowest."
     )
-    return Table("Identity terms", header, rows, note), sentence
+    return Table("Identity terms", header, rows, note), sentence if spread.max() >= _MIN_SPREAD else ""
 
 
 def describe_failures(predicted: PredictedTexts) -> tuple[str, ...]:
-    """Return sentences on the hardest lengths and the label that is missed most."""
+    """Return sentences on the hardest lengths and the label that is missed most, if any is harder than others."""
     groups = [
-        (name, float(predicted.is_right[members].mean()), int(members.sum()))
+        (name, int(predicted.is_right[members].sum()), int(members.sum()))
         for name, members in _length_groups(predicted.tokens)
     ]
-    large = [group for group in groups if group[2] >= _MIN_GROUP] or groups
-    name, accuracy, count = min(large, key=lambda group: group[1])
-    present = [i for i in range(len(predicted.labels)) if i in predicted.targets]
-    recalls = [float(predicted.is_right[predicted.targets == i].mean()) for i in present]
-    worst = int(np.argmin(recalls))
-    label = predicted.labels[present[worst]]
-    return (
-        f"Texts of {name} tokens have the lowest accuracy: {accuracy:.3f} on {count:,} texts.",
-        f"The label '{label}' has the lowest recall: {1 - recalls[worst]:.1%} of its texts are given another label.",
-    )
+    labels = [
+        (
+            predicted.labels[i],
+            int(predicted.is_right[predicted.targets == i].sum()),
+            int((predicted.targets == i).sum()),
+        )
+        for i in range(len(predicted.labels))
+        if i in predicted.targets
+    ]
+    sentences = []
+    if worst := _find_worst([group for group in groups if group[2] >= _MIN_GROUP] or groups):
+        name, right, count = worst
+        sentences.append(
+            f"Texts of {name} tokens have the lowest accuracy: {right / count:.3f}, {right:,} of {count:,} texts."
+        )
+    if worst := _find_worst(labels):
+        name, right, count = worst
+        sentences.append(
+            f"The label '{name}' has the lowest recall: of {count:,} texts, {count - right:,} are given another label."
+        )
+    return tuple(sentences)
+
+
+def _find_worst(groups: Sequence[tuple[str, int, int]]) -> tuple[str, int, int] | None:
+    """Return the group with the smallest fraction of right answers; None if no other has a larger one.
+
+    A group is its name, how many of its answers are right, and how many there are.
+    """
+    fractions = [right / count for _, right, count in groups]
+    return groups[int(np.argmin(fractions))] if len(set(fractions)) > 1 else None
 
 
 def draw_figures(

@@ -21,7 +21,7 @@ from tasks.manifest import Metric
 from tasks.sentiment import Sentiment
 from training.core.config import Settings, option
 from training.core.errors import CannotTrain
-from training.core.results import Evaluation, Remeasured, Table, Trained
+from training.core.results import Evaluation, Remeasured, SampleScores, Table, Trained
 from training.core.sources import SourceFetcher
 from training.data.delimited import CsvFormat, CsvOptions
 from training.data.hash_split import validation_split
@@ -31,17 +31,20 @@ from training.engine.optim import ParamGroup
 from training.engine.runtime import Batch, Runtime
 from training.evaluation import calibration, classification
 from training.learners.sentiment.awd_lstm import Dropouts, Encoder, ServedSentiment, Sizes, TextClassifier
+from training.learners.sentiment.blend import Blend, blend_logits, cross_fit_blend, fit_blend
 from training.learners.sentiment.corpora import corpus_names, load_corpus
 from training.learners.sentiment.dataset import LabelledTexts, Tokens
 from training.learners.sentiment.evaluate import (
     PredictedTexts,
-    compare_with_baseline,
+    accuracy_scores,
+    compare_with_baselines,
     describe_failures,
     draw_figures,
     find_deciding_words,
     measure_identity_terms,
     module_runner,
     predict_texts,
+    tabulate_baseline,
     tabulate_lengths,
     tabulate_mistakes,
     tabulate_words,
@@ -279,8 +282,8 @@ class SentimentLearner(Learner):
         """
         classifier = cast(TextClassifier, copy.deepcopy(network).float().cpu().eval())
         n_grams = self._fit_n_grams() if self.options.ngram_bits else None
-        weights = calibration.fit_blend_weights(self._logits_of_parts(classifier, n_grams), self.held_out.targets)
-        served = ServedSentiment(classifier, n_grams, weights).eval()
+        blend = fit_blend(self._logits_of_parts(classifier, n_grams), self.held_out.targets)
+        served = ServedSentiment(classifier, n_grams, blend.weights).eval()
         self._measure_short_texts(served)
         return served
 
@@ -320,30 +323,43 @@ class SentimentLearner(Learner):
         parts = [self._valid_logits(network, _CPU)]
         return parts if n_grams is None else [*parts, self._valid_logits(NGramClassifier(n_grams), _CPU)]
 
+    def _predict(self, exported: nn.Module) -> PredictedTexts:
+        texts = self._valid_texts
+        predictions = predict_texts(self.task, module_runner(exported), texts)
+        return PredictedTexts(self.task.labels, texts, self.held_out.targets.numpy(), predictions)
+
+    def sample_scores(self, exported: nn.Module) -> SampleScores:
+        """Return whether the label of each validation text is right."""
+        return accuracy_scores(self._predict(exported), self._valid_groups)
+
+    def is_comparable(self, previous: Task) -> bool:
+        """Whether that task has the same labels, and numbers the same tokens in the same way."""
+        if not super().is_comparable(previous):
+            return False
+        task, other = self.task, cast(Sentiment, previous)
+        return (other.labels, other.tokenizer, other.buckets) == (task.labels, task.tokenizer, task.buckets)
+
     def evaluate(self, trained: Sequence[Trained], served: nn.Module, exported: nn.Module) -> Evaluation:
         """Evaluate accuracy, calibration, deciding words and mistakes, against tf-idf; and the language model."""
-        task, module, run = self.task, cast(ServedSentiment, served), module_runner(served)
-        texts, targets = self._valid_texts, self.held_out.targets.numpy()
-        predicted = PredictedTexts(task.labels, texts, targets, predict_texts(task, run, texts))
+        task, module = self.task, cast(ServedSentiment, served)
+        predicted, targets = self._predict(exported), self.held_out.targets
         parts = self._logits_of_parts(trained[0].network, cast(NGrams | None, module.n_grams))
-        uncalibrated = parts[0].softmax(1).double().numpy()
-        comparison, verdict = compare_with_baseline(predicted, self._fit_baseline(texts))
-        identity_terms, identity_failure = measure_identity_terms(task, run, len(task.labels) - 1)
+        blend, crossed = fit_blend(parts, targets), cross_fit_blend(parts, targets, self._valid_half())
+        baseline = self._fit_baseline(predicted.texts)
+        identity_terms, identity_failure = measure_identity_terms(task, module_runner(exported), len(task.labels) - 1)
         words = find_deciding_words(predicted)
-        curves = {
-            "the network as trained": calibration.reliability_bins(uncalibrated, targets),
-            "as exported": calibration.reliability_bins(predicted.probabilities, targets),
-        }
-        samples = f"{len(targets)} validation texts"
-        part_metrics = self._part_metrics(parts)
+        uncalibrated = blend_logits(parts, (1 / len(parts),) * len(parts)).softmax(1).double().numpy()
+        scores = accuracy_scores(predicted, self._valid_groups)
+        most_frequent = int(self.samples.targets.bincount().argmax())
+        caveat = calibration.uncalibrated_caveat(blend.reason)
         return Evaluation(
             metrics=(
-                *classification.classification_metrics(predicted.probabilities, uncalibrated, targets, samples),
-                *part_metrics,
+                *self._classification_metrics(predicted, uncalibrated, blend, crossed),
+                *self._part_metrics(parts, blend, crossed),
             ),
-            notes=(verdict, _describe_parts(part_metrics, module.blend_weights), *self._notes(trained, predicted)),
+            notes=(_describe_blend(blend), *self._notes(trained, predicted)),
             tables=(
-                comparison,
+                tabulate_baseline(predicted, baseline),
                 tabulate_lengths(predicted),
                 *([tabulate_short_texts(self.short_texts)] if self.short_texts else []),
                 tabulate_words(words),
@@ -351,32 +367,60 @@ class SentimentLearner(Learner):
                 tabulate_mistakes(predicted, quoted=False),
                 identity_terms,
             ),
-            figures=draw_figures(predicted, words, curves),
-            failures=(*describe_failures(predicted), identity_failure),
+            figures=draw_figures(predicted, words, _reliability_curves(predicted, uncalibrated, blend)),
+            failures=(*describe_failures(predicted), *filter(None, [identity_failure])),
+            caveats=(caveat,) if caveat else (),
+            comparisons=compare_with_baselines(predicted, scores, baseline, most_frequent),
         )
 
-    def _part_metrics(self, parts: Sequence[Tensor]) -> tuple[Metric, ...]:
+    def _classification_metrics(
+        self, predicted: PredictedTexts, uncalibrated: NDArray[np.floating], blend: Blend, crossed: Tensor | None
+    ) -> list[Metric]:
+        """Return the metrics; the calibration error is that of blend weights that were fitted on other texts."""
+        targets, samples = predicted.targets, f"{len(predicted.targets):,} validation texts"
+        metrics = classification.classification_metrics(
+            predicted.probabilities,
+            uncalibrated,
+            targets,
+            samples,
+            is_calibrated=not blend.reason,
+            groups=self._valid_groups,
+        )
+        bins = f"expected calibration error, {calibration.BINS} bins of equal width, on {samples}"
+        replaced = {}
+        if not blend.reason and crossed is not None:
+            error = calibration.expected_calibration_error(crossed.softmax(1).numpy(), targets)
+            protocol = f"{bins}; each half with the weights of the logits fitted on the other"
+            replaced["calibration_error"] = Metric(name="calibration_error", value=error, protocol=protocol)
+            before = calibration.expected_calibration_error(uncalibrated, targets)
+            protocol = f"{bins}, with the mean of the logits of the parts: before weights were fitted"
+            replaced["calibration_error_before"] = Metric(
+                name="calibration_error_before", value=before, protocol=protocol
+            )
+        return [replaced.get(metric.name, metric) for metric in metrics]
+
+    def _part_metrics(self, parts: Sequence[Tensor], blend: Blend, crossed: Tensor | None) -> tuple[Metric, ...]:
         """Return the accuracies of the network and the n-grams alone, and of both with cross-fitted blend weights."""
         if len(parts) < 2:
             return ()
-        targets, samples = self.held_out.targets, f"{len(self.held_out)} validation texts"
-        half = torch.from_numpy(self._valid_half())
-        is_right = torch.zeros(len(targets), dtype=torch.bool)
-        for fitted in (half, ~half):
-            weights = calibration.fit_blend_weights([part[fitted] for part in parts], targets[fitted])
-            blended = torch.stack([weight * part[~fitted] for weight, part in zip(weights, parts, strict=True)]).sum(0)
-            is_right[~fitted] = blended.argmax(1) == targets[~fitted]
-        network, n_grams = (float((part.argmax(1) == targets).double().mean()) for part in parts)
-        crossed = float(is_right.double().mean())
-        return (
+        samples = f"{len(self.held_out):,} validation texts"
+        network, n_grams = (self._accuracy(part) for part in parts)
+        metrics = [
             Metric(name="accuracy_of_network", value=network, protocol=f"the AWD-LSTM classifier alone, {samples}"),
             Metric(name="accuracy_of_n_grams", value=n_grams, protocol=f"the weighted n-grams alone, {samples}"),
-            Metric(
-                name="accuracy_crossed",
-                value=crossed,
-                protocol=f"both, with blend weights fitted on the other half of {samples}",
-            ),
-        )
+        ]
+        if crossed is not None and not blend.reason:
+            protocol = f"both, with blend weights fitted on the other half of {samples}"
+            metrics.append(Metric(name="accuracy_crossed", value=self._accuracy(crossed), protocol=protocol))
+        return tuple(metrics)
+
+    def _accuracy(self, logits: Tensor) -> float:
+        return float((logits.argmax(1) == self.held_out.targets).double().mean())
+
+    @property
+    def _valid_groups(self) -> NDArray[np.integer]:
+        """The number of each validation text's group."""
+        return np.unique([self.data.groups[i] for i in self.valid_indices], return_inverse=True)[1]
 
     def _valid_half(self) -> NDArray[np.bool_]:
         """Return which validation texts form one half of them; texts of one group are in the same half."""
@@ -390,10 +434,15 @@ class SentimentLearner(Learner):
 
     def _notes(self, trained: Sequence[Trained], predicted: PredictedTexts) -> list[str]:
         max_part = self.task.buckets[-1]
+        options, groups = self.options, len(set(self._valid_groups.tolist()))
+        epochs = options.head_epochs + options.last_layer_epochs + self.settings.epochs
+        chosen = (
+            " The best epoch was chosen on them, so expect slightly lower scores on new texts." if epochs > 1 else ""
+        )
         notes = [
-            f"Split: {self.options.valid_fraction:.0%} of the text groups ({self._describe_groups()}) are held out; "
-            "the language model was not trained on them. The best epoch was chosen on them, so expect slightly lower "
-            "scores on new texts.",
+            f"Split: {len(self.valid_indices):,} of {len(self.data.texts):,} texts are held out, by a hash of their "
+            f"group ({self._describe_groups()}; held out: {groups:,}). The language model was not trained on "
+            f"them.{chosen}",
             classification.accuracy_interval_note(float(predicted.is_right.mean()), len(predicted.targets)),
             f"A text of more than {max_part:,} tokens is read in parts, and nothing is left out: the answer is the "
             "average over the parts, weighted by length, and states their number.",
@@ -460,14 +509,30 @@ class SentimentLearner(Learner):
         return task, [*task.examples(), {"text": texts[-1][:20_000], "words": 0}]
 
 
-def _describe_parts(part_metrics: Sequence[Metric], blend_weights: Sequence[float]) -> str:
+def _describe_blend(blend: Blend) -> str:
     """Describe how the logits are made of the network and the n-grams."""
-    if not part_metrics:
-        return f"The network's logits are multiplied by {blend_weights[0]:.3f} (the inverse of a temperature)."
-    network, n_grams, crossed = (metric.value for metric in part_metrics)
+    if len(blend.weights) == 1:
+        return (
+            calibration.uncalibrated_caveat(blend.reason)
+            or f"The network's logits are multiplied by {blend.weights[0]:.3f} (the inverse of a temperature), which "
+            "was fitted on the validation texts."
+        )
+    parts = "those of the AWD-LSTM classifier and of n-grams, which are weighted by naive Bayes and logistic regression"
+    if blend.reason:
+        return f"The logits are the mean of {parts}. {calibration.uncalibrated_caveat(blend.reason)}"
     return (
-        f"The logits are a weighted sum of those of the AWD-LSTM classifier (accuracy alone {network:.4f}) and of "
-        f"n-grams weighted by naive Bayes and logistic regression (alone {n_grams:.4f}). The blend weights, "
-        f"{blend_weights[0]:.3f} and {blend_weights[1]:.3f}, were fitted on the validation texts, which calibrates the "
-        f"sum too; fitted on one half and measured on the other, the accuracy is {crossed:.4f}."
+        f"The logits are a weighted sum of {parts}. The weights, {blend.weights[0]:.3f} and {blend.weights[1]:.3f}, "
+        "were fitted on the validation texts, which calibrates the sum too."
     )
+
+
+def _reliability_curves(
+    predicted: PredictedTexts, uncalibrated: NDArray[np.floating], blend: Blend
+) -> dict[str, list[tuple[float, float, int]]]:
+    exported = calibration.reliability_bins(predicted.probabilities, predicted.targets)
+    if blend.reason:
+        return {"as exported, not calibrated": exported}
+    return {
+        "before calibration": calibration.reliability_bins(uncalibrated, predicted.targets),
+        "as exported": exported,
+    }

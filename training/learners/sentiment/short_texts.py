@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from tasks.contract import Run
 from tasks.sentiment import Sentiment, TokenizedText, count_word_tokens, interpolate_temperatures
 from training.core.results import Table
+from training.evaluation.calibration import MIN_SAMPLES
 from training.evaluation.classification import wilson_interval
 from training.learners.sentiment.evaluate import predict_texts
 
@@ -30,10 +31,10 @@ _ORDINARY = 0.01
 The beginning of a long text tells less than a whole text of the same length: of the reviews of `imdb`, the network is
 right about 77% of the beginnings of 33 to 64 tokens, and about 93% of the whole reviews of that length.
 """
-_MIN_TEXTS = 50
 _MAX_TEXTS = 2_500
 _SMALLEST = 1e-30
 _MAX_TEMPERATURE = 20.0
+_LIMIT = 0.99 * _MAX_TEMPERATURE
 _LINE_BREAK = re.compile(r"<br\s*/?>")
 
 
@@ -66,9 +67,11 @@ def measure_short_texts(
     """Measure the classifier on the beginnings of texts, and fit a temperature at the end of each range of lengths.
 
     `half` says which texts form one half, which is tempered as the other half suggests when the result is measured;
-    texts of one group belong in the same half. Lengths that ordinary texts have, and ranges with too few texts, are
-    left out.
+    texts of one group belong in the same half. Lengths that ordinary texts have, and ranges with too few texts to
+    calibrate with, are left out.
     """
+    if len(texts) < MIN_SAMPLES:
+        return []
     chosen = np.linspace(0, len(texts) - 1, min(len(texts), _MAX_TEXTS)).round().astype(int).tolist()
     beginnings = [(_beginning(texts[i], words), i) for words in _WORDS for i in chosen]
     predictions = predict_texts(task, run, [text for text, _ in beginnings])
@@ -79,7 +82,8 @@ def measure_short_texts(
     ranges = {
         longest: members
         for shortest, longest in zip((0, *_TOKENS), _TOKENS, strict=False)
-        if longest < ordinary and (members := (tokens > shortest) & (tokens <= longest)).sum() >= _MIN_TEXTS
+        if longest < ordinary
+        and len(np.unique(sources[members := (tokens > shortest) & (tokens <= longest)])) >= MIN_SAMPLES
     }
     if not ranges:
         return []
@@ -188,6 +192,8 @@ def tabulate_short_texts(measured: Sequence[ShortTexts]) -> Table:
         "tokens of the last range. What answers state is measured with temperatures that were fitted on the other half "
         "of the texts. The intervals count each validation text once per range."
     )
+    if any(row.temperature > _LIMIT for row in measured):
+        note += f" A temperature of {_MAX_TEMPERATURE:g}, the limit, means that the label of such texts cannot be told."
     return Table("Short texts", header, rows, note)
 
 

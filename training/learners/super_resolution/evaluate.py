@@ -15,12 +15,14 @@ ResultSets = Mapping[str, Sequence[ImageResult]]
 def compute_metrics(degraded: ResultSets, clean: ResultSets) -> tuple[Metric, ...]:
     """Return the gains over bicubic resizing on the validation images, the absolute values, and the test gains."""
     validation, validation_clean = summarise(degraded["validation"]), summarise(clean["validation"])
-    samples = f"{validation.count} validation images, downscaled, with text and JPEG"
-    clean_samples = f"{validation_clean.count} validation images, only downscaled"
+    images = "validation image" if validation.count == 1 else "validation images"
+    samples = f"{validation.count:,} {images}, downscaled, with text and JPEG"
+    clean_samples = f"{validation_clean.count:,} {images}, only downscaled"
     distance_gain = validation.bicubic.distance - validation.restored.distance
-    rows = [
-        ("psnr_gain", validation.psnr_gain, f"dB over bicubic, {samples}"),
-        ("text_psnr_gain", validation.text_gain, f"dB over bicubic for pixels under text, {samples}"),
+    rows = [("psnr_gain", validation.psnr_gain, f"dB over bicubic, {samples}")]
+    if validation.restored.text_psnr is not None:
+        rows.append(("text_psnr_gain", validation.text_gain, f"dB over bicubic for pixels under text, {samples}"))
+    rows += [
         ("other_psnr_gain", validation.other_gain, f"dB over bicubic for pixels without text, {samples}"),
         ("clean_psnr_gain", validation_clean.psnr_gain, f"dB over bicubic, {clean_samples}"),
         ("psnr", validation.restored.psnr, f"dB, {samples}"),
@@ -65,7 +67,8 @@ def table_by_jpeg_quality(results: Sequence[ImageResult], name: str) -> Table:
             qualities = [quality for quality, _ in band]
             cells = _cells(summarise([result for _, result in band]))
             rows.append((f"{min(qualities)} to {max(qualities)}", *cells))
-    return Table(f"By JPEG quality, {name}: restored / bicubic", ("JPEG quality", *_QUALITY_COLUMNS), tuple(rows))
+    note = "" if rows else "No image was compressed as JPEG."
+    return Table(f"By JPEG quality, {name}: restored / bicubic", ("JPEG quality", *_QUALITY_COLUMNS), tuple(rows), note)
 
 
 def _cells(summary: QualitySummary) -> tuple[str, ...]:
@@ -77,24 +80,47 @@ def _cells(summary: QualitySummary) -> tuple[str, ...]:
     return (str(summary.count), *(format_pair(name, digits) for name, digits in columns))
 
 
-def describe_failures(degraded: Sequence[ImageResult], clean: Sequence[ImageResult]) -> tuple[str, ...]:
-    """Describe where the model helps least or does harm."""
+def describe_gains(degraded: Sequence[ImageResult]) -> str:
+    """Say over how many of the degraded images the model gains, and how much it gains at least."""
     worst = min(degraded, key=lambda result: result.gain)
-    worse, worse_clean = (sum(result.gain < 0 for result in results) for results in (degraded, clean))
+    images = "validation image" if len(degraded) == 1 else "validation images"
+    better = sum(result.gain > 0 for result in degraded)
+    if not better:
+        return f"On none of the {len(degraded):,} degraded {images} is the PSNR higher than after bicubic resizing."
+    if better < len(degraded):
+        return f"On {better:,} of {len(degraded):,} degraded {images}, the PSNR is higher than after bicubic resizing."
+    every = "the only" if len(degraded) == 1 else f"all {len(degraded):,}"
+    return (
+        f"On {every} degraded {images}, the PSNR is higher than after bicubic resizing, by at least {worst.gain:.2f} "
+        f"dB ({_describe_image(worst)})."
+    )
+
+
+def describe_failures(degraded: Sequence[ImageResult], clean: Sequence[ImageResult]) -> tuple[str, ...]:
+    """Describe where the model does harm, and how well it guesses what lies under text."""
+    worst = min(degraded, key=lambda result: result.gain)
     with_text = [result for result in degraded if result.restored.text_psnr is not None]
-    sentences = [
-        f"The smallest gain on a degraded image is {worst.gain:+.2f} dB ({worst.name}, JPEG quality "
-        f"{worst.jpeg_quality}).",
-        f"{worse} of {len(degraded)} degraded and {worse_clean} of {len(clean)} clean images are further from the "
-        "original than after bicubic resizing.",
+    sentences = []
+    if worst.gain < 0:
+        sentences.append(f"The smallest gain on a degraded image is {worst.gain:+.2f} dB ({_describe_image(worst)}).")
+    counts = [
+        f"{worse:,} of {len(results):,} {kind} {'image' if len(results) == 1 else 'images'}"
+        for kind, results in (("degraded", degraded), ("clean", clean))
+        if (worse := sum(result.gain < 0 for result in results))
     ]
+    if counts:
+        verb = "is" if len(counts) == 1 and counts[0].startswith("1 ") else "are"
+        sentences.append(f"{' and '.join(counts)} {verb} further from the original than after bicubic resizing.")
     if with_text:
         hardest = min(with_text, key=lambda result: _text_psnr(result.restored))
-        sentences.append(
-            f"The content under text is guessed: the PSNR there is {summarise(with_text).restored.text_psnr:.1f} dB on "
-            f"average, and {_text_psnr(hardest.restored):.1f} dB at worst ({hardest.name})."
-        )
+        average = f"{summarise(with_text).restored.text_psnr:.1f} dB"
+        spread = f" on average, and {_text_psnr(hardest.restored):.1f} dB at worst" if len(with_text) > 1 else ""
+        sentences.append(f"The content under text is guessed: the PSNR there is {average}{spread} ({hardest.name}).")
     return tuple(sentences)
+
+
+def _describe_image(result: ImageResult) -> str:
+    return result.name if result.jpeg_quality is None else f"{result.name}, JPEG quality {result.jpeg_quality}"
 
 
 def _text_psnr(quality: Quality) -> float:

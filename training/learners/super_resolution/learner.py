@@ -20,13 +20,15 @@ from tasks.contract import Arrays, Task
 from tasks.super_resolution import SuperResolution
 from training.core.config import option
 from training.core.errors import CannotTrain
-from training.core.results import Evaluation, Figure, Trained
+from training.core.results import Comparison, Evaluation, Figure, SampleScores, Trained
 from training.engine.runtime import Batch, Runtime
+from training.evaluation.comparison import compare_means
 from training.learners.super_resolution.dataset import EvaluationImages, TrainingCrops, read_sharp_folder
 from training.learners.super_resolution.degradation import CropSampler, DegradationParams, DegradedImage
 from training.learners.super_resolution.evaluate import (
     compute_metrics,
     describe_failures,
+    describe_gains,
     table_by_jpeg_quality,
     table_by_set,
 )
@@ -179,24 +181,31 @@ class SuperResolutionLearner(ImageLearner):
         """Compare with bicubic resizing on validation and test images, restored tile by tile as when served."""
         self.perceptual.cpu()
         sets = {"validation": self.held_out, **self.tests}
-        degraded = {name: self._evaluate_images(served, images, clean=False) for name, images in sets.items()}
-        clean = {name: self._evaluate_images(served, images, clean=True) for name, images in sets.items()}
+        degraded = {name: self._evaluate_images(exported, images, clean=False) for name, images in sets.items()}
+        clean = {name: self._evaluate_images(exported, images, clean=True) for name, images in sets.items()}
         largest = max(degraded, key=lambda name: len(degraded[name]))
         return Evaluation(
             metrics=compute_metrics(degraded, clean),
-            notes=self._notes(trained),
+            notes=(*self._notes(trained), describe_gains(degraded["validation"])),
             tables=(table_by_set(degraded, clean), table_by_jpeg_quality(degraded[largest], largest)),
-            figures=self._figures(served, degraded["validation"]),
+            figures=self._figures(exported, degraded["validation"]),
             failures=describe_failures(degraded["validation"], clean["validation"]),
             caveats=("The added detail is invented: it is plausible, but not a record of the scene.",),
+            comparisons=(_compare_with_bicubic(degraded["validation"]),),
         )
 
-    def _evaluate_images(self, served: nn.Module, images: EvaluationImages, *, clean: bool) -> list[ImageResult]:
+    def sample_scores(self, exported: nn.Module) -> SampleScores:
+        """Return the PSNR of each degraded validation image, restored tile by tile as when served."""
+        pairs = (self.held_out.degraded_pair(index) for index in range(len(self.held_out)))
+        values = [psnr(self._restore_tiled(exported, degraded.pixels), original) for degraded, original in pairs]
+        return _psnr_scores(values)
+
+    def _evaluate_images(self, exported: nn.Module, images: EvaluationImages, *, clean: bool) -> list[ImageResult]:
         results = []
         for index, path in enumerate(images.paths):
             degraded, original = images.clean_pair(index) if clean else images.degraded_pair(index)
             text_mask = self._upscale_mask(degraded.text_mask)
-            restored = self._measure_quality(self._restore_tiled(served, degraded.pixels), original, text_mask)
+            restored = self._measure_quality(self._restore_tiled(exported, degraded.pixels), original, text_mask)
             bicubic = self._measure_quality(self._upscale_bicubic(degraded.pixels), original, text_mask)
             results.append(ImageResult(path.name, degraded.quality, restored, bicubic))
         return results
@@ -210,13 +219,13 @@ class SuperResolutionLearner(ImageLearner):
             other_psnr=psnr(restored, original, ~text_mask) if not text_mask.all() else None,
         )
 
-    def _restore_tiled(self, served: nn.Module, pixels: Pixels) -> Pixels:
+    def _restore_tiled(self, module: nn.Module, pixels: Pixels) -> Pixels:
         """Restore an image through the task's tiles, as the service does."""
         samples = self.task.preprocess(DecodedImage(Image.fromarray(pixels), pixels.shape[1], pixels.shape[0]))
         with torch.no_grad():
             image = torch.from_numpy(samples.arrays["image"])
             batches = [image[i : i + _TILE_BATCH_SIZE] for i in range(0, len(image), _TILE_BATCH_SIZE)]
-            tiles = torch.cat([served(batch)[0] for batch in batches]).numpy()
+            tiles = torch.cat([module(batch)[0] for batch in batches]).numpy()
         restored: Pixels = self.task.restore({"restored": tiles}, samples)
         return restored
 
@@ -233,8 +242,7 @@ class SuperResolutionLearner(ImageLearner):
             f"{len(self.perceptual.layers)} depths are scaled to unit length, and their squared difference is averaged "
             "over the positions and the depths, without learned weights. The same network is part of the loss, so "
             "expect a smaller gain by another metric.",
-            f"Split: {self.folder.split}. The best epoch is the one with the smallest distance on the validation "
-            "images; nothing was chosen on the test images.",
+            f"Split: {self.folder.split}. {self._selection_note()}{self._test_note()}",
             self._backbone_note(),
         ]
         if len(trained) > 1:
@@ -242,25 +250,31 @@ class SuperResolutionLearner(ImageLearner):
             notes.append(f"Gains of the {len(trained)} seeds, in dB: {gains}; the first is published.")
         return tuple(notes)
 
-    def _figures(self, served: nn.Module, results: Sequence[ImageResult], count: int = 6) -> tuple[Figure, ...]:
+    def _test_note(self) -> str:
+        return " Nothing was chosen on the test images." if self.tests else ""
+
+    def _figures(self, exported: nn.Module, results: Sequence[ImageResult], count: int = 6) -> tuple[Figure, ...]:
         order = np.argsort([result.gain for result in results], kind="stable").tolist()
         middle = max(0, (len(order) - count) // 2)
         groups = {"Smallest gains": order[:count], "Median gains": order[middle : middle + count]}
+        if len(order) <= count:
+            groups = {"Gains": order}
         note = "Sorted by the PSNR gain over bicubic resizing; one crop per image, around a text."
         figures = []
         for title, indices in groups.items():
-            comparisons = [self._compare(served, index, results[index]) for index in indices]
+            comparisons = [self._compare(exported, index, results[index]) for index in indices]
             figures.append(Figure(title, draw_comparisons(comparisons), note))
         return (*figures, self._augmentation_figure())
 
-    def _compare(self, served: nn.Module, index: int, result: ImageResult) -> RestorationComparison:
+    def _compare(self, exported: nn.Module, index: int, result: ImageResult) -> RestorationComparison:
         degraded, original = self.held_out.degraded_pair(index)
+        jpeg = "" if result.jpeg_quality is None else f"JPEG {result.jpeg_quality}, "
         return RestorationComparison(
             degraded=degraded.pixels,
             bicubic=self._upscale_bicubic(degraded.pixels),
-            restored=self._restore_tiled(served, degraded.pixels),
+            restored=self._restore_tiled(exported, degraded.pixels),
             original=original,
-            caption=f"{result.name[:40]}: JPEG {result.jpeg_quality}, PSNR {result.bicubic.psnr:.1f} bicubic, "
+            caption=f"{result.name[:40]}: {jpeg}PSNR {result.bicubic.psnr:.1f} bicubic, "
             f"{result.restored.psnr:.1f} restored",
             centre=find_text_centre(degraded.text_mask),
         )
@@ -296,6 +310,16 @@ def _build_task(options: Any) -> SuperResolution:
     if not 1 <= options.min_quality <= options.max_quality <= 100:
         raise CannotTrain("--min-quality and --max-quality must satisfy 1 <= min <= max <= 100.")
     return SuperResolution(scale=options.scale, tile=options.tile)
+
+
+def _psnr_scores(values: Sequence[float]) -> SampleScores:
+    return SampleScores("psnr", np.array(values), "validation images")
+
+
+def _compare_with_bicubic(results: Sequence[ImageResult]) -> Comparison:
+    """Compare the PSNR of the degraded validation images with that of bicubic resizing."""
+    scores = _psnr_scores([result.restored.psnr for result in results])
+    return compare_means(scores, "bicubic resizing", np.array([result.bicubic.psnr for result in results]))
 
 
 def _restore_whole(network: nn.Module, pixels: Pixels, runtime: Runtime) -> Pixels:

@@ -17,7 +17,7 @@ from tasks.contract import Arrays, Run, Task
 from tasks.tabular import Tabular
 from training.core.config import Settings, option
 from training.core.errors import CannotTrain
-from training.core.results import EmbeddingTable, Figure, Remeasured, Table
+from training.core.results import EmbeddingTable, Figure, Remeasured, SampleScores, Table
 from training.core.sources import SourceFetcher
 from training.data.column_types import ColumnKinds, TypeRules
 from training.data.delimited import CsvFormat, CsvOptions
@@ -253,7 +253,28 @@ class TabularBase(Learner):
         note = "The embeddings of each column's categories along their first two principal axes."
         return (axis_extremes_table(shown), comparison), (Figure("Embeddings", draw_embedding_planes(shown), note),)
 
-    def _importance(self, served: nn.Module, loss: Callable[[Tensor, int], float], what: str) -> Figure:
+    def is_comparable(self, previous: Task) -> bool:
+        """Whether that task predicts the same target from the same columns, encoded in the same way."""
+        if not super().is_comparable(previous):
+            return False
+        task, other = self.task, cast(Tabular, previous)
+        return (other.target, other.labels, other.columns) == (task.target, task.labels, task.columns)
+
+    def _sample_scores(self, metric: str, values: NDArray[np.floating], *, lower_is_better: bool) -> SampleScores:
+        """Return scores of the validation rows; rows of one day are no independent samples if rows are split by time.
+
+        If the times are numbers, rows of the same time belong together.
+        """
+        if not self.options.split_time:
+            return SampleScores(metric, values, "validation rows", lower_is_better)
+        times = self.valid_frame[self.options.split_time]
+        if times.dtype.is_temporal():
+            times = times.cast(pl.Date)
+        what = "days of the validation rows" if times.dtype.is_temporal() else "times of the validation rows"
+        groups = times.rank("dense").cast(pl.Int64).to_numpy()
+        return SampleScores(metric, values, what, lower_is_better, groups)
+
+    def _importance(self, exported: nn.Module, loss: Callable[[Tensor, int], float], what: str) -> Figure:
         """Draw the permutation feature importance.
 
         `loss` computes a loss from outputs and their count; `what` names its increase.
@@ -262,22 +283,22 @@ class TabularBase(Learner):
         permutation = torch.randperm(count, generator=torch.Generator().manual_seed(0))
         inputs = {name: tensor[:count] for name, tensor in self.held_out.inputs.items()}
         table, increases = self.task.schema, dict[str, float]()
-        unpermuted = loss(_run(served, inputs), count)
+        unpermuted = loss(_run(exported, inputs), count)
         names = [column.name for column in table.categories], [column.name for column in table.numbers]
         for kind, columns in zip(INPUTS, names, strict=True):
             for index, column in enumerate(columns):
                 permuted = {name: tensor.clone() for name, tensor in inputs.items()}
                 permuted[kind][:, index] = permuted[kind][permutation, index]
-                increases[column] = loss(_run(served, permuted), count) - unpermuted
+                increases[column] = loss(_run(exported, permuted), count) - unpermuted
         shown = sorted(increases, key=lambda name: -increases[name])[:25]
         png = plots.draw_bars(shown, [increases[name] for name in shown], "Importance of the columns", what)
         note = f"Permutation feature importance: {what} when a column's values are shuffled among the rows."
         return Figure("Feature importance", png, note)
 
 
-def _run(served: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+def _run(module: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     with torch.no_grad():
-        return cast(Tensor, served(*(inputs[name] for name in INPUTS))[0])
+        return cast(Tensor, module(*(inputs[name] for name in INPUTS))[0])
 
 
 def _omit_missing(goldens: Sequence[dict[str, Any]], optional: Sequence[str]) -> tuple[dict[str, Any], ...]:

@@ -1,6 +1,6 @@
 """Gradient boosting on the same columns and rows, as the baseline for a network for tables."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +9,12 @@ import torch
 from numpy.typing import NDArray
 
 from tasks._tables import MISSING, TableSchema
+from training.core.results import Comparison
 from training.data.tables import RowSamples
 
 FloatArray = NDArray[np.floating]
 
+BOOSTING = "gradient boosting"
 _MAX_CATEGORIES = 255
 """Maximum number of categories in a column that scikit-learn's boosting supports."""
 _MAX_TUNING_ROWS = 100_000
@@ -40,21 +42,51 @@ def categorical_mask(table: TableSchema) -> list[bool]:
     return [len(column.values) + 2 <= _MAX_CATEGORIES for column in table.categories] + [False] * len(table.numbers)
 
 
-def boost_classifier(table: TableSchema, train: RowSamples, valid: RowSamples, classes: int, seed: int) -> FloatArray:
-    """Train on one set of rows and return the probabilities (n, classes) of the other."""
+def advise(comparisons: Sequence[Comparison]) -> tuple[str, ...]:
+    """Return the advice to use gradient boosting if it is surely better than the network."""
+    worse = [
+        comparison.metric for comparison in comparisons if comparison.other == BOOSTING and comparison.is_surely_worse
+    ]
+    return (
+        (f"Gradient boosting is surely better ({', '.join(worse)}): where nothing else counts, use it instead.",)
+        if worse
+        else ()
+    )
+
+
+@dataclass(frozen=True)
+class BoostedClassification:
+    """Probabilities (n, classes) of the validation rows by gradient boosting, and a description of the model."""
+
+    probabilities: FloatArray
+    description: str
+
+
+def boost_classifier(
+    table: TableSchema, train: RowSamples, valid: RowSamples, classes: int, seed: int
+) -> BoostedClassification:
+    """Train on one set of rows and predict the other; early stopping needs two rows of each class."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
+    targets = train.targets.numpy()
+    counts = np.unique(targets, return_counts=True)[1]
+    probabilities: FloatArray = np.zeros((len(valid), classes))
+    description = "scikit-learn's HistGradientBoostingClassifier on the same columns and rows, not tuned"
+    if len(counts) == 1:
+        probabilities[:, targets[0]] = 1
+        return BoostedClassification(probabilities, f"{description}; the training rows are of one class")
+    stops_early = counts.min() > 1 and len(targets) // 10 >= len(counts)
     booster = HistGradientBoostingClassifier(
-        max_iter=500,
+        max_iter=500 if stops_early else 100,
         learning_rate=0.06,
-        early_stopping=True,
+        early_stopping=bool(stops_early),
         categorical_features=categorical_mask(table),
         random_state=seed,
     )
-    booster.fit(boosting_features(train), train.targets.numpy())
-    probabilities: FloatArray = np.zeros((len(valid), classes))
+    booster.fit(boosting_features(train), targets)
     probabilities[:, booster.classes_] = booster.predict_proba(boosting_features(valid))
-    return probabilities
+    how = "with early stopping on a tenth of the training rows" if stops_early else "with 100 trees per class"
+    return BoostedClassification(probabilities, f"{description}, {how}")
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,11 @@ class EmbeddingTransfer:
             "one-hot": one_hot,
             "embeddings": embed,
         }
+        title, header = "Embeddings in other models", ("", *encoders)
+        if self.is_classification and len(set(targets.tolist())) < 2:
+            return Table(title, header, (), "The training rows are of one class.")
         rows = []
-        for name, new_model in self._models().items():
+        for name, new_model in self._models(len(train)).items():
             scores = []
             for encode in encoders.values():
                 train_inputs = np.hstack([encode(self.train, train, embeddings), numbers[0]])
@@ -57,20 +60,21 @@ class EmbeddingTransfer:
             f"The {self.metric} of other models on {len(valid):,} validation rows, trained on {len(train):,} rows with "
             "the same numbers, standardised; the network learnt the embeddings from the training rows."
         )
-        return Table("Embeddings in other models", ("", *encoders), tuple(rows), note)
+        return Table(title, header, tuple(rows), note)
 
-    def _models(self) -> dict[str, Callable[[], Any]]:
+    def _models(self, rows: int) -> dict[str, Callable[[], Any]]:
         from sklearn.linear_model import LogisticRegression, Ridge
         from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
+        neighbours = min(_NEIGHBOURS, rows)
         if self.is_classification:
             return {
                 "logistic regression": lambda: LogisticRegression(max_iter=2000),
-                f"{_NEIGHBOURS} nearest neighbours": lambda: KNeighborsClassifier(_NEIGHBOURS),
+                f"{neighbours} nearest neighbours": lambda: KNeighborsClassifier(neighbours),
             }
         return {
             "ridge regression": Ridge,
-            f"{_NEIGHBOURS} nearest neighbours": lambda: KNeighborsRegressor(_NEIGHBOURS),
+            f"{neighbours} nearest neighbours": lambda: KNeighborsRegressor(neighbours),
         }
 
 

@@ -1,5 +1,6 @@
 """Evaluation of a regression network: metrics, gradient boosting for comparison, and errors over time and by group."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,13 +9,15 @@ import polars as pl
 from numpy.typing import NDArray
 
 from tasks.manifest import Metric
-from training.core.results import Evaluation, Figure, Table
+from training.core.results import Comparison, Evaluation, Figure, SampleScores, Table
 from training.data.table_split import Split
 from training.data.tables import times_as_text
+from training.evaluation.calibration import MIN_SAMPLES
 from training.evaluation.classification import mean_and_std
 from training.learners.tabular import plots
-from training.learners.tabular.boosting_baseline import BoostedRegression
-from training.learners.tabular.regression_metrics import DESCRIPTIONS, compute_error, r2
+from training.learners.tabular.boosting_baseline import BOOSTING, BoostedRegression, advise
+from training.learners.tabular.conformal import likely_coverage
+from training.learners.tabular.regression_metrics import DESCRIPTIONS, compare_errors, compute_error, r2, row_errors
 from training.learners.tabular.residuals import (
     Predictions,
     describe_worst_group,
@@ -37,13 +40,15 @@ class RegressionReport:
     Attributes:
         metrics: names of the error metrics; the best epoch was chosen by the first one.
         scale: transforms the target to what is learnt.
-        predictions: of the published network.
-        scores: validation scores of the networks, one dict per seed.
+        predictions: of the exported network.
+        errors: its errors by the first metric (see `row_errors`).
+        scores: validation scores of the networks as trained, one dict per seed.
         boosted: predictions of gradient boosting.
-        train_mean: mean of the transformed training targets.
+        constant: the number that predicts the training targets best by the first metric.
         train_range: smallest and largest training target.
         target_coverage: fraction of true values that the interval is meant to contain.
         conformal_scale: factor by which calibration scaled the interval.
+        has_epochs: whether there were several epochs to choose from.
         split: how the rows were held out.
         times: the time of each row, if the data has one.
         audit: columns of the rows by which the errors are grouped.
@@ -52,12 +57,14 @@ class RegressionReport:
     metrics: tuple[str, ...]
     scale: TargetScale
     predictions: Predictions
+    errors: SampleScores
     scores: Sequence[dict[str, float]]
     boosted: BoostedRegression
-    train_mean: float
+    constant: float
     train_range: tuple[float, float]
     target_coverage: float
     conformal_scale: float
+    has_epochs: bool
     split: Split
     times: pl.Series | None
     audit: Sequence[pl.Series]
@@ -67,14 +74,26 @@ class RegressionReport:
         main = self.metrics[0]
         over_time = tabulate_over_time(self.times, self.predictions, main) if self.times is not None else ()
         groups = tuple(tabulate_column(column, self.predictions, main) for column in self.audit)
-        comparison, verdict = self._compare_with_boosting()
+        comparisons = self._compare()
         return Evaluation(
             metrics=(*self._published_metrics(), *self._metrics_over_seeds()),
-            notes=(self._describe_protocol(), verdict, self._describe_interval()),
-            tables=(comparison, *over_time, *groups, self._worst_rows(), *tables),
+            notes=(self._describe_protocol(), *advise(comparisons), self._describe_interval()),
+            tables=(self._tabulate_boosting(), *over_time, *groups, self._worst_rows(), *tables),
             figures=(*self._figures(), *_draw_groups(groups), *figures),
             failures=self._failures((*over_time, *groups)),
             caveats=self._caveats(),
+            comparisons=comparisons,
+        )
+
+    def _compare(self) -> tuple[Comparison, ...]:
+        """Compare with the best constant and with gradient boosting (of the first seed) by the first metric."""
+        main, true = self.metrics[0], self.predictions.true
+        constant = row_errors(main, np.full(len(true), self.constant), true)
+        boosted = row_errors(main, self.scale.bounded(self.boosted.predictions[0]), true)
+        always = f"always predicting {self.constant:.4g}"
+        return (
+            compare_errors(main, always, self.errors, constant, is_constant=True),
+            compare_errors(main, BOOSTING, self.errors, boosted),
         )
 
     @property
@@ -96,16 +115,17 @@ class RegressionReport:
             f"fraction of {measured:,} validation rows, not used to calibrate it, in the interval that is meant to "
             f"contain {self.target_coverage:.0%}"
         )
-        metrics.append(Metric(name="coverage", value=predictions.coverage(), protocol=protocol))
+        if measured:
+            metrics.append(Metric(name="coverage", value=predictions.coverage(), protocol=protocol))
         width = float(np.median(predictions.high - predictions.low))
         metrics.append(Metric(name="interval_width", value=width, protocol=f"median, {self._samples}"))
         return tuple(metrics)
 
     def _errors(self, metric: str) -> tuple[list[float], list[float]]:
-        """Return the errors of the networks and of gradient boosting, one per seed."""
+        """Return the errors of the networks (the exported one first) and of gradient boosting, one per seed."""
         true = self.predictions.true
         boosted = [compute_error(metric, self.scale.bounded(value), true) for value in self.boosted.predictions]
-        return [scores[metric] for scores in self.scores], boosted
+        return [self._error(metric), *(scores[metric] for scores in self.scores[1:])], boosted
 
     def _metrics_over_seeds(self) -> tuple[Metric, ...]:
         main = self.metrics[0]
@@ -128,42 +148,44 @@ class RegressionReport:
         metrics.append(Metric(name=f"{main}_to_boosting", value=ratio, protocol=protocol))
         return tuple(metrics)
 
-    def _compare_with_boosting(self) -> tuple[Table, str]:
-        """Tabulate the network beside gradient boosting and a constant prediction, and say which is better."""
+    def _tabulate_boosting(self) -> Table:
+        """Tabulate the network beside gradient boosting and a constant prediction."""
         names, true = self.metrics, self.predictions.true
         errors = {name: self._errors(name) for name in names}
-        constant = self.scale.bounded(np.full(len(true), self.train_mean))
+        constant = np.full(len(true), self.constant)
         rows = [
             ("this network (published)", *(f"{self._error(name):.4f}" for name in names)),
+            (_with_seeds(BOOSTING, len(self.boosted.predictions)), *(mean_and_std(errors[name][1]) for name in names)),
             (
-                f"gradient boosting, {len(self.boosted.predictions)} seeds",
-                *(mean_and_std(errors[name][1]) for name in names),
+                f"always {self.constant:.4g}, the best constant by {names[0].upper()} on the training rows",
+                *(f"{compute_error(name, constant, true):.4f}" for name in names),
             ),
-            ("mean of the training rows", *(f"{compute_error(name, constant, true):.4f}" for name in names)),
         ]
         if len(self.scores) > 1:
-            rows.insert(
-                1, (f"the network, {len(self.scores)} seeds", *(mean_and_std(errors[name][0]) for name in names))
-            )
+            networks = _with_seeds("the network", len(self.scores))
+            rows.insert(1, (networks, *(mean_and_std(errors[name][0]) for name in names)))
         header = ("", *(name.upper() for name in names))
-        table = Table("Comparison with gradient boosting", header, tuple(rows), f"{self.boosted.description}.")
-        means = {
-            name: (float(np.mean(network)), float(np.mean(boosted))) for name, (network, boosted) in errors.items()
-        }
-        return table, _verdict(means)
+        return Table("Comparison with gradient boosting", header, tuple(rows), f"{self.boosted.description}.")
 
     def _describe_protocol(self) -> str:
+        chosen = f"The best epoch was chosen by {self.metrics[0].upper()} on them; the" if self.has_epochs else "The"
         return (
-            f"Validated on rows held out {self.split.method}. The best epoch was chosen by {self.metrics[0].upper()} "
-            "on them; the settings of gradient boosting were chosen on training rows only."
+            f"Validated on {len(self.predictions.true):,} rows held out {self.split.method}. {chosen} settings of "
+            "gradient boosting were chosen on training rows only."
         )
 
     def _describe_interval(self) -> str:
+        measured = self.predictions.measures_coverage
+        covered = int((measured & self.predictions.is_covered).sum())
         return (
             f"The {self.target_coverage:.0%} interval is predicted by the network and scaled by "
-            f"{self.conformal_scale:.2f}, by conformal calibration on half of the validation rows "
-            f"({self.split.calibration_rule}); it contains {self.predictions.coverage():.1%} of the other half."
+            f"{self.conformal_scale:.2f}, by conformal calibration on {self._calibration_rows:,} validation rows "
+            f"({self.split.calibration_rule}). It contains {covered:,} of the {measured.sum():,} other true values."
         )
+
+    @property
+    def _calibration_rows(self) -> int:
+        return int((~self.predictions.measures_coverage).sum())
 
     def _worst_rows(self) -> Table:
         names = [f"validation row {i}" for i in range(len(self.predictions.true))]
@@ -206,17 +228,31 @@ class RegressionReport:
         return tuple(figures)
 
     def _failures(self, tables: Sequence[Table]) -> tuple[str, ...]:
-        true, value = self.predictions.true, self.predictions.value
-        bias = float((value - true).mean())
-        direction = "high" if bias > 0 else "low"
-        fraction = abs(bias) / max(abs(float(true.mean())), 1e-30)
-        below = float((true < self.predictions.low).mean())
-        above = float((true > self.predictions.high).mean())
+        """Return sentences on the bias, if it is more than chance, the worst groups, and values beyond the interval."""
         return (
-            f"Predictions are {abs(bias):.3g} too {direction} on average, {fraction:.1%} of the mean true value.",
+            *self._describe_bias(),
             *(sentence for table in tables if (sentence := describe_worst_group(table))),
-            f"{below:.1%} of the true values lie below their interval, {above:.1%} above.",
+            *self._describe_misses(),
         )
+
+    def _describe_bias(self) -> tuple[str, ...]:
+        true = self.predictions.true
+        errors = self.predictions.value - true
+        bias, deviation = float(errors.mean()), float(true.std())
+        if abs(bias) <= 1.96 * float(errors.std()) / math.sqrt(len(errors)):
+            return ()
+        relative = f", {abs(bias) / deviation:.1%} of the standard deviation of the true values" if deviation else ""
+        return (f"Predictions are {abs(bias):.3g} too {'high' if bias > 0 else 'low'} on average{relative}.",)
+
+    def _describe_misses(self) -> tuple[str, ...]:
+        rows = self.predictions.measures_coverage
+        true, count = self.predictions.true, int(rows.sum())
+        below, above = (
+            int(misses[rows].sum()) for misses in (true < self.predictions.low, true > self.predictions.high)
+        )
+        if not below + above:
+            return ()
+        return (f"Of {count:,} true values, {below:,} lie below their interval and {above:,} above.",)
 
     def _caveats(self) -> tuple[str, ...]:
         scale = self.scale
@@ -229,7 +265,17 @@ class RegressionReport:
             "The network predicts the logarithm: errors are relative to the true value, and a prediction is close to "
             "the median of the possible values rather than to their mean, which is larger."
         )
-        return (bounds, logarithm) if scale.log else (bounds,)
+        return (bounds, *((logarithm,) if scale.log else ()), *self._describe_few_rows())
+
+    def _describe_few_rows(self) -> tuple[str, ...]:
+        count = self._calibration_rows
+        if count >= MIN_SAMPLES:
+            return ()
+        low, high = likely_coverage(count, self.target_coverage)
+        return (
+            f"The interval was calibrated on only {count} rows: it is meant to contain {self.target_coverage:.0%} of "
+            f"new values, and contains between {low:.0%} and {high:.0%} of them (with a probability of 95 %).",
+        )
 
 
 def _draw_groups(tables: Sequence[Table]) -> tuple[Figure, ...]:
@@ -242,16 +288,5 @@ def _draw_groups(tables: Sequence[Table]) -> tuple[Figure, ...]:
     )
 
 
-def _verdict(errors: dict[str, tuple[float, float]]) -> str:
-    """Say whether the network or gradient boosting is better, from their errors by metric."""
-    better = [name.upper() for name, (network, boosted) in errors.items() if network < boosted]
-    shown = ", ".join(
-        f"{name.upper()} {network:.4f} against {boosted:.4f}" for name, (network, boosted) in errors.items()
-    )
-    if len(better) == len(errors):
-        return f"The network beats gradient boosting: {shown}."
-    if not better:
-        return f"Gradient boosting beats the network: {shown} (network first). For accuracy alone, use it instead."
-    return (
-        f"Neither is better in all metrics: the network is better only in {', '.join(better)}; {shown} (network first)."
-    )
+def _with_seeds(name: str, seeds: int) -> str:
+    return f"{name}, {seeds} seeds" if seeds > 1 else name

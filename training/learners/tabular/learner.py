@@ -21,15 +21,17 @@ from tasks.contract import Task
 from tasks.manifest import Metric
 from tasks.tabular import Tabular, with_examples
 from training.core.config import Settings
-from training.core.results import Evaluation, Figure, Table, Trained
+from training.core.results import Comparison, Evaluation, Figure, SampleScores, Table, Trained
 from training.core.sources import SourceFetcher
 from training.data.tables import class_labels, is_number, merge_labels, request_values
 from training.engine.inference import collect_outputs
 from training.engine.runtime import Batch, Runtime
 from training.evaluation import calibration, classification
+from training.evaluation.comparison import compare_means
+from training.evaluation.roc_auc import compare_roc_auc
 from training.evaluation.subgroups import subgroup_table
 from training.learners.tabular.base import INPUTS, Options, TabularBase, read_target_table
-from training.learners.tabular.boosting_baseline import boost_classifier
+from training.learners.tabular.boosting_baseline import BOOSTING, BoostedClassification, advise, boost_classifier
 from training.learners.tabular.embedding_transfer import EmbeddingTransfer
 from training.learners.tabular.network import ServedTabular, TabularNetwork
 from training.learners.tabular.regression import RegressionLearner
@@ -38,6 +40,7 @@ from training.reporting import plots
 __all__ = ["Options", "TabularLearner"]
 
 _BATCH = 4096
+_MAX_PAIRS = 10
 _CPU = Runtime(torch.device("cpu"))
 
 
@@ -97,40 +100,52 @@ class TabularLearner(TabularBase):
         return cross_entropy(logits, batch["target"], label_smoothing=self.settings.label_smoothing)
 
     def scores(self, network: nn.Module, runtime: Runtime) -> dict[str, float]:
-        """Return ROC AUC (for two classes), accuracy and cross-entropy on the validation rows."""
+        """Return ROC AUC (with two classes among them), accuracy and cross-entropy on the validation rows."""
         logits = collect_outputs(network, INPUTS, self.held_out, runtime, batch_size=_BATCH)
         probabilities = logits.softmax(dim=1).numpy()
         accuracy = float((probabilities.argmax(axis=1) == self.targets).mean())
         loss = float(cross_entropy(logits, torch.from_numpy(self.targets)))
-        roc_auc = {"roc_auc": _roc_auc(probabilities, self.targets)} if len(self.task.labels) == 2 else {}
+        roc_auc = {"roc_auc": _roc_auc(probabilities, self.targets)} if self._has_roc_auc else {}
         return {**roc_auc, "accuracy": accuracy, "loss": loss}
 
     def to_inference_module(self, network: nn.Module) -> nn.Module:
         """Return the module to export, calibrated on the validation rows."""
         exact = copy.deepcopy(network).float().cpu()
         logits = collect_outputs(exact, INPUTS, self.held_out, _CPU, batch_size=_BATCH)
-        return ServedTabular(exact, calibration.fit_temperature(logits, torch.from_numpy(self.targets))).eval()
+        return ServedTabular(exact, self._calibrate(logits).temperature).eval()
+
+    def _calibrate(self, logits: Tensor) -> calibration.Calibration:
+        return calibration.calibrate(logits, torch.from_numpy(self.targets), "validation rows")
+
+    def sample_scores(self, exported: nn.Module) -> SampleScores:
+        """Return whether the class of each validation row is right."""
+        return self._accuracy_scores(self._probabilities(exported))
+
+    def _accuracy_scores(self, probabilities: NDArray[np.floating]) -> SampleScores:
+        is_right = probabilities.argmax(axis=1) == self.targets
+        return self._sample_scores("accuracy", is_right.astype(np.float64), lower_is_better=False)
+
+    def _probabilities(self, exported: nn.Module) -> NDArray[np.floating]:
+        probabilities: NDArray[np.floating] = collect_outputs(
+            exported, INPUTS, self.held_out, _CPU, batch_size=_BATCH
+        ).numpy()
+        return probabilities
 
     def evaluate(self, trained: Sequence[Trained], served: nn.Module, exported: nn.Module) -> Evaluation:
         """Evaluate over the seeds, against gradient boosting, by class and by audit group."""
-        calibrated = cast(ServedTabular, served)
-        temperature = float(calibrated.temperature)
+        network = cast(ServedTabular, served).network
+        fitted = self._calibrate(collect_outputs(network, INPUTS, self.held_out, _CPU, batch_size=_BATCH))
         targets, labels = self.targets, self.task.labels
-        probabilities = collect_outputs(served, INPUTS, self.held_out, _CPU, batch_size=_BATCH).numpy()
-        logits = collect_outputs(calibrated.network, INPUTS, self.held_out, _CPU, batch_size=_BATCH)
-        uncalibrated = logits.softmax(dim=1).numpy()
+        probabilities = self._probabilities(exported)
+        uncalibrated = classification.at_temperature(probabilities, 1 / fitted.temperature)
         samples = f"{len(targets):,} validation rows"
-        comparison, verdict = self._compare_with_boosting(trained, probabilities)
+        boosted = self._boost()
         by_class = classification.per_class_table(probabilities, targets, labels)
         by_group = tuple(
             subgroup_table(self.valid_frame[name], probabilities, targets, labels) for name in self.options.audit
         )
         matrix = classification.confusion_matrix(probabilities, targets, labels)
-        bins = {
-            "as trained": calibration.reliability_bins(uncalibrated, targets),
-            "calibrated": calibration.reliability_bins(probabilities, targets),
-        }
-        importance = self._importance(served, self._error_rate, "accuracy lost")
+        importance = self._importance(exported, self._error_rate, "accuracy lost")
         transfer = EmbeddingTransfer(
             self.samples,
             self.held_out,
@@ -139,58 +154,89 @@ class TabularLearner(TabularBase):
             score=lambda classes, rows: float((classes == targets[rows]).mean()),
         )
         tables, planes = self.embedding_views(trained[0].network, transfer)
+        comparisons = self._compare(probabilities, boosted.probabilities)
         return Evaluation(
             metrics=(
-                *classification.classification_metrics(probabilities, uncalibrated, targets, samples),
+                *classification.classification_metrics(
+                    probabilities,
+                    uncalibrated,
+                    targets,
+                    samples,
+                    is_calibrated=not fitted.reason,
+                    groups=self.split.calibration.astype(np.int64),
+                ),
                 *_metrics_over_seeds(trained, samples),
             ),
-            notes=(
-                f"Validated on {self._describe_split()}. The best epoch was chosen, and the temperature "
-                f"({temperature:.3f}) was fitted, on the same rows.",
-                verdict,
-            ),
-            tables=(comparison, by_class, *by_group, *tables),
+            notes=(self._describe_validation(fitted), *advise(comparisons)),
+            tables=(self._tabulate_boosting(trained, probabilities, boosted), by_class, *by_group, *tables),
             figures=(
                 Figure("Confusion matrix", plots.draw_confusion_matrix(matrix, labels)),
-                Figure("Reliability", plots.draw_reliability(bins), f"Temperature {temperature:.3f}."),
+                _draw_reliability(uncalibrated, probabilities, targets, fitted),
                 importance,
                 *planes,
             ),
             failures=_failures(matrix, labels, by_group),
+            caveats=(fitted.caveat,) if fitted.reason else (),
+            comparisons=comparisons,
         )
 
-    def _compare_with_boosting(
-        self, trained: Sequence[Trained], probabilities: NDArray[np.floating]
-    ) -> tuple[Table, str]:
-        """Tabulate the network beside gradient boosting on the same split, and say which is better."""
-        seed = self.settings.seed
-        boosted = boost_classifier(self.task.schema, self.samples, self.held_out, len(self.task.labels), seed)
-        names = ["accuracy", *(["roc_auc"] if len(self.task.labels) == 2 else []), "cross_entropy"]
+    def _boost(self) -> BoostedClassification:
+        classes = len(self.task.labels)
+        return boost_classifier(self.task.schema, self.samples, self.held_out, classes, self.settings.seed)
+
+    def _compare(self, probabilities: NDArray[np.floating], boosted: NDArray[np.floating]) -> tuple[Comparison, ...]:
+        """Compare with the most frequent class of the training rows, and with gradient boosting."""
+        scores, targets = self._accuracy_scores(probabilities), self.targets
+        majority = int(np.bincount(self.samples.targets.numpy()).argmax())
+        constant = f"always predicting '{self.task.labels[majority]}'"
+        comparisons = [
+            compare_means(scores, constant, (targets == majority).astype(np.float64), is_constant=True),
+            compare_means(scores, BOOSTING, (boosted.argmax(axis=1) == targets).astype(np.float64)),
+        ]
+        if self._has_roc_auc:
+            is_positive, what = targets == 1, "validation rows"
+            comparisons.append(compare_roc_auc(BOOSTING, probabilities[:, 1], boosted[:, 1], is_positive, what))
+        return tuple(comparisons)
+
+    @property
+    def _has_roc_auc(self) -> bool:
+        """Whether there are two classes, and validation rows of both."""
+        return len(self.labels) == 2 and len(set(self.targets.tolist())) == 2
+
+    def _tabulate_boosting(
+        self, trained: Sequence[Trained], probabilities: NDArray[np.floating], boosted: BoostedClassification
+    ) -> Table:
+        """Tabulate the network beside gradient boosting on the same split."""
+        names = ["accuracy", *(["roc_auc"] if self._has_roc_auc else []), "cross_entropy"]
         network_metrics = classification.classification_scores(probabilities, self.targets)
-        boosting_metrics = classification.classification_scores(boosted, self.targets)
+        boosting_metrics = classification.classification_scores(boosted.probabilities, self.targets)
         rows = [
             ("this network (published)", *(f"{network_metrics[name]:.4f}" for name in names)),
-            ("gradient boosting", *(f"{boosting_metrics[name]:.4f}" for name in names)),
+            (BOOSTING, *(f"{boosting_metrics[name]:.4f}" for name in names)),
         ]
         if len(trained) > 1:
             spreads = [classification.mean_and_std([run.scores[name] for run in trained]) for name in names[:-1]]
             rows.insert(1, (f"the network, {len(trained)} seeds", *spreads, "–"))
         header = ("", *(name.replace("_", " ") for name in names))
-        note = (
-            "scikit-learn's HistGradientBoostingClassifier on the same columns and rows, with early stopping on a "
-            "tenth of the training rows, not tuned."
-        )
-        table = Table("Comparison with gradient boosting", header, tuple(rows), note)
-        return table, _verdict(network_metrics, boosting_metrics, names)
+        return Table("Comparison with gradient boosting", header, tuple(rows), f"{boosted.description}.")
 
     def _error_rate(self, probabilities: Tensor, count: int) -> float:
         classes = probabilities[:count].argmax(dim=1).numpy()
         return float((classes != self.targets[:count]).mean())
 
-    def _describe_split(self) -> str:
-        if self.options.split_column or self.options.split_time:
-            return f"rows held out {self.split.method}"
-        return f"{self.options.valid_fraction:.0%} of the rows of each class, held out by a hash of the row"
+    def _describe_validation(self, fitted: calibration.Calibration) -> str:
+        held_out, rows = len(self.held_out), len(self.held_out) + len(self.samples)
+        of_each = "" if self.options.split_column or self.options.split_time else ", in proportion to the classes"
+        chosen = ["The best epoch was chosen on them"] if self.settings.epochs > 1 else []
+        if not fitted.reason:
+            chosen.append(f"the temperature ({fitted.temperature:.3f}) was fitted on them")
+        sentences = [f"Validated on {held_out:,} of {rows:,} rows, held out {self.split.method}{of_each}"]
+        if chosen:
+            sentence = ", and ".join(chosen)
+            sentences.append(sentence[0].upper() + sentence[1:])
+        if fitted.reason:
+            sentences.append(fitted.caveat.removesuffix("."))
+        return ". ".join(sentences) + "."
 
     def golden_requests(self, served: nn.Module) -> tuple[Task, list[dict[str, Any]]]:
         """Return requests of clear rows: a complete one, one of another class, and several with a missing value."""
@@ -211,22 +257,20 @@ class TabularLearner(TabularBase):
         return with_examples(self.task, first), [{"rows": [first]}, {"rows": other[:1] or [first]}, {"rows": several}]
 
 
-def _verdict(network: dict[str, float], boosting: dict[str, float], names: Sequence[str]) -> str:
-    """Say whether the network or gradient boosting is better, from their metrics by name."""
-    lower_is_better = {"cross_entropy"}
-    better = [
-        name.replace("_", " ")
-        for name in names
-        if (network[name] < boosting[name] if name in lower_is_better else network[name] > boosting[name])
-    ]
-    shown = ", ".join(f"{name.replace('_', ' ')} {network[name]:.4f} against {boosting[name]:.4f}" for name in names)
-    if len(better) == len(names):
-        return f"The network beats gradient boosting: {shown}."
-    if not better:
-        return f"Gradient boosting beats the network: {shown} (network first). For accuracy alone, use it instead."
-    return (
-        f"Neither is better in all metrics: the network is better only in {', '.join(better)}; {shown} (network first)."
-    )
+def _draw_reliability(
+    uncalibrated: NDArray[np.floating],
+    probabilities: NDArray[np.floating],
+    targets: NDArray[np.integer],
+    fitted: calibration.Calibration,
+) -> Figure:
+    if fitted.reason:
+        bins = {"not calibrated": calibration.reliability_bins(probabilities, targets)}
+        return Figure("Reliability", plots.draw_reliability(bins), fitted.caveat)
+    bins = {
+        "as trained": calibration.reliability_bins(uncalibrated, targets),
+        "calibrated": calibration.reliability_bins(probabilities, targets),
+    }
+    return Figure("Reliability", plots.draw_reliability(bins), f"Temperature {fitted.temperature:.3f}.")
 
 
 def _metrics_over_seeds(trained: Sequence[Trained], samples: str) -> tuple[Metric, ...]:
@@ -243,20 +287,40 @@ def _metrics_over_seeds(trained: Sequence[Trained], samples: str) -> tuple[Metri
 
 
 def _failures(matrix: NDArray[np.integer], labels: Sequence[str], by_group: Sequence[Table]) -> tuple[str, ...]:
-    failures = [
-        f"{matrix[i, j]} of the {matrix[i].sum()} validation rows of {labels[i]} are predicted as {labels[j]}."
-        for i in range(len(labels))
-        for j in range(len(labels))
-        if i != j and matrix[i, j]
-    ]
+    """Return sentences on the classes that are confused most often, and on the groups with the lowest accuracy."""
+    failures = _describe_confusions(matrix, labels)
     for table in by_group:
         large = [row for row in table.rows if not row[1].endswith("*")]
-        if len(large) > 1:
-            worst = min(large, key=lambda row: float(row[2]))
+        worst = min(large, key=lambda row: float(row[2]), default=None)
+        if worst and float(worst[2]) < max(float(row[2]) for row in large):
             failures.append(
                 f"{table.title}, accuracy is lowest for {worst[0]}: {float(worst[2]):.1%} of {worst[1]} rows."
             )
-    return tuple(failures[:12])
+    return tuple(failures)
+
+
+def _describe_confusions(matrix: NDArray[np.integer], labels: Sequence[str]) -> list[str]:
+    mistakes = matrix - np.diag(matrix.diagonal())
+    pairs = sorted(zip(*np.nonzero(mistakes), strict=True), key=lambda pair: -mistakes[pair])
+    sentences = [
+        _describe_confusion(int(mistakes[i, j]), int(matrix[i].sum()), labels[i], labels[j])
+        for i, j in pairs[:_MAX_PAIRS]
+    ]
+    if more := len(pairs) - _MAX_PAIRS:
+        if more == 1:
+            sentences.append("One more pair of classes is confused, less often.")
+        elif more > 1:
+            sentences.append(f"{more:,} more pairs of classes are confused, less often.")
+    return sentences
+
+
+def _describe_confusion(count: int, rows: int, true: str, predicted: str) -> str:
+    if rows == 1:
+        return f"The only validation row of {true} is predicted as {predicted}."
+    if count == rows:
+        return f"All {rows:,} validation rows of {true} are predicted as {predicted}."
+    verb = "is" if count == 1 else "are"
+    return f"{count:,} of the {rows:,} validation rows of {true} {verb} predicted as {predicted}."
 
 
 def _roc_auc(probabilities: NDArray[np.floating], targets: NDArray[np.integer]) -> float:

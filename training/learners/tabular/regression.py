@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -16,17 +17,23 @@ from tasks._tables import Column
 from tasks.contract import Task
 from tasks.tabular import Tabular, with_examples
 from training.core.errors import CannotTrain
-from training.core.results import Evaluation, Trained
+from training.core.results import Evaluation, SampleScores, Trained
 from training.data.tables import request_values
 from training.engine.inference import iterate_outputs
 from training.engine.runtime import Batch, Runtime
 from training.learners.tabular.base import INPUTS, TabularBase
 from training.learners.tabular.boosting_baseline import BoostedRegression, boost_regressor
-from training.learners.tabular.conformal import fit_conformal_scale
+from training.learners.tabular.conformal import fit_conformal_scale, min_calibration_rows
 from training.learners.tabular.embedding_transfer import EmbeddingTransfer
 from training.learners.tabular.evaluate_regression import RegressionReport
 from training.learners.tabular.network import RegressionNetwork, ServedRegression, pinball_loss
-from training.learners.tabular.regression_metrics import compute_error, select_metrics
+from training.learners.tabular.regression_metrics import (
+    ROW_ERRORS,
+    best_constant,
+    compute_error,
+    row_errors,
+    select_metrics,
+)
 from training.learners.tabular.residuals import Predictions
 from training.learners.tabular.target_scale import fit_target_scale
 
@@ -35,6 +42,7 @@ _CPU = Runtime(torch.device("cpu"))
 _STRATA = 10
 _MIN_VALID_ROWS = 10
 """Half of the validation rows calibrate the interval, and the other half measures its coverage."""
+_COVERAGE = 0.8
 
 
 class RegressionLearner(TabularBase):
@@ -63,8 +71,17 @@ class RegressionLearner(TabularBase):
         self.scale = fit_target_scale(target, train, log=options.log_target, bounds=options.bounds)
         every = np.concatenate([train, valid])
         self.metrics = select_metrics(every, log=self.scale.log, preferred=options.metric)
+        self._balance_calibration()
         spread = float(train.min()), float(train.max())
-        return Tabular(target, (), columns, ignored, spread, optional=self._incomplete_columns(columns))
+        optional = self._incomplete_columns(columns)
+        return Tabular(target, (), columns, ignored, spread, coverage=_COVERAGE, optional=optional)
+
+    def _balance_calibration(self) -> None:
+        """Take every other validation row to calibrate the interval if the chosen half is too small, or the other."""
+        calibration, minimum = self.split.calibration, min_calibration_rows(_COVERAGE)
+        if min(calibration.sum(), (~calibration).sum()) < minimum:
+            alternate = np.arange(len(calibration)) % 2 == 0
+            self.split = replace(self.split, calibration=alternate, calibration_rule="every other row")
 
     def _targets(self, frame: pl.DataFrame) -> NDArray[np.generic]:
         """Return the transformed targets, float32; those of validation rows beyond the bounds are clipped."""
@@ -122,14 +139,22 @@ class RegressionLearner(TabularBase):
         factor = fit_conformal_scale(value[half], distances[half], targets[half], self.task.coverage)
         return ServedRegression(exact, self.scale, factor).eval()
 
-    def predict(self, served: nn.Module) -> Predictions:
-        """Return what the exported module predicts for the validation rows."""
+    def predict(self, exported: nn.Module) -> Predictions:
+        """Return what a module with the outputs of the task predicts for the validation rows."""
         outputs = [
             torch.cat([value[:, None], interval], dim=1)
-            for _, (value, interval) in iterate_outputs(served, INPUTS, self.held_out, _CPU, batch_size=_BATCH)
+            for _, (value, interval) in iterate_outputs(exported, INPUTS, self.held_out, _CPU, batch_size=_BATCH)
         ]
         value, low, high = torch.cat(outputs).double().numpy().T
         return Predictions(self.true_values, value, low, high, ~self.split.calibration)
+
+    def sample_scores(self, exported: nn.Module) -> SampleScores:
+        """Return the error of each validation row; the main metric is their mean, or its root."""
+        return self._error_scores(self.predict(exported).value)
+
+    def _error_scores(self, values: NDArray[np.floating]) -> SampleScores:
+        main = self.metrics[0]
+        return self._sample_scores(ROW_ERRORS[main], row_errors(main, values, self.true_values), lower_is_better=True)
 
     def evaluate(self, trained: Sequence[Trained], served: nn.Module, exported: nn.Module) -> Evaluation:
         """Evaluate over the seeds, against gradient boosting, over time and by audit group."""
@@ -142,17 +167,20 @@ class RegressionLearner(TabularBase):
             score=lambda values, rows: compute_error(main, self.scale.bounded(values), self.true_values[rows]),
         )
         tables, planes = self.embedding_views(trained[0].network, transfer)
-        importance = self._importance(served, self._main_error, f"{main.upper()} added")
+        importance = self._importance(exported, self._main_error, f"{main.upper()} added")
+        predictions = self.predict(exported)
         report = RegressionReport(
             metrics=self.metrics,
             scale=self.scale,
-            predictions=self.predict(served),
+            predictions=predictions,
+            errors=self._error_scores(predictions.value),
             scores=[run.scores for run in trained],
             boosted=self._boost([run.seed for run in trained]),
-            train_mean=float(self.samples.targets.mean()),
+            constant=best_constant(main, self._target_values(self.train_frame)),
             train_range=cast(tuple[float, float], self.task.spread),
             target_coverage=self.task.coverage,
             conformal_scale=float(cast(ServedRegression, served).conformal_scale),
+            has_epochs=self.settings.epochs > 1,
             split=self.split,
             times=self._times(),
             audit=[self.valid_frame[name] for name in self.options.audit],

@@ -72,7 +72,7 @@ def tabulate_groups(title: str, groups: Sequence[str], predictions: Predictions,
             )
         )
     header = ("group", "count", "mean", "mean error", metric.upper(), "coverage of the interval")
-    return Table(title, header, tuple(rows), _NOTE)
+    return Table(title, header, tuple(rows), _NOTE if any(row[1].endswith("*") for row in rows) else "")
 
 
 def tabulate_column(column: pl.Series, predictions: Predictions, metric: str) -> Table:
@@ -112,9 +112,9 @@ def tabulate_worst(names: Sequence[str], predictions: Predictions, errors: Float
 
 
 def describe_worst_group(table: Table) -> str | None:
-    """Return a sentence on the large group with the largest error; None if there is only one large group."""
+    """Return a sentence on the large group with the largest error; None if no large group has a smaller one."""
     large = [row for row in table.rows if not row[1].endswith("*")]
-    if len(large) < 2:
+    if len({row[4] for row in large}) < 2:
         return None
     group, count, _, bias, error, _ = max(large, key=lambda row: float(row[4]))
     metric = table.header[4]

@@ -2,16 +2,16 @@
 
 import shutil
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from tests.training.conftest import draw_image
 from training.core.errors import CannotTrain
-from training.core.results import Table
 from training.data.folders import list_files
 from training.data.images import describe_unread_images, filter_readable, image_endings, image_files
 from training.learners.classification.image_folder import read_folder
-from training.learners.classification.learner import ClassificationLearner, _failures
+from training.learners.classification.learner import ClassificationLearner, describe_failures
 
 
 def read(folder, **changes):
@@ -302,8 +302,8 @@ def test_the_summary_names_the_classes_and_counts_images(photos, tmp_path):
 
 
 def test_no_class_without_validation_images_is_called_the_weakest():
-    per_class = Table("", (), (("cat", "1.0", "0.9", "0.95", "10"), ("axolotl", "0.0", "0.0", "0.0", "0")))
+    matrix = np.array([[9, 1, 0], [0, 10, 0], [0, 0, 0]])  # Of the third class, there are none.
 
-    assert _failures(per_class, Table("", (), ())) == (
-        "The weakest class is cat: the model finds 90% of its 10 images.",
+    assert describe_failures(matrix, ("cat", "dog", "axolotl"))[-1] == (
+        "The weakest class is 'cat': the model finds 9 of its 10 images."
     )

@@ -9,11 +9,13 @@ from tasks.manifest import read_manifest, verify_files
 from tests.training.conftest import ROOT
 from tests.training.learners.keypoints.dots import NAMES, draw_dots
 from training.core.config import Settings
+from training.core.errors import CannotTrain
+from training.core.results import Trained
 from training.data.download import Fetcher
 from training.learners.keypoints.learner import KeypointsLearner, Options
 from training.learners.keypoints.network import HEADS
 from training.publishing import export
-from training.publishing.publish import replay
+from training.publishing.publish import refuse_worse_model, replay
 from training.registry import load_recipe
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -75,7 +77,13 @@ def test_images_with_points_become_a_report_and_a_published_model(train, dots_fo
     predicted = np.array([[point.x, point.y] for point in answer.points])
     assert np.abs(predicted - points).max() < 20
     card = (model / "README.md").read_text()
-    for text in ("By part", "By group", "By apparent rotation", "bootstrap over", "Known failures"):
+    for text in (
+        "By part",
+        "By group",
+        "By apparent rotation",
+        "confidence interval of the mean error",
+        "Known failures",
+    ):
         assert text in card
     (report,) = (tmp_path / "runs" / "dots").rglob("index.html")
     page = report.read_text()
@@ -88,6 +96,116 @@ def test_images_with_points_become_a_report_and_a_published_model(train, dots_fo
     ):
         assert text in page
     assert re.search(r"3 points; \d+ pictures to train on, \d+ to validate, of", out)
+
+
+class Answers(torch.nn.Module):
+    """Stands for an exported file: returns fixed points of the images, one after the other."""
+
+    def __init__(self, points):
+        super().__init__()
+        self.points, self.next = torch.tensor(points, dtype=torch.float32), 0
+
+    def forward(self, image):
+        indices = [(self.next + i) % len(self.points) for i in range(len(image))]
+        self.next = (self.next + len(image)) % len(self.points)
+        return self.points[indices], torch.full((len(image), self.points.shape[1]), 0.7)
+
+
+def load_dots(folder, **options):
+    settings = {"backbone": BACKBONE, "weights": "none", "size": 64, "group_column": "film"} | options
+    return KeypointsLearner.from_data(folder, Settings(), Options(**settings), Fetcher(folder))
+
+
+def true_points(learner):
+    """The points of the validation images in the network's square; those that are missing are 0."""
+    pairs = zip(learner.frames, learner.validation_points, strict=True)
+    return np.nan_to_num(np.stack([frame.to_network(points) for frame, points in pairs]))
+
+
+def evaluate(learner, exported):
+    torch.manual_seed(0)
+    network = learner.network()
+    served = learner.to_inference_module(network)
+    return learner.evaluate([Trained(0, network, {"error": 0.5})], served, exported)
+
+
+def test_errors_are_measured_on_the_exported_file_and_compared_with_the_mean_positions(dots_folder):
+    learner = load_dots(dots_folder)
+    points = true_points(learner)
+
+    good, bad = (evaluate(learner, Answers(points + shift)) for shift in (0.1, 25.0))
+
+    errors = [evaluation.metrics[0].value for evaluation in (good, bad)]
+    assert errors[0] < 0.02
+    assert errors[1] > 0.5
+    (comparison,) = good.comparisons
+    assert (comparison.metric, comparison.is_constant, comparison.lower_is_better) == ("mean_error", True, True)
+    # The dots are within a fifth of the side of their mean.
+    assert errors[0] < comparison.other_value < 0.3
+    assert comparison.value == pytest.approx(errors[0])
+    assert comparison.samples == "groups of validation images"
+    refuse_worse_model(good)
+    with pytest.raises(CannotTrain, match="worse than always answering the mean position of each point"):
+        refuse_worse_model(bad)
+    scores = learner.sample_scores(Answers(points + 0.1))
+    assert np.nanmean(scores.values) == pytest.approx(errors[0])
+
+
+def test_few_images_are_not_calibrated_and_it_is_said(dots_folder):
+    learner = load_dots(dots_folder)
+
+    evaluation = evaluate(learner, Answers(true_points(learner)))
+
+    count = len(learner.held_out)
+    caveat = f"The probabilities are not calibrated: {count} validation images; at least 200 are needed."
+    assert evaluation.caveats == (caveat,)
+    assert caveat in evaluation.notes
+    protocols = {metric.name: metric.protocol for metric in evaluation.metrics}
+    assert protocols["calibration_error"].endswith("not calibrated")
+    assert "calibration_error_before" not in protocols
+    assert evaluation.failures == ("The model always returns all points, even if the image shows none of them.",)
+
+
+def write_dots(folder, count):
+    folder.mkdir()
+    rows = ["file," + ",".join(f"{name}_{axis}" for name in NAMES for axis in "xy")]
+    for i in range(count):
+        image, points = draw_dots(i, side=48)
+        image.save(folder / f"{i:03}.png")
+        rows.append(f"{i:03}.png," + ",".join(f"{value:.2f}" for value in points.flatten()))
+    (folder / "points.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def test_enough_images_are_calibrated_and_the_error_is_measured_on_the_other_half(tmp_path):
+    learner = load_dots(write_dots(tmp_path / "many", 260), group_column="", valid_fraction=0.9)
+
+    evaluation = evaluate(learner, Answers(true_points(learner)))
+
+    assert len(learner.held_out) >= 200
+    assert evaluation.caveats == ()
+    protocols = {metric.name: metric.protocol for metric in evaluation.metrics}
+    assert "distinct images, calibrated on one half of them and measured on the other" in protocols["calibration_error"]
+    assert "calibration_error_before" in protocols
+    assert any("the calibration of the confidence" in note for note in evaluation.notes)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_hardly_any_images_are_evaluated(tmp_path, count):
+    learner = load_dots(write_dots(tmp_path / "few", count), group_column="", valid_fraction=0.5)
+
+    evaluation = evaluate(learner, Answers(true_points(learner)))
+
+    assert all(np.isfinite(metric.value) for metric in evaluation.metrics)
+    assert evaluation.figures[0].title == "Largest errors"
+    assert any(note.startswith("Too few distinct images") for note in evaluation.notes)
+
+
+def test_models_of_other_points_are_not_compared(dots_folder):
+    learner = load_dots(dots_folder)
+
+    assert learner.is_comparable(learner.task)
+    assert not learner.is_comparable(replace(learner.task, names=("right", "left", "top")))
 
 
 @pytest.mark.slow

@@ -85,3 +85,57 @@ def test_points_form_parts_by_their_names_without_numbers():
     table = metrics.error_by_part(np.array([[0.1, 0.3, 0.02]]), ["eye_1", "eye_2", "nose"])
 
     assert [row[:3] for row in table.rows] == [("eye", "2", "20.0%"), ("nose", "1", "2.0%")]
+
+
+def test_the_log_ratio_is_recovered_from_the_confidence():
+    log_ratios = torch.linspace(-2, 2, 12).reshape(4, 3)
+    fitted = metrics.ConfidenceCalibration(1.7, torch.tensor([0.3, -0.2, 1.0]))
+
+    assert torch.allclose(fitted.log_ratios(fitted.probabilities(log_ratios)), log_ratios, atol=1e-3)
+
+
+def test_the_confidence_that_is_not_calibrated_resembles_the_mass_of_the_gaussian():
+    log_ratios = torch.linspace(-3, 3, 61).unsqueeze(1)
+
+    confidence = metrics.gaussian_confidence(1, "few images").probabilities(log_ratios)
+
+    assert (confidence - uncalibrated_probability(log_ratios)).abs().max() < 0.08
+
+
+def test_an_image_without_points_has_neither_size_nor_error():
+    points = np.full((2, 2, 2), np.nan)
+    points[1] = [[0.0, 0.0], [3.0, 4.0]]
+
+    sizes = metrics.normalising_sizes(list(points), None, [9, 9])
+    means = metrics.image_errors(metrics.relative_errors(points + 1.0, points, sizes))
+
+    assert np.isnan(sizes[0])
+    assert np.isnan(means[0])
+    assert means[1] == pytest.approx(math.sqrt(2) / 5)
+
+
+def test_a_few_groups_have_no_confidence_interval():
+    errors = np.full((8, 1), 0.1)
+
+    assert metrics.bootstrap_interval(errors, ["a"] * 4 + ["b"] * 4) is None
+    assert metrics.bootstrap_interval(errors, list("abcdefgh")) == pytest.approx((0.1, 0.1))
+
+
+def test_failures_are_only_those_there_are():
+    names, confidence = ("eye_1", "eye_2", "nose"), np.tile([0.9, 0.8, 0.7], (4, 1))
+    errors = np.full((4, 3), 0.01)
+
+    assert metrics.describe_failures(errors, confidence, names, 0.05) == ()
+    errors[0] = [0.2, 0.01, 0.3]
+    assert metrics.describe_failures(errors, confidence, names, 0.05) == (
+        "In 1 of 4 validation images, the mean error is above 10%.",
+        "The weakest part is nose: its mean error is 8.2%, and 3 of its 4 points are within 5 %.",
+        "Of the 4 points with the highest confidence (0.90 on average), 1 has an error above 5%.",
+    )
+    assert metrics.describe_failures(np.full((1, 3), np.nan), confidence[:1], names, 0.05) == ()
+
+
+def test_a_single_part_is_not_the_weakest():
+    errors = np.array([[0.08, 0.02]])
+
+    assert metrics.describe_failures(errors, np.array([[0.1, 0.9]]), ("p1", "p2"), 0.05) == ()

@@ -126,5 +126,5 @@ def test_images_with_masks_become_a_report_and_a_published_model(streets, train,
     assert re.search(r"mask in [\d.]+% of its elements", card)
     assert "depending on its batch" in card
     (report,) = (tmp_path / "runs" / "streets").rglob("index.html")
-    assert "Worst masks" in report.read_text()
+    assert "Masks with the lowest IoU" in report.read_text()
     assert json.loads((model / "manifest.json").read_text())["parameters"]["scene"] >= 0

@@ -1,4 +1,5 @@
 import io
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,10 +11,12 @@ from tasks.goldens import read_goldens
 from tasks.manifest import read_manifest
 from training.core.config import Settings
 from training.core.errors import CannotTrain
+from training.core.results import Trained
 from training.learners.super_resolution.learner import Options, SuperResolutionLearner
 from training.learners.super_resolution.metrics import psnr
+from training.learners.super_resolution.network import ServedGenerator
 from training.publishing.export import onnx_runner
-from training.publishing.publish import replay
+from training.publishing.publish import refuse_worse_model, replay
 
 BODY = "shufflenet_v2_x0_5"
 
@@ -67,6 +70,47 @@ def test_golden_requests_have_different_file_formats(sharp_folder):
     assert all(task.parse(body, Limits()) for body in bodies)
 
 
+class Darker(ServedGenerator):
+    """Stands for an exported file that restores images worse than bicubic resizing."""
+
+    def forward(self, image):
+        return (super().forward(image)[0] // 2,)
+
+
+def test_images_are_measured_on_the_exported_file_and_compared_with_bicubic_resizing(sharp_folder):
+    learner = load_learner(sharp_folder(*(f"{n}.png" for n in range(12)), size=(140, 130)), valid_fraction=0.3)
+    network = learner.network()
+    served = learner.to_inference_module(network)
+    trained = [Trained(0, network, {"gain": 0.0})]
+
+    untrained, dark = (learner.evaluate(trained, served, module) for module in (served, Darker(served.network)))
+
+    gains = [next(m.value for m in e.metrics if m.name == "psnr_gain") for e in (untrained, dark)]
+    assert gains[0] == pytest.approx(0, abs=0.1)
+    assert gains[1] < -3
+    assert dark.comparisons[0].other == "bicubic resizing"
+    assert not dark.comparisons[0].is_constant
+    refuse_worse_model(untrained)
+    with pytest.raises(CannotTrain, match="surely worse than bicubic resizing: psnr is"):
+        refuse_worse_model(dark)
+    scores = learner.sample_scores(Darker(served.network))
+    assert scores.values.mean() == pytest.approx(dark.comparisons[0].value)
+    assert learner.is_comparable(learner.task)
+    assert not learner.is_comparable(replace(learner.task, scale=3))
+
+
+@pytest.mark.parametrize("images", [2, 3, 5])
+def test_hardly_any_images_are_evaluated(sharp_folder, images):
+    learner = load_learner(sharp_folder(*(f"{n}.png" for n in range(images))), valid_fraction=0.4)
+    network = learner.network()
+    served = learner.to_inference_module(network)
+
+    evaluation = learner.evaluate([Trained(0, network, {"gain": 0.0})], served, served)
+
+    assert evaluation.figures[0].title == "Gains"
+    assert all(math.isfinite(metric.value) for metric in evaluation.metrics)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -102,7 +146,7 @@ def test_sharp_images_become_a_report_and_a_published_model(sharp_folder, train,
     answer = task.answer(onnx_runner(model / "model.onnx", task), {"image": encode_pixel()})
     assert (answer.width, answer.height) == (2, 2)
     (report,) = (tmp_path / "runs" / "own").glob("*/index.html")
-    assert "Smallest gains" in report.read_text()
+    assert ">Gains<" in report.read_text(), "one figure shows all of a few images"
 
 
 def encode_pixel():

@@ -8,6 +8,7 @@ from tests.training.learners.super_resolution.scenes import draw_scene
 from training.learners.super_resolution.evaluate import (
     compute_metrics,
     describe_failures,
+    describe_gains,
     table_by_jpeg_quality,
     table_by_set,
 )
@@ -62,3 +63,35 @@ def test_metrics_and_tables_compare_each_set_with_bicubic():
     assert [row[0] for row in table.rows] == ["20 to 20", "60 to 60"]
     assert [row[2] for row in table_by_set(degraded, clean).rows][:2] == ["25.50 / 25.00", "26.00 / 25.00"]
     assert "-1.00 dB (b.png, JPEG quality 60)" in describe_failures(degraded["validation"], clean["validation"])[0]
+
+
+def test_images_that_all_gain_are_no_failures():
+    gained = [build_result(2.0, 20, text_psnr=None), build_result(0.5, None, "b.png", text_psnr=None)]
+
+    assert describe_failures(gained, gained) == ()
+    assert describe_gains(gained) == (
+        "On all 2 degraded validation images, the PSNR is higher than after bicubic resizing, by at least 0.50 dB "
+        "(b.png)."
+    )
+
+
+def test_images_that_lose_are_counted_and_the_worst_is_named():
+    results = [build_result(2.0, 20, text_psnr=None), build_result(-1.0, None, "b.png", text_psnr=None)]
+
+    assert describe_failures(results, [build_result(1.0, None)]) == (
+        "The smallest gain on a degraded image is -1.00 dB (b.png).",
+        "1 of 2 degraded images is further from the original than after bicubic resizing.",
+    )
+    assert describe_gains(results).startswith("On 1 of 2 degraded validation images, the PSNR is higher")
+
+
+def test_the_text_of_a_single_image_has_no_average():
+    assert describe_failures([build_result(1.0, 20)], [build_result(1.0, None)]) == (
+        "The content under text is guessed: the PSNR there is 12.0 dB (a.png).",
+    )
+
+
+def test_a_table_without_compressed_images_says_so():
+    table = table_by_jpeg_quality([build_result(1.0, None)], "validation")
+
+    assert (table.rows, table.note) == ((), "No image was compressed as JPEG.")
