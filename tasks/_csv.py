@@ -64,7 +64,7 @@ def parse_csv(
         _reject(f"The table has more than {max_values:,} cells; send fewer rows per request.", reason="too_large")
     if max(text.count("\n"), text.count("\r")) > max_values:
         _reject(f"The table has more than {max_values:,} lines; remove blank ones, or send fewer.", reason="too_large")
-    reader = csv.reader(_lines(text), delimiter=separator, strict=True)
+    reader = csv.reader(split_lines(text), delimiter=separator, strict=True)
     try:
         names = [name.strip() for name in next((row for row in reader if row), [])]
         _check_lines(text, names, columns)
@@ -85,7 +85,7 @@ def _decode(content: bytes) -> str:
         _reject(f"The table is not UTF-8: {mistake}.")
 
 
-def _lines(text: str) -> Iterator[str]:
+def split_lines(text: str) -> Iterator[str]:
     """Yield the lines with their ends. Unlike `splitlines`, it ends them only where CSV does."""
     return (match[0] for match in re.finditer(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+", text))
 

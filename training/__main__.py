@@ -34,6 +34,7 @@ from training.train_all import ALL, train_all
 
 _MAX_NAMED = 8
 """Options that a sentence names."""
+_DATA_PAGE = "docs/training-data.md"
 _ANYWAY = "publish even if the model is worse than its baseline or than the version it replaces"
 
 
@@ -76,7 +77,11 @@ def _overview() -> str:
     for name in learner_names():
         learner = learner_type(name)
         lines += [f"  {name:<16} {learner.summary}", f"  {'':<16} --data: {learner.data_kind}"]
-    lines += ["", "`python -m training NAME --help` lists the options of each."]
+    lines += [
+        "",
+        "`python -m training NAME --help` lists the options of each.",
+        f"What --data may look like: {_DATA_PAGE}.",
+    ]
     return "\n".join(lines)
 
 

@@ -15,7 +15,9 @@ from tasks.goldens import read_goldens
 from tasks.manifest import GOLDENS, BrokenModel, Manifest, read_manifest, verify_files
 from tasks.recommendations import Recommendations
 from tasks.system_errors import describe_os_error, run_command_line
+from training.core.config import add_options
 from training.core.errors import CannotTrain
+from training.data.delimited import RECOGNISED, CsvFormat, CsvOptions
 from training.learners.recommendations.interactions import read_items
 from training.publishing.republish import last_version, republish
 
@@ -32,9 +34,13 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--item-column", default="", help="name of the id column, if it is not a usual one")
     parser.add_argument("--withdraw", action="store_true", help="allow withdrawing more than half of all items")
+    add_options(parser, CsvOptions(), "how the table is written")
     options = parser.parse_args(arguments)
+    form = CsvFormat(options.separator, options.encoding)
     try:
-        folder, changes = update_items(options.model, options.items, options.item_column, withdraw=options.withdraw)
+        folder, changes = update_items(
+            options.model, options.items, options.item_column, form, withdraw=options.withdraw
+        )
     except (CannotTrain, BrokenModel) as error:
         print(f"training.update_catalog: {error}", file=sys.stderr)
         return 2
@@ -46,7 +52,9 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def update_items(model: Path, items: Path, column: str = "", *, withdraw: bool = False) -> tuple[Path, str]:
+def update_items(
+    model: Path, items: Path, column: str = "", form: CsvFormat = RECOGNISED, *, withdraw: bool = False
+) -> tuple[Path, str]:
     """Publish a version of the model with this table of items; return its folder, and a summary of the changes.
 
     Raises CannotTrain or BrokenModel if the model is not a recommender, the table cannot be read, or it would
@@ -58,7 +66,7 @@ def update_items(model: Path, items: Path, column: str = "", *, withdraw: bool =
     old = manifest.load_task(last)
     if not isinstance(old, Recommendations):
         raise CannotTrain(f"{model} is a model of the task '{manifest.task}'; only recommendations have an item table.")
-    table = merge_items(old, read_items(items, column))
+    table = merge_items(old, read_items(items, column, form))
     withdrawn = len(set(table.withdrawn) - set(old.items.withdrawn))
     if not withdraw and 2 * withdrawn > len(old.items) - len(old.items.withdrawn):
         raise CannotTrain(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from training.core.errors import CannotTrain
+from training.core.sentences import list_items, list_quoted
 from training.data.date_texts import AmbiguousDates, DateTexts, read_date_texts
 from training.data.number_texts import (
     MAX_EXACT,
@@ -291,11 +292,7 @@ class _Inference:
         ):
             if found:
                 (text, plain), names = next(iter(found.values())), list(found)
-                listed = (
-                    f"column '{names[0]}'"
-                    if len(names) == 1
-                    else f"{len(names)} columns ({', '.join(names[:5])}{', …' * (len(names) > 5)})"
-                )
+                listed = f"column '{names[0]}'" if len(names) == 1 else f"{len(names)} columns ({list_items(names)})"
                 self._result.warnings.append(f"{what} in {listed}: '{text}' is {plain}.")
 
 
@@ -308,8 +305,7 @@ def _mark(example: str) -> str:
 
 def _list_values(values: pl.Series) -> str:
     counts = values.alias("value").value_counts(sort=True).sort("count", "value", descending=[True, False])
-    shown = ", ".join(f"'{value[:40]}'" for value in counts["value"].head(_MAX_SHOWN).to_list())
-    return shown + ", …" * (len(counts) > _MAX_SHOWN)
+    return list_quoted([value[:40] for value in counts["value"].head(_MAX_SHOWN + 1).to_list()], _MAX_SHOWN)
 
 
 def _whole_numbers(texts: pl.Series) -> pl.Series:
@@ -331,6 +327,6 @@ def describe_dates(name: str, read: DateTexts) -> str:
         return ""
     text, date = read.example
     order = f", the {read.order} first" if read.order else ""
-    zones = ", ".join(read.zones[:_MAX_SHOWN]) + ", …" * (len(read.zones) > _MAX_SHOWN)
+    zones = list_items(read.zones, _MAX_SHOWN)
     zone = f" Time zones ({zones}) are left out: the time on the clock counts." if zones else ""
     return f"Column '{name}' is read as dates{order}: '{text}' is {date}, and requests must write it so.{zone}"

@@ -1,10 +1,7 @@
-"""Reads text files of delimited columns (CSV, TSV): their encoding, separator and header. All cells stay text."""
+"""Reads text files of delimited columns (CSV, TSV): their separator and header. All cells stay text."""
 
-import codecs
 import csv
-import gzip
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,33 +9,22 @@ from pathlib import Path
 
 import polars as pl
 
+from tasks._csv import split_lines
+from training.core.config import option
 from training.core.errors import CannotTrain
+from training.core.sentences import count_of, list_items, was
+from training.data.text_files import read_text_file
 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars", " ": "spaces"}
 _RECOGNISED = (";", "\t", "|", ",")
 """In the order of preference if several suit: commas that suit as well are probably decimal commas."""
 _SEPARATOR_NAMES = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|", "bar": "|", "space": " "}
-_BYTE_ORDER_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-_NO_TEXT = {
-    b"PK\x03\x04": "it is a spreadsheet or another ZIP file; export the sheet as 'CSV UTF-8', or unpack it",
-    b"\xd0\xcf\x11\xe0": "it is an old Excel file; export the sheet as 'CSV UTF-8'",
-    b"%PDF": "it is a PDF",
-    b"\x28\xb5\x2f\xfd": "it is compressed by Zstandard; unpack it",
-    b"BZh": "it is compressed by bzip2; unpack it",
-    b"\xfd7zXZ": "it is compressed by xz; unpack it",
-}
-_GZIP = b"\x1f\x8b"
 _HEAD = 200_000
 """Characters from which the separator is recognised."""
 _HEAD_ROWS = 200
 _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?[;,\t]*(?:\r\n|\r|\n)', re.IGNORECASE)
 """The first line by which Excel tells the separator."""
+_EMPTY_LINES = re.compile(r"\A(?:[ \t,;|]*(?:\r\n|\r|\n))+")
 
 
 @dataclass(frozen=True)
@@ -56,96 +42,110 @@ class CsvFormat:
     header: tuple[str, ...] = ()
 
 
+RECOGNISED = CsvFormat()
+"""All is recognised."""
+
+
+@dataclass(frozen=True)
+class CsvOptions:
+    """Options of learners that read delimited text files."""
+
+    separator: str = option("", "character between the columns of a CSV file; empty = recognised")
+    encoding: str = option("", "encoding of text files, such as cp1252; empty = UTF-8, or UTF-16 where a file shows it")
+
+
 @dataclass(frozen=True)
 class TextTable:
-    """Cells as text, or as a typed file says, null where a cell is empty; and sentences on how the file was read."""
+    """A table as it is written.
+
+    Attributes:
+        frame: cells as text, or as a typed file says; null where a cell is empty.
+        notes: sentences on how the file was read.
+        is_typed: whether the file says the types of its columns.
+    """
 
     frame: pl.DataFrame
+    notes: tuple[str, ...] = ()
+    is_typed: bool = False
+
+
+@dataclass(frozen=True)
+class DelimitedText:
+    """The text of a table.
+
+    Attributes:
+        text: with the line of the header first.
+        separator: the character between cells.
+        first_line: the number in the file of the first line of `text`.
+        notes: sentences on how the file was read.
+    """
+
+    path: Path
+    text: str
+    separator: str
+    first_line: int
     notes: tuple[str, ...]
 
+    def rows(self) -> Iterator[tuple[int, tuple[str, ...]]]:
+        """Yield each row with its (last) line's number and stripped cells, also the header; not those without a value.
 
-def read_delimited(path: Path, form: CsvFormat) -> TextTable:
-    """Read a delimited text file, also if it is compressed by gzip.
+        Raises CannotTrain if a cell cannot be told from the next.
+        """
+        reader = csv.reader(split_lines(self.text), delimiter=self.separator)
+        try:
+            for row in reader:
+                cells = tuple(cell.strip() for cell in row)
+                if any(cells):
+                    yield self.first_line + reader.line_num - 1, cells
+        except csv.Error as error:
+            line = self.first_line + reader.line_num - 1
+            raise CannotTrain(f"{self.path} cannot be read as a table: line {line:,}: {error}.") from None
 
-    The separator is the comma, semicolon, tab or vertical bar that divides the first rows most evenly, unless `form` or
-    Excel's first line `sep=;` says which it is. Names of columns are stripped.
+
+def open_delimited(path: Path, form: CsvFormat = RECOGNISED) -> DelimitedText:
+    """Read a delimited text file (`read_text_file`) and find its separator.
+
+    It is the comma, semicolon, tab or vertical bar that divides the first rows most evenly, unless `form` or Excel's
+    first line `sep=;` says which it is. Zero bytes are left out.
+
+    Raises CannotTrain: the file is no text in a known encoding, or is empty.
+    """
+    file = read_text_file(path, form.encoding)
+    notes = file.describe(path)
+    text = file.text
+    if zeros := text.count("\0"):
+        text = text.replace("\0", "")
+        notes.append(f"{path.name}: {count_of(zeros, 'zero byte')} {was(zeros)} left out.")
+    if "\n" not in text[:_HEAD]:
+        text = text.replace("\r", "\n")  # Macintosh line ends.
+    given = _parse_separator(form.separator)
+    body = text
+    if line := _SEPARATOR_LINE.match(body):
+        given, body = given or line[1], body[line.end() :]
+    body = _EMPTY_LINES.sub("", body)
+    if not body.strip():
+        raise CannotTrain(f"{path} is empty.")
+    separator = given or _find_separator(body, form.header)
+    if separator != _usual_separator(path):
+        name = _SEPARATORS.get(separator) or f"'{separator}'"
+        notes.append(f"The columns of {path.name} are separated by {name}.")
+    first_line = len(text[: len(text) - len(body)].splitlines()) + 1
+    return DelimitedText(path, body, separator, first_line, tuple(notes))
+
+
+def read_delimited(path: Path, form: CsvFormat = RECOGNISED) -> TextTable:
+    """Read a delimited text file (`open_delimited`). Names of columns are stripped; columns without one are left out.
 
     Raises CannotTrain: the file is no text in a known encoding, two columns have the same name, or rows have more cells
     than the header.
     """
-    notes: list[str] = []
-    text = _decode(_read_bytes(path), path, form.encoding, notes)
-    if "\n" not in text[:_HEAD]:
-        text = text.replace("\r", "\n")  # Macintosh line ends.
-    given = _parse_separator(form.separator)
-    if line := _SEPARATOR_LINE.match(text):
-        given, text = given or line[1], text[line.end() :]
-    text = text.lstrip("\r\n")
-    if not text.strip():
-        raise CannotTrain(f"{path} is empty.")
-    separator = given or _find_separator(text, form.header)
-    if separator != ",":
-        name = _SEPARATORS.get(separator)
-        notes.append(
-            f"The columns are separated by {name}." if name else f"The columns are separated by '{separator}'."
-        )
-    frame = _parse(text, separator, path, form.header, notes)
-    return TextTable(frame, tuple(notes))
+    file = open_delimited(path, form)
+    notes = list(file.notes)
+    return TextTable(_parse(file, form.header, notes), tuple(notes))
 
 
-def _read_bytes(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-        return gzip.decompress(content) if content.startswith(_GZIP) else content
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise CannotTrain(f"{path} cannot be read as a table: {reason}.") from None
-
-
-def _decode(content: bytes, path: Path, encoding: str, notes: list[str]) -> str:
-    if reason := next((reason for mark, reason in _NO_TEXT.items() if content.startswith(mark)), ""):
-        raise CannotTrain(f"{path} cannot be read as a table: {reason}.")
-    known = encoding or _find_encoding(content)
-    try:
-        text = content.decode(known)
-    except LookupError:
-        raise CannotTrain(
-            f"--encoding {encoding}: there is no such encoding; usual ones are cp1252 and utf-16."
-        ) from None
-    except UnicodeDecodeError as error:
-        raise CannotTrain(_explain_undecodable(content, path, known, error)) from None
-    if "\0" in text:
-        raise CannotTrain(f"{path} cannot be read as a table: it contains zero bytes, which no text does.")
-    if not known.startswith("utf-8"):
-        notes.append(f"The file is read as {known.upper()}.")
-    return text.removeprefix("\ufeff")
-
-
-def _find_encoding(content: bytes) -> str:
-    marked = next((name for mark, name in _BYTE_ORDER_MARKS if content.startswith(mark)), "")
-    if marked:
-        return marked
-    head = content[:1000]
-    # The Latin letters of UTF-16 have a zero byte each.
-    for name, zeros in (("utf-16-le", head[1::2]), ("utf-16-be", head[0::2])):
-        if len(zeros) > 1 and zeros.count(0) > len(zeros) / 2:
-            return name
-    return "utf-8"
-
-
-def _explain_undecodable(content: bytes, path: Path, encoding: str, error: UnicodeDecodeError) -> str:
-    line = content.count(b"\n", 0, error.start) + 1
-    if encoding != "utf-8":
-        return f"{path} is not {encoding.upper()} (byte {error.start:,}); name its encoding with --encoding."
-    words = content[max(error.start - 30, 0) : error.start + 30].decode("cp1252", "replace")
-    word = (
-        re.split(r"[\s,;|\"]", words[: min(error.start, 30)])[-1]
-        + re.split(r"[\s,;|\"]", words[min(error.start, 30) :])[0]
-    )
-    return (
-        f"{path} is not UTF-8 (line {line:,}). If the text there should be '{word}', add --encoding cp1252, the "
-        "encoding of Excel in Western Europe; otherwise name the encoding, or save the file as 'CSV UTF-8'."
-    )
+def _usual_separator(path: Path) -> str:
+    return "\t" if path.name.lower().removesuffix(".gz").endswith((".tsv", ".tab")) else ","
 
 
 def _parse_separator(given: str) -> str:
@@ -155,10 +155,17 @@ def _parse_separator(given: str) -> str:
     return separator
 
 
-def _rows(text: str, separator: str) -> Iterator[list[str]]:
-    """Yield the rows that are not blank."""
-    lines = (match[0] for match in re.finditer(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+", text))
-    return (row for row in csv.reader(lines, delimiter=separator) if row)
+def _widths(text: str, separator: str) -> list[int]:
+    """Return the numbers of cells of the first rows that are not blank, up to one that cannot be read."""
+    widths: list[int] = []
+    try:
+        for row in csv.reader(split_lines(text), delimiter=separator):
+            widths += [len(row)] if row else []
+            if len(widths) == _HEAD_ROWS:
+                break
+    except csv.Error:
+        pass
+    return widths
 
 
 def _find_separator(text: str, header: Sequence[str]) -> str:
@@ -168,10 +175,7 @@ def _find_separator(text: str, header: Sequence[str]) -> str:
         head = head[: head.rindex("\n") + 1]
 
     def suitability(separator: str) -> tuple[bool, float, int]:
-        try:
-            widths = [len(row) for row, _ in zip(_rows(head, separator), range(_HEAD_ROWS), strict=False)]
-        except csv.Error:
-            return False, 0.0, 0
+        widths = _widths(head, separator) or [0]
         width = len(header) if len(header) in widths else widths[0]
         return width > 1, round(widths.count(width) / len(widths), 1), width
 
@@ -179,24 +183,24 @@ def _find_separator(text: str, header: Sequence[str]) -> str:
     return best if suitability(best)[0] else ","
 
 
-def _parse(text: str, separator: str, path: Path, header: tuple[str, ...], notes: list[str]) -> pl.DataFrame:
-    first = [name.strip() for name in next(_rows(text, separator))]
-    names = list(header) or first
-    if header and tuple(first) == header:
+def _parse(file: DelimitedText, header: tuple[str, ...], notes: list[str]) -> pl.DataFrame:
+    path = file.path
+    first = next(cells for _, cells in file.rows())
+    names = list(header) or list(first)
+    if header and first == header:
         raise CannotTrain(f"The first line of {path} has the names of --header already; leave --header out.")
     try:
-        frame = pl.read_csv(text.encode(), has_header=not header, separator=separator, infer_schema=False)
+        frame = pl.read_csv(file.text.encode(), has_header=not header, separator=file.separator, infer_schema=False)
     except pl.exceptions.PolarsError as error:
-        raise CannotTrain(f"{path} cannot be read as a table: {_explain(error, text, separator, len(first))}") from None
+        raise CannotTrain(f"{path} cannot be read as a table: {_explain(error, file, len(first))}") from None
     if len(names) != frame.width:
         raise CannotTrain(f"{path} has {frame.width} columns, but --header names {len(names)}.")
     _check_names(names, path)
     frame.columns = [name or f"\0{i}" for i, name in enumerate(names)]
-    _note_short_rows(frame, text, separator, notes)
-    if unnamed := [i + 1 for i, name in enumerate(names) if not name]:
-        shown = ", ".join(map(str, unnamed[:5])) + (", …" if len(unnamed) > 5 else "")
+    _note_short_rows(frame, file, notes)
+    if unnamed := [str(i + 1) for i, name in enumerate(names) if not name]:
         what = "has no name and is left out" if len(unnamed) == 1 else "have no names and are left out"
-        notes.append(f"Column{'s' * (len(unnamed) > 1)} {shown} {what}.")
+        notes.append(f"Column{'s' * (len(unnamed) > 1)} {list_items(unnamed)} {what}.")
     return frame.select(name for name in names if name)
 
 
@@ -210,28 +214,27 @@ def _check_names(names: Sequence[str], path: Path) -> None:
         )
 
 
-def _explain(error: Exception, text: str, separator: str, width: int) -> str:
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=separator)
+def _explain(error: Exception, file: DelimitedText, width: int) -> str:
     try:
-        for row in reader:
+        for line, row in file.rows():
             if len(row) > width:
                 return (
-                    f"line {reader.line_num:,} has {len(row)} cells, and the first line has {width}. Put texts that "
-                    "contain the separator in quotation marks, or name another separator with --separator."
+                    f"line {line:,} has {len(row)} cells, and the first line has {width}. Put texts that contain the "
+                    "separator in quotation marks, or name another separator with --separator."
                 )
-    except csv.Error as problem:
-        return f"line {reader.line_num:,}: {problem}."
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return reason.rstrip(".,") + "; is a quotation mark not closed?" if '"' in reason else reason
+    except CannotTrain:
+        pass
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".,")
+    return f"{reason}; is a quotation mark not closed?" if '"' in reason else f"{reason}."
 
 
-def _note_short_rows(frame: pl.DataFrame, text: str, separator: str, notes: list[str]) -> None:
+def _note_short_rows(frame: pl.DataFrame, file: DelimitedText, notes: list[str]) -> None:
     """Say how many rows have fewer cells than the header; there are some only where the last column has gaps."""
     if frame.width < 2 or not frame.to_series(-1).null_count():
         return
     try:
-        short = sum(len(row) < frame.width for row in _rows(text, separator))
-    except csv.Error:
+        short = sum(len(row) < frame.width for _, row in file.rows())
+    except CannotTrain:
         return
     if short:
         have = "1 row has" if short == 1 else f"{short:,} rows have"

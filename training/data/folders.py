@@ -2,7 +2,6 @@
 
 import os
 import re
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import NamedTuple
 
 from tasks.system_errors import os_error_reason
 from training.core.errors import CannotTrain
+from training.core.sentences import count_of, list_items, was
 
 _PROGRAM_FOLDERS = frozenset(
     (
@@ -86,20 +86,16 @@ class Listing:
     def describe_left_out(self) -> str:
         """Return a sentence that counts the files that are left out, by reason; empty if there are none."""
         names: dict[Reason, Counter[str]] = defaultdict(Counter)
-        for (reason, name), count in self.left_out.items():
-            names[reason][name] += count
+        for (reason, name), number in self.left_out.items():
+            names[reason][name] += number
         parts = [part for reason in Reason if reason in names for part in _count_reason(reason, names[reason])]
         total = sum(self.left_out.values())
         if not total:
             return ""
         if len(parts) == 1:
             what = parts[0].partition(" ")[2]
-            return f"{total:,} {'file' if total == 1 else 'files'} {what} {_was(total)} left out."
+            return f"{count_of(total, 'file')} {what} {was(total)} left out."
         return f"{total:,} files were left out: {', '.join(parts)}."
-
-
-def _was(count: int) -> str:
-    return "was" if count == 1 else "were"
 
 
 def _count_reason(reason: Reason, names: Counter[str]) -> list[str]:
@@ -112,8 +108,7 @@ def _count_reason(reason: Reason, names: Counter[str]) -> list[str]:
 
 
 def _list_names(names: Mapping[str, int]) -> str:
-    listed = sorted(names)[:_MAX_NAMED]
-    return ", ".join([*listed, "…"] if len(names) > len(listed) else listed)
+    return list_items(sorted(names), _MAX_NAMED)
 
 
 def list_files(
@@ -260,20 +255,4 @@ def describe_nested(root: Path, class_folders: Iterable[Path], files: Iterable[P
     if not nested:
         return ""
     examples = [f"{name}/{inner}" for name, inners in sorted(nested.items()) for inner in sorted(inners)]
-    shown = ", ".join([*examples[:_MAX_NAMED], "…"] if len(examples) > _MAX_NAMED else examples)
-    return f"Files in folders within a class count for the class: {shown}."
-
-
-def describe_equal_names(names: Iterable[str], what: str) -> list[str]:
-    """Return a sentence about names that differ only in case, spaces or Unicode form; `what` they name: "tags"."""
-    spellings: dict[str, list[str]] = defaultdict(list)
-    for name in sorted(set(names)):
-        spellings[" ".join(unicodedata.normalize("NFKC", name).casefold().split())].append(name)
-    groups = [" and ".join(f"'{name}'" for name in group) for group in spellings.values() if len(group) > 1]
-    if not groups:
-        return []
-    shown = "; ".join([*groups[:_MAX_NAMED], "…"] if len(groups) > _MAX_NAMED else groups)
-    return [
-        f"The {what} {shown} differ only in how they are written, and are learnt apart; if they mean the same, name "
-        "them alike."
-    ]
+    return f"Files in folders within a class count for the class: {list_items(examples, _MAX_NAMED)}."

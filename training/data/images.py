@@ -19,6 +19,7 @@ from tasks._images import DecodedImage, decode_image
 from tasks.contract import InvalidInput, Limits
 from tasks.system_errors import os_error_reason
 from training.core.errors import CannotTrain
+from training.core.sentences import count_of, was
 from training.data.folders import Listing, list_files
 from training.engine.batches import Key, SampleSet, derived_seed
 from training.engine.runtime import Batch
@@ -79,9 +80,7 @@ def describe_unread_images(listing: Listing) -> list[str]:
 
 def _count_endings(counts: Mapping[str, int]) -> str:
     total = sum(counts.values())
-    return (
-        f"{total:,} image{'s' * (total != 1)} ending in {' or '.join(sorted(counts))} {'was' if total == 1 else 'were'}"
-    )
+    return f"{count_of(total, 'image')} ending in {' or '.join(sorted(counts))} {was(total)}"
 
 
 def _them(counts: Mapping[str, int]) -> str:

@@ -4,6 +4,8 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from training.core.sentences import list_items
+
 _TRUE = frozenset(("true", "t", "yes", "y", "1", "1.0", "on", "wahr", "ja", "vrai", "oui", "verdadero", "sí", "si"))
 _FALSE = frozenset(("false", "f", "no", "n", "0", "0.0", "off", "falsch", "nein", "faux", "non", "falso"))
 """Also what spreadsheets and people write in German, French and Spanish."""
@@ -24,15 +26,16 @@ class LabelNames:
     notes: tuple[str, ...] = ()
 
 
-def merge_spellings(counts: Mapping[str, int]) -> LabelNames:
+def merge_spellings(counts: Mapping[str, int], *, truth_values: bool = True) -> LabelNames:
     """Name the labels that are spelt so, and so often each; the commonest spelling is the name.
 
-    More than two spellings that all mean true or false (True, TRUE, yes, 1 and False, no, 0) are two labels. Otherwise
-    spellings that differ only in case, spaces or Unicode form are one label, unless they are single letters: `a` and
-    `A` may be letters to tell apart, and a note says that they remain two labels.
+    In a column (`truth_values`), more than two spellings that all mean true or false (True, TRUE, yes, 1 and False, no,
+    0) are two labels; folders with such names were made by hand, each for a label of its own. Otherwise spellings that
+    differ only in case, spaces or Unicode form are one label, unless they are single letters: `a` and `A` may be
+    letters to tell apart, and a note says that they remain two labels.
     """
-    keys = {spelling: _normalise(spelling) for spelling in counts}
-    if len(counts) > 2 and _are_truth_values(set(keys.values())):
+    keys = {spelling: normalise_spelling(spelling) for spelling in counts}
+    if truth_values and len(counts) > 2 and _are_truth_values(set(keys.values())):
         groups = _group({spelling: "true" if key in _TRUE else "false" for spelling, key in keys.items()})
         return _merge(counts, groups, "The labels are all spellings of true and false")
     words = {spelling: key for spelling, key in keys.items() if len(spelling) > 1}
@@ -44,7 +47,8 @@ def merge_spellings(counts: Mapping[str, int]) -> LabelNames:
     return LabelNames(merged.names, (*merged.notes, note))
 
 
-def _normalise(spelling: str) -> str:
+def normalise_spelling(spelling: str) -> str:
+    """Return what is the same for spellings that differ only in case, spaces or Unicode form."""
     return " ".join(unicodedata.normalize("NFKC", spelling).casefold().split())
 
 
@@ -79,5 +83,4 @@ def _list(group: Sequence[str], counts: Mapping[str, int]) -> str:
 
 
 def _list_groups(groups: Sequence[Sequence[str]]) -> str:
-    shown = ", ".join("/".join(group) for group in groups[:_MAX_SHOWN])
-    return shown + ", …" * (len(groups) > _MAX_SHOWN)
+    return list_items(["/".join(group) for group in groups])

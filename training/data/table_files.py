@@ -1,7 +1,7 @@
 """Reads the files of tables, CSV and Parquet, and gives their columns types."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import polars as pl
@@ -9,7 +9,7 @@ import polars as pl
 from tasks._tables import MISSING_TEXTS
 from training.core.errors import CannotTrain
 from training.data.column_types import TypeRules, infer_types
-from training.data.delimited import CsvFormat, TextTable, read_delimited
+from training.data.delimited import RECOGNISED, CsvFormat, TextTable, read_delimited
 
 
 @dataclass(frozen=True)
@@ -27,34 +27,37 @@ class LoadedTable:
     missing_texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-_RECOGNISED = CsvFormat()
 _INFERRED = TypeRules()
 
 
-def read_table(path: Path, form: CsvFormat = _RECOGNISED, rules: TypeRules = _INFERRED) -> LoadedTable:
+def read_table(path: Path, form: CsvFormat = RECOGNISED, rules: TypeRules = _INFERRED) -> LoadedTable:
     """Read a CSV or Parquet file, and infer the types of its columns (`infer_types`).
 
     Texts are stripped, and those that stand for missing values become null. Raises CannotTrain.
     """
-    frame, notes, is_parquet = read_texts(path, form)
-    warnings = [*notes, *_drop_notes(frame, rules)]
-    typed = infer_types(_without_zones(frame), rules, from_text=not is_parquet)
+    table = read_texts(path, form)
+    warnings = [*table.notes, *_drop_notes(table.frame, rules)]
+    typed = infer_types(_without_zones(table.frame), rules, from_text=not table.is_typed)
     frame = pl.DataFrame(typed.columns)
     return LoadedTable(frame, (*warnings, *typed.warnings), typed.missing_texts)
 
 
-def read_texts(path: Path, form: CsvFormat) -> tuple[pl.DataFrame, tuple[str, ...], bool]:
-    """Read a file without inferring types: cleaned texts, or what a Parquet file says.
+def read_texts(path: Path, form: CsvFormat = RECOGNISED) -> TextTable:
+    """Read a file without inferring types: stripped texts, null where values are missing, and no blank rows.
 
-    Returns the table without blank rows, notes on how it was read, and whether it is Parquet. Raises CannotTrain.
+    Raises CannotTrain.
     """
-    is_parquet = _is_parquet(path)
-    read = TextTable(_read_parquet(path), ()) if is_parquet else read_delimited(path, form)
-    frame = _clean_texts(read.frame)
+    table = read_cells(path, form)
+    frame = _clean_texts(table.frame)
     frame = frame.filter(~pl.all_horizontal(pl.all().is_null())) if frame.width else frame
     if not frame.height:
         raise CannotTrain(f"{path} has no rows.")
-    return frame, read.notes, is_parquet
+    return replace(table, frame=frame)
+
+
+def read_cells(path: Path, form: CsvFormat = RECOGNISED) -> TextTable:
+    """Read a CSV or Parquet file as it is written. Raises CannotTrain."""
+    return TextTable(_read_parquet(path), is_typed=True) if _is_parquet(path) else read_delimited(path, form)
 
 
 def _is_parquet(path: Path) -> bool:

@@ -16,8 +16,9 @@ from tasks import _dates
 from tasks._tables import CategoryColumn, Column, DateColumn, NumberColumn
 from tasks.near_names import suggest
 from training.core.errors import CannotTrain
+from training.core.sentences import list_items
 from training.data.column_types import MAX_NUMERIC_CLASSES, ColumnKinds, is_identifier
-from training.data.label_names import merge_spellings
+from training.data.label_names import merge_spellings, normalise_spelling
 from training.data.number_texts import whole_floats_to_integers
 from training.engine.batches import Key, SampleSet
 from training.engine.runtime import Batch
@@ -273,13 +274,11 @@ def _note_categories(name: str, categories: Sequence[str], rows: int, warnings: 
             f"as '{categories[0][:40]}'. Texts that are not among them count as unknown."
         )
     first: dict[str, str] = {}
-    alike = [(first.setdefault(" ".join(text.casefold().split()), text), text) for text in categories]
-    if pairs := [pair for pair in alike if pair[0] != pair[1]]:
-        shown = ", ".join(f"'{one}' and '{other}'" for one, other in pairs[:_MAX_SHOWN]) + ", …" * (
-            len(pairs) > _MAX_SHOWN
-        )
+    alike = [(first.setdefault(normalise_spelling(text), text), text) for text in categories]
+    if pairs := [f"'{one}' and '{other}'" for one, other in alike if one != other]:
         warnings.append(
-            f"Column '{name}' has categories that differ only in case or spaces, and are kept apart: {shown}."
+            f"Column '{name}' has categories that differ only in case or spaces, and are kept apart: "
+            f"{list_items(pairs, _MAX_SHOWN)}."
         )
 
 

@@ -26,16 +26,21 @@ def read(tmp_path, content, form=CsvFormat()):  # noqa: B008
         ("\n" + COMMAS.replace(",", ", ", 1), ()),
         (b"\xef\xbb\xbf" + COMMAS.encode(), ()),
         (gzip.compress(COMMAS.encode(), mtime=0), ()),
-        ("a;b;y\n1.5;red, blue;p\n2.5;green;q\n", ("The columns are separated by semicolons.",)),
-        ("a\tb\ty\n1.5\tred, blue\tp\n2.5\tgreen\tq\n", ("The columns are separated by tabs.",)),
-        ("a|b|y\n1.5|red, blue|p\n2.5|green|q\n", ("The columns are separated by vertical bars.",)),
-        ("sep=;\r\na;b;y\r\n1.5;red, blue;p\r\n2.5;green;q\r\n", ("The columns are separated by semicolons.",)),
-        (COMMAS.encode("utf-16"), ("The file is read as UTF-16.",)),
-        (COMMAS.encode("utf-16-le"), ("The file is read as UTF-16-LE.",)),
+        ("a;b;y\n1.5;red, blue;p\n2.5;green;q\n", ("The columns of table.csv are separated by semicolons.",)),
+        ("a\tb\ty\n1.5\tred, blue\tp\n2.5\tgreen\tq\n", ("The columns of table.csv are separated by tabs.",)),
+        ("a|b|y\n1.5|red, blue|p\n2.5|green|q\n", ("The columns of table.csv are separated by vertical bars.",)),
+        (
+            "sep=;\r\na;b;y\r\n1.5;red, blue;p\r\n2.5;green;q\r\n",
+            ("The columns of table.csv are separated by semicolons.",),
+        ),
+        (COMMAS.encode("utf-16"), ("table.csv was read as UTF-16.",)),
+        (COMMAS.encode("utf-16-le"), ("table.csv was read as UTF-16.",)),
+        (COMMAS.encode().replace(b"green", b"gre\0en"), ("table.csv: 1 zero byte was left out.",)),
+        (";;\n" + COMMAS.replace(",", ";", 0), ()),
     ],
     ids=[
         *("commas", "Windows line ends", "Mac line ends", "blank first line", "byte-order mark", "gzip", "semicolons"),
-        *("tabs", "bars", "sep=", "UTF-16", "UTF-16-LE"),
+        *("tabs", "bars", "sep=", "UTF-16", "UTF-16-LE", "zero byte", "line of empty cells"),
     ],
 )
 def test_the_dialects_of_common_programs_are_read_alike(tmp_path, content, notes):
@@ -63,14 +68,14 @@ def test_another_separator_can_be_named(tmp_path, separator):
     table = read(tmp_path, "a y\n1 p\n2 q\n", CsvFormat(separator))
 
     assert table.frame.rows() == [("1", "p"), ("2", "q")]
-    assert table.notes == ("The columns are separated by spaces.",)
+    assert table.notes == ("The columns of table.csv are separated by spaces.",)
 
 
 def test_the_encoding_can_be_named(tmp_path):
     table = read(tmp_path, "town,y\nKöln,p\n".encode("cp1252"), CsvFormat(encoding="cp1252"))
 
     assert table.frame["town"].to_list() == ["Köln"]
-    assert table.notes == ("The file is read as CP1252.",)
+    assert table.notes == ("table.csv was read as CP1252.",)
 
 
 def test_columns_without_a_name_are_left_out_with_a_sentence(tmp_path):
@@ -104,7 +109,8 @@ def test_rows_with_fewer_cells_than_columns_are_counted(tmp_path):
         ),
         ("town,y\nKöln,p\n".encode("cp1252"), CsvFormat(encoding="ascii"), "is not ASCII"),
         (b"PK\x03\x04...", CsvFormat(), "a spreadsheet or another ZIP file; export the sheet as 'CSV UTF-8'"),
-        (b"a,y\n1,\x00p\n", CsvFormat(), "contains zero bytes"),
+        (b"\x1f\x8b\x08\x00damaged", CsvFormat(), "is a damaged gzip file"),
+        ("sep=,\n\na,b\n1,2\n1,2,3\n", CsvFormat(), "line 5 has 3 cells"),
         ("\n\n", CsvFormat(), "is empty"),
     ],
 )

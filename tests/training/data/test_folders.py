@@ -7,7 +7,6 @@ import pytest
 
 from training.core.errors import CannotTrain
 from training.data.folders import (
-    describe_equal_names,
     enter_wrapper,
     first_existing,
     list_files,
@@ -151,11 +150,3 @@ def test_the_only_folder_of_an_archive_is_entered_unless_it_is_a_class_itself(tm
 
     write(tmp_path / "archive" / "own.txt")
     assert enter_wrapper(tmp_path, (".txt",)) == tmp_path
-
-
-def test_names_that_differ_only_in_how_they_are_written_are_named() -> None:
-    (sentence,) = describe_equal_names(["Cat", "dog", "cat ", "cafe\u0301", "caf\u00e9"], "classes")
-
-    assert "'Cat' and 'cat '" in sentence
-    assert "'cafe\u0301' and 'caf\u00e9'" in sentence
-    assert describe_equal_names(["cat", "dog"], "classes") == []

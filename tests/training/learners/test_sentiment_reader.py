@@ -1,5 +1,6 @@
 """Reading labelled texts from tables and folders, and grouping them."""
 
+import gzip
 from pathlib import Path
 
 import polars as pl
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.core.errors import CannotTrain
+from training.data.delimited import CsvFormat
 from training.data.hash_split import validation_split
 from training.learners.sentiment.reader import TextData, TextRules, normalised_hash, read_texts
 
@@ -72,13 +74,65 @@ def test_labels_that_stand_for_missing_ones_are_no_labels_and_counted(tmp_path: 
     data = read_table(tmp_path, "text,label\ngood,1.0\nbad,0\nfine,1\nugly,0.0\nwho,nan\nwhat,N/A\n")
 
     assert (data.names, data.labels, data.unlabelled) == (("0", "1"), (1, 0, 1, 0), ("who", "what"))
-    assert data.warnings == ("2 row(s) with the label 'N/A', 'nan' were taken to have none.",)
+    assert data.warnings == ("2 rows with the label 'N/A', 'nan' were taken to have none.",)
 
 
-def test_labels_that_differ_only_in_case_are_named(tmp_path: Path) -> None:
-    data = read_table(tmp_path, "text,label\na,Pos\nb,Pos\nc,pos\nd,pos\ne,neg\nf,neg\n")
+def test_labels_that_differ_only_in_case_are_one_and_named(tmp_path: Path) -> None:
+    data = read_table(tmp_path, "text,label\na,Pos\nb,Pos\nc,pos\ne,neg\nf,neg\n")
 
-    assert data.warnings[0].startswith("The labels 'Pos' and 'pos' differ only in how they are written")
+    assert (data.names, data.labels) == (("positive", "negative"), (0, 0, 0, 1, 1))
+    assert data.warnings == (
+        "Labels that differ only in case or spaces are read as one: 'Pos' (2), 'pos' (1) as 'Pos'.",
+    )
+
+
+def test_labels_that_are_all_spellings_of_true_and_false_are_two(tmp_path: Path) -> None:
+    data = read_table(tmp_path, "text,label\na,True\nb,True\nc,yes\nd,1\ne,no\nf,False\ng,False\n")
+
+    assert (data.names, data.labels) == (("False", "True"), (1, 1, 1, 1, 0, 0, 0))
+    assert data.warnings[0].startswith("The labels are all spellings of true and false")
+
+
+def test_folders_that_differ_only_in_case_are_one_label_and_named(tmp_path: Path) -> None:
+    write_folder(tmp_path, Good=["fine"], good=["good", "great"], bad=["bad", "awful"], yes=["a", "b"], true=["c", "d"])
+
+    data = read_texts(tmp_path, RULES)
+
+    assert data.names == ("bad", "good", "true", "yes")
+    assert data.names[data.labels[data.texts.index("fine")]] == "good"
+    assert data.warnings == (
+        "Labels that differ only in case or spaces are read as one: 'Good' (1), 'good' (2) as 'good'.",
+    )
+
+
+def test_encoding_and_separator_can_be_named(tmp_path: Path) -> None:
+    table = "text label\nschön 1\ngut 1\nübel 0\nbad 0\n".encode("cp1252")
+    write_folder(tmp_path / "folder", pos=["good"], neg=["bad", "awful"])
+    write(tmp_path / "folder" / "pos" / "a.txt", "schön".encode("cp1252"))
+
+    data = read_table(tmp_path, table, TextRules(csv=CsvFormat("space", "cp1252")))
+    folder = read_texts(tmp_path / "folder", TextRules(csv=CsvFormat(encoding="cp1252")))
+
+    assert data.texts == ("schön", "gut", "übel", "bad")
+    assert data.warnings == ("a.csv was read as CP1252.", "The columns of a.csv are separated by spaces.")
+    assert "schön" in folder.texts
+    assert folder.warnings == ("2 files of 'neg' were read as CP1252.", "2 files of 'pos' were read as CP1252.")
+
+
+def test_compressed_table_is_read_and_a_column_named_twice_is_refused(tmp_path: Path) -> None:
+    rows = "a,1\nb,1\nc,0\nd,0\n"
+
+    data = read_table(tmp_path, gzip.compress(f"text,label\n{rows}".encode(), mtime=0), name="a.csv.gz")
+
+    assert data.texts == ("a", "b", "c", "d")
+    with pytest.raises(CannotTrain, match=r"several columns 'label' \(columns 2 and 3\)"):
+        read_table(tmp_path, f"text,label,label\n{rows.replace(',', ',1,')}")
+
+
+def test_a_text_that_is_longer_than_the_module_csv_reads_hides_no_separator(tmp_path: Path) -> None:
+    data = read_table(tmp_path, f"text;label\nfine, so;1\n{'good, ' * 30_000};1\nbad;0\nugly;0\n")
+
+    assert data.labels == (1, 1, 0, 0)
 
 
 def test_short_names_are_not_written_out_if_that_makes_two_labels_one(tmp_path: Path) -> None:
@@ -124,10 +178,10 @@ def test_texts_in_utf_16_are_read_and_others_are_counted_and_refused(tmp_path: P
     data = read_texts(tmp_path, RULES)
 
     assert "schön" in data.texts
-    assert data.warnings == ("1 file(s) of 'pos' were read as UTF-16.",)
+    assert data.warnings == ("1 file of 'pos' was read as UTF-16.",)
     for name in ("a", "b", "c"):
         write(tmp_path / "neg" / f"{name}.txt", "übel".encode("cp1252"))
-    with pytest.raises(CannotTrain, match=r"a\.txt is not UTF-8 .* The same is true of 2 more file\(s\) there\."):
+    with pytest.raises(CannotTrain, match=r"a\.txt is not UTF-8 .* The same is true of 2 more files there\."):
         read_texts(tmp_path, RULES)
 
 
@@ -222,10 +276,10 @@ def test_copies_of_a_text_are_not_split(tmp_path: Path) -> None:
 
 
 def test_control_characters_are_removed_and_contradicting_labels_are_noted(tmp_path: Path) -> None:
-    data = read_table(tmp_path, "text,label\ng\0ood,a\nbad,b\ngood,b\nfine,a\n")
+    data = read_table(tmp_path, "text,label\ng\0o\x07od,a\nbad,b\ngood,b\nfine,a\n")
 
     assert data.texts == ("good", "bad", "good", "fine")
-    assert data.warnings == ("1 texts occur with more than one label.",)
+    assert data.warnings == ("a.csv: 1 zero byte was left out.", "1 texts occur with more than one label.")
 
 
 @given(st.text())
@@ -248,7 +302,7 @@ def test_hash_ignores_whitespace_at_the_ends(text: str) -> None:
         ("text,label\ngood,a\nbad,b\nfine,a\nbad,b\n", RULES, "The label 'b' has one group of texts"),
         ("title,label\ngood,a\nbad,b\n", RULES, "None of the columns .* with --text-column"),
         ("reviews,label\ngood,a\nbad,b\n", RULES, "with --text-column, such as --text-column 'reviews'"),
-        ("text,label\ngood, so,a\nbad,b\n", RULES, "the separator must be in quotation marks"),
+        ("text,label\ngood, so,a\nbad,b\n", RULES, "Put texts that contain the separator in quotation marks"),
         ("text,verdict\ngood,a\nbad,b\n", RULES, "None of the columns .* with --label-column"),
         ("text,label\ngood,a\n", TextRules(text_column="words"), "has no column 'words'; its columns are text, label"),
         ("text,label\ngood,a\n", TextRules(label_column="labels"), r"no column 'labels'; .* Did you mean 'label'\?"),
@@ -283,7 +337,7 @@ def test_unusable_folder_gets_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(CannotTrain, match="texts of one label only, 'pos'"):
         read_texts(tmp_path, RULES)
     write(tmp_path / "neg" / "1.txt", "schlecht, übel".encode("latin-1"))
-    with pytest.raises(CannotTrain, match=r"1\.txt is not UTF-8 \(see byte 10\)"):
+    with pytest.raises(CannotTrain, match=r"1\.txt is not UTF-8 \(line 1\)\. .* 'übel', add --encoding cp1252"):
         read_texts(tmp_path, RULES)
     with pytest.raises(CannotTrain, match="neither a table"):
         read_texts(write(tmp_path / "a.json", "{}"), RULES)

@@ -18,6 +18,7 @@ from tasks.contract import Task
 from training.core.config import option
 from training.core.errors import CannotTrain
 from training.core.results import Figure
+from training.data.delimited import CsvOptions
 from training.engine.inference import collect_outputs
 from training.engine.runtime import Batch, Runtime
 from training.evaluation.calibration import Calibration
@@ -36,7 +37,7 @@ _CPU = Runtime(torch.device("cpu"))
 
 
 @dataclass(frozen=True)
-class Options(ImageOptions):
+class Options(CsvOptions, ImageOptions):
     """Options of the image classifiers."""
 
     mixup: float = option(0.0, "alpha of mixup (Zhang et al. 2018); 0 = no mixup", at_least=0)

@@ -1,16 +1,17 @@
 """Image folders with one subfolder per class: reading them and splitting off a validation set."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tasks._image_files.read import accepted_formats
 from tasks.near_names import suggest
 from training.core.errors import CannotTrain
+from training.core.sentences import join_quoted
 from training.data.folders import (
     Listing,
-    describe_equal_names,
     describe_nested,
     enter_wrapper,
     first_existing,
@@ -19,9 +20,9 @@ from training.data.folders import (
 )
 from training.data.hash_split import validation_split
 from training.data.images import describe_unread_images, filter_readable, image_endings, list_images
+from training.data.label_names import merge_spellings
 
 _TRAIN, _VALIDATION = ("train", "training"), ("validation", "valid", "val")
-_MAX_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class _ClassFolders:
 
     Attributes:
         root: the folder that holds the classes' folders.
-        files: the images of each class, by its name; every class has at least one.
+        files: the images of each folder, by its name; every folder has at least one.
         empty: names of folders without an image.
     """
 
@@ -63,10 +64,10 @@ class _ClassFolders:
         """Return sentences about what was not read as it lies there."""
         sentences = describe_unread_images(self.left_out)
         if self.empty:
-            what = "folders" if len(self.empty) > 1 else "folder"
+            what, have = ("folders", "have") if len(self.empty) > 1 else ("folder", "has")
             sentences.append(
-                f"The {what} {_quote(self.empty)} of {self.root.name} {'have' if len(self.empty) > 1 else 'has'} no "
-                "image that is read, so no class is named so."
+                f"The {what} {join_quoted(self.empty)} of {self.root.name} {have} no image that is read, so no class "
+                "is named so."
             )
         nested = describe_nested(
             self.root,
@@ -76,12 +77,20 @@ class _ClassFolders:
         return [*sentences, nested] if nested else sentences
 
 
+class _Classes(NamedTuple):
+    """The names of the classes, and the index of the class of each folder."""
+
+    names: tuple[str, ...]
+    of_folder: Mapping[str, int]
+
+
 def read_folder(folder: Path, *, unreadable: str, valid_fraction: float, size: int) -> ImageFolder:
     """Read a folder of class folders, or of `train` and `validation` (or `valid`, `val`) folders of class folders.
 
     Without a validation folder, `valid_fraction` of each class is held out, and copies of an image stay on one side of
-    the split. A class without a second distinct image is used for training only. Files that are left out are counted by
-    reason in `warnings`. `unreadable` (`skip` or `refuse`) says what to do with images that cannot be decoded.
+    the split. A class without a second distinct image is used for training only. Folders whose names differ only in
+    case or spaces are one class. Files that are left out are counted by reason in `warnings`. `unreadable` (`skip` or
+    `refuse`) says what to do with images that cannot be decoded.
 
     Raises CannotTrain if there is no folder, no image or only one class, if nothing is left to train or to validate on,
     or for an unreadable image with `refuse`.
@@ -92,14 +101,19 @@ def read_folder(folder: Path, *, unreadable: str, valid_fraction: float, size: i
     train, validation = first_existing(root, _TRAIN), first_existing(root, _VALIDATION)
     if validation and not train:
         raise CannotTrain(f"{root} has a folder '{validation.name}' but no folder 'train'.")
-    classes = _read_classes(train or root)
-    labels = tuple(classes.files)
+    folders = _read_classes(train or root)
+    held_out_folders = _read_classes(validation) if validation else None
     warnings = [sentence for path in wrappers(folder, root) for sentence in _describe_beside(path)]
-    warnings += [*(_describe_other_folders(root, train, validation) if train else []), *classes.describe()]
-    warnings += describe_equal_names(labels, "classes")
-    images = _read_images(classes, labels, unreadable, size, warnings)
-    if train and validation:
-        return _read_given_split(images, labels, (train, validation), unreadable, size, warnings)
+    warnings += [*(_describe_other_folders(root, train, validation) if train else []), *folders.describe()]
+    classes = _name_classes(folders, held_out_folders, warnings)
+    labels = classes.names
+    images = _read_images(folders, classes, unreadable, size, warnings)
+    if held_out_folders:
+        warnings += held_out_folders.describe()
+        held_out = _read_images(held_out_folders, classes, unreadable, size, warnings)
+        split = f"the folders '{folders.root.name}' and '{held_out_folders.root.name}'"
+        data = ImageFolder(labels, images, held_out, split, tuple(warnings))
+        return _check_split(_without_copies(data), folders.root.parent)
     hashes, targets = [image.perceptual_hash for image in images], [image.label for image in images]
     is_validation = validation_split(hashes, targets, valid_fraction)
     data = ImageFolder(
@@ -135,8 +149,8 @@ def _describe_other_folders(root: Path, train: Path, validation: Path | None) ->
     others = [path.name for path in list_subfolders(root) if path.name not in read]
     sentences = _describe_beside(root)
     if others:
-        what = f"folders {_quote(read)} were" if len(read) > 1 else f"folder {_quote(read)} was"
-        sentences.append(f"Only the {what} read, not {_quote(others)}.")
+        what = f"folders {join_quoted(read)} were" if len(read) > 1 else f"folder {join_quoted(read)} was"
+        sentences.append(f"Only the {what} read, not {join_quoted(others)}.")
     return sentences
 
 
@@ -163,55 +177,50 @@ def _read_classes(root: Path) -> _ClassFolders:
     return classes
 
 
+def _name_classes(folders: _ClassFolders, held_out: _ClassFolders | None, warnings: list[str]) -> _Classes:
+    """Name the classes by the folders to train on. Raises CannotTrain if one to validate on is of no class."""
+    counts = Counter({name: len(files) for name, files in folders.files.items()})
+    if held_out:
+        counts.update({name: len(files) for name, files in held_out.files.items()})
+    merged = merge_spellings(counts, truth_values=False)
+    names = tuple(sorted({merged.names[name] for name in folders.files}))
+    if len(names) == 1:
+        raise CannotTrain(
+            f"{folders.root} has images of one class only, '{names[0]}'; at least two are needed. {merged.notes[0]}"
+        )
+    if held_out and (others := [name for name in held_out.files if merged.names[name] not in names]):
+        raise CannotTrain(
+            f"The class '{others[0]}' is in {held_out.root} but not in {folders.root}.{suggest(others[0], names)}"
+        )
+    warnings += merged.notes
+    return _Classes(names, {folder: names.index(name) for folder, name in merged.names.items()})
+
+
 def _read_images(
-    classes: _ClassFolders, labels: Sequence[str], unreadable: str, size: int, warnings: list[str]
+    folders: _ClassFolders, classes: _Classes, unreadable: str, size: int, warnings: list[str]
 ) -> tuple[LabelledImage, ...]:
     """Return every image that can be decoded."""
-    label_of = {file: labels.index(name) for name, files in classes.files.items() for file in files}
+    label_of = {file: classes.of_folder[name] for name, files in folders.files.items() for file in files}
     decodable = filter_readable(list(label_of), unreadable=unreadable, size=size, warnings=warnings)
     images = tuple(LabelledImage(file, label_of[file], perceptual_hash) for file, perceptual_hash in decodable)
     readable = {image.label for image in images}
-    for name in classes.files:
-        if labels.index(name) not in readable:
-            raise CannotTrain(f"No image of class '{name}' can be read.")
+    for label in label_of.values():
+        if label not in readable:
+            raise CannotTrain(f"No image of class '{classes.names[label]}' can be read.")
     return images
 
 
-def _read_given_split(
-    images: tuple[LabelledImage, ...],
-    labels: tuple[str, ...],
-    folders: tuple[Path, Path],
-    unreadable: str,
-    size: int,
-    warnings: list[str],
-) -> ImageFolder:
-    """Read the validation folder and complete the data, without training images that are copies of validation images.
-
-    `folders` are those of the training and the validation images.
-    """
-    train, validation = folders
-    classes = _read_classes(validation)
-    for name in classes.files:
-        if name not in labels:
-            raise CannotTrain(f"The class '{name}' is in {validation} but not in {train}.{suggest(name, labels)}")
-    warnings += classes.describe()
-    held_out = _read_images(classes, labels, unreadable, size, warnings)
-    contradictions = _describe_contradictions((*images, *held_out), labels)
-    kept = _without_copies(images, held_out, warnings)
-    split = f"the folders '{train.name}' and '{validation.name}'"
-    return _check_split(ImageFolder(labels, kept, held_out, split, (*warnings, *contradictions)), train.parent)
-
-
-def _without_copies(
-    train: tuple[LabelledImage, ...], validation: tuple[LabelledImage, ...], warnings: list[str]
-) -> tuple[LabelledImage, ...]:
-    validation_hashes = {image.perceptual_hash for image in validation}
-    kept = tuple(image for image in train if image.perceptual_hash not in validation_hashes)
-    if len(kept) < len(train):
+def _without_copies(data: ImageFolder) -> ImageFolder:
+    """Return data with a split of its own without training images that are copies of validation images."""
+    validation_hashes = {image.perceptual_hash for image in data.validation}
+    kept = tuple(image for image in data.train if image.perceptual_hash not in validation_hashes)
+    warnings = list(data.warnings)
+    if len(kept) < len(data.train):
         warnings.append(
-            f"{len(train) - len(kept)} training images were left out: they are copies of validation images."
+            f"{len(data.train) - len(kept)} training images were left out: they are copies of validation images."
         )
-    return kept
+    warnings += _describe_contradictions((*data.train, *data.validation), data.labels)
+    return ImageFolder(data.labels, kept, data.validation, data.split, tuple(warnings))
 
 
 def _check_split(data: ImageFolder, root: Path) -> ImageFolder:
@@ -248,8 +257,8 @@ def _describe_classes(names: Sequence[str], one: str, several: str, outcome: str
     if not names:
         return []
     if len(names) == 1:
-        return [f"Class {_quote(names)} {one}; it is {outcome} it is recognised."]
-    return [f"Classes {_quote(names)} {several}; they are {outcome} they are recognised."]
+        return [f"Class {join_quoted(names)} {one}; it is {outcome} it is recognised."]
+    return [f"Classes {join_quoted(names)} {several}; they are {outcome} they are recognised."]
 
 
 def _describe_contradictions(images: Sequence[LabelledImage], labels: Sequence[str]) -> list[str]:
@@ -265,10 +274,3 @@ def _describe_contradictions(images: Sequence[LabelledImage], labels: Sequence[s
         f"{len(paths):,} {'images look' if len(paths) > 1 else 'image looks'} the same in more than one class, such as "
         f"{left_path.name} of '{labels[left]}' and {right_path.name} of '{labels[right]}'."
     ]
-
-
-def _quote(names: Sequence[str]) -> str:
-    quoted = [f"'{name}'" for name in names[:_MAX_NAMED]]
-    if len(names) > _MAX_NAMED:
-        return f"{', '.join(quoted)} and {len(names) - _MAX_NAMED:,} more"
-    return " and ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)

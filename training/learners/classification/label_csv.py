@@ -1,10 +1,8 @@
 """Images with several tags each, listed in a CSV file in the layout of Kaggle's Planet data set."""
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,10 +11,11 @@ from torch import Tensor
 
 from tasks.near_names import nearest_name
 from training.core.errors import CannotTrain
-from training.data.folders import Listing, describe_equal_names, list_files, list_subfolders
+from training.data.delimited import RECOGNISED, CsvFormat, open_delimited
+from training.data.folders import Listing, list_files, list_subfolders
 from training.data.hash_split import validation_split
 from training.data.images import describe_unread_images, filter_readable, list_images
-from training.data.text_files import read_text_file
+from training.data.label_names import merge_spellings
 
 TABLE = "labels.csv"
 _IMAGE_COLUMN, _TAGS_COLUMN, _SPLIT_COLUMN = "image_name", "tags", "split"
@@ -37,9 +36,11 @@ _OTHER_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """What other programs call the columns."""
-_SEPARATORS: Mapping[str, str] = MappingProxyType({",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"})
 _TAG_SEPARATORS: Mapping[str, str] = MappingProxyType({",": "commas", ";": "semicolons", "|": "bars"})
 _TRAIN, _VALIDATION = ("train", "training"), ("validation", "valid", "val")
+
+_Row = dict[str, str]
+"""The cells of a row, by the name of the column in lower case."""
 
 
 @dataclass(frozen=True)
@@ -79,19 +80,22 @@ def find_table(data: Path) -> Path | None:
     return next((file for file in files if file.name.lower() == TABLE), None)
 
 
-def read_tags(table: Path, *, unreadable: str, valid_fraction: float, size: int) -> TagTable:
+def read_tags(
+    table: Path, form: CsvFormat = RECOGNISED, *, unreadable: str, valid_fraction: float, size: int
+) -> TagTable:
     """Read a CSV file with the columns image_name and tags, and the images in folders beside it.
 
-    The tags of an image are separated by spaces or, if any cell has one of them, by commas, semicolons or bars. An
-    optional third column, split (train or validation), selects the validation images. Without it, `valid_fraction` of
-    the images are held out by their perceptual hash: copies of an image stay on one side, and rare tags are put on both
-    sides if possible. `warnings` count images and rows that are not used as they are.
+    The tags of an image are separated by spaces or, if any cell has one of them, by commas, semicolons or bars.
+    Spellings of one tag have one name (`merge_spellings`). An optional third column, split (train or validation),
+    selects the validation images. Without it, `valid_fraction` of the images are held out by their perceptual hash:
+    copies of an image stay on one side, and rare tags are put on both sides if possible. `warnings` count images and
+    rows that are not used as they are.
 
     Raises CannotTrain if a column or an image is missing, an image is listed twice, there is no tag, or nothing is left
     to train or to validate on.
     """
     warnings: list[str] = []
-    rows = _read_rows(table, warnings)
+    rows = _read_rows(table, form, warnings)
     hashes = dict(filter_readable([row.path for row in rows], unreadable=unreadable, size=size, warnings=warnings))
     rows = [row for row in rows if row.path in hashes]
     tag_counts = Counter(tag for row in rows for tag in row.tags)
@@ -108,7 +112,6 @@ def read_tags(table: Path, *, unreadable: str, valid_fraction: float, size: int)
     if not any(image.tags for image in validation):
         raise CannotTrain(f"No validation image in {table} has a tag.")
     labels = tuple(sorted(tag_counts))
-    warnings += describe_equal_names(labels, "tags")
     for label in labels:
         for name, images in (("training", train), ("validation", validation)):
             if not any(label in image.tags for image in images):
@@ -116,21 +119,17 @@ def read_tags(table: Path, *, unreadable: str, valid_fraction: float, size: int)
     return TagTable(labels, train, validation, split, tuple(warnings))
 
 
-def _read_rows(table: Path, warnings: list[str]) -> list[TaggedImage]:
-    file = read_text_file(table)
-    warnings += file.describe(table)
-    header = file.text.lstrip("\r\n").partition("\n")[0]
-    separator = max(_SEPARATORS, key=header.count)
-    if separator != ",":
-        warnings.append(f"The columns of {table.name} are separated by {_SEPARATORS[separator]}.")
+def _read_rows(table: Path, form: CsvFormat, warnings: list[str]) -> list[TaggedImage]:
+    file = open_delimited(table, form)
+    warnings += file.notes
+    (_, header), *lines = file.rows()
     listing = list_images(table.parent, known=(table.name,))
-    try:
-        reader = csv.DictReader(io.StringIO(file.text, newline=""), delimiter=separator)
-        rows = list(_parse_rows(table, reader, listing, warnings))
-    except csv.Error as error:
-        raise CannotTrain(f"{table} is not a valid CSV file: {error}.") from None
+    rows = list(_parse_rows(table, _name_cells(table, header, lines), listing, warnings))
     if not rows:
         raise CannotTrain(f"{table} has no rows.")
+    merged = merge_spellings(Counter(tag for row in rows for tag in row.tags))
+    warnings += merged.notes
+    rows = [replace(row, tags=frozenset(merged.names[tag] for tag in row.tags)) for row in rows]
     if unlisted := len(listing.files) - len(rows):
         verb = "is" if unlisted == 1 else "are"
         warnings.append(f"{unlisted:,} of {len(listing.files):,} images {verb} not listed in {table.name}: left out.")
@@ -138,22 +137,29 @@ def _read_rows(table: Path, warnings: list[str]) -> list[TaggedImage]:
     return rows
 
 
-def _parse_rows(
-    table: Path, reader: "csv.DictReader[str]", listing: Listing, warnings: list[str]
-) -> Iterator[TaggedImage]:
-    files = _index_by_name(listing, table.parent)
-    line_of_name: dict[str, int] = {}
-    line_of_path: dict[Path, int] = {}
-    _check_columns(table, reader)
-    lines = [(reader.line_num, row) for row in reader]
-    mark = _tag_separator(table, [row[_TAGS_COLUMN] or "" for _, row in lines], warnings)
-    for number, row in lines:
-        if None in row:
+def _name_cells(
+    table: Path, header: Sequence[str], lines: Sequence[tuple[int, tuple[str, ...]]]
+) -> list[tuple[int, _Row]]:
+    """Return the number and the named cells of each line; cells that are not there are empty. Raises CannotTrain."""
+    names = _check_columns(table, header)
+    for number, cells in lines:
+        if len(cells) > len(names):
             raise CannotTrain(
                 f"{table}, line {number} has more cells than the first line names columns. Separate the tags of an "
                 "image by spaces, or put them in quotation marks."
             )
-        name = (row[_IMAGE_COLUMN] or "").strip().replace("\\", "/").removeprefix("./")
+    return [(number, dict.fromkeys(names, "") | dict(zip(names, cells, strict=False))) for number, cells in lines]
+
+
+def _parse_rows(
+    table: Path, lines: Sequence[tuple[int, _Row]], listing: Listing, warnings: list[str]
+) -> Iterator[TaggedImage]:
+    files = _index_by_name(listing, table.parent)
+    line_of_name: dict[str, int] = {}
+    line_of_path: dict[Path, int] = {}
+    mark = _tag_separator(table, [row[_TAGS_COLUMN] for _, row in lines], warnings)
+    for number, row in lines:
+        name = row[_IMAGE_COLUMN].replace("\\", "/").removeprefix("./")
         if name in line_of_name:
             raise CannotTrain(f"{table}, line {number}: {name} is already listed in line {line_of_name[name]}.")
         line_of_name[name] = number
@@ -165,13 +171,12 @@ def _parse_rows(
         if path in line_of_path:
             raise CannotTrain(f"{table}, line {number}: {name} is the same image as in line {line_of_path[path]}.")
         line_of_path[path] = number
-        tags = frozenset(filter(None, (tag.strip() for tag in (row[_TAGS_COLUMN] or "").split(mark))))
+        tags = frozenset(filter(None, (tag.strip() for tag in row[_TAGS_COLUMN].split(mark))))
         yield TaggedImage(path, tags, _parse_split(row, table, number))
 
 
-def _check_columns(table: Path, reader: "csv.DictReader[str]") -> None:
-    """Give the columns their names in lower case. Raises CannotTrain if one is missing or named twice."""
-    names = [name.strip() for name in reader.fieldnames or ()]
+def _check_columns(table: Path, names: Sequence[str]) -> list[str]:
+    """Return the names of the columns in lower case. Raises CannotTrain if one is missing or named twice."""
     lower = [name.lower() for name in names]
     missing = [name for name in (_IMAGE_COLUMN, _TAGS_COLUMN) if name not in lower]
     if missing:
@@ -187,7 +192,7 @@ def _check_columns(table: Path, reader: "csv.DictReader[str]") -> None:
     for name in (_IMAGE_COLUMN, _TAGS_COLUMN, _SPLIT_COLUMN):
         if lower.count(name) > 1:
             raise CannotTrain(f"{table} has {lower.count(name)} columns '{name}'; keep one.")
-    reader.fieldnames = lower
+    return lower
 
 
 def _is_meant(column: str, name: str) -> bool:
@@ -232,8 +237,8 @@ def _describe_missing(name: str, files: Mapping[str, Path | None], folder: Path)
     return f"there is no image {name!r} in the folders of {folder}."
 
 
-def _parse_split(row: dict[str, str], table: Path, number: int) -> str:
-    split = (row.get(_SPLIT_COLUMN) or "").strip().lower()
+def _parse_split(row: _Row, table: Path, number: int) -> str:
+    split = row.get(_SPLIT_COLUMN, "").lower()
     if split and split not in (*_TRAIN, *_VALIDATION):
         raise CannotTrain(f"{table}, line {number}: the split must be 'train' or 'validation', not '{split[:40]}'.")
     return "validation" if split in _VALIDATION else "train" if split else ""

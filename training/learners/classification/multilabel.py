@@ -15,6 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from tasks.contract import Task
 from training.core.errors import CannotTrain
 from training.core.results import Comparison, Evaluation, Figure, SampleScores, Trained
+from training.data.delimited import CsvFormat
 from training.engine.runtime import Runtime
 from training.evaluation import calibration, classification
 from training.evaluation.comparison import compare_statistics
@@ -44,8 +45,9 @@ class MultiLabelLearner(BaseClassificationLearner):
         options, table = self.options, find_table(data)
         if table is None:
             raise CannotTrain(f"There is no labels.csv in {data}.")
+        form = CsvFormat(options.separator, options.encoding)
         self.table = read_tags(
-            table, unreadable=options.unreadable, valid_fraction=options.valid_fraction, size=options.size
+            table, form, unreadable=options.unreadable, valid_fraction=options.valid_fraction, size=options.size
         )
         train, validation = self.table.train, self.table.validation
         # The thresholds are placeholders; `to_inference_module` sets them from the validation images after training.

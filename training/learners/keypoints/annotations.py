@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.core.errors import CannotTrain
+from training.data.delimited import CsvFormat
 from training.data.images import decode_file, filter_readable, image_files
 from training.learners.keypoints.columns import PointColumns, TableColumns, find_columns
 from training.learners.keypoints.csv_table import CsvTable, read_csv_table
@@ -74,6 +75,7 @@ class TableRules:
         zero: what points at exactly (0, 0) are if no visibility says so: refuse, missing or point.
         unreadable: what to do with images that cannot be decoded: refuse or skip.
         size: side length of the network's input, in pixels.
+        separator, encoding: of the tables; see `CsvFormat`.
     """
 
     tables: tuple[str, ...] = ()
@@ -85,6 +87,8 @@ class TableRules:
     zero: str = "refuse"
     unreadable: str = "refuse"
     size: int = 128
+    separator: str = ""
+    encoding: str = ""
 
 
 @dataclass(frozen=True)
@@ -162,7 +166,8 @@ def _find_tables(data: Path, names: Sequence[str]) -> list[Path]:
 
 def _read_table(path: Path, folder: Path, rules: TableRules, warnings: list[str]) -> tuple[tuple[str, ...], list[_Row]]:
     """Return the names of the points and the rows of a table."""
-    table = read_csv_table(path)
+    table = read_csv_table(path, CsvFormat(rules.separator, rules.encoding))
+    warnings += table.notes
     if _is_file(folder / table.header[0]) and table.header[0]:
         raise CannotTrain(
             f"{path} has no header: its first row names the image '{table.header[0]}'. Add a row above it with the "

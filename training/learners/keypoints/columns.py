@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tasks.near_names import suggest
 from training.core.errors import CannotTrain
+from training.core.sentences import list_items
 
 _SEP = r"[ _.:/-]"
 _AXIS = r"(?P<axis>x|y|visibility|visible|vis|v)"
@@ -230,9 +231,8 @@ def _pair_by_position(
 
 
 def _describe_pairs(header: Sequence[str], points: Sequence[PointColumns]) -> str:
-    shown = [f"{point.name} = ({header[point.x]}, {header[point.y]})" for point in points[:_MAX_LISTED]]
-    others = ", …" if len(points) > _MAX_LISTED else ""
-    return f"Columns were paired by their names, not by their order: {', '.join(shown)}{others}."
+    pairs = [f"{point.name} = ({header[point.x]}, {header[point.y]})" for point in points]
+    return f"Columns were paired by their names, not by their order: {list_items(pairs, _MAX_LISTED)}."
 
 
 def _join_columns(header: Sequence[str], columns: Iterable[int]) -> str:

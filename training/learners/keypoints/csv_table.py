@@ -1,16 +1,12 @@
-"""CSV files of keypoints: their separator, their header and their lines, whatever the columns mean."""
+"""CSV files of keypoints: their header and their lines, whatever the columns mean."""
 
-import csv
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from training.core.errors import CannotTrain
+from training.data.delimited import RECOGNISED, CsvFormat, open_delimited
 
-_SEPARATORS = ",;\t|"
-_SEPARATOR_LINE = re.compile(r"sep=(.)", re.IGNORECASE)
-"""The first line with which Excel notes the separator."""
 _HEADER_ROWS = ("scorer", "individuals", "bodyparts", "coords")
 """What the rows of DeepLabCut's header start with."""
 
@@ -23,33 +19,25 @@ class CsvTable:
         separator: the character between cells.
         header: the names of the columns.
         lines: (number of the line in the file, its cells) of each line below the header that is not empty.
+        notes: sentences on how the file was read.
     """
 
     path: Path
     separator: str
     header: tuple[str, ...]
     lines: tuple[tuple[int, tuple[str, ...]], ...]
+    notes: tuple[str, ...] = ()
 
 
-def read_csv_table(path: Path) -> CsvTable:
-    """Read a CSV file whose cells are separated by commas, semicolons, tabs or bars.
+def read_csv_table(path: Path, form: CsvFormat = RECOGNISED) -> CsvTable:
+    """Read a CSV file (`open_delimited`).
 
     The header may also be that of DeepLabCut, which has a row for the names of the points and one for x and y.
 
     Raises CannotTrain if the file cannot be read, has no line below its header, or lines of different lengths.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        separator = _find_separator(text)
-        rows = csv.reader(text.splitlines(keepends=True), delimiter=separator)
-        lines = [(number, tuple(cell.strip() for cell in row)) for number, row in enumerate(rows, 1)]
-    except UnicodeDecodeError:
-        raise CannotTrain(f"{path} cannot be read as a CSV file: it is not UTF-8. Save it as UTF-8.") from None
-    except (OSError, csv.Error) as error:
-        raise CannotTrain(f"{path} cannot be read as a CSV file: {error}.") from None
-    lines = [(number, line) for number, line in lines if any(line)]
-    if lines and _SEPARATOR_LINE.fullmatch(text.splitlines()[0].strip()):
-        del lines[0]
+    file = open_delimited(path, form)
+    lines = list(file.rows())
     height = _header_height(lines)
     if len(lines) <= height:
         raise CannotTrain(f"{path} has no rows below its header.")
@@ -61,15 +49,7 @@ def read_csv_table(path: Path) -> CsvTable:
         header, lines = _join_header_rows(path, [line for _, line in lines[:height]], lines[height:])
     else:
         (_, header), *lines = lines
-    return CsvTable(path, separator, header, tuple(lines))
-
-
-def _find_separator(text: str) -> str:
-    """Return the separator that splits the first line into most cells."""
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    if match := _SEPARATOR_LINE.fullmatch(first.strip()):
-        return match[1]
-    return max(_SEPARATORS, key=lambda separator: len(next(csv.reader([first], delimiter=separator), [])))
+    return CsvTable(path, file.separator, header, tuple(lines), file.notes)
 
 
 def _header_height(lines: Sequence[tuple[int, tuple[str, ...]]]) -> int:

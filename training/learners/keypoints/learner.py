@@ -20,6 +20,7 @@ from tasks.manifest import Metric
 from training.core.config import option
 from training.core.errors import CannotTrain
 from training.core.results import Comparison, Evaluation, Figure, SampleScores, Table, Trained
+from training.data.delimited import CsvOptions
 from training.data.hash_split import validation_split
 from training.engine.inference import collect_outputs
 from training.engine.runtime import Batch, Runtime
@@ -53,7 +54,7 @@ _CPU = Runtime(torch.device("cpu"))
 
 
 @dataclass(frozen=True)
-class Options(ImageOptions):
+class Options(CsvOptions, ImageOptions):
     """Options of the keypoint learner."""
 
     head: str = option("heatmaps", "predict points by heat maps, or by coordinates (faster)", choices=HEADS)

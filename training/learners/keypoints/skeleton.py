@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from training.core.errors import CannotTrain
+from training.core.sentences import list_items
 
 
 def parse_pairs(names: Sequence[str], pairs: Sequence[str], flag: str) -> tuple[tuple[int, int], ...]:
@@ -11,7 +12,7 @@ def parse_pairs(names: Sequence[str], pairs: Sequence[str], flag: str) -> tuple[
     for pair in pairs:
         first, separator, second = (part.strip() for part in pair.partition("="))
         if not separator or first not in names or second not in names:
-            raise CannotTrain(f"--{flag} {pair}: give two points as a=b; the points are {_abridge(names)}.")
+            raise CannotTrain(f"--{flag} {pair}: give two points as a=b; the points are {list_items(names, 8)}.")
         indices.append((names.index(first), names.index(second)))
     return tuple(indices)
 
@@ -46,10 +47,6 @@ def parse_normalisation_pair(names: Sequence[str], pair: Sequence[str]) -> tuple
         return None
     if len(pair) != 2 or pair[0] == pair[1] or not set(pair) <= set(names):
         raise CannotTrain(
-            f"--normalisation-pair {','.join(pair)}: give two points as a,b; the points are {_abridge(names)}."
+            f"--normalisation-pair {','.join(pair)}: give two points as a,b; the points are {list_items(names, 8)}."
         )
     return names.index(pair[0]), names.index(pair[1])
-
-
-def _abridge(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (", …" if len(names) > 8 else "")

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 
 from tasks._items import ItemTable, Scale
 from training.core.errors import CannotTrain
+from training.data.column_names import find_column
 from training.data.column_types import TypeRules, infer_types
 from training.data.date_texts import AmbiguousDates, DateTexts, read_date_texts
-from training.data.delimited import CsvFormat
+from training.data.delimited import RECOGNISED, CsvFormat
 from training.data.number_texts import MAX_EXACT, whole_floats_to_integers
 from training.data.table_files import read_texts
 
@@ -156,9 +157,9 @@ def read_ratings(
         raise CannotTrain(
             f"{data} does not contain a table of ratings; name it ratings.csv, or specify the file with --data."
         )
-    texts, notes, _ = read_texts(path, form.csv)
-    warnings: list[str] = list(notes)
-    frame = _read_types(_select_columns(texts, path, names), path, form, warnings)
+    table = read_texts(path, form.csv)
+    warnings: list[str] = list(table.notes)
+    frame = _read_types(_select_columns(table.frame, path, names), path, form, warnings)
     frame = _drop_incomplete(frame, path, warnings)
     scale = _rating_scale(frame, path, liked)
     ordered = "time" in frame.columns
@@ -168,11 +169,11 @@ def read_ratings(
     if len(ids) > _MAX_ITEMS:
         raise CannotTrain(f"{path} has ratings of {len(ids):,} items; at most {_MAX_ITEMS:,} are accepted.")
     users = _group_by_user(frame, ids, scale)
-    table = _make_item_table(_find_table(data, "items") if data.is_dir() else None, ids, names, form, warnings)
-    ratings = Ratings(table, len(ids), users, scale, ordered, tuple(warnings))
+    items = _make_item_table(_find_table(data, "items") if data.is_dir() else None, ids, names, form, warnings)
+    ratings = Ratings(items, len(ids), users, scale, ordered, tuple(warnings))
     _check(ratings, path)
-    likes = (*ratings.likes.tolist(), *(0 for _ in range(len(table) - len(ids))))
-    return replace(ratings, table=ItemTable(table.ids, table.titles, likes, table.details))
+    likes = (*ratings.likes.tolist(), *(0 for _ in range(len(items) - len(ids))))
+    return replace(ratings, table=ItemTable(items.ids, items.titles, likes, items.details))
 
 
 def _find_table(folder: Path, kind: str) -> Path | None:
@@ -183,24 +184,11 @@ def _find_table(folder: Path, kind: str) -> Path | None:
     return None
 
 
-def find_column(frame: pl.DataFrame, kind: str, name: str, path: Path) -> str | None:
-    """Return the column with this name or, if it is empty, with a common name of its kind. Raises CannotTrain."""
-    if name:
-        if name not in frame.columns:
-            raise CannotTrain(f"{path} has no column '{name}'; its columns are {', '.join(frame.columns)}.")
-        return name
-    columns = {_normalise_name(column): column for column in reversed(frame.columns)}
-    return next((columns[common] for common in _COLUMN_NAMES[kind] if common in columns), None)
-
-
-def _normalise_name(name: str) -> str:
-    return name.lower().replace("_", "").replace(" ", "").replace("-", "")
-
-
 def _select_columns(frame: pl.DataFrame, path: Path, names: ColumnNames) -> pl.DataFrame:
     """Return the columns user, item and, if present, rating and time. Raises CannotTrain."""
     columns = {
-        kind: find_column(frame, kind, getattr(names, kind), path) for kind in ("user", "item", "rating", "time")
+        kind: find_column(frame.columns, getattr(names, kind), _COLUMN_NAMES[kind], path)
+        for kind in ("user", "item", "rating", "time")
     }
     for kind in ("user", "item"):
         if columns[kind] is None:
@@ -353,7 +341,7 @@ def _make_item_table(
     """Return the rated items, followed by items of the table that no user rated."""
     if path is None:
         return ItemTable(tuple(ids), tuple(ids), (0,) * len(ids))
-    table = read_items(path, names.item, form.csv)
+    table = read_items(path, names.item, form.csv, warnings)
     rows, rated = table.rows, set(ids)
     order = [*ids, *(name for name in table.ids if name not in rated)]
     missing = [name for name in ids if name not in rows]
@@ -369,10 +357,19 @@ def _make_item_table(
     return ItemTable(tuple(order), reorder(table.titles, order), (0,) * len(order), details)
 
 
-def read_items(path: Path, item_column: str = "", form: CsvFormat = _RECOGNISED.csv) -> ItemTable:
-    """Read a table of items with an id, a title and any further columns. Raises CannotTrain."""
-    frame, _, _ = read_texts(path, form)
-    id_column = find_column(frame, "item", item_column if item_column in frame.columns else "", path)
+def read_items(
+    path: Path, item_column: str = "", form: CsvFormat = RECOGNISED, notes: list[str] | None = None
+) -> ItemTable:
+    """Read a table of items with an id, a title and any further columns. Raises CannotTrain.
+
+    Sentences on how the file was read are appended to `notes`.
+    """
+    read = read_texts(path, form)
+    frame = read.frame
+    if notes is not None:
+        notes += read.notes
+    given = item_column if item_column in frame.columns else ""
+    id_column = find_column(frame.columns, given, _COLUMN_NAMES["item"], path)
     id_column = id_column or ("id" if "id" in frame.columns else None)
     if id_column is None:
         columns = ", ".join(frame.columns)
@@ -382,7 +379,7 @@ def read_items(path: Path, item_column: str = "", form: CsvFormat = _RECOGNISED.
     repeated = frame.filter(pl.col(id_column).is_duplicated())[id_column]
     if len(repeated):
         raise CannotTrain(f"{path} contains the item '{repeated[0]}' twice.")
-    title_column = find_column(frame, "title", "", path) or id_column
+    title_column = find_column(frame.columns, "", _COLUMN_NAMES["title"], path) or id_column
     ids = frame[id_column].to_list()
     titles = tuple(title or name for title, name in zip(frame[title_column].to_list(), ids, strict=True))
     details = {

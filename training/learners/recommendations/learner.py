@@ -17,7 +17,7 @@ from training.core.config import Settings, option
 from training.core.errors import CannotTrain
 from training.core.results import EmbeddingTable, Evaluation, SampleScores, Trained
 from training.core.sources import SourceFetcher
-from training.data.delimited import CsvFormat
+from training.data.delimited import CsvFormat, CsvOptions
 from training.engine.inference import iterate_outputs
 from training.engine.learner import Learner, Stage
 from training.engine.optim import ParamGroup
@@ -34,16 +34,14 @@ _K = 10
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(CsvOptions):
     """Options of the recommendations learner."""
 
     user_column: str = option("", "column of users; empty = guessed from its name")
     item_column: str = option("", "column of items; empty = guessed from its name")
     rating_column: str = option("", "column of ratings; empty = guessed from its name")
     time_column: str = option("", "column of times; empty = guessed from its name")
-    separator: str = option("", "character between the columns of a CSV file; empty = recognised")
     decimal: str = option("", "decimal sign of ratings, a point or a comma; empty = recognised")
-    encoding: str = option("", "encoding of a CSV file, such as cp1252; empty = UTF-8, or UTF-16 if marked so")
     dayfirst: bool | None = option(None, "whether 1/2/2020 is the first of February, where no time shows it")
     liked: float = option(0.0, "minimum rating of a liked item; 0 = all rated items count as liked")
     features: tuple[str, ...] = option((), "columns of the item table to use as features (genres)")

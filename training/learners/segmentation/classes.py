@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from tasks._masks import Colour
 from training.core.errors import CannotTrain
+from training.data.text_files import NotText, read_text_file
 from training.learners.segmentation.masks import MaskContents, MaskReader, choose_reader, decode_mask, percent
 
 IGNORED = 255
@@ -169,7 +170,7 @@ def _read_names(root: Path, given: Sequence[str], warnings: list[str]) -> list[s
     codes = root / CODES
     names = list(given)
     if codes.is_file():
-        names = _read_codes(codes)
+        names = _read_codes(codes, warnings)
         if given and list(given) != names:
             warnings.append(f"The labels are those of {codes}; --labels, which names others, was not used.")
     if len(names) > 255:
@@ -179,11 +180,13 @@ def _read_names(root: Path, given: Sequence[str], warnings: list[str]) -> list[s
     return names
 
 
-def _read_codes(codes: Path) -> list[str]:
+def _read_codes(codes: Path, warnings: list[str]) -> list[str]:
     try:
-        return [line.strip() for line in codes.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except UnicodeDecodeError:
+        file = read_text_file(codes)
+    except NotText:  # For so short a file there is no option.
         raise CannotTrain(f"{codes} is not UTF-8. Save it as UTF-8.") from None
+    warnings += file.describe(codes)
+    return [line.strip() for line in file.text.splitlines() if line.strip()]
 
 
 def _name_colours(names: Sequence[str], colours: Sequence[str]) -> list[str]:

@@ -23,6 +23,7 @@ from training.core.config import Settings, option
 from training.core.errors import CannotTrain
 from training.core.results import Evaluation, Remeasured, SampleScores, Table, Trained
 from training.core.sources import SourceFetcher
+from training.data.delimited import CsvFormat, CsvOptions
 from training.data.hash_split import validation_split
 from training.engine.inference import collect_outputs
 from training.engine.learner import Learner, Phase, Stage
@@ -76,7 +77,7 @@ _CLASSIFIER_DROPOUTS = Dropouts(words=0.05, inputs=0.4, weights=0.5, hidden=0.3,
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(CsvOptions):
     """Options of the sentiment learner."""
 
     text_column: str = option("", "column of the texts; empty = guessed from its name")
@@ -160,7 +161,8 @@ class SentimentLearner(Learner):
     @classmethod
     def from_data(cls, data: Path, settings: Settings, options: Any, fetcher: SourceFetcher) -> "SentimentLearner":
         """Read and split the texts. Raises CannotTrain."""
-        rules = TextRules(options.text_column, options.label_column, options.group_column, options.files_per_group)
+        csv = CsvFormat(options.separator, options.encoding)
+        rules = TextRules(options.text_column, options.label_column, options.group_column, options.files_per_group, csv)
         texts = read_texts(data, rules)
         corpus: tuple[str, ...] = ()
         if options.corpus and not options.language_model:

@@ -7,17 +7,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 
 import polars as pl
 
 from tasks._characters import clean_text
 from tasks._tables import MISSING_TEXTS
-from tasks.near_names import nearest_name, suggest
+from tasks.near_names import nearest_name
 from training.core.errors import CannotTrain
+from training.core.sentences import count_of, join_quoted, list_quoted, was
+from training.data.column_names import find_column
+from training.data.delimited import RECOGNISED, CsvFormat
 from training.data.folders import (
     Listing,
-    describe_equal_names,
     describe_nested,
     enter_wrapper,
     first_existing,
@@ -25,6 +26,8 @@ from training.data.folders import (
     list_subfolders,
     wrappers,
 )
+from training.data.label_names import merge_spellings
+from training.data.table_files import read_cells
 from training.data.text_files import NotText, read_text_file
 
 _TEXT_COLUMNS = ("text", "review", "sentence", "content", "comment", "body", "message", "tweet", "document")
@@ -35,11 +38,6 @@ _LONG_NAMES = {"pos": "positive", "neg": "negative"}
 _TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
 _MAX_LABELS = 200
 _TEXT_ENDINGS = (".txt",)
-_SEPARATORS: Mapping[str, str] = MappingProxyType(
-    {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
-)
-_MAX_HEADER = 100_000
-_MAX_NAMED = 5
 _WHOLE_NUMBER = re.compile(r"-?\d{1,15}(\.0+)?")
 _NUMBERED_FILE = re.compile(r"(\d{1,15})(_\d+)?")
 
@@ -52,12 +50,14 @@ class TextRules:
         text_column, label_column: columns of a table; empty: guessed from common names.
         group_column: column of a table; texts of one group stay on one side of a split; empty: equal texts are a group.
         files_per_group: for numbered files: this many consecutive numbers are a group; 0: equal texts are a group.
+        csv: how the files are written.
     """
 
     text_column: str = ""
     label_column: str = ""
     group_column: str = ""
     files_per_group: int = 0
+    csv: CsvFormat = RECOGNISED
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,11 @@ class _RawTexts:
 def read_texts(path: Path, rules: TextRules) -> TextData:
     """Read a table of texts and labels (CSV, TSV or Parquet), or a folder with one folder of .txt files per label.
 
-    The columns of a CSV file are separated by commas, tabs, semicolons or vertical bars. If a folder contains `train`,
-    only that is read, never `test`. Texts in `unsup` and rows without a label are returned as unlabelled. Empty texts
-    are left out; `warnings` tell what else was not read.
+    If a folder contains `train`, only that is read, never `test`. Texts in `unsup` and rows without a label are
+    returned as unlabelled. Spellings of one label have one name (`merge_spellings`). Empty texts are left out;
+    `warnings` tell what else was not read.
 
-    Raises CannotTrain: there are no texts, no labels, or a label with a single text; or a file is neither in UTF-8 nor,
-    recognisably, in UTF-16.
+    Raises CannotTrain: there are no texts, no labels, or a label with a single text; or a file cannot be read as text.
     """
     raw = _read_folder(path, rules) if path.is_dir() else _read_table(path, rules)
     kept = [i for i, text in enumerate(raw.texts) if text.strip()]
@@ -115,7 +114,6 @@ def read_texts(path: Path, rules: TextRules) -> TextData:
     labels = [str(raw.labels[i]) for i in labelled]
     groups = [raw.groups[i] or normalised_hash(raw.texts[i]) for i in labelled]
     names = _label_names(labels, groups, path)
-    raw.warnings += describe_equal_names(names, "labels")
     _note_contradictions([raw.texts[i] for i in labelled], labels, raw.warnings)
     indices = {name: i for i, name in enumerate(names)}
     return TextData(
@@ -212,14 +210,16 @@ def _read_folder(folder: Path, rules: TextRules) -> _RawTexts:
             f"{root} has no subfolders with .txt files; put the texts of each label into a folder of their "
             f"own.{' ' + reasons if reasons else ''}"
         )
+    merged = merge_spellings({path.name: len(files) for path, files in texts.items()}, truth_values=False)
     raw.warnings += [reasons for reasons in (left_out.describe_left_out(), *_describe_folders(root, texts)) if reasons]
+    raw.warnings += merged.notes
     raw.warnings += _describe_unread(folder, root, unread, [path.name for path in labelled if path not in texts])
     for path, files in texts.items():
         groups = [_file_group(file, root, rules.files_per_group) for file in files]
-        for text, group in zip(_read_files(files, raw.warnings), groups, strict=True):
-            raw.add(text, path.name, group)
+        for text, group in zip(_read_files(files, rules.csv.encoding, raw.warnings), groups, strict=True):
+            raw.add(text, merged.names[path.name], group)
     for path in unlabelled:
-        for text in _read_files(listings[path].files, raw.warnings):
+        for text in _read_files(listings[path].files, rules.csv.encoding, raw.warnings):
             raw.add(text, None, None)
     return raw
 
@@ -233,16 +233,12 @@ def _describe_unread(folder: Path, root: Path, unread: Sequence[str], empty: Seq
     sentences = []
     beside = [path.name for path in list_subfolders(root.parent)] if root != folder else []
     if others := [name for name in beside if name.lower() in _OTHER_SPLITS]:
-        sentences.append(f"Only the folder '{root.name}' was read, not {_quote(others)}.")
+        sentences.append(f"Only the folder '{root.name}' was read, not {join_quoted(others)}.")
     if unread:
-        sentences.append(f"Not read as a label, but taken for another split: {_quote(unread)}.")
+        sentences.append(f"Not read as a label, but taken for another split: {join_quoted(unread)}.")
     if empty:
-        sentences.append(f"Without a .txt file, and therefore no label: {_quote(empty)}.")
+        sentences.append(f"Without a .txt file, and therefore no label: {join_quoted(empty)}.")
     return sentences
-
-
-def _quote(names: Sequence[str]) -> str:
-    return ", ".join([f"'{name}'" for name in names[:_MAX_NAMED]] + ["…"] * (len(names) > _MAX_NAMED))
 
 
 def _find_root(folder: Path) -> Path:
@@ -260,24 +256,27 @@ def _file_group(file: Path, root: Path, files_per_group: int) -> str | None:
     return f"{file.parent.relative_to(root).as_posix()}/{int(numbered[1]) // files_per_group}"
 
 
-def _read_files(files: Sequence[Path], warnings: list[str]) -> list[str]:
+def _read_files(files: Sequence[Path], encoding: str, warnings: list[str]) -> list[str]:
     """Return the texts of all files. Raises CannotTrain that counts those in another encoding."""
     texts, failures = [], []
-    wide = 0
+    encodings: Counter[str] = Counter()
     for file in files:
         try:
-            content = read_text_file(file)
+            content = read_text_file(file, encoding)
         except NotText as error:
             failures.append(str(error))
             continue
         texts.append(content.text)
-        wide += content.encoding != "UTF-8"
+        encodings[content.encoding] += 1
     if len(failures) > 1:
-        raise CannotTrain(f"{failures[0]} The same is true of {len(failures) - 1:,} more file(s) there.")
+        raise CannotTrain(f"{failures[0]} The same is true of {count_of(len(failures) - 1, 'more file')} there.")
     if failures:
         raise CannotTrain(failures[0])
-    if wide:
-        warnings.append(f"{wide:,} file(s) of '{files[0].parent.name}' were read as UTF-16.")
+    del encodings["UTF-8"]
+    warnings += [
+        f"{count_of(number, 'file')} of '{files[0].parent.name}' {was(number)} read as {name}."
+        for name, number in encodings.items()
+    ]
     return texts
 
 
@@ -293,8 +292,10 @@ def _read_table(path: Path, rules: TextRules) -> _RawTexts:
         column = _find_column(frame, rules.group_column, (), "--group-column", path)
         groups = [_strip(value) for value in frame[column].cast(pl.String).to_list()]
     labels = _read_labels(frame[label_column], raw.warnings)
+    merged = merge_spellings(Counter(label for label in labels if label is not None))
+    raw.warnings += merged.notes
     for text, label, group in zip(frame[text_column].to_list(), labels, groups, strict=True):
-        raw.add(text or "", label, group)
+        raw.add(text or "", label and merged.names[label], group)
     return raw
 
 
@@ -303,8 +304,9 @@ def _read_labels(column: pl.Series, warnings: list[str]) -> list[str | None]:
     labels = [_strip(value) for value in column.cast(pl.String).to_list()]
     missing = Counter(label for label in labels if label in MISSING_TEXTS)
     if missing:
-        names = ", ".join(f"'{name}'" for name in sorted(filter(None, missing)))
-        warnings.append(f"{missing.total():,} row(s) with the label {names} were taken to have none.")
+        names = list_quoted(sorted(filter(None, missing)))
+        rows = missing.total()
+        warnings.append(f"{count_of(rows, 'row')} with the label {names} {was(rows)} taken to have none.")
         labels = [None if label in MISSING_TEXTS else label for label in labels]
     if all(label is None or _WHOLE_NUMBER.fullmatch(label) for label in labels):
         return [label and str(int(float(label))) if label and "." in label else label for label in labels]
@@ -318,45 +320,16 @@ def _strip(value: str | None) -> str | None:
 def _read_frame(path: Path, rules: TextRules, warnings: list[str]) -> pl.DataFrame:
     if not path.exists():
         raise CannotTrain(f"There is no file or folder {path}.")
-    if path.suffix.lower() not in _TABLE_SUFFIXES:
+    if not path.name.lower().removesuffix(".gz").endswith(_TABLE_SUFFIXES):
         raise CannotTrain(
             f"{path} is neither a table ({', '.join(_TABLE_SUFFIXES)}) nor a folder. Save the table as CSV, with the "
             "names of the columns in its first line."
         )
-    try:
-        is_parquet = path.suffix.lower() in (".parquet", ".pq")
-        frame = pl.read_parquet(path) if is_parquet else _read_csv(path, rules, warnings)
-    except pl.exceptions.NoDataError:
-        raise CannotTrain(f"{path} is empty.") from None
-    except (pl.exceptions.PolarsError, OSError) as error:
-        reason = str(error).splitlines()[0][:200].rstrip(".")
-        hint = " Texts that contain the separator must be in quotation marks." if "fields" in reason else ""
-        raise CannotTrain(f"{path} cannot be read as a table: {reason}.{hint}") from None
-    if not frame.height:
+    table = read_cells(path, rules.csv)
+    if not table.frame.height:
         raise CannotTrain(f"{path} has no rows.")
-    return frame
-
-
-def _read_csv(path: Path, rules: TextRules, warnings: list[str]) -> pl.DataFrame:
-    file = read_text_file(path)
-    separator = _guess_separator(file.text, rules)
-    if separator != "," and not (separator == "\t" and path.suffix.lower() == ".tsv"):
-        warnings.append(f"The columns of {path.name} are separated by {_SEPARATORS[separator]}.")
-    warnings += file.describe(path)
-    return pl.read_csv(file.text.encode(), separator=separator, infer_schema=False)
-
-
-def _guess_separator(text: str, rules: TextRules) -> str:
-    """Return the separator that splits the first line into most names that are looked for, or that occurs most."""
-    header = text[:_MAX_HEADER].lstrip("\r\n").partition("\n")[0]
-    given = (rules.text_column, rules.label_column, rules.group_column)
-    wanted = {*_TEXT_COLUMNS, *_LABEL_COLUMNS, *(name.lower() for name in given if name)}
-
-    def suitability(separator: str) -> tuple[int, int]:
-        names = {name.strip().strip('"').lower() for name in header.split(separator)}
-        return len(names & wanted), header.count(separator)
-
-    return max(_SEPARATORS, key=suitability)
+    warnings += table.notes
+    return table.frame
 
 
 def _find_text_column(frame: pl.DataFrame, name: str, path: Path) -> str:
@@ -368,12 +341,9 @@ def _find_text_column(frame: pl.DataFrame, name: str, path: Path) -> str:
 
 def _find_column(frame: pl.DataFrame, name: str, common_names: Sequence[str], flag: str, path: Path) -> str:
     """Return the column with this name or, if it is empty, with a common name. Raises CannotTrain."""
-    listed = ", ".join(frame.columns)[:500]
-    if name and name not in frame.columns:
-        raise CannotTrain(f"{path} has no column '{name}'; its columns are {listed}.{suggest(name, frame.columns)}")
-    columns = {column.strip().lower(): column for column in reversed(frame.columns)}
-    column = name or next((columns[common] for common in common_names if common in columns), "")
-    if not column:
+    column = find_column(frame.columns, name, common_names, path)
+    if column is None:
+        listed = ", ".join(frame.columns)[:500]
         near = next((column for column in frame.columns if nearest_name(column, common_names)), "")
         raise CannotTrain(
             f"None of the columns of {path} ({listed}) is called {', '.join(common_names[:3])} or similar; specify it "

@@ -20,7 +20,7 @@ from training.core.errors import CannotTrain
 from training.core.results import EmbeddingTable, Figure, Remeasured, SampleScores, Table
 from training.core.sources import SourceFetcher
 from training.data.column_types import ColumnKinds, TypeRules
-from training.data.delimited import CsvFormat
+from training.data.delimited import CsvFormat, CsvOptions
 from training.data.table_files import LoadedTable, read_table
 from training.data.table_split import Split, Splitter
 from training.data.tables import RowSamples, infer_columns, request_values
@@ -37,7 +37,7 @@ _TABLE_SUFFIXES = (".csv", ".tsv", ".parquet", ".pq")
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(CsvOptions):
     """Options of the table learners."""
 
     target: str = option("", "the column to predict")
@@ -54,9 +54,7 @@ class Options:
     ignore: tuple[str, ...] = option((), "columns to exclude from the inputs")
     audit: tuple[str, ...] = option((), "columns by which the metrics are also reported")
     header: tuple[str, ...] = option((), "names of the columns, for a CSV file without a header")
-    separator: str = option("", "character between the columns of a CSV file; empty = recognised")
     decimal: str = option("", "decimal sign, a point or a comma; empty = recognised")
-    encoding: str = option("", "encoding of a CSV file, such as cp1252; empty = UTF-8, or UTF-16 if marked so")
     file: str = option("", "file name of the table, if --data is a folder")
     valid_fraction: float = option(0.2, "fraction of the rows held out for validation", above=0, below=1)
     split_column: str = option("", "column with the split of each row, train or valid")

@@ -189,20 +189,56 @@ def test_a_class_without_training_images_of_its_own_is_refused(photos, tmp_path)
         read(tmp_path / "all")
 
 
-def test_classes_that_differ_only_in_case_are_named(photos, tmp_path):
+def test_folders_that_differ_only_in_case_are_one_class_with_a_sentence(photos, tmp_path):
     folder = photos(count=4)
-    shutil.copytree(photos("more", count=4, first=50) / "red", folder / "Red")
+    shutil.copytree(photos("more", count=3, first=50) / "red", folder / "Red")
 
-    (warning,) = read(folder).warnings
+    data = read(folder)
 
-    assert warning.startswith("The classes 'Red' and 'red' differ only in how they are written")
+    assert data.labels == ("green", "red")
+    assert count(data) == 11
+    assert data.warnings == (
+        "Labels that differ only in case or spaces are read as one: 'Red' (3), 'red' (4) as 'red'.",
+    )
 
 
-def test_a_class_of_the_validation_folder_in_another_case_is_suggested(photos, tmp_path):
+def test_folders_of_letters_and_truth_values_are_classes_of_their_own(tmp_path):
+    for number, name in enumerate(("a", "A", "yes", "true", "no")):
+        (tmp_path / name).mkdir()
+        for seed in range(2):
+            draw(10 * number + seed).save(tmp_path / name / f"{seed}.png")
+
+    data = read(tmp_path)
+
+    assert data.labels == ("A", "a", "no", "true", "yes")
+    assert data.warnings == ("Single letters that differ only in case are labels of their own: A/a.",)
+
+
+def test_folders_that_are_spellings_of_one_class_are_refused(photos):
+    folder = photos(count=4)
+    shutil.rmtree(folder / "green")
+    shutil.copytree(folder / "red", folder / "Red")
+
+    with pytest.raises(CannotTrain, match=r"one class only, 'Red'; .* 'Red' \(4\), 'red' \(4\) as 'Red'"):
+        read(folder)
+
+
+def test_a_class_of_the_validation_folder_in_another_case_is_the_same(photos, tmp_path):
     photos("all/train", count=4)
     (photos("all/val", count=2, first=50) / "red").rename(tmp_path / "all" / "val" / "Red")
 
-    with pytest.raises(CannotTrain, match=r"'Red' is in .*Did you mean 'red'\?"):
+    data = read(tmp_path / "all")
+
+    assert data.labels == ("green", "red")
+    assert len(data.validation) == 4
+    assert data.warnings[0].endswith("'Red' (2), 'red' (4) as 'red'.")
+
+
+def test_a_class_of_the_validation_folder_with_another_name_is_refused(photos, tmp_path):
+    photos("all/train", count=4)
+    (photos("all/val", count=2, first=50) / "red").rename(tmp_path / "all" / "val" / "Reds")
+
+    with pytest.raises(CannotTrain, match=r"'Reds' is in .*Did you mean 'red'\?"):
         read(tmp_path / "all")
 
 

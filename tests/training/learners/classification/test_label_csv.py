@@ -1,12 +1,15 @@
+import gzip
+
 import pytest
 from PIL import Image
 
 from training.core.errors import CannotTrain
+from training.data.delimited import RECOGNISED, CsvFormat
 from training.learners.classification.label_csv import find_table, read_tags
 
 
-def read(folder):
-    return read_tags(find_table(folder), unreadable="refuse", valid_fraction=0.25, size=32)
+def read(folder, form=RECOGNISED):
+    return read_tags(find_table(folder), form, unreadable="refuse", valid_fraction=0.25, size=32)
 
 
 @pytest.fixture
@@ -121,12 +124,39 @@ def test_summary_of_a_table_states_its_separators_and_images_that_it_does_not_li
     )
 
 
-def test_tags_that_differ_only_in_case_are_named(tagged_folder, tag_rows):
-    rows = [(name, tags.replace("left", "Left") if i < 12 else tags) for i, (name, tags) in enumerate(tag_rows())]
+def test_tags_that_differ_only_in_case_are_one_and_named(tagged_folder, tag_rows):
+    rows = [(name, tags.replace("left", "Left") if i < 9 else tags) for i, (name, tags) in enumerate(tag_rows())]
 
     table = read(tagged_folder(rows))
 
-    assert any(warning.startswith("The tags 'Left' and 'left' differ only in how") for warning in table.warnings)
+    assert table.labels == ("left", "right")
+    assert table.targets((*table.train, *table.validation)).sum() == sum(len(tags.split()) for _, tags in tag_rows())
+    assert any(
+        warning.startswith("Labels that differ only in case or spaces are read as one: 'Left' (")
+        for warning in table.warnings
+    )
+
+
+def test_encoding_and_separator_of_a_table_can_be_named(tagged_folder, tag_rows):
+    folder = tagged_folder([(name, tags.replace("left", "fähre")) for name, tags in tag_rows()])
+    text = (folder / "labels.csv").read_text("utf-8").replace(",", "/")
+    (folder / "labels.csv").write_bytes(gzip.compress(text.encode("cp1252")))
+
+    table = read(folder, CsvFormat("/", "cp1252"))
+
+    assert table.labels == ("fähre", "right")
+    assert table.warnings[:2] == (
+        "labels.csv was read as CP1252.",
+        "The columns of labels.csv are separated by '/'.",
+    )
+
+
+def test_lines_are_counted_as_an_editor_does(tagged_folder, tag_rows):
+    folder = tagged_folder(tag_rows())
+    (folder / "labels.csv").write_text('sep=,\n\nimage_name,tags\np00,"left\nright"\n,,\nghost,left\n')
+
+    with pytest.raises(CannotTrain, match="line 7: there is no image 'ghost'"):
+        read(folder)
 
 
 def test_table_in_utf_16_is_read_and_paths_of_windows_are_understood(tagged_folder, tag_rows):

@@ -1,3 +1,4 @@
+import gzip
 import re
 
 import numpy as np
@@ -156,7 +157,7 @@ def test_invalid_rules_and_files_are_refused_with_a_message(tmp_path):
         read_keypoints(folder / "points.csv", TableRules())
     assert len(read_keypoints(folder / "points.csv", TableRules(unreadable="skip")).images) == 2
     (folder / "points.csv").write_bytes(b"file,a_x,a_y\n\xff\xfe,1,2\n")
-    with pytest.raises(CannotTrain, match="cannot be read as a CSV file"):
+    with pytest.raises(CannotTrain, match=r"is not UTF-8 \(line 2\)"):
         read_keypoints(folder / "points.csv", TableRules())
 
 
@@ -356,20 +357,41 @@ def test_fractions_of_the_image_size_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "lines",
+    ("name", "lines"),
     [
-        ("image;nose_x;nose_y", "0.png;10,5;20", "1.png;11,5;20"),
-        ("sep=;", "image;nose_x;nose_y", "0.png;10,5;20", "1.png;11,5;20"),
-        ("image\tnose_x\tnose_y", "0.png\t10,5\t20", "1.png\t11,5\t20"),
-        ("image|nose_x|nose_y", "0.png|10,5|20", "1.png|11,5|20"),
+        ("semicolons", ("image;nose_x;nose_y", "0.png;10,5;20", "1.png;11,5;20")),
+        ("semicolons", ("sep=;", "image;nose_x;nose_y", "0.png;10,5;20", "1.png;11,5;20")),
+        ("tabs", ("image\tnose_x\tnose_y", "0.png\t10,5\t20", "1.png\t11,5\t20")),
+        ("vertical bars", ("image|nose_x|nose_y", "0.png|10,5|20", "1.png|11,5|20")),
     ],
     ids=["semicolons", "Excel's first line", "tabs", "bars"],
 )
-def test_other_separators_and_decimal_commas_are_read(tmp_path, lines):
+def test_other_separators_and_decimal_commas_are_read(tmp_path, name, lines):
     data = read_keypoints(write_lines(tmp_path / "d", *lines, count=2), TableRules())
 
     assert [image.points.tolist() for image in data.images] == [[[10.5, 20.0]], [[11.5, 20.0]]]
-    assert data.warnings == ("points.csv: commas in numbers were read as decimal points.",)
+    assert data.warnings == (
+        f"The columns of points.csv are separated by {name}.",
+        "points.csv: commas in numbers were read as decimal points.",
+    )
+
+
+def test_tables_in_other_encodings_or_compressed_are_read_and_said(tmp_path):
+    folder = write_images(tmp_path / "d", 3, header=("datei", "maul_x", "maul_y", "flügel_x", "flügel_y"))
+    text = (folder / "points.csv").read_text("utf-8")
+
+    for content, rules, encoding in (
+        (text.encode("cp1252"), TableRules(encoding="cp1252"), "CP1252"),
+        (text.encode("utf-16"), TableRules(), "UTF-16"),
+        (gzip.compress(text.encode("utf-16-le")), TableRules(), "UTF-16"),
+    ):
+        (folder / "points.csv").write_bytes(content)
+        data = read_keypoints(folder, rules)
+
+        assert data.names == ("maul", "flügel")
+        assert data.warnings == (f"points.csv was read as {encoding}.",)
+    (folder / "points.csv").write_bytes(text.replace(",", " ").encode())
+    assert len(read_keypoints(folder, TableRules(separator="space")).images) == 3
 
 
 @pytest.mark.parametrize(("prefix", "empty"), [("labeled-data/film/", ""), ("labeled-data,film,", ",,")])

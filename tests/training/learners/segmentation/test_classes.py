@@ -312,6 +312,16 @@ def test_rules_that_do_not_fit_are_refused(write, rules, message):
         read(folder, **rules)
 
 
+def test_names_of_labels_may_be_in_utf_16(write):
+    folder = write(save_values(np.arange(4, dtype=np.uint8)), codes=("Wiese", "Straße", "c", "d"))
+    (folder / "codes.txt").write_text("Wiese\nStraße\nc\nd\n", "utf-16")
+
+    data = read(folder)
+
+    assert data.classes.labels == ("Wiese", "Straße", "c", "d")
+    assert "codes.txt was read as UTF-16." in data.warnings
+
+
 def test_labels_that_codes_txt_overrides_are_named(write):
     folder = write(save_values(np.arange(4, dtype=np.uint8)), codes=("a", "b", "c", "d"))
 
