@@ -296,7 +296,7 @@ class _Inference:
                     if len(names) == 1
                     else f"{len(names)} columns ({', '.join(names[:5])}{', …' * (len(names) > 5)})"
                 )
-                self._result.warnings.append(f"{what} in {listed}: '{text}' is {plain}.")
+                self._result.warnings.append(f"{what} in {listed}: '{text}' is {plain}, and requests must write it so.")
 
 
 _MARKS = {",": "comma", ".": "point"}

@@ -18,7 +18,7 @@ _RIDGE = 1e-3
 _MIN_SLOPE = 0.01
 """A slope of 0 could not be undone, and with a negative one, points that are more spread would be more certain."""
 _LARGE_ERROR = 0.10
-_MIN_GROUPS = 5
+_MIN_GROUPS = 10
 """With fewer groups, resampling them says little about the uncertainty of their mean."""
 
 
@@ -70,7 +70,7 @@ def pck(errors: Numbers, threshold: float) -> float:
 def bootstrap_interval(errors: Numbers, groups: Sequence[str], draws: int = 1000) -> tuple[float, float] | None:
     """Return the 95 % interval of the mean error by a bootstrap over groups: images of a group resemble each other.
 
-    With fewer than 5 groups it is None.
+    With fewer than ten groups it is None, as for a comparison.
     """
     means = image_errors(errors)
     has_points = ~np.isnan(means)

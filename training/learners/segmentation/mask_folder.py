@@ -155,7 +155,7 @@ def _read_pairs(
             others = f" (and {len(missing) - 1} others)" if len(missing) > 1 else ""
             raise CannotTrain(f"{files[missing[0]]} {problem}{others}.")
     if not image_of_name:
-        raise CannotTrain(f"There are no images (JPEG, PNG, WebP or BMP) in {images}.")
+        raise CannotTrain(f"There are no images that can be read in {images}.")
     decodable = filter_readable(list(image_of_name.values()), unreadable=unreadable, size=size, warnings=warnings)
     mask_of_image = {path: mask_of_name[name] for name, path in image_of_name.items()}
     with ThreadPoolExecutor() as pool:
