@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.core.errors import CannotTrain
-from training.data.folders import first_existing
+from training.data.folders import Listing, first_existing
 from training.data.hash_split import validation_split
-from training.data.images import decode_file, filter_readable, image_files
+from training.data.images import decode_file, describe_unread_images, filter_readable, image_files, list_images
 from training.learners.segmentation.classes import Classes, MaskRules, find_classes
 from training.learners.segmentation.masks import MaskContents, decode_mask, summarise_mask
 
@@ -76,7 +76,9 @@ def read_mask_folder(
         validation = tuple(pair for pair, held in zip(pairs, is_validation, strict=True) if held)
     if not (train and validation):
         raise CannotTrain(f"{root} has only one image, which leaves none for validation; copies count once.")
-    _tell_unused(root, (*train_folders, *(validation_folders or ())), warnings)
+    folders = (*train_folders, *(validation_folders or ()))
+    warnings += describe_unread_images(sum((list_images(path).without_files() for path in folders), Listing()))
+    _tell_unused(root, folders, warnings)
     _tell_absent_labels(classes, train, validation, warnings)
     return MaskFolder(classes, train, validation, split, tuple(warnings))
 
