@@ -16,6 +16,8 @@ _SEPARATOR_LINE = re.compile(r'"?sep=([,;\t|])"?[;,\t]{0,1000}(?:\r\n|\r|\n)', r
 _MAX_HEADER_LENGTH = 100_000
 _MAX_PROBLEMS = 20
 _DECIMAL_COMMA = re.compile(r"\s*[+-]?\d{1,50},\d{1,50}\s*", re.ASCII)
+_THOUSANDS_POINT = re.compile(r"\s*[+-]?[1-9]\d{0,2}\.\d{3}\s*", re.ASCII)
+"""Numbers whose point separates thousands, if the table has decimal commas."""
 
 
 @dataclass(frozen=True)
@@ -163,16 +165,27 @@ def _read_rows(reader: Any, names: Sequence[str], limits: Limits) -> Iterator[di
 
 
 def _read_decimal_commas(rows: Sequence[dict[str, Any]], numbers: frozenset[str]) -> list[str]:
-    """Write a point for the decimal comma in columns of numbers; return a notice if there are any."""
-    examples = []
+    """Write a point for the decimal comma in columns of numbers; return a notice if there are any.
+
+    Raises InvalidInput if there are, and a number such as 1.234 has a point, which may separate thousands.
+    """
+    examples, grouped = [], []
     for row in rows:
         for name in numbers & row.keys():
             text = row[name]
             if _DECIMAL_COMMA.fullmatch(text):
                 row[name] = text.replace(",", ".")
                 examples.append(text.strip())
+            elif _THOUSANDS_POINT.fullmatch(text):
+                grouped.append(text.strip())
     if not examples:
         return []
+    if grouped:
+        whole, fraction = grouped[0].replace(".", ""), grouped[0].replace(".", ",")
+        _reject(
+            f"The point in '{grouped[0]}' may separate thousands or be a decimal sign, since '{examples[0]}' has a "
+            f"decimal comma; write {whole} or {fraction}."
+        )
     return [f"Commas in numbers were read as decimal commas: '{examples[0]}' as {examples[0].replace(',', '.')}."]
 
 

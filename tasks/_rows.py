@@ -15,6 +15,8 @@ from tasks.near_names import suggest
 _MAX_PROBLEMS = 20
 """Problems of a request that are listed, about; the rows after them are not validated."""
 _DECIMAL_COMMA = re.compile(r"[+-]?\d{1,20},\d{1,20}", re.ASCII)
+_POINTS_AND_COMMA = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3}){1,10}(,\d{1,20})?", re.ASCII)
+"""Numbers whose points separate thousands. One with a single point and no comma is read with a decimal point."""
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3}){1,10}(\.\d{1,20})?", re.ASCII)
 """Numbers whose commas may separate thousands. A single one may be a decimal comma as well."""
 
@@ -52,10 +54,12 @@ class RowReader:
     Attributes:
         columns: the columns of the table.
         optional: names of columns that count as missing if a row omits them.
+        target: the column that the model predicts.
     """
 
     columns: tuple[Column, ...]
     optional: tuple[str, ...] = ()
+    target: str = ""
 
     @cached_property
     def _by_name(self) -> dict[str, Column]:
@@ -138,6 +142,8 @@ class RowReader:
         if kind == "missing" and len(location) > 2:
             return "the column is missing; send null if its value is not known"
         if kind == "extra_forbidden" and len(location) > 2:
+            if location[2] == self.target:
+                return "the column is what the model predicts; remove it"
             return "there is no such column." + suggest(str(location[2]), self._by_name)
         if kind == "too_short" and len(location) == 1:
             return "there are no rows; send at least one"
@@ -146,6 +152,9 @@ class RowReader:
             return f"{shown!r} is not a number{_suggest_number(shown)}"
         if kind == "int_type" and isinstance(value, str):
             return f"{value.strip()[:40]!r} is not a whole number"
+        is_number = kind == "string_type" and type(value) in (int, float) and len(location) > 2
+        if is_number and isinstance(self._by_name.get(str(location[2])), CategoryColumn):
+            return f"{value} is a number, and the column contains texts; write it in quotation marks, as in training"
         message: str = error["msg"]
         return message
 
@@ -157,6 +166,8 @@ def _suggest_number(text: str) -> str:
         readings.append(text.replace(",", ""))
     if _DECIMAL_COMMA.fullmatch(text):
         readings.append(text.replace(",", "."))
+    if _POINTS_AND_COMMA.fullmatch(text):
+        readings.append(text.replace(".", "").replace(",", "."))
     return f"; write {' or '.join(readings)}" if readings else ""
 
 

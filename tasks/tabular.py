@@ -156,7 +156,7 @@ class Tabular(Task):
 
     @cached_property
     def _reader(self) -> RowReader:
-        return RowReader(self.columns, self.optional)
+        return RowReader(self.columns, self.optional, self.target)
 
     @cached_property
     def _csv_columns(self) -> CsvColumns:

@@ -61,6 +61,14 @@ def test_decimal_commas_are_read_with_a_notice_unless_commas_separate_the_column
     assert rows_of(b'age,job\n"12,5",x\n') == [{"age": "12,5", "job": "x"}]
 
 
+def test_point_between_thousands_is_never_read_as_a_decimal_point_beside_decimal_commas() -> None:
+    with pytest.raises(InvalidInput, match=r"The point in '1\.243' .* '12,5' has a decimal comma; write 1243 or 1,243"):
+        rows_of(b"age;job\n12,5;x\n1.243;x\n")
+
+    assert rows_of(b"age;job\n1.243;x\n") == [{"age": "1.243", "job": "x"}]
+    assert rows_of(b"age;job\n12,5;1.243\n") == [{"age": "12.5", "job": "1.243"}]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -196,6 +196,11 @@ def test_unknown_column_gets_a_suggestion_only_if_a_name_is_near() -> None:
         assert caught.value.errors()[0]["msg"] == f"there is no such column. {expected}".strip()
 
 
+def test_row_with_the_target_is_told_that_the_model_predicts_it() -> None:
+    with pytest.raises(ValidationError, match="the column is what the model predicts; remove it"):
+        HIRES.parse({"rows": [{**ROW, HIRES.target: 1}]}, Limits())
+
+
 def test_problems_of_several_rows_are_listed_but_not_of_all() -> None:
     rows = [ROW if i % 2 else {**ROW, "temp": "warm"} for i in range(1000)]
 

@@ -293,7 +293,7 @@ class _Inference:
             if found:
                 (text, plain), names = next(iter(found.values())), list(found)
                 listed = f"column '{names[0]}'" if len(names) == 1 else f"{len(names)} columns ({list_items(names)})"
-                self._result.warnings.append(f"{what} in {listed}: '{text}' is {plain}.")
+                self._result.warnings.append(f"{what} in {listed}: '{text}' is {plain}, and requests must write it so.")
 
 
 _MARKS = {",": "comma", ".": "point"}

@@ -134,6 +134,11 @@ def test_a_csv_file_with_an_unknown_column_is_rejected(server: Running) -> None:
     ("row", "message"),
     [
         ({**GOOD, "foo": 1}, "rows.0.foo: there is no such column."),
+        ({**GOOD, "debt": "1.243,56"}, "rows.0.debt: '1.243,56' is not a number; write 1243.56."),
+        (
+            {**GOOD, "job": 1067},
+            "rows.0.job: 1067 is a number, and the column contains texts; write it in quotation marks, as in training.",
+        ),
         (
             {"income": 50, "debts": 5, "job": "baker"},
             "rows.0.debts: there is no such column. Did you mean 'debt'? (and 1 more).",

@@ -94,8 +94,8 @@ def test_what_one_column_leaves_open_another_decides():
     assert (german["b"].to_list(), german["c"].to_list()) == ([1234, 5678], [1.234, 5.678])
     assert (english["b"].to_list(), english["c"].to_list()) == ([1.234, 5.678], [1234, 5678])
     assert typed.warnings == [
-        "Commas are read as decimal commas in 2 columns (a, c): '12,5' is 12.5.",
-        "Thousands are separated in column 'b': '1.234' is 1234.",
+        "Commas are read as decimal commas in 2 columns (a, c): '12,5' is 12.5, and requests must write it so.",
+        "Thousands are separated in column 'b': '1.234' is 1234, and requests must write it so.",
     ]
 
 
@@ -103,8 +103,8 @@ def test_thousands_beside_decimal_commas_are_said_too():
     _, typed = infer(b=["12,5", "1.234", "1.234,5"])
 
     assert typed.warnings == [
-        "Commas are read as decimal commas in column 'b': '12,5' is 12.5.",
-        "Thousands are separated in column 'b': '1.234' is 1234.",
+        "Commas are read as decimal commas in column 'b': '12,5' is 12.5, and requests must write it so.",
+        "Thousands are separated in column 'b': '1.234' is 1234, and requests must write it so.",
     ]
 
 

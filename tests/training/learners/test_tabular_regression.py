@@ -216,6 +216,15 @@ def test_rows_without_a_target_are_left_out_with_a_notice(written):
     assert len(learner.samples) + len(learner.held_out) == 294
 
 
+def test_single_row_or_column_is_described_in_the_singular(written):
+    frame = sales(300).with_columns(amount=pl.when(pl.int_range(300) == 7).then(None).otherwise(pl.col("amount")))
+
+    learner = learner_of(written(frame))
+
+    assert "1 row without a value of 'amount' was left out." in learner.warnings
+    assert "1 columns" not in learner.data_summary()
+
+
 @pytest.mark.parametrize(
     ("frame", "options", "sentence"),
     [

@@ -21,7 +21,7 @@ _UNRELATED = "on the validation images, how far a point is spread says nothing a
 _ALL_CORRECT = "on the validation images, every point is within the tolerance, so how sure they should be is unknown"
 _NONE_CORRECT = "on the validation images, no point is within the tolerance"
 _LARGE_ERROR = 0.10
-_MIN_GROUPS = 5
+_MIN_GROUPS = 10
 """With fewer groups, resampling them says little about the uncertainty of their mean."""
 
 
@@ -73,7 +73,7 @@ def pck(errors: Numbers, threshold: float) -> float:
 def bootstrap_interval(errors: Numbers, groups: Sequence[str], draws: int = 1000) -> tuple[float, float] | None:
     """Return the 95 % interval of the mean error by a bootstrap over groups: images of a group resemble each other.
 
-    With fewer than 5 groups it is None.
+    With fewer than ten groups it is None, as for a comparison.
     """
     means = image_errors(errors)
     has_points = ~np.isnan(means)

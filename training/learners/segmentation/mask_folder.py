@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from training.core.errors import CannotTrain
-from training.data.folders import first_existing
+from training.data.folders import Listing, first_existing
 from training.data.hash_split import validation_split
-from training.data.images import decode_file, filter_readable, image_files
+from training.data.images import decode_file, describe_unread_images, filter_readable, image_files, list_images
 from training.learners.segmentation.classes import Classes, MaskRules, find_classes
 from training.learners.segmentation.masks import MaskContents, decode_mask, summarise_mask
 
@@ -76,7 +76,9 @@ def read_mask_folder(
         validation = tuple(pair for pair, held in zip(pairs, is_validation, strict=True) if held)
     if not (train and validation):
         raise CannotTrain(f"{root} has only one image, which leaves none for validation; copies count once.")
-    _tell_unused(root, (*train_folders, *(validation_folders or ())), warnings)
+    folders = (*train_folders, *(validation_folders or ()))
+    warnings += describe_unread_images(sum((list_images(path).without_files() for path in folders), Listing()))
+    _tell_unused(root, folders, warnings)
     _tell_absent_labels(classes, train, validation, warnings)
     return MaskFolder(classes, train, validation, split, tuple(warnings))
 
@@ -155,7 +157,7 @@ def _read_pairs(
             others = f" (and {len(missing) - 1} others)" if len(missing) > 1 else ""
             raise CannotTrain(f"{files[missing[0]]} {problem}{others}.")
     if not image_of_name:
-        raise CannotTrain(f"There are no images (JPEG, PNG, WebP or BMP) in {images}.")
+        raise CannotTrain(f"There are no images that can be read in {images}.")
     decodable = filter_readable(list(image_of_name.values()), unreadable=unreadable, size=size, warnings=warnings)
     mask_of_image = {path: mask_of_name[name] for name, path in image_of_name.items()}
     with ThreadPoolExecutor() as pool:

@@ -10,8 +10,9 @@ def draw_accuracy_by_length(groups: Sequence[tuple[str, float, float, float]]) -
     figure = new_figure(7, 3.6)
     axes = figure.subplots()
     names, accuracies, lows, highs = zip(*groups, strict=True)
-    below = [accuracy - low for accuracy, low in zip(accuracies, lows, strict=True)]
-    above = [high - accuracy for accuracy, high in zip(accuracies, highs, strict=True)]
+    # The bound of an accuracy of 0 or 1 may differ from it by a rounding error, in either direction.
+    below = [max(0.0, accuracy - low) for accuracy, low in zip(accuracies, lows, strict=True)]
+    above = [max(0.0, high - accuracy) for accuracy, high in zip(accuracies, highs, strict=True)]
     axes.errorbar(range(len(names)), accuracies, yerr=[below, above], color=BLUE, marker="o", capsize=3)
     axes.set_xticks(range(len(names)), names)
     style_axes(axes, "Accuracy by length, with 95 % intervals", "tokens", "accuracy")

@@ -158,7 +158,8 @@ class TabularBase(Learner):
                 present = present & frame[name].is_finite()
             missing = int((~present).sum())
             if missing:
-                self.warnings.append(f"{missing} rows without a value of '{name}' were left out.")
+                were = "was" if missing == 1 else "were"
+                self.warnings.append(f"{_counted(missing, 'row')} without a value of '{name}' {were} left out.")
                 frame = frame.filter(present)
         if not frame.height:
             raise CannotTrain(f"No row has a value of '{self.options.target}'.")
@@ -192,7 +193,7 @@ class TabularBase(Learner):
         """Describe the rows, the target and the columns, with warnings from reading the table."""
         table = self.task.schema
         counts = f"{len(self.samples):,} rows to train on, {len(self.held_out):,} to validate, {self.split.method}"
-        kinds = f"{len(table.categories)} columns of categories, {len(table.numbers)} of numbers"
+        kinds = f"{_counted(len(table.categories), 'column')} of categories, {len(table.numbers)} of numbers"
         if dates := [column for column in self.task.columns if column.kind == "date"]:
             parts = ", ".join(f"{column.name} ({', '.join(part.name for part in column.parts)})" for column in dates)
             kinds += f", with the parts of {parts}"
@@ -349,3 +350,7 @@ def _find_file(folder: Path, pattern: str) -> Path:
         what = pattern or f"tables ({', '.join(_TABLE_SUFFIXES)})"
         raise CannotTrain(f"{folder} contains {len(files)} files {what}; specify one of them with --data.")
     return files[0]
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"

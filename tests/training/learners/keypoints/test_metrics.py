@@ -76,7 +76,7 @@ def test_a_spread_that_says_nothing_about_the_error_is_not_called_a_calibration(
 def test_bootstrap_interval_contains_the_mean():
     errors = np.random.default_rng(0).uniform(0, 0.1, (400, 4))
 
-    few = metrics.bootstrap_interval(errors, [str(i % 5) for i in range(400)])
+    few = metrics.bootstrap_interval(errors, [str(i % 10) for i in range(400)])
     many = metrics.bootstrap_interval(errors, [str(i) for i in range(400)])
 
     assert many[0] < metrics.mean_error(errors) < many[1]
@@ -127,10 +127,11 @@ def test_an_image_without_points_has_neither_size_nor_error():
 
 
 def test_a_few_groups_have_no_confidence_interval():
-    errors = np.full((8, 1), 0.1)
+    errors = np.full((10, 1), 0.1)
 
-    assert metrics.bootstrap_interval(errors, ["a"] * 4 + ["b"] * 4) is None
-    assert metrics.bootstrap_interval(errors, list("abcdefgh")) == pytest.approx((0.1, 0.1))
+    assert metrics.bootstrap_interval(errors, ["a"] * 5 + ["b"] * 5) is None
+    assert metrics.bootstrap_interval(errors[:9], list("abcdefghi")) is None
+    assert metrics.bootstrap_interval(errors, list("abcdefghij")) == pytest.approx((0.1, 0.1))
 
 
 def test_failures_are_only_those_there_are():

@@ -149,6 +149,16 @@ def test_invalid_data_is_refused_with_a_message(streets, corrupt, message):
         read(folder)
 
 
+def test_files_that_are_no_images_are_counted_by_reason(streets):
+    folder = streets()
+    (folder / "images" / "clip.mov").write_bytes(b"video")
+    (folder / "masks" / ".DS_Store").write_bytes(b"")
+
+    (sentence,) = read(folder).warnings
+
+    assert sentence == "2 files were left out: 1 ending in .mov, 1 made by the operating system (.DS_Store)."
+
+
 def test_folder_without_enough_images_is_refused(streets, tmp_path):
     (tmp_path / "none" / "images").mkdir(parents=True)
     (tmp_path / "none" / "masks").mkdir()
