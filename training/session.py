@@ -15,6 +15,7 @@ from training.core.config import Settings
 from training.core.errors import CannotTrain
 from training.core.files import write_file
 from training.core.results import EpochLog, Evaluation, RunResult, Trained
+from training.core.sentences import plain_number
 from training.data.download import Fetcher, content_hash
 from training.engine import checkpoint
 from training.engine.batches import infinite_batches
@@ -181,11 +182,16 @@ def _width(name: str) -> int:
     return max(10, len(name) + 2)
 
 
+def _format_score(value: float) -> str:
+    """Four decimals, and fewer for large numbers, which would fill the space between two columns."""
+    return f"{value:.4f}" if abs(value) < 100 else plain_number(value, 5)
+
+
 def _format_row(log: EpochLog) -> str:
-    scores = "".join(f"{value:>{_width(name)}.4f}" for name, value in log.scores.items())
+    scores = "".join(f"{_format_score(value):>{_width(name)}}" for name, value in log.scores.items())
     duration = f"{int(log.seconds) // 60}:{int(log.seconds) % 60:02}"
     pace = f"{log.rate:>10.1e}{log.samples_per_second:>8.0f}{duration:>7}"
-    return f"{log.epoch:>5}  {log.stage:<8}{log.loss:>9.4f}{scores}{pace}"
+    return f"{log.epoch:>5}  {log.stage:<8}{_format_score(log.loss):>9}{scores}{pace}"
 
 
 def run(session: Session, runtime: Runtime, arguments: argparse.Namespace) -> Path | None:

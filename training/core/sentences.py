@@ -10,6 +10,11 @@ def count_of(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
+def plain_number(value: float, digits: int = 6) -> str:
+    """Return a number with this many significant digits, but never with an exponent above 1: `1,041,420`, `0.00123`."""
+    return f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
+
+
 def was(number: int) -> str:
     """Return the verb after `count_of`."""
     return "was" if number == 1 else "were"

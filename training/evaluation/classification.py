@@ -155,7 +155,8 @@ def wilson_interval(fraction: float, count: int) -> tuple[float, float]:
     z = 1.96
     centre = (fraction + z * z / (2 * count)) / (1 + z * z / count)
     margin = z / (1 + z * z / count) * math.sqrt(fraction * (1 - fraction) / count + z * z / (4 * count * count))
-    return centre - margin, centre + margin
+    # At 0 and 1, rounding errors would put a bound on the wrong side of the fraction.
+    return min(max(0.0, centre - margin), fraction), max(min(1.0, centre + margin), fraction)
 
 
 def accuracy_interval_note(accuracy: float, count: int) -> str:

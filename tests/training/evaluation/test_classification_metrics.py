@@ -13,6 +13,7 @@ from training.evaluation.classification import (
     mean_and_std,
     most_confused_table,
     per_class_table,
+    wilson_interval,
 )
 from training.evaluation.subgroups import assign_groups, subgroup_table
 
@@ -164,3 +165,11 @@ def test_a_table_without_confusions_says_so():
 
     assert table.rows == ()
     assert table.note == "No sample was given another class than its own."
+
+
+@pytest.mark.parametrize("count", range(1, 60))
+def test_the_interval_of_a_fraction_contains_it_even_at_0_and_1(count):
+    for fraction in (0.0, 1.0):
+        low, high = wilson_interval(fraction, count)
+
+        assert 0 <= low <= fraction <= high <= 1

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from tasks.manifest import Metric
 from training.core.results import Comparison, Evaluation, Figure, SampleScores, Table
+from training.core.sentences import plain_number
 from training.data.table_split import Split
 from training.data.tables import times_as_text
 from training.evaluation.calibration import MIN_SAMPLES
@@ -90,7 +91,7 @@ class RegressionReport:
         main, true = self.metrics[0], self.predictions.true
         constant = row_errors(main, np.full(len(true), self.constant), true)
         boosted = row_errors(main, self.scale.bounded(self.boosted.predictions[0]), true)
-        always = f"always predicting {self.constant:.4g}"
+        always = f"always predicting {plain_number(self.constant, 4)}"
         return (
             compare_errors(main, always, self.errors, constant, is_constant=True),
             compare_errors(main, BOOSTING, self.errors, boosted),
@@ -153,13 +154,12 @@ class RegressionReport:
         names, true = self.metrics, self.predictions.true
         errors = {name: self._errors(name) for name in names}
         constant = np.full(len(true), self.constant)
+        best = f"the best constant by {names[0].upper()} on the training rows"
+        always = f"always {plain_number(self.constant, 4)}, {best}"
         rows = [
             ("this network (published)", *(f"{self._error(name):.4f}" for name in names)),
             (_with_seeds(BOOSTING, len(self.boosted.predictions)), *(mean_and_std(errors[name][1]) for name in names)),
-            (
-                f"always {self.constant:.4g}, the best constant by {names[0].upper()} on the training rows",
-                *(f"{compute_error(name, constant, true):.4f}" for name in names),
-            ),
+            (always, *(f"{compute_error(name, constant, true):.4f}" for name in names)),
         ]
         if len(self.scores) > 1:
             networks = _with_seeds("the network", len(self.scores))
@@ -242,7 +242,9 @@ class RegressionReport:
         if abs(bias) <= 1.96 * float(errors.std()) / math.sqrt(len(errors)):
             return ()
         relative = f", {abs(bias) / deviation:.1%} of the standard deviation of the true values" if deviation else ""
-        return (f"Predictions are {abs(bias):.3g} too {'high' if bias > 0 else 'low'} on average{relative}.",)
+        return (
+            f"Predictions are {plain_number(abs(bias), 3)} too {'high' if bias > 0 else 'low'} on average{relative}.",
+        )
 
     def _describe_misses(self) -> tuple[str, ...]:
         rows = self.predictions.measures_coverage
@@ -258,8 +260,8 @@ class RegressionReport:
         scale = self.scale
         smallest, largest = self.train_range
         bounds = (
-            f"Training targets range from {smallest:g} to {largest:g}; every prediction lies between {scale.low:g} and "
-            f"{scale.high:g}, whatever the input."
+            f"Training targets range from {plain_number(smallest)} to {plain_number(largest)}; every prediction lies "
+            f"between {plain_number(scale.low)} and {plain_number(scale.high)}, whatever the input."
         )
         logarithm = (
             "The network predicts the logarithm: errors are relative to the true value, and a prediction is close to "

@@ -18,6 +18,7 @@ from tasks.contract import Task
 from tasks.tabular import Tabular, with_examples
 from training.core.errors import CannotTrain
 from training.core.results import Evaluation, SampleScores, Trained
+from training.core.sentences import plain_number
 from training.data.tables import request_values
 from training.engine.inference import iterate_outputs
 from training.engine.runtime import Batch, Runtime
@@ -92,8 +93,8 @@ class RegressionLearner(TabularBase):
     def _describe_target(self) -> str:
         scale, spread = self.scale, self.task.spread or (0.0, 0.0)
         how = f"as log({scale.shift:g} + number)" if scale.shift else "as its logarithm" if scale.log else "as it is"
-        bounds = f"predictions lie between {scale.low:g} and {scale.high:g}"
-        return f"a number, {spread[0]:g} to {spread[1]:g}, learnt {how}, {bounds}"
+        bounds = f"predictions lie between {plain_number(scale.low)} and {plain_number(scale.high)}"
+        return f"a number, {plain_number(spread[0])} to {plain_number(spread[1])}, learnt {how}, {bounds}"
 
     def _target_values(self, frame: pl.DataFrame) -> NDArray[np.floating]:
         return frame[self.options.target].cast(pl.Float64).to_numpy()

@@ -8,6 +8,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from training.core.results import Table
+from training.core.sentences import plain_number
 from training.evaluation.subgroups import assign_groups, sort_groups
 from training.learners.tabular.regression_metrics import compute_error
 
@@ -65,9 +66,9 @@ def tabulate_groups(title: str, groups: Sequence[str], predictions: Predictions,
             (
                 group,
                 f"{count}{'*' if count < _MIN_GROUP else ''}",
-                f"{true.mean():.4g}",
+                f"{plain_number(float(true.mean()), 4)}",
                 f"{float((value - true).mean()):+.3g}",
-                f"{compute_error(metric, value, true):.4g}",
+                f"{plain_number(compute_error(metric, value, true), 4)}",
                 "–" if np.isnan(coverage) else f"{coverage:.2f}",
             )
         )
@@ -107,7 +108,15 @@ def tabulate_worst(names: Sequence[str], predictions: Predictions, errors: Float
     """Tabulate the rows with the largest of `errors`; `names` says what to call each row."""
     order = np.argsort(-errors, kind="stable")[:count]
     true, value, low, high = predictions.true, predictions.value, predictions.low, predictions.high
-    rows = tuple((names[i], f"{true[i]:.5g}", f"{value[i]:.5g}", f"{low[i]:.5g} to {high[i]:.5g}") for i in order)
+    rows = tuple(
+        (
+            names[i],
+            f"{plain_number(true[i], 5)}",
+            f"{plain_number(value[i], 5)}",
+            f"{plain_number(low[i], 5)} to {plain_number(high[i], 5)}",
+        )
+        for i in order
+    )
     return Table("Worst rows", ("row", "true", "predicted", "interval"), rows)
 
 
