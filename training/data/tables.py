@@ -18,7 +18,7 @@ from tasks.near_names import suggest
 from training.core.errors import CannotTrain
 from training.core.sentences import list_items
 from training.data.column_types import MAX_NUMERIC_CLASSES, ColumnKinds, is_identifier
-from training.data.label_names import merge_spellings, normalise_spelling
+from training.data.label_names import merge_spellings, normalise_spelling, suggest_label
 from training.data.number_texts import whole_floats_to_integers
 from training.engine.batches import Key, SampleSet
 from training.engine.runtime import Batch
@@ -99,7 +99,8 @@ def class_labels(frame: pl.DataFrame, target: str) -> tuple[str, ...]:
     counts = column.value_counts()
     rare = counts.filter(pl.col("count") < 2)[target]
     if len(rare):
-        raise CannotTrain(f"Class '{rare[0]}' of '{target}' has one row; each class needs at least two.")
+        hint = suggest_label(str(rare[0]), {str(value): count for value, count in counts.iter_rows()})
+        raise CannotTrain(f"Class '{rare[0]}' of '{target}' has one row; each class needs at least two.{hint}")
     return tuple(values.sort().cast(pl.String).to_list())
 
 

@@ -15,7 +15,7 @@ from training.data.delimited import RECOGNISED, CsvFormat, open_delimited
 from training.data.folders import Listing, list_files, list_subfolders
 from training.data.hash_split import validation_split
 from training.data.images import describe_unread_images, filter_readable, list_images
-from training.data.label_names import merge_spellings
+from training.data.label_names import merge_spellings, suggest_label
 from training.learners.classification.label_columns import SPLIT_COLUMN, TagRow, read_tag_rows
 
 TABLE = "labels.csv"
@@ -99,7 +99,7 @@ def read_tags(
     for label in labels:
         for name, images in (("training", train), ("validation", validation)):
             if not any(label in image.tags for image in images):
-                warnings.append(f"The label '{label}' has no {name} image.")
+                warnings.append(f"The label '{label}' has no {name} image.{suggest_label(label, tag_counts)}")
     return TagTable(labels, train, validation, split, tuple(warnings))
 
 

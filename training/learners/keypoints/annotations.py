@@ -169,8 +169,8 @@ def _describe_table(data: Path) -> str:
     other = next((path.name for path in sorted(data.rglob("*.json")) if not path.name.startswith(".")), "")
     unread = f"JSON, such as COCO's, is not read ({other}): convert it. " if other else ""
     return (
-        f"{unread}Each row of the CSV file names an image and the x and y of its points in pixels, below a line such as "
-        "image,nose_x,nose_y."
+        f"{unread}Each row of the CSV file names an image and the x and y of its points in pixels, below a line "
+        "such as image,nose_x,nose_y."
     )
 
 
