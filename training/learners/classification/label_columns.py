@@ -1,7 +1,7 @@
 """The columns of a table of tags: which of them name the images, the tags and the split, under whatever names."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -100,7 +100,9 @@ def _find_column(table: Path, header: Sequence[str], keys: Sequence[str], name: 
 def _describe_missing(table: Path, header: Sequence[str], *, has_image: bool, has_tags: bool) -> str:
     missing = [name for name, is_there in ((IMAGE_COLUMN, has_image), (TAGS_COLUMN, has_tags)) if not is_there]
     hints = [f" Rename '{near}' to '{name}'." for name in missing if (near := _nearest_column(header, name))]
-    if not hints and missing == [TAGS_COLUMN]:
+    if not hints and not has_image:
+        hints = [f" Rename the one that names the images to '{IMAGE_COLUMN}'."]
+    elif not hints:
         hints = [" Tags stand in one column, or have a column each with 1 or 0 in every row."]
     listed = ", ".join(header)[:500] or "none"
     return f"{table} has no column {' and '.join(missing)}; its columns are {listed}.{''.join(hints)}"
@@ -184,10 +186,10 @@ def _find_answers(lines: Lines, columns: Sequence[int]) -> list[int]:
 
 def _read_answers(
     table: Path, header: Sequence[str], lines: Lines, columns: Sequence[int], warnings: list[str]
-) -> Iterator[frozenset[str]]:
+) -> list[frozenset[str]]:
     names = [header[column] for column in columns]
     warnings.append(
         f"{len(names):,} columns of {table.name} are tags ({list_quoted(names, _MAX_SHOWN)}): an image has those in "
         "whose columns it has a 1."
     )
-    return (frozenset(header[column] for column in columns if cells[column].lower() in _YES) for _, cells in lines)
+    return [frozenset(header[column] for column in columns if cells[column].lower() in _YES) for _, cells in lines]

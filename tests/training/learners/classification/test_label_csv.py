@@ -49,6 +49,7 @@ def test_names_may_have_extensions_and_folders_and_the_data_may_lie_in_a_subfold
     [
         ("imagge,tags\np00,left\n", "no column image_name; its columns are imagge, tags. Rename 'imagge' to 'image_n"),
         ("filname,labl\np00,left\n", "Rename 'filname' to 'image_name'. Rename 'labl' to 'tags'"),
+        ("id,breed\np00,left\n", "are id, breed. Rename the one that names the images to 'image_name'"),
         ("image_id,file,tags\n1,p00,left\n", "several that may be meant: 'image_id' and 'file'. Rename one of them to"),
         ("image,left,right\np00,1,2\np01,0,1\n", "no column tags.* or have a column each with 1 or 0 in every row"),
         ("image_name,tags\np00,left\nghost,a\ngone,b\n", "2 of 3 rows name no image that is read; leave them out with"),
