@@ -43,6 +43,8 @@ _ALIASES = {
 _DASHES = "-\N{EN DASH}\N{EM DASH}"
 """Word processors and chats turn two hyphens into a dash."""
 _OPTION_OF_ALIAS = {alias: option for option, aliases in _ALIASES.items() for alias in aliases}
+_PARTS_OF_OPTION = {"size": ("width", "height"), "train-size": ("crop-width", "crop-height")}
+"""Options that stand for one of other tasks together."""
 _HINTS = {
     **dict.fromkeys(("cpu",), "--device cpu trains on the CPU"),
     **dict.fromkeys(("cuda", "gpu", "gpus"), "a GPU is used if there is one, and --device cuda insists on it"),
@@ -150,9 +152,13 @@ class Vocabulary:
         if name in _HINTS:
             return f"{missing}: {_HINTS[name]}."
         option = _OPTION_OF_ALIAS.get(name, name)
+        parts = [part for part in _PARTS_OF_OPTION.get(option, ()) if part in self._known]
+        instead = f". Here, give {_join([f'--{part}' for part in parts], 'and')}" if parts else ""
         if owners := list(self.owners(option)):
             meant = "it" if option == name else f"--{option}"
-            return f"{missing} for {self.command}; {meant} is an option of {_join(owners, 'and')}."
+            return f"{missing} for {self.command}; {meant} is an option of {_join(owners, 'and')}{instead}."
+        if instead:
+            return f"{missing} for {self.command}{instead}."
         candidates = {alias: known for alias, known in _OPTION_OF_ALIAS.items() if known in self._known}
         candidates |= {known: known for known in self.names}
         near = nearest_name(name, candidates) or next((part for part in _parts(name) if part in candidates), None)

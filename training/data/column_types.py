@@ -6,17 +6,19 @@ from dataclasses import dataclass, field
 import polars as pl
 
 from training.core.errors import CannotTrain
-from training.core.sentences import list_items, list_quoted
+from training.core.sentences import count_of, list_items, list_quoted, was
 from training.data.date_texts import AmbiguousDates, DateTexts, read_date_texts
 from training.data.number_texts import (
     MAX_EXACT,
     NumberStyle,
+    find_sign,
     find_style,
     padded_example,
     parse_numbers,
     to_plain,
     unit_example,
     whole_floats_to_integers,
+    without_sign,
 )
 
 MAX_ODD = 0.1
@@ -79,12 +81,14 @@ class TypedColumns:
     Attributes:
         columns: in order.
         warnings: sentences for the user.
+        category_notes: by column, that sentence of them which says why it is one of categories.
         missing_texts: by column, the texts without a digit that count as missing, since the column is one of numbers or
             dates. Requests may contain them too.
     """
 
     columns: list[pl.Series] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    category_notes: dict[str, str] = field(default_factory=dict)
     missing_texts: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -93,6 +97,7 @@ def infer_types(frame: pl.DataFrame, rules: TypeRules, *, from_text: bool) -> Ty
 
     A column is one of numbers, or of dates, if at most `MAX_ODD` of its values are of another kind; these become null
     and are counted. Numbers with leading zeros (00123) are codes, and stay text; so do whole numbers beyond 64 bits.
+    A currency or percent sign that nearly all values of a column have is left out, with a sentence.
     A column of eight digits is one of dates if all of them are (20201231). The target is a column of numbers with odd
     values only if it has more than `MAX_NUMERIC_CLASSES` distinct numbers: otherwise the odd values are classes.
 
@@ -115,12 +120,18 @@ class _Inference:
     def infer(self, frame: pl.DataFrame) -> TypedColumns:
         result = self._result
         texts = {name: frame[name] for name, dtype in frame.schema.items() if dtype == pl.String}
+        signs = {name: sign for name, column in texts.items() if (sign := self._find_sign(column))}
+        texts |= {name: without_sign(texts[name], sign) for name, sign in signs.items()}
         styles = {name: find_style(column) for name, column in texts.items()}
         decimals = self._find_decimals(texts, styles)
         for name in frame.columns:
             column = frame[name]
             if name in texts and column.null_count() < len(column):
-                column = self._infer(column, styles[name], decimals[name])
+                inferred = self._infer(texts[name], styles[name], decimals[name])
+                if name in signs and inferred.dtype.is_numeric():
+                    self._note_sign(column, signs[name], to_plain(texts[name], decimals[name]))
+                # A sign is left out of numbers only.
+                column = inferred if inferred.dtype != pl.String else column
             result.columns.append(whole_floats_to_integers(column) if name == self._rules.target else column)
         self._note_number_styles()
         return result
@@ -128,6 +139,29 @@ class _Inference:
     def _warn(self, column: str, sentence: str) -> None:
         if not self._rules.is_quiet(column):
             self._result.warnings.append(sentence)
+
+    def _warn_category(self, column: str, sentence: str) -> None:
+        self._warn(column, sentence)
+        self._result.category_notes[column] = sentence
+
+    def _find_sign(self, texts: pl.Series) -> str:
+        """Return the sign to leave out; empty for categories and classes."""
+        name, rules = texts.name, self._rules
+        sign = "" if self._is_category(name) else find_sign(texts, 1 - rules.max_odd(name, rules.kinds.numbers))
+        if sign and name == rules.target and not self._is_number_target(without_sign(texts, sign)):
+            return ""
+        return sign
+
+    def _note_sign(self, texts: pl.Series, sign: str, plain: pl.Series) -> None:
+        is_signed = texts.str.contains(sign, literal=True)
+        text, number = pl.DataFrame({"text": texts, "plain": plain}).filter(is_signed).drop_nulls().row(0)
+        without = int((plain.is_not_null() & ~is_signed).sum())
+        others = f" {count_of(without, 'number')} without it {was(without)} read alike." if without else ""
+        self._warn(
+            texts.name,
+            f"Column '{texts.name}': the sign {sign} is left out; '{text}' is read as {number}, and requests must "
+            f"write it so.{others}",
+        )
 
     def _find_decimals(self, texts: Mapping[str, pl.Series], styles: Mapping[str, NumberStyle]) -> dict[str, str]:
         """Return the decimal sign of each column: what its values decide, or what those of other columns do."""
@@ -171,10 +205,10 @@ class _Inference:
         if name != rules.target:
             self._explain_category(texts, to_plain(texts, decimal), "numbers", "--numbers")
             if 2 * style.best < style.known and (example := unit_example(texts)):
-                self._warn(
+                self._warn_category(
                     name,
                     f"Column '{name}' is read as categories, since its values are not plain numbers ('{example}'); "
-                    "remove signs and units to have it read as numbers.",
+                    "remove units to have it read as numbers.",
                 )
         return texts
 
@@ -192,7 +226,7 @@ class _Inference:
             return dated
         if not is_named and (code := padded_example(plain)):
             if name != self._rules.target:
-                self._warn(
+                self._warn_category(
                     name,
                     f"Column '{name}' is read as categories, since it contains numbers with leading zeros ('{code}'), "
                     "as codes have.",
@@ -203,7 +237,7 @@ class _Inference:
             return plain.cast(pl.Float64, strict=False)
         if numbers is None:
             digits = max(len(text) for text in known)
-            self._warn(
+            self._warn_category(
                 name,
                 f"Column '{name}' contains whole numbers of up to {digits} digits, which are read "
                 "as text: they are identifiers and not amounts.",
@@ -261,7 +295,7 @@ class _Inference:
         known, odd = texts.drop_nulls(), texts.filter(texts.is_not_null() & values.is_null())
         if not 0 < len(odd) <= (1 - _MIN_NOTABLE) * len(known):
             return
-        self._warn(
+        self._warn_category(
             texts.name,
             f"Column '{texts.name}' is read as categories, because {len(odd):,} of its {len(known):,} values "
             f"are not {kinds} ({_list_values(odd)}); to count these as missing, name it in {flag}.",

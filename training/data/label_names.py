@@ -1,9 +1,11 @@
 """Names of labels: spellings of one label that differ only in case or spaces, or all mean true or false, are merged."""
 
+import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tasks.near_names import nearest_name
 from training.core.sentences import list_items
 
 _TRUE = frozenset(("true", "t", "yes", "y", "1", "1.0", "on", "wahr", "ja", "vrai", "oui", "verdadero", "sí", "si"))
@@ -45,6 +47,23 @@ def merge_spellings(counts: Mapping[str, int], *, truth_values: bool = True) -> 
         return merged
     note = f"Single letters that differ only in case are labels of their own: {_list_groups(letters)}."
     return LabelNames(merged.names, (*merged.notes, note))
+
+
+def suggest_label(label: str, counts: Mapping[str, int]) -> str:
+    """Return a sentence that names the commoner label of which a rare one may be a misspelling; empty if none is near.
+
+    Labels that differ in digits only, such as class_1 and class_2, are not misspelt.
+    """
+    words = _without_digits(label)
+    commoner = [
+        other for other, count in counts.items() if count > counts[label] and _without_digits(other) != words != ""
+    ]
+    near = nearest_name(label, commoner)
+    return f" If it is a misspelling of '{near}' ({counts[near]:,}), correct it." if near else ""
+
+
+def _without_digits(label: str) -> str:
+    return re.sub(r"[\W\d]+", "", label)
 
 
 def normalise_spelling(spelling: str) -> str:

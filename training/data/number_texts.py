@@ -7,6 +7,7 @@ import polars as pl
 
 _GROUP_MARKS = " \u00a0\u202f'\u2019"
 """Marks between thousands in either style: spaces of three kinds, and the Swiss apostrophe."""
+_SIGNS = "$€£¥%"
 _PADDED = r"^[-+]?0[0-9]"
 _WHOLE = r"^[-+]?[0-9]+$"
 MAX_EXACT = 2**53
@@ -62,6 +63,28 @@ def _pattern(decimal: str) -> str:
     plain = rf"[0-9]+(?:{mark}[0-9]*)?|{mark}[0-9]+"
     grouped = rf"[1-9][0-9]{{0,2}}(?:[{other}{_GROUP_MARKS}][0-9]{{3}})+(?:{mark}[0-9]*)?"
     return rf"^[-+\u2212]?(?:{plain}|{grouped})(?:[eE][-+]?[0-9]{{1,4}})?$"
+
+
+def find_sign(texts: pl.Series, min_fraction: float) -> str:
+    """Return the currency or percent sign before or after the number in at least this fraction of the stripped texts.
+
+    Empty if there is none.
+    """
+    known = texts.drop_nulls()
+    for sign in _SIGNS if len(known) else "":
+        signed = known.filter(known.str.contains(sign, literal=True))
+        if (without_sign(signed, sign) != signed).sum() >= max(min_fraction * len(known), 1):
+            return sign
+    return ""
+
+
+def without_sign(texts: pl.Series, sign: str) -> pl.Series:
+    """Leave a sign before or after numbers out, as in -$5, $ 5, 5 % or 1.000,50 €; other texts stay as they are."""
+    mark, minus = re.escape(sign), "[-+\u2212]?"
+    bare = texts.str.replace(rf"^({minus})\s*{mark}\s*({minus}[.,]?[0-9].*)$", "${1}${2}")
+    bare = bare.str.replace(rf"^({minus}[.,]?[0-9].*?)\s*{mark}$", "${1}")
+    is_number = bare.str.contains(_pattern(".")) | bare.str.contains(_pattern(","))
+    return pl.select(pl.when(is_number).then(bare).otherwise(texts)).to_series().alias(texts.name)
 
 
 def to_plain(texts: pl.Series, decimal: str) -> pl.Series:

@@ -19,12 +19,14 @@ class LoadedTable:
     Attributes:
         frame: numbers, dates without a time zone, and texts; null for a missing value.
         warnings: sentences for the user on how it was read.
+        category_notes: by column, that sentence of them which says why it is one of categories.
         missing_texts: by column, texts that stand for a missing value there; see `TypedColumns`.
     """
 
     frame: pl.DataFrame
     warnings: tuple[str, ...] = ()
     missing_texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    category_notes: Mapping[str, str] = field(default_factory=dict)
 
 
 _INFERRED = TypeRules()
@@ -39,7 +41,7 @@ def read_table(path: Path, form: CsvFormat = RECOGNISED, rules: TypeRules = _INF
     warnings = [*table.notes, *_drop_notes(table.frame, rules)]
     typed = infer_types(_without_zones(table.frame), rules, from_text=not table.is_typed)
     frame = pl.DataFrame(typed.columns)
-    return LoadedTable(frame, (*warnings, *typed.warnings), typed.missing_texts)
+    return LoadedTable(frame, (*warnings, *typed.warnings), typed.missing_texts, typed.category_notes)
 
 
 def read_texts(path: Path, form: CsvFormat = RECOGNISED) -> TextTable:

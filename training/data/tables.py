@@ -18,8 +18,8 @@ from tasks.near_names import suggest
 from training.core.errors import CannotTrain
 from training.core.sentences import list_items
 from training.data.column_types import MAX_NUMERIC_CLASSES, ColumnKinds, is_identifier
-from training.data.label_names import merge_spellings, normalise_spelling
-from training.data.number_texts import whole_floats_to_integers
+from training.data.label_names import merge_spellings, normalise_spelling, suggest_label
+from training.data.number_texts import find_style, unit_example, whole_floats_to_integers
 from training.engine.batches import Key, SampleSet
 from training.engine.runtime import Batch
 
@@ -99,7 +99,8 @@ def class_labels(frame: pl.DataFrame, target: str) -> tuple[str, ...]:
     counts = column.value_counts()
     rare = counts.filter(pl.col("count") < 2)[target]
     if len(rare):
-        raise CannotTrain(f"Class '{rare[0]}' of '{target}' has one row; each class needs at least two.")
+        hint = suggest_label(str(rare[0]), {str(value): count for value, count in counts.iter_rows()})
+        raise CannotTrain(f"Class '{rare[0]}' of '{target}' has one row; each class needs at least two.{hint}")
     return tuple(values.sort().cast(pl.String).to_list())
 
 
@@ -239,8 +240,16 @@ def _reason_to_leave_out(values: pl.Series) -> str:
     if values.dtype.is_temporal() or values.dtype.is_nested() or values.dtype == pl.Binary:
         return f"values of type {values.dtype} are not supported"
     if distinct == len(values) >= _MIN_IDENTIFIER_ROWS and not values.dtype.is_float():
-        return "its values are all distinct, as in an identifier. To use it, name it in --numbers or --categories"
+        return f"its values are all distinct, as in an identifier. To use it, {_way_to_use(known)}"
     return ""
+
+
+def _way_to_use(known: pl.Series) -> str:
+    """Say how to have a column read whose values are all distinct; --numbers does so only for numbers."""
+    if known.dtype != pl.String or 2 * find_style(known).best >= len(known):
+        return "name it in --numbers or --categories"
+    unit = unit_example(known)
+    return f"name it in --categories, or remove the units ('{unit}')" if unit else "name it in --categories"
 
 
 def _number_column(values: pl.Series, warnings: list[str]) -> NumberColumn:

@@ -31,7 +31,11 @@ class ImageOptions:
     valid_fraction: float = option(
         0.2, "fraction held out for validation, if the data has no split of its own", above=0, below=1
     )
-    unreadable: str = option("refuse", "what to do with images that cannot be decoded", choices=("skip", "refuse"))
+    unreadable: str = option(
+        "refuse",
+        "what to do with images that cannot be decoded, and rows of labels.csv that name none",
+        choices=("skip", "refuse"),
+    )
     cache_mb: int = option(4096, "memory for decoded images, in MB", at_least=0)
 
 

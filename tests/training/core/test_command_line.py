@@ -108,3 +108,12 @@ def test_mistakes_that_argparse_finds_are_one_sentence():
         parser.parse_args(["--epochs"])
     with pytest.raises(CannotTrain, match=r"^--augment/--no-augment takes no value\.$"):
         parser.parse_args(["--augment=false"])
+
+
+@pytest.mark.parametrize("typed", ["--size", "--image-size", "--imgsz"])
+@pytest.mark.parametrize("owners", [["keypoints"], []])
+def test_a_task_that_has_width_and_height_names_them_for_the_size(typed, owners):
+    vocabulary = Vocabulary("segmentation", ("width", "height", "seed"), lambda _: owners)
+
+    with pytest.raises(CannotTrain, match=rf"There is no option {typed} .*\. Here, give --width and --height\.$"):
+        vocabulary.rewrite([typed, "32"])

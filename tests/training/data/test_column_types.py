@@ -51,12 +51,51 @@ def test_up_to_half_may_be_odd_if_the_user_names_the_column():
 
 
 def test_values_with_units_are_said_to_be_no_plain_numbers():
-    _, typed = infer(b=[f"{i} kg" for i in range(100)], c=[f"${i}.50" for i in range(100)])
+    _, typed = infer(b=[f"{i} kg" for i in range(100)], c=[f"USD {i}.50" for i in range(100)])
 
-    assert ["not plain numbers ('0 kg')" in typed.warnings[0], "not plain numbers ('$0.50')" in typed.warnings[1]] == [
+    assert [
+        "not plain numbers ('0 kg')" in typed.warnings[0],
+        "not plain numbers ('USD 0.50')" in typed.warnings[1],
+    ] == [
         True,
         True,
     ]
+    assert list(typed.category_notes.values()) == typed.warnings
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected", "sentence"),
+    [
+        (
+            ["$73.35", "$1,200.00", "-$5", "$-5.5"],
+            [73.35, 1200, -5, -5.5],
+            "the sign $ is left out; '$73.35' is read as",
+        ),
+        (["12 %", "7 %"], [12, 7], "the sign % is left out; '12 %' is read as 12, and requests must write it so."),
+        (["1,2%", "0,75 %"], [1.2, 0.75], "the sign % is left out; '1,2%' is read as 1.2, and requests must"),
+        (["1.000,50\u00a0€", "3,20 €"], [1000.5, 3.2], "'1.000,50\u00a0€' is read as 1000.50"),
+        (["£ 5"] * 20 + ["5", "-"], [5] * 21 + [None], "must write it so. 1 number without it was read alike."),
+        (["¥5"] * 19 + ["€5"], [5] * 19 + [None], "the sign ¥ is left out"),
+    ],
+)
+def test_a_sign_that_nearly_all_numbers_have_is_left_out_and_named(texts, expected, sentence):
+    columns, typed = infer(b=texts)
+
+    assert columns["b"].to_list() == expected
+    assert any(sentence in warning for warning in typed.warnings)
+
+
+def test_signs_stay_in_classes_and_categories_and_in_columns_of_several():
+    grades = ["5 %", "10 %"] * 50
+    mixed = ["$5", "€5"] * 50
+
+    target, typed = infer(TypeRules(target="b"), b=grades)
+    named, _ = infer(TypeRules(ColumnKinds(categories=("b",))), b=grades)
+
+    assert target["b"].to_list() == named["b"].to_list() == grades
+    assert typed.warnings == []
+    assert infer(b=mixed)[0]["b"].to_list() == mixed
+    assert infer(TypeRules(target="b"), b=[f"${i}" for i in range(100)])[0]["b"].to_list() == list(range(100))
 
 
 def test_numbers_with_leading_zeros_are_codes_even_if_only_one_is():

@@ -106,6 +106,7 @@ def test_an_identifier_is_used_if_named():
         ("a,z\n1,2\n", "has no column 'y'; its columns are a, z"),
         ("a,y\n1,n\n2,n\n", "has 1 class"),
         ("a,y\n1,n\n2,y\n3,y\n", "Class 'n' of 'y' has one row"),
+        ("a,y\n1,chrun\n2,churn\n3,churn\n", r"has one row; .* misspelling of 'churn' \(2\), correct it"),
         ("a,y\n" + "".join(f"{i},name{i // 2}\n" for i in range(300)), "150 classes; at most 100"),
     ],
 )

@@ -299,6 +299,12 @@ def test_hash_ignores_whitespace_at_the_ends(text: str) -> None:
         ("text,label\n,a\n ,b\n", RULES, "contains no text with a label"),
         ("text,label\ngood,a\nbad,a\n", RULES, "texts of one label only, 'a'"),
         ("text,label\ngood,a\nbad,b\nfine,a\n", RULES, "The label 'b' has one text"),
+        (
+            "text,label\ngood,positive\nfine,positive\nnice,postive\nbad,negative\npoor,negative\n",
+            RULES,
+            r"The label 'postive' has one text; .* If it is a misspelling of 'positive' \(2\), correct it\.",
+        ),
+        ("text,label\ngood,class_1\nfine,class_1\nbad,class_2\n", RULES, r"to validate on\.$"),
         ("text,label\ngood,a\nbad,b\nfine,a\nbad,b\n", RULES, "The label 'b' has one group of texts"),
         ("title,label\ngood,a\nbad,b\n", RULES, "None of the columns .* with --text-column"),
         ("reviews,label\ngood,a\nbad,b\n", RULES, "with --text-column, such as --text-column 'reviews'"),

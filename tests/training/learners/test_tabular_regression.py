@@ -58,6 +58,24 @@ def test_only_columns_with_missing_values_in_training_may_be_omitted_in_requests
     assert learner.task.optional == ("area",)
 
 
+def test_a_column_that_is_left_out_is_not_said_to_be_read_as_categories(written):
+    frame = sales().with_columns(
+        pl.Series("customer", [f"{i:05}" for i in range(900)]),
+        pl.Series("weight", [f"{i} kg" for i in range(900)]),
+        pl.Series("price", [f"${i}.50" for i in range(900)]),
+    )
+
+    learner = learner_of(written(frame))
+
+    reason = "is left out: its values are all distinct, as in an identifier. To use it, name it in"
+    assert [sentence for sentence in learner.warnings if "'customer'" in sentence or "'weight'" in sentence] == [
+        f"Column 'customer' {reason} --numbers or --categories.",
+        f"Column 'weight' {reason} --categories, or remove the units ('0 kg').",
+    ]
+    assert "price" in [column.name for column in learner.task.columns]
+    assert len(learner_of(written(frame), numbers=("customer",)).task.columns) == len(learner.task.columns) + 1
+
+
 def test_columns_that_may_be_omitted_are_found_for_a_model_that_was_published_without_them(written):
     learner = learner_of(written(sales()))
     published = replace(learner.task, optional=())

@@ -1,46 +1,28 @@
 """Images with several tags each, listed in a CSV file in the layout of Kaggle's Planet data set."""
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from tasks.near_names import nearest_name
 from training.core.errors import CannotTrain
+from training.core.sentences import count_of, was
 from training.data.delimited import RECOGNISED, CsvFormat, open_delimited
 from training.data.folders import Listing, list_files, list_subfolders
 from training.data.hash_split import validation_split
 from training.data.images import describe_unread_images, filter_readable, list_images
-from training.data.label_names import merge_spellings
+from training.data.label_names import merge_spellings, suggest_label
+from training.learners.classification.label_columns import SPLIT_COLUMN, TagRow, read_tag_rows
 
 TABLE = "labels.csv"
-_IMAGE_COLUMN, _TAGS_COLUMN, _SPLIT_COLUMN = "image_name", "tags", "split"
-_OTHER_NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        _IMAGE_COLUMN: (
-            "image",
-            "filename",
-            "file_name",
-            "file",
-            "path",
-            "image_path",
-            "image_id",
-            "image_file",
-            "img",
-        ),
-        _TAGS_COLUMN: ("tag", "label", "labels", "class", "classes", "category", "categories", "attributes"),
-    }
-)
-"""What other programs call the columns."""
-_TAG_SEPARATORS: Mapping[str, str] = MappingProxyType({",": "commas", ";": "semicolons", "|": "bars"})
 _TRAIN, _VALIDATION = ("train", "training"), ("validation", "valid", "val")
 
-_Row = dict[str, str]
-"""The cells of a row, by the name of the column in lower case."""
+_UPLOADED = re.compile(r"(?:^|/)upload/(?:[0-9]+/)?[0-9a-f]{8}-(?P<name>[^/]+)$")
+"""How Label Studio names a file that was uploaded: /data/upload/1/0a1b2c3d-IMG_000.jpg."""
 
 
 @dataclass(frozen=True)
@@ -85,17 +67,19 @@ def read_tags(
 ) -> TagTable:
     """Read a CSV file with the columns image_name and tags, and the images in folders beside it.
 
+    Other usual names of the columns are read too, and tags that have a column each (`read_tag_rows`).
     The tags of an image are separated by spaces or, if any cell has one of them, by commas, semicolons or bars.
     Spellings of one tag have one name (`merge_spellings`). An optional third column, split (train or validation),
     selects the validation images. Without it, `valid_fraction` of the images are held out by their perceptual hash:
     copies of an image stay on one side, and rare tags are put on both sides if possible. `warnings` count images and
-    rows that are not used as they are.
+    rows that are not used as they are. `unreadable` is for images that cannot be decoded, and for rows that name none:
+    skip or refuse.
 
     Raises CannotTrain if a column or an image is missing, an image is listed twice, there is no tag, or nothing is left
     to train or to validate on.
     """
     warnings: list[str] = []
-    rows = _read_rows(table, form, warnings)
+    rows = _read_rows(table, form, unreadable, warnings)
     hashes = dict(filter_readable([row.path for row in rows], unreadable=unreadable, size=size, warnings=warnings))
     rows = [row for row in rows if row.path in hashes]
     tag_counts = Counter(tag for row in rows for tag in row.tags)
@@ -115,18 +99,18 @@ def read_tags(
     for label in labels:
         for name, images in (("training", train), ("validation", validation)):
             if not any(label in image.tags for image in images):
-                warnings.append(f"The label '{label}' has no {name} image.")
+                warnings.append(f"The label '{label}' has no {name} image.{suggest_label(label, tag_counts)}")
     return TagTable(labels, train, validation, split, tuple(warnings))
 
 
-def _read_rows(table: Path, form: CsvFormat, warnings: list[str]) -> list[TaggedImage]:
+def _read_rows(table: Path, form: CsvFormat, unreadable: str, warnings: list[str]) -> list[TaggedImage]:
     file = open_delimited(table, form)
     warnings += file.notes
     (_, header), *lines = file.rows()
-    listing = list_images(table.parent, known=(table.name,))
-    rows = list(_parse_rows(table, _name_cells(table, header, lines), listing, warnings))
-    if not rows:
+    if not lines:
         raise CannotTrain(f"{table} has no rows.")
+    listing = list_images(table.parent, known=(table.name,))
+    rows = _find_images(table, read_tag_rows(table, header, lines, warnings), listing, unreadable, warnings)
     merged = merge_spellings(Counter(tag for row in rows for tag in row.tags))
     warnings += merged.notes
     rows = [replace(row, tags=frozenset(merged.names[tag] for tag in row.tags)) for row in rows]
@@ -137,82 +121,79 @@ def _read_rows(table: Path, form: CsvFormat, warnings: list[str]) -> list[Tagged
     return rows
 
 
-def _name_cells(
-    table: Path, header: Sequence[str], lines: Sequence[tuple[int, tuple[str, ...]]]
-) -> list[tuple[int, _Row]]:
-    """Return the number and the named cells of each line; cells that are not there are empty. Raises CannotTrain."""
-    names = _check_columns(table, header)
-    for number, cells in lines:
-        if len(cells) > len(names):
-            raise CannotTrain(
-                f"{table}, line {number} has more cells than the first line names columns. Separate the tags of an "
-                "image by spaces, or put them in quotation marks."
-            )
-    return [(number, dict.fromkeys(names, "") | dict(zip(names, cells, strict=False))) for number, cells in lines]
-
-
-def _parse_rows(
-    table: Path, lines: Sequence[tuple[int, _Row]], listing: Listing, warnings: list[str]
-) -> Iterator[TaggedImage]:
+def _find_images(
+    table: Path, rows: Sequence[TagRow], listing: Listing, unreadable: str, warnings: list[str]
+) -> list[TaggedImage]:
+    """Return the images that the rows name; `unreadable` says what to do with rows that name none."""
     files = _index_by_name(listing, table.parent)
     line_of_name: dict[str, int] = {}
     line_of_path: dict[Path, int] = {}
-    mark = _tag_separator(table, [row[_TAGS_COLUMN] for _, row in lines], warnings)
-    for number, row in lines:
-        name = row[_IMAGE_COLUMN].replace("\\", "/").removeprefix("./")
+    images: list[TaggedImage] = []
+    missing: list[tuple[int, str]] = []
+    uploaded: list[tuple[str, str]] = []
+    for row in rows:
+        name = _find_name(row.name, files)
+        if name != _clean_name(row.name):
+            uploaded.append((name, row.name))
         if name in line_of_name:
-            raise CannotTrain(f"{table}, line {number}: {name} is already listed in line {line_of_name[name]}.")
-        line_of_name[name] = number
+            raise CannotTrain(f"{table}, line {row.line}: {name} is already listed in line {line_of_name[name]}.")
         if name not in files:
-            raise CannotTrain(f"{table}, line {number}: {_describe_missing(name, files, table.parent)}")
+            missing.append((row.line, name))
+            continue
+        line_of_name[name] = row.line
         path = files[name]
         if path is None:
-            raise CannotTrain(f"{table}, line {number}: {name} matches several images; include its folder.")
+            raise CannotTrain(f"{table}, line {row.line}: {name} matches several images; include its folder.")
         if path in line_of_path:
-            raise CannotTrain(f"{table}, line {number}: {name} is the same image as in line {line_of_path[path]}.")
-        line_of_path[path] = number
-        tags = frozenset(filter(None, (tag.strip() for tag in row[_TAGS_COLUMN].split(mark))))
-        yield TaggedImage(path, tags, _parse_split(row, table, number))
-
-
-def _check_columns(table: Path, names: Sequence[str]) -> list[str]:
-    """Return the names of the columns in lower case. Raises CannotTrain if one is missing or named twice."""
-    lower = [name.lower() for name in names]
-    missing = [name for name in (_IMAGE_COLUMN, _TAGS_COLUMN) if name not in lower]
+            raise CannotTrain(f"{table}, line {row.line}: {name} is the same image as in line {line_of_path[path]}.")
+        line_of_path[path] = row.line
+        images.append(TaggedImage(path, row.tags, _parse_split(row, table)))
     if missing:
-        renamed = [
-            f" Rename '{near}' to '{name}'."
-            for name in missing
-            if (near := next((column for column in names if _is_meant(column, name)), ""))
-        ]
-        raise CannotTrain(
-            f"{table} has no column {' and '.join(missing)}; its columns are {', '.join(names) or 'none'}."
-            + "".join(renamed)
+        _handle_missing(table, missing, len(rows), files, unreadable, warnings)
+    if uploaded:
+        warnings.append(
+            f"{count_of(len(uploaded), 'image')} {was(len(uploaded))} found without the folder and the prefix of an "
+            f"upload to Label Studio: '{uploaded[0][1]}' is {uploaded[0][0]}."
         )
-    for name in (_IMAGE_COLUMN, _TAGS_COLUMN, _SPLIT_COLUMN):
-        if lower.count(name) > 1:
-            raise CannotTrain(f"{table} has {lower.count(name)} columns '{name}'; keep one.")
-    return lower
+    return images
 
 
-def _is_meant(column: str, name: str) -> bool:
-    """Whether a column is named as other programs name this one, or nearly."""
-    return nearest_name(column.replace(" ", "_"), (name, *_OTHER_NAMES[name])) is not None
+def _clean_name(written: str) -> str:
+    return written.replace("\\", "/").removeprefix("./")
 
 
-def _tag_separator(table: Path, cells: Sequence[str], warnings: list[str]) -> str | None:
-    """Return what separates the tags of an image; None: spaces. Raises CannotTrain for several kinds."""
-    marks = [mark for mark in _TAG_SEPARATORS if any(mark in cell for cell in cells)]
-    if len(marks) > 1:
-        raise CannotTrain(
-            f"The tags in {table} are separated by {' and by '.join(_TAG_SEPARATORS[mark] for mark in marks)}. Use "
-            "one of them, or spaces."
-        )
-    if not marks:
-        return None
-    count = sum(marks[0] in cell for cell in cells)
-    warnings.append(f"Tags were separated at {_TAG_SEPARATORS[marks[0]]}, not at spaces: {count:,} images have some.")
-    return marks[0]
+def _find_name(written: str, files: Collection[str]) -> str:
+    """Return the name of an image as the table means it: without what Label Studio adds, if only so it is known."""
+    name = _clean_name(written)
+    uploaded = None if name in files else _UPLOADED.search(name)
+    if not uploaded:
+        return name
+    original = (name.rpartition("/")[2], uploaded["name"])
+    return next((candidate for candidate in original if candidate in files), name)
+
+
+def _handle_missing(
+    table: Path,
+    missing: Sequence[tuple[int, str]],
+    rows: int,
+    files: Mapping[str, Path | None],
+    unreadable: str,
+    warnings: list[str],
+) -> None:
+    """Count the rows that name no image. Raises CannotTrain unless they are to be skipped and others are left."""
+    line, name = missing[0]
+    reason = f"line {line}: {_describe_missing(name, files, table.parent)}"
+    names = "names" if len(missing) == 1 else "name"
+    counted = f"{len(missing):,} of {count_of(rows, 'row')} {names} no image that is read"
+    if len(missing) == rows:
+        raise CannotTrain(f"{table}, {reason} None of its {count_of(rows, 'row')} names an image that is read.")
+    if unreadable == "refuse":
+        raise CannotTrain(f"{table}, {reason} {counted}; leave {_them(missing)} out with --unreadable skip.")
+    warnings.append(f"{counted}: left out, such as {reason}")
+
+
+def _them(items: Sequence[object]) -> str:
+    return "it" if len(items) == 1 else "them"
 
 
 def _index_by_name(listing: Listing, folder: Path) -> dict[str, Path | None]:
@@ -237,10 +218,10 @@ def _describe_missing(name: str, files: Mapping[str, Path | None], folder: Path)
     return f"there is no image {name!r} in the folders of {folder}."
 
 
-def _parse_split(row: _Row, table: Path, number: int) -> str:
-    split = row.get(_SPLIT_COLUMN, "").lower()
+def _parse_split(row: TagRow, table: Path) -> str:
+    split = row.split
     if split and split not in (*_TRAIN, *_VALIDATION):
-        raise CannotTrain(f"{table}, line {number}: the split must be 'train' or 'validation', not '{split[:40]}'.")
+        raise CannotTrain(f"{table}, line {row.line}: the split must be 'train' or 'validation', not '{split[:40]}'.")
     return "validation" if split in _VALIDATION else "train" if split else ""
 
 
@@ -251,11 +232,11 @@ def _split_rows(
     splits = {row.split for row in rows}
     if splits - {""}:
         if "" in splits:
-            raise CannotTrain(f"The column '{_SPLIT_COLUMN}' is empty for some images but not for others.")
+            raise CannotTrain(f"The column '{SPLIT_COLUMN}' is empty for some images but not for others.")
         # Copies are not removed here: many uniform tiles look alike without being copies.
         train = tuple(row for row in rows if row.split == "train")
         validation = tuple(row for row in rows if row.split != "train")
-        return train, validation, f"the column '{_SPLIT_COLUMN}' of the table"
+        return train, validation, f"the column '{SPLIT_COLUMN}' of the table"
     # Stratify by each image's rarest tag, so that rare tags are on both sides.
     rank = {tag: i for i, (tag, _) in enumerate(sorted(tag_counts.items(), key=lambda item: (item[1], item[0])))}
     rarest = [min((rank[tag] for tag in row.tags), default=len(rank)) for row in rows]

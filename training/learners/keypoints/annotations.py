@@ -150,9 +150,9 @@ def _find_tables(data: Path, names: Sequence[str]) -> list[Path]:
     if not names:
         files = sorted(path for path in data.rglob("*.csv") if not path.name.startswith("."))
         if len(files) != 1:
+            advice = "Name the tables with --tables." if files else _describe_table(data)
             raise CannotTrain(
-                f"{data} contains {len(files)} CSV files; exactly one with the points of the images is needed"
-                + (". Name the tables with --tables." if files else ".")
+                f"{data} contains {len(files)} CSV files; exactly one with the points of the images is needed. {advice}"
             )
         return files
     tables = []
@@ -162,6 +162,16 @@ def _find_tables(data: Path, names: Sequence[str]) -> list[Path]:
             raise CannotTrain(f"{data} contains {len(files)} files '{name}'; --tables needs exactly one.")
         tables += files
     return tables
+
+
+def _describe_table(data: Path) -> str:
+    """Say what a table must look like, and that files of JSON, as COCO's are, cannot take its place."""
+    other = next((path.name for path in sorted(data.rglob("*.json")) if not path.name.startswith(".")), "")
+    unread = f"JSON, such as COCO's, is not read ({other}): convert it. " if other else ""
+    return (
+        f"{unread}Each row of the CSV file names an image and the x and y of its points in pixels, below a line "
+        "such as image,nose_x,nose_y."
+    )
 
 
 def _read_table(path: Path, folder: Path, rules: TableRules, warnings: list[str]) -> tuple[tuple[str, ...], list[_Row]]:

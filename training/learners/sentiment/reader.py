@@ -26,7 +26,7 @@ from training.data.folders import (
     list_subfolders,
     wrappers,
 )
-from training.data.label_names import merge_spellings
+from training.data.label_names import merge_spellings, suggest_label
 from training.data.table_files import read_cells
 from training.data.text_files import NotText, read_text_file
 
@@ -177,7 +177,8 @@ def _label_names(labels: Sequence[str], groups: Sequence[str], path: Path) -> li
     if rare := [name for name in sorted(counts) if groups_of_label[name] < 2]:
         what = "one text" if counts[rare[0]] == 1 else "one group of texts"
         raise CannotTrain(
-            f"The label '{rare[0]}' has {what}; at least two are needed, one to train on and one to validate on."
+            f"The label '{rare[0]}' has {what}; at least two are needed, one to train on and one to validate "
+            f"on.{suggest_label(rare[0], counts)}"
         )
     if all(re.fullmatch(r"-?\d{1,15}", name) for name in counts):
         return sorted(counts, key=int)

@@ -110,7 +110,9 @@ class TabularBase(Learner):
         columns, ignored, warnings = infer_columns(
             self.train_frame, options.target, column_kinds(options), table.missing_texts, table.warnings
         )
-        self.warnings += warnings
+        # What is left out is not one of categories either.
+        outdated = {table.category_notes.get(name) for name in ignored}
+        self.warnings = [*(sentence for sentence in self.warnings if sentence not in outdated), *warnings]
         self.task: Tabular = self._make_task(columns, ignored)
         self.samples: RowSamples = self._make_samples(self.train_frame)
         self.held_out = self._make_samples(self.valid_frame)

@@ -8,8 +8,8 @@ from training.data.delimited import RECOGNISED, CsvFormat
 from training.learners.classification.label_csv import find_table, read_tags
 
 
-def read(folder, form=RECOGNISED):
-    return read_tags(find_table(folder), form, unreadable="refuse", valid_fraction=0.25, size=32)
+def read(folder, form=RECOGNISED, unreadable="refuse"):
+    return read_tags(find_table(folder), form, unreadable=unreadable, valid_fraction=0.25, size=32)
 
 
 @pytest.fixture
@@ -47,8 +47,13 @@ def test_names_may_have_extensions_and_folders_and_the_data_may_lie_in_a_subfold
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("image,tags\np00,left\n", "no column image_name; its columns are image, tags. Rename 'image' to 'image_name'"),
-        ("Filename,Label\np00,left\n", "Rename 'Filename' to 'image_name'. Rename 'Label' to 'tags'"),
+        ("imagge,tags\np00,left\n", "no column image_name; its columns are imagge, tags. Rename 'imagge' to 'image_n"),
+        ("filname,labl\np00,left\n", "Rename 'filname' to 'image_name'. Rename 'labl' to 'tags'"),
+        ("id,breed\np00,left\n", "are id, breed. Rename the one that names the images to 'image_name'"),
+        ("image_id,file,tags\n1,p00,left\n", "several that may be meant: 'image_id' and 'file'. Rename one of them to"),
+        ("image,left,right\np00,1,2\np01,0,1\n", "no column tags.* or have a column each with 1 or 0 in every row"),
+        ("image_name,tags\np00,left\nghost,a\ngone,b\n", "2 of 3 rows name no image that is read; leave them out with"),
+        ("image_name,tags\nghost,left\ngone,left\n", "None of its 2 rows names an image"),
         ("image_name,tags,Tags\np00,left,left\n", "has 2 columns 'tags'; keep one"),
         ("image_name,tags\np00,left,right\n", "line 2 has more cells than the first line .* in quotation marks"),
         ('image_name,tags\np00,"left,right"\np01,left;right\n', "separated by commas and by semicolons"),
@@ -191,3 +196,65 @@ def test_thumbnails_with_the_names_of_images_do_not_make_them_ambiguous(tagged_f
 
 def test_data_that_is_not_there_has_no_table(tmp_path):
     assert find_table(tmp_path / "missing") is None
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [("image", "labels"), ("Filename", "Label"), ("img", "classes"), ("File Name", "choice"), ("path", "tag")],
+)
+def test_other_usual_names_of_the_columns_are_read_and_named(tagged_folder, tag_rows, columns):
+    table = read(tagged_folder(tag_rows(), columns))
+
+    assert table.labels == ("left", "right")
+    assert table.warnings[:2] == (
+        f"The images are named in the column '{columns[0]}' of labels.csv, their tags in '{columns[1]}'.",
+        "Tags were separated at spaces: 'left right' is 2 tags. If it is one, write it with underscores.",
+    )
+
+
+@pytest.mark.parametrize(("yes", "no"), [("1", "0"), ("1.0", "0.0"), ("True", "False"), ("1", "-1")])
+def test_tags_with_a_column_each_are_read_and_other_columns_named(tagged_folder, tag_rows, yes, no):
+    folder, rows = tagged_folder(tag_rows()), tag_rows()
+    lines = [f"{name}.png,640,{yes if 'left' in tags else no},{yes if 'right' in tags else no}" for name, tags in rows]
+    (folder / "labels.csv").write_text("\n".join(["filename,width,Left side,right", *lines]))
+
+    table = read(folder)
+
+    assert table.labels == ("Left side", "right")
+    assert {image.path.stem: len(image.tags) for image in (*table.train, *table.validation)} == {
+        name: len(tags.split()) for name, tags in rows
+    }
+    assert table.warnings[:2] == (
+        "2 columns of labels.csv are tags ('Left side', 'right'): an image has those in whose columns it has a 1.",
+        "Column 'width' of labels.csv: not read.",
+    )
+
+
+def test_rows_that_name_no_image_can_be_skipped_and_are_counted(tagged_folder, tag_rows):
+    folder = tagged_folder(tag_rows())
+    with (folder / "labels.csv").open("a") as file:
+        file.write("ghost,left\ngone,left\n")
+
+    table = read(folder, unreadable="skip")
+
+    assert len(table.train) + len(table.validation) == 24
+    assert table.warnings[0].startswith(
+        "2 of 26 rows name no image that is read: left out, such as line 26: there is no image 'ghost' in"
+    )
+
+
+def test_names_and_lists_of_tags_of_label_studio_are_read_and_said_so(tagged_folder, tag_rows):
+    folder, rows = tagged_folder(tag_rows()), tag_rows()
+    choices = {"left right": '"{""choices"":[""left"",""right""]}"'}
+    lines = [f"/data/upload/1/0a1b2c{i:02}-{name}.png,{choices.get(tags, tags)}" for i, (name, tags) in enumerate(rows)]
+    (folder / "labels.csv").write_text("\n".join(["image,choice", *lines]))
+
+    table = read(folder)
+
+    assert table.labels == ("left", "right")
+    assert len(table.train) + len(table.validation) == 24
+    assert table.warnings[1:3] == (
+        'Tags were read from lists, as in {"choices":["left","right"]}: 6 images have one.',
+        "24 images were found without the folder and the prefix of an upload to Label Studio: "
+        "'/data/upload/1/0a1b2c00-p00.png' is p00.png.",
+    )

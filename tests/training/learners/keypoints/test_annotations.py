@@ -136,8 +136,15 @@ def test_invalid_table_is_refused_with_a_message(tmp_path, rows, options, messag
 def test_invalid_rules_and_files_are_refused_with_a_message(tmp_path):
     folder = write_images(tmp_path / "d", 3)
     (tmp_path / "empty").mkdir()
+    (tmp_path / "coco").mkdir()
+    (tmp_path / "coco" / "annotations.json").write_text("{}")
     mistakes = [
         (tmp_path / "empty", TableRules(), "contains 0 CSV files; exactly one"),
+        (
+            tmp_path / "coco",
+            TableRules(),
+            "JSON, such as COCO's, is not read (annotations.json): convert it. Each row of",
+        ),
         (folder, TableRules(tables=("other.csv",)), "contains 0 files 'other.csv'"),
         (folder, TableRules(group_column="film"), "no column 'film' for --group-column"),
         (folder, TableRules(group_pattern="("), "--group-pattern is not a valid regular expression"),
