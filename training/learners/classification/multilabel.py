@@ -239,5 +239,5 @@ def _describe_label(label: str, f1: float, predicted: NDArray[np.bool_], has_lab
         return f"'{label}' is not predicted for {images}, nor for others."
     return (
         f"'{label}' has an F1 of {f1:.3f}: it is predicted for {found:,} of the {count:,} validation images that have "
-        f"it, and for {answers - found:,} others."
+        f"it, and for {answers - found or 'no'} others."
     )
