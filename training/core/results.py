@@ -36,6 +36,11 @@ class Figure:
     note: str = ""
 
 
+def signed(value: float) -> str:
+    """Return a difference with its sign and four decimals; never `-0.0000`."""
+    return f"{round(value, 4) + 0.0:+.4f}"
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A metric of the model beside that of another predictor on the same samples.
@@ -93,9 +98,10 @@ class Comparison:
     def sentence(self) -> str:
         """Describe the comparison with its interval and the number of samples."""
         low, high = self.interval
-        bounds = f"95 % interval {low:+.4f} to {high:+.4f}" if math.isfinite(low + high) else "too few for an interval"
+        is_known = math.isfinite(low + high)
+        bounds = f"95 % interval {signed(low)} to {signed(high)}" if is_known else "too few for an interval"
         return (
-            f"{self.metric} is {self.value:.4f}; {self.other}: {self.other_value:.4f}. Gain {self.gain:+.4f} "
+            f"{self.metric} is {self.value:.4f}; {self.other}: {self.other_value:.4f}. Gain {signed(self.gain)} "
             f"({bounds}, {self.counted}): the model is {self.verdict}."
         )
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from training.core.results import Comparison, SampleScores, Table
+from training.core.results import Comparison, SampleScores, Table, signed
 
 _DRAWS = 1000
 _MIN_SAMPLES = 10
@@ -107,7 +107,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
             comparison.metric,
             f"{comparison.value:.4f}",
             f"{comparison.other_value:.4f}",
-            f"{comparison.gain:+.4f}",
+            signed(comparison.gain),
             _format_interval(comparison.interval),
             f"{comparison.count:,}",
             comparison.verdict,
@@ -120,4 +120,4 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
 
 def _format_interval(interval: tuple[float, float]) -> str:
     low, high = interval
-    return f"{low:+.4f} to {high:+.4f}" if math.isfinite(low + high) else "unknown: too few samples"
+    return f"{signed(low)} to {signed(high)}" if math.isfinite(low + high) else "unknown: too few samples"

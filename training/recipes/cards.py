@@ -58,7 +58,7 @@ RECIPE = Recipe(
     task="classification",
     title="Which playing cards lie on the table?",
     summary="photos of playing cards, 6 ranks, multi-label, with a MobileNetV2",
-    expected="micro F1 of 0.90 on held-out photos; 12 minutes on one busy CPU core",
+    expected="micro F1 of 0.89 on held-out photos; 12 minutes on one busy CPU core",
     source=Source(
         name="playing-cards",
         # GitHub creates this archive on demand, so that its hash is not stable: it is checked by its content.

@@ -217,7 +217,7 @@ def test_the_recipe_trains_and_publishes_from_the_official_files(official, tmp_p
         "0.2",
     )
 
-    status = main([str(word) for word in ("rossmann", *paths, *options, "--device", "cpu", "--publish")])
+    status = main([str(word) for word in ("rossmann", *paths, *options, "--device", "cpu", "--publish", "--anyway")])
 
     assert status == 0, capsys.readouterr().err
     manifest = read_manifest(tmp_path / "models" / "rossmann" / "1")

@@ -78,7 +78,7 @@ class Darker(ServedGenerator):
 
 
 def test_images_are_measured_on_the_exported_file_and_compared_with_bicubic_resizing(sharp_folder):
-    learner = load_learner(sharp_folder(*(f"{n}.png" for n in range(12)), size=(140, 130)), valid_fraction=0.3)
+    learner = load_learner(sharp_folder(*(f"{n}.png" for n in range(25)), size=(140, 130)), valid_fraction=0.4)
     network = learner.network()
     served = learner.to_inference_module(network)
     trained = [Trained(0, network, {"gain": 0.0})]
