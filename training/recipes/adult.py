@@ -30,7 +30,7 @@ RECIPE = Recipe(
     title="Does this row of the 1994 census earn more than $50,000 a year?",
     summary="rows of the 1994 census, 2 classes, with embeddings and an MLP",
     expected=(
-        "accuracy 0.867 and ROC AUC 0.924 on held-out rows, mean of three seeds; gradient boosting is better in accuracy "
+        "accuracy 0.867 and ROC AUC 0.924 on held-out rows, mean of three seeds; gradient boosting is more accurate "
         "(0.873), so that publishing needs --anyway; 2 minutes on 2 CPU cores"
     ),
     source=Source(
