@@ -160,20 +160,26 @@ def weights_file(name: str, weights: str, fetcher: SourceFetcher) -> Path | None
 
     torchvision's file names end with the first eight digits of their SHA-256, which are verified. Raises CannotTrain.
     """
-    from torchvision import models  # Imported here: it takes seconds, and not every command needs it.
-
     if weights == "none":
         return None
     if weights != "imagenet":
         if not Path(weights).is_file():
             raise CannotTrain(f"--weights {weights}: no such file; use a path, 'imagenet' or 'none'.")
         return Path(weights)
-    if name not in models.list_models(module=models):
-        raise CannotTrain(f"torchvision has no network named '{name}'; choose one of {', '.join(_supported())}.")
-    address: str = models.get_model_weights(name).DEFAULT.url if name != "mobilenet_v2" else _MOBILENET_V2
+    address = _MOBILENET_V2 if name == "mobilenet_v2" else _official_address(name)
     prefix = address.rpartition("-")[2].partition(".")[0]
     mirrored = _MIRRORED.get(name, Archive(f"pretrained/{name}_imagenet1k.pth"))
     return fetcher.fetch(Source(f"{name}.pth", Archive(address, prefix), mirrored, alternative=_WITHOUT_WEIGHTS))
+
+
+def _official_address(name: str) -> str:
+    """The address of torchvision's weights. Raises CannotTrain if it has no such network."""
+    from torchvision import models  # Imported here: it takes seconds, which the default backbone does not need.
+
+    if name not in models.list_models(module=models):
+        raise CannotTrain(f"torchvision has no network named '{name}'; choose one of {', '.join(_supported())}.")
+    address: str = models.get_model_weights(name).DEFAULT.url
+    return address
 
 
 _MOBILENET_V2 = "https://download.pytorch.org/models/mobilenet_v2-b0353104.pth"
