@@ -208,9 +208,11 @@ def run(session: Session, runtime: Runtime, arguments: argparse.Namespace) -> Pa
     if runtime.is_main:
         fingerprint = plan.fingerprint(learner, runtime, session.data_sha256)
         epochs = sum(stage.epochs for stage in learner.stages())
-        if start := run_folder.describe_start(root, fingerprint, arguments.resume, epochs):
+        # Publishing may have been refused or interrupted, or was not asked for: training again would change nothing.
+        resume = "publish" if arguments.publish and arguments.resume == "auto" else arguments.resume
+        if start := run_folder.describe_start(root, fingerprint, resume, epochs):
             print(start, flush=True)
-        path = str(run_folder.find_or_create(root, fingerprint, arguments.resume))
+        path = str(run_folder.find_or_create(root, fingerprint, resume))
     folder = Path(runtime.broadcast(path))
     with run_folder.lock(folder) if runtime.is_main else nullcontext():
         if arguments.resume == "keep":

@@ -172,7 +172,7 @@ def test_a_model_that_is_worse_than_a_constant_answer_is_published_only_if_the_u
     assert "Not published: the model is surely worse than always predicting 'common': accuracy is " in err
     assert not list(tmp_path.glob("models/*/*"))
 
-    status, _, err = train(*command, "--publish", "--anyway", "--resume")
+    status, _, err = train(*command, "--publish", "--anyway")
 
     assert status == 0, err
     assert len(list((tmp_path / "runs" / "tabular").iterdir())) == 1, "it was trained again"

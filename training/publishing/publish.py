@@ -70,8 +70,8 @@ def refuse_worse_model(evaluation: Evaluation) -> None:
     """
     if objections := find_objections(evaluation):
         raise CannotTrain(
-            f"Not published: {'; '.join(objections)}. Train it better, or publish it all the same with --anyway; "
-            "--resume publishes this run without training it again."
+            f"Not published: {'; '.join(objections)}. Train it better, or publish it all the same with --anyway: the "
+            "same command with it does not train again."
         )
 
 

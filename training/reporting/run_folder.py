@@ -69,8 +69,9 @@ class Plan:
 def find_or_create(root: Path, fingerprint: dict[str, Any], resume: str) -> Path:
     """Return the folder of the latest run with this fingerprint, or a new one.
 
-    `resume` is `auto` (resume an unfinished run), `always` (or a finished one; raises CannotTrain if there is none),
-    `keep` (or a finished one; a new folder if there is none) or `never`.
+    `resume` is `auto` (resume an unfinished run), `publish` (or a finished one that was not published), `always` (or a
+    finished one; raises CannotTrain if there is none), `keep` (or a finished one; a new folder if there is none) or
+    `never`.
     """
     existing = _find(root, fingerprint, resume)
     if existing:
@@ -91,7 +92,9 @@ def _find(root: Path, fingerprint: dict[str, Any], resume: str) -> Path | None:
     for folder in _latest_first(root) if resume != "never" else ():
         if _read_json(folder / SETTINGS) != fingerprint or _is_running(folder):
             continue
-        if resume in ("always", "keep") or not (folder / _DONE).exists():
+        is_finished = (folder / _DONE).exists()
+        is_published = (folder / _PUBLISHED).exists()
+        if resume in ("always", "keep") or not is_finished or (resume == "publish" and not is_published):
             return folder
     return None
 

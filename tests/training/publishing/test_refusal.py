@@ -34,7 +34,7 @@ def test_a_model_that_is_surely_worse_than_a_baseline_is_refused_with_the_figure
     message = str(refused.value)
     assert "surely worse than co-occurrence: ndcg_at_10 is 0.0210, not 0.1150 (on 400 users)" in message
     assert "--anyway" in message
-    assert "--resume" in message
+    assert "does not train again" in message
 
 
 @pytest.mark.parametrize(

@@ -120,3 +120,12 @@ def test_a_fresh_run_starts_without_a_word(root):
     start(root, epochs=3)
 
     assert describe(root, "never") == ""
+
+
+def test_publishing_takes_a_finished_run_that_was_not_published_and_no_other(root, tmp_path):
+    folder = start(root, epochs=14, done=True)
+
+    assert run_folder.find_or_create(root, SETTINGS, "publish") == folder
+    assert describe(root, "publish") == f"The run {folder} is finished; its report (and model) is written again."
+    run_folder.mark_published(folder, tmp_path / "models" / "pets" / "1")
+    assert run_folder.find_or_create(root, SETTINGS, "publish") != folder
