@@ -23,7 +23,7 @@ from training.core.files import require_readable, require_writable
 from training.core.recipe import Recipe, select_preset
 from training.core.settings_file import SETTINGS, SettingsFile, read_settings_file
 from training.data.download import Fetcher
-from training.engine.runtime import start_runtime
+from training.engine.runtime import end_process, start_runtime
 from training.registry import learner_names, learner_type, load_recipe, recipe_for, recipe_names
 from training.reporting import run_folder
 from training.reporting.report import reproduction_command
@@ -401,4 +401,6 @@ def _reproduction_command(
 
 
 if __name__ == "__main__":
-    sys.exit(run_command_line(main, sys.argv[1:]))
+    exit_status = run_command_line(main, sys.argv[1:])
+    end_process(exit_status)
+    sys.exit(exit_status)

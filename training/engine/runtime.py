@@ -2,6 +2,7 @@
 
 import copy
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -123,6 +124,18 @@ def start_runtime(settings: Settings) -> Iterator[Runtime]:
     finally:
         if world_size > 1:
             dist.destroy_process_group()
+
+
+def end_process(status: int) -> None:
+    """End one of several processes at once; return if it is the only one.
+
+    While the interpreter shuts down, threads of torch's collectives can abort the process ("terminate called without an
+    active exception"), and torchrun would report as failed what is complete.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        os._exit(status)
 
 
 def _select_device(requested: str, local_rank: int) -> torch.device:

@@ -24,7 +24,7 @@ from pathlib import Path
 from tests.training.toy_learner import Points, SmallLearner
 from tests.training.engine.test_runtime import SETTINGS, sweep
 from training.engine.loop import fit
-from training.engine.runtime import start_runtime
+from training.engine.runtime import end_process, start_runtime
 with start_runtime(SETTINGS) as runtime:
     torch.manual_seed(0)
     learner = SmallLearner()
@@ -38,6 +38,7 @@ with start_runtime(SETTINGS) as runtime:
     assert runtime.broadcast(repr(search)) == repr(search), "each process would train with another rate"
     assert len(search.rates) < 20, "the sweep did not stop where the loss of one process exploded"
     print(f"rank {runtime.rank} score {rows[-1].scores['score']:.6f}", flush=True)
+end_process(0)
 """
 
 
