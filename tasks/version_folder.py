@@ -7,6 +7,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
+def find_last_version(home: Path) -> Path | None:
+    """Return the folder of a model's last version; None if there is none."""
+    versions = [path for path in home.iterdir() if path.name.isdecimal()] if home.is_dir() else []
+    return max(versions, key=lambda path: int(path.name), default=None)
+
+
 def write_version(home: Path, write: Callable[[Path, str], None]) -> Path:
     """Write the next free version of a model and return its folder, `home`/VERSION.
 
@@ -49,7 +55,8 @@ def _write_next_version(home: Path, write: Callable[[Path, str], None]) -> Path:
 
 
 def _next_version(home: Path) -> int:
-    return max((int(path.name) for path in home.iterdir() if path.name.isdecimal()), default=0) + 1
+    last = find_last_version(home)
+    return int(last.name) + 1 if last else 1
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import nn
 
 from tasks.contract import Task
 from tasks.manifest import Metric
+from training.core.sentences import count_of, signed
 
 Vectors = NDArray[np.floating]
 _ROUNDING = 1e-6
@@ -34,11 +35,6 @@ class Figure:
     title: str
     png: bytes
     note: str = ""
-
-
-def signed(value: float) -> str:
-    """Return a difference with its sign and four decimals; never `-0.0000`."""
-    return f"{round(value, 4) + 0.0:+.4f}"
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,7 @@ class Comparison:
     @property
     def counted(self) -> str:
         """The number of samples in words: `341 validation images`."""
-        return f"{self.count:,} {self.samples if self.count != 1 else self.samples.removesuffix('s')}"
+        return count_of(self.count, self.samples.removesuffix("s"))
 
     def sentence(self) -> str:
         """Describe the comparison with its interval and the number of samples."""

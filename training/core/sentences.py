@@ -15,6 +15,11 @@ def plain_number(value: float, digits: int = 6) -> str:
     return f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
 
 
+def signed(value: float) -> str:
+    """Return a difference with its sign and four decimals; never `-0.0000`."""
+    return f"{round(value, 4) + 0.0:+.4f}"
+
+
 def was(number: int) -> str:
     """Return the verb after `count_of`."""
     return "was" if number == 1 else "were"

@@ -12,7 +12,7 @@ from training.core.config import Settings, describe_values, is_valid, option_fie
 from training.core.errors import CannotTrain
 
 SETTINGS = "settings.json"
-FACTS = ("recipe", "task", "processes", "samples", "parameters", "data", "data_sha256")
+FACTS = ("recipe", "task", "processes", "samples", "parameters", "data")
 """Keys of the file that say what a run was trained on; all others are settings."""
 
 

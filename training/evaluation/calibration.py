@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from training.core.sentences import count_of
+
 BINS = 15
 MIN_SAMPLES = 200
 """With fewer samples, a fitted temperature says more about the samples than about the network."""
@@ -46,8 +48,7 @@ def describe_shortage(count: int, samples: str, minimum: int = MIN_SAMPLES) -> s
     """Return why `count` samples (named in the plural) are too few to calibrate with; empty if they are enough."""
     if count >= minimum:
         return ""
-    noun = samples.removesuffix("s") if count == 1 else samples
-    return f"{count:,} {noun}; at least {minimum:,} are needed"
+    return f"{count_of(count, samples.removesuffix('s'))}; at least {minimum:,} are needed"
 
 
 def calibrate(

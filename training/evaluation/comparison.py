@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from training.core.results import Comparison, SampleScores, Table, signed
+from training.core.results import Comparison, SampleScores, Table
+from training.core.sentences import signed
 
 _DRAWS = 1000
 _MIN_SAMPLES = 10

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from tasks.manifest import MODEL, BrokenModel, read_manifest, verify_files
 from tasks.system_errors import os_error_reason
+from tasks.version_folder import find_last_version
 from training.core.results import Comparison, SampleScores
 from training.engine.learner import Learner
 from training.evaluation.comparison import compare_means
 from training.publishing.export import Export, ExportedNetwork
-from training.publishing.republish import find_last_version
 
 
 @dataclass(frozen=True)

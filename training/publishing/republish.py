@@ -10,17 +10,11 @@ from typing import Any
 from tasks.contract import Task, parameters_of
 from tasks.goldens import Golden, write_goldens
 from tasks.manifest import CARD, MODEL, Manifest, entries_of, read_manifest, write_manifest, write_task_files
-from tasks.version_folder import write_version
+from tasks.version_folder import find_last_version, write_version
 from training.core.errors import CannotTrain
 from training.core.provenance import code_version
 from training.publishing.export import onnx_runner
 from training.publishing.publish import replay
-
-
-def find_last_version(model: Path) -> Path | None:
-    """Return the folder of a model's last version; None if there is none."""
-    versions = [path for path in model.iterdir() if path.name.isdecimal()] if model.is_dir() else []
-    return max(versions, key=lambda path: int(path.name), default=None)
 
 
 def last_version(model: Path) -> Path:

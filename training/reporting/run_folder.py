@@ -29,7 +29,6 @@ _MAX_DIFFERENCES = 4
 _OTHER_FACTS = {
     "parameters": "other labels, columns or sizes of the task",
     "data": "other data",
-    "data_sha256": "other data",
 }
 """What hashes in a fingerprint stand for."""
 _UNRECORDED = "an older version of this program did not record"
