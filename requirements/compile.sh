@@ -9,9 +9,15 @@ compile() {
         --no-annotate "${upgrade[@]}" "$@" --output-file "requirements/$out"
 }
 upgrade=("$@")
-compile dev.txt pyproject.toml --extra service --extra training --extra heif --group tests --group lint
+compile dev.txt pyproject.toml --extra service --extra training --extra tracing --extra heif \
+    --group tests --group load --group lint
 upgrade=()
 compile serve.txt pyproject.toml --extra service --constraint requirements/dev.txt
 compile train.txt pyproject.toml --extra training --constraint requirements/dev.txt
-compile serve-gpu.txt pyproject.toml --extra service-gpu
+compile load.txt pyproject.toml --group load --constraint requirements/dev.txt
+compile tracing.txt pyproject.toml --extra tracing --constraint requirements/dev.txt
+compile serve-gpu.txt pyproject.toml --extra service-gpu --constraint requirements/serve.txt
+compile serve-cuda12.txt pyproject.toml --extra service-cuda12 --constraint requirements/serve.txt
+compile ray.txt pyproject.toml --extra service --extra ray --constraint requirements/dev.txt
+compile sbom.txt --group sbom
 echo uv | compile uv.txt -
