@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := UV_LINK_MODE=copy $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes
 
-.PHONY: help serve test check format train train-all bench faults lock clean
+.PHONY: help serve test check format train train-all bench faults lock clean tools
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -41,6 +41,9 @@ bench: $(VENV)/.dev ## compare the service and the training loop with the bare r
 
 faults: $(VENV)/.dev ## inject faults over HTTP and report which guarantees hold (several minutes)
 	@$(BIN)/python -m tests.faults $(ARGS)
+
+tools: $(VENV)/.dev ## fetch the programs that some tests need: helm 3 and 4, Prometheus, CRDs (without them they are skipped)
+	@$(BIN)/python -m tests.external_tools install
 
 lock: $(VENV)/.uv ## update the pinned dependencies from pyproject.toml
 	@PATH="$(CURDIR)/$(BIN):$$PATH" requirements/compile.sh $(ARGS)
