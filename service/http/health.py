@@ -21,6 +21,12 @@ class Live(BaseModel):
     failures: dict[str, str] = {}
 
 
+class Started(BaseModel):
+    """Whether the models in the folder at startup have been loaded, or have failed to."""
+
+    started: bool
+
+
 class Ready(BaseModel):
     """Whether requests should be sent here, and which models are being served."""
 
@@ -41,6 +47,12 @@ def health_router(
         failures = dict(liveness.failures)
         response.status_code = 503 if failures else 200
         return Live(live=not failures, failures=failures)
+
+    @router.get("/health/started", summary="Startup probe", responses={503: {"model": Started}})
+    async def started(response: Response) -> Started:
+        # Not readiness: without a model that can be served, a restart would only hide the reason.
+        response.status_code = 200 if repository.loaded else 503
+        return Started(started=repository.loaded)
 
     @router.get("/health/ready", summary="Readiness probe", responses={503: {"model": Ready}})
     async def ready(response: Response) -> Ready:

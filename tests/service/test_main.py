@@ -224,8 +224,10 @@ def test_a_model_that_hangs_while_loading_does_not_keep_the_program_from_stoppin
     with started(tmp_path, "--port", str(free_port), module=FAULTY_SERVER) as process:
         read_until(process.stderr, "Application startup complete")
         ready = httpx.get(f"http://127.0.0.1:{free_port}/health/ready")
+        started_up = httpx.get(f"http://127.0.0.1:{free_port}/health/started")
         process.send_signal(signal.SIGTERM)
 
+        assert (started_up.status_code, started_up.json()) == (503, {"started": False})
         assert ready.json()["reason"] == "Models are still loading."
         assert process.wait(EXIT_TIMEOUT_S) == 0
 

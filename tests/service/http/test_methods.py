@@ -4,7 +4,16 @@ import pytest
 
 from tests.service.conftest import Running
 
-GET_PATHS = ["/health/live", "/health/ready", "/metrics", "/v1/models", "/v1/models/credit", "/openapi.json", "/docs"]
+GET_PATHS = [
+    "/health/started",
+    "/health/live",
+    "/health/ready",
+    "/metrics",
+    "/v1/models",
+    "/v1/models/credit",
+    "/openapi.json",
+    "/docs",
+]
 PREDICT = "/v1/models/credit/predict"
 
 

@@ -112,9 +112,10 @@ def test_setting_limits_how_many_of_the_newest_versions_are_served(
     assert [predict(server, f"credit/versions/{version}") == 200 for version in (1, 2, 10)] == served
 
 
-def test_server_without_models_is_alive_but_not_ready(tmp_path: Path, start: Start) -> None:
+def test_server_without_models_is_alive_and_started_but_not_ready(tmp_path: Path, start: Start) -> None:
     server = start(models=tmp_path)
 
+    assert server.client.get("/health/started").json() == {"started": True}
     assert server.client.get("/health/live").status_code == 200
     assert server.client.get("/health/ready").status_code == 503
 
