@@ -232,6 +232,10 @@ args:
   - --sha256
   - {{ join "," . | quote }}
   {{- end }}
+  {{- if $fetch.token.existingSecret }}
+  - --token-file
+  - {{ printf "/etc/sevenfold/fetch/%s" $fetch.token.key | quote }}
+  {{- end }}
   {{- range $fetch.names }}
   - {{ . | quote }}
   {{- end }}
@@ -254,6 +258,9 @@ securityContext:
 volumeMounts:
   - {name: models, mountPath: {{ .Values.models.mountPath }}}
   - {name: tmp, mountPath: /tmp}
+  {{- if $fetch.token.existingSecret }}
+  - {name: fetch-token, mountPath: /etc/sevenfold/fetch, readOnly: true}
+  {{- end }}
 {{- end }}
 
 {{- define "sevenfold.modelsVolume" -}}
@@ -271,6 +278,10 @@ volumeMounts:
 {{- else if eq $models.source "fetch" }}
 - name: models
   emptyDir: {sizeLimit: {{ $models.fetch.sizeLimit }}}
+{{- with $models.fetch.token.existingSecret }}
+- name: fetch-token
+  secret: {secretName: {{ . }}, defaultMode: 0440}
+{{- end }}
 {{- end }}
 {{- end }}
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from service.settings import read_settings
 from tests.helm.chart import Refused, render, settings
 from tests.helm.server_schema import OWN_SETTINGS, SCHEMA, SETTINGS, camel_case, server_schema
+
+EXAMPLES: Mapping[Any, Any] = {int: 3, float: 2.5, bool: True, str: "text", Path: "/a/path"}
 
 
 def example_of(spec: Any) -> Any:
