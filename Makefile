@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := UV_LINK_MODE=copy $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes
 
-.PHONY: help serve test check format train train-all bench faults lock clean tools
+.PHONY: help serve test check format train train-all bench faults lock clean tools chart
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -44,6 +44,11 @@ faults: $(VENV)/.dev ## inject faults over HTTP and report which guarantees hold
 
 tools: $(VENV)/.dev ## fetch the programs that some tests need: helm 3 and 4, Prometheus, CRDs (without them they are skipped)
 	@$(BIN)/python -m tests.external_tools install
+
+chart: ## check the Helm chart and pack it into dist/ (needs helm; `make tools` fetches it)
+	@PATH="$(CURDIR)/.tools/bin:$$PATH"; helm=$$(command -v helm helm4 helm3 | head -n 1) || true; \
+	  [ -n "$$helm" ] || { echo 'helm is not installed; `make tools` fetches it.' >&2; exit 1; }; \
+	  "$$helm" lint --strict --quiet helm && "$$helm" package helm --destination dist
 
 lock: $(VENV)/.uv ## update the pinned dependencies from pyproject.toml
 	@PATH="$(CURDIR)/$(BIN):$$PATH" requirements/compile.sh $(ARGS)

@@ -174,6 +174,18 @@ annotations:
 {{ include "sevenfold.httpScheme" . }}
 {{- end }}
 
+{{/* The Service that has the port admin, and that port. */}}
+{{- define "sevenfold.adminService" -}}
+{{ include "sevenfold.fullname" . }}{{ if ne .Values.service.type "ClusterIP" }}-admin{{ end }}
+{{- end }}
+{{- define "sevenfold.adminPort" -}}
+- name: admin
+  port: {{ .Values.service.ports.admin }}
+  targetPort: admin
+  protocol: TCP
+  appProtocol: {{ include "sevenfold.adminScheme" . }}
+{{- end }}
+
 {{/* Variables of the server's container: the chart's, without those that extraEnv replaces, then extraEnv. */}}
 {{- define "sevenfold.env" -}}
 {{- $own := list }}

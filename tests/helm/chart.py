@@ -68,7 +68,7 @@ def render(
     chart: Path = CHART,
 ) -> list[Manifest]:
     """Render the chart with values, over those of files. Raises Refused."""
-    return _render(helm, files, json.dumps(values or {}), release, namespace, kubernetes, chart)
+    return _render(helm, files, json.dumps(values or {}, ensure_ascii=False), release, namespace, kubernetes, chart)
 
 
 def of_kind(manifests: Sequence[Manifest], kind: str) -> list[Manifest]:

@@ -68,7 +68,7 @@ def render_or_refuse(values: dict[str, Any], **options: Any) -> list[Manifest]:
         reason = str(refused)
     assert "execution error at" in reason
     assert "nil pointer" not in reason
-    reject()
+    return reject()
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])

@@ -1,11 +1,14 @@
 """What each value makes: probes, stopping, scaling, models, GPUs, access, monitoring, and the notes."""
 
 import json
+import re
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.helm.chart import CHART, HELMS, of_kind, only, pod_templates, render, run_helm, server, settings, variables
 
@@ -248,11 +251,26 @@ def test_the_network_policy_lets_in_nobody_else() -> None:
     assert admin["from"][0]["namespaceSelector"]["matchExpressions"][0]["values"] == ["monitoring"]
 
 
+@pytest.mark.parametrize("kind", ["NodePort", "LoadBalancer"])
+def test_a_published_service_has_no_admin_port(kind: str) -> None:
+    values = {
+        "service": {"type": kind},
+        "autoscaling": {"mode": "keda"},
+    }
+
+    manifests = render(values)
+
+    services = {service["metadata"]["name"]: service["spec"] for service in of_kind(manifests, "Service")}
+    ports = {name: (spec["type"], [port["name"] for port in spec["ports"]]) for name, spec in services.items()}
+    assert ports == {"demo-sevenfold": (kind, ["http"]), "demo-sevenfold-admin": ("ClusterIP", ["admin"])}
+    (trigger,) = only(manifests, "ScaledObject")["spec"]["triggers"]
+    assert trigger["metadata"]["url"] == "http://demo-sevenfold-admin.models.svc:8082/health/load"
+
+
 def test_only_the_port_http_is_reached_from_outside() -> None:
     values = {
         "ingress": {"enabled": True, "hosts": [{"host": "a.example.com"}]},
         "httpRoute": {"enabled": True, "parentRefs": [{"name": "public"}]},
-        "service": {"type": "NodePort"},
     }
 
     manifests = render(values)
@@ -307,6 +325,17 @@ def test_without_their_files_no_alerts_and_dashboards_are_made(tmp_path: Path) -
 
     assert of_kind(manifests, "PrometheusRule") == []
     assert len(of_kind(manifests, "ConfigMap")) == 1
+
+
+@pytest.mark.parametrize("helm", HELMS)
+def test_the_package_has_no_tests(tmp_path: Path, helm: str) -> None:
+    run_helm(helm, "package", CHART, "--destination", tmp_path)
+
+    (package,) = tmp_path.glob("sevenfold-*.tgz")
+    with tarfile.open(package) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"Chart.yaml", "values.schema.json", "templates/tests/smoke.yaml", "README.md"} <= names
+    assert not [name for name in names if name.startswith(("ci/", "extras/", "alerts/tests/"))]
 
 
 def test_extra_objects_are_rendered_as_templates() -> None:
@@ -365,3 +394,22 @@ def test_the_notes_send_the_key_and_say_what_the_test_needs() -> None:
 
     assert 'curl -s -H "Authorization: Bearer $KEY" http://127.0.0.1:8080/v1/models' in printed
     assert "tests.apiKey.existingSecret" in printed
+
+
+def test_the_readme_of_the_chart_lists_every_value() -> None:
+    readme = (CHART / "README.md").read_text()
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    paths = {name for name in values if not isinstance(values[name], dict)}
+    paths |= {f"{block}.{name}" for block in values if isinstance(values[block], dict) for name in values[block]}
+
+    listed = set(re.findall(r"`(\.?[a-zA-Z0-9.]+)(?:\.\*)?`", readme))
+    missing = {
+        path
+        for path in paths
+        if path not in listed
+        and path.partition(".")[0] not in listed
+        and not any(name.startswith(f"{path}.") for name in listed)
+        and f".{path.partition('.')[2]}" not in listed
+        and path.partition(".")[2] not in listed
+    }
+    assert missing == set()
