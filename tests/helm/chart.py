@@ -39,10 +39,12 @@ def _unique_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _unique_mapping)
 
 
-def run_helm(helm: str, *arguments: str | Path, text: str = "") -> str:
+def run_helm(helm: str, *arguments: str | Path, text: str = "", folder: Path | None = None) -> str:
     """Run a Helm command, with a text on its standard input; return what it printed. Raises Refused."""
     command = [require_tool(helm), *arguments]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False)
+    done = subprocess.run(
+        command, input=text, cwd=folder, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
+    )
     if done.returncode:
         raise Refused(done.stdout + done.stderr)
     return done.stdout
