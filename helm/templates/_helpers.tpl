@@ -134,7 +134,7 @@ annotations:
 {{- range $name, $value := . }}{{ $pairs = append $pairs (printf "%s=%s" $name (include "sevenfold.settingText" $value)) }}{{ end }}
 {{- join "," $pairs }}
 {{- else if kindIs "float64" . }}
-{{- if eq . (floor .) }}{{ printf "%d" (int64 .) }}{{ else }}{{ regexReplaceAll "0+$" (printf "%.9f" .) "" }}{{ end }}
+{{- if eq . (floor .) }}{{ printf "%d" (int64 .) }}{{ else }}{{ regexReplaceAll "[.]?0+$" (printf "%.9f" .) "" }}{{ end }}
 {{- else }}{{ . }}
 {{- end }}
 {{- end }}

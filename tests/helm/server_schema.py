@@ -62,6 +62,11 @@ def server_schema() -> dict[str, Any]:
     return {camel_case(name): setting_schema(spec) for name, spec in OWN_SETTINGS.items()}
 
 
+def known(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that are settings of the server."""
+    return {name: text for name, text in environment.items() if name.removeprefix("SEVENFOLD_").lower() in SETTINGS}
+
+
 def main() -> None:
     """Replace the settings in the file."""
     schema = json.loads(SCHEMA.read_text())

@@ -2,11 +2,14 @@
 
 from typing import Any
 
-from hypothesis import HealthCheck, given, reject, settings
+from hypothesis import HealthCheck, given, reject
+from hypothesis import settings as configured
 from hypothesis import strategies as st
 
-from tests.helm.chart import Manifest, Refused, containers, of_kind, pod_templates, render
+from service.settings import read_settings
+from tests.helm.chart import Manifest, Refused, containers, of_kind, pod_templates, render, settings
 from tests.helm.schemas import VERSIONS, NoSchema, problems
+from tests.helm.server_schema import known
 
 names = st.from_regex(r"[a-z][a-z0-9-]{0,20}[a-z0-9]", fullmatch=True)
 label_values = st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,20}[A-Za-z0-9])?", fullmatch=True)
@@ -71,7 +74,7 @@ def render_or_refuse(values: dict[str, Any], **options: Any) -> list[Manifest]:
     return reject()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@configured(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 @given(
     st.fixed_dictionaries({}, optional=FEATURES),
     names,
@@ -88,6 +91,7 @@ def test_any_values_render_to_valid_manifests_or_are_refused_with_a_reason(
             assert problems(manifest, kubernetes) == []
         except NoSchema:
             continue
+    read_settings([], known(settings(manifests)))
     for pod in pod_templates(manifests):
         for container in containers(pod):
             variables = [entry["name"] for entry in container.get("env", [])]

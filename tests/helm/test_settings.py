@@ -9,7 +9,7 @@ import pytest
 
 from service.settings import read_settings
 from tests.helm.chart import Refused, render, settings
-from tests.helm.server_schema import OWN_SETTINGS, SCHEMA, SETTINGS, camel_case, server_schema
+from tests.helm.server_schema import OWN_SETTINGS, SCHEMA, SETTINGS, camel_case, known, server_schema
 
 EXAMPLES: Mapping[Any, Any] = {int: 3, float: 2.5, bool: True, str: "text", Path: "/a/path"}
 
@@ -43,18 +43,17 @@ def test_the_server_reads_every_setting_as_it_was_written_in_the_values() -> Non
         assert (list(actual) if isinstance(actual, tuple) else actual) == value, name
 
 
-def known(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: text for name, text in environment.items() if name.removeprefix("SEVENFOLD_").lower() in SETTINGS}
-
-
 def test_large_and_small_numbers_are_written_without_exponents() -> None:
-    values = {"server": {"maxBodyBytes": 20_000_000_000, "shadowSlowdown": 0.01, "hangSeconds": 1e3}}
+    values = {
+        "server": {"maxBodyBytes": 20_000_000_000, "shadowSlowdown": 0.01, "hangSeconds": 1e3, "rescanSeconds": 1e-12}
+    }
 
     environment = settings(render(values))
 
     assert environment["SEVENFOLD_MAX_BODY_BYTES"] == "20000000000"
     assert environment["SEVENFOLD_SHADOW_SLOWDOWN"] == "0.01"
     assert environment["SEVENFOLD_HANG_SECONDS"] == "1000"
+    assert environment["SEVENFOLD_RESCAN_SECONDS"] == "0"
 
 
 def test_every_variable_of_the_config_map_is_a_setting_of_the_server() -> None:
