@@ -21,6 +21,7 @@ from starlette.types import ASGIApp
 
 from service.app import create_app
 from service.backends.base import BackendError, OpenBackend
+from service.http.api_keys import new_key_command
 from service.http.middleware import CloseConnectionMiddleware
 from service.http.protocol import make_config
 from service.models.model import Model
@@ -36,6 +37,8 @@ _LOG = logging.getLogger(__name__)
 _GIL_SWITCH_INTERVAL_S = 0.0001
 _MAX_EXAMPLE_LENGTH = 2_000
 """Longest JSON body, in characters, that is printed as part of a command to copy."""
+KEY_OPTION = ' -H "Authorization: Bearer $API_KEY"'
+"""How the printed commands send an API key."""
 _FATAL_GRACE_S = 1
 """After a fatal failure: how long health checks are still answered, and then how long accepted requests have."""
 _SHUTDOWN_MARGIN_S = 4.0
@@ -81,7 +84,8 @@ class _Server(uvicorn.Server):
         host, port = self._listener.getsockname()[:2]
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         repository = self._service.repository
-        text = greeting(address, list(repository.served_models()), repository.unavailable_models())
+        key = KEY_OPTION if self._service.api_keys is not None else ""
+        text = greeting(address, list(repository.served_models()), repository.unavailable_models(), key)
         # Whoever reads standard output may not do so: neither the event loop nor an exit waits for that.
         threading.Thread(target=print_text, args=[sys.stdout, text], name="greeting", daemon=True).start()
 
@@ -112,15 +116,16 @@ class _Server(uvicorn.Server):
                 signal.signal(sig, handler)
 
 
-def greeting(address: str, models: Sequence[Model], unavailable: Mapping[str, str]) -> str:
+def greeting(address: str, models: Sequence[Model], unavailable: Mapping[str, str], key: str = "") -> str:
     """Return the text that is printed once the models are loaded.
 
-    That is the address, an example command for each model, and why each of the other models is not served.
+    That is the address, an example command for each model, and why each of the other models is not served. `key` is the
+    option of the commands that sends an API key.
     """
     noun = "model" if len(models) == 1 else "models"
     lines = [f"Sevenfold serves {len(models)} {noun} at {address}    (docs: {address}/docs)", ""]
     for model in models:
-        lines += [f"  # {model.manifest.title}", f"  {curl_line(address, model)}", ""]
+        lines += [f"  # {model.manifest.title}", f"  {curl_line(address, model).replace('curl', f'curl{key}', 1)}", ""]
     lines += [f"  # {reason}" for reason in unavailable.values()]
     return "\n".join(lines)
 
@@ -251,8 +256,10 @@ def _import(arguments: Sequence[str]) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the server, or `import` a graph as a model, and return the exit status."""
+    """Run the server, `import` a graph as a model, or make a `new-key`, and return the exit status."""
     open_standard_descriptors()
+    if arguments and arguments[0] == "new-key":
+        return new_key_command(arguments[1:])
     if arguments and arguments[0] == "import":
         return _import(arguments[1:])
     if {"-h", "--help"} & set(arguments):
