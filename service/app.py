@@ -11,6 +11,7 @@ from starlette.types import ASGIApp
 
 from service.http.admin import CHANGES, admin_router
 from service.http.api_keys import ApiKeyMiddleware
+from service.http.cors import CorsMiddleware, PreflightMiddleware
 from service.http.error_responses import add_error_handlers
 from service.http.health import PROBES, health_router
 from service.http.middleware import MethodMiddleware, RequestMiddleware
@@ -48,10 +49,8 @@ def create_app(service: Service) -> ASGIApp:
     app.include_router(models_router(service.repository))
     app.include_router(shadow_router(service.shadows))
     settings = service.settings
-    app.include_router(
-        admin_router(service.repository, service.change_models, enabled=settings.admin, token=settings.admin_token)
-    )
-    app.include_router(health_router(service.repository, service.metrics, service.liveness, lambda: service.draining))
+    if not settings.admin_port:
+        _include_operation(app, service)
     add_error_handlers(app)
     app.add_route("/", lambda request: RedirectResponse("/docs"), include_in_schema=False)
     # FastAPI's own route would build the document on the event loop, for each request.
@@ -68,13 +67,36 @@ def create_app(service: Service) -> ASGIApp:
         body_budget=service.body_budget,
         shadows=service.shadows,
     )
-    return RequestMiddleware(_guard(MethodMiddleware(predict_app), service), service.metrics)
+    guarded = RequestMiddleware(_guard(MethodMiddleware(predict_app), service), service.metrics)
+    return CorsMiddleware(guarded, settings.cors_origins) if settings.cors_origins else guarded
+
+
+def create_admin_app(service: Service) -> ASGIApp:
+    """Return the application of the admin port: health, metrics, and changing versions.
+
+    It neither starts nor closes the service, and needs no API key: who may reach the port is for the network to decide.
+    """
+    app = FastAPI(openapi_url=None, title="Sevenfold")
+    _include_operation(app, service)
+    add_error_handlers(app, hint="this port has only health, metrics and the endpoints of operators.")
+    return RequestMiddleware(MethodMiddleware(app), service.metrics)
+
+
+def _include_operation(app: FastAPI, service: Service) -> None:
+    """Add the endpoints for operators."""
+    settings = service.settings
+    app.include_router(
+        admin_router(service.repository, service.change_models, enabled=settings.admin, token=settings.admin_token)
+    )
+    app.include_router(health_router(service.repository, service.metrics, service.liveness, lambda: service.draining))
 
 
 def _guard(app: ASGIApp, service: Service) -> ASGIApp:
     """Add what decides who may use the application, if settings ask for it; nothing else costs time."""
     if service.api_keys is not None:
         app = ApiKeyMiddleware(app, service.api_keys, _open_paths(service.settings))
+    if service.settings.cors_origins:  # Around the keys, which no preflight has.
+        app = PreflightMiddleware(app, service.settings.cors_origins)
     return app
 
 

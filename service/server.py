@@ -28,6 +28,7 @@ from service.engine.pipeline import Pipeline
 from service.engine.scheduler import Scheduler
 from service.http.api_keys import ApiKeys
 from service.http.request_body import BodyBudget
+from service.http.tls import ServerCertificate
 from service.http.warmup_requests import send_warmup_requests
 from service.metrics import LiveGauge, Metrics
 from service.models.device_work import DeviceWork, ScheduledWork, Submit, run_directly
@@ -77,6 +78,7 @@ class Service:
         self.liveness = Liveness()
         self._watched: list[WatchedFiles] = []
         self.api_keys = self._load_api_keys(settings)
+        self.certificate = self._load_certificate(settings)
         self.body_budget = BodyBudget(settings.max_bodies_bytes)
         self.limits = Limits(
             settings.max_pixels,
@@ -151,6 +153,15 @@ class Service:
         keys = ApiKeys(settings.api_keys_file)
         self._watch("api_keys", [settings.api_keys_file], keys.use)
         return keys
+
+    def _load_certificate(self, settings: Settings) -> ServerCertificate | None:
+        if settings.tls_cert is None and settings.tls_key is None:
+            return None
+        if settings.tls_cert is None or settings.tls_key is None:
+            raise InvalidSetting("HTTPS needs both --tls-cert and --tls-key.")
+        certificate = ServerCertificate(settings.tls_cert, settings.tls_key)
+        self._watch("tls", [settings.tls_cert, settings.tls_key], certificate.use)
+        return certificate
 
     def _watch(self, label: str, paths: Sequence[Path], use: Callable[[Contents], None]) -> None:
         """Use the contents of files, now and whenever they change. Raises InvalidSetting."""
@@ -301,6 +312,12 @@ class Service:
     def _access_gauges(self) -> Iterable[LiveGauge]:
         if self.api_keys is not None:
             yield "sevenfold_api_keys", "API keys that are valid.", [], [([], float(len(self.api_keys)))]
+        if self.certificate is not None:
+            name, text = (
+                "sevenfold_tls_certificate_expiry_timestamp_seconds",
+                "When the certificate expires (Unix time).",
+            )
+            yield name, text, [], [([], self.certificate.expires_at)]
 
     async def load_and_rescan(self, predict_app: ASGIApp) -> None:
         """Load the models, then look for new versions at intervals until cancelled.
