@@ -9,7 +9,6 @@ from typing import NamedTuple
 import httpx
 import pytest
 
-from service.settings import InvalidSetting, read_settings
 from tests.service.program import program, read_until
 from tests.service.test_main import EXIT_TIMEOUT_S, ROW, complete, run_to_its_end
 from tests.service.test_main import partial_request as partial_request_on
@@ -134,11 +133,6 @@ def test_the_same_port_twice_is_an_error_that_says_how_to_use_one_for_both(tiny_
 
     assert ended.returncode == 2
     assert "admin_port must differ from port; 0 = health and metrics are on the same port." in ended.stderr
-
-
-def test_an_admin_port_out_of_range_is_an_error() -> None:
-    with pytest.raises(InvalidSetting, match="admin_port must be between 0 and 65535"):
-        read_settings(["--admin-port", "70000"], {})
 
 
 def test_keys_are_for_the_main_port_and_the_token_of_operators_for_the_admin_port(
