@@ -316,7 +316,7 @@ def test_a_client_that_is_slow_with_the_handshake_is_closed_and_holds_up_nobody(
     async def main() -> tuple[bytes, int]:
         config = make_config(answer, lifespan="off")
         listener = socket.create_server(("127.0.0.1", 0))
-        server = HttpServer(config, load(authority).context, handshake_timeout_s=0.1)
+        server = HttpServer(config, load(authority).context, handshake_timeout_s=3.0)
         serving = asyncio.create_task(server.serve([listener]))
         address = f"https://localhost:{listener.getsockname()[1]}"
         reader, writer = await asyncio.open_connection(*listener.getsockname())
