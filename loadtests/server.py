@@ -33,7 +33,7 @@ def read_greeting(process: subprocess.Popen[str]) -> tuple[str, int]:
     Raises RuntimeError if it does not start.
     """
     line = process.stdout.readline() if process.stdout else ""
-    address = re.search(r"http://127\.0\.0\.1:(\d+)", line)
+    address = re.search(r"https?://127\.0\.0\.1:(\d+)", line)
     if address is None:
         raise RuntimeError("The server did not start.")
     return line, int(address[1])

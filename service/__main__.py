@@ -8,6 +8,7 @@ import os
 import shlex
 import signal
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,8 +20,10 @@ from typing import Any
 import uvicorn
 from starlette.types import ASGIApp
 
-from service.app import create_app
+from service.app import create_admin_app, create_app
 from service.backends.base import BackendError, OpenBackend
+from service.http.api_keys import new_key_command
+from service.http.listening import HttpServer, SecondServer
 from service.http.middleware import CloseConnectionMiddleware
 from service.http.protocol import make_config
 from service.models.model import Model
@@ -36,26 +39,44 @@ _LOG = logging.getLogger(__name__)
 _GIL_SWITCH_INTERVAL_S = 0.0001
 _MAX_EXAMPLE_LENGTH = 2_000
 """Longest JSON body, in characters, that is printed as part of a command to copy."""
+KEY_OPTION = ' -H "Authorization: Bearer $API_KEY"'
+"""How the printed commands send an API key."""
 _FATAL_GRACE_S = 1
 """After a fatal failure: how long health checks are still answered, and then how long accepted requests have."""
+_ADMIN_GRACE_S = 1
+"""How long requests to the admin port may take when all others are finished."""
 _SHUTDOWN_MARGIN_S = 4.0
 """How long shutdown may take beyond the grace period before the watchdog kills the process."""
 
 
-class _Server(uvicorn.Server):
-    """A uvicorn server that fails readiness before it closes, and prints its address once the models are loaded."""
+class _Server(HttpServer):
+    """A server that fails readiness before it closes, and prints its address once the models are loaded.
 
-    def __init__(self, config: uvicorn.Config, service: Service, listener: socket.socket, watchdog: Watchdog) -> None:
-        super().__init__(config)
+    `admin` is the server of the admin port. It starts with this one, and ends last: health and metrics are answered
+    until accepted requests are finished.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        listener: socket.socket,
+        watchdog: Watchdog,
+        admin: SecondServer | None = None,
+    ) -> None:
+        super().__init__(config, _tls_context(service))
         self._service = service
         self._listener = listener
         self._watchdog = watchdog
+        self._admin = admin
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
         self._watchdog.watch(loop)
         await super().startup(sockets)
         if self.started:
+            if self._admin is not None:
+                self._admin.begin()
             self._greeting = asyncio.create_task(self._print_greeting())  # The event loop keeps only weak references.
 
             def on_fatal(_: str) -> None:  # May be called in any thread.
@@ -69,6 +90,9 @@ class _Server(uvicorn.Server):
         grace_s = self.config.timeout_graceful_shutdown or 0
         self._watchdog.kill_after(grace_s + _SHUTDOWN_MARGIN_S, EXIT_BROKEN)
         await super().shutdown(sockets)
+        if self._admin is not None:
+            self._admin.force_exit = self.force_exit
+            await self._admin.end()
 
     def _exit_after_fatal_failure(self) -> None:
         """Exit soon: for a moment, health checks still report the reason, then accepted requests may finish."""
@@ -78,12 +102,19 @@ class _Server(uvicorn.Server):
 
     async def _print_greeting(self) -> None:
         await self._service.loaded.wait()
-        host, port = self._listener.getsockname()[:2]
-        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        address = self._address(self._listener)
+        admin_address = "" if self._admin is None else self._address(self._admin.listener)
         repository = self._service.repository
-        text = greeting(address, list(repository.served_models()), repository.unavailable_models())
+        key = KEY_OPTION if self._service.api_keys is not None else ""
+        models, unavailable = list(repository.served_models()), repository.unavailable_models()
+        text = greeting(address, models, unavailable, key=key, admin_address=admin_address)
         # Whoever reads standard output may not do so: neither the event loop nor an exit waits for that.
         threading.Thread(target=print_text, args=[sys.stdout, text], name="greeting", daemon=True).start()
+
+    def _address(self, listener: socket.socket) -> str:
+        host, port = listener.getsockname()[:2]
+        scheme = "http" if self._service.certificate is None else "https"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle a signal to stop.
@@ -112,15 +143,19 @@ class _Server(uvicorn.Server):
                 signal.signal(sig, handler)
 
 
-def greeting(address: str, models: Sequence[Model], unavailable: Mapping[str, str]) -> str:
+def greeting(
+    address: str, models: Sequence[Model], unavailable: Mapping[str, str], *, key: str = "", admin_address: str = ""
+) -> str:
     """Return the text that is printed once the models are loaded.
 
-    That is the address, an example command for each model, and why each of the other models is not served.
+    That is the address, an example command for each model, and why each of the other models is not served. `key` is the
+    option of the commands that sends an API key, `admin_address` that of the admin port, if there is one.
     """
     noun = "model" if len(models) == 1 else "models"
-    lines = [f"Sevenfold serves {len(models)} {noun} at {address}    (docs: {address}/docs)", ""]
+    others = f"docs: {address}/docs" + (f", health and metrics: {admin_address}" if admin_address else "")
+    lines = [f"Sevenfold serves {len(models)} {noun} at {address}    ({others})", ""]
     for model in models:
-        lines += [f"  # {model.manifest.title}", f"  {curl_line(address, model)}", ""]
+        lines += [f"  # {model.manifest.title}", f"  {curl_line(address, model).replace('curl', f'curl{key}', 1)}", ""]
     lines += [f"  # {reason}" for reason in unavailable.values()]
     return "\n".join(lines)
 
@@ -185,18 +220,14 @@ def serve(
             extra={"fields": {"variables": links}},
         )
     listener = _listen(settings.host, settings.port)
+    admin_listener = _listen_for_admin(settings)
     service = Service(settings, open_backend)
     service.metrics.count(
         "sevenfold_dropped_log_lines", "Log lines that could not be written, or not soon enough.", lambda: log.dropped
     )
-    app = wrap(create_app(service))
-    config = make_config(
-        CloseConnectionMiddleware(app, lambda: service.draining or service.liveness.is_fatal),
-        head_timeout_s=settings.timeout_ms / 1000,
-        timeout_graceful_shutdown=round(settings.grace_seconds),
-    )
+    config = _server_config(wrap(create_app(service)), service, grace_s=round(settings.grace_seconds))
     watchdog = Watchdog(settings.hang_seconds)
-    server = _Server(config, service, listener, watchdog)
+    server = _Server(config, service, listener, watchdog, _make_admin_server(service, admin_listener))
     watchdog.start()
     server.run([listener])
     if not server.started:
@@ -205,6 +236,26 @@ def serve(
     _stop_threads(service, code)
     watchdog.stop()
     return code
+
+
+def _server_config(app: ASGIApp, service: Service, *, grace_s: int, **options: Any) -> uvicorn.Config:
+    return make_config(
+        CloseConnectionMiddleware(app, lambda: service.draining or service.liveness.is_fatal),
+        head_timeout_s=service.settings.timeout_ms / 1000,
+        timeout_graceful_shutdown=grace_s,
+        **options,
+    )
+
+
+def _make_admin_server(service: Service, listener: socket.socket | None) -> SecondServer | None:
+    if listener is None:
+        return None
+    config = _server_config(create_admin_app(service), service, grace_s=_ADMIN_GRACE_S, lifespan="off")
+    return SecondServer(config, listener, _tls_context(service))
+
+
+def _tls_context(service: Service) -> ssl.SSLContext | None:
+    return None if service.certificate is None else service.certificate.context
 
 
 def _log_uncaught_errors() -> None:
@@ -230,6 +281,14 @@ def _stop_threads(service: Service, code: int) -> None:
         os._exit(code)
 
 
+def _listen_for_admin(settings: Settings) -> socket.socket | None:
+    if not settings.admin_port:
+        return None
+    if settings.admin_port == settings.port:
+        raise InvalidSetting("admin_port must differ from port; 0 = health and metrics are on the same port.")
+    return _listen(settings.host, settings.admin_port)
+
+
 def _listen(host: str, port: int) -> socket.socket:
     """Open the socket to serve on. This comes before loading, so that a port in use is reported immediately."""
     try:
@@ -251,8 +310,10 @@ def _import(arguments: Sequence[str]) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the server, or `import` a graph as a model, and return the exit status."""
+    """Run the server, `import` a graph as a model, or make a `new-key`, and return the exit status."""
     open_standard_descriptors()
+    if arguments and arguments[0] == "new-key":
+        return new_key_command(arguments[1:])
     if arguments and arguments[0] == "import":
         return _import(arguments[1:])
     if {"-h", "--help"} & set(arguments):

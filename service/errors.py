@@ -8,7 +8,7 @@ The stages of a request, and the errors that each of them raises:
     │      │      │        └ MalformedBody 400, BodyTooLarge 413, InvalidRequest 422, Unreadable 422, TooLarge 413
     │      │      └ Overloaded 503, DeviceHung 503
     │      └ BodyTooLarge 413, UnsupportedMediaType 415, EmptyBody 400, Overloaded 503
-    └ MalformedRequest 400, HeadTooLarge 431, HeadTimeout 408,
+    └ MalformedRequest 400, HeadTooLarge 431, HeadTimeout 408, Unauthorized 401,
       NotFound 404, ModelNotFound 404, MethodNotAllowed 405, NotAcceptable 406, ModelUnavailable 503, InvalidHeader 400
 
     requests of operators: Forbidden 403, Unauthorized 401, Conflict 409, ModelRejected 422
@@ -153,14 +153,21 @@ class Forbidden(ServiceError):
 
 
 class Unauthorized(ServiceError):
-    """The request lacks the operators' token, or has another one."""
+    """The request lacks an API key, or the operators' token, or has another one.
+
+    `reason` is the error code of RFC 6750, 3.1, empty if the request had no token.
+    """
 
     status, code = HTTPStatus.UNAUTHORIZED, "unauthorized"
+
+    def __init__(self, message: str, *, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
 
     @property
     def headers(self) -> Mapping[str, str]:
         """The scheme in which the token is sent (RFC 9110, 11.6.1)."""
-        return {"www-authenticate": "Bearer"}
+        return {"www-authenticate": f'Bearer error="{self.reason}"' if self.reason else "Bearer"}
 
 
 class Conflict(ServiceError):

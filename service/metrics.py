@@ -38,6 +38,12 @@ class Metrics:
         self._add_request_metrics(self.registry)
         self._add_engine_metrics(self.registry)
         self._add_shadow_metrics(self.registry)
+        self.reload_failures = Counter(
+            "sevenfold_reload_failures",
+            "Changes of a file that could not be used, so that what it said before stays: api_keys, tls.",
+            ["file"],
+            registry=self.registry,
+        )
         self._live_gauges: list[Callable[[], Iterable[LiveGauge]]] = []
 
     def _add_request_metrics(self, registry: CollectorRegistry) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from threading import Lock
 from typing import TypeVar
 
@@ -25,7 +26,9 @@ from service.engine.context import EngineContext, WorkerPool
 from service.engine.latency import BUSY_HOP_FACTOR, measure_hop
 from service.engine.pipeline import Pipeline
 from service.engine.scheduler import Scheduler
+from service.http.api_keys import ApiKeys
 from service.http.request_body import BodyBudget
+from service.http.tls import ServerCertificate
 from service.http.warmup_requests import send_warmup_requests
 from service.metrics import LiveGauge, Metrics
 from service.models.device_work import DeviceWork, ScheduledWork, Submit, run_directly
@@ -36,7 +39,8 @@ from service.models.verification import GoldenRun
 from service.models.warmup import warm_up
 from service.process.liveness import Liveness
 from service.process.memory_release import release_memory_when_idle
-from service.settings import Settings
+from service.process.watched_files import Contents, UnusableFile, WatchedFiles
+from service.settings import InvalidSetting, Settings
 from tasks.contract import Limits, Task
 
 _LOG = logging.getLogger(__name__)
@@ -50,6 +54,8 @@ _FIRST_BUDGET = 0.08
 _BUDGET_PER_BYTE = 0.1e-6
 """What each byte of a body adds to its budget, as a fraction of the setting."""
 _MAX_LOAD_SECONDS = 600.0
+_WATCH_INTERVAL_S = 1.0
+"""How often files of settings are read; a change takes effect when two reads in a row have seen it."""
 _FREE_MEMORY_FRACTION = 0.8
 """Default limit for all concurrent runs on a device, as a fraction of the memory that is free after loading."""
 
@@ -61,7 +67,8 @@ class Service:
         settings: the settings.
         open_backend: the runtime; by default ONNX Runtime on the device of the settings.
 
-    Raises BackendError if that device is unavailable, and BrokenModel if the model folder does not exist.
+    Raises BackendError if that device is unavailable, BrokenModel if the model folder does not exist, and
+    InvalidSetting if a file of the settings cannot be used.
     """
 
     def __init__(self, settings: Settings, open_backend: OpenBackend | None = None) -> None:
@@ -69,6 +76,9 @@ class Service:
         self.metrics = Metrics()
         self.draining = False
         self.liveness = Liveness()
+        self._watched: list[WatchedFiles] = []
+        self.api_keys = self._load_api_keys(settings)
+        self.certificate = self._load_certificate(settings)
         self.body_budget = BodyBudget(settings.max_bodies_bytes)
         self.limits = Limits(
             settings.max_pixels,
@@ -104,6 +114,7 @@ class Service:
         self._scheduled_work: dict[str, ScheduledWork] = {}
         self._hop_s = BUSY_HOP_FACTOR * measure_hop(self._workers.threads)
         self._loader = self._thread_pool("loader", 1)
+        self._files = self._thread_pool("files", 1)
         self.repository = Repository(
             settings.models,
             settings.versions,
@@ -130,6 +141,50 @@ class Service:
         )
         self.repository.scan()
         self.metrics.watch(self._live_gauges)
+
+    def _load_api_keys(self, settings: Settings) -> ApiKeys | None:
+        if settings.api_keys_file is None:
+            return None
+        if settings.admin and not settings.admin_token and not settings.admin_port:
+            raise InvalidSetting(
+                "With --api-keys-file, --admin needs a token of its own, or clients without a key could change what is "
+                "served: set SEVENFOLD_ADMIN_TOKEN, or --admin-port."
+            )
+        keys = ApiKeys(settings.api_keys_file)
+        self._watch("api_keys", [settings.api_keys_file], keys.use)
+        return keys
+
+    def _load_certificate(self, settings: Settings) -> ServerCertificate | None:
+        if settings.tls_cert is None and settings.tls_key is None:
+            return None
+        if settings.tls_cert is None or settings.tls_key is None:
+            raise InvalidSetting("HTTPS needs both --tls-cert and --tls-key.")
+        certificate = ServerCertificate(settings.tls_cert, settings.tls_key)
+        self._watch("tls", [settings.tls_cert, settings.tls_key], certificate.use)
+        return certificate
+
+    def _watch(self, label: str, paths: Sequence[Path], use: Callable[[Contents], None]) -> None:
+        """Use the contents of files, now and whenever they change. Raises InvalidSetting."""
+        files = WatchedFiles(label, paths, use, self.metrics.reload_failures.labels(label).inc)
+        try:
+            files.load()
+        except UnusableFile as error:
+            raise InvalidSetting(str(error)) from None
+        self._watched.append(files)
+
+    def check_files(self) -> None:
+        """Look for changes of the files that settings name."""
+        for files in self._watched:
+            files.check()
+
+    async def watch_files(self) -> None:
+        """Look for changes of the files that settings name, at intervals until cancelled; return if there are none.
+
+        They are read in a thread of their own, since a folder of the network may not respond.
+        """
+        while self._watched:
+            await asyncio.sleep(_WATCH_INTERVAL_S)
+            await asyncio.get_running_loop().run_in_executor(self._files, self.check_files)
 
     def _thread_pool(self, name: str, threads: int) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=self.liveness.thread_initializer(name))
@@ -252,6 +307,17 @@ class Service:
         yield "sevenfold_model_ready", "1 if the version is being served, else 0.", by_version, ready
         yield "sevenfold_batch_limit", "Maximum batch size, as found by warm-up.", by_version, limit
         yield "sevenfold_model_info", "Served versions and their devices.", ["model", "version", "task", "device"], info
+        yield from self._access_gauges()
+
+    def _access_gauges(self) -> Iterable[LiveGauge]:
+        if self.api_keys is not None:
+            yield "sevenfold_api_keys", "API keys that are valid.", [], [([], float(len(self.api_keys)))]
+        if self.certificate is not None:
+            name, text = (
+                "sevenfold_tls_certificate_expiry_timestamp_seconds",
+                "When the certificate expires (Unix time).",
+            )
+            yield name, text, [], [([], self.certificate.expires_at)]
 
     async def load_and_rescan(self, predict_app: ASGIApp) -> None:
         """Load the models, then look for new versions at intervals until cancelled.
@@ -373,6 +439,7 @@ class Service:
         self._fork_server.close()
         for threads in (
             self._loader,
+            self._files,
             self._decoders.threads,
             self._slow_decoders.threads,
             self._workers.threads,

@@ -63,6 +63,18 @@ class Settings:
     admin_token: str = _setting(
         "", "token that requests to load, unload and promote must send as 'Authorization: Bearer TOKEN'", secret=True
     )
+    api_keys_file: Path | None = _setting(
+        None,
+        "file of API keys, one of which predictions and model pages then need; see 'python -m service new-key --help'",
+    )
+    admin_port: int = _setting(
+        0, "port for health, metrics and changing versions, instead of the other port; 0 = the same", min=0, max=65535
+    )
+    cors_origins: tuple[str, ...] = _setting(
+        (), "origins whose pages may use the server from a browser, as https://HOST,…; * = all"
+    )
+    tls_cert: Path | None = _setting(None, "certificate chain (PEM) to serve HTTPS with, on both ports")
+    tls_key: Path | None = _setting(None, "private key (PEM) of the certificate")
     device: Literal["auto", "cpu", "cuda"] = _setting(
         "auto", "device to run models on; 'cuda' fails at startup if CUDA is unavailable"
     )
@@ -224,12 +236,12 @@ def flag_parser() -> argparse.ArgumentParser:
 def _describe_default(spec: Field[Any]) -> Any:
     if spec.type is bool:
         return "on" if spec.default else "off"
-    is_empty = get_origin(spec.type) is Mapping or spec.default in ("", ())
+    is_empty = get_origin(spec.type) is Mapping or spec.default in ("", (), None)
     return "none" if is_empty else spec.default
 
 
 def _convert(spec: Field[Any], text: str) -> Any:
-    kind: Any = spec.type
+    kind: Any = Path if spec.type == Path | None else spec.type
     if kind is bool:
         if text.lower() not in _SWITCH:
             raise InvalidSetting(f"{spec.name} must be on or off, not '{text}'.")

@@ -130,6 +130,8 @@ class Trace:
     started_at: float
     model: str = NO_MODEL
     version: str = ""
+    key: str = ""
+    """The name of the client's API key."""
     stages: dict[str, float] = field(default_factory=dict)
     batch_size: int = 0
     code: str = ""

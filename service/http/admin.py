@@ -28,6 +28,8 @@ _ERRORS = {
     409: "The model is pinned to a version by a setting",
     422: "The version cannot be served; what was served stays. Or the action is unknown",
 }
+CHANGES = "/v1/models/[^/]+/versions/[^/]+/(load|unload|promote)"
+"""The paths of these endpoints, as a regular expression."""
 T = TypeVar("T")
 Action = Literal["load", "unload", "promote"]
 

@@ -43,8 +43,11 @@ def error_content(error: ServiceError, request_id: str) -> bytes:
     return json.dumps({"error": body}, ensure_ascii=False).encode("utf-8", "replace")
 
 
-def add_error_handlers(app: FastAPI) -> None:
-    """Answer errors of the service, of request validation and of routing in the one format."""
+def add_error_handlers(app: FastAPI, hint: str = "see /docs for the available paths.") -> None:
+    """Answer errors of the service, of request validation and of routing in the one format.
+
+    `hint` says what there is to whoever asks for a path that there is not.
+    """
 
     async def on_service_error(request: Request, error: Any) -> Response:
         return error_response(error, trace_of(request.scope))
@@ -53,7 +56,7 @@ def add_error_handlers(app: FastAPI) -> None:
         return error_response(_invalid_parameters(error.errors()), trace_of(request.scope))
 
     async def on_http_exception(request: Request, error: Any) -> Response:
-        return error_response(_service_error(error, request), trace_of(request.scope))
+        return error_response(_service_error(error, request, hint), trace_of(request.scope))
 
     app.add_exception_handler(ServiceError, on_service_error)
     app.add_exception_handler(HTTPException, on_http_exception)
@@ -69,11 +72,11 @@ def _invalid_parameters(errors: Sequence[Mapping[str, Any]]) -> InvalidRequest:
     return InvalidRequest(f"{problems[0].where}: {problems[0].message}", details=problems)
 
 
-def _service_error(error: HTTPException, request: Request) -> ServiceError:
+def _service_error(error: HTTPException, request: Request, paths_hint: str) -> ServiceError:
     if error.status_code == HTTPStatus.NOT_FOUND:
         path = request.url.path
         hint = " No path ends with a slash: drop it." if path.endswith("/") else ""
-        return NotFound(f"Nothing found at {path[:200]}; see /docs for the available paths.{hint}")
+        return NotFound(f"Nothing found at {path[:200]}; {paths_hint}{hint}")
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = sorted(Headers(error.headers).get("allow", "GET").split(", "))
         message = f"{request.method[:16]} is not allowed for {request.url.path[:200]}; use {' or '.join(allowed)}."

@@ -10,6 +10,8 @@ from service.metrics import Metrics
 from service.models.repository import Repository
 from service.process.liveness import Liveness
 
+PROBES = "/health/[a-z]+|/metrics"
+"""The paths of these endpoints, as a regular expression."""
 _MAX_REASONS = 3
 """Number of models for which readiness states why they are not served."""
 

@@ -164,6 +164,8 @@ def _log_fields(trace: Trace, seconds: float) -> dict[str, Any]:
     fields: dict[str, Any] = {"status": trace.status, "ms": round(seconds * 1000, 2)}
     if trace.model != NO_MODEL:
         fields |= {"model": trace.model, "version": trace.version}
+    if trace.key:
+        fields["key"] = trace.key
     if trace.code:
         fields["code"] = trace.code
     if trace.failed_inputs:

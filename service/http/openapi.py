@@ -1,6 +1,7 @@
 """The OpenAPI document: each model's endpoint has the types of its task and a working example."""
 
 import json
+import re
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -80,9 +81,11 @@ _Served = tuple[tuple[Manifest, bool], ...]
 class OpenApiDocument:
     """The document as JSON, built in a thread when the served models have changed."""
 
-    def __init__(self, app: FastAPI, repository: Repository) -> None:
+    def __init__(self, app: FastAPI, repository: Repository, open_paths: re.Pattern[str] | None = None) -> None:
+        """`open_paths` are those that need no API key; None if no path does."""
         self._app = app
         self._repository = repository
+        self._open_paths = open_paths
         self._build_shared = SharedCall(lambda: self._build)
         self._served: _Served | None = None
         self._content = b""
@@ -103,6 +106,8 @@ class OpenApiDocument:
     def _build(self) -> tuple[_Served, bytes]:
         served = self._served_now()  # Before the document: if they change meanwhile, it is built again.
         document = build_openapi(self._app, self._repository)
+        if self._open_paths is not None:
+            _require_api_key(document, self._open_paths)
         return served, json.dumps(document, ensure_ascii=False).encode()
 
 
@@ -122,6 +127,19 @@ def build_openapi(app: FastAPI, repository: Repository) -> dict[str, Any]:
         by_version["summary"] += f" (version {model.manifest.version})"
         document["paths"][f"/v1/models/{name}/versions/{model.manifest.version}/predict"] = {"post": by_version}
     return document
+
+
+def _require_api_key(document: dict[str, Any], open_paths: re.Pattern[str]) -> None:
+    """Document that all other paths need an API key; the documentation page then has a button to enter one."""
+    scheme = {"type": "http", "scheme": "bearer", "description": "An API key of the file of --api-keys-file."}
+    document["components"].setdefault("securitySchemes", {})["ApiKey"] = scheme
+    document["security"] = [{"ApiKey": []}]
+    for path, item in document["paths"].items():
+        for operation in item.values():
+            if open_paths.fullmatch(path):
+                operation.setdefault("security", [])
+            else:
+                operation["responses"].setdefault("401", _error_response("The API key is missing or wrong"))
 
 
 def _replace_fastapi_errors(document: dict[str, Any], schemas: dict[str, Any]) -> None:

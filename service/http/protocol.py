@@ -2,7 +2,8 @@
 
 - A client that has sent its request and shut its sending side (`nc -N`, some proxies) gets its answer. A client that
   has gone is still noticed. TCP reports both in the same way, so the first bytes of the response are sent at once: a
-  host whose client has gone answers them with a reset.
+  host whose client has gone answers them with a reset. Over TLS, asyncio cannot send to a client that has shut its
+  sending side: such a client counts as gone.
 - A request that offers to upgrade the connection (`Upgrade: h2c` from curl or Java, `Upgrade: websocket`) is answered
   over HTTP/1.1, as RFC 9110, 7.8 allows. The parser takes everything after such a head for another protocol.
 - The head of a request and the trailers of a body have size limits, and received bytes are parsed in slices, so that
@@ -231,6 +232,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Return whether the connection stays open, although the client will not send anything more."""
+        if self.scheme == "https":  # The event loop would close it in any case, and warn if told otherwise.
+            return False
         self._has_eof = True
         return bool(self._unparsed) or self._keep_open()
 

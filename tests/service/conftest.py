@@ -1,6 +1,8 @@
 """A real server on the loopback interface, in a thread of this process, with tiny models or a fake runtime."""
 
 import asyncio
+import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,10 +11,10 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 
 from service.app import create_app
 from service.backends.base import OpenBackend
+from service.http.listening import HttpServer
 from service.http.protocol import make_config
 from service.server import Service
 from service.settings import Settings
@@ -38,18 +40,23 @@ def running(
     settings: Settings,
     open_backend: OpenBackend | None = None,
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+    trust: ssl.SSLContext | None = None,
 ) -> Iterator[Running]:
-    """Run a server in a thread, on an event loop of asyncio by default; it is stopped at the end."""
+    """Run a server in a thread, on an event loop of asyncio by default; it is stopped at the end.
+
+    `trust` is what the client trusts, if the settings have a certificate.
+    """
     ready, errors, parts = threading.Event(), [], []
 
     async def main() -> None:
         service = Service(settings, open_backend)
-        server = uvicorn.Server(make_config(create_app(service), port=0))
-        serving = asyncio.create_task(server.serve())
+        listener = socket.create_server(("127.0.0.1", 0))
+        server = HttpServer(make_config(create_app(service)), service.certificate and service.certificate.context)
+        serving = asyncio.create_task(server.serve([listener]))
         await service.loaded.wait()
         while not server.started:
             await asyncio.sleep(0)
-        parts.extend([service, server, server.servers[0].sockets[0].getsockname()[1]])
+        parts.extend([service, server, listener.getsockname()[1]])
         ready.set()
         await serving
 
@@ -62,19 +69,23 @@ def running(
         finally:
             ready.set()
 
-    thread = threading.Thread(target=run, name="server")
-    thread.start()
+    (thread := threading.Thread(target=run, name="server")).start()
     assert ready.wait(60)
     if errors:
         raise errors[0]
     service, server, port = parts
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        with make_client(port, trust) as client:
             yield Running(client, service, port)
     finally:
         server.should_exit = True
         thread.join(60)
         assert not thread.is_alive()
+
+
+def make_client(port: int, trust: ssl.SSLContext | None) -> httpx.Client:
+    address = f"http://127.0.0.1:{port}" if trust is None else f"https://localhost:{port}"
+    return httpx.Client(base_url=address, timeout=60, verify=trust or True)
 
 
 @pytest.fixture(scope="session")
@@ -100,10 +111,11 @@ def start(tiny_models: Path) -> Iterator[Start]:
         def start_one(
             open_backend: OpenBackend | None = None,
             loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+            trust: ssl.SSLContext | None = None,
             **changes: object,
         ) -> Running:
             changes.setdefault("models", tiny_models)
             settings = Settings(**changes)  # type: ignore[arg-type]
-            return stack.enter_context(running(settings, open_backend, loop_factory))
+            return stack.enter_context(running(settings, open_backend, loop_factory, trust))
 
         yield start_one

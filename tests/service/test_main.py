@@ -45,7 +45,7 @@ def wait_for_metric(address: str, line: str) -> None:
 
 
 @contextmanager
-def partial_request(address: str) -> Iterator[socket.socket]:
+def partial_request(address: str, metrics_at: str = "") -> Iterator[socket.socket]:
     """A connection whose request the server has accepted, and of whose body it has received the first 10 bytes."""
     port = int(address.rpartition(":")[2])
     head = (
@@ -54,7 +54,7 @@ def partial_request(address: str) -> Iterator[socket.socket]:
     )
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(head.encode() + BODY[:10])
-        wait_for_metric(address, "sevenfold_body_bytes 10.0")
+        wait_for_metric(metrics_at or address, "sevenfold_body_bytes 10.0")
         yield connection
 
 

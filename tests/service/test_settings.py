@@ -45,6 +45,8 @@ def test_flags_override_the_environment_which_overrides_defaults() -> None:
         (["--pin", "credit=0"], {}, "pin: credit must be between 1 and 999999999, not 0."),
         (["--only", "credit,"], {}, "only must be NAME,NAME,… with unique names, not 'credit,'."),
         ([], {"SEVENFOLD_ADMIN": "maybe"}, "admin must be on or off, not 'maybe'."),
+        (["--api-keys-file", ""], {}, "api_keys_file must not be empty."),
+        (["--admin-port", "70000"], {}, "admin_port must be between 0 and 65535, not 70000."),
         (["--shadow-requests", "0"], {}, "shadow_requests must be between 1 and 10000, not 0."),
         (["--shadow-agreement", "1.1"], {}, "shadow_agreement must be between 0 and 1, not 1.1."),
     ],
@@ -66,6 +68,8 @@ def test_an_invalid_setting_is_rejected_with_a_helpful_message(
         (["--admin", "--port", "9000"], {}, Settings(admin=True, port=9000)),
         (["--admin=off"], {"SEVENFOLD_ADMIN": "1"}, Settings(admin=False)),
         ([], {"SEVENFOLD_ADMIN": "True"}, Settings(admin=True)),
+        (["--tls-cert", "a.pem"], {"SEVENFOLD_TLS_KEY": "b"}, Settings(tls_cert=Path("a.pem"), tls_key=Path("b"))),
+        (["--cors-origins", "https://a.example, *"], {}, Settings(cors_origins=("https://a.example", "*"))),
     ],
 )
 def test_pins_names_and_switches_are_read(flags: list[str], environment: dict[str, str], expected: Settings) -> None:
@@ -92,6 +96,7 @@ LINKS = {
     "SEVENFOLD_PORT_8000_TCP_PROTO": "tcp",
     "SEVENFOLD_PORT_8000_TCP_PORT": "8000",
     "SEVENFOLD_PORT_8000_TCP_ADDR": "10.0.0.7",
+    "SEVENFOLD_ADMIN_PORT": "tcp://10.0.0.9:8082",
     "SEVENFOLD_GPU_SERVICE_HOST": "10.0.0.8",
     "SEVENFOLD_GPU_PORT": "udp://[fd00::8]:53",
     "SEVENFOLD_GPU_PORT_53_UDP": "udp://[fd00::8]:53",
