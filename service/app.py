@@ -18,7 +18,7 @@ from service.http.predict import PredictMiddleware
 from service.http.shadow_report import shadow_router
 from service.process.liveness import supervise
 from service.process.loop_lag import measure_loop_lag
-from service.server import Service
+from service.server import VERSION, Service
 
 _DESCRIPTION = "Predictions from the models in the server's folder. Each model has its own endpoint, listed below."
 
@@ -38,7 +38,7 @@ def create_app(service: Service) -> ASGIApp:
         service.close()
 
     app: FastAPI = FastAPIOffline(
-        redoc_url=None, title="Sevenfold", version="0.1.0", description=_DESCRIPTION, lifespan=lifespan
+        redoc_url=None, title="Sevenfold", version=VERSION, description=_DESCRIPTION, lifespan=lifespan
     )
     app.state.service = service
     app.include_router(models_router(service.repository))
@@ -47,7 +47,9 @@ def create_app(service: Service) -> ASGIApp:
     app.include_router(
         admin_router(service.repository, service.change_models, enabled=settings.admin, token=settings.admin_token)
     )
-    app.include_router(health_router(service.repository, service.metrics, service.liveness, lambda: service.draining))
+    app.include_router(
+        health_router(service.repository, service.metrics, service.liveness, lambda: service.draining, service.load)
+    )
     add_error_handlers(app)
     app.add_route("/", lambda request: RedirectResponse("/docs"), include_in_schema=False)
     # FastAPI's own route would build the document on the event loop, for each request.

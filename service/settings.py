@@ -95,6 +95,9 @@ class Settings:
     weights: Mapping[str, float] = _setting(
         {}, "scheduling weight per model, as NAME=WEIGHT,…; 2 halves the target response time", min=0.001
     )
+    objective_ms: float = _setting(
+        250.0, "latency objective, an exact edge of the buckets of the histograms of durations", min=1, max=30_000
+    )
     shadow: Mapping[str, float] = _setting(
         {},
         "fraction of requests to mirror to a new version before it may replace the served one, as NAME=FRACTION,… "

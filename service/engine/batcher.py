@@ -160,6 +160,13 @@ class Batcher:
         waiting = sum(queue.size for queue in self._waiting.values())
         return waiting + sum(entry.size for retry in self._retries for entry in retry.entries)
 
+    @property
+    def oldest_queued_at(self) -> float:
+        """The event loop's time at which the sample that has waited longest was queued; infinity if none waits."""
+        waiting = [queue.oldest_queued_at for queue in self._waiting.values()]
+        retries = [entry.queued_at for retry in self._retries for entry in retry.entries]
+        return min([*waiting, *retries], default=math.inf)
+
     def max_batch_size(self, shape: Shape) -> int:
         """Return the largest batch of samples of this shape; at least 1."""
         return max(1, self._profile.max_batch_size(shape, self.policy.max_size, self._scheduler.memory_bytes))

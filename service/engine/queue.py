@@ -121,6 +121,11 @@ class StepQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def oldest_queued_at(self) -> float:
+        """The event loop's time at which the step that has waited longest was queued; infinity if none waits."""
+        return self._waiting.oldest_queued_at if self._waiting else math.inf
+
     async def run(
         self,
         start: Callable[[], Awaitable[Any]],

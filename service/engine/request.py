@@ -129,9 +129,13 @@ class Trace:
     request_id: str
     started_at: float
     model: str = NO_MODEL
-    version: str = ""
+    version: str = NO_MODEL
     stages: dict[str, float] = field(default_factory=dict)
     batch_size: int = 0
+    request_bytes: int = -1
+    """Size of the body; -1 if it was not received whole."""
+    response_bytes: int = -1
+    """Size of the body of the answer; -1 if there is none."""
     code: str = ""
     failed_inputs: tuple[str, ...] = ()
     """The error codes of the inputs of a list that could not be answered, though the request was."""

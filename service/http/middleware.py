@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from http import HTTPStatus
 from typing import Any
 
@@ -31,10 +30,6 @@ class RequestMiddleware:
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
-        # Looking up a labelled metric takes as long as incrementing it.
-        self._request_counter = cache(metrics.requests.labels)
-        self._durations = cache(metrics.duration.labels)
-        self._stages = cache(metrics.stage.labels)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle the request, then log and count how it ended."""
@@ -78,16 +73,20 @@ class RequestMiddleware:
     def _record(self, scope: Scope, trace: Trace) -> None:
         seconds = time.perf_counter() - trace.started_at
         metrics, status = self._metrics, trace.status
-        self._request_counter(trace.model, str(status)).inc()
+        metrics.request_counter(trace.model, trace.version, status).inc()
         if trace.code and status != HTTPStatus.INTERNAL_SERVER_ERROR:
             metrics.rejected.labels(trace.model, trace.code).inc()
         for code in trace.failed_inputs:
             metrics.rejected.labels(trace.model, code).inc()
         if trace.model != NO_MODEL:
-            self._durations(trace.model).observe(seconds)
+            metrics.duration_of(trace.model).observe(seconds)
+            if trace.request_bytes >= 0:
+                metrics.request_bytes_of(trace.model).observe(trace.request_bytes)
+            if trace.response_bytes >= 0:
+                metrics.response_bytes_of(trace.model).observe(trace.response_bytes)
         if trace.batch_size:
             for stage, stage_s in trace.stages.items():
-                self._stages(trace.model, stage).observe(stage_s)
+                metrics.stage_of(trace.model, stage).observe(stage_s)
         level = logging.ERROR if status >= 500 and trace.code == "internal_error" else logging.INFO
         if scope["path"].startswith(_PROBE_PATHS) and status < 400:
             level = logging.DEBUG

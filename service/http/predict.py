@@ -19,7 +19,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.engine.admission import RequestOptions, parse_options
 from service.engine.request import PredictResult, RequestState, Trace
-from service.errors import DeadlineExceeded, InvalidHeader, InvalidRequest, MethodNotAllowed, ServiceError
+from service.errors import (
+    DeadlineExceeded,
+    InvalidHeader,
+    InvalidRequest,
+    MethodNotAllowed,
+    ModelUnavailable,
+    ServiceError,
+)
 from service.http.error_responses import error_response, trace_of
 from service.http.negotiation import choose_representation, content_type, parse_for, render
 from service.http.request_body import BodyBudget, BodyRules, read_predict_request
@@ -66,6 +73,8 @@ class PredictMiddleware:
                 raise MethodNotAllowed("Predictions are made with POST.", allow=["POST"])
             response = await self._answer(request, match["name"], match["version"])
         except ServiceError as error:
+            if isinstance(error, ModelUnavailable):  # It exists, so that its name may become a label.
+                trace_of(scope).model = match["name"]
             response = error_response(error, trace_of(scope))
         await response(scope, receive, send)
         self.shadows.mirror(trace_of(scope))
@@ -107,6 +116,7 @@ class PredictMiddleware:
         pipeline.check(deadline)
         with self.body_budget.reservation() as reserve:
             message = await read_predict_request(request, self._body_rules(model.task), reserve=reserve)
+            trace.request_bytes = message.size
             message = replace(
                 message,
                 parse=partial(parse_for, representation, model.task.upload, message.parse),
@@ -135,6 +145,7 @@ class PredictMiddleware:
     ) -> Response:
         trace.stages.update(result.stages)
         trace.batch_size, trace.failed_inputs = result.batch_size, result.failed
+        trace.response_bytes = len(result.body)
         if result.is_list:
             trace.mirror = None  # Shadow traffic compares single answers.
         response = Response(result.body, media_type=content_type(representation))
