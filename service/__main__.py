@@ -27,8 +27,9 @@ from service.models.model import Model
 from service.process.logging import set_up_logging
 from service.process.output import open_standard_descriptors, print_text
 from service.process.watchdog import EXIT_BROKEN, Watchdog
-from service.server import Service
+from service.server import VERSION, Service
 from service.settings import InvalidSetting, Settings, find_service_links, flag_parser, read_settings
+from service.tracing.start import TracingUnavailable, start_tracing
 from tasks.manifest import BrokenModel
 from tasks.system_errors import run_command_line
 
@@ -171,7 +172,7 @@ def serve(
     Returns:
         0 after a clean stop, 1 if the server could not start, 70 after a fatal failure.
 
-    Raises InvalidSetting, BackendError and BrokenModel if the service cannot be created.
+    Raises InvalidSetting, BackendError, BrokenModel and TracingUnavailable if the service cannot be created.
     """
     # Worker threads that decode in Python hold the GIL for this long at a time, and the event loop waits as long for
     # each send and receive: with Python's default of 5 ms, rejecting a request took 80 ms under overload.
@@ -184,8 +185,9 @@ def serve(
             "`enableServiceLinks: false` in the pod's spec keeps them away",
             extra={"fields": {"variables": links}},
         )
+    tracer = start_tracing(VERSION)
     listener = _listen(settings.host, settings.port)
-    service = Service(settings, open_backend)
+    service = Service(settings, open_backend, tracer)
     service.metrics.count(
         "sevenfold_dropped_log_lines", "Log lines that could not be written, or not soon enough.", lambda: log.dropped
     )
@@ -223,6 +225,8 @@ def _log_uncaught_errors() -> None:
 def _stop_threads(service: Service, code: int) -> None:
     """Stop the threads of the pools; exit the process if one of them does not finish."""
     service.close()
+    if service.tracer is not None:
+        service.tracer.close()
     service.liveness.wait_for_threads(_SHUTDOWN_MARGIN_S / 2)
     if alive := service.liveness.live_threads():
         _LOG.warning("exiting with threads still running", extra={"fields": {"threads": alive}})
@@ -260,7 +264,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     try:
         return serve(read_settings(arguments))
-    except (InvalidSetting, BackendError, BrokenModel) as error:
+    except (InvalidSetting, BackendError, BrokenModel, TracingUnavailable) as error:
         print_text(sys.stderr, f"error: {error}")
         return 2
 

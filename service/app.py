@@ -64,4 +64,4 @@ def create_app(service: Service) -> ASGIApp:
         body_budget=service.body_budget,
         shadows=service.shadows,
     )
-    return RequestMiddleware(MethodMiddleware(predict_app), service.metrics)
+    return RequestMiddleware(MethodMiddleware(predict_app), service.metrics, service.tracer)

@@ -40,6 +40,7 @@ from service.models.warmup import warm_up
 from service.process.liveness import Liveness
 from service.process.memory_release import release_memory_when_idle
 from service.settings import Settings
+from service.tracing.spans import Tracer
 from tasks.contract import Limits, Task
 from tasks.manifest import MODEL
 
@@ -69,12 +70,16 @@ class Service:
     Args:
         settings: the settings.
         open_backend: the runtime; by default ONNX Runtime on the device of the settings.
+        tracer: records requests and batches; by default nothing does.
 
     Raises BackendError if that device is unavailable, and BrokenModel if the model folder does not exist.
     """
 
-    def __init__(self, settings: Settings, open_backend: OpenBackend | None = None) -> None:
+    def __init__(
+        self, settings: Settings, open_backend: OpenBackend | None = None, tracer: Tracer | None = None
+    ) -> None:
         self.settings = settings
+        self.tracer = tracer
         self.metrics = Metrics(settings.objective_ms / 1000)
         self.draining = False
         self.liveness = Liveness()
@@ -229,6 +234,7 @@ class Service:
             self.metrics,
             self._hop_s,
             self.liveness.mark_fatal,
+            *(() if self.tracer is None else (self.tracer.record_batch,)),
         )
         deadline_ms = settings.deadlines.get(name)
         limits = ModelLimits(

@@ -43,6 +43,7 @@ from service.engine.queue import StepQueue
 from service.engine.request import PredictRequest, PredictResult, RequestState, make_result
 from service.engine.scheduler import Deadline, HungRun, MissedDeadline
 from service.errors import ServiceError
+from service.tracing.spans import BatchOutcome
 from tasks.contract import Arrays, Request, Run, Samples, Task, count_samples
 
 _LOG = logging.getLogger(__name__)
@@ -97,7 +98,8 @@ class Pipeline:
             for field_name, field in task.request_type.model_fields.items()
             if field.annotation is bool or get_origin(field.annotation) is Literal
         ]
-        metrics, labels = context.metrics, (name, version)
+        self._labels = (name, version)
+        metrics, labels = context.metrics, self._labels
         self._dropped = metrics.dropped.labels(*labels)
         self._batch_size = metrics.batch_size.labels(*labels)
         self._padding = metrics.batch_padding.labels(*labels)
@@ -370,7 +372,7 @@ class Pipeline:
     ) -> PredictResult:
         samples, request = prepared.samples, prepared.request
         state.stage = "infer"
-        result = self._run_own_batch(samples.arrays, run)
+        result = self._run_own_batch(samples.arrays, run, state)
         inferred_at = time.perf_counter()
         state.stage = "finish"
         cost = self.postprocess_cost(request)
@@ -441,8 +443,8 @@ class Pipeline:
         if self._runs_graph_inline(samples):
             state.stage = "infer"
             with suppress(OutOfMemory):  # The batcher splits them, or runs them while nothing else runs.
-                return self._run_own_batch(samples.arrays, self.backend.run)
-        return await self._batcher.submit(samples.arrays, deadline, state.stage_setter("infer"))
+                return self._run_own_batch(samples.arrays, self.backend.run, state)
+        return await self._batcher.submit(samples.arrays, deadline, state.stage_setter("infer"), state.span)
 
     def _runs_graph_inline(self, samples: Samples) -> bool:
         """Return whether the graph runs on the event loop: whether that costs less than the hop to a thread."""
@@ -489,18 +491,19 @@ class Pipeline:
         work = partial(self._run_counted_batch, self.backend.run, parts, size)
         return await asyncio.get_running_loop().run_in_executor(self._context.device.threads, work)
 
-    def _run_own_batch(self, arrays: Arrays, run: Run) -> BatchResult:
+    def _run_own_batch(self, arrays: Arrays, run: Run, state: RequestState) -> BatchResult:
         """Run samples in the current thread, as a batch of their own. Raises BackendError."""
         size, shape = count_samples(arrays), shape_of(arrays)
+        spans = () if state.span is None else (state.span,)
         started_at = time.perf_counter()
         try:
             outputs = self._run_counted_batch(run, [arrays], size)
         except BackendError as error:
-            self._on_batch(BatchReport(size, time.perf_counter() - started_at, error))
+            self._on_batch(BatchReport(size, time.perf_counter() - started_at, error, started_at, spans))
             raise
         ended_at = time.perf_counter()
         self.latency_profile.record(shape, size, ended_at - started_at)
-        self._on_batch(BatchReport(size, ended_at - started_at))
+        self._on_batch(BatchReport(size, ended_at - started_at, None, started_at, spans))
         return BatchResult(outputs, ((started_at, ended_at),), size)
 
     def _run_counted_batch(self, run: Run, parts: Sequence[Arrays], size: int) -> Arrays:
@@ -530,6 +533,12 @@ class Pipeline:
                 self._context.on_device_lost(str(report.error))
         elif self.records_batch_sizes:
             self._batch_size.observe(report.size)
+        if report.spans:
+            ended_at = report.started_at + report.run_s
+            outcome = BatchOutcome(
+                *self._labels, self.device, report.size, report.started_at, ended_at, report.spans, report.error
+            )
+            self._context.on_traced_batch(outcome)
 
     def postprocess(self, outputs: Arrays, samples: Samples, request: Request) -> bytes:
         """Return the answer as JSON. Raises InvalidAnswer."""

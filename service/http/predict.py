@@ -43,6 +43,7 @@ _MAX_BYTES_PER_VALUE = 32
 """Bytes of a JSON body for each value that it may contain, on average, in models that take only JSON."""
 _TIMEOUT, _PRIORITY = "x-request-timeout-ms", "x-request-priority"
 _PATH = re.compile(r"/v1/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?/predict")
+_ROUTES = ("/v1/models/{name}/predict", "/v1/models/{name}/versions/{version}/predict")
 
 
 class ClientGone(Exception):
@@ -68,6 +69,7 @@ class PredictMiddleware:
             await self.app(scope, receive, send)
             return
         request = Request(scope, receive)
+        trace_of(scope).route = _ROUTES[match["version"] is not None]
         try:
             if request.method != "POST":
                 raise MethodNotAllowed("Predictions are made with POST.", allow=["POST"])
@@ -88,7 +90,7 @@ class PredictMiddleware:
         trace.model, trace.version = model.manifest.name, model.manifest.version
         representation = choose_representation(model.task.representations, ", ".join(request.headers.getlist("accept")))
         loop = asyncio.get_running_loop()
-        options, state = _options_from_headers(request), RequestState(arrived_at=loop.time())
+        options, state = _options_from_headers(request), RequestState(arrived_at=loop.time(), span=trace.span)
         try:
             async with asyncio.timeout_at(state.arrived_at + model.pipeline.admission.timeout_s(options)) as timeout:
                 state.set_time_limit = timeout.reschedule

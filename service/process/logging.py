@@ -24,6 +24,9 @@ from service.process.output import descriptor_of, write_all
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The id of the request that is being handled in this context."""
 
+TRACE_ID: ContextVar[str | None] = ContextVar("trace_id", default=None)
+"""The id of the trace that the request belongs to, if any."""
+
 _MAX_WAITING_LINES = 10_000
 """Lines that wait to be written: a few MB, or some seconds of requests."""
 _MAX_LINES_AT_ONCE = 256
@@ -31,12 +34,19 @@ _GATHERING_S = 0.01
 """How long the thread lets lines gather: it needs the interpreter's lock, and would delay a request for each line."""
 _FLUSH_TIMEOUT_S = 1.5
 """How long an exit waits for the last lines to be written."""
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?P<trace_id>[0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 def request_id_from_header(header: str | None) -> str:
     """Return the client's request id if it is plain enough not to forge log lines, or else a new one."""
     return header if header and _VALID_REQUEST_ID.fullmatch(header) else secrets.token_hex(8)
+
+
+def trace_id_from_header(header: str) -> str | None:
+    """Return the trace id of a `traceparent` header; None if it is malformed (W3C Trace Context, 3.2)."""
+    match = _TRACEPARENT.fullmatch(header)
+    return match["trace_id"] if match and int(match["trace_id"], 16) else None
 
 
 class JsonFormatter(logging.Formatter):
@@ -56,6 +66,8 @@ class JsonFormatter(logging.Formatter):
         }
         if (request_id := REQUEST_ID.get()) is not None:
             line["request_id"] = request_id
+        if (trace_id := TRACE_ID.get()) is not None:
+            line["trace_id"] = trace_id
         line |= getattr(record, "fields", {})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

@@ -16,6 +16,7 @@ from service.backends.base import OpenBackend
 from service.http.protocol import make_config
 from service.server import Service
 from service.settings import Settings
+from service.tracing.spans import Tracer
 from tests.model_folders import publish
 from tests.tiny.classification import COLOURS, colours_graph
 from tests.tiny.tabular import CREDIT, credit_graph
@@ -38,12 +39,13 @@ def running(
     settings: Settings,
     open_backend: OpenBackend | None = None,
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+    tracer: Tracer | None = None,
 ) -> Iterator[Running]:
     """Run a server in a thread, on an event loop of asyncio by default; it is stopped at the end."""
     ready, errors, parts = threading.Event(), [], []
 
     async def main() -> None:
-        service = Service(settings, open_backend)
+        service = Service(settings, open_backend, tracer)
         server = uvicorn.Server(make_config(create_app(service), port=0))
         serving = asyncio.create_task(server.serve())
         await service.loaded.wait()
@@ -100,10 +102,11 @@ def start(tiny_models: Path) -> Iterator[Start]:
         def start_one(
             open_backend: OpenBackend | None = None,
             loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+            tracer: Tracer | None = None,
             **changes: object,
         ) -> Running:
             changes.setdefault("models", tiny_models)
             settings = Settings(**changes)  # type: ignore[arg-type]
-            return stack.enter_context(running(settings, open_backend, loop_factory))
+            return stack.enter_context(running(settings, open_backend, loop_factory, tracer))
 
         yield start_one
