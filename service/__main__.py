@@ -11,7 +11,8 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -24,8 +25,8 @@ from service.backends.base import BackendError, OpenBackend
 from service.http.middleware import CloseConnectionMiddleware
 from service.http.protocol import make_config
 from service.models.model import Model
-from service.process.logging import set_up_logging
-from service.process.output import open_standard_descriptors, print_text
+from service.process.logging import LogWriter, set_up_logging
+from service.process.output import is_terminal, open_standard_descriptors, print_text
 from service.process.watchdog import EXIT_BROKEN, Watchdog
 from service.server import VERSION, Service
 from service.settings import InvalidSetting, Settings, find_service_links, flag_parser, read_settings
@@ -46,8 +47,17 @@ _SHUTDOWN_MARGIN_S = 4.0
 class _Server(uvicorn.Server):
     """A uvicorn server that fails readiness before it closes, and prints its address once the models are loaded."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, listener: socket.socket, watchdog: Watchdog) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        listener: socket.socket,
+        watchdog: Watchdog,
+        show: Callable[[str], None],
+    ) -> None:
+        """`show` prints the greeting; it may wait for standard output."""
         super().__init__(config)
+        self._show = show
         self._service = service
         self._listener = listener
         self._watchdog = watchdog
@@ -84,7 +94,7 @@ class _Server(uvicorn.Server):
         repository = self._service.repository
         text = greeting(address, list(repository.served_models()), repository.unavailable_models())
         # Whoever reads standard output may not do so: neither the event loop nor an exit waits for that.
-        threading.Thread(target=print_text, args=[sys.stdout, text], name="greeting", daemon=True).start()
+        threading.Thread(target=self._show, args=[text], name="greeting", daemon=True).start()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Handle a signal to stop.
@@ -177,7 +187,7 @@ def serve(
     # Worker threads that decode in Python hold the GIL for this long at a time, and the event loop waits as long for
     # each send and receive: with Python's default of 5 ms, rejecting a request took 80 ms under overload.
     sys.setswitchinterval(_GIL_SWITCH_INTERVAL_S)
-    log = set_up_logging(settings.log_level)
+    log = set_up_logging(settings.log_level, settings.log_format)
     _log_uncaught_errors()
     if links := find_service_links():
         _LOG.warning(
@@ -198,7 +208,7 @@ def serve(
         timeout_graceful_shutdown=round(settings.grace_seconds),
     )
     watchdog = Watchdog(settings.hang_seconds)
-    server = _Server(config, service, listener, watchdog)
+    server = _Server(config, service, listener, watchdog, partial(_print_greeting, log))
     watchdog.start()
     server.run([listener])
     if not server.started:
@@ -207,6 +217,12 @@ def serve(
     _stop_threads(service, code)
     watchdog.stop()
     return code
+
+
+def _print_greeting(log: LogWriter, text: str) -> None:
+    """Print the greeting on standard output; if that is a terminal that shows the log too, not amid its lines."""
+    with log.paused() if is_terminal(sys.stdout) and is_terminal(sys.stderr) else nullcontext():
+        print_text(sys.stdout, text)
 
 
 def _log_uncaught_errors() -> None:

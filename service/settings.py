@@ -142,6 +142,9 @@ class Settings:
     )
     grace_seconds: float = _setting(30.0, "after draining, how long to wait for accepted requests to finish", min=0)
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "minimum level of log messages")
+    log_format: Literal["auto", "json", "text"] = _setting(
+        "auto", "format of the log; auto = text on a terminal, JSON otherwise"
+    )
 
 
 def read_settings(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:

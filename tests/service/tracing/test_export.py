@@ -91,6 +91,7 @@ def stop(process: subprocess.Popen[str]) -> tuple[int, list[dict[str, object]]]:
     """Stop the program; return its exit status and its log."""
     process.terminate()
     _, logged = process.communicate(timeout=EXIT_TIMEOUT_S)
+    assert all(line.startswith("{") for line in logged.splitlines()), logged
     return process.returncode, [json.loads(line) for line in logged.splitlines()]
 
 
