@@ -1,5 +1,6 @@
 """The metrics count requests, and each series is exposed once."""
 
+import re
 import shutil
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from service.metrics import Metrics
 from tests.model_folders import publish
 from tests.service.conftest import Running, Start
 from tests.service.http.conftest import FAILS, URL, BlockableServer, StartBlocked, request_bytes
+from tests.service.program import ROOT, program
 from tests.tiny.models import tiny
 from tests.tiny.tabular import CREDIT, credit_graph
 from tests.waiting import wait_until
@@ -346,3 +348,24 @@ def test_memory_of_a_device_that_does_not_answer_is_left_out(start: Start) -> No
     gauges.append(("memory_bytes", "Memory.", ["device"], []))
 
     assert metrics.prepare_exposition()().decode().endswith("# TYPE memory_bytes gauge\n")
+
+
+# The page that documents them
+
+
+def test_the_page_lists_exactly_the_metrics_of_a_server_with_type_and_labels(tiny_models: Path) -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text("utf-8")
+    rows = re.findall(r"^\| `((?:sevenfold|process)_\w+)` \| (\w+) \|([^|]*)\| ", page, re.MULTILINE)
+    documented = {name: (kind, frozenset(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
+    with program(tiny_models) as (_, address, _):
+        httpx.post(f"{address}{URL}", json=ROW)
+        text = httpx.get(f"{address}/metrics").text
+
+    families = {
+        family.name + "_total" * (family.type == "counter"): family for family in text_string_to_metric_families(text)
+    }
+    assert {name: family.type for name, family in families.items()} == {
+        name: kind for name, (kind, _) in documented.items()
+    }
+    labels = {name: {frozenset(s.labels) - {"le"} for s in family.samples} for name, family in families.items()}
+    assert {name: found for name, found in labels.items() if found - {documented[name][1]}} == {}

@@ -1,4 +1,4 @@
-"""Log lines are JSON for programs and text for people; what clients send neither forges lines nor reaches a terminal."""
+"""Log lines are JSON for programs and text for people; clients can neither forge lines nor reach a terminal."""
 
 import json
 import logging
