@@ -12,7 +12,8 @@ import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,11 +28,12 @@ from service.http.listening import HttpServer, SecondServer
 from service.http.middleware import CloseConnectionMiddleware
 from service.http.protocol import make_config
 from service.models.model import Model
-from service.process.logging import set_up_logging
-from service.process.output import open_standard_descriptors, print_text
+from service.process.logging import LogWriter, set_up_logging
+from service.process.output import is_terminal, open_standard_descriptors, print_text
 from service.process.watchdog import EXIT_BROKEN, Watchdog
-from service.server import Service
+from service.server import VERSION, Service
 from service.settings import InvalidSetting, Settings, find_service_links, flag_parser, read_settings
+from service.tracing.start import TracingUnavailable, start_tracing
 from tasks.manifest import BrokenModel
 from tasks.system_errors import run_command_line
 
@@ -62,9 +64,12 @@ class _Server(HttpServer):
         service: Service,
         listener: socket.socket,
         watchdog: Watchdog,
+        show: Callable[[str], None],
         admin: SecondServer | None = None,
     ) -> None:
+        """`show` prints the greeting; it may wait for standard output."""
         super().__init__(config, _tls_context(service))
+        self._show = show
         self._service = service
         self._listener = listener
         self._watchdog = watchdog
@@ -109,7 +114,7 @@ class _Server(HttpServer):
         models, unavailable = list(repository.served_models()), repository.unavailable_models()
         text = greeting(address, models, unavailable, key=key, admin_address=admin_address)
         # Whoever reads standard output may not do so: neither the event loop nor an exit waits for that.
-        threading.Thread(target=print_text, args=[sys.stdout, text], name="greeting", daemon=True).start()
+        threading.Thread(target=self._show, args=[text], name="greeting", daemon=True).start()
 
     def _address(self, listener: socket.socket) -> str:
         host, port = listener.getsockname()[:2]
@@ -206,12 +211,12 @@ def serve(
     Returns:
         0 after a clean stop, 1 if the server could not start, 70 after a fatal failure.
 
-    Raises InvalidSetting, BackendError and BrokenModel if the service cannot be created.
+    Raises InvalidSetting, BackendError, BrokenModel and TracingUnavailable if the service cannot be created.
     """
     # Worker threads that decode in Python hold the GIL for this long at a time, and the event loop waits as long for
     # each send and receive: with Python's default of 5 ms, rejecting a request took 80 ms under overload.
     sys.setswitchinterval(_GIL_SWITCH_INTERVAL_S)
-    log = set_up_logging(settings.log_level)
+    log = set_up_logging(settings.log_level, settings.log_format)
     _log_uncaught_errors()
     if links := find_service_links():
         _LOG.warning(
@@ -219,15 +224,17 @@ def serve(
             "`enableServiceLinks: false` in the pod's spec keeps them away",
             extra={"fields": {"variables": links}},
         )
+    tracer = start_tracing(VERSION)
     listener = _listen(settings.host, settings.port)
     admin_listener = _listen_for_admin(settings)
-    service = Service(settings, open_backend)
+    service = Service(settings, open_backend, tracer)
     service.metrics.count(
         "sevenfold_dropped_log_lines", "Log lines that could not be written, or not soon enough.", lambda: log.dropped
     )
     config = _server_config(wrap(create_app(service)), service, grace_s=round(settings.grace_seconds))
     watchdog = Watchdog(settings.hang_seconds)
-    server = _Server(config, service, listener, watchdog, _make_admin_server(service, admin_listener))
+    admin = _make_admin_server(service, admin_listener)
+    server = _Server(config, service, listener, watchdog, partial(_print_greeting, log), admin)
     watchdog.start()
     server.run([listener])
     if not server.started:
@@ -258,6 +265,12 @@ def _tls_context(service: Service) -> ssl.SSLContext | None:
     return None if service.certificate is None else service.certificate.context
 
 
+def _print_greeting(log: LogWriter, text: str) -> None:
+    """Print the greeting on standard output; if that is a terminal that shows the log too, not amid its lines."""
+    with log.paused() if is_terminal(sys.stdout) and is_terminal(sys.stderr) else nullcontext():
+        print_text(sys.stdout, text)
+
+
 def _log_uncaught_errors() -> None:
     """Log errors that end a thread and errors that Python cannot raise, in the same format as all other messages."""
 
@@ -274,6 +287,8 @@ def _log_uncaught_errors() -> None:
 def _stop_threads(service: Service, code: int) -> None:
     """Stop the threads of the pools; exit the process if one of them does not finish."""
     service.close()
+    if service.tracer is not None:
+        service.tracer.close()
     service.liveness.wait_for_threads(_SHUTDOWN_MARGIN_S / 2)
     if alive := service.liveness.live_threads():
         _LOG.warning("exiting with threads still running", extra={"fields": {"threads": alive}})
@@ -321,7 +336,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     try:
         return serve(read_settings(arguments))
-    except (InvalidSetting, BackendError, BrokenModel) as error:
+    except (InvalidSetting, BackendError, BrokenModel, TracingUnavailable) as error:
         print_text(sys.stderr, f"error: {error}")
         return 2
 

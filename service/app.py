@@ -21,7 +21,7 @@ from service.http.predict import PredictMiddleware
 from service.http.shadow_report import shadow_router
 from service.process.liveness import supervise
 from service.process.loop_lag import measure_loop_lag
-from service.server import Service
+from service.server import VERSION, Service
 from service.settings import Settings
 
 _DESCRIPTION = "Predictions from the models in the server's folder. Each model has its own endpoint, listed below."
@@ -43,7 +43,7 @@ def create_app(service: Service) -> ASGIApp:
         service.close()
 
     app: FastAPI = FastAPIOffline(
-        redoc_url=None, title="Sevenfold", version="0.1.0", description=_DESCRIPTION, lifespan=lifespan
+        redoc_url=None, title="Sevenfold", version=VERSION, description=_DESCRIPTION, lifespan=lifespan
     )
     app.state.service = service
     app.include_router(models_router(service.repository))
@@ -67,7 +67,7 @@ def create_app(service: Service) -> ASGIApp:
         body_budget=service.body_budget,
         shadows=service.shadows,
     )
-    guarded = RequestMiddleware(_guard(MethodMiddleware(predict_app), service), service.metrics)
+    guarded = RequestMiddleware(_guard(MethodMiddleware(predict_app), service), service.metrics, service.tracer)
     return CorsMiddleware(guarded, settings.cors_origins) if settings.cors_origins else guarded
 
 
@@ -88,7 +88,9 @@ def _include_operation(app: FastAPI, service: Service) -> None:
     app.include_router(
         admin_router(service.repository, service.change_models, enabled=settings.admin, token=settings.admin_token)
     )
-    app.include_router(health_router(service.repository, service.metrics, service.liveness, lambda: service.draining))
+    app.include_router(
+        health_router(service.repository, service.metrics, service.liveness, lambda: service.draining, service.load)
+    )
 
 
 def _guard(app: ASGIApp, service: Service) -> ASGIApp:

@@ -4,8 +4,9 @@ import asyncio
 import gc
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import platform
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from starlette.types import ASGIApp
 from service.backends.base import Backend, OpenBackend
 from service.backends.cores import available_cores
 from service.backends.memory import HostMemory
-from service.backends.onnx import OnnxRuntime
+from service.backends.onnx import OnnxRuntime, onnxruntime_version
 from service.decoding.fork_server import ForkServer
 from service.decoding.pool import Budget, DecoderPool
 from service.engine.admission import ModelLimits
@@ -27,11 +28,13 @@ from service.engine.latency import BUSY_HOP_FACTOR, measure_hop
 from service.engine.pipeline import Pipeline
 from service.engine.scheduler import Scheduler
 from service.http.api_keys import ApiKeys
+from service.http.health import Load
 from service.http.request_body import BodyBudget
 from service.http.tls import ServerCertificate
 from service.http.warmup_requests import send_warmup_requests
 from service.metrics import LiveGauge, Metrics
 from service.models.device_work import DeviceWork, ScheduledWork, Submit, run_directly
+from service.models.model import Model
 from service.models.promotion import PromotionPolicy
 from service.models.repository import Repository
 from service.models.shadow_traffic import ShadowTraffic
@@ -41,10 +44,17 @@ from service.process.liveness import Liveness
 from service.process.memory_release import release_memory_when_idle
 from service.process.watched_files import Contents, UnusableFile, WatchedFiles
 from service.settings import InvalidSetting, Settings
+from service.tracing.spans import Tracer
 from tasks.contract import Limits, Task
+from tasks.manifest import MODEL
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
+VERSION = "0.1.0"
+"""The version of the program; that of pyproject.toml."""
+_INFO_LABELS = ["model", "version", "task", "device", "provider", "precision", "sha256"]
+_MEMORY_TIMEOUT_S = 1.0
+"""How long a scrape waits for the memory of the devices."""
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _MAX_BATCH_SIZE = 256
 _MAX_PARALLEL_LOADS = 4
@@ -66,14 +76,18 @@ class Service:
     Args:
         settings: the settings.
         open_backend: the runtime; by default ONNX Runtime on the device of the settings.
+        tracer: records requests and batches; by default nothing does.
 
     Raises BackendError if that device is unavailable, BrokenModel if the model folder does not exist, and
     InvalidSetting if a file of the settings cannot be used.
     """
 
-    def __init__(self, settings: Settings, open_backend: OpenBackend | None = None) -> None:
+    def __init__(
+        self, settings: Settings, open_backend: OpenBackend | None = None, tracer: Tracer | None = None
+    ) -> None:
         self.settings = settings
-        self.metrics = Metrics()
+        self.tracer = tracer
+        self.metrics = Metrics(settings.objective_ms / 1000)
         self.draining = False
         self.liveness = Liveness()
         self._watched: list[WatchedFiles] = []
@@ -89,6 +103,7 @@ class Service:
         )
         self.loaded = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._memory_reading: Future[dict[str, tuple[int | None, int | None]]] | None = None
         self._fork_server = ForkServer()
         processes = settings.decoders or max(_MIN_DECODERS, available_cores())
         slow, workers = max(1, processes // 2), settings.workers or available_cores()
@@ -127,7 +142,8 @@ class Service:
             needs_evaluation=lambda name: self.shadows.fraction_for(name) > 0,
             on_retired=self._on_retired,
             on_removed=self._on_removed,
-            on_loaded=lambda name, version, seconds: self.metrics.load_seconds.labels(name, version).set(seconds),
+            on_loaded=self._on_loaded,
+            on_failed=lambda name, _: self.metrics.load_failures.labels(name).inc(),
         )
         self.shadows = ShadowTraffic(
             self.repository,
@@ -140,7 +156,14 @@ class Service:
             is_busy=lambda: any(not pool.scheduler.is_free for pool in self._device_pools.values()),
         )
         self.repository.scan()
+        self._memory_reader = self._thread_pool("device-memory", 1)
+        self._add_gauges()
+
+    def _add_gauges(self) -> None:
         self.metrics.watch(self._live_gauges)
+        self.metrics.watch(self._device_gauges)
+        self.metrics.watch_in_thread(self._device_memory_gauges)
+        self.metrics.build_info.labels(VERSION, platform.python_version(), onnxruntime_version()).set(1)
 
     def _load_api_keys(self, settings: Settings) -> ApiKeys | None:
         if settings.api_keys_file is None:
@@ -239,6 +262,10 @@ class Service:
 
         self._call_on_loop(close)
 
+    def _on_loaded(self, name: str, version: str, seconds: float) -> None:
+        self.metrics.add_version(name, version)
+        self.metrics.load_seconds.labels(name, version).set(seconds)
+
     def _on_removed(self, name: str, version: str) -> None:
         """Remove the series of a version that is gone, so that their number does not grow with every publication."""
         self.metrics.remove_version(name, version)
@@ -265,6 +292,7 @@ class Service:
             self.metrics,
             self._hop_s,
             self.liveness.mark_fatal,
+            *(() if self.tracer is None else (self.tracer.record_batch,)),
         )
         deadline_ms = settings.deadlines.get(name)
         limits = ModelLimits(
@@ -298,15 +326,24 @@ class Service:
         in_flight = [(labels, float(m.pipeline.in_flight)) for labels, m in zip(versions, served, strict=True)]
         ready = [([e.name, e.version], float(e.model is not None)) for e in self.repository.entries()]
         limit = [(labels, float(m.pipeline.batch_limit)) for labels, m in zip(versions, served, strict=True)]
-        info = [([m.manifest.name, m.manifest.version, m.manifest.task, m.pipeline.device], 1.0) for m in served]
+        limits = [(labels, float(m.pipeline.max_in_flight)) for labels, m in zip(versions, served, strict=True)]
+        now = asyncio.get_running_loop().time()
+        ages = [(labels, _age(m.pipeline, now)) for labels, m in zip(versions, served, strict=True)]
         body_bytes: list[tuple[list[str], float]] = [([], float(self.body_budget.used_bytes))]
         by_version = ["model", "version"]
         yield "sevenfold_body_bytes", "Total size of the request bodies in memory.", [], body_bytes
         yield "sevenfold_queue_depth", "Samples waiting for a batch.", by_version, depth
+        yield "sevenfold_queue_oldest_age_seconds", "Age of the sample that has waited longest.", by_version, ages
+        yield "sevenfold_requests_limit", "Maximum concurrent requests; further ones are rejected.", by_version, limits
         yield "sevenfold_requests_in_flight", "Requests accepted and not yet answered.", by_version, in_flight
         yield "sevenfold_model_ready", "1 if the version is being served, else 0.", by_version, ready
         yield "sevenfold_batch_limit", "Maximum batch size, as found by warm-up.", by_version, limit
-        yield "sevenfold_model_info", "Served versions and their devices.", ["model", "version", "task", "device"], info
+        yield (
+            "sevenfold_model_info",
+            "Served versions and what computes them.",
+            _INFO_LABELS,
+            [_model_info(m) for m in served],
+        )
         yield from self._access_gauges()
 
     def _access_gauges(self) -> Iterable[LiveGauge]:
@@ -318,6 +355,51 @@ class Service:
                 "When the certificate expires (Unix time).",
             )
             yield name, text, [], [([], self.certificate.expires_at)]
+
+    def _device_gauges(self) -> Iterable[LiveGauge]:
+        used = sorted({model.pipeline.device for model in self.repository.served_models()})
+        yield (
+            "sevenfold_device_info",
+            "1 for each device that models run on, with the one that the settings request.",
+            ["requested", "used"],
+            [([self.settings.device, device], 1.0) for device in used],
+        )
+
+    def _device_memory_gauges(self) -> Iterable[LiveGauge]:
+        """Read the memory of each device in a thread of its own, since a call to a device that hangs may not return.
+
+        The gauges are then without series, so that the other metrics are still exposed.
+        """
+        backends = {model.pipeline.device: model.pipeline.backend for model in self.repository.served_models()}
+        in_use: list[tuple[list[str], float]] = []
+        total: list[tuple[list[str], float]] = []
+        if self._memory_reading is None or self._memory_reading.done():
+            with suppress(RuntimeError):  # The threads have been stopped.
+                self._memory_reading = self._memory_reader.submit(_read_memory, backends)
+        if self._memory_reading is not None:
+            with suppress(TimeoutError, CancelledError):
+                for device, (used_bytes, total_bytes) in self._memory_reading.result(_MEMORY_TIMEOUT_S).items():
+                    in_use += [] if used_bytes is None else [([device], float(used_bytes))]
+                    total += [] if total_bytes is None else [([device], float(total_bytes))]
+        help_text = "Memory in use: by this process on a CPU, by all processes on a GPU."
+        yield "sevenfold_device_memory_used_bytes", help_text, ["device"], in_use
+        yield (
+            "sevenfold_device_memory_total_bytes",
+            "Memory of the device, or the container's limit.",
+            ["device"],
+            total,
+        )
+
+    def load(self) -> Load:
+        """Return how much work waits and is in flight, of all models. To be called on the event loop."""
+        pipelines = [model.pipeline for model in self.repository.served_models()]
+        now = asyncio.get_running_loop().time()
+        return Load(
+            queue_depth=sum(pipeline.queue_depth for pipeline in pipelines),
+            oldest_age_seconds=max((_age(pipeline, now) for pipeline in pipelines), default=0.0),
+            requests_in_flight=sum(pipeline.in_flight for pipeline in pipelines),
+            requests_limit=sum(pipeline.max_in_flight for pipeline in pipelines),
+        )
 
     async def load_and_rescan(self, predict_app: ASGIApp) -> None:
         """Load the models, then look for new versions at intervals until cancelled.
@@ -440,6 +522,7 @@ class Service:
         for threads in (
             self._loader,
             self._files,
+            self._memory_reader,
             self._decoders.threads,
             self._slow_decoders.threads,
             self._workers.threads,
@@ -458,6 +541,22 @@ def freeze_objects() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def _age(pipeline: Pipeline, now: float) -> float:
+    """Return the seconds that the oldest work of a model has waited for the device; 0 if none waits."""
+    return max(0.0, now - pipeline.oldest_queued_at)
+
+
+def _model_info(model: Model) -> tuple[list[str], float]:
+    manifest, backend = model.manifest, model.pipeline.backend
+    values = [manifest.name, manifest.version, manifest.task, model.pipeline.device]
+    return [*values, backend.provider, backend.precision, manifest.files[MODEL].sha256], 1.0
+
+
+def _read_memory(backends: Mapping[str, Backend]) -> dict[str, tuple[int | None, int | None]]:
+    """Return the bytes in use and in all, by device."""
+    return {device: (backend.memory_in_use(), backend.memory_total()) for device, backend in backends.items()}
 
 
 def _onnx_runtime(settings: Settings) -> OnnxRuntime:

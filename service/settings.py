@@ -107,6 +107,9 @@ class Settings:
     weights: Mapping[str, float] = _setting(
         {}, "scheduling weight per model, as NAME=WEIGHT,…; 2 halves the target response time", min=0.001
     )
+    objective_ms: float = _setting(
+        250.0, "latency objective, an exact edge of the buckets of the histograms of durations", min=1, max=30_000
+    )
     shadow: Mapping[str, float] = _setting(
         {},
         "fraction of requests to mirror to a new version before it may replace the served one, as NAME=FRACTION,… "
@@ -151,6 +154,9 @@ class Settings:
     )
     grace_seconds: float = _setting(30.0, "after draining, how long to wait for accepted requests to finish", min=0)
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "minimum level of log messages")
+    log_format: Literal["auto", "json", "text"] = _setting(
+        "auto", "format of the log; auto = text on a terminal, JSON otherwise"
+    )
 
 
 def read_settings(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:

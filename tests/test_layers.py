@@ -21,6 +21,7 @@ ROOMS = {
         "settings",
         "errors",
         "metrics",
+        "tracing",
         "process",
         "backends",
         "engine",
@@ -51,11 +52,18 @@ ROOMS = {
 }
 """The rooms of a package, lowest first. A room imports only from rooms before it."""
 
-LEAVES = ("service.settings", "service.errors", "service.metrics", "service.process", "service.backends")
+LEAVES = (
+    "service.settings",
+    "service.errors",
+    "service.metrics",
+    "service.tracing",
+    "service.process",
+    "service.backends",
+)
 """Rooms that import no other room of the service."""
 
 FORBIDDEN_IN_ROOM = {
-    "service.engine": ("fastapi", "starlette", "onnxruntime"),
+    "service.engine": ("fastapi", "starlette", "onnxruntime", "opentelemetry"),
     "service.engine.scheduler": ("service", "tasks", "numpy"),
     "service.engine.latency": ("service",),
     "service.engine.queue": ("tasks", "numpy", "service.engine.batcher", "service.engine.pipeline"),
@@ -66,7 +74,7 @@ FORBIDDEN_IN_ROOM = {
     "service.models": ("fastapi", "starlette", "onnxruntime"),
     "service.models.promotion": ("service",),
     "service.models.shadow_traffic": ("numpy",),
-    "service.http": ("numpy", "onnxruntime"),
+    "service.http": ("numpy", "onnxruntime", "opentelemetry"),
     "service.backends.base": ("onnxruntime",),
     "service.backends.memory": ("onnxruntime", "tasks"),
     "service.process": ("tasks", "numpy", "fastapi", "starlette"),
@@ -194,7 +202,17 @@ def test_no_circular_imports(package: str) -> None:
         ),
         (
             ["service.app", "service.__main__"],
-            ("torch", "torchvision", "training", "sklearn", "polars", "onnx", "httpx"),
+            (
+                "torch",
+                "torchvision",
+                "training",
+                "sklearn",
+                "polars",
+                "onnx",
+                "httpx",
+                "opentelemetry.sdk",
+                "opentelemetry.exporter",
+            ),
         ),
         (
             ["training.__main__", "training.publishing.export", "training.publishing.publish"],

@@ -25,6 +25,16 @@ class Backend(Protocol):
         """The device the graph runs on: 'cpu' or 'cuda'."""
         ...
 
+    @property
+    def provider(self) -> str:
+        """What computes the graph there, such as an execution provider of ONNX Runtime."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """The data type in which it computes, such as 'float32'."""
+        ...
+
     def run(self, arrays: Arrays) -> Arrays:
         """Compute the outputs of a batch, by name, batch axis first. Other runs may share the device."""
         ...
@@ -43,6 +53,10 @@ class Backend(Protocol):
 
     def memory_free(self) -> int | None:
         """Return the bytes that are still available on the device; None if unknown."""
+        ...
+
+    def memory_total(self) -> int | None:
+        """Return the bytes that the device has, or that this process may use of them; None if unknown."""
         ...
 
 

@@ -35,7 +35,7 @@ class FakeBackend:
         function_exclusive: the same for `run_exclusive`; by default `function`.
         device: name of the device. Models with the same device share its threads.
         faults: applied in order, the first one outermost. May be changed at any time.
-        in_use, free: the figures for memory, in bytes; None if unknown.
+        in_use, free, total: the figures for memory, in bytes; None if unknown.
         on_release: called by `release`.
     """
 
@@ -45,7 +45,10 @@ class FakeBackend:
     faults: list[Fault] = field(default_factory=list)
     in_use: Callable[[], int | None] = lambda: None
     free: Callable[[], int | None] = lambda: None
+    total: Callable[[], int | None] = lambda: None
     on_release: Callable[[], None] = lambda: None
+    provider: str = "fake"
+    precision: str = "float32"
 
     @classmethod
     def wrap(cls, backend: Backend, faults: Iterable[Fault] = ()) -> "FakeBackend":
@@ -57,7 +60,10 @@ class FakeBackend:
             list(faults),
             backend.memory_in_use,
             backend.memory_free,
+            backend.memory_total,
             backend.release,
+            backend.provider,
+            backend.precision,
         )
 
     def run(self, arrays: Arrays) -> Arrays:
@@ -79,6 +85,10 @@ class FakeBackend:
     def memory_free(self) -> int | None:
         """Return the figure of `free`."""
         return self.free()
+
+    def memory_total(self) -> int | None:
+        """Return the figure of `total`."""
+        return self.total()
 
 
 def _run_behind(faults: Iterable[Fault], function: Run, arrays: Arrays) -> Arrays:

@@ -34,6 +34,10 @@ class DeviceMemory(Protocol):
         """Return the bytes that are still available."""
         ...
 
+    def total(self) -> int | None:
+        """Return the bytes that there are, or that this process may use."""
+        ...
+
     def is_lost(self) -> bool | None:
         """Return whether the device has failed for the rest of this process; None if it cannot be queried."""
         ...
@@ -61,6 +65,15 @@ class HostMemory:
         """
         candidates = [*self._available_on_machine(), *self._available_in_groups()]
         return max(0, min(candidates)) if candidates else None
+
+    def total(self) -> int | None:
+        """Return the memory of the machine, or the lowest limit of the control groups."""
+        kilobytes = _find_number(read_text(self.root / "proc/meminfo").replace(":", ""), "MemTotal")
+        candidates = [] if kilobytes is None else [kilobytes * 1024]
+        for group in control_groups(self.root, "memory"):
+            limit = group.read(_CGROUP_FILES[group.version][0])
+            candidates += [int(limit)] if limit.isdecimal() else []
+        return min(candidates, default=None)
 
     def is_lost(self) -> bool:
         """Return False: without a working CPU this process would not run."""
@@ -98,6 +111,11 @@ class CudaMemory:
         """Return the free bytes of the device."""
         info = self._memory_info()
         return info[0] if info else None
+
+    def total(self) -> int | None:
+        """Return the bytes of the device."""
+        info = self._memory_info()
+        return info[1] if info else None
 
     def _memory_info(self) -> tuple[int, int] | None:
         """Return free and total bytes (CUDA Runtime API, cudaMemGetInfo)."""

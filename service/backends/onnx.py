@@ -34,6 +34,12 @@ _IDENTITY_GRAPH = bytes.fromhex(
 )
 
 
+def onnxruntime_version() -> str:
+    """Return the version of ONNX Runtime."""
+    version: str = ort.__version__
+    return version
+
+
 @cache
 def _shared_arena() -> ort.InferenceSession:
     """Register one memory arena for the runs of all sessions in this process; return a session that can shrink it.
@@ -70,6 +76,8 @@ class OnnxBackend:
     output_names: tuple[str, ...]
     device: str
     memory: DeviceMemory
+    provider: str = _CPU
+    precision: str = "float32"
 
     def memory_in_use(self) -> int | None:
         """Return the resident set size of this process on a CPU, or the bytes in use on a CUDA device."""
@@ -78,6 +86,10 @@ class OnnxBackend:
     def memory_free(self) -> int | None:
         """Return the free bytes of the machine or the CUDA device."""
         return self.memory.free()
+
+    def memory_total(self) -> int | None:
+        """Return the bytes of the machine, or of its control group, or of the CUDA device."""
+        return self.memory.total()
 
     def run(self, arrays: Arrays) -> Arrays:
         """Compute the outputs of a batch; on a CPU with one core."""
@@ -149,7 +161,7 @@ class OnnxRuntime:
         exclusive_session = session if on_cuda or threads == 1 else self._session(graph, threads=threads)
         names = tuple(spec.name for spec in outputs)
         if on_cuda:
-            return OnnxBackend(session, exclusive_session, names, "cuda", CudaMemory())
+            return OnnxBackend(session, exclusive_session, names, "cuda", CudaMemory(), _CUDA)
         return OnnxBackend(session, exclusive_session, names, "cpu", HostMemory())
 
     def _session(self, graph: bytes, *, threads: int) -> ort.InferenceSession:

@@ -182,6 +182,7 @@ def main(control_fd: int) -> None:
         if control in ready:
             request, descriptors, _, _ = socket.recv_fds(control, 1, 2)
             if not request:
+                signal.set_wakeup_fd(-1)  # Workers that end now would make Python complain about a closed socket.
                 return
             connection_fd, status_fd = descriptors
             status = socket.socket(fileno=status_fd)

@@ -113,7 +113,7 @@ class Admission:
     def __init__(
         self, limits: ModelLimits, *, full_batch_s: Callable[[], float], predict_wait_s: Callable[[float], float]
     ) -> None:
-        self._limits = limits
+        self.limits = limits
         self._full_batch_s = full_batch_s
         self._predict_wait_s = predict_wait_s
         self._mean_ratio, self._ratio_deviation = 1.0, 0.25
@@ -124,7 +124,7 @@ class Admission:
 
     def timeout_s(self, options: RequestOptions) -> float:
         """Return the seconds that a request may take: the shortest limit of its client, the model and the server."""
-        limits = (options.timeout_s, self._limits.deadline_s, self._limits.timeout_s)
+        limits = (options.timeout_s, self.limits.deadline_s, self.limits.timeout_s)
         return min(limit for limit in limits if limit is not None)
 
     def make_deadline(self, options: RequestOptions, arrived_at: float) -> Deadline:
@@ -134,8 +134,8 @@ class Admission:
         waiting forever would be served last.
         """
         timeout_s = self.timeout_s(options)
-        usual_s = self._limits.deadline_s or max(_MIN_SLACK_S, DEFAULT_SLACK_FACTOR * self._full_batch_s())
-        urgency = self._limits.weight * URGENCY[options.priority or "normal"]
+        usual_s = self.limits.deadline_s or max(_MIN_SLACK_S, DEFAULT_SLACK_FACTOR * self._full_batch_s())
+        urgency = self.limits.weight * URGENCY[options.priority or "normal"]
         return Deadline(arrived_at + min(timeout_s, usual_s) / urgency, arrived_at + timeout_s)
 
     @contextmanager
@@ -201,8 +201,8 @@ class Admission:
         in_flight, wait_s = self.in_flight + self.abandoned, self._predict_wait_s(deadline.target)
         _check_device(wait_s)
         wait_s += prepare_wait_s
-        if in_flight >= self._limits.max_in_flight:
-            message = f"Too many concurrent requests for this model (limit {self._limits.max_in_flight}). Retry later."
+        if in_flight >= self.limits.max_in_flight:
+            message = f"Too many concurrent requests for this model (limit {self.limits.max_in_flight}). Retry later."
             drained_s = (self._predict_wait_s(math.inf) + prepare_wait_s) * self._correction
             raise Overloaded(message, retry_after_s=max(1, math.ceil(drained_s)))
         if not in_flight:

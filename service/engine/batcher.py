@@ -31,6 +31,7 @@ from service.engine.scheduler import (
     NextWork,
     Scheduler,
 )
+from service.tracing.spans import RequestSpan
 from tasks.contract import Arrays, count_samples
 
 RunBatch = Callable[[Sequence[Arrays]], Awaitable[Arrays]]
@@ -76,11 +77,16 @@ class BatchResult:
 
 @dataclass(frozen=True)
 class BatchReport:
-    """A batch that has run: its samples, its seconds, and the error if it failed."""
+    """A batch that has run: its samples, its seconds, and the error if it failed.
+
+    `started_at` is when it started; `spans` are those of its requests that are recorded.
+    """
 
     size: int
     run_s: float
     error: Exception | None = None
+    started_at: float = 0.0
+    spans: tuple[RequestSpan, ...] = ()
 
 
 @dataclass
@@ -160,6 +166,13 @@ class Batcher:
         waiting = sum(queue.size for queue in self._waiting.values())
         return waiting + sum(entry.size for retry in self._retries for entry in retry.entries)
 
+    @property
+    def oldest_queued_at(self) -> float:
+        """The event loop's time at which the sample that has waited longest was queued; infinity if none waits."""
+        waiting = [queue.oldest_queued_at for queue in self._waiting.values()]
+        retries = [entry.queued_at for retry in self._retries for entry in retry.entries]
+        return min([*waiting, *retries], default=math.inf)
+
     def max_batch_size(self, shape: Shape) -> int:
         """Return the largest batch of samples of this shape; at least 1."""
         return max(1, self._profile.max_batch_size(shape, self.policy.max_size, self._scheduler.memory_bytes))
@@ -169,7 +182,11 @@ class Batcher:
         self._scheduler.detach(self)
 
     async def submit(
-        self, arrays: Arrays, deadline: Deadline | None = None, on_start: Callable[[], None] = lambda: None
+        self,
+        arrays: Arrays,
+        deadline: Deadline | None = None,
+        on_start: Callable[[], None] = lambda: None,
+        span: RequestSpan | None = None,
     ) -> BatchResult:
         """Run the samples stacked in `arrays`, in batches shared with other requests.
 
@@ -181,6 +198,7 @@ class Batcher:
             arrays: the samples, batch axis first.
             deadline: of the request; by default it is due now and never too late.
             on_start: called when samples start to run.
+            span: of the request, if it is recorded.
 
         Raises:
             MissedDeadline: There was no time left to run the samples.
@@ -191,18 +209,23 @@ class Batcher:
         shape, size = shape_of(arrays), count_samples(arrays)
         max_size = self.max_batch_size(shape)
         if size > max_size:
-            return await self._submit_parts(arrays, max_size, deadline, on_start)
+            return await self._submit_parts(arrays, max_size, deadline, on_start, span)
         try:
-            result: BatchResult = await self._enqueue(shape, arrays, size, deadline, on_start)
+            result: BatchResult = await self._enqueue(shape, arrays, size, deadline, on_start, span)
         except OutOfMemory:
             if size == 1:
                 raise
-            result = await self._submit_parts(arrays, math.ceil(size / 2), deadline, on_start)
+            result = await self._submit_parts(arrays, math.ceil(size / 2), deadline, on_start, span)
             self._profile.record_out_of_memory(shape, size)
         return result
 
     async def _submit_parts(
-        self, arrays: Arrays, part_size: int, deadline: Deadline, on_start: Callable[[], None]
+        self,
+        arrays: Arrays,
+        part_size: int,
+        deadline: Deadline,
+        on_start: Callable[[], None],
+        span: RequestSpan | None,
     ) -> BatchResult:
         concurrency = self._scheduler.concurrency
         shape, size = shape_of(arrays), count_samples(arrays)
@@ -215,7 +238,7 @@ class Batcher:
                 if number >= concurrency:
                     await started[number - concurrency]
                 pending.predicted_s = self._predict_s(shape, size - (number + 1) * part_size)
-                started.append(asyncio.create_task(self.submit(part, deadline, on_start)))
+                started.append(asyncio.create_task(self.submit(part, deadline, on_start, span)))
                 await asyncio.sleep(0)  # Lets the part enter the queue before the next one.
             return merge_results(await asyncio.gather(*started))
         finally:
@@ -225,10 +248,16 @@ class Batcher:
                     task.exception()  # Marks the exception as retrieved: only the first error is raised.
 
     def _enqueue(
-        self, shape: Shape, arrays: Arrays, size: int, deadline: Deadline, on_start: Callable[[], None]
+        self,
+        shape: Shape,
+        arrays: Arrays,
+        size: int,
+        deadline: Deadline,
+        on_start: Callable[[], None],
+        span: RequestSpan | None,
     ) -> asyncio.Future[BatchResult]:
         loop = asyncio.get_running_loop()
-        entry = QueueEntry(arrays, size, loop.time(), deadline, loop.create_future(), on_start)
+        entry = QueueEntry(arrays, size, loop.time(), deadline, loop.create_future(), on_start, span)
         self._waiting.setdefault(shape, DeadlineQueue()).add(entry)
         entry.future.add_done_callback(partial(self._drop_if_waiting, shape, entry))
         self._scheduler.schedule_dispatch()
@@ -353,6 +382,7 @@ class Batcher:
         size = sum(entry.size for entry in entries)
         for entry in entries:
             entry.on_start()
+        spans = tuple(entry.span for entry in entries if entry.span is not None)
         started_at = self._clock()
         try:
             outputs = await self._run([entry.work for entry in entries])
@@ -360,12 +390,12 @@ class Batcher:
             _fail_all(entries, error)
             raise
         except Exception as error:  # Any error of the run belongs to the batch's entries; the batcher goes on.
-            self._on_batch(BatchReport(size, self._clock() - started_at, error))
+            self._on_batch(BatchReport(size, self._clock() - started_at, error, started_at, spans))
             self._bisect(shape, entries, error, was_exclusive=retry is not None and retry.exclusive)
             return
         ended_at = self._clock()
         self._profile.record(shape, size, ended_at - started_at)
-        self._on_batch(BatchReport(size, ended_at - started_at))
+        self._on_batch(BatchReport(size, ended_at - started_at, None, started_at, spans))
         if retry is not None and retry.split is not None:
             self._record_fitting_part(shape, retry.split)
         start = 0

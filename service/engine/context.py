@@ -13,6 +13,7 @@ from service.engine.preparation import Preparation, PreparationRules, SeveralPre
 from service.engine.request import PredictRequest
 from service.engine.scheduler import Scheduler
 from service.metrics import Metrics
+from service.tracing.spans import BatchOutcome
 from tasks.contract import Answer, Arrays, Limits, Request, Samples, Task
 
 
@@ -57,6 +58,7 @@ class EngineContext:
         metrics: counters and histograms of the service.
         hop_s: seconds that it costs to hand work to another thread; cheaper steps run on the event loop.
         on_device_lost: called with the reason when the device has failed for good.
+        on_traced_batch: called, in any thread, with a batch of which at least one request is recorded.
     """
 
     device: WorkerPool
@@ -69,3 +71,4 @@ class EngineContext:
     metrics: Metrics
     hop_s: float = DEFAULT_HOP_S
     on_device_lost: Callable[[str], None] = lambda reason: None
+    on_traced_batch: Callable[[BatchOutcome], None] = lambda batch: None

@@ -43,6 +43,7 @@ from service.engine.queue import StepQueue
 from service.engine.request import PredictRequest, PredictResult, RequestState, make_result
 from service.engine.scheduler import Deadline, HungRun, MissedDeadline
 from service.errors import ServiceError
+from service.tracing.spans import BatchOutcome
 from tasks.contract import Arrays, Request, Run, Samples, Task, count_samples
 
 _LOG = logging.getLogger(__name__)
@@ -97,10 +98,13 @@ class Pipeline:
             for field_name, field in task.request_type.model_fields.items()
             if field.annotation is bool or get_origin(field.annotation) is Literal
         ]
-        metrics, labels = context.metrics, (name, version)
+        self._labels = (name, version)
+        metrics, labels = context.metrics, self._labels
         self._dropped = metrics.dropped.labels(*labels)
         self._batch_size = metrics.batch_size.labels(*labels)
+        self._padding = metrics.batch_padding.labels(*labels)
         self._failures = metrics.batch_failures.labels(*labels)
+        self._padded_input = _padded_input(task)
         self._workers = context.workers if task.decodes_files else context.interpreter
         device, on_dropped = context.device.scheduler, self._dropped.inc
         self._batcher = Batcher(
@@ -135,6 +139,16 @@ class Pipeline:
     def queue_depth(self) -> int:
         """Work that waits for the device: samples, and requests that will run on one thread."""
         return self._batcher.depth + len(self._one_thread_queue)
+
+    @property
+    def oldest_queued_at(self) -> float:
+        """The event loop's time at which the work that has waited longest was queued; infinity if none waits."""
+        return min(self._batcher.oldest_queued_at, self._one_thread_queue.oldest_queued_at)
+
+    @property
+    def max_in_flight(self) -> int:
+        """Requests that may be accepted and not yet answered."""
+        return self.admission.limits.max_in_flight
 
     @property
     def device(self) -> str:
@@ -358,7 +372,7 @@ class Pipeline:
     ) -> PredictResult:
         samples, request = prepared.samples, prepared.request
         state.stage = "infer"
-        result = self._run_own_batch(samples.arrays, run)
+        result = self._run_own_batch(samples.arrays, run, state)
         inferred_at = time.perf_counter()
         state.stage = "finish"
         cost = self.postprocess_cost(request)
@@ -429,8 +443,8 @@ class Pipeline:
         if self._runs_graph_inline(samples):
             state.stage = "infer"
             with suppress(OutOfMemory):  # The batcher splits them, or runs them while nothing else runs.
-                return self._run_own_batch(samples.arrays, self.backend.run)
-        return await self._batcher.submit(samples.arrays, deadline, state.stage_setter("infer"))
+                return self._run_own_batch(samples.arrays, self.backend.run, state)
+        return await self._batcher.submit(samples.arrays, deadline, state.stage_setter("infer"), state.span)
 
     def _runs_graph_inline(self, samples: Samples) -> bool:
         """Return whether the graph runs on the event loop: whether that costs less than the hop to a thread."""
@@ -474,22 +488,29 @@ class Pipeline:
 
     async def _run_batch_in_thread(self, parts: Sequence[Arrays]) -> Arrays:
         size = sum(map(count_samples, parts))
-        work = partial(self.run_batch, self.backend.run, parts, size)
+        work = partial(self._run_counted_batch, self.backend.run, parts, size)
         return await asyncio.get_running_loop().run_in_executor(self._context.device.threads, work)
 
-    def _run_own_batch(self, arrays: Arrays, run: Run) -> BatchResult:
+    def _run_own_batch(self, arrays: Arrays, run: Run, state: RequestState) -> BatchResult:
         """Run samples in the current thread, as a batch of their own. Raises BackendError."""
         size, shape = count_samples(arrays), shape_of(arrays)
+        spans = () if state.span is None else (state.span,)
         started_at = time.perf_counter()
         try:
-            outputs = self.run_batch(run, [arrays], size)
+            outputs = self._run_counted_batch(run, [arrays], size)
         except BackendError as error:
-            self._on_batch(BatchReport(size, time.perf_counter() - started_at, error))
+            self._on_batch(BatchReport(size, time.perf_counter() - started_at, error, started_at, spans))
             raise
         ended_at = time.perf_counter()
         self.latency_profile.record(shape, size, ended_at - started_at)
-        self._on_batch(BatchReport(size, ended_at - started_at))
+        self._on_batch(BatchReport(size, ended_at - started_at, None, started_at, spans))
         return BatchResult(outputs, ((started_at, ended_at),), size)
+
+    def _run_counted_batch(self, run: Run, parts: Sequence[Arrays], size: int) -> Arrays:
+        outputs = self.run_batch(run, parts, size)
+        if self.records_batch_sizes:
+            self._padding.observe(_padding_ratio(parts, self._padded_input) if self._padded_input else 0.0)
+        return outputs
 
     def run_batch(self, run: Run, parts: Sequence[Arrays], size: int) -> Arrays:
         """Run several stacks of samples, `size` in all, as one batch in the current thread. Raises BackendError."""
@@ -512,6 +533,12 @@ class Pipeline:
                 self._context.on_device_lost(str(report.error))
         elif self.records_batch_sizes:
             self._batch_size.observe(report.size)
+        if report.spans:
+            ended_at = report.started_at + report.run_s
+            outcome = BatchOutcome(
+                *self._labels, self.device, report.size, report.started_at, ended_at, report.spans, report.error
+            )
+            self._context.on_traced_batch(outcome)
 
     def postprocess(self, outputs: Arrays, samples: Samples, request: Request) -> bytes:
         """Return the answer as JSON. Raises InvalidAnswer."""
@@ -529,3 +556,15 @@ class Pipeline:
         if cost is None:
             cost = self._costs[key] = StepCost(self._context.hop_s)
         return cost
+
+
+def _padded_input(task: Task) -> str | None:
+    """Return the input of variable length whose zeros are padding, as the tasks with `length_buckets` pad it."""
+    axes = task.length_buckets.keys()
+    return next((spec.name for spec in task.inputs if axes & {a for a in spec.shape if isinstance(a, str)}), None)
+
+
+def _padding_ratio(parts: Sequence[Arrays], name: str) -> float:
+    """Return the share of zeros in an input of a batch."""
+    elements = sum(part[name].size for part in parts)
+    return 1.0 - sum(int(np.count_nonzero(part[name])) for part in parts) / elements if elements else 0.0

@@ -24,6 +24,7 @@ from service.engine.scheduler import (
     NextWork,
     Scheduler,
 )
+from service.tracing.spans import RequestSpan
 
 
 @dataclass(eq=False)
@@ -36,6 +37,7 @@ class QueueEntry:
         queued_at: the event loop's time.
         future: receives the result.
         on_start: called when the work starts.
+        span: of the request, if it is recorded.
         number: position in the order of arrival, set by the queue.
     """
 
@@ -45,6 +47,7 @@ class QueueEntry:
     deadline: Deadline
     future: asyncio.Future[Any] = field(repr=False)
     on_start: Callable[[], None] = lambda: None
+    span: RequestSpan | None = None
     number: int = 0
 
     @property
@@ -120,6 +123,11 @@ class StepQueue:
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    @property
+    def oldest_queued_at(self) -> float:
+        """The event loop's time at which the step that has waited longest was queued; infinity if none waits."""
+        return self._waiting.oldest_queued_at if self._waiting else math.inf
 
     async def run(
         self,

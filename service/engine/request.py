@@ -14,6 +14,7 @@ from typing import Any
 from service.engine.admission import RequestOptions
 from service.engine.batcher import BatchResult
 from service.metrics import NO_MODEL
+from service.tracing.spans import RequestSpan
 from tasks.contract import Answer
 
 Body = bytes | bytearray
@@ -66,6 +67,7 @@ class RequestState:
             long to decode, so that its duration says nothing about other requests.
         prepare_wait_s: seconds that it waited for a thread that prepares it.
         set_time_limit: changes the caller's timeout to this time of the event loop.
+        span: of the request, if it is recorded.
     """
 
     stage: str = "receive"
@@ -73,6 +75,7 @@ class RequestState:
     is_unusual: bool = False
     prepare_wait_s: float = 0.0
     set_time_limit: Callable[[float], None] = lambda limit: None
+    span: RequestSpan | None = None
 
     def stage_setter(self, stage: str) -> Callable[[], None]:
         """Return a callback that sets the stage."""
@@ -129,14 +132,26 @@ class Trace:
     request_id: str
     started_at: float
     model: str = NO_MODEL
-    version: str = ""
+    version: str = NO_MODEL
     key: str = ""
     """The name of the client's API key."""
     stages: dict[str, float] = field(default_factory=dict)
     batch_size: int = 0
+    request_bytes: int = -1
+    """Size of the body; -1 if it was not received whole."""
+    response_bytes: int = -1
+    """Size of the body of the answer; -1 if there is none."""
     code: str = ""
     failed_inputs: tuple[str, ...] = ()
     """The error codes of the inputs of a list that could not be answered, though the request was."""
+    error: BaseException | None = None
+    """The exception behind the error code."""
     status: int = 0
+    route: str = ""
+    """The path of the endpoint, with the names of its parameters; empty if FastAPI knows it."""
+    span: RequestSpan | None = None
+    """Of the request, if it is recorded."""
+    traceresponse: str = ""
+    """The response header that names the span; empty without tracing."""
     mirror: Any = None
     """What `service/models/shadow_traffic.py` does with the request once the client has its answer."""

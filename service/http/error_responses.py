@@ -32,6 +32,8 @@ def trace_of(scope: Scope) -> Trace:
 def error_response(error: ServiceError, trace: Trace) -> Response:
     """Return the response for an error; all errors have the same format."""
     trace.code = error.code
+    if trace.span is not None:
+        trace.error = error.__cause__ or error
     if error.status == HTTPStatus.INTERNAL_SERVER_ERROR and error.__cause__ is not None:
         _LOG.error("%s", error.message, exc_info=error.__cause__)
     return Response(error_content(error, trace.request_id), error.status, error.headers, media_type="application/json")

@@ -1,12 +1,13 @@
-"""Endpoints for operators: liveness, readiness and metrics."""
+"""Endpoints for operators: liveness, readiness, load and metrics."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
 from service.http.background import SharedCall
-from service.metrics import Metrics
+from service.metrics import OPENMETRICS, PROMETHEUS_TEXT, Metrics, choose_exposition
 from service.models.repository import Repository
 from service.process.liveness import Liveness
 
@@ -37,12 +38,32 @@ class Ready(BaseModel):
     models: dict[str, bool]
 
 
+class Load(BaseModel):
+    """How busy this server is, over all models; an autoscaler can read it without Prometheus."""
+
+    queue_depth: int
+    """Samples waiting for a batch."""
+    oldest_age_seconds: float
+    """How long the oldest of them has waited."""
+    requests_in_flight: int
+    """Requests accepted and not yet answered."""
+    requests_limit: int
+    """Requests that may be in flight; further ones are rejected."""
+
+
 def health_router(
-    repository: Repository, metrics: Metrics, liveness: Liveness, draining: Callable[[], bool]
+    repository: Repository,
+    metrics: Metrics,
+    liveness: Liveness,
+    draining: Callable[[], bool],
+    load: Callable[[], Load],
 ) -> APIRouter:
     """Return the endpoints. Liveness never depends on models: a restart would not repair a broken model."""
     router = APIRouter(tags=["operation"])
-    exposition = SharedCall(metrics.prepare_exposition)
+    expositions = {
+        media_type: SharedCall(partial(metrics.prepare_exposition, media_type))
+        for media_type in (PROMETHEUS_TEXT, OPENMETRICS)
+    }
 
     @router.get("/health/live", summary="Liveness probe", responses={503: {"model": Live}})
     async def live(response: Response) -> Live:
@@ -65,9 +86,14 @@ def health_router(
         response.status_code = 503 if reason else 200
         return Ready(ready=reason is None, reason=reason, models=models)
 
+    @router.get("/health/load", summary="Load, for autoscalers")
+    async def read_load() -> Load:
+        return load()
+
     @router.get("/metrics", summary="Prometheus metrics", response_class=Response)
-    async def expose_metrics() -> Response:
-        return Response(await exposition(), media_type="text/plain; version=0.0.4")
+    async def expose_metrics(request: Request) -> Response:
+        media_type = choose_exposition(", ".join(request.headers.getlist("accept")))
+        return Response(await expositions[media_type](), headers={"content-type": media_type, "vary": "accept"})
 
     return router
 

@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from http import HTTPStatus
 from typing import Any
 
@@ -16,7 +15,8 @@ from service.engine.request import Trace
 from service.errors import InternalError, Stopped
 from service.http.error_responses import error_response, trace_of
 from service.metrics import NO_MODEL, Metrics
-from service.process.logging import REQUEST_ID, request_id_from_header
+from service.process.logging import REQUEST_ID, TRACE_ID, request_id_from_header, trace_id_from_header
+from service.tracing.spans import RequestOutcome, Tracer
 
 _LOG = logging.getLogger("service.request")
 _PROBE_PATHS = ("/health/", "/metrics")
@@ -26,24 +26,25 @@ _MAX_LOGGED_PATH = 200
 
 
 class RequestMiddleware:
-    """The outermost layer of the application: sets the request id, logs, counts and catches unexpected errors."""
+    """The outermost layer: sets the ids of request and trace, logs, counts and catches unexpected errors."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracer: Tracer | None = None) -> None:
         self._app = app
         self._metrics = metrics
-        # Looking up a labelled metric takes as long as incrementing it.
-        self._request_counter = cache(metrics.requests.labels)
-        self._durations = cache(metrics.duration.labels)
-        self._stages = cache(metrics.stage.labels)
+        self._tracer = tracer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle the request, then log and count how it ended."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = request_id_from_header(_header(scope, b"x-request-id"))
+        id_header, traceparent = _find_headers(scope)
+        request_id = request_id_from_header(id_header)
         trace = scope["sevenfold.trace"] = Trace(request_id, time.perf_counter())
-        token = REQUEST_ID.set(request_id)
+        trace_id = None if traceparent is None else trace_id_from_header(traceparent)
+        if self._tracer is not None and not scope["path"].startswith(_PROBE_PATHS):
+            trace_id = self._start_span(self._tracer, scope, trace)
+        token, trace_token = REQUEST_ID.set(request_id), TRACE_ID.set(trace_id)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -52,12 +53,14 @@ class RequestMiddleware:
 
         try:
             await self._app(scope, receive, send_with_headers)
-        except Exception:  # The last resort: unexpected errors become a 500 in the common error format.
+        except Exception as unexpected:  # The last resort: they become a 500 in the common error format.
             _LOG.exception("unexpected error")
             if trace.status:
                 raise
             error = InternalError("Internal error. The server's log has the details under this request_id.")
-            await error_response(error, trace)(scope, receive, send_with_headers)
+            response = error_response(error, trace)
+            trace.error = unexpected if trace.span is not None else None
+            await response(scope, receive, send_with_headers)
         except asyncio.CancelledError:
             # Only uvicorn cancels whole requests: those that have not ended within the grace period.
             if not trace.status:
@@ -67,33 +70,56 @@ class RequestMiddleware:
         finally:
             self._record(scope, trace)
             REQUEST_ID.reset(token)
+            TRACE_ID.reset(trace_token)
+
+    @staticmethod
+    def _start_span(tracer: Tracer, scope: Scope, trace: Trace) -> str:
+        """Start the span of a request, and return the id of its trace."""
+        span = tracer.start_request(scope["headers"], scope["method"])
+        trace.span = span if span.is_recorded else None
+        trace.traceresponse = span.traceresponse
+        return span.trace_id
 
     def _add_headers(self, message: Message, trace: Trace) -> None:
         trace.status = message["status"]
         headers = MutableHeaders(scope=message)
         headers["x-request-id"] = trace.request_id
+        if trace.traceresponse:
+            headers["traceresponse"] = trace.traceresponse
         if trace.stages:
             headers["server-timing"] = _server_timing(trace.stages, trace)
 
     def _record(self, scope: Scope, trace: Trace) -> None:
-        seconds = time.perf_counter() - trace.started_at
-        metrics, status = self._metrics, trace.status
-        self._request_counter(trace.model, str(status)).inc()
-        if trace.code and status != HTTPStatus.INTERNAL_SERVER_ERROR:
-            metrics.rejected.labels(trace.model, trace.code).inc()
-        for code in trace.failed_inputs:
-            metrics.rejected.labels(trace.model, code).inc()
-        if trace.model != NO_MODEL:
-            self._durations(trace.model).observe(seconds)
-        if trace.batch_size:
-            for stage, stage_s in trace.stages.items():
-                self._stages(trace.model, stage).observe(stage_s)
+        ended_at = time.perf_counter()
+        seconds, status = ended_at - trace.started_at, trace.status
+        if self._tracer is not None and trace.span is not None:
+            self._tracer.end_request(trace.span, _outcome_of(scope, trace, ended_at))
+            trace.error = None  # Its traceback refers to this request: a cycle, which would keep both alive.
+        self._count(trace, seconds)
         level = logging.ERROR if status >= 500 and trace.code == "internal_error" else logging.INFO
         if scope["path"].startswith(_PROBE_PATHS) and status < 400:
             level = logging.DEBUG
         if _LOG.isEnabledFor(level):
             fields = {"fields": _log_fields(trace, seconds)}
             _LOG.log(level, "%s %s", scope["method"], scope["path"][:_MAX_LOGGED_PATH], extra=fields)
+
+    def _count(self, trace: Trace, seconds: float) -> None:
+        metrics, status = self._metrics, trace.status
+        metrics.request_counter(trace.model, trace.version, status).inc()
+        if trace.code and status != HTTPStatus.INTERNAL_SERVER_ERROR:
+            metrics.rejected.labels(trace.model, trace.code).inc()
+        for code in trace.failed_inputs:
+            metrics.rejected.labels(trace.model, code).inc()
+        if trace.model != NO_MODEL:
+            exemplar = None if trace.span is None else {"trace_id": trace.span.trace_id}
+            metrics.duration_of(trace.model).observe(seconds, exemplar)
+            if trace.request_bytes >= 0:
+                metrics.request_bytes_of(trace.model).observe(trace.request_bytes)
+            if trace.response_bytes >= 0:
+                metrics.response_bytes_of(trace.model).observe(trace.response_bytes)
+        if trace.batch_size:
+            for stage, stage_s in trace.stages.items():
+                metrics.stage_of(trace.model, stage).observe(stage_s)
 
 
 @dataclass(frozen=True)
@@ -148,8 +174,35 @@ class CloseConnectionMiddleware:
         await self.app(scope, receive, send_and_close)
 
 
-def _header(scope: Scope, name: bytes) -> str | None:
-    return next((value.decode("latin-1") for key, value in scope["headers"] if key == name), None)
+def _find_headers(scope: Scope) -> tuple[str | None, str | None]:
+    """Return the first X-Request-ID and the first traceparent."""
+    request_id = traceparent = None
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and request_id is None:
+            request_id = value.decode("latin-1")
+        elif name == b"traceparent" and traceparent is None:
+            traceparent = value.decode("latin-1")
+    return request_id, traceparent
+
+
+def _outcome_of(scope: Scope, trace: Trace, ended_at: float) -> RequestOutcome:
+    return RequestOutcome(
+        method=scope["method"],
+        path=scope["path"],
+        route=trace.route or getattr(scope.get("route"), "path", ""),
+        scheme=scope["scheme"],
+        status=trace.status,
+        request_id=trace.request_id,
+        model=trace.model,
+        version=trace.version,
+        stages=trace.stages,
+        batch_size=trace.batch_size,
+        started_at=trace.started_at,
+        ended_at=ended_at,
+        code=trace.code,
+        failed_inputs=len(trace.failed_inputs),
+        error=trace.error,
+    )
 
 
 def _server_timing(stages: Mapping[str, float], trace: Trace) -> str:

@@ -19,7 +19,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.engine.admission import RequestOptions, parse_options
 from service.engine.request import PredictResult, RequestState, Trace
-from service.errors import DeadlineExceeded, InvalidHeader, InvalidRequest, MethodNotAllowed, ServiceError
+from service.errors import (
+    DeadlineExceeded,
+    InvalidHeader,
+    InvalidRequest,
+    MethodNotAllowed,
+    ModelUnavailable,
+    ServiceError,
+)
 from service.http.error_responses import error_response, trace_of
 from service.http.negotiation import choose_representation, content_type, parse_for, render
 from service.http.request_body import BodyBudget, BodyRules, read_predict_request
@@ -36,6 +43,7 @@ _MAX_BYTES_PER_VALUE = 32
 """Bytes of a JSON body for each value that it may contain, on average, in models that take only JSON."""
 _TIMEOUT, _PRIORITY = "x-request-timeout-ms", "x-request-priority"
 _PATH = re.compile(r"/v1/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?/predict")
+_ROUTES = ("/v1/models/{name}/predict", "/v1/models/{name}/versions/{version}/predict")
 
 
 class ClientGone(Exception):
@@ -61,11 +69,14 @@ class PredictMiddleware:
             await self.app(scope, receive, send)
             return
         request = Request(scope, receive)
+        trace_of(scope).route = _ROUTES[match["version"] is not None]
         try:
             if request.method != "POST":
                 raise MethodNotAllowed("Predictions are made with POST.", allow=["POST"])
             response = await self._answer(request, match["name"], match["version"])
         except ServiceError as error:
+            if isinstance(error, ModelUnavailable):  # It exists, so that its name may become a label.
+                trace_of(scope).model = match["name"]
             response = error_response(error, trace_of(scope))
         await response(scope, receive, send)
         self.shadows.mirror(trace_of(scope))
@@ -79,7 +90,7 @@ class PredictMiddleware:
         trace.model, trace.version = model.manifest.name, model.manifest.version
         representation = choose_representation(model.task.representations, ", ".join(request.headers.getlist("accept")))
         loop = asyncio.get_running_loop()
-        options, state = _options_from_headers(request), RequestState(arrived_at=loop.time())
+        options, state = _options_from_headers(request), RequestState(arrived_at=loop.time(), span=trace.span)
         try:
             async with asyncio.timeout_at(state.arrived_at + model.pipeline.admission.timeout_s(options)) as timeout:
                 state.set_time_limit = timeout.reschedule
@@ -107,6 +118,7 @@ class PredictMiddleware:
         pipeline.check(deadline)
         with self.body_budget.reservation() as reserve:
             message = await read_predict_request(request, self._body_rules(model.task), reserve=reserve)
+            trace.request_bytes = message.size
             message = replace(
                 message,
                 parse=partial(parse_for, representation, model.task.upload, message.parse),
@@ -135,6 +147,7 @@ class PredictMiddleware:
     ) -> Response:
         trace.stages.update(result.stages)
         trace.batch_size, trace.failed_inputs = result.batch_size, result.failed
+        trace.response_bytes = len(result.body)
         if result.is_list:
             trace.mirror = None  # Shadow traffic compares single answers.
         response = Response(result.body, media_type=content_type(representation))

@@ -66,6 +66,7 @@ class Repository:
         only: names of the models to serve; empty for all.
         submit_to: returns how work is run on the named device.
         on_loaded: called with name, version and seconds when a version has been loaded.
+        on_failed: called with name and version when a version is found broken or fails to load.
         on_removed: called with name and version when a version is no longer in the folder.
         needs_evaluation: whether new versions of the named model are evaluated on shadow traffic before they serve.
         on_retired: called with the pipeline of a version that is no longer served when its last lease has ended, in any
@@ -82,6 +83,7 @@ class Repository:
     only: frozenset[str] = frozenset()
     submit_to: Callable[[str], Submit] = lambda device: run_directly
     on_loaded: Callable[[str, str, float], None] = lambda name, version, seconds: None
+    on_failed: Callable[[str, str], None] = lambda name, version: None
     on_removed: Callable[[str, str], None] = lambda name, version: None
     needs_evaluation: Callable[[str], bool] = lambda name: False
     on_retired: Callable[[Pipeline], None] = Pipeline.close
@@ -188,6 +190,7 @@ class Repository:
                 return entry
             if (entry.state, entry.explanation) == (LoadState.FAILED, found.problem):
                 return entry
+            self.on_failed(entry.name, entry.version)
             failed = Entry(entry.name, entry.version, LoadState.FAILED, explanation=found.problem)
             return replace(failed, choice=entry.choice)
         if entry.loaded is None and entry.state is not LoadState.PENDING and self._has_changed(entry):
@@ -343,6 +346,7 @@ class Repository:
         try:
             model = self._load_model(entry)
         except Exception as error:  # A broken model folder, however it is broken, must not affect other models.
+            self.on_failed(entry.name, entry.version)
             is_expected = isinstance(error, BrokenModel | BackendError | HungRun)
             reason = str(error) if is_expected else f"{type(error).__name__}: {error}"
             if reason != entry.explanation:

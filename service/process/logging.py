@@ -1,4 +1,7 @@
-"""JSON logging on standard error: one line per record, with the id of the request it belongs to.
+"""Logging on standard error, as lines of JSON or as text, with the ids of the request and its trace.
+
+JSON is one line per record. Text is for people at a terminal: a line per record, and exceptions indented below it.
+Neither contains control characters of what it quotes, so that clients can neither forge lines nor control a terminal.
 
 Lines are written by a thread of their own: whoever reads standard error may be slow, blocked or gone, and the event
 loop must not wait for that. What cannot be kept is dropped and counted.
@@ -7,22 +10,28 @@ loop must not wait for that. What cannot be kept is dropped and counted.
 import asyncio
 import logging
 import logging.handlers
+import os
 import queue
 import re
 import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Literal
 
 from pydantic_core import to_json
 
-from service.process.output import descriptor_of, write_all
+from service.process.output import descriptor_of, is_terminal, write_all
 
+LogFormat = Literal["auto", "json", "text"]
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The id of the request that is being handled in this context."""
+
+TRACE_ID: ContextVar[str | None] = ContextVar("trace_id", default=None)
+"""The id of the trace that the request belongs to, if any."""
 
 _MAX_WAITING_LINES = 10_000
 """Lines that wait to be written: a few MB, or some seconds of requests."""
@@ -31,12 +40,24 @@ _GATHERING_S = 0.01
 """How long the thread lets lines gather: it needs the interpreter's lock, and would delay a request for each line."""
 _FLUSH_TIMEOUT_S = 1.5
 """How long an exit waits for the last lines to be written."""
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
+"""Control characters, line breaks of Unicode, and marks that change the direction of text."""
+_UNQUOTED = re.compile(r"[^\s\"=]+")
+_COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
+"""Escape sequences (ECMA-48, SGR) for the names of levels."""
+_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?P<trace_id>[0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 def request_id_from_header(header: str | None) -> str:
     """Return the client's request id if it is plain enough not to forge log lines, or else a new one."""
     return header if header and _VALID_REQUEST_ID.fullmatch(header) else secrets.token_hex(8)
+
+
+def trace_id_from_header(header: str) -> str | None:
+    """Return the trace id of a `traceparent` header; None if it is malformed (W3C Trace Context, 3.2)."""
+    match = _TRACEPARENT.fullmatch(header)
+    return match["trace_id"] if match and int(match["trace_id"], 16) else None
 
 
 class JsonFormatter(logging.Formatter):
@@ -56,16 +77,79 @@ class JsonFormatter(logging.Formatter):
         }
         if (request_id := REQUEST_ID.get()) is not None:
             line["request_id"] = request_id
+        if (trace_id := TRACE_ID.get()) is not None:
+            line["trace_id"] = trace_id
         line |= getattr(record, "fields", {})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return to_json(line, fallback=str).decode()
+        text = to_json(line, fallback=str).decode()
+        if text.isascii() and "\x7f" not in text:
+            return text
+        return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
     def _format_second(self, second: int) -> str:
         if second != self._cached_second:
             self._cached_second = second
             self._cached_text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
         return self._cached_text
+
+
+class TextFormatter(logging.Formatter):
+    """Formats a record for people: time, level, message, then fields as key=value, and exceptions below.
+
+    Args:
+        colours: whether the level is coloured, for a terminal. The time is then the local one, without the date;
+            otherwise it is UTC, with the date.
+    """
+
+    def __init__(self, *, colours: bool = False, is_terminal: bool = False) -> None:
+        super().__init__()
+        self._colours, self._is_terminal = colours, is_terminal
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line, and the lines of what belongs below it."""
+        fields: dict[str, Any] = dict(getattr(record, "fields", {}))
+        below = {key: fields.pop(key) for key, value in list(fields.items()) if isinstance(value, Mapping)}
+        if (request_id := REQUEST_ID.get()) is not None:
+            fields["request_id"] = request_id
+        if (trace_id := TRACE_ID.get()) is not None:
+            fields["trace_id"] = trace_id
+        words = [self._format_time(record), self._format_level(record.levelname), _escape(record.getMessage())]
+        lines = [" ".join([*words, *(f"{key}={_quote(value)}" for key, value in fields.items())])]
+        for key, entries in below.items():
+            for name, value in entries.items():
+                lines += [f"    {_escape(f'{key} {name}')}:", *_indent(value)]
+        if record.exc_info:
+            lines += _indent(self.formatException(record.exc_info).splitlines())
+        return "\n".join(lines)
+
+    def _format_time(self, record: logging.LogRecord) -> str:
+        if self._is_terminal:
+            return time.strftime("%H:%M:%S", time.localtime(record.created)) + f".{int(record.msecs):03d}"
+        return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+
+    def _format_level(self, name: str) -> str:
+        padded = f"{name:<8}"
+        return f"\x1b[{_COLOURS.get(name, '0')}m{padded}\x1b[0m" if self._colours else padded
+
+
+def _escape(text: str) -> str:
+    """Return a text with control characters as backslash sequences, as in Python."""
+    return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def _quote(value: object) -> str:
+    """Return a value of a field; in quotation marks if it would not be recognised as one word."""
+    text = value if isinstance(value, str) else to_json(value, fallback=str).decode()
+    if isinstance(value, str) and not _UNQUOTED.fullmatch(text):
+        text = to_json(text).decode()
+    return _escape(text)
+
+
+def _indent(value: object) -> list[str]:
+    """Return lines, or a value, indented below a record."""
+    lines = value if isinstance(value, list | tuple) else [value]
+    return [f"    {_escape(part)}" for line in lines for part in str(line).splitlines()]
 
 
 class LogWriter(logging.handlers.QueueHandler):
@@ -75,8 +159,16 @@ class LogWriter(logging.handlers.QueueHandler):
         dropped: number of lines that were not written, because too many were waiting or writing them failed.
     """
 
-    def __init__(self, write: Callable[[bytes], int], max_waiting: int = _MAX_WAITING_LINES) -> None:
-        """`write` writes bytes and returns how many it has written; fewer than given if it failed."""
+    def __init__(
+        self,
+        write: Callable[[bytes], int],
+        max_waiting: int = _MAX_WAITING_LINES,
+        formatter: logging.Formatter | None = None,
+    ) -> None:
+        """`write` writes bytes and returns how many it has written; fewer than given if it failed.
+
+        `formatter` formats records; JSON by default.
+        """
         # Unlike queue.Queue, it may be used by a signal handler that interrupts `put`.
         self._lines: queue.SimpleQueue[bytes | threading.Event] = queue.SimpleQueue()
         super().__init__(self._lines)
@@ -84,7 +176,8 @@ class LogWriter(logging.handlers.QueueHandler):
         self._max_waiting = max_waiting
         self._overflowed = self._failed = self._reported = 0
         self._ends_within_line = False
-        self.setFormatter(JsonFormatter())
+        self._writing = threading.Lock()
+        self.setFormatter(formatter or JsonFormatter())
         threading.Thread(target=self._write_lines, name="log", daemon=True).start()
 
     @property
@@ -101,7 +194,7 @@ class LogWriter(logging.handlers.QueueHandler):
 
     def prepare(self, record: logging.LogRecord) -> bytes:
         """Return the line."""
-        return self.format(record).encode() + b"\n"
+        return self.format(record).encode("utf-8", "backslashreplace") + b"\n"
 
     def flush(self) -> None:
         """Wait until all lines queued so far are written, at most for some seconds."""
@@ -109,11 +202,19 @@ class LogWriter(logging.handlers.QueueHandler):
         self._lines.put(is_written)
         is_written.wait(_FLUSH_TIMEOUT_S)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Write the lines queued so far, and no others during the `with` block, so that a text stays in one piece."""
+        self.flush()
+        with self._writing:
+            yield
+
     def _write_lines(self) -> None:
         while True:
             batch, events = self._take()
             if batch:
-                self._write_batch(batch)
+                with self._writing:
+                    self._write_batch(batch)
             for event in events:
                 event.set()
 
@@ -150,8 +251,19 @@ def _is_no_cancellation(record: logging.LogRecord) -> bool:
     return not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError))
 
 
-def set_up_logging(level: str) -> LogWriter:
-    """Format all log records of this process as JSON; disable uvicorn's access log, since the service has its own.
+def choose_formatter(log_format: LogFormat, *, is_terminal: bool, environment: Mapping[str, str]) -> logging.Formatter:
+    """Return the formatter for a setting; `auto` is text on a terminal, and JSON otherwise.
+
+    Colours are only for terminals, and not if NO_COLOR is set (no-color.org).
+    """
+    if log_format == "json" or (log_format == "auto" and not is_terminal):
+        return JsonFormatter()
+    has_colours = is_terminal and not environment.get("NO_COLOR") and environment.get("TERM") != "dumb"
+    return TextFormatter(colours=has_colours, is_terminal=is_terminal)
+
+
+def set_up_logging(level: str, log_format: LogFormat = "json") -> LogWriter:
+    """Format all log records of this process; disable uvicorn's access log, since the service has its own.
 
     They are flushed at exit (`logging.shutdown`).
     """
@@ -159,7 +271,10 @@ def set_up_logging(level: str) -> LogWriter:
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = ""
     descriptor = descriptor_of(sys.stderr)
-    writer = LogWriter(lambda data: len(data) if descriptor is None else write_all(descriptor, data))
+    formatter = choose_formatter(log_format, is_terminal=is_terminal(sys.stderr), environment=os.environ)
+    writer = LogWriter(
+        lambda data: len(data) if descriptor is None else write_all(descriptor, data), formatter=formatter
+    )
     logging.basicConfig(level=level.upper(), handlers=[writer], force=True)
     logging.captureWarnings(True)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):

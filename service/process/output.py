@@ -31,6 +31,12 @@ def descriptor_of(stream: TextIO | None) -> int | None:
     return None
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return whether a standard stream is a terminal."""
+    descriptor = descriptor_of(stream)
+    return descriptor is not None and os.isatty(descriptor)
+
+
 def write_all(descriptor: int, data: bytes) -> int:
     """Write bytes, waiting as long as nobody reads them; return how many were written before an error, if any."""
     written = 0

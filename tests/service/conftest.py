@@ -18,6 +18,7 @@ from service.http.listening import HttpServer
 from service.http.protocol import make_config
 from service.server import Service
 from service.settings import Settings
+from service.tracing.spans import Tracer
 from tests.model_folders import publish
 from tests.tiny.classification import COLOURS, colours_graph
 from tests.tiny.tabular import CREDIT, credit_graph
@@ -41,6 +42,7 @@ def running(
     open_backend: OpenBackend | None = None,
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
     trust: ssl.SSLContext | None = None,
+    tracer: Tracer | None = None,
 ) -> Iterator[Running]:
     """Run a server in a thread, on an event loop of asyncio by default; it is stopped at the end.
 
@@ -49,7 +51,7 @@ def running(
     ready, errors, parts = threading.Event(), [], []
 
     async def main() -> None:
-        service = Service(settings, open_backend)
+        service = Service(settings, open_backend, tracer)
         listener = socket.create_server(("127.0.0.1", 0))
         server = HttpServer(make_config(create_app(service)), service.certificate and service.certificate.context)
         serving = asyncio.create_task(server.serve([listener]))
@@ -112,10 +114,11 @@ def start(tiny_models: Path) -> Iterator[Start]:
             open_backend: OpenBackend | None = None,
             loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
             trust: ssl.SSLContext | None = None,
+            tracer: Tracer | None = None,
             **changes: object,
         ) -> Running:
             changes.setdefault("models", tiny_models)
             settings = Settings(**changes)  # type: ignore[arg-type]
-            return stack.enter_context(running(settings, open_backend, loop_factory, trust))
+            return stack.enter_context(running(settings, open_backend, loop_factory, trust, tracer))
 
         yield start_one

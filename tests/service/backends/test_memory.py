@@ -44,6 +44,14 @@ NO_LIMIT = 9223372036854771712
 """The limit of a group of version 1 that has none: the largest number of whole pages."""
 
 
+def test_total_memory_of_the_host_is_limited_by_the_control_groups(tmp_path: Path) -> None:
+    free, limited = tmp_path / "free", tmp_path / "limited"
+
+    assert host_memory(free, IN_V2).total() == 16_384_000
+    assert host_memory(limited, IN_V2 | cgroup_v2(f"{V2}/pods/one", "10000", 3_000, 0)).total() == 10_000
+    assert HostMemory(tmp_path / "nothing").total() is None
+
+
 @pytest.mark.parametrize(
     ("files", "free"),
     [

@@ -39,5 +39,5 @@ def test_a_client_that_disconnects_while_sending_its_body_frees_the_memory(start
     assert server.ask(20.0).status_code == 200
     assert server.device.batches == [[20.0]]
     metrics = server.running.client.get("/metrics").text
-    assert 'sevenfold_requests_total{model="credit",status="499"} 1.0' in metrics
+    assert 'sevenfold_requests_total{model="credit",status="499",version="1"} 1.0' in metrics
     assert 'status="500"' not in metrics
