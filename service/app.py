@@ -61,5 +61,6 @@ def create_app(service: Service) -> ASGIApp:
         limits=service.limits,
         body_budget=service.body_budget,
         shadows=service.shadows,
+        send_timeout_s=service.settings.timeout_ms / 1000,
     )
     return RequestMiddleware(MethodMiddleware(predict_app), service.metrics)

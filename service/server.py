@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from service.backends.base import Backend, OpenBackend
 from service.backends.cores import available_cores
-from service.backends.memory import HostMemory
+from service.backends.memory import HostMemory, keep_heap_small
 from service.backends.onnx import OnnxRuntime
 from service.decoding.fork_server import ForkServer
 from service.decoding.pool import Budget, DecoderPool
@@ -23,6 +23,7 @@ from service.engine.admission import ModelLimits
 from service.engine.batcher import BatchPolicy
 from service.engine.context import EngineContext, WorkerPool
 from service.engine.latency import BUSY_HOP_FACTOR, measure_hop
+from service.engine.memory_budget import MemoryBudget, MemoryPlan
 from service.engine.pipeline import Pipeline
 from service.engine.scheduler import Scheduler
 from service.http.request_body import BodyBudget
@@ -50,6 +51,8 @@ _FIRST_BUDGET = 0.08
 _BUDGET_PER_BYTE = 0.1e-6
 """What each byte of a body adds to its budget, as a fraction of the setting."""
 _MAX_LOAD_SECONDS = 600.0
+_LOADING_FRACTION = 0.25
+"""The fraction of the free memory for requests while models are being loaded, which need the rest."""
 _FREE_MEMORY_FRACTION = 0.8
 """Default limit for all concurrent runs on a device, as a fraction of the memory that is free after loading."""
 
@@ -70,6 +73,7 @@ class Service:
         self.draining = False
         self.liveness = Liveness()
         self.body_budget = BodyBudget(settings.max_bodies_bytes)
+        self._host = HostMemory()
         self.limits = Limits(
             settings.max_pixels,
             settings.max_rows,
@@ -82,6 +86,7 @@ class Service:
         self._fork_server = ForkServer()
         processes = settings.decoders or max(_MIN_DECODERS, available_cores())
         slow, workers = max(1, processes // 2), settings.workers or available_cores()
+        self.memory = MemoryBudget(decoders=processes)
         budgets = tuple(
             Budget(fraction * settings.decode_seconds, fraction * settings.decode_seconds * _BUDGET_PER_BYTE)
             for fraction in (_FIRST_BUDGET, 1.0)
@@ -92,7 +97,11 @@ class Service:
             processes,
             budgets,
             on_killed=lambda reason: self.metrics.decoders_killed.labels(reason).inc(),
+            memory=self.memory,
         )
+        self._plan_memory(fraction=_LOADING_FRACTION)
+        if self.memory.plan.is_tight:
+            keep_heap_small()
         # Files that take long to decode are stopped by their budget; the device does not hang because of them.
         self._decoders = self._worker_pool("decoder", processes, hang_timeout_s=0.0)
         self._slow_decoders = self._worker_pool("slow-decoder", slow, hang_timeout_s=0.0)
@@ -109,7 +118,8 @@ class Service:
             settings.versions,
             open_backend or _onnx_runtime(settings),
             self._make_pipeline,
-            concurrency=min(available_cores(), _MAX_PARALLEL_LOADS),
+            # What a model needs while it is verified and measured is a multiple of what it needs later.
+            concurrency=1 if self.memory.plan.is_tight else min(available_cores(), _MAX_PARALLEL_LOADS),
             pins={name: str(version) for name, version in settings.pin.items()},
             only=frozenset(settings.only),
             submit_to=self._submit_to,
@@ -135,11 +145,18 @@ class Service:
         return ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=self.liveness.thread_initializer(name))
 
     def _worker_pool(
-        self, name: str, concurrency: int, threads: int = 0, hang_timeout_s: float | None = None
+        self,
+        name: str,
+        concurrency: int,
+        threads: int = 0,
+        hang_timeout_s: float | None = None,
+        *,
+        uses_host_memory: bool = True,
     ) -> WorkerPool:
         scheduler = Scheduler(
             concurrency,
             threads,
+            shared_memory=self.memory if uses_host_memory else None,
             hang_timeout_s=self.settings.hang_seconds if hang_timeout_s is None else hang_timeout_s,
             on_hung=partial(self._on_hung, name),
             on_fault=partial(self._on_fault, name),
@@ -151,7 +168,8 @@ class Service:
             if device not in self._device_pools:
                 # On a CPU, each core runs one batch while another one waits for it.
                 default = 2 if device == "cuda" else 2 * available_cores()
-                self._device_pools[device] = self._worker_pool(device, self.settings.batches_at_once or default)
+                concurrency = self.settings.batches_at_once or default
+                self._device_pools[device] = self._worker_pool(device, concurrency, uses_host_memory=device == "cpu")
             return self._device_pools[device]
 
     def _on_hung(self, pool: str, count: int) -> None:
@@ -210,6 +228,7 @@ class Service:
             self.metrics,
             self._hop_s,
             self.liveness.mark_fatal,
+            self.memory,
         )
         deadline_ms = settings.deadlines.get(name)
         limits = ModelLimits(
@@ -346,14 +365,28 @@ class Service:
                 fields = {"setting": "pin", "model": name, "version": str(pinned), "available": versions[name]}
                 _LOG.warning("a pinned version is not there, so the model is not served", extra={"fields": fields})
 
+    def _plan_memory(self, *, fraction: float = 1.0) -> None:
+        """Divide this fraction of the free memory among requests."""
+        free_bytes = self._host.free()
+        plan = MemoryPlan.of(
+            None if free_bytes is None else fraction * free_bytes,
+            processes=self._decoder_pool.size,
+            started=self._decoder_pool.running,
+        )
+        self.memory.plan = plan
+        self.body_budget.max_bytes = round(min(self.settings.max_bodies_bytes, plan.held))
+
     def _set_memory_limits(self) -> None:
-        """Limit the memory of all concurrent runs on each new device, by what is free once its models are loaded."""
+        """Limit the memory of requests, and of all concurrent runs on each new device, by what is free now."""
+        self._plan_memory()
         for model in self.repository.served_models():
             scheduler = self._device_pools[model.pipeline.device].scheduler
             free_bytes = model.pipeline.backend.memory_free()
             if math.isinf(scheduler.memory_bytes):
                 default = math.inf if free_bytes is None else _FREE_MEMORY_FRACTION * free_bytes
                 scheduler.memory_bytes = self.settings.memory_mb * 1e6 or default
+                if scheduler.shared_memory is not None:
+                    scheduler.memory_bytes = min(scheduler.memory_bytes, self.memory.plan.work)
 
     async def _run_in_loader(self, load: Callable[[], T]) -> T:
         """Run it in the loader thread, so that health checks are answered; liveness fails if it takes too long."""

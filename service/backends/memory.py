@@ -18,6 +18,21 @@ _CGROUP_FILES = {
 """For each version of control groups: the files of limit and usage, and the memory.stat entry for droppable cache."""
 
 
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
+"""Parameters of glibc's `mallopt` (malloc.h)."""
+_MMAP_THRESHOLD = 4 * 1024 * 1024
+
+
+def keep_heap_small() -> None:
+    """Make glibc return large blocks when they are freed, and use one heap for all threads; for where memory is tight.
+
+    It would keep up to 64 MB of freed blocks in each of eight heaps per core. To be called before threads are started.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda parameter, value: 0)
+    mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
+    mallopt(_M_ARENA_MAX, 2)
+
+
 def trim_heap() -> None:
     """Return what this process has freed to the system. glibc keeps much of it otherwise; other C libraries do not."""
     getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)(0)
@@ -61,6 +76,17 @@ class HostMemory:
         """
         candidates = [*self._available_on_machine(), *self._available_in_groups()]
         return max(0, min(candidates)) if candidates else None
+
+    def limit(self) -> int | None:
+        """Return the lowest limit of a control group, if it is below the memory of the machine; None if there is none.
+
+        More than that, and the kernel kills a process of the group.
+        """
+        total = _find_number(read_text(self.root / "proc/meminfo").replace(":", ""), "MemTotal")
+        texts = [group.read(_CGROUP_FILES[group.version][0]) for group in control_groups(self.root, "memory")]
+        limits = [int(text) for text in texts if text.isdecimal()]
+        limit = min(limits, default=None)
+        return limit if limit is not None and (total is None or limit < total * 1024) else None
 
     def is_lost(self) -> bool:
         """Return False: without a working CPU this process would not run."""

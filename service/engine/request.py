@@ -66,6 +66,7 @@ class RequestState:
             long to decode, so that its duration says nothing about other requests.
         prepare_wait_s: seconds that it waited for a thread that prepares it.
         set_time_limit: changes the caller's timeout to this time of the event loop.
+        hold: counts bytes that the request keeps in memory until it is answered. Raises Overloaded.
     """
 
     stage: str = "receive"
@@ -73,6 +74,7 @@ class RequestState:
     is_unusual: bool = False
     prepare_wait_s: float = 0.0
     set_time_limit: Callable[[float], None] = lambda limit: None
+    hold: Callable[[int], None] = lambda size: None
 
     def stage_setter(self, stage: str) -> Callable[[], None]:
         """Return a callback that sets the stage."""
