@@ -25,6 +25,16 @@ class Backend(Protocol):
         """The device the graph runs on: 'cpu' or 'cuda'."""
         ...
 
+    @property
+    def provider(self) -> str:
+        """What really computes, in the runtime's words: 'CPUExecutionProvider' or 'CUDAExecutionProvider'."""
+        ...
+
+    @property
+    def precision(self) -> str:
+        """The type of most of the graph's weights: 'float32' or 'float16', or 'unknown'."""
+        ...
+
     def run(self, arrays: Arrays) -> Arrays:
         """Compute the outputs of a batch, by name, batch axis first. Other runs may share the device."""
         ...

@@ -34,6 +34,7 @@ class FakeBackend:
         function: from named inputs to named outputs, batch axis first.
         function_exclusive: the same for `run_exclusive`; by default `function`.
         device: name of the device. Models with the same device share its threads.
+        provider, precision: as a backend states them.
         faults: applied in order, the first one outermost. May be changed at any time.
         in_use, free: the figures for memory, in bytes; None if unknown.
         on_release: called by `release`.
@@ -42,6 +43,8 @@ class FakeBackend:
     function: Run
     function_exclusive: Run | None = None
     device: str = "fake"
+    provider: str = "FakeExecutionProvider"
+    precision: str = "float32"
     faults: list[Fault] = field(default_factory=list)
     in_use: Callable[[], int | None] = lambda: None
     free: Callable[[], int | None] = lambda: None
@@ -54,6 +57,8 @@ class FakeBackend:
             backend.run,
             backend.run_exclusive,
             backend.device,
+            backend.provider,
+            backend.precision,
             list(faults),
             backend.memory_in_use,
             backend.memory_free,
