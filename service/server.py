@@ -23,7 +23,7 @@ from service.engine.admission import ModelLimits
 from service.engine.batcher import BatchPolicy
 from service.engine.context import EngineContext, WorkerPool
 from service.engine.latency import BUSY_HOP_FACTOR, measure_hop
-from service.engine.memory_budget import MemoryBudget, MemoryPlan
+from service.engine.memory_budget import MemoryBudget, MemoryPlan, model_bytes
 from service.engine.pipeline import Pipeline
 from service.engine.scheduler import Scheduler
 from service.http.request_body import BodyBudget
@@ -39,6 +39,7 @@ from service.process.liveness import Liveness
 from service.process.memory_release import release_memory_when_idle
 from service.settings import Settings
 from tasks.contract import Limits, Task
+from tasks.manifest import UnreadableModel
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -51,6 +52,8 @@ _FIRST_BUDGET = 0.08
 _BUDGET_PER_BYTE = 0.1e-6
 """What each byte of a body adds to its budget, as a fraction of the setting."""
 _MAX_LOAD_SECONDS = 600.0
+_LOADING_BYTES, _MIN_REQUEST_BYTES = 40_000_000, 60_000_000
+"""What loading a model needs in addition for a moment, and what is left for requests at least."""
 _LOADING_FRACTION = 0.25
 """The fraction of the free memory for requests while models are being loaded, which need the rest."""
 _FREE_MEMORY_FRACTION = 0.8
@@ -86,7 +89,7 @@ class Service:
         self._fork_server = ForkServer()
         processes = settings.decoders or max(_MIN_DECODERS, available_cores())
         slow, workers = max(1, processes // 2), settings.workers or available_cores()
-        self.memory = MemoryBudget(decoders=processes)
+        self.memory = MemoryBudget(decoders=processes, on_shortage=self._release_for_others)
         budgets = tuple(
             Budget(fraction * settings.decode_seconds, fraction * settings.decode_seconds * _BUDGET_PER_BYTE)
             for fraction in (_FIRST_BUDGET, 1.0)
@@ -124,6 +127,7 @@ class Service:
             only=frozenset(settings.only),
             submit_to=self._submit_to,
             needs_evaluation=lambda name: self.shadows.fraction_for(name) > 0,
+            check_memory=self._check_memory,
             on_retired=self._on_retired,
             on_removed=self._on_removed,
             on_loaded=lambda name, version, seconds: self.metrics.load_seconds.labels(name, version).set(seconds),
@@ -170,6 +174,8 @@ class Service:
                 default = 2 if device == "cuda" else 2 * available_cores()
                 concurrency = self.settings.batches_at_once or default
                 self._device_pools[device] = self._worker_pool(device, concurrency, uses_host_memory=device == "cpu")
+                if device == "cpu":
+                    self.memory.keeper = self._device_pools[device].scheduler
             return self._device_pools[device]
 
     def _on_hung(self, pool: str, count: int) -> None:
@@ -191,6 +197,32 @@ class Service:
         if device not in self._scheduled_work:
             self._scheduled_work[device] = ScheduledWork(self._device_pool(device), self._loop)
         return self._scheduled_work[device]
+
+    def _check_memory(self, graph_bytes: int) -> None:
+        """Raise UnreadableModel if a model does not fit into the container: loading it would end the process.
+
+        It is tried again at every rescan.
+        """
+        limit, free = self._host.limit(), self._host.free()
+        needed = model_bytes(graph_bytes) + _LOADING_BYTES
+        if limit is not None and free is not None and needed + _MIN_REQUEST_BYTES > free:
+            raise UnreadableModel(
+                f"It needs about {needed // 1_000_000:,} MB to load, which the container's limit of "
+                f"{limit // 1_000_000:,} MB does not leave for it beside what requests need. Raise the "
+                "memory limit, or serve fewer models with --only."
+            )
+
+    def _warn_about_memory(self) -> None:
+        """Log before loading if the models probably do not fit."""
+        limit, free = self._host.limit(), self._host.free()
+        sizes = [self.repository.graph_bytes(entry) for entry in self.repository.newest_entries()]
+        needed = sum(map(model_bytes, sizes)) + (_LOADING_BYTES + _MIN_REQUEST_BYTES if sizes else 0)
+        if limit is not None and free is not None and needed > free:
+            fields = {"needed_mb": needed // 1_000_000, "free_mb": free // 1_000_000, "limit_mb": limit // 1_000_000}
+            _LOG.warning(
+                "the models need more memory than the container's limit leaves; those that do not fit are not served",
+                extra={"fields": fields},
+            )
 
     def _on_retired(self, pipeline: Pipeline) -> None:
         """Close a pipeline that no request uses, and free what it held."""
@@ -291,6 +323,11 @@ class Service:
             except Exception:  # Whatever the error, the next rescan tries again.
                 _LOG.exception("rescanning the model folder failed")
 
+    def _replan_memory(self) -> None:
+        """Divide the memory anew, which versions that were loaded or retired have changed, while nothing is in use."""
+        if self.memory.plan.is_tight and not self.memory.reserved:
+            self._plan_memory()
+
     async def change_models(self, change: Callable[[], T]) -> T:
         """Run a function that loads or unloads versions in the loader thread, after those that were passed before.
 
@@ -298,8 +335,10 @@ class Service:
         """
 
         def change_and_limit() -> T:
+            served = list(self.repository.served_models())
             result = change()
-            self._set_memory_limits()
+            if served != list(self.repository.served_models()):
+                self._set_memory_limits()
             return result
 
         return await asyncio.shield(self._run_in_loader(change_and_limit))
@@ -315,11 +354,27 @@ class Service:
             is_idle=is_idle,
             resident_bytes=HostMemory().in_use,
             # In the thread that loads versions, since it would falsify the memory that these are measured to need.
-            release=lambda: asyncio.get_running_loop().run_in_executor(self._loader, self._release_backends),
+            release=lambda: asyncio.get_running_loop().run_in_executor(self._loader, self._release_when_idle),
             on_released=lambda before, after: _LOG.debug(
                 "released memory", extra={"fields": {"before_mb": round(before / 1e6), "after_mb": round(after / 1e6)}}
             ),
         )
+
+    def _release_when_idle(self) -> None:
+        self._release_backends()
+        self._call_on_loop(self._replan_memory)
+
+    def _release_for_others(self) -> None:
+        """Give back what earlier runs have left in memory, because decoders or encoders wait for it."""
+
+        async def release() -> None:
+            try:
+                # Not in the loader, which may be busy for seconds.
+                await asyncio.get_running_loop().run_in_executor(self._workers.threads, self._release_backends)
+            finally:
+                self.memory.on_released()
+
+        self._releasing = asyncio.get_running_loop().create_task(release())  # The loop keeps only weak references.
 
     def _release_backends(self) -> None:
         backends = {model.pipeline.device: model.pipeline.backend for model in self.repository.served_models()}
@@ -327,7 +382,9 @@ class Service:
             backend.release()
 
     def _load(self) -> None:
+        self._warn_about_memory()
         self.repository.load_all()
+        self._report_no_models()
         known = {entry.name for entry in self.repository.entries()}
         versions = {(entry.name, entry.version) for entry in self.repository.entries()}
         unknown = {
@@ -347,6 +404,12 @@ class Service:
             if name in known and (name, str(version)) not in versions:
                 _LOG.warning("a pinned version is not there", extra={"fields": {"model": name, "version": version}})
         self._set_memory_limits()
+
+    def _report_no_models(self) -> None:
+        """Log why the server does not become ready, if there is nothing that it could serve."""
+        if not any(True for _ in self.repository.entries()):
+            fields = {"folder": str(self.settings.models), "rescan_seconds": self.settings.rescan_seconds}
+            _LOG.error("no models: not ready until one is published in the folder", extra={"fields": fields})
 
     def _warn_about_admin(self) -> None:
         settings = self.settings

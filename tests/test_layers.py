@@ -30,6 +30,7 @@ ROOMS = {
         "http",
         "server",
         "app",
+        "doctor",
     ),
     "training": (
         "core",

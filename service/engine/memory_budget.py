@@ -16,6 +16,7 @@ All methods belong to one event loop. Nothing here knows tasks, devices or HTTP.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from service.engine.scheduler import MemoryWaiter
@@ -71,12 +72,21 @@ class MemoryBudget:
     Attributes:
         plan: how much there is; may be replaced when versions have been loaded.
         decoders: how many processes decode at a time; the first attempts of all of them are to fit.
+        keeper: the scheduler of runs on the CPU, which leave what they had in the arena of ONNX Runtime for later runs.
+        on_shortage: called when others need what is kept there; has it released, and `on_released` called then.
         reserved: bytes that running work may use.
     """
 
     plan: MemoryPlan = MemoryPlan()
     decoders: int = 1
+    keeper: MemoryWaiter | None = None
+    on_shortage: Callable[[], None] = lambda: None
     reserved: float = field(default=0, init=False)
+    _keeper_reserved: float = field(default=0, init=False)
+    _kept: float = field(default=0, init=False)
+    """The most that the keeper's runs have needed at a time since it was released."""
+    _kept_since_release: float = field(default=0, init=False)
+    _is_releasing: bool = field(default=False, init=False)
     _running: int = field(default=0, init=False)
     """Reservations of work that will end, in contrast to work that hangs."""
     _waiting: list[MemoryWaiter] = field(default_factory=list, init=False)
@@ -100,28 +110,40 @@ class MemoryBudget:
     # Who uses it
 
     @property
-    def is_idle(self) -> bool:
-        """Whether nobody's work would free anything by ending."""
-        return not self._running
+    def is_unlimited(self) -> bool:
+        """Whether there is more than all work together can ever need."""
+        return not self.plan.is_tight
+
+    def is_idle_for(self, waiter: MemoryWaiter) -> bool:
+        """Return whether nothing would become free for this scheduler if it waited."""
+        return not self._running and (waiter is self.keeper or not self._unused_kept)
 
     def free_for(self, waiter: MemoryWaiter) -> float:
         """Return the bytes that a scheduler may reserve now: none while another one has waited for longer."""
         if self._waiting and self._waiting[0] is not waiter and self._running and self.plan.is_tight:
             return 0.0
-        return self.plan.work - self.reserved
+        return self.plan.work - self.reserved - (0 if waiter is self.keeper else self._unused_kept)
 
-    def reserve(self, size: float) -> None:
+    def reserve(self, waiter: MemoryWaiter, size: float) -> None:
         """Take so many bytes; work that needs more than there is runs while nothing else does."""
-        if size:
-            self.reserved += size
-            self._running += 1
+        if not size:
+            return
+        self.reserved += size
+        self._running += 1
+        if waiter is self.keeper:
+            self._keeper_reserved += size
+            self._kept = max(self._kept, min(self._keeper_reserved, self.plan.work))
+            self._kept_since_release = max(self._kept_since_release, min(self._keeper_reserved, self.plan.work))
 
-    def release(self, size: float, *, hung: bool = False) -> None:
-        """Give back what was taken; those that wait are told. `hung` as in `give_up`, if that was called."""
-        if size:
-            self.reserved -= size
-            self._running -= not hung
-            self._wake_first()
+    def release(self, waiter: MemoryWaiter, size: float, *, hung: bool = False) -> None:
+        """Give back what was taken; those that wait are told. `hung` says whether `give_up` was called before."""
+        if not size:
+            return
+        self.reserved -= size
+        self._running -= not hung
+        if waiter is self.keeper:
+            self._keeper_reserved -= size
+        self._wake_first()
 
     def give_up(self, size: float) -> None:
         """Note that work hangs: it keeps its memory, and nobody should wait for it."""
@@ -133,6 +155,14 @@ class MemoryBudget:
         """Note that a scheduler waits for memory; it keeps its place until `stop_waiting`."""
         if waiter not in self._waiting:
             self._waiting.append(waiter)
+        if waiter is not self.keeper and self._unused_kept and not self._is_releasing:
+            self._is_releasing, self._kept_since_release = True, min(self._keeper_reserved, self.plan.work)
+            self.on_shortage()
+
+    def on_released(self) -> None:
+        """Note that what the keeper's runs have left in memory has been given back, as `on_shortage` asks for."""
+        self._is_releasing, self._kept = False, self._kept_since_release
+        self._wake_first()
 
     def stop_waiting(self, waiter: MemoryWaiter) -> None:
         """Note that a scheduler no longer waits, so that it is the turn of the next one."""
@@ -142,6 +172,21 @@ class MemoryBudget:
             if was_first:
                 self._wake_first()
 
+    @property
+    def _unused_kept(self) -> float:
+        return max(0.0, self._kept - min(self._keeper_reserved, self.plan.work)) if self.plan.is_tight else 0.0
+
     def _wake_first(self) -> None:
         if self._waiting:
             self._waiting[0].schedule_dispatch()
+
+
+_MODEL_BYTES, _BYTES_PER_GRAPH_BYTE = 8_000_000, 6
+
+
+def model_bytes(graph_bytes: int) -> int:
+    """Estimate the memory that a model needs, from the size of its file.
+
+    Weights of 16 bits are kept in 32, prepared by the runtime, and for two sessions.
+    """
+    return _MODEL_BYTES + _BYTES_PER_GRAPH_BYTE * graph_bytes

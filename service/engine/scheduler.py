@@ -124,10 +124,11 @@ class SharedMemory(Protocol):
     """Memory that several schedulers share; `service/engine/memory_budget.py` describes the methods."""
 
     @property
-    def is_idle(self) -> bool: ...  # noqa: D102 -- see the class
+    def is_unlimited(self) -> bool: ...  # noqa: D102 -- see the class
+    def is_idle_for(self, waiter: MemoryWaiter, /) -> bool: ...  # noqa: D102
     def free_for(self, waiter: MemoryWaiter, /) -> float: ...  # noqa: D102
-    def reserve(self, size: float, /) -> None: ...  # noqa: D102
-    def release(self, size: float, /, *, hung: bool = False) -> None: ...  # noqa: D102
+    def reserve(self, waiter: MemoryWaiter, size: float, /) -> None: ...  # noqa: D102
+    def release(self, waiter: MemoryWaiter, size: float, /, *, hung: bool = False) -> None: ...  # noqa: D102
     def give_up(self, size: float, /) -> None: ...  # noqa: D102
     def wait(self, waiter: MemoryWaiter, /) -> None: ...  # noqa: D102
     def stop_waiting(self, waiter: MemoryWaiter, /) -> None: ...  # noqa: D102
@@ -292,18 +293,15 @@ class Scheduler:
         reserved_bytes = sum(job.memory_bytes for job in self._running)
         free_bytes, idle = self.memory_bytes - reserved_bytes, all(job.hung for job in self._running)
         if self.shared_memory is not None:
-            shared_bytes = self.shared_memory.free_for(self)
-            free_bytes, idle = (
-                min(free_bytes, shared_bytes),
-                idle and (self.shared_memory.is_idle or math.isinf(shared_bytes)),
-            )
+            free_bytes = min(free_bytes, self.shared_memory.free_for(self))
+            idle = idle and (self.shared_memory.is_unlimited or self.shared_memory.is_idle_for(self))
         return Capacity(free_bytes, idle)
 
     def _start(self, job: Job, now: float) -> None:
         loop = asyncio.get_running_loop()
         job.predicted_end = now + job.predicted_s
         if self.shared_memory is not None:
-            self.shared_memory.reserve(job.memory_bytes)
+            self.shared_memory.reserve(self, job.memory_bytes)
         if self.hang_timeout_s:
             job.hang_timer = loop.call_later(self.hang_timeout_s, self._on_hang_timeout, job)
         task = self._running[job] = loop.create_task(job.run())
@@ -320,7 +318,7 @@ class Scheduler:
     def _on_job_end(self, job: Job, task: asyncio.Task[None]) -> None:
         del self._running[job]
         if self.shared_memory is not None:
-            self.shared_memory.release(job.memory_bytes, hung=job.hung)
+            self.shared_memory.release(self, job.memory_bytes, hung=job.hung)
         if job.hang_timer is not None:
             job.hang_timer.cancel()
         if job.hung:
