@@ -116,11 +116,12 @@ class MemoryBudget:
 
     def is_idle_for(self, waiter: MemoryWaiter) -> bool:
         """Return whether nothing would become free for this scheduler if it waited."""
-        return not self._running and (waiter is self.keeper or not self._unused_kept)
+        is_turn = not self._waiting or self._waiting[0] is waiter  # The first one is told when something becomes free.
+        return not self._running and is_turn and (waiter is self.keeper or not self._unused_kept)
 
     def free_for(self, waiter: MemoryWaiter) -> float:
         """Return the bytes that a scheduler may reserve now: none while another one has waited for longer."""
-        if self._waiting and self._waiting[0] is not waiter and self._running and self.plan.is_tight:
+        if self._waiting and self._waiting[0] is not waiter and self.plan.is_tight:
             return 0.0
         return self.plan.work - self.reserved - (0 if waiter is self.keeper else self._unused_kept)
 
