@@ -102,9 +102,11 @@ class Service:
             on_killed=lambda reason: self.metrics.decoders_killed.labels(reason).inc(),
             memory=self.memory,
         )
-        self._plan_memory(fraction=_LOADING_FRACTION)
-        if self.memory.plan.is_tight:
+        self._plan_memory()
+        is_small = self.memory.plan.is_small
+        if is_small:
             keep_heap_small()
+        self._plan_memory(fraction=_LOADING_FRACTION)
         # Files that take long to decode are stopped by their budget; the device does not hang because of them.
         self._decoders = self._worker_pool("decoder", processes, hang_timeout_s=0.0)
         self._slow_decoders = self._worker_pool("slow-decoder", slow, hang_timeout_s=0.0)
@@ -122,7 +124,7 @@ class Service:
             open_backend or _onnx_runtime(settings),
             self._make_pipeline,
             # What a model needs while it is verified and measured is a multiple of what it needs later.
-            concurrency=1 if self.memory.plan.is_tight else min(available_cores(), _MAX_PARALLEL_LOADS),
+            concurrency=1 if is_small else min(available_cores(), _MAX_PARALLEL_LOADS),
             pins={name: str(version) for name, version in settings.pin.items()},
             only=frozenset(settings.only),
             submit_to=self._submit_to,

@@ -32,6 +32,7 @@ _MARGIN = 0.15
 _IDLE_PROCESS_BYTES = 24_000_000
 """What each decoder process keeps while it has nothing to do."""
 _HELD_FRACTION = 0.3
+_SMALL_BYTES = 2_000_000_000
 _RUN_BYTES = 500_000_000
 """What runs on the CPU may need where memory is plentiful; more than any shipped model does."""
 
@@ -47,6 +48,11 @@ class MemoryPlan:
     def is_tight(self) -> bool:
         """Whether memory is so short that requests may have to wait for it."""
         return math.isfinite(self.work)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it is also worth some time to keep the process small, as in a container of 1 or 2 GB."""
+        return self.work < _SMALL_BYTES
 
     @classmethod
     def of(cls, free_bytes: float | None, *, processes: int, started: int = 0) -> "MemoryPlan":
