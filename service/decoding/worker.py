@@ -126,14 +126,14 @@ def run(connection: "Connection[Any, Any]") -> None:
             if not is_trimmed and not connection.poll(_IDLE_S):
                 trim_heap()
                 is_trimmed = True
-            is_tight = _handle_message(connection, known)
+            is_tight = _handle_message(connection, known, start_bytes)
             kept_bytes = _TRIM_ABOVE_TIGHT_BYTES if is_tight else _TRIM_ABOVE_BYTES
             is_trimmed = _resident_bytes() > start_bytes + kept_bytes
             if is_trimmed:
                 trim_heap()
 
 
-def _handle_message(connection: "Connection[Any, Any]", known: OrderedDict[int, Task]) -> bool:
+def _handle_message(connection: "Connection[Any, Any]", known: OrderedDict[int, Task], start_bytes: int) -> bool:
     """Answer one message, and return whether its memory was limited tightly.
 
     When it returns, nothing of the request is left in memory.
@@ -146,10 +146,14 @@ def _handle_message(connection: "Connection[Any, Any]", known: OrderedDict[int, 
         return False
     body = connection.recv_bytes() if isinstance(message, PrepareRequest) else b""
     answer = _answer(body, message, known.get(message.key))
+    is_tight = bool(message.memory_bytes < MAX_WORK_BYTES)
+    del body
+    if is_tight and _resident_bytes() > start_bytes + _TRIM_ABOVE_TIGHT_BYTES:
+        trim_heap()  # Before the answer: with it the server takes the memory to be free for the next request.
     send(connection, BodyFollows() if isinstance(answer, bytes) else answer)
     if isinstance(answer, bytes):
         connection.send_bytes(answer)
-    return bool(message.memory_bytes < MAX_WORK_BYTES)
+    return is_tight
 
 
 def _answer(body: bytes, message: PrepareRequest | PostprocessRequest, task: Task | None) -> Any:
@@ -162,7 +166,9 @@ def _answer(body: bytes, message: PrepareRequest | PostprocessRequest, task: Tas
             return prepare(task, message.rules, body, message.parse)
         return postprocess(task, message.outputs, message.samples, message.request, message.render)
     except ServiceError as error:
-        return error
+        # Its traceback holds the frames that hold the body, in a cycle that is hardly ever collected here.
+        error.__context__ = error.__cause__ = None
+        return error.with_traceback(None)
     except MemoryError:
         return MemoryExceeded()
     except Exception:  # It is a fault of the service, and must not end the process.

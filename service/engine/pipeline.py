@@ -469,6 +469,7 @@ class Pipeline:
             if started and not started[0].done():
                 self.admission.abandoned += 1
                 started[0].add_done_callback(self._on_abandoned_done)
+            started.clear()  # An error's traceback holds this frame: with the future that holds the error, a cycle.
 
     def _on_abandoned_done(self, _: asyncio.Future[Any]) -> None:
         self.admission.abandoned -= 1

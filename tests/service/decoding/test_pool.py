@@ -257,6 +257,18 @@ def test_a_task_is_registered_even_if_no_process_can_be_started() -> None:
     decoders.close()
 
 
+def test_bodies_of_refused_requests_do_not_pile_up_in_a_process(decoders: Decoders) -> None:
+    process = decoders.process_of(decoders.order("wait"))
+    body = b'{"order": "refuse", "padding": "' + b"x" * 8_000_000 + b'"}'
+
+    for _ in range(12):
+        with pytest.raises(ServiceError):
+            decoders.prepare(body, attempt=1)
+
+    assert decoders.process_of(decoders.order("wait")) == process
+    assert resident_bytes(process) < 200_000_000
+
+
 @pytest.fixture
 def tight_decoders() -> Iterator[Decoders]:
     """A pool whose first attempt gets 75 MB, and whose second one 300 MB."""
