@@ -324,11 +324,19 @@ def _import(arguments: Sequence[str]) -> int:
     return run_command_line(import_model, arguments)
 
 
+def _doctor(arguments: Sequence[str]) -> int:
+    from service.doctor import run_doctor
+
+    return run_doctor(arguments)
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Run the server, `import` a graph as a model, or make a `new-key`, and return the exit status."""
+    """Run the server, `import` a graph as a model, make a `new-key`, or check with `doctor`; return the exit status."""
     open_standard_descriptors()
     if arguments and arguments[0] == "new-key":
         return new_key_command(arguments[1:])
+    if arguments and arguments[0] == "doctor":
+        return _doctor(arguments[1:])
     if arguments and arguments[0] == "import":
         return _import(arguments[1:])
     if {"-h", "--help"} & set(arguments):

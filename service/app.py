@@ -66,6 +66,7 @@ def create_app(service: Service) -> ASGIApp:
         limits=service.limits,
         body_budget=service.body_budget,
         shadows=service.shadows,
+        send_timeout_s=service.settings.timeout_ms / 1000,
     )
     guarded = RequestMiddleware(_guard(MethodMiddleware(predict_app), service), service.metrics, service.tracer)
     return CorsMiddleware(guarded, settings.cors_origins) if settings.cors_origins else guarded

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from service.backends.base import Backend, OpenBackend
 from service.backends.cores import available_cores
-from service.backends.memory import HostMemory
+from service.backends.memory import HostMemory, keep_heap_small
 from service.backends.onnx import OnnxRuntime, onnxruntime_version
 from service.decoding.fork_server import ForkServer
 from service.decoding.pool import Budget, DecoderPool
@@ -25,6 +25,7 @@ from service.engine.admission import ModelLimits
 from service.engine.batcher import BatchPolicy
 from service.engine.context import EngineContext, WorkerPool
 from service.engine.latency import BUSY_HOP_FACTOR, measure_hop
+from service.engine.memory_budget import MemoryBudget, MemoryPlan, model_bytes
 from service.engine.pipeline import Pipeline
 from service.engine.scheduler import Scheduler
 from service.http.api_keys import ApiKeys
@@ -46,7 +47,7 @@ from service.process.watched_files import Contents, UnusableFile, WatchedFiles
 from service.settings import InvalidSetting, Settings
 from service.tracing.spans import Tracer
 from tasks.contract import Limits, Task
-from tasks.manifest import MODEL
+from tasks.manifest import MODEL, UnreadableModel
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -66,6 +67,10 @@ _BUDGET_PER_BYTE = 0.1e-6
 _MAX_LOAD_SECONDS = 600.0
 _WATCH_INTERVAL_S = 1.0
 """How often files of settings are read; a change takes effect when two reads in a row have seen it."""
+_LOADING_BYTES, _MIN_REQUEST_BYTES = 40_000_000, 60_000_000
+"""What loading a model needs in addition for a moment, and what is left for requests at least."""
+_LOADING_FRACTION = 0.25
+"""The fraction of the free memory for requests while models are being loaded, which need the rest."""
 _FREE_MEMORY_FRACTION = 0.8
 """Default limit for all concurrent runs on a device, as a fraction of the memory that is free after loading."""
 
@@ -94,6 +99,7 @@ class Service:
         self.api_keys = self._load_api_keys(settings)
         self.certificate = self._load_certificate(settings)
         self.body_budget = BodyBudget(settings.max_bodies_bytes)
+        self._host = HostMemory()
         self.limits = Limits(
             settings.max_pixels,
             settings.max_rows,
@@ -107,17 +113,20 @@ class Service:
         self._fork_server = ForkServer()
         processes = settings.decoders or max(_MIN_DECODERS, available_cores())
         slow, workers = max(1, processes // 2), settings.workers or available_cores()
-        budgets = tuple(
-            Budget(fraction * settings.decode_seconds, fraction * settings.decode_seconds * _BUDGET_PER_BYTE)
-            for fraction in (_FIRST_BUDGET, 1.0)
-        )
-        self._decoder_pool = DecoderPool(
-            self._fork_server,
-            processes + slow + workers,
-            processes,
-            budgets,
-            on_killed=lambda reason: self.metrics.decoders_killed.labels(reason).inc(),
-        )
+        self.memory = MemoryBudget(decoders=processes, on_shortage=self._release_for_others)
+        self._decoder_pool = self._make_decoder_pool(processes + slow + workers, processes)
+        self._plan_memory()
+        is_small = self.memory.plan.is_small
+        if is_small:
+            keep_heap_small()
+        self._plan_memory(fraction=_LOADING_FRACTION)
+        self._add_threads(processes, slow, workers)
+        self.repository = self._make_repository(open_backend or _onnx_runtime(settings), is_small=is_small)
+        self.shadows = self._make_shadows()
+        self.repository.scan()
+        self._add_gauges()
+
+    def _add_threads(self, processes: int, slow: int, workers: int) -> None:
         # Files that take long to decode are stopped by their budget; the device does not hang because of them.
         self._decoders = self._worker_pool("decoder", processes, hang_timeout_s=0.0)
         self._slow_decoders = self._worker_pool("slow-decoder", slow, hang_timeout_s=0.0)
@@ -130,22 +139,44 @@ class Service:
         self._hop_s = BUSY_HOP_FACTOR * measure_hop(self._workers.threads)
         self._loader = self._thread_pool("loader", 1)
         self._files = self._thread_pool("files", 1)
-        self.repository = Repository(
-            settings.models,
-            settings.versions,
-            open_backend or _onnx_runtime(settings),
+        self._memory_reader = self._thread_pool("device-memory", 1)
+
+    def _make_decoder_pool(self, processes: int, quick: int) -> DecoderPool:
+        budgets = tuple(
+            Budget(fraction * self.settings.decode_seconds, fraction * self.settings.decode_seconds * _BUDGET_PER_BYTE)
+            for fraction in (_FIRST_BUDGET, 1.0)
+        )
+        return DecoderPool(
+            self._fork_server,
+            processes,
+            quick,
+            budgets,
+            on_killed=lambda reason: self.metrics.decoders_killed.labels(reason).inc(),
+            memory=self.memory,
+        )
+
+    def _make_repository(self, open_backend: OpenBackend, *, is_small: bool) -> Repository:
+        return Repository(
+            self.settings.models,
+            self.settings.versions,
+            open_backend,
             self._make_pipeline,
-            concurrency=min(available_cores(), _MAX_PARALLEL_LOADS),
-            pins={name: str(version) for name, version in settings.pin.items()},
-            only=frozenset(settings.only),
+            # What a model needs while it is verified and measured is a multiple of what it needs later.
+            concurrency=1 if is_small else min(available_cores(), _MAX_PARALLEL_LOADS),
+            pins={name: str(version) for name, version in self.settings.pin.items()},
+            only=frozenset(self.settings.only),
             submit_to=self._submit_to,
             needs_evaluation=lambda name: self.shadows.fraction_for(name) > 0,
+            check_memory=self._check_memory,
             on_retired=self._on_retired,
             on_removed=self._on_removed,
             on_loaded=self._on_loaded,
             on_failed=lambda name, _: self.metrics.load_failures.labels(name).inc(),
         )
-        self.shadows = ShadowTraffic(
+
+    def _make_shadows(self) -> ShadowTraffic:
+        settings = self.settings
+        return ShadowTraffic(
             self.repository,
             self.metrics,
             settings.shadow,
@@ -155,9 +186,6 @@ class Service:
             timeout_s=settings.timeout_ms / 1000,
             is_busy=lambda: any(not pool.scheduler.is_free for pool in self._device_pools.values()),
         )
-        self.repository.scan()
-        self._memory_reader = self._thread_pool("device-memory", 1)
-        self._add_gauges()
 
     def _add_gauges(self) -> None:
         self.metrics.watch(self._live_gauges)
@@ -213,11 +241,18 @@ class Service:
         return ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=self.liveness.thread_initializer(name))
 
     def _worker_pool(
-        self, name: str, concurrency: int, threads: int = 0, hang_timeout_s: float | None = None
+        self,
+        name: str,
+        concurrency: int,
+        threads: int = 0,
+        hang_timeout_s: float | None = None,
+        *,
+        uses_host_memory: bool = True,
     ) -> WorkerPool:
         scheduler = Scheduler(
             concurrency,
             threads,
+            shared_memory=self.memory if uses_host_memory else None,
             hang_timeout_s=self.settings.hang_seconds if hang_timeout_s is None else hang_timeout_s,
             on_hung=partial(self._on_hung, name),
             on_fault=partial(self._on_fault, name),
@@ -229,7 +264,10 @@ class Service:
             if device not in self._device_pools:
                 # On a CPU, each core runs one batch while another one waits for it.
                 default = 2 if device == "cuda" else 2 * available_cores()
-                self._device_pools[device] = self._worker_pool(device, self.settings.batches_at_once or default)
+                concurrency = self.settings.batches_at_once or default
+                self._device_pools[device] = self._worker_pool(device, concurrency, uses_host_memory=device == "cpu")
+                if device == "cpu":
+                    self.memory.keeper = self._device_pools[device].scheduler
             return self._device_pools[device]
 
     def _on_hung(self, pool: str, count: int) -> None:
@@ -251,6 +289,32 @@ class Service:
         if device not in self._scheduled_work:
             self._scheduled_work[device] = ScheduledWork(self._device_pool(device), self._loop)
         return self._scheduled_work[device]
+
+    def _check_memory(self, graph_bytes: int) -> None:
+        """Raise UnreadableModel if a model does not fit into the container: loading it would end the process.
+
+        It is tried again at every rescan.
+        """
+        limit, free = self._host.limit(), self._host.free()
+        needed = model_bytes(graph_bytes) + _LOADING_BYTES
+        if limit is not None and free is not None and needed + _MIN_REQUEST_BYTES > free:
+            raise UnreadableModel(
+                f"It needs about {needed // 1_000_000:,} MB to load, which the container's limit of "
+                f"{limit // 1_000_000:,} MB does not leave for it beside what requests need. Raise the "
+                "memory limit, or serve fewer models with --only."
+            )
+
+    def _warn_about_memory(self) -> None:
+        """Log before loading if the models probably do not fit."""
+        limit, free = self._host.limit(), self._host.free()
+        sizes = [self.repository.graph_bytes(entry) for entry in self.repository.newest_entries()]
+        needed = sum(map(model_bytes, sizes)) + (_LOADING_BYTES + _MIN_REQUEST_BYTES if sizes else 0)
+        if limit is not None and free is not None and needed > free:
+            fields = {"needed_mb": needed // 1_000_000, "free_mb": free // 1_000_000, "limit_mb": limit // 1_000_000}
+            _LOG.warning(
+                "the models need more memory than the container's limit leaves; those that do not fit are not served",
+                extra={"fields": fields},
+            )
 
     def _on_retired(self, pipeline: Pipeline) -> None:
         """Close a pipeline that no request uses, and free what it held."""
@@ -292,7 +356,8 @@ class Service:
             self.metrics,
             self._hop_s,
             self.liveness.mark_fatal,
-            *(() if self.tracer is None else (self.tracer.record_batch,)),
+            (lambda batch: None) if self.tracer is None else self.tracer.record_batch,
+            memory=self.memory,
         )
         deadline_ms = settings.deadlines.get(name)
         limits = ModelLimits(
@@ -420,6 +485,11 @@ class Service:
             except Exception:  # Whatever the error, the next rescan tries again.
                 _LOG.exception("rescanning the model folder failed")
 
+    def _replan_memory(self) -> None:
+        """Divide the memory anew, which versions that were loaded or retired have changed, while nothing is in use."""
+        if self.memory.plan.is_tight and not self.memory.reserved:
+            self._plan_memory()
+
     async def change_models(self, change: Callable[[], T]) -> T:
         """Run a function that loads or unloads versions in the loader thread, after those that were passed before.
 
@@ -427,8 +497,10 @@ class Service:
         """
 
         def change_and_limit() -> T:
+            served = list(self.repository.served_models())
             result = change()
-            self._set_memory_limits()
+            if served != list(self.repository.served_models()):
+                self._set_memory_limits()
             return result
 
         return await asyncio.shield(self._run_in_loader(change_and_limit))
@@ -444,11 +516,27 @@ class Service:
             is_idle=is_idle,
             resident_bytes=HostMemory().in_use,
             # In the thread that loads versions, since it would falsify the memory that these are measured to need.
-            release=lambda: asyncio.get_running_loop().run_in_executor(self._loader, self._release_backends),
+            release=lambda: asyncio.get_running_loop().run_in_executor(self._loader, self._release_when_idle),
             on_released=lambda before, after: _LOG.debug(
                 "released memory", extra={"fields": {"before_mb": round(before / 1e6), "after_mb": round(after / 1e6)}}
             ),
         )
+
+    def _release_when_idle(self) -> None:
+        self._release_backends()
+        self._call_on_loop(self._replan_memory)
+
+    def _release_for_others(self) -> None:
+        """Give back what earlier runs have left in memory, because decoders or encoders wait for it."""
+
+        async def release() -> None:
+            try:
+                # Not in the loader, which may be busy for seconds.
+                await asyncio.get_running_loop().run_in_executor(self._workers.threads, self._release_backends)
+            finally:
+                self.memory.on_released()
+
+        self._releasing = asyncio.get_running_loop().create_task(release())  # The loop keeps only weak references.
 
     def _release_backends(self) -> None:
         backends = {model.pipeline.device: model.pipeline.backend for model in self.repository.served_models()}
@@ -456,7 +544,9 @@ class Service:
             backend.release()
 
     def _load(self) -> None:
+        self._warn_about_memory()
         self.repository.load_all()
+        self._report_no_models()
         known = {entry.name for entry in self.repository.entries()}
         versions = {(entry.name, entry.version) for entry in self.repository.entries()}
         unknown = {
@@ -477,6 +567,12 @@ class Service:
                 _LOG.warning("a pinned version is not there", extra={"fields": {"model": name, "version": version}})
         self._set_memory_limits()
 
+    def _report_no_models(self) -> None:
+        """Log why the server does not become ready, if there is nothing that it could serve."""
+        if not any(True for _ in self.repository.entries()):
+            fields = {"folder": str(self.settings.models), "rescan_seconds": self.settings.rescan_seconds}
+            _LOG.error("no models: not ready until one is published in the folder", extra={"fields": fields})
+
     def _warn_about_admin(self) -> None:
         settings = self.settings
         if settings.admin and not settings.admin_token and settings.host not in _LOOPBACK:
@@ -494,14 +590,28 @@ class Service:
                 fields = {"setting": "pin", "model": name, "version": str(pinned), "available": versions[name]}
                 _LOG.warning("a pinned version is not there, so the model is not served", extra={"fields": fields})
 
+    def _plan_memory(self, *, fraction: float = 1.0) -> None:
+        """Divide this fraction of the free memory among requests."""
+        free_bytes = self._host.free()
+        plan = MemoryPlan.of(
+            None if free_bytes is None else fraction * free_bytes,
+            processes=self._decoder_pool.size,
+            started=self._decoder_pool.running,
+        )
+        self.memory.plan = plan
+        self.body_budget.max_bytes = round(min(self.settings.max_bodies_bytes, plan.held))
+
     def _set_memory_limits(self) -> None:
-        """Limit the memory of all concurrent runs on each new device, by what is free once its models are loaded."""
+        """Limit the memory of requests, and of all concurrent runs on each new device, by what is free now."""
+        self._plan_memory()
         for model in self.repository.served_models():
             scheduler = self._device_pools[model.pipeline.device].scheduler
             free_bytes = model.pipeline.backend.memory_free()
             if math.isinf(scheduler.memory_bytes):
                 default = math.inf if free_bytes is None else _FREE_MEMORY_FRACTION * free_bytes
                 scheduler.memory_bytes = self.settings.memory_mb * 1e6 or default
+                if scheduler.shared_memory is not None:
+                    scheduler.memory_bytes = min(scheduler.memory_bytes, self.memory.plan.work)
 
     async def _run_in_loader(self, load: Callable[[], T]) -> T:
         """Run it in the loader thread, so that health checks are answered; liveness fails if it takes too long."""

@@ -9,6 +9,7 @@ import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -34,6 +35,8 @@ _NO_BASE64 = (
 _DESCRIPTION = 0x010E  # The EXIF tag.
 _BAND_PIXELS = 1_000_000
 """Pixels that are converted at a time, because each step of the conversion holds another copy of them."""
+_MAX_BYTES_PER_PIXEL = 16
+"""The most memory that a decoder takes for each pixel, in copies of different formats."""
 _MIN_REDUCED_SIDE = 1280
 """Pixels. Images are reduced to no less than this, because overlays show them in this size."""
 _TRANSPOSITIONS = {
@@ -152,10 +155,28 @@ def decode_transparent_image(content: bytes, *, max_pixels: int, min_side: int |
         del stored
         colours = _upright(colours, file.orientation)
         alpha = _upright(alpha, file.orientation) if alpha and alpha.getextrema() != (255, 255) else None
+    except MemoryError:
+        raise  # It says nothing about the file: there may be more memory at another time.
     except Exception as error:  # Hostile bytes can make a decoder raise anything; the cause makes no difference.
+        if _may_lack_memory(file):
+            raise MemoryError(f"decoding an image of {file.width} × {file.height} pixels") from error
         raise InvalidInput(f"The image cannot be decoded: {error}.", reason="unreadable") from None
     width, height = (file.height, file.width) if file.orientation in _SIDEWAYS else (file.width, file.height)
     return DecodedImage(colours, width, height, alpha, conversion.notices)
+
+
+def _may_lack_memory(file: ImageFile) -> bool:
+    """Return whether decoding may have failed because of the limit on memory: most decoders do not tell."""
+    try:
+        import resource  # Unix has it.
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        used = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * resource.getpagesize()
+    except (ImportError, OSError):
+        return False
+    if limit < 0:
+        return False
+    return used + _MAX_BYTES_PER_PIXEL * file.width * file.height > limit
 
 
 def _load(file: ImageFile, min_side: int | None) -> Image.Image:

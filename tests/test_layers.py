@@ -31,6 +31,7 @@ ROOMS = {
         "http",
         "server",
         "app",
+        "doctor",
     ),
     "training": (
         "core",

@@ -27,12 +27,12 @@ class Backend(Protocol):
 
     @property
     def provider(self) -> str:
-        """What computes the graph there, such as an execution provider of ONNX Runtime."""
+        """What really computes, in the runtime's words: 'CPUExecutionProvider' or 'CUDAExecutionProvider'."""
         ...
 
     @property
     def precision(self) -> str:
-        """The data type in which it computes, such as 'float32'."""
+        """The type of most of the graph's weights: 'float32' or 'float16', or 'unknown'."""
         ...
 
     def run(self, arrays: Arrays) -> Arrays:

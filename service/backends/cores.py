@@ -22,6 +22,11 @@ def available_cores(root: Path = Path("/")) -> int:
     return max(1, min([cores, *(math.ceil(quota) for quota in _quotas(root))]))
 
 
+def cpu_quota(root: Path = Path("/")) -> float | None:
+    """Return the cores that the quotas of the control groups allow, which may be a fraction; None without a quota."""
+    return min(_quotas(root), default=None)
+
+
 def _quotas(root: Path) -> Iterator[float]:
     """Yield the cores that each control group is limited to (cgroup-v2 and sched-bwc in the kernel's documentation)."""
     for group in control_groups(root, "cpu"):

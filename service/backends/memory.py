@@ -18,6 +18,21 @@ _CGROUP_FILES = {
 """For each version of control groups: the files of limit and usage, and the memory.stat entry for droppable cache."""
 
 
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
+"""Parameters of glibc's `mallopt` (malloc.h)."""
+_MMAP_THRESHOLD = 4 * 1024 * 1024
+
+
+def keep_heap_small() -> None:
+    """Make glibc return large blocks when they are freed, and use one heap for all threads; for where memory is tight.
+
+    It would keep up to 64 MB of freed blocks in each of eight heaps per core. To be called before threads are started.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda parameter, value: 0)
+    mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
+    mallopt(_M_ARENA_MAX, 2)
+
+
 def trim_heap() -> None:
     """Return what this process has freed to the system. glibc keeps much of it otherwise; other C libraries do not."""
     getattr(ctypes.CDLL(None), "malloc_trim", lambda pad: None)(0)
@@ -68,12 +83,23 @@ class HostMemory:
 
     def total(self) -> int | None:
         """Return the memory of the machine, or the lowest limit of the control groups."""
+        return min((size for size in (self._machine_total(), self._lowest_limit()) if size is not None), default=None)
+
+    def limit(self) -> int | None:
+        """Return the lowest limit of a control group, if it is below the memory of the machine; None if there is none.
+
+        More than that, and the kernel kills a process of the group.
+        """
+        total, limit = self._machine_total(), self._lowest_limit()
+        return limit if limit is not None and (total is None or limit < total) else None
+
+    def _machine_total(self) -> int | None:
         kilobytes = _find_number(read_text(self.root / "proc/meminfo").replace(":", ""), "MemTotal")
-        candidates = [] if kilobytes is None else [kilobytes * 1024]
-        for group in control_groups(self.root, "memory"):
-            limit = group.read(_CGROUP_FILES[group.version][0])
-            candidates += [int(limit)] if limit.isdecimal() else []
-        return min(candidates, default=None)
+        return None if kilobytes is None else kilobytes * 1024
+
+    def _lowest_limit(self) -> int | None:
+        texts = [group.read(_CGROUP_FILES[group.version][0]) for group in control_groups(self.root, "memory")]
+        return min((int(text) for text in texts if text.isdecimal()), default=None)
 
     def is_lost(self) -> bool:
         """Return False: without a working CPU this process would not run."""

@@ -1,8 +1,10 @@
 """The ONNX Runtime backend, on the CPU or a CUDA device."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -10,10 +12,13 @@ import onnxruntime as ort
 
 from service.backends.base import BackendError
 from service.backends.cores import available_cores
+from service.backends.cuda_libraries import explain_missing, gpu_is_visible, missing_cuda_libraries
 from service.backends.memory import CudaMemory, DeviceMemory, HostMemory, trim_heap
 from service.backends.onnx_errors import classify_error
+from service.backends.onnx_precision import precision_of
 from tasks.contract import Arrays, TensorSpec
 
+_LOG = logging.getLogger(__name__)
 _CUDA = "CUDAExecutionProvider"
 _CPU = "CPUExecutionProvider"
 _DTYPES = {
@@ -52,6 +57,12 @@ def _shared_arena() -> ort.InferenceSession:
     return ort.InferenceSession(_IDENTITY_GRAPH, _session_options(threads=1), providers=[_CPU])
 
 
+@cache
+def _preload_libraries() -> None:
+    """Load the libraries of CUDA that are installed as Python packages, where the system's loader would not look."""
+    ort.preload_dlls()
+
+
 def _session_options(*, threads: int) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -76,8 +87,13 @@ class OnnxBackend:
     output_names: tuple[str, ...]
     device: str
     memory: DeviceMemory
-    provider: str = _CPU
-    precision: str = "float32"
+    precision: str = "unknown"
+
+    @property
+    def provider(self) -> str:
+        """What really computes: ONNX Runtime falls back to the CPU, graph by graph."""
+        name: str = self.session.get_providers()[0]
+        return name
 
     def memory_in_use(self) -> int | None:
         """Return the resident set size of this process on a CPU, or the bytes in use on a CUDA device."""
@@ -124,29 +140,51 @@ class OnnxRuntime:
     Attributes:
         device: 'auto' uses CUDA if it is available; 'cuda' raises BackendError if it is not.
         threads: CPU threads of an exclusive run; 0 for all cores.
+        open_session: opens a graph; its session may use another provider than it was asked for.
+        available_providers: returns what this build of ONNX Runtime contains.
+        find_missing: returns the libraries that keep it from using CUDA.
+        has_gpu: whether a GPU is visible.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
+    open_session: Callable[..., ort.InferenceSession] = ort.InferenceSession
+    available_providers: Callable[[], Sequence[str]] = ort.get_available_providers
+    find_missing: Callable[[], list[str]] = lambda: missing_cuda_libraries(Path(ort.__file__).parent / "capi")
+    has_gpu: Callable[[], bool] = gpu_is_visible
 
     def __post_init__(self) -> None:
         _shared_arena()  # It must be registered before the first session, by one thread.
 
     def check(self) -> None:
-        """Raise BackendError if the requested device is not available. To be called before models are loaded."""
-        if self.device != "cuda":
-            return
-        if _CUDA not in ort.get_available_providers():
-            raise BackendError(
-                "CUDA was requested, but this build of onnxruntime does not support it. Install onnxruntime-gpu "
-                "(`make serve GPU=1`), or use --device auto or cpu."
+        """Raise BackendError if the requested device is not available. To be called before models are loaded.
+
+        If there is a GPU that 'auto' cannot use, that is logged.
+        """
+        if self.device == "cuda":
+            problem = self.cuda_problem()
+            if problem is not None:
+                raise BackendError(f"CUDA was requested, but {problem} Use --device auto or cpu to serve without it.")
+        elif self.device == "auto" and self.has_gpu() and (problem := self.cuda_problem()) is not None:
+            _LOG.warning(
+                "a GPU is visible but not used", extra={"fields": {"reason": f"{problem[:1].upper()}{problem[1:]}"}}
+            )
+
+    def cuda_problem(self) -> str | None:
+        """Return why CUDA cannot be used, as the end of a sentence and what to do; None if it can."""
+        if _CUDA not in self.available_providers():
+            return (
+                "this build of onnxruntime does not support it. Install onnxruntime-gpu in place of onnxruntime "
+                "(`make serve GPU=1`)."
             )
         # Whether there is a device, a driver and the libraries only shows when a session is created.
-        if self._session(_IDENTITY_GRAPH, threads=1).get_providers()[0] != _CUDA:
-            raise BackendError(
-                "CUDA was requested, but onnxruntime cannot use it: there is no device, or the driver or a library "
-                "(cuDNN, cuBLAS) is missing. Use --device auto or cpu to serve without it."
-            )
+        if self._session(_IDENTITY_GRAPH, threads=1).get_providers()[0] == _CUDA:
+            return None
+        explanation = explain_missing(self.find_missing()) or (
+            "No library is missing, so the driver may be too old for this version of CUDA, or no device is visible: "
+            "compare with the output of nvidia-smi."
+        )
+        return f"onnxruntime cannot use it. {explanation}"
 
     def __call__(self, graph: bytes, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> OnnxBackend:
         """Load a graph. It is given as bytes so that it cannot refer to files outside its model folder."""
@@ -154,24 +192,25 @@ class OnnxRuntime:
         on_cuda = session.get_providers()[0] == _CUDA
         if self.device == "cuda" and not on_cuda:
             # ONNX Runtime falls back to the CPU and only prints a warning.
-            raise BackendError("CUDA was requested, but cannot be used. The log names the missing library.")
+            explanation = explain_missing(self.find_missing())
+            raise BackendError(f"CUDA was requested, but this graph would run on the CPU. {explanation}".strip())
         _check_signature("input", session.get_inputs(), inputs)
         _check_signature("output", session.get_outputs(), outputs)
         threads = self.threads or available_cores()
         exclusive_session = session if on_cuda or threads == 1 else self._session(graph, threads=threads)
-        names = tuple(spec.name for spec in outputs)
+        names, precision = tuple(spec.name for spec in outputs), precision_of(graph)
         if on_cuda:
-            return OnnxBackend(session, exclusive_session, names, "cuda", CudaMemory(), _CUDA)
-        return OnnxBackend(session, exclusive_session, names, "cpu", HostMemory())
+            return OnnxBackend(session, exclusive_session, names, "cuda", CudaMemory(), precision)
+        return OnnxBackend(session, exclusive_session, names, "cpu", HostMemory(), precision)
 
     def _session(self, graph: bytes, *, threads: int) -> ort.InferenceSession:
         options = _session_options(threads=threads)
         providers: list[Any] = [_CPU]
-        if self.device != "cpu" and _CUDA in ort.get_available_providers():
-            ort.preload_dlls()
+        if self.device != "cpu" and _CUDA in self.available_providers():
+            _preload_libraries()
             providers.insert(0, (_CUDA, _CUDA_OPTIONS))
         try:
-            return ort.InferenceSession(graph, options, providers=providers)
+            return self.open_session(graph, options, providers=providers)
         except Exception as error:  # As in `run`.
             raise BackendError(f"The graph cannot be loaded: {error}") from None
 

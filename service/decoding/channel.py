@@ -36,10 +36,16 @@ def send(connection: "Connection[Any, Any]", message: Any) -> None:
 
 def receive(connection: "Connection[Any, Any]") -> Any:
     """Receive an object. Raises EOFError or OSError if the other side is gone."""
+    return receive_with_size(connection)[0]
+
+
+def receive_with_size(connection: "Connection[Any, Any]") -> tuple[Any, int]:
+    """Receive an object, and return it with the bytes that it came in. Raises EOFError or OSError."""
     sizes = pickle.loads(connection.recv_bytes())  # noqa: S301 -- the other side is this project's own code
     content = connection.recv_bytes()
     buffers = [_receive_buffer(connection, size) for size in sizes]
-    return pickle.loads(content, buffers=buffers)  # noqa: S301 -- as above
+    value = pickle.loads(content, buffers=buffers)  # noqa: S301 -- as above
+    return value, len(content) + sum(sizes)
 
 
 def _receive_buffer(connection: "Connection[Any, Any]", size: int) -> Any:

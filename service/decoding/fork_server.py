@@ -9,6 +9,7 @@ finish then. They end when the server closes its side of their sockets, which th
 """
 
 import errno
+import gc
 import os
 import signal
 import socket
@@ -168,6 +169,8 @@ def main(control_fd: int) -> None:
         signal.signal(ignored, signal.SIG_IGN)
     warnings.simplefilter("ignore")
     preload()
+    gc.collect()
+    gc.freeze()  # A collection would write to objects that all processes share, and each would get a copy of them.
     control = socket.socket(fileno=control_fd)
     wakeup, wakeup_writer = socket.socketpair()
     wakeup_writer.setblocking(False)

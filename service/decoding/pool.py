@@ -10,25 +10,36 @@ import queue
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from threading import Lock
 from typing import Any
 
-from service.decoding.channel import receive, send
+from service.decoding.channel import receive_with_size, send
 from service.decoding.fork_server import ForkedProcess, ForkServer
 from service.decoding.worker import (
     BodyFollows,
     LoadTask,
+    MemoryExceeded,
     PostprocessRequest,
     PrepareRequest,
     TaskMissing,
     TaskSpec,
     WorkerFault,
 )
+from service.engine.memory_budget import MAX_WORK_BYTES, MemoryBudget
 from service.engine.preparation import BudgetExceeded, Preparation, PreparationRules, SeveralPreparations
 from service.engine.request import Body, PredictRequest
-from service.errors import InternalError, InvalidAnswer, NoMemory, Overloaded, ServiceError, Stopped, Unreadable
+from service.errors import (
+    InternalError,
+    InvalidAnswer,
+    NoMemory,
+    Overloaded,
+    ServiceError,
+    Stopped,
+    TooLarge,
+    Unreadable,
+)
 from tasks.contract import Answer, Arrays, Request, Samples, Task, files_of, parameters_of
 
 WorkerRequest = PrepareRequest | PostprocessRequest
@@ -38,6 +49,16 @@ _WALL_FACTOR = 8.0
 """A process gets this many seconds for each second of its budget. It needs more than one where the machine is busy."""
 _MIN_WALL_S = 10.0
 _STOP_TIMEOUT_S = 1.0
+
+
+class MemoryShort(TooLarge):
+    """A request needs more memory than its process was given."""
+
+    def __init__(self, memory_bytes: int) -> None:
+        super().__init__(
+            f"This input needs more memory than the {memory_bytes // 1_000_000:,} MB that one request may use on this "
+            "server; send a smaller one."
+        )
 
 
 @dataclass(frozen=True)
@@ -58,6 +79,7 @@ class DecoderPool:
         warm: number of processes that know every task before its first request.
         budgets: processor time for preparing a request, at each attempt.
         postprocess_s: processor time for an answer, in seconds.
+        memory: says how much memory a process may use for a request.
         on_killed: called with the reason when a process has ended within a request: retried (it exceeded a budget that
             is not the last one, so the request is prepared again), budget, stalled, killed or crashed.
     """
@@ -67,6 +89,7 @@ class DecoderPool:
     warm: int
     budgets: tuple[Budget, ...]
     postprocess_s: float = 10.0
+    memory: MemoryBudget = field(default_factory=MemoryBudget)
     on_killed: Callable[[str], None] = lambda reason: None
     _idle: "queue.LifoQueue[ForkedProcess | None]" = field(default_factory=queue.LifoQueue, init=False)
     """The process used last is used next, so that no more processes grow than run at a time."""
@@ -78,6 +101,11 @@ class DecoderPool:
     def __post_init__(self) -> None:
         for _ in range(self.size):
             self._idle.put(None)  # A place for a process.
+
+    @property
+    def running(self) -> int:
+        """The number of processes that have been started and live."""
+        return len(self._running)
 
     def register(self, task: Task) -> "IsolatedTask":
         """Return the task as worker processes know it. Processes that are busy build it with its first request."""
@@ -95,9 +123,14 @@ class DecoderPool:
         """Prepare a request in a worker process, and wait for the result. Raises ServiceError and BudgetExceeded."""
         budget = self.budgets[attempt]
         budget_s = budget.fixed_s + budget.per_byte_s * len(request.body)
-        message = PrepareRequest(task.key, rules, request.parse, budget_s)
+        memory_bytes = self.memory.decoding_bytes(attempt, request.size)
+        message = PrepareRequest(task.key, rules, request.parse, budget_s, memory_bytes)
         try:
             prepared: Preparation | SeveralPreparations = self._run(task, message, request.body)
+        except MemoryShort as error:
+            if self.memory.decoding_bytes(attempt + 1, request.size) > memory_bytes:
+                raise BudgetExceeded(error) from None  # There is more at the next attempt.
+            raise
         except BudgetExceeded:
             self.on_killed("budget" if attempt == len(self.budgets) - 1 else "retried")
             raise
@@ -112,7 +145,9 @@ class DecoderPool:
         render: Callable[[Answer], bytes],
     ) -> bytes:
         """Turn outputs into the body of an answer in a worker process, and wait for it. Raises ServiceError."""
-        message = PostprocessRequest(task.key, outputs, samples, request, render, self.postprocess_s)
+        output_bytes = sum(array.nbytes for array in outputs.values())
+        memory_bytes = self.memory.encoding_bytes(output_bytes, samples.work)
+        message = PostprocessRequest(task.key, outputs, samples, request, render, self.postprocess_s, memory_bytes)
         try:
             body: bytes = self._run(task, message)
         except BudgetExceeded as error:
@@ -127,6 +162,8 @@ class DecoderPool:
                 result = self._ask(worker_process, message, body, task.load_message())
         if isinstance(result, ServiceError):
             raise result
+        if isinstance(result, MemoryExceeded):
+            raise MemoryShort(message.memory_bytes)
         if isinstance(result, WorkerFault | TaskMissing):
             fields = {"traceback": result.text if isinstance(result, WorkerFault) else "The task was not built."}
             _LOG.error("unexpected error in a worker process", extra={"fields": fields})
@@ -203,16 +240,18 @@ class DecoderPool:
             if body is not None:
                 connection.send_bytes(body)
             if connection.poll(wall_s):
-                answer = receive(connection)
+                answer, size = receive_with_size(connection)
+                if isinstance(answer, Preparation | SeveralPreparations):
+                    return replace(answer, held_bytes=size)
                 return connection.recv_bytes() if isinstance(answer, BodyFollows) else answer
         except (EOFError, OSError):
-            raise self._remove(worker_process, message.budget_s) from None
+            raise self._remove(worker_process, message) from None
         except BaseException:
-            self._remove(worker_process, message.budget_s)  # Half a message may be left in the connection.
+            self._remove(worker_process, message)  # Half a message may be left in the connection.
             raise
-        raise self._remove(worker_process, message.budget_s)
+        raise self._remove(worker_process, message)
 
-    def _remove(self, worker_process: ForkedProcess, budget_s: float) -> Exception:
+    def _remove(self, worker_process: ForkedProcess, message: WorkerRequest) -> Exception:
         """End a process that does not answer, and return the error for the request that it had."""
         exit_code = worker_process.join(_STOP_TIMEOUT_S)
         worker_process.kill()
@@ -220,7 +259,9 @@ class DecoderPool:
         is_closed = self._is_closed
         if is_closed:
             return _stopped()
-        reason, error = _explain_exit(exit_code, budget_s)
+        if exit_code == -signal.SIGABRT and message.memory_bytes < MAX_WORK_BYTES:
+            return MemoryShort(message.memory_bytes)  # Libraries written in Rust and C++ abort if they get no memory.
+        reason, error = _explain_exit(exit_code, message.budget_s)
         if reason == "budget":
             return BudgetExceeded(error)  # The caller knows whether there is another attempt.
         self.on_killed(reason)

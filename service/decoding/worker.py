@@ -22,17 +22,17 @@ from PIL import Image
 import tasks
 from service.backends.memory import HostMemory, trim_heap
 from service.decoding.channel import receive, send
+from service.engine.memory_budget import MAX_WORK_BYTES
 from service.engine.postprocessing import postprocess
 from service.engine.preparation import PreparationRules, prepare
 from service.engine.request import Parse
-from service.errors import ServiceError, TooLarge
+from service.errors import ServiceError
 from tasks.contract import Answer, Arrays, Request, Samples, Task, build_task
 
-MAX_MEMORY_BYTES = 1_500_000_000
-"""Memory that a worker may use besides what it has at its start: some copies of the largest image."""
 _MAX_TASKS = 64
-_TRIM_ABOVE_BYTES = 64_000_000
-"""A process that has grown by more gives memory back at once, others when they have nothing to do."""
+_TRIM_ABOVE_BYTES, _TRIM_ABOVE_TIGHT_BYTES = 64_000_000, 8_000_000
+"""A process that has grown by more gives memory back at once, others when they have nothing to do. The second number
+holds where memory is tight."""
 _IDLE_S = 1.0
 
 
@@ -65,6 +65,7 @@ class PrepareRequest:
     rules: PreparationRules
     parse: Parse
     budget_s: float
+    memory_bytes: int
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class PostprocessRequest:
     request: Request
     render: Callable[[Answer], bytes]
     budget_s: float
+    memory_bytes: int
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ class BodyFollows:
 @dataclass(frozen=True)
 class TaskMissing:
     """The answer to a request for a task that this process does not have, or no longer has."""
+
+
+@dataclass(frozen=True)
+class MemoryExceeded:
+    """The answer to a request that needs more memory than it was given."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,7 @@ def run(connection: "Connection[Any, Any]") -> None:
     """Answer messages until the server closes its side."""
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     _prefer_for_out_of_memory_killer()
-    start_bytes = _limit_memory()
+    start_bytes = _resident_bytes()
     known: OrderedDict[int, Task] = OrderedDict()
     is_trimmed = True
     with suppress(EOFError, OSError):
@@ -119,42 +126,55 @@ def run(connection: "Connection[Any, Any]") -> None:
             if not is_trimmed and not connection.poll(_IDLE_S):
                 trim_heap()
                 is_trimmed = True
-            _handle_message(connection, known)
-            is_trimmed = _resident_bytes() > start_bytes + _TRIM_ABOVE_BYTES
+            is_tight = _handle_message(connection, known, start_bytes)
+            kept_bytes = _TRIM_ABOVE_TIGHT_BYTES if is_tight else _TRIM_ABOVE_BYTES
+            is_trimmed = _resident_bytes() > start_bytes + kept_bytes
             if is_trimmed:
                 trim_heap()
 
 
-def _handle_message(connection: "Connection[Any, Any]", known: OrderedDict[int, Task]) -> None:
-    """Answer one message. When it returns, nothing of the request is left in memory."""
+def _handle_message(connection: "Connection[Any, Any]", known: OrderedDict[int, Task], start_bytes: int) -> bool:
+    """Answer one message, and return whether its memory was limited tightly.
+
+    When it returns, nothing of the request is left in memory.
+    """
     message = receive(connection)
     if isinstance(message, LoadTask):
         known[message.key] = message.spec.build()
         if len(known) > _MAX_TASKS:
             known.popitem(last=False)
-        return
+        return False
     body = connection.recv_bytes() if isinstance(message, PrepareRequest) else b""
     answer = _answer(body, message, known.get(message.key))
+    is_tight = bool(message.memory_bytes < MAX_WORK_BYTES)
+    del body
+    if is_tight and _resident_bytes() > start_bytes + _TRIM_ABOVE_TIGHT_BYTES:
+        trim_heap()  # Before the answer: with it the server takes the memory to be free for the next request.
     send(connection, BodyFollows() if isinstance(answer, bytes) else answer)
     if isinstance(answer, bytes):
         connection.send_bytes(answer)
+    return is_tight
 
 
 def _answer(body: bytes, message: PrepareRequest | PostprocessRequest, task: Task | None) -> Any:
     if task is None:
         return TaskMissing()
     signal.setitimer(signal.ITIMER_PROF, message.budget_s)
+    unlimited = _limit_memory(message.memory_bytes)
     try:
         if isinstance(message, PrepareRequest):
             return prepare(task, message.rules, body, message.parse)
         return postprocess(task, message.outputs, message.samples, message.request, message.render)
     except ServiceError as error:
-        return error
+        # Its traceback holds the frames that hold the body, in a cycle that is hardly ever collected here.
+        error.__context__ = error.__cause__ = None
+        return error.with_traceback(None)
     except MemoryError:
-        return TooLarge("This input needs more memory than one request may use; send a smaller one.")
+        return MemoryExceeded()
     except Exception:  # It is a fault of the service, and must not end the process.
         return WorkerFault(traceback.format_exc())
     finally:
+        resource.setrlimit(resource.RLIMIT_AS, unlimited)
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
@@ -164,14 +184,14 @@ def _prefer_for_out_of_memory_killer() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def _limit_memory() -> int:
-    """Limit the address space; return the resident bytes now. Does nothing where /proc is missing."""
+def _limit_memory(growth_bytes: int) -> tuple[int, int]:
+    """Limit how far the address space may grow; return the limits before. Does nothing where /proc is missing."""
+    soft, hard = before = resource.getrlimit(resource.RLIMIT_AS)
     with suppress(OSError, ValueError):
         pages = int(Path("/proc/self/statm").read_text().split()[0])
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        limit = pages * resource.getpagesize() + MAX_MEMORY_BYTES
-        resource.setrlimit(resource.RLIMIT_AS, (limit if hard < 0 else min(limit, hard), hard))
-    return _resident_bytes()
+        limits = [pages * resource.getpagesize() + growth_bytes, *(limit for limit in (soft, hard) if limit >= 0)]
+        resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+    return before
 
 
 def _resident_bytes() -> int:

@@ -5,10 +5,11 @@ Knows nothing about any single model; `service/server.py` creates it.
 
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from service.engine.latency import DEFAULT_HOP_S
+from service.engine.memory_budget import MemoryBudget
 from service.engine.preparation import Preparation, PreparationRules, SeveralPreparations
 from service.engine.request import PredictRequest
 from service.engine.scheduler import Scheduler
@@ -59,6 +60,7 @@ class EngineContext:
         hop_s: seconds that it costs to hand work to another thread; cheaper steps run on the event loop.
         on_device_lost: called with the reason when the device has failed for good.
         on_traced_batch: called, in any thread, with a batch of which at least one request is recorded.
+        memory: the account of the memory that decoders, runs on the CPU and encoders share.
     """
 
     device: WorkerPool
@@ -72,3 +74,4 @@ class EngineContext:
     hop_s: float = DEFAULT_HOP_S
     on_device_lost: Callable[[str], None] = lambda reason: None
     on_traced_batch: Callable[[BatchOutcome], None] = lambda batch: None
+    memory: MemoryBudget = field(default_factory=MemoryBudget)

@@ -399,8 +399,11 @@ class Pipeline:
         is_isolated = self._isolates_postprocessing(predict_request, prepared)
         cost = self.postprocess_cost(request, is_isolated=is_isolated)
         self._postprocess_s += (cost.predict_s(samples.work) - self._postprocess_s) / 10
+        memory_bytes = 0
         if self._isolated is not None and is_isolated:
             queue, threads = self._isolated_postprocess_queue, self._context.workers.threads
+            output_bytes = sum(array.nbytes for array in result.outputs.values())
+            memory_bytes = self._context.memory.encoding_bytes(output_bytes, samples.work)
             step = partial(self._isolated.postprocess, *arguments)
         else:
             queue, threads = self._postprocess_queue, self._workers.threads
@@ -409,7 +412,7 @@ class Pipeline:
             body = cost.measure(samples.work, step)
         else:
             work, predicted_s = partial(cost.measure, samples.work, step), cost.predict_s(samples.work)
-            body = await self._run_in_thread(queue, threads, work, deadline, predicted_s)
+            body = await self._run_in_thread(queue, threads, work, deadline, predicted_s, memory_bytes)
         return make_result(body, result, inferred_at=inferred_at, **vars(times))
 
     def _isolates_postprocessing(self, predict_request: PredictRequest, prepared: Preparation) -> bool:
@@ -480,6 +483,7 @@ class Pipeline:
             if started and not started[0].done():
                 self.admission.abandoned += 1
                 started[0].add_done_callback(self._on_abandoned_done)
+            started.clear()  # An error's traceback holds this frame: with the future that holds the error, a cycle.
 
     def _on_abandoned_done(self, _: asyncio.Future[Any]) -> None:
         self.admission.abandoned -= 1

@@ -22,11 +22,13 @@ class Preparation:
     """The result: the request without its upload, its samples, and the options found among its fields.
 
     The upload has become samples. Without it the request is small, so that waiting requests hold little memory.
+    `held_bytes` is what a result takes that comes from another process.
     """
 
     request: Request
     samples: Samples
     options: RequestOptions = RequestOptions()
+    held_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,14 @@ class SeveralPreparations:
 
     items: tuple[Preparation | ServiceError, ...]
     options: RequestOptions = RequestOptions()
+    held_bytes: int = 0
 
 
 class BudgetExceeded(Exception):
-    """Preparing a request took more processor time than it was given. `refusal` is the error for the client."""
+    """Preparing a request took more processor time, or memory, than it was given at this attempt.
+
+    `refusal` is the error for the client.
+    """
 
     def __init__(self, refusal: ServiceError) -> None:
         super().__init__(refusal.message)

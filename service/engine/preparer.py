@@ -30,8 +30,9 @@ _MAX_PREDICTED_S, _MAX_SMALL_PREDICTED_S = 0.3, 0.1
 size of the body; but what is too large is refused early, and must not make others seem late. In the first lane nothing
 takes much longer than its budget, 0.16 s by default and more for large bodies."""
 
-RunInThread = Callable[[StepQueue, Executor, Callable[[], Any], Deadline, float], Awaitable[Any]]
-"""Runs work in a thread once the queue's scheduler starts it; the last argument is the predicted seconds."""
+RunInThread = Callable[[StepQueue, Executor, Callable[[], Any], Deadline, float, int], Awaitable[Any]]
+"""Runs work in a thread once the queue's scheduler starts it; the last arguments are the predicted seconds and the
+bytes of memory that it may need."""
 Prepared = Preparation | SeveralPreparations
 
 
@@ -71,6 +72,7 @@ class Preparer:
         # If the task has a field with the name of an option, the field belongs to the task.
         option_fields = tuple(option for option in OPTION_FIELDS if option not in task.request_type.model_fields)
         self._rules = PreparationRules(context.limits, option_fields)
+        self._memory = context.memory
         self._interpreter_threads = context.interpreter.threads
         self._isolated_scheduler = context.decoders.scheduler
         self.queue = StepQueue(context.interpreter.scheduler, on_dropped=on_dropped)
@@ -120,7 +122,7 @@ class Preparer:
                 return cast(Prepared, cost.measure(request.size, step))
             work = partial(cost.measure, request.size, step)
             lane = _Lane(self.queue, self._interpreter_threads)
-            return await self._run(lane, work, deadline, self.predict_s(request), state)
+            return await self._run(lane, work, deadline, self.predict_s(request), 0, state)
         finally:
             self.preparing -= 1
 
@@ -130,17 +132,25 @@ class Preparer:
         first, second = self._lanes
         step = partial(isolated.prepare, self._rules, request)
         work = partial(self._cost(request).measure, request.size, partial(step, 0))
+        needs = self._memory.decoding_bytes
         try:
-            return await self._run(first, work, deadline, self.predict_s(request), state)
+            return await self._run(first, work, deadline, self.predict_s(request), needs(0, request.size), state)
         except BudgetExceeded:
             state.is_unusual = True
+        work = partial(step, 1)
         try:
-            return await self._run(second, partial(step, 1), deadline, self.predict_s(request), state)
+            return await self._run(second, work, deadline, self.predict_s(request), needs(1, request.size), state)
         except BudgetExceeded as error:
             raise error.refusal from None
 
     async def _run(
-        self, lane: _Lane, work: Callable[[], Any], deadline: Deadline, predicted_s: float, state: RequestState
+        self,
+        lane: _Lane,
+        work: Callable[[], Any],
+        deadline: Deadline,
+        predicted_s: float,
+        memory_bytes: int,
+        state: RequestState,
     ) -> Prepared:
         queued_at = perf_counter()
 
@@ -149,7 +159,10 @@ class Preparer:
             prepared: Prepared = work()
             return prepared
 
-        prepared: Prepared = await self._run_in_thread(lane.queue, lane.threads, start, deadline, predicted_s)
+        prepared: Prepared = await self._run_in_thread(
+            lane.queue, lane.threads, start, deadline, predicted_s, memory_bytes
+        )
+        state.hold(prepared.held_bytes)
         return prepared
 
     def _is_isolated(self, request: PredictRequest) -> bool:

@@ -11,6 +11,7 @@ import math
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
@@ -148,15 +149,18 @@ class StepQueue:
         entry = QueueEntry(work, 1, loop.time(), deadline, loop.create_future(), on_start)
         self._waiting.add(entry)
         self._waiting_s += predicted_s
-        entry.future.add_done_callback(lambda _: self._drop_if_waiting(entry))
+        entry.future.add_done_callback(partial(self._drop_if_waiting, entry))
         self._scheduler.schedule_dispatch()
-        return await entry.future
+        try:
+            return await entry.future
+        finally:
+            del entry  # An error's traceback holds this frame, and its future the error: a cycle, with the body.
 
     def close(self) -> None:
         """Leave the scheduler; no step may be waiting."""
         self._scheduler.detach(self)
 
-    def _drop_if_waiting(self, entry: QueueEntry) -> None:
+    def _drop_if_waiting(self, entry: QueueEntry, _: Any) -> None:
         if self._waiting.discard(entry):
             self._waiting_s -= entry.work[1]
             self._on_dropped(1)
@@ -211,6 +215,8 @@ async def _run_step(entry: QueueEntry, start: Callable[[], Awaitable[Any]]) -> N
     else:
         if not entry.future.done():
             entry.future.set_result(result)
+    finally:
+        del entry, start  # As in `StepQueue.run`.
 
 
 def fail_entry(entry: QueueEntry, error: BaseException) -> None:

@@ -68,6 +68,7 @@ class RequestState:
         prepare_wait_s: seconds that it waited for a thread that prepares it.
         set_time_limit: changes the caller's timeout to this time of the event loop.
         span: of the request, if it is recorded.
+        hold: counts bytes that the request keeps in memory until it is answered. Raises Overloaded.
     """
 
     stage: str = "receive"
@@ -76,6 +77,7 @@ class RequestState:
     prepare_wait_s: float = 0.0
     set_time_limit: Callable[[float], None] = lambda limit: None
     span: RequestSpan | None = None
+    hold: Callable[[int], None] = lambda size: None
 
     def stage_setter(self, stage: str) -> Callable[[], None]:
         """Return a callback that sets the stage."""

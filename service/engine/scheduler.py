@@ -112,6 +112,28 @@ class Source(Protocol):
         ...
 
 
+class MemoryWaiter(Protocol):
+    """Whoever waits for memory that others use."""
+
+    def schedule_dispatch(self) -> None:
+        """Look again, soon, whether there is enough."""
+        ...
+
+
+class SharedMemory(Protocol):
+    """Memory that several schedulers share; `service/engine/memory_budget.py` describes the methods."""
+
+    @property
+    def is_unlimited(self) -> bool: ...  # noqa: D102 -- see the class
+    def is_idle_for(self, waiter: MemoryWaiter, /) -> bool: ...  # noqa: D102
+    def free_for(self, waiter: MemoryWaiter, /) -> float: ...  # noqa: D102
+    def reserve(self, waiter: MemoryWaiter, size: float, /) -> None: ...  # noqa: D102
+    def release(self, waiter: MemoryWaiter, size: float, /, *, hung: bool = False) -> None: ...  # noqa: D102
+    def give_up(self, size: float, /) -> None: ...  # noqa: D102
+    def wait(self, waiter: MemoryWaiter, /) -> None: ...  # noqa: D102
+    def stop_waiting(self, waiter: MemoryWaiter, /) -> None: ...  # noqa: D102
+
+
 class Scheduler:
     """Orders the work on one device. All methods belong to one event loop, except `attach` and `detach`.
 
@@ -121,6 +143,7 @@ class Scheduler:
         hang_timeout_s: a job that runs longer counts as hung and its requests fail, but it occupies its slot until it
             ends; 0 for never.
         memory_bytes: memory that all running jobs together may reserve.
+        shared_memory: what they also need a share of; None if no other scheduler uses the same memory.
 
     `parallelism` is how many of the running jobs progress at the same time while the others wait on the device; 0 for
     all of them.
@@ -132,12 +155,14 @@ class Scheduler:
         parallelism: int = 0,
         *,
         hang_timeout_s: float = 0.0,
+        shared_memory: SharedMemory | None = None,
         on_hung: Callable[[int], None] = lambda count: None,
         on_fault: Callable[[BaseException], None] = lambda error: None,
     ) -> None:
         self.concurrency = concurrency
         self.hang_timeout_s = hang_timeout_s
         self.memory_bytes = math.inf
+        self.shared_memory = shared_memory
         self._parallelism = parallelism or concurrency
         self._on_hung = on_hung
         self._on_fault = on_fault
@@ -148,6 +173,7 @@ class Scheduler:
         self._running: dict[Job, asyncio.Task[None]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._dispatch_scheduled = False
+        self._waits_for_memory = False
 
     @property
     def hung_count(self) -> int:
@@ -212,8 +238,15 @@ class Scheduler:
         if self.hung_count >= self.concurrency:
             self._reject_waiting()
         faulty: set[Source] = set()
+        self._waits_for_memory = False
+        has_started = False
         while self._has_free_slot and self._start_next(faulty):
-            pass
+            has_started = True
+        if self.shared_memory is not None:
+            if has_started or not self._waits_for_memory:  # Others must not wait behind work that has gone.
+                self.shared_memory.stop_waiting(self)
+            if self._waits_for_memory:
+                self.shared_memory.wait(self)
 
     def _reject_waiting(self) -> None:
         for source in self._sources:
@@ -245,6 +278,7 @@ class Scheduler:
         try:
             job = source.take(now, self._free_capacity())
         except InsufficientMemory:
+            self._waits_for_memory = True
             return False  # It remains the next job until it fits: no other job is started before it.
         except Exception as error:
             faulty.add(source)
@@ -257,11 +291,17 @@ class Scheduler:
 
     def _free_capacity(self) -> Capacity:
         reserved_bytes = sum(job.memory_bytes for job in self._running)
-        return Capacity(self.memory_bytes - reserved_bytes, idle=all(job.hung for job in self._running))
+        free_bytes, idle = self.memory_bytes - reserved_bytes, all(job.hung for job in self._running)
+        if self.shared_memory is not None:
+            free_bytes = min(free_bytes, self.shared_memory.free_for(self))
+            idle = idle and (self.shared_memory.is_unlimited or self.shared_memory.is_idle_for(self))
+        return Capacity(free_bytes, idle)
 
     def _start(self, job: Job, now: float) -> None:
         loop = asyncio.get_running_loop()
         job.predicted_end = now + job.predicted_s
+        if self.shared_memory is not None:
+            self.shared_memory.reserve(self, job.memory_bytes)
         if self.hang_timeout_s:
             job.hang_timer = loop.call_later(self.hang_timeout_s, self._on_hang_timeout, job)
         task = self._running[job] = loop.create_task(job.run())
@@ -269,12 +309,16 @@ class Scheduler:
 
     def _on_hang_timeout(self, job: Job) -> None:
         job.hung = True
+        if self.shared_memory is not None:
+            self.shared_memory.give_up(job.memory_bytes)
         self._on_hung(self.hung_count)
         job.abandon()
         self._dispatch()  # Work that waited for this job's memory, or for an exclusive job, no longer waits for it.
 
     def _on_job_end(self, job: Job, task: asyncio.Task[None]) -> None:
         del self._running[job]
+        if self.shared_memory is not None:
+            self.shared_memory.release(self, job.memory_bytes, hung=job.hung)
         if job.hang_timer is not None:
             job.hang_timer.cancel()
         if job.hung:

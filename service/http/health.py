@@ -109,5 +109,10 @@ def _unready_reason(
         return "Models are still loading."
     if any(models.values()):
         return None
+    if not models:
+        return (
+            f"The folder of models contains none: {repository.root}. Publish a model there, or mount the volume; it is "
+            "looked at again and again."
+        )
     reasons = list(repository.unavailable_models().values())[:_MAX_REASONS]
     return " ".join(["No model is being served.", *reasons])

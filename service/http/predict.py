@@ -41,6 +41,8 @@ _CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a disconnected client. Nobody receives it; it is for the log and the metrics."""
 _MAX_BYTES_PER_VALUE = 32
 """Bytes of a JSON body for each value that it may contain, on average, in models that take only JSON."""
+_PIECE_BYTES = 262_144
+"""Bodies of responses are sent in pieces of this size."""
 _TIMEOUT, _PRIORITY = "x-request-timeout-ms", "x-request-priority"
 _PATH = re.compile(r"/v1/models/(?P<name>[^/]+)(?:/versions/(?P<version>[^/]+))?/predict")
 _ROUTES = ("/v1/models/{name}/predict", "/v1/models/{name}/versions/{version}/predict")
@@ -61,6 +63,7 @@ class PredictMiddleware:
     limits: Limits
     body_budget: BodyBudget
     shadows: ShadowTraffic
+    send_timeout_s: float = 30.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer prediction requests; pass all other requests on."""
@@ -78,7 +81,8 @@ class PredictMiddleware:
             if isinstance(error, ModelUnavailable):  # It exists, so that its name may become a label.
                 trace_of(scope).model = match["name"]
             response = error_response(error, trace_of(scope))
-        await response(scope, receive, send)
+        with self.body_budget.holding(len(response.body)):
+            await send_response(response, scope, send, timeout_s=self.send_timeout_s)
         self.shadows.mirror(trace_of(scope))
 
     async def _answer(self, request: Request, name: str, version: str | None) -> Response:
@@ -117,6 +121,7 @@ class PredictMiddleware:
         deadline = pipeline.admission.make_deadline(options, state.arrived_at)
         pipeline.check(deadline)
         with self.body_budget.reservation() as reserve:
+            state.hold = reserve
             message = await read_predict_request(request, self._body_rules(model.task), reserve=reserve)
             trace.request_bytes = message.size
             message = replace(
@@ -155,6 +160,27 @@ class PredictMiddleware:
         if varies:
             response.headers["vary"] = "accept"
         return response
+
+
+async def send_response(response: Response, scope: Scope, send: Send, *, timeout_s: float) -> None:
+    """Send a response; a large body in pieces, each when the client has taken most of those before.
+
+    So the server knows what it still keeps. Raises TimeoutError if the client takes nothing for `timeout_s` seconds;
+    the connection is closed then.
+    """
+    body = response.body
+    if len(body) <= _PIECE_BYTES:
+        await response(scope, _receive_nothing, send)
+        return
+    await send({"type": "http.response.start", "status": response.status_code, "headers": response.raw_headers})
+    for start in range(0, len(body), _PIECE_BYTES):
+        async with asyncio.timeout(timeout_s):
+            piece, is_last = bytes(body[start : start + _PIECE_BYTES]), start + _PIECE_BYTES >= len(body)
+            await send({"type": "http.response.body", "body": piece, "more_body": not is_last})
+
+
+async def _receive_nothing() -> Any:
+    raise NotImplementedError("A response with a plain body receives nothing.")
 
 
 def _options_from_headers(request: Request) -> RequestOptions:

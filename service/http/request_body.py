@@ -36,9 +36,13 @@ _MAX_CONTENT_TYPE = 1_000
 
 
 class BodyBudget:
-    """Limits the total size of all request bodies in memory.
+    """Limits the total size of what requests keep in memory: bodies, decoded inputs, and answers not yet sent.
 
     Only bytes that have arrived count: a client that announces a large body and sends little does not block others.
+
+    Attributes:
+        max_bytes: the limit, which may be lowered or raised at any time.
+        used_bytes: the bytes that are counted now.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -64,6 +68,15 @@ class BodyBudget:
             yield reserve
         finally:
             self.used_bytes -= reserved
+
+    @contextmanager
+    def holding(self, size: int) -> Iterator[None]:
+        """Count so many bytes for the duration of the `with` block; they exist already, so that none are refused."""
+        self.used_bytes += size
+        try:
+            yield
+        finally:
+            self.used_bytes -= size
 
 
 @dataclass(frozen=True)

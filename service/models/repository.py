@@ -69,6 +69,7 @@ class Repository:
         on_failed: called with name and version when a version is found broken or fails to load.
         on_removed: called with name and version when a version is no longer in the folder.
         needs_evaluation: whether new versions of the named model are evaluated on shadow traffic before they serve.
+        check_memory: called with the size of a graph before it is opened; raises BrokenModel if it does not fit.
         on_retired: called with the pipeline of a version that is no longer served when its last lease has ended, in any
             thread.
         loaded: whether all models have been loaded or have failed; set by the caller of `load_all`.
@@ -86,6 +87,7 @@ class Repository:
     on_failed: Callable[[str, str], None] = lambda name, version: None
     on_removed: Callable[[str, str], None] = lambda name, version: None
     needs_evaluation: Callable[[str], bool] = lambda name: False
+    check_memory: Callable[[int], None] = lambda graph_bytes: None
     on_retired: Callable[[Pipeline], None] = Pipeline.close
     loaded: bool = field(default=False, init=False)
     _entries: dict[str, _Versions] = field(default_factory=dict, init=False)
@@ -242,7 +244,7 @@ class Repository:
     def load_all(self) -> None:
         """Load the versions of each model that are to serve."""
         # Largest first: loaded last, it would keep the others waiting with the remaining threads idle.
-        names = sorted(self._entries, key=lambda name: self._graph_bytes(self._entries[name][0]), reverse=True)
+        names = sorted(self._entries, key=lambda name: self.graph_bytes(self._entries[name][0]), reverse=True)
         with ThreadPoolExecutor(self.concurrency, thread_name_prefix="loader") as pool:
             for loading in [pool.submit(self._load_needed, name) for name in names]:
                 loading.result()
@@ -251,11 +253,16 @@ class Repository:
             for model in self._models_in_memory(name):
                 _run_example(measure_memory, model, DeviceWork())
 
-    def _graph_bytes(self, entry: Entry) -> int:
+    def graph_bytes(self, entry: Entry) -> int:
+        """Return the size of a version's graph; 0 if it cannot be read."""
         try:
             return (self.root / entry.name / entry.version / MODEL).stat().st_size
         except OSError:
             return 0
+
+    def newest_entries(self) -> Iterator[Entry]:
+        """Return the newest version of each model."""
+        return (entries[0] for entries in list(self._entries.values()) if entries)
 
     def _settle(self, name: str) -> bool:
         """Load what is needed of a model now; return whether a version has been loaded."""
@@ -375,6 +382,7 @@ class Repository:
         goldens = parse_goldens(contents[GOLDENS])
         if not goldens:
             raise BrokenModel("There are no golden requests, so the model cannot be verified.")
+        self.check_memory(len(contents[MODEL]))
         card = contents.get(CARD, b"").decode("utf-8", "replace")
         backend = self._open_shared_backend(contents.pop(MODEL), manifest, task)
         del contents  # Large, and no longer needed.

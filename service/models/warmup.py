@@ -8,12 +8,12 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 
-from service.backends.base import OutOfMemory
+from service.backends.base import Backend, OutOfMemory
 from service.engine.latency import choose_batch_size, count_elements, measure_fastest, measure_step, shape_of
 from service.engine.pipeline import Pipeline
 from service.models.device_work import DeviceWork
@@ -22,6 +22,9 @@ from tasks.contract import Array, Arrays, Limits, Samples, Task
 
 _MAX_SECONDS = 0.1
 """Batches of the less common shapes that would take longer are not run; their cost is estimated from the others."""
+_MAX_MEMORY_FRACTION = 0.5
+"""Batches that are predicted to need more of the free memory are not tried: on a CPU the kernel would kill the process
+rather than report an error."""
 
 
 def warm_up(
@@ -42,22 +45,54 @@ def warm_up(
     work = work or DeviceWork()
     first = golden_runs[0].samples.arrays
     pipeline.set_typical_shape(first)
+    guard = MemoryGuard(pipeline.backend)
     with ThreadPoolExecutor(concurrency, thread_name_prefix="warm-up") as threads:
-        time_size = partial(_time_concurrent_runs, pipeline, work, threads, concurrency, first)
+        time_size = partial(_time_concurrent_runs, pipeline, guard, work, threads, concurrency, first)
         max_size = pipeline.batch_limit
         if find_batch_size:
             pipeline.policy = replace(pipeline.policy, max_size=choose_batch_size(time_size, max_size))
         else:
             time_size(max_size)
     pipeline.backend.release()
-    _measure_sizes(pipeline, work, first)
+    _measure_sizes(pipeline, guard, work, first)
     for golden_run in golden_runs:
         for arrays in samples_per_bucket(pipeline.task, golden_run.samples.arrays):
             if not pipeline.latency_profile.has_shape(shape_of(arrays)):
-                _measure_sizes(pipeline, work, arrays, only_fast=True)
+                _measure_sizes(pipeline, guard, work, arrays, only_fast=True)
         cost = pipeline.postprocess_cost(golden_run.request)
         samples = golden_run.samples
         measure_step(cost, samples.work, pipeline.postprocess, golden_run.outputs, samples, golden_run.request)
+
+
+@dataclass
+class MemoryGuard:
+    """Predicts from smaller batches whether a batch fits into memory, as `measure_memory` does for clients later.
+
+    Attributes:
+        backend: its memory is measured from now on.
+    """
+
+    backend: Backend
+    _start: int | None = field(init=False)
+    _bytes_per_element: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self.backend.release()
+        self._start = self.backend.memory_in_use()
+
+    def fits(self, elements: int) -> bool:
+        """Return whether batches with so many elements of input in all are predicted to fit."""
+        in_use, free = self.backend.memory_in_use(), self.backend.memory_free()
+        if self._start is None or in_use is None or free is None:
+            return True
+        reusable = max(0, in_use - self._start)  # The backend keeps what earlier runs have needed.
+        return elements * self._bytes_per_element - reusable <= _MAX_MEMORY_FRACTION * free
+
+    def record(self, elements: int) -> None:
+        """Measure what batches with so many elements have needed."""
+        in_use = self.backend.memory_in_use()
+        if self._start is not None and in_use is not None:
+            self._bytes_per_element = max(self._bytes_per_element, (in_use - self._start) / elements)
 
 
 def samples_per_bucket(task: Task, arrays: Arrays) -> Iterator[Arrays]:
@@ -84,9 +119,18 @@ def _repeat_to_size(arrays: Arrays, size: int) -> Arrays:
 
 
 def _time_concurrent_runs(
-    pipeline: Pipeline, work: DeviceWork, threads: ThreadPoolExecutor, count: int, arrays: Arrays, size: int
+    pipeline: Pipeline,
+    guard: MemoryGuard,
+    work: DeviceWork,
+    threads: ThreadPoolExecutor,
+    count: int,
+    arrays: Arrays,
+    size: int,
 ) -> float:
     """Return the seconds for a batch of this size while `count` of them run; infinity if memory is too small."""
+    elements = count * size * count_elements(shape_of(arrays))
+    if size > 1 and not guard.fits(elements):
+        return math.inf
     batch = _repeat_to_size(arrays, size)
 
     def run_all() -> None:
@@ -98,6 +142,7 @@ def _time_concurrent_runs(
         seconds = work.run(partial(measure_fastest, run_all), batch)
     except OutOfMemory:
         return _record_out_of_memory(pipeline, arrays, size)
+    guard.record(elements)
     pipeline.latency_profile.record(shape_of(arrays), size, seconds)
     return seconds
 
@@ -110,7 +155,9 @@ def _record_out_of_memory(pipeline: Pipeline, arrays: Arrays, size: int) -> floa
     return math.inf
 
 
-def _measure_sizes(pipeline: Pipeline, work: DeviceWork, arrays: Arrays, *, only_fast: bool = False) -> None:
+def _measure_sizes(
+    pipeline: Pipeline, guard: MemoryGuard, work: DeviceWork, arrays: Arrays, *, only_fast: bool = False
+) -> None:
     """Run batches of one sample, of the maximum size, and of sizes in between, each at least once.
 
     After a batch that does not fit in memory, half of it is run, so that the largest batch that clients can cause has
@@ -118,6 +165,10 @@ def _measure_sizes(pipeline: Pipeline, work: DeviceWork, arrays: Arrays, *, only
     """
     shape, size, largest = shape_of(arrays), 1, 0
     while size > largest:
+        if size > 1 and not guard.fits(size * count_elements(shape)):
+            pipeline.latency_profile.record_out_of_memory(shape, size)
+            size = pipeline.latency_profile.max_batch_size(shape, pipeline.batch_limit, math.inf)
+            continue
         seconds = _time_single_run(pipeline, work, arrays, size)
         max_size = pipeline.latency_profile.max_batch_size(shape, pipeline.batch_limit, math.inf)
         if seconds == math.inf:

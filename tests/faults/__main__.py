@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks.machine import describe_machine
 from tests.faults import (
     cancelled_clients,
+    container_memory,
     device_faults,
     hostile_clients,
     isolation,
@@ -66,6 +67,7 @@ SCENARIOS: Mapping[str, Scenario] = {
     "overload": Scenario(overload.measure, "all models"),
     **{f"hostile_{kind}": Scenario(partial(hostile_clients.measure, kind), "hostile") for kind in HOSTILE_KINDS},
     "memory_returns": Scenario(memory_returns.measure, "hostile"),
+    "container_memory": Scenario(container_memory.measure),
     "version_swap": Scenario(version_swap.measure),
     "models_come_and_go": Scenario(models_come_and_go.measure),
     "shadow": Scenario(shadow_evaluation.measure),

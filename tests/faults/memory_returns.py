@@ -74,18 +74,18 @@ def measure(context: ScenarioContext) -> list[Row]:
 def _largest_requests(context: ScenarioContext) -> dict[str, Callable[[], bytes]]:
     known, limits = context.known, Limits()
     side, answer_side = math.isqrt(limits.pixels), math.isqrt(limits.answer_pixels // 4)
-    photo = partial(_photo, known["clothing"], side)
+    photo = partial(large_photo, known["clothing"], side)
     return {
         "a JPEG of the most pixels": partial(photo, "JPEG"),
         "a grey PNG of the most pixels": partial(photo, "PNG", "L"),
-        "the largest image to restore": partial(_photo, known["restore"], answer_side, "PNG"),
+        "the largest image to restore": partial(large_photo, known["restore"], answer_side, "PNG"),
         f"{limits.rows:,} rows": lambda: known["adult"].valid_request(1, size=limits.rows).request,
         f"{limits.characters:,} characters": partial(_text, known["imdb"], limits.characters),
         "1,000 ratings": lambda: known["movielens"].valid_request(1, size=1_000).request,
     }
 
 
-def _photo(model: KnownModel, side: int, format: str, mode: str = "RGB") -> bytes:
+def large_photo(model: KnownModel, side: int, format: str, mode: str = "RGB") -> bytes:
     """Return a request with a picture that has some content, without the time to encode noise."""
     gradient = Image.linear_gradient("L").resize((side, side))
     file = io.BytesIO()

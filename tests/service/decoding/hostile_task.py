@@ -59,6 +59,8 @@ class Hostile(Task):
             "spin": spin,
             "crash": lambda: os.kill(os.getpid(), signal.SIGSEGV),
             "be killed": lambda: os.kill(os.getpid(), signal.SIGKILL),
+            "abort": os.abort,
+            "allocate 200 MB": lambda: bytearray(200_000_000),
             "allocate": lambda: bytearray(10**11),
             "divide": lambda: 1 // 0,
             "use 40 MB in small pieces": use_memory,

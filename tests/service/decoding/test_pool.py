@@ -16,6 +16,7 @@ import pytest
 from service.decoding.body_formats import parse_json
 from service.decoding.fork_server import PROGRAM, ForkServer
 from service.decoding.pool import Budget, DecoderPool, IsolatedTask
+from service.engine.memory_budget import MemoryBudget, MemoryPlan
 from service.engine.preparation import BudgetExceeded, Preparation, PreparationRules, SeveralPreparations
 from service.engine.request import PredictRequest, render_json
 from service.errors import InternalError, InvalidRequest, NoMemory, ServiceError, Stopped, TooLarge, Unreadable
@@ -29,11 +30,19 @@ RULES = PreparationRules(Limits(inputs=3), ("timeout_ms", "priority"))
 class Decoders:
     """A pool with a registered task."""
 
-    def __init__(self, size: int = 1, budget_s: float = 0.3, fork_server: ForkServer | None = None) -> None:
+    def __init__(
+        self,
+        size: int = 1,
+        budget_s: float = 0.3,
+        fork_server: ForkServer | None = None,
+        memory: MemoryBudget | None = None,
+    ) -> None:
         self.killed: list[str] = []
         self.fork_server = fork_server or ForkServer()
         budgets = (Budget(budget_s, 0.2e-6), Budget(10 * budget_s))
-        self.pool = DecoderPool(self.fork_server, size, size, budgets, on_killed=self.killed.append)
+        self.pool = DecoderPool(
+            self.fork_server, size, size, budgets, on_killed=self.killed.append, memory=memory or MemoryBudget()
+        )
         self.task: IsolatedTask = self.pool.register(Hostile())
 
     def prepare(self, body: bytes, attempt: int = 0) -> Preparation | SeveralPreparations:
@@ -105,7 +114,7 @@ def test_a_larger_body_has_a_larger_budget(decoders: Decoders) -> None:
     ("order", "error", "message"),
     [
         ("refuse", Unreadable, "This order is refused."),
-        ("allocate", TooLarge, "more memory than one request may use"),
+        ("allocate", TooLarge, "more memory than the 1,500 MB that one request may use"),
         ("divide", InternalError, "The server's log has the details"),
     ],
 )
@@ -246,6 +255,54 @@ def test_a_task_is_registered_even_if_no_process_can_be_started() -> None:
     with pytest.raises(NoMemory, match="cannot start a process"):
         decoders.order("wait")
     decoders.close()
+
+
+def test_bodies_of_refused_requests_do_not_pile_up_in_a_process(decoders: Decoders) -> None:
+    process = decoders.process_of(decoders.order("wait"))
+    body = b'{"order": "refuse", "padding": "' + b"x" * 8_000_000 + b'"}'
+
+    for _ in range(12):
+        with pytest.raises(ServiceError):
+            decoders.prepare(body, attempt=1)
+
+    assert decoders.process_of(decoders.order("wait")) == process
+    assert resident_bytes(process) < 200_000_000
+
+
+@pytest.fixture
+def tight_decoders() -> Iterator[Decoders]:
+    """A pool whose first attempt gets 75 MB, and whose second one 300 MB."""
+    decoders = Decoders(budget_s=10.0, memory=MemoryBudget(MemoryPlan(1e8, 3e8), decoders=2))
+    yield decoders
+    decoders.close()
+
+
+def test_where_memory_is_tight_a_request_that_needs_more_is_prepared_again_with_more(tight_decoders: Decoders) -> None:
+    with pytest.raises(BudgetExceeded, match="more memory than the 75 MB"):
+        tight_decoders.order("allocate 200 MB")
+
+    assert isinstance(tight_decoders.prepare(b'{"order": "allocate 200 MB"}', attempt=1), Preparation)
+
+
+def test_a_request_that_needs_more_than_there_is_gets_the_number(tight_decoders: Decoders) -> None:
+    with pytest.raises(TooLarge, match="more memory than the 300 MB that one request may use on this server"):
+        tight_decoders.prepare(b'{"order": "allocate"}', attempt=1)
+
+
+def test_a_library_that_aborts_without_memory_does_not_make_the_input_unreadable(tight_decoders: Decoders) -> None:
+    with pytest.raises(BudgetExceeded, match="more memory"):
+        tight_decoders.order("abort")
+
+    assert isinstance(tight_decoders.order("wait"), Preparation)
+
+
+def test_the_limit_of_one_request_does_not_outlive_it(tight_decoders: Decoders) -> None:
+    tight_decoders.order("wait")
+
+    prepared = tight_decoders.prepare(b'{"order": "allocate 200 MB"}', attempt=1)
+
+    assert isinstance(prepared, Preparation)
+    assert prepared.held_bytes > 0
 
 
 def test_an_idle_process_gives_its_memory_back(decoders: Decoders) -> None:

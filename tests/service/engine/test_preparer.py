@@ -30,7 +30,9 @@ class Requests:
             self.task, isolated, self.device.context, self.run, lambda *key: self.cost, lambda size: None
         )
 
-    async def run(self, queue: Any, threads: Any, work: Any, deadline: Deadline, predicted_s: float) -> Any:
+    async def run(
+        self, queue: Any, threads: Any, work: Any, deadline: Deadline, predicted_s: float, memory_bytes: int
+    ) -> Any:
         names = {self.device.interpreter: "interpreter", self.device.decoders: "first"}
         self.ran_in.append(names.get(threads, "second"))
         return work()

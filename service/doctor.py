@@ -1,0 +1,299 @@
+"""`python -m service doctor`: whether the server would work here, what would not, and what to do about it.
+
+It starts nothing, loads no model unless it is asked to, and needs no network. The exit status is 1 if there is a
+problem, which the server could not work with; a warning is something that works, though probably not as intended.
+"""
+
+import argparse
+import json
+import os
+import platform
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from service.backends.base import BackendError
+from service.backends.cores import available_cores, cpu_quota
+from service.backends.cuda_libraries import gpu_is_visible
+from service.backends.memory import HostMemory
+from service.engine.memory_budget import MAX_WORK_BYTES, MemoryPlan, model_bytes
+from service.models.discovery import ModelFolder
+from service.settings import PREFIX, InvalidSetting, Settings, find_service_links, read_settings
+from tasks.manifest import MODEL, BrokenModel, read_manifest, verify_files
+
+Level = Literal["ok", "warning", "problem"]
+_MIN_FILES = 4096
+"""Open files that a server needs if it is to keep a thousand clients connected."""
+_PACKAGES = ("fastapi", "uvicorn", "pydantic", "numpy", "pillow", "tokenizers", "prometheus-client")
+_BASE_BYTES = 230_000_000
+"""What the server needs without any model: its process, and those that decode."""
+_MIN_FREE_BYTES = 200_000_000
+"""Less than this for requests, and photos of a usual camera are refused."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        area: device, libraries, settings, models, limits, port or service links.
+        level: how it is.
+        text: what is so, or what is wrong and what to do, in a sentence.
+    """
+
+    area: str
+    level: Level
+    text: str
+
+
+def run_doctor(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> int:
+    """Print what was checked, and return the exit status: 1 if there is a problem, else 0."""
+    parser = argparse.ArgumentParser(
+        prog="python -m service doctor",
+        description="Check whether the server would work here. All flags of the server are accepted, too, and checked.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", action="store_true", help="print the checks as JSON")
+    parser.add_argument("--load", action="store_true", help="also load each model and run it once")
+    options, flags = parser.parse_known_args(arguments)
+    checks = list(run_checks(flags, environment, load=options.load))
+    if options.json:
+        report = {"ok": all(check.level != "problem" for check in checks), "checks": [asdict(c) for c in checks]}
+        print(json.dumps(report, indent=1, ensure_ascii=False))
+    else:
+        print("\n".join(f"{check.level:<8} {check.area}: {check.text}" for check in checks))
+        counts = {level: sum(check.level == level for check in checks) for level in ("problem", "warning")}
+        print(f"\n{counts['problem']} problem(s), {counts['warning']} warning(s).")
+    return 1 if any(check.level == "problem" for check in checks) else 0
+
+
+def run_checks(
+    flags: Sequence[str], environment: Mapping[str, str], *, root: Path = Path("/"), load: bool = False
+) -> Iterator[Check]:
+    """Yield all checks.
+
+    Args:
+        flags: of the server.
+        environment: its environment.
+        root: the folder that contains /proc, /sys and /dev.
+        load: whether to load the models.
+    """
+    yield from _check_libraries()
+    try:
+        settings = read_settings(flags, environment)
+        links = find_service_links(environment)  # Names only: a value may be a secret.
+        given = [flag.partition("=")[0] for flag in flags if flag.startswith("--")]
+        given += [name for name in environment if name.startswith(PREFIX) and name not in links]
+        yield Check("settings", "ok", f"Valid: {', '.join(sorted(given))}." if given else "Defaults.")
+    except InvalidSetting as error:
+        yield Check("settings", "problem", str(error))
+        settings = Settings()
+    yield from _check_service_links(environment)
+    yield from _check_device(settings, root)
+    yield from _check_models(settings, load=load)
+    yield from _check_cores(root)
+    yield from _check_memory(settings, root)
+    yield from _check_files(root)
+    yield _check_port(settings)
+
+
+def _check_libraries() -> Iterator[Check]:
+    supported = sys.version_info >= (3, 11)
+    yield Check(
+        "libraries", "ok" if supported else "problem", f"Python {platform.python_version()}; 3.11 or later is needed."
+    )
+    found, missing = {}, []
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            missing.append(package)
+    if missing:
+        text = f"{', '.join(missing)} not installed: pip install -r requirements/serve.txt."
+        yield Check("libraries", "problem", text)
+    yield Check("libraries", "ok", ", ".join(f"{package} {number}" for package, number in found.items()) + ".")
+
+
+def _check_service_links(environment: Mapping[str, str]) -> Iterator[Check]:
+    if links := find_service_links(environment):
+        yield Check(
+            "service links",
+            "warning",
+            f"Variables describe a Kubernetes Service called like this program: {', '.join(links[:3])}. "
+            "They are ignored. Set enableServiceLinks: false in the pod's spec.",
+        )
+    else:
+        yield Check("service links", "ok", "No variable of a Kubernetes Service looks like a setting.")
+
+
+def _check_device(settings: Settings, root: Path) -> Iterator[Check]:
+    has_gpu = gpu_is_visible(root)
+    try:
+        import onnxruntime as ort  # Here, since it may be what is missing.
+
+        from service.backends.onnx import OnnxRuntime
+
+        problem = None if settings.device == "cpu" else OnnxRuntime(settings.device).cuda_problem()
+    except Exception as error:  # A missing package, or a library of it that the system cannot load.
+        yield Check(
+            "device", "problem", f"ONNX Runtime cannot be used: {error}. Install onnxruntime, or onnxruntime-gpu."
+        )
+        return
+    visible = "A GPU is visible" if has_gpu else "No GPU is visible"
+    if settings.device == "cpu":
+        yield Check("device", "ok", f"{visible}; the setting asks for the CPU. ONNX Runtime {ort.__version__}.")
+    elif problem is None:
+        yield Check("device", "ok", f"{visible}, and ONNX Runtime {ort.__version__} uses it.")
+    elif settings.device == "cuda":
+        yield Check("device", "problem", f"CUDA was requested, but {problem}")
+    elif has_gpu:
+        yield Check("device", "warning", f"{visible}, but it is not used: {problem}")
+    else:
+        yield Check("device", "ok", f"{visible}; models run on the CPU. ONNX Runtime {ort.__version__}.")
+
+
+def _check_models(settings: Settings, *, load: bool) -> Iterator[Check]:
+    try:
+        found = ModelFolder(settings.models, frozenset(settings.only)).look()
+    except BrokenModel as error:
+        yield Check("models", "problem", f"{error} Mount a volume there, or set --models.")
+        return
+    models = {} if found is None else found.models
+    if not models:
+        text = (
+            f"{settings.models} contains no models: the server starts, and is not ready until one is published there."
+        )
+        yield Check("models", "warning", text)
+    for name in settings.only:
+        if name not in models:
+            yield Check("models", "warning", f"--only names {name}, which is not in {settings.models}.")
+    for name, versions in models.items():
+        newest = versions[0]
+        folder = settings.models / name / newest.version
+        if newest.problem is not None:
+            yield Check("models", "problem", f"{name}/{newest.version}: {newest.problem}")
+            continue
+        try:
+            manifest = read_manifest(folder)
+            verify_files(folder, manifest)
+            seconds = _load_model(settings, folder) if load else None
+        except (BrokenModel, BackendError) as error:
+            yield Check("models", "problem", f"{name}/{newest.version}: {error} Publish it again, or copy it again.")
+            continue
+        megabytes = sum(entry.size for entry in manifest.files.values()) / 1e6
+        loaded = "" if seconds is None else f", loaded in {seconds:.1f} s"
+        text = f"{name}/{newest.version}: {manifest.task}, {megabytes:.1f} MB, checksums right{loaded}."
+        yield Check("models", "ok", text)
+
+
+def _load_model(settings: Settings, folder: Path) -> float:
+    from service.backends.onnx import OnnxRuntime
+
+    started = time.perf_counter()
+    task = read_manifest(folder).load_task(folder)
+    OnnxRuntime(settings.device)((folder / MODEL).read_bytes(), task.inputs, task.outputs)
+    return time.perf_counter() - started
+
+
+def _check_cores(root: Path) -> Iterator[Check]:
+    cores, quota = available_cores(root), cpu_quota(root)
+    if quota is None:
+        yield Check("limits", "ok", f"{cores} cores, without a quota.")
+    elif quota < 1:
+        text = f"A quota of {quota:g} cores: one batch at a time, which the kernel pauses. One core or more is better."
+        yield Check("limits", "warning", text)
+    else:
+        yield Check("limits", "ok", f"A quota of {quota:g} cores: {cores} threads compute at a time.")
+
+
+def _check_memory(settings: Settings, root: Path) -> Iterator[Check]:
+    memory = HostMemory(root)
+    limit, free = memory.limit(), memory.free()
+    if free is None:
+        yield Check("limits", "warning", "The free memory is unknown, so that requests are not limited by it.")
+        return
+    needed = _BASE_BYTES + sum(model_bytes(size) for size in _graph_sizes(settings))
+    processes = settings.decoders or max(2, available_cores(root))
+    plan = MemoryPlan.of(max(0, free - needed), processes=processes)
+    has = f"a limit of {limit // 1_000_000:,} MB" if limit is not None else "no limit"
+    facts = f"{has}, {free // 1_000_000:,} MB free; the server and its models need about {needed // 1_000_000:,} MB"
+    if needed > free:
+        text = f"{facts}. Not all models can be loaded: raise the limit, or serve fewer with --only."
+        yield Check("limits", "problem", f"Memory: {text}")
+    elif free - needed < _MIN_FREE_BYTES:
+        yield Check(
+            "limits", "warning", f"Memory: {facts}. Large photos will be refused, and others wait: raise the limit."
+        )
+    elif plan.is_tight:
+        at_once = max(1, int(plan.work // MAX_WORK_BYTES)) if plan.work >= MAX_WORK_BYTES else 1
+        text = (
+            f"{facts}. Requests share the rest and wait for each other; of the largest, {at_once} is decoded at a time."
+        )
+        yield Check("limits", "ok", f"Memory: {text}")
+    else:
+        yield Check("limits", "ok", f"Memory: {facts}. Requests do not have to wait for memory.")
+
+
+def _graph_sizes(settings: Settings) -> Iterator[int]:
+    try:
+        found = ModelFolder(settings.models, frozenset(settings.only)).look()
+    except BrokenModel:
+        return
+    for name, versions in found.models.items() if found else ():
+        for served in versions[: settings.versions or None]:
+            path = settings.models / name / served.version / MODEL
+            if path.is_file():
+                yield path.stat().st_size
+
+
+def _check_files(root: Path) -> Iterator[Check]:
+    try:
+        import resource  # Unix has it.
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        few = 0 <= soft < _MIN_FILES
+        text = f"{soft:,} open files{f'; with ulimit -n {_MIN_FILES} or more, a thousand clients fit' if few else ''}."
+        yield Check("limits", "warning" if few else "ok", text)
+    except ImportError:
+        pass
+    is_read_only = not os.access(root, os.W_OK)
+    yield Check(
+        "limits",
+        "ok",
+        "The root file system is read-only."
+        if is_read_only
+        else "The root file system is writable; the server does not need that.",
+    )
+    yield _check_temporary(tempfile.gettempdir)
+
+
+def _check_temporary(find: Callable[[], str]) -> Check:
+    try:
+        with tempfile.TemporaryFile(dir=find()):
+            return Check("limits", "ok", "The folder for temporary files is writable.")
+    except OSError as error:
+        return Check(
+            "limits", "ok", f"There is no writable folder for temporary files ({error}); the server needs none."
+        )
+
+
+def _check_port(settings: Settings) -> Check:
+    host, port = settings.host, settings.port
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        with socket.create_server((host, port), family=family):
+            return Check("port", "ok", f"{host}:{port} is free.")
+    except OSError as error:
+        text = f"Cannot listen on {host}:{port}: {error.strerror}. Stop what uses it, or set --port."
+        return Check("port", "problem", text)
+
+
+def main(arguments: Sequence[str], **options: Any) -> int:
+    """Run the command line."""
+    return run_doctor(arguments, **options)
