@@ -6,9 +6,11 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+IMAGE_OPTIONS = $(if $(TARGET),--target $(TARGET)) $(if $(IMAGE),--image $(IMAGE)) $(if $(CUDA),--cuda $(CUDA)) \
+	$(if $(MODELS),--models $(MODELS)) $(if $(PYTHON_IMAGE),--python-image $(PYTHON_IMAGE))
 UV := UV_LINK_MODE=copy $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes
 
-.PHONY: help serve test check format train train-all bench faults lock clean
+.PHONY: help serve test check format train train-all bench faults image image-test lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -41,6 +43,12 @@ bench: $(VENV)/.dev ## compare the service and the training loop with the bare r
 
 faults: $(VENV)/.dev ## inject faults over HTTP and report which guarantees hold (several minutes)
 	@$(BIN)/python -m tests.faults $(ARGS)
+
+image: ## build an image with Docker, Podman or Buildah [TARGET=cuda CUDA=12 IMAGE=registry/sevenfold:1 MODELS=baked]
+	@$(PYTHON) -m tests.image.build $(IMAGE_OPTIONS) $(ARGS)
+
+image-test: $(VENV)/.dev ## build the image that serves on a CPU, run it as Kubernetes would, and check what it promises
+	@$(BIN)/python -m tests.image $(if $(PYTHON_IMAGE),--python-image $(PYTHON_IMAGE)) $(ARGS)
 
 lock: $(VENV)/.uv ## update the pinned dependencies from pyproject.toml
 	@PATH="$(CURDIR)/$(BIN):$$PATH" requirements/compile.sh $(ARGS)

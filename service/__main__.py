@@ -250,11 +250,26 @@ def _import(arguments: Sequence[str]) -> int:
     return run_command_line(import_model, arguments)
 
 
+def _fetch(arguments: Sequence[str]) -> int:
+    from service.fetching.command import fetch_models
+
+    return run_command_line(fetch_models, arguments)
+
+
+def _smoke(arguments: Sequence[str]) -> int:
+    from service.smoke import check_models
+
+    return run_command_line(check_models, arguments)
+
+
+_COMMANDS = {"import": _import, "fetch": _fetch, "smoke": _smoke}
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Run the server, or `import` a graph as a model, and return the exit status."""
+    """Run the server, or a command (`import`, `fetch`, `smoke`), and return the exit status."""
     open_standard_descriptors()
-    if arguments and arguments[0] == "import":
-        return _import(arguments[1:])
+    if arguments and arguments[0] in _COMMANDS:
+        return _COMMANDS[arguments[0]](arguments[1:])
     if {"-h", "--help"} & set(arguments):
         print_text(sys.stdout, flag_parser().format_help())
         return 0

@@ -27,9 +27,12 @@ ROOMS = {
         "decoding",
         "models",
         "importing",
+        "fetching",
+        "smoke",
         "http",
         "server",
         "app",
+        "ray_serve",
     ),
     "training": (
         "core",

@@ -1,7 +1,7 @@
-"""`python -m service.process.health_check`: ask the server in this container whether it is live, for Docker and Compose.
+"""`python -m service.process.health_check`: ask the server in this container whether it is live (Docker, Compose).
 
-Imports nothing of the server, so that a check every few seconds costs little. It reads where the server listens from the
-same environment variables; flags on the server's command line are not known here. Kubernetes has probes of its own.
+It imports nothing of the server, so that a check every few seconds costs little. Where the server listens is read from
+the server's environment variables; flags on its command line are not known here. Kubernetes has probes of its own.
 """
 
 import os
@@ -26,7 +26,7 @@ def health_address(environment: Mapping[str, str]) -> str:
 def check(address: str) -> str | None:
     """Return why the server at this address is not live, or None if it is."""
     # The certificate names the host that clients use, which is not 127.0.0.1; no secret is sent.
-    context = ssl._create_unverified_context() if address.startswith("https:") else None
+    context = ssl._create_unverified_context() if address.startswith("https:") else None  # noqa: S323
     try:
         with urllib.request.urlopen(address, timeout=_TIMEOUT_S, context=context):  # noqa: S310 -- http or https
             return None

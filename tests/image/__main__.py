@@ -2,8 +2,8 @@
 
     python -m tests.image [--python-image IMAGE] [--engine buildah]
 
-Each check is a line; the exit status is 1 if one fails. Where no registry of images can be reached, the base image comes
-from make_base_image.sh.
+Each check is a line; the exit status is 1 if one fails. Where no registry of images can be reached, the base image
+comes from make_base_image.sh.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.image.build import PYTHON_IMAGE, build_arguments, write_sbom
-from tests.image.engine import ROOT, USER, Engine, EngineError, Server, find_engine
+from tests.image.engine import ROOT, USER, Engine, EngineError, find_engine
 
 IMAGE = "localhost/sevenfold-test:cpu"
 MAX_BYTES = 450_000_000
@@ -52,7 +52,11 @@ class Checks:
     def hadolint(self) -> str:
         """The Dockerfile is free of complaints."""
         ended = subprocess.run(
-            [Path(sys.executable).with_name("hadolint"), "Dockerfile"], cwd=ROOT, capture_output=True, text=True, check=False
+            [Path(sys.executable).with_name("hadolint"), "Dockerfile"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         _expect(ended.returncode == 0, ended.stdout)
         return "no complaint"
@@ -108,7 +112,7 @@ class Checks:
         with self.engine.serve(IMAGE, models=ROOT / "models") as server:
             server.wait("/health/ready", '"ready":true')
             seconds = time.monotonic() - started
-            ended = self.engine.run(IMAGE, ["python", "-m", "service", "smoke", "--url", _address(self.engine, server)])
+            ended = self.engine.run(IMAGE, ["python", "-m", "service", "smoke", "--url", server.address])
             _expect(ended.code == 0, ended.output)
             health = server.execute(["python", "-m", "service.process.health_check"])
             _expect(health.code == 0, f"health check: {health.output}")
@@ -139,7 +143,8 @@ class Checks:
         with self.engine.serve(IMAGE) as server:
             server.wait("/health/live", '"live":true')
             server.wait("/health/ready", "No model is being served")
-            return "live, not ready: " + json.loads(server.get("/health/ready")[1])["reason"]
+            reason = json.loads(server.get("/health/ready")[1])["reason"]
+        return f"live, not ready: {reason}"
 
     def bill_of_materials(self) -> str:
         """The bill of materials has the packages of the image, and only these."""
@@ -149,8 +154,12 @@ class Checks:
             sbom = json.loads(path.read_text("utf-8"))
         listed = {component["name"].lower().replace("_", "-") for component in sbom["components"]}
         names = "import importlib.metadata as m; print(*[d.metadata['Name'] for d in m.distributions(path=[p])])"
-        installed = self._output("python", "-c", f"import sysconfig; p = sysconfig.get_path('purelib'); {names}").split()
-        _expect(listed == {name.lower().replace("_", "-") for name in installed}, f"{sorted(listed)} ≠ {sorted(installed)}")
+        installed = self._output(
+            "python", "-c", f"import sysconfig; p = sysconfig.get_path('purelib'); {names}"
+        ).split()
+        _expect(
+            listed == {name.lower().replace("_", "-") for name in installed}, f"{sorted(listed)} ≠ {sorted(installed)}"
+        )
         return f"CycloneDX {sbom['specVersion']}, {len(listed)} packages, each of the image"
 
     def baked_models(self) -> str:
@@ -180,11 +189,6 @@ class Checks:
 def _expect(condition: bool, problem: str) -> None:
     if not condition:
         raise AssertionError(problem)
-
-
-def _address(engine: Engine, server: Server) -> str:
-    """The server's address for a container on the host's network."""
-    return server.address
 
 
 def _wait_until_closed(port: int) -> None:
@@ -225,7 +229,10 @@ def _passes(name: str, check: Callable[[], str]) -> bool:
         found, passed = check(), True
     except (AssertionError, EngineError, OSError, subprocess.SubprocessError) as error:
         found, passed = str(error), False
-    print(f"{'pass' if passed else 'FAIL'}  {name.replace('_', ' '):18}{found}  [{time.monotonic() - started:.0f} s]", flush=True)
+    print(
+        f"{'pass' if passed else 'FAIL'}  {name.replace('_', ' '):18}{found}  [{time.monotonic() - started:.0f} s]",
+        flush=True,
+    )
     return passed
 
 

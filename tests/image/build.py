@@ -1,6 +1,6 @@
 """`make image`: build an image of the Dockerfile, and write its bill of materials next to it.
 
-    python -m tests.image.build [--target cpu|cuda|train] [--image NAME] [--cuda 12] [--models baked] [--python-image IMAGE]
+    python -m tests.image.build [--target cpu|cuda|train] [--image NAME] [--cuda 12] [--models baked]
 
 Needs Docker, Podman or Buildah, and nothing that has to be installed with pip.
 """
@@ -18,6 +18,8 @@ from tests.image.engine import ROOT, Engine, EngineError, find_engine
 
 TARGETS = ("cpu", "cuda", "train")
 PYTHON_IMAGE = "python:3.12-slim"
+_EPOCH = "315532800"
+"""1980, in seconds since 1970: the time of all files."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -29,7 +31,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--models", choices=("mounted", "baked"), default="mounted", help="baked: with models/ inside")
     parser.add_argument("--python-image", default=PYTHON_IMAGE, help=f"the base, best with a digest; {PYTHON_IMAGE}")
     parser.add_argument("--engine", default="", help="docker, podman or buildah; default: the first that is usable")
-    parser.add_argument("--sbom", type=Path, default=None, help="the bill of materials; default: TARGET.cdx.json in build/")
+    parser.add_argument(
+        "--sbom", type=Path, default=None, help="the bill of materials; default: TARGET.cdx.json in build/"
+    )
     options = parser.parse_args(arguments)
     image = options.image or f"sevenfold:{options.target}"
     try:
@@ -48,9 +52,9 @@ def main(arguments: Sequence[str]) -> int:
 def build_arguments(python_image: str) -> dict[str, str]:
     """Return the arguments that describe the image, from the project and its last commit.
 
-    All files get the time of that commit, unless SOURCE_DATE_EPOCH says otherwise: the same commit gives the same image.
+    All files get one time, which is not that of the commit: a layer whose files have not changed stays the same layer.
     """
-    epoch = os.environ.get("SOURCE_DATE_EPOCH") or _git("log", "-1", "--format=%ct") or "0"
+    committed = _git("log", "-1", "--format=%ct")
     base, _, digest = python_image.partition("@")
     version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
     described = {
@@ -58,10 +62,10 @@ def build_arguments(python_image: str) -> dict[str, str]:
         "VERSION": version,
         "REVISION": _git("rev-parse", "HEAD"),
         "SOURCE": os.environ.get("SOURCE", ""),
-        "CREATED": datetime.fromtimestamp(int(epoch), UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "CREATED": datetime.fromtimestamp(int(committed), UTC).isoformat() if committed else "",
         "BASE_NAME": base,
         "BASE_DIGEST": digest,
-        "SOURCE_DATE_EPOCH": epoch,
+        "SOURCE_DATE_EPOCH": os.environ.get("SOURCE_DATE_EPOCH", _EPOCH),
     }
     return {name: text for name, text in described.items() if text}
 

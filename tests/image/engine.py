@@ -22,6 +22,15 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 USER = 10001
 _RUN_S = 120
+LABELS = {
+    "VERSION": "org.opencontainers.image.version",
+    "REVISION": "org.opencontainers.image.revision",
+    "CREATED": "org.opencontainers.image.created",
+    "SOURCE": "org.opencontainers.image.source",
+    "BASE_NAME": "org.opencontainers.image.base.name",
+    "BASE_DIGEST": "org.opencontainers.image.base.digest",
+}
+"""The labels of an image that arguments of the build describe."""
 _PORT = 8080
 
 
@@ -62,7 +71,13 @@ class Engine:
         raise NotImplementedError
 
     def build(
-        self, target: str, tag: str = "", *, arguments: Mapping[str, str], output: Path | None = None, cache: bool = True
+        self,
+        target: str,
+        tag: str = "",
+        *,
+        arguments: Mapping[str, str],
+        output: Path | None = None,
+        cache: bool = True,
     ) -> None:
         """Build a target of the Dockerfile, as an image named `tag` or as files in the folder `output`.
 
@@ -240,21 +255,38 @@ class Buildah(Engine):
     """Buildah, where there is no engine that runs containers: `enter.py` does that, with the kernel's own means."""
 
     name = "buildah"
-    build_command = ("buildah", "build", "--isolation", "chroot", "--format", "docker", "--layers", "--pull-never")
+    build_command: Sequence[str] = (
+        "buildah",
+        "build",
+        "--isolation",
+        "chroot",
+        "--format",
+        "docker",
+        "--layers",
+        "--pull-never",
+    )
 
     def is_usable(self) -> bool:
         """Return whether it is installed, and may mount images."""
         return shutil.which("buildah") is not None and os.geteuid() == 0
 
     def build(
-        self, target: str, tag: str = "", *, arguments: Mapping[str, str], output: Path | None = None, cache: bool = True
+        self,
+        target: str,
+        tag: str = "",
+        *,
+        arguments: Mapping[str, str],
+        output: Path | None = None,
+        cache: bool = True,
     ) -> None:
         """Build a target. Of SOURCE_DATE_EPOCH it makes the times of all files, so that two builds are equal."""
         time_flag = [f"--timestamp={arguments['SOURCE_DATE_EPOCH']}"] if "SOURCE_DATE_EPOCH" in arguments else []
         # Images that are only on this machine, such as the one of make_base_image.sh, are not looked for elsewhere.
         is_local = arguments.get("PYTHON_IMAGE", "").startswith("localhost/")
         command = [word for word in Buildah.build_command if is_local or word != "--pull-never"]
-        self.build_command = [*command, *time_flag]
+        # A step from the cache has the labels of an earlier build.
+        labels = [f"--label={label}={arguments[name]}" for name, label in LABELS.items() if name in arguments]
+        self.build_command = [*command, *time_flag, *labels]
         super().build(target, tag, arguments=arguments, output=output, cache=cache)
 
     def _inspect(self, tag: str) -> dict[str, Any]:

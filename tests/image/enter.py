@@ -1,8 +1,8 @@
 """Become a process in a container: a read-only root, user 10001, no capabilities. Runs in namespaces of its own.
 
 `engine.py` starts it through `unshare --mount --pid --fork`, so that the process is number 1 of its container, as it is
-in Kubernetes. It isolates less than a real engine (the network and the kernel's other names are the host's), but enforces
-what Pod Security "restricted" asks for: the kernel itself refuses writes to the root, and all capabilities.
+in Kubernetes. It isolates less than a real engine (the network and the kernel's other names are the host's), but what
+Pod Security "restricted" asks for is enforced: the kernel itself refuses writes to the root, and all capabilities.
 """
 
 import ctypes
