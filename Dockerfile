@@ -1,4 +1,5 @@
-# Three images: cpu and cuda serve models with ONNX Runtime, train trains them with torch. docs/image.md describes them.
+# The images: cpu and cuda serve models with ONNX Runtime, ray does as a node of a Ray cluster, train trains with torch.
+# docs/image.md describes them.
 #
 #   docker build --target cpu --tag sevenfold:cpu .
 #   docker build --target cuda --build-arg CUDA=12 --tag sevenfold:cuda12 .
@@ -183,6 +184,44 @@ LABEL org.opencontainers.image.title="Sevenfold training" \
 USER 10001:10001
 
 
+FROM builder AS dependencies-ray
+COPY requirements/ray.txt /build/
+RUN --mount=type=secret,id=ca --mount=type=cache,target=/root/.cache/uv \
+    if [ -s /run/secrets/ca ]; then export SSL_CERT_FILE=/run/secrets/ca; fi; \
+    /opt/uv/bin/uv pip install --quiet --python /opt/venv/bin/python --require-hashes --requirement /build/ray.txt
+
+FROM dependencies-ray AS layers-ray
+COPY requirements/split_layers.sh /build/
+RUN /build/split_layers.sh
+
+# A node of a Ray cluster, whose commands KubeRay gives: see helm/extras/ray. Ray's proxy and its replicas are in it.
+FROM serving AS ray
+ENV PYTHONPATH=/app RAY_USAGE_STATS_ENABLED=0
+EXPOSE 8000
+HEALTHCHECK NONE
+ENTRYPOINT []
+COPY --from=layers-ray /layers/runtime /
+COPY --from=layers-ray /layers/packages /
+COPY --from=models /models /models
+COPY --from=compiled-app /app /app
+ARG VERSION=unknown
+ARG REVISION=unknown
+ARG CREATED=unknown
+ARG SOURCE=unknown
+ARG BASE_NAME=unknown
+ARG BASE_DIGEST=unknown
+LABEL org.opencontainers.image.title="Sevenfold" \
+    org.opencontainers.image.description="Predictions over HTTP, as replicas of Ray Serve" \
+    org.opencontainers.image.licenses="Apache-2.0" \
+    org.opencontainers.image.version="${VERSION}" \
+    org.opencontainers.image.revision="${REVISION}" \
+    org.opencontainers.image.created="${CREATED}" \
+    org.opencontainers.image.source="${SOURCE}" \
+    org.opencontainers.image.base.name="${BASE_NAME}" \
+    org.opencontainers.image.base.digest="${BASE_DIGEST}"
+USER 10001:10001
+
+
 # The bills of materials, made where their tool gets into no image: --target sbom-cpu --output type=local,dest=DIR
 FROM builder AS sbom-tool
 COPY requirements/sbom.txt /build/
@@ -214,3 +253,11 @@ RUN /opt/sbom/bin/cyclonedx-py environment --output-reproducible --output-format
 
 FROM scratch AS sbom-train
 COPY --from=listed-train /sbom.cdx.json /
+
+FROM dependencies-ray AS listed-ray
+COPY --from=sbom-tool /opt/sbom /opt/sbom
+RUN /opt/sbom/bin/cyclonedx-py environment --output-reproducible --output-format JSON --output-file /sbom.cdx.json \
+    /opt/venv/bin/python
+
+FROM scratch AS sbom-ray
+COPY --from=listed-ray /sbom.cdx.json /

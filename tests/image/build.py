@@ -1,6 +1,6 @@
 """`make image`: build an image of the Dockerfile, and write its bill of materials next to it.
 
-    python -m tests.image.build [--target cpu|cuda|train] [--image NAME] [--cuda 12] [--models baked]
+    python -m tests.image.build [--target cpu|cuda|train|ray] [--image NAME] [--cuda 12] [--models baked]
 
 Needs Docker, Podman or Buildah, and nothing that has to be installed with pip.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.image.engine import ROOT, Engine, EngineError, find_engine
 
-TARGETS = ("cpu", "cuda", "train")
+TARGETS = ("cpu", "cuda", "train", "ray")
 PYTHON_IMAGE = "python:3.12-slim"
 _EPOCH = "315532800"
 """1980, in seconds since 1970: the time of all files."""

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
 INSTRUCTIONS = re.sub(r"\\\n(\s*#.*\n)*", " ", DOCKERFILE).splitlines()
 ALLOWED = [line[1:] for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if line.startswith("!")]
-SERVING = ("serve.txt", "serve-gpu.txt", "serve-cuda12.txt", "tracing.txt")
+SERVING = ("serve.txt", "serve-gpu.txt", "serve-cuda12.txt", "tracing.txt", "ray.txt")
 HADOLINT = Path(sys.executable).with_name("hadolint")
 
 
@@ -94,7 +94,7 @@ def test_tracing_is_pinned_to_the_versions_of_serving(file: str):
 def test_every_package_is_installed_by_its_hash():
     installs = [line for line in INSTRUCTIONS if "pip install" in line]
 
-    assert len(installs) == 5
+    assert len(installs) == 6
     assert all(line.count("pip install") == line.count("--require-hashes") for line in installs)
 
 
@@ -107,14 +107,14 @@ def test_an_image_runs_as_a_numbered_user_and_stops_by_sigterm(target: str):
     assert any(line.startswith("ENTRYPOINT [") for line in lines)
 
 
-@pytest.mark.parametrize("target", ["cpu", "cuda", "train"])
+@pytest.mark.parametrize("target", ["cpu", "cuda", "train", "ray"])
 def test_the_code_is_the_last_layer(target: str):
     copies = [line for line in stages()[target] if line.startswith(("COPY ", "RUN ", "ADD "))]
 
     assert copies[-1].endswith(" /app /app")
 
 
-@pytest.mark.parametrize("target", ["cpu", "cuda", "train"])
+@pytest.mark.parametrize("target", ["cpu", "cuda", "train", "ray"])
 def test_nothing_is_installed_in_an_image_itself(target: str):
     lines = stages()[target] + stages().get(base_of(target), [])
 
