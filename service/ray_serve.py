@@ -1,7 +1,8 @@
 """The server as an application of Ray Serve: `serve run service.ray_serve:build_app models=models`.
 
 Ray starts the replicas, shares requests out among them, and scales them. Each replica is a whole server: it loads the
-models once, has its own batcher (so `@serve.batch` is not used), and rejects what it cannot answer in time. Requests and responses pass through Ray's proxy: bodies, headers and status codes are those of the server.
+models once, has its own batcher (so `@serve.batch` is not used), and rejects what it cannot answer in time. Requests
+and responses pass through Ray's proxy: bodies, headers and status codes are those of the server.
 
 Needs the packages of requirements/ray.txt; they are imported when an application is built, and by no other module.
 """
