@@ -64,16 +64,24 @@ def build_app(arguments: Mapping[str, str]) -> Any:
 
     Args:
         arguments: settings of the server by their names, as texts: {"models": "/models", "only": "clothing,adult"}.
-            Variables SEVENFOLD_… in the environment of the replicas are read as well.
+            Variables SEVENFOLD_… in the environment of the replicas are read as well. `replicas` is how many to start,
+            by default 1, where the configuration of the deployment does not say it.
 
     Raises InvalidSetting.
     """
     from ray import serve
 
     texts = {name: str(text) for name, text in arguments.items()}
+    replicas = texts.pop("replicas", "1")
+    if not replicas.isdecimal() or replicas == "0":
+        raise InvalidSetting(f"replicas must be a positive integer, not '{replicas}'.")
     _settings(texts)  # A mistake is said here, and not only in the log of a replica.
     deployment = serve.deployment(
-        serve.ingress()(Replica), name="sevenfold", max_ongoing_requests=MAX_ONGOING_REQUESTS, health_check_timeout_s=60
+        serve.ingress()(Replica),
+        name="sevenfold",
+        num_replicas=int(replicas),
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        health_check_timeout_s=60,
     )
     return deployment.bind(texts)
 

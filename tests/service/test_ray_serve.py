@@ -57,6 +57,7 @@ def test_a_replica_whose_liveness_fails_is_unhealthy(tiny_models: Path):
         ({"port": "9000"}, "Ray's proxy listens"),
         ({"modles": "x"}, "Did you mean --models"),
         ({"workers": "many"}, "integer"),
+        ({"replicas": "0"}, "replicas must be"),
     ],
 )
 def test_wrong_arguments_are_an_error(arguments, message):
