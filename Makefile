@@ -6,9 +6,11 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+IMAGE_OPTIONS = $(if $(TARGET),--target $(TARGET)) $(if $(IMAGE),--image $(IMAGE)) $(if $(CUDA),--cuda $(CUDA)) \
+	$(if $(MODELS),--models $(MODELS)) $(if $(PYTHON_IMAGE),--python-image $(PYTHON_IMAGE))
 UV := UV_LINK_MODE=copy $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes
 
-.PHONY: help serve test check format train train-all bench faults lock clean tools chart
+.PHONY: help serve test check format train train-all bench faults image image-test tools chart lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -49,6 +51,12 @@ chart: ## check the Helm chart and pack it into dist/ (needs helm; `make tools` 
 	@PATH="$(CURDIR)/.tools/bin:$$PATH"; helm=$$(command -v helm helm4 helm3 | head -n 1) || true; \
 	  [ -n "$$helm" ] || { echo 'helm is not installed; `make tools` fetches it.' >&2; exit 1; }; \
 	  "$$helm" lint --strict --quiet helm && "$$helm" package helm --destination dist
+
+image: ## build an image with Docker, Podman or Buildah [TARGET=cuda CUDA=12 IMAGE=registry/sevenfold:1 MODELS=baked]
+	@$(PYTHON) -m tests.image.build $(IMAGE_OPTIONS) $(ARGS)
+
+image-test: $(VENV)/.dev ## build the image that serves on a CPU, run it as Kubernetes would, and check what it promises
+	@$(BIN)/python -m tests.image $(if $(PYTHON_IMAGE),--python-image $(PYTHON_IMAGE)) $(ARGS)
 
 lock: $(VENV)/.uv ## update the pinned dependencies from pyproject.toml
 	@PATH="$(CURDIR)/$(BIN):$$PATH" requirements/compile.sh $(ARGS)

@@ -330,15 +330,26 @@ def _doctor(arguments: Sequence[str]) -> int:
     return run_doctor(arguments)
 
 
+def _fetch(arguments: Sequence[str]) -> int:
+    from service.fetching.command import fetch_models
+
+    return run_command_line(fetch_models, arguments)
+
+
+def _smoke(arguments: Sequence[str]) -> int:
+    from service.smoke import check_models
+
+    return run_command_line(check_models, arguments)
+
+
+_COMMANDS = {"doctor": _doctor, "fetch": _fetch, "import": _import, "new-key": new_key_command, "smoke": _smoke}
+
+
 def main(arguments: Sequence[str]) -> int:
-    """Run the server, `import` a graph as a model, make a `new-key`, or check with `doctor`; return the exit status."""
+    """Run the server, or a command such as `doctor` or `import`, and return the exit status."""
     open_standard_descriptors()
-    if arguments and arguments[0] == "new-key":
-        return new_key_command(arguments[1:])
-    if arguments and arguments[0] == "doctor":
-        return _doctor(arguments[1:])
-    if arguments and arguments[0] == "import":
-        return _import(arguments[1:])
+    if arguments and arguments[0] in _COMMANDS:
+        return _COMMANDS[arguments[0]](arguments[1:])
     if {"-h", "--help"} & set(arguments):
         print_text(sys.stdout, flag_parser().format_help())
         return 0

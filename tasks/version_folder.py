@@ -23,7 +23,7 @@ def write_version(home: Path, write: Callable[[Path, str], None]) -> Path:
     created = [path for path in (home, *home.parents) if not path.exists()]
     try:
         home.mkdir(parents=True, exist_ok=True)
-        with _locked(home):
+        with lock_folder(home):
             return _write_next_version(home, write)
     except BaseException as error:
         for path in created:
@@ -60,7 +60,7 @@ def _next_version(home: Path) -> int:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Let one process at a time write versions to a folder, where the system can lock folders."""
     try:
         import fcntl

@@ -28,10 +28,13 @@ ROOMS = {
         "decoding",
         "models",
         "importing",
+        "fetching",
+        "smoke",
         "http",
         "server",
         "app",
         "doctor",
+        "ray_serve",
     ),
     "training": (
         "core",

@@ -1,0 +1,196 @@
+"""The manifests in helm/extras: valid by the schemas of Kubernetes and of the operators, and with commands that run."""
+
+import ast
+import csv
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import numpy as np
+import pytest
+import yaml
+
+from service.settings import Settings, read_settings
+
+ROOT = Path(__file__).parents[2]
+EXTRAS = ROOT / "helm" / "extras"
+CRDS = Path.home() / ".cache" / "sevenfold" / "crds"
+FILES = ["kserve/sevenfold.yaml", "ray/sevenfold.yaml", "training/job.yaml", "training/trainjob.yaml"]
+PROJECTS = {"serving.kserve.io": "kserve", "ray.io": "kuberay", "trainer.kubeflow.org": "trainer"}
+KUBERNETES = ("1.29", "1.33", "1.36")
+TRAINING_S = 300
+
+
+def manifests(file: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((EXTRAS / file).read_text("utf-8")))
+
+
+def manifest(file: str, kind: str) -> dict[str, Any]:
+    (found,) = [manifest for manifest in manifests(file) if manifest["kind"] == kind]
+    return found
+
+
+def by_group(*, custom: bool) -> Iterator[Any]:
+    """Yield the manifests whose kinds are an operator's, or Kubernetes' own."""
+    for file in FILES:
+        for one in manifests(file):
+            if (one["apiVersion"].partition("/")[0] in PROJECTS) == custom:
+                yield pytest.param(one, id=f"{file}:{one['kind']}")
+
+
+def strict(schema: Any) -> Any:
+    """Return a schema that refuses unknown fields, as an API server does that validates strictly."""
+    if isinstance(schema, list):
+        return [strict(item) for item in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    copy = {key: strict(value) for key, value in schema.items()}
+    is_open = "x-kubernetes-preserve-unknown-fields" in schema or "additionalProperties" in schema
+    if schema.get("type") == "object" and isinstance(schema.get("properties"), Mapping) and not is_open:
+        copy["additionalProperties"] = False
+    return copy
+
+
+@cache
+def schemas(project: str) -> dict[tuple[str, str], Any]:
+    """Return the schemas of an operator's kinds by API and kind; skip the test if its CRDs were not fetched."""
+    if not (CRDS / project).is_dir():
+        pytest.skip(f"the CRDs of {project} are not in {CRDS}; docs/scale-out.md says how to fetch them")
+    found = {}
+    for file in (CRDS / project).glob("*.yaml"):
+        loader = yaml.CSafeLoader if hasattr(yaml, "CSafeLoader") else yaml.SafeLoader
+        text = re.sub(r"^(\s*)- =$", r"\1- '='", file.read_text("utf-8"), flags=re.MULTILINE)  # YAML 1.1's operator.
+        for crd in yaml.load_all(text, loader):
+            if not crd or crd["kind"] != "CustomResourceDefinition":
+                continue
+            for version in crd["spec"]["versions"]:
+                schema = strict(version["schema"]["openAPIV3Schema"])
+                schema["properties"]["metadata"] = {"type": "object"}
+                found[f"{crd['spec']['group']}/{version['name']}", crd["spec"]["names"]["kind"]] = schema
+    return found
+
+
+@pytest.mark.parametrize("manifest", list(by_group(custom=True)))
+def test_a_manifest_of_an_operator_is_valid_by_its_schema(manifest):
+    project = PROJECTS[manifest["apiVersion"].partition("/")[0]]
+
+    jsonschema.Draft202012Validator(schemas(project)[manifest["apiVersion"], manifest["kind"]]).validate(manifest)
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+@pytest.mark.parametrize("manifest", list(by_group(custom=False)))
+def test_a_manifest_of_kubernetes_is_valid_by_its_schema(manifest, version):
+    kubernetes_validate.validate(manifest, version, strict=True)
+
+
+def test_a_wrong_manifest_is_noticed():
+    wrong = manifest("ray/sevenfold.yaml", "RayService")
+    wrong["spec"]["serveConfig"] = "misspelt"
+
+    with pytest.raises(jsonschema.ValidationError, match="serveConfig"):
+        jsonschema.Draft202012Validator(schemas("kuberay")["ray.io/v1", "RayService"]).validate(wrong)
+
+
+def containers() -> Iterator[Any]:
+    pods = {
+        "kserve": manifest("kserve/sevenfold.yaml", "ServingRuntime")["spec"],
+        "ray": manifest("ray/sevenfold.yaml", "RayService")["spec"]["rayClusterConfig"]["headGroupSpec"]["template"][
+            "spec"
+        ],
+        "training": manifest("training/job.yaml", "Job")["spec"]["template"]["spec"],
+    }
+    for name, pod in pods.items():
+        yield pytest.param(pod.get("securityContext", {}), pod["containers"][0], id=name)
+
+
+@pytest.mark.parametrize(("pod", "container"), list(containers()))
+def test_a_container_has_the_rights_that_pod_security_restricted_allows(pod, container):
+    security = pod | container["securityContext"]
+
+    assert security["runAsNonRoot"]
+    assert security["runAsUser"] == 10001
+    assert security["allowPrivilegeEscalation"] is False
+    assert security["capabilities"] == {"drop": ["ALL"]}
+    assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+
+
+def test_kserve_finds_its_container_with_flags_that_the_server_has():
+    container = manifest("kserve/sevenfold.yaml", "ServingRuntime")["spec"]["containers"][0]
+
+    settings = read_settings(container["args"], {entry["name"]: entry["value"] for entry in container["env"]})
+
+    assert container["name"] == "kserve-container"
+    assert settings == Settings(host="0.0.0.0", port=8080, models=Path("/mnt/models"), drain_seconds=10)  # noqa: S104
+
+
+def test_kserve_is_promised_no_protocol_that_the_server_does_not_speak():
+    assert "protocolVersions" not in manifest("kserve/sevenfold.yaml", "ServingRuntime")["spec"]
+
+
+def test_ray_imports_what_exists_with_settings_that_the_server_has():
+    config = yaml.safe_load(manifest("ray/sevenfold.yaml", "RayService")["spec"]["serveConfigV2"])
+    (application,) = config["applications"]
+    module, _, name = application["import_path"].partition(":")
+    tree = ast.parse((ROOT / module.replace(".", "/")).with_suffix(".py").read_text("utf-8"))
+
+    read_settings([f"--{key.replace('_', '-')}={text}" for key, text in application["args"].items()], {})
+
+    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert all(isinstance(text, str) for text in application["args"].values())
+
+
+def test_rays_version_is_the_one_that_is_installed_in_the_image():
+    version = manifest("ray/sevenfold.yaml", "RayService")["spec"]["rayClusterConfig"]["rayVersion"]
+
+    assert f"\nray=={version} " in (ROOT / "requirements" / "ray.txt").read_text("utf-8")
+
+
+def write_table(path: Path) -> None:
+    generator = np.random.default_rng(0)
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["age", "plan", "left"])
+        for _ in range(300):
+            age, plan = int(generator.integers(18, 80)), str(generator.choice(["basic", "plus"]))
+            writer.writerow([age, plan, "yes" if (age > 50) != (plan == "plus") else "no"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * TRAINING_S)
+def test_the_command_of_the_training_job_trains_one_model_in_two_processes(tmp_path: Path):
+    write_table(tmp_path / "customers.csv")
+    container = manifest("training/job.yaml", "Job")["spec"]["template"]["spec"]["containers"][0]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    replaced = {
+        "--master-addr=sevenfold-training-0.sevenfold-training": "--master-addr=127.0.0.1",
+        "--master-port=29500": f"--master-port={port}",
+    }
+    folders = [word for name in ("runs", "models", "data-dir") for word in (f"--{name}", str(tmp_path / name))]
+    arguments = ["tabular", "--data", str(tmp_path / "customers.csv"), "--target", "left", "--name", "customers"]
+    arguments += ["--epochs", "2", "--device", "cpu", "--publish", "--anyway", *folders]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+    with ExitStack() as stack:
+        processes = []
+        for rank in range(manifest("training/job.yaml", "Job")["spec"]["completions"]):
+            command = [replaced.get(word, word).replace("$(NODE_RANK)", str(rank)) for word in container["command"]]
+            command = [sys.executable, "-m", "torch.distributed.run", *command[1:], *arguments]
+            process = subprocess.Popen(
+                command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+            stack.callback(process.kill)
+            processes.append(process)
+        outputs = [process.communicate(timeout=TRAINING_S)[0] for process in processes]
+
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert (tmp_path / "models" / "customers" / "1" / "manifest.json").exists()
