@@ -69,6 +69,10 @@ class Api:
         """Close the connection."""
         self._client.close()
 
+    def copy(self) -> "Api":
+        """Return another connection to the same server, for another thread."""
+        return Api(self.url, self.token, self.ca)
+
     def request(
         self,
         method: str,
@@ -144,11 +148,14 @@ class Api:
                 return None
             raise
 
-    def list(self, api_version: str, kind: str, namespace: str = "", labels: Mapping[str, str] | None = None) -> Any:
+    def list(
+        self, api_version: str, kind: str, namespace: str = "", labels: Mapping[str, str] | None = None
+    ) -> list[Object]:
         """Return the objects of a kind, in one namespace or all, with these labels."""
         selector = ",".join(f"{key}={value}" for key, value in (labels or {}).items())
         query = {"labelSelector": selector} if selector else None
-        return self.request("GET", self.resource(api_version, kind).path(namespace), query=query)["items"]
+        items = self.request("GET", self.resource(api_version, kind).path(namespace), query=query)["items"]
+        return [{"apiVersion": api_version, "kind": kind} | item for item in items]  # The server leaves them out.
 
     def patch(self, item: Object, patch: Any, *, subresource: str = "") -> Object:
         """Merge a patch into an object (RFC 7386). Raises ApiError."""

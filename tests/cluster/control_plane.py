@@ -139,6 +139,7 @@ def apiserver_command(binaries: Binaries, folder: Path, port: int, etcd_port: in
         f"--tls-private-key-file={folder}/server.key",
         f"--token-auth-file={folder}/tokens.csv",
         "--authorization-mode=RBAC",
+        "--allow-privileged=true",  # As in every cluster: refusing such pods is left to Pod Security.
         "--service-account-issuer=https://kubernetes.default.svc",
         f"--service-account-key-file={folder}/accounts.key",
         f"--service-account-signing-key-file={folder}/accounts.key",

@@ -73,11 +73,11 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def wait_until(read: Callable[[], _T | None], what: str, timeout_s: float) -> _T:
-    """Return the first value that is not None (or False). Raises ClusterError after `timeout_s`."""
+    """Return the first value that is true (not None, not empty). Raises ClusterError after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while True:
         value = read()
-        if value is not None and value is not False:
+        if value:
             return value
         if time.monotonic() > deadline:
             raise ClusterError(f"Timed out after {timeout_s:.0f} s: {what}.")

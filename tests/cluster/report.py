@@ -1,18 +1,24 @@
 """Steps of a run: one line each with its time, a table at the end, JSON, and a section of the documentation."""
 
+import re
+import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 from tests.cluster.api import ApiError
-from tests.cluster.helm import HelmError
+from tests.cluster.control_plane import Cluster
+from tests.cluster.helm import Helm, HelmError
 from tests.cluster.processes import ClusterError
 
+BEGIN, END = "<!-- cluster: begin -->", "<!-- cluster: end -->"
 _WIDTH = 300
+_USUAL = ("validate", "install", "no change", "upgrade", "rollback", "twice", "uninstall")
 FAILURES = (ApiError, HelmError, ClusterError, AssertionError, httpx.HTTPError, OSError)
 
 
@@ -32,6 +38,7 @@ class Step:
     ok: bool = False
     seconds: float = 0.0
     detail: str = ""
+    kubernetes: str = ""
 
 
 class StepFailed(Exception):
@@ -44,11 +51,12 @@ class Recorder:
 
     steps: list[Step] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
+    kubernetes: str = ""
 
     @contextmanager
     def step(self, case: str, who: str, name: str) -> Iterator[Step]:
         """Time a step. A failure is recorded and raised as StepFailed."""
-        step = Step(case, who, name)
+        step = Step(case, who, name, kubernetes=self.kubernetes)
         start = time.monotonic()
         try:
             yield step
@@ -75,24 +83,105 @@ def shorten(text: str) -> str:
 
 
 def table(steps: Sequence[Step]) -> str:
-    """Return a row for each case, with a column for each step, as Markdown."""
-    names = list(dict.fromkeys(step.name for step in steps))
-    rows: dict[tuple[str, str], dict[str, Step]] = {}
+    """Return a row for each case with the same steps, as Markdown; cases with other steps get a table of their own."""
+    cases: dict[tuple[str, str, str], dict[str, Step]] = {}
     for step in steps:
-        rows.setdefault((step.case, step.who), {})[step.name] = step
-    lines = [f"| case | Helm | {' | '.join(names)} | seconds |", "|---|---|" + "---|" * (len(names) + 1)]
-    for (case, who), done in rows.items():
-        cells = [_cell(done.get(name)) for name in names]
-        lines.append(f"| {case} | {who} | {' | '.join(cells)} | {sum(step.seconds for step in done.values()):.0f} |")
-    return "\n".join(lines)
+        cases.setdefault((step.case, step.kubernetes, step.who), {})[step.name] = step
+    tables: dict[tuple[str, ...], list[str]] = {}
+    order = _column_groups(cases.values())
+    for (case, kubernetes, who), done in cases.items():
+        names = order[next(iter(done))]
+        cells = " | ".join(_cell(done.get(name)) for name in names)
+        seconds = sum(step.seconds for step in done.values())
+        tables.setdefault(names, []).append(f"| {case} | {kubernetes} | {who} | {cells} | {seconds:.0f} |")
+    return "\n\n".join("\n".join([_header(names), *rows]) for names, rows in tables.items())
+
+
+def _column_groups(cases: Iterable[Mapping[str, Step]]) -> dict[str, tuple[str, ...]]:
+    """Return the columns of the table that a case belongs to, by its first step: a case that failed has fewer."""
+    columns: dict[str, dict[str, None]] = {}
+    for done in cases:
+        columns.setdefault(next(iter(done)), {}).update(dict.fromkeys(done))
+    return {first: tuple(names) for first, names in columns.items()}
+
+
+def _header(names: Sequence[str]) -> str:
+    return f"| case | Kubernetes | Helm | {' | '.join(names)} | seconds |\n|---|---|---|{'---|' * len(names)}---|"
 
 
 def _cell(step: Step | None) -> str:
     if step is None:
-        return ""
+        return "–"
     return "yes" if step.ok else "**no**"
 
 
-def to_json(steps: Sequence[Step], versions: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+def describe(cluster: Cluster, helms: Sequence[Helm]) -> dict[str, str]:
+    """Return the versions of everything that takes part."""
+    return {
+        "kubernetes": cluster.binaries.version,
+        "etcd": version_of(cluster.binaries.etcd, "--version"),
+        "kwok": version_of(cluster.binaries.kwok, "--version"),
+        "kubectl": version_of(cluster.binaries.kubectl, "version", "--client"),
+        "helm": ", ".join(helm.version() for helm in helms),
+        "crds": ", ".join(cluster.crds.values()),
+    }
+
+
+def version_of(program: Path, *arguments: str) -> str:
+    """Return the first number with dots that a program prints."""
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=30, check=False)
+    found = re.search(r"\d+\.\d+\.\d+", done.stdout + done.stderr)
+    return found.group() if found else "unknown"
+
+
+def to_json(
+    steps: Sequence[Step], versions: Sequence[Mapping[str, str]], machine: Mapping[str, Any], seconds: float
+) -> dict[str, Any]:
     """Return the result of a run for a file."""
-    return {"versions": dict(versions), "seconds": round(seconds, 1), "steps": [asdict(step) for step in steps]}
+    return {
+        "measured": dict(machine),
+        "versions": [dict(each) for each in versions],
+        "seconds": round(seconds, 1),
+        "steps": [asdict(step) for step in steps],
+    }
+
+
+def section(
+    steps: Sequence[Step], versions: Sequence[Mapping[str, str]], machine: Mapping[str, Any], seconds: float
+) -> str:
+    """Return the text between the marks of the document."""
+    good = sum(step.ok for step in steps)
+    summary = (
+        f"Run on {machine['when'][:10]} at commit `{machine['commit']}`, on {machine['cores']} cores, "
+        f"in {seconds:.0f} s: {good} of {len(steps)} steps ended well."
+    )
+    programs = [
+        f"- Kubernetes {each['kubernetes']} (etcd {each['etcd']}, kwok {each['kwok']}, kubectl {each['kubectl']}), "
+        f"Helm {each['helm']}, custom kinds of {each['crds']}"
+        for each in versions
+    ]
+    return "\n".join([summary, "", *programs, "", table(steps), *_notes(steps)])
+
+
+def _notes(steps: Sequence[Step]) -> list[str]:
+    """Return what was seen in the cases that are not files of values, and what failed."""
+    notes = [step for step in steps if step.detail and (not step.ok or step.name not in _USUAL)]
+    lines = dict.fromkeys(f"- {step.case}, {step.name}: {_quoted(step.detail)}" for step in notes)
+    return ["", *lines] if lines else []
+
+
+def _quoted(text: str) -> str:
+    return shorten(text).replace("|", "/").replace("<", "&lt;")
+
+
+def with_section(document: str, text: str) -> str:
+    """Return the document with `text` between its marks; an empty document gets a heading and the marks.
+
+    Raises:
+        ClusterError: the document lacks a mark, or has one twice.
+    """
+    document = document or f"# Tested\n\n{BEGIN}\n{END}\n"
+    if document.count(BEGIN) != 1 or document.count(END) != 1 or document.index(BEGIN) > document.index(END):
+        raise ClusterError(f"The document has no place for the table: it needs the lines {BEGIN} and {END}, once each.")
+    before, _, rest = document.partition(BEGIN)
+    return f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}"
