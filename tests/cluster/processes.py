@@ -53,6 +53,10 @@ class Processes:
             )
         self._running.append((name, process))
 
+    def ids(self) -> list[int]:
+        """Return the process ids of the programs that were started and not stopped."""
+        return [process.pid for _, process in self._running]
+
     def check(self) -> None:
         """Raise ClusterError, with the end of its log, if a program has ended."""
         for name, process in self._running:

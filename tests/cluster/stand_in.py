@@ -6,6 +6,7 @@ in place of the container's. Its probes are asked as the kubelet asks them, and 
 command that its pod names.
 """
 
+import http
 import os
 import subprocess
 import sys
@@ -165,6 +166,10 @@ class _Server:
         try:
             with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310  # http, on loopback.
                 return bool(response.status == 200)
+        except urllib.error.HTTPError as error:
+            if error.code == http.HTTPStatus.NOT_FOUND:
+                raise ClusterError(f"the server has no {urlsplit(url).path}, which the chart probes") from error
+            return False
         except (urllib.error.URLError, TimeoutError, ConnectionError):
             return False
 
