@@ -2,7 +2,7 @@
 
 `python -m tests.cluster tools` builds the programs of the control plane first, once. For every file of helm/ci, with
 Helm 3 and 4, a release is validated, installed, upgraded, rolled back and uninstalled in a namespace that enforces the
-Pod Security Standard "restricted". With --write, the table goes into docs/kubernetes.md. The exit status is 1 if a step
+Pod Security Standard "restricted". With --write, the table goes into docs/kubernetes-tested.md. The exit status is 1 if a step
 fails, and 2 if a program is missing. Linux only.
 """
 
@@ -29,7 +29,7 @@ from tests.cluster.report import Recorder, StepFailed, describe, section, table,
 from tests.cluster.stand_in import run_stand_in
 from tests.cluster.tools import DEFAULT_VERSION, VERSIONS, MissingTool, build, find_binaries, find_helm
 
-CHART, DOCUMENT = Path("helm"), Path("docs/kubernetes.md")
+CHART, DOCUMENT = Path("helm"), Path("docs/kubernetes-tested.md")
 CHECKS = ("controls", "refused", "drain", "served", "extras")
 """What is tried besides the files of values; `--only` takes these names too."""
 
