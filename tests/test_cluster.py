@@ -59,6 +59,26 @@ def test_a_folder_without_a_chart_is_an_error(tmp_path):
         main(["--chart", str(tmp_path)])
 
 
+@pytest.fixture
+def chart(tmp_path):
+    (tmp_path / "ci").mkdir()
+    (tmp_path / "Chart.yaml").touch()
+    (tmp_path / "ci" / "default-values.yaml").touch()
+    return tmp_path
+
+
+def test_an_unknown_case_is_an_error_that_lists_those_there_are(chart):
+    with pytest.raises(ClusterError, match=r"--only defualt: no such case. There are default, controls"):
+        main(["--chart", str(chart), "--only", "defualt"])
+
+
+def test_a_document_without_a_place_is_an_error_before_the_run(chart):
+    (chart / "document.md").write_text("# Kubernetes\n")
+
+    with pytest.raises(ClusterError, match="no place for the table"):
+        main(["--chart", str(chart), "--write", "--document", str(chart / "document.md")])
+
+
 def test_programs_are_ended_when_the_harness_fails(tmp_path):
     pids = []
 

@@ -42,8 +42,26 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if not (options.chart / "Chart.yaml").is_file():
         raise MissingTool(f"{options.chart} is not a Helm chart; say where it is with --chart FOLDER.")
+    _check(options)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # So that what was started is ended.
     return _run(options)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Find mistakes before the run and not after it. Raises ClusterError."""
+    known = [*_names(options.chart), *CHECKS]
+    if unknown := [name for name in options.only or [] if name not in known]:
+        raise ClusterError(f"--only {unknown[0]}: no such case. There are {', '.join(known)}.")
+    if options.write:
+        with_section(_old_document(options.document), "")
+
+
+def _names(chart: Path) -> list[str]:
+    return [path.name.removesuffix("-values.yaml") for path in sorted(chart.glob("ci/*-values.yaml"))]
+
+
+def _old_document(path: Path) -> str:
+    return path.read_text("utf-8") if path.exists() else ""
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -85,10 +103,9 @@ def _run_all(cluster: Cluster, helms: Sequence[Helm], recorder: Recorder, option
 
 
 def _cases(helm: Helm, who: str, only: Sequence[str]) -> Iterator[Case]:
-    for values in sorted(helm.chart.glob("ci/*-values.yaml")):
-        name = values.name.removesuffix("-values.yaml")
+    for name in _names(helm.chart):
         if _is_wanted(name, only):
-            yield Case(name, values, helm, who, CHANGE)
+            yield Case(name, helm.chart / "ci" / f"{name}-values.yaml", helm, who, CHANGE)
 
 
 def _is_wanted(name: str, only: Sequence[str]) -> bool:
@@ -104,12 +121,8 @@ def _report(recorder: Recorder, seen: Sequence[dict[str, str]], options: argpars
     if options.json:
         options.json.write_text(json.dumps(to_json(recorder.steps, seen, machine, seconds), indent=1) + "\n", "utf-8")
     if options.write:
-        document = options.document
         text = section(recorder.steps, seen, machine, seconds)
-        old = document.read_text("utf-8") if document.exists() else ""
-        document.write_text(with_section(old, text), "utf-8")
-    if not recorder.steps:
-        print(f"Nothing was run: --only takes the names of {options.chart}/ci/NAME-values.yaml, {', '.join(CHECKS)}.")
+        options.document.write_text(with_section(_old_document(options.document), text), "utf-8")
     return int(bool(failed) or not recorder.steps)
 
 
