@@ -2,8 +2,8 @@
 
 `python -m tests.cluster tools` builds the programs of the control plane first, once. For every file of helm/ci, with
 Helm 3 and 4, a release is validated, installed, upgraded, rolled back and uninstalled in a namespace that enforces the
-Pod Security Standard "restricted". With --write, the table goes into docs/kubernetes-tested.md. The exit status is 1 if a step
-fails, and 2 if a program is missing. Linux only.
+Pod Security Standard "restricted". With --write, the table goes into docs/kubernetes-tested.md. The exit status is 1 if
+a step fails, and 2 if a program is missing. Linux only.
 """
 
 import argparse

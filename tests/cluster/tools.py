@@ -198,8 +198,8 @@ def _go(arguments: Sequence[str], cwd: Path, **environment: str) -> str:
     go = find_tool("go") or CACHE / "go" / "bin" / "go"
     if not os.access(go, os.X_OK):
         raise MissingTool("Go is not on this machine; `make tools` installs it, or put Go 1.26 or newer on the PATH.")
-    # GOSUMDB: the checksums above are compared instead. Most dependencies are in the go.sum of Kubernetes; those that are
-    # developed with it are not.
+    # GOSUMDB: the checksums above are compared instead. Dependencies are in the go.sum of Kubernetes, except those that
+    # are developed with it.
     settings = {"GOWORK": "off", "GOFLAGS": "-mod=mod -buildvcs=false", "GOSUMDB": "off", "CGO_ENABLED": "0"}
     done = subprocess.run(
         [go, *arguments],
