@@ -65,6 +65,20 @@ def test_a_failed_step_is_recorded_with_its_reason(capsys):
     assert "FAILED" in capsys.readouterr().out
 
 
+def test_the_next_case_is_run_after_one_that_failed(capsys):
+    recorder = Recorder()
+
+    with recorder.case("one", "v4"), recorder.step("one", "v4", "install"):
+        raise ClusterError("no room")
+    with recorder.case("two", "v4"):
+        raise KeyError("name")
+
+    assert [(each.case, each.name, each.detail) for each in recorder.steps] == [
+        ("one", "install", "no room"),
+        ("two", "set up", "KeyError('name')"),
+    ]
+
+
 def test_long_text_becomes_one_line():
     assert shorten("a\n  b" + "c" * 1000).startswith("a bccc")
     assert len(shorten("c" * 1000)) == 300

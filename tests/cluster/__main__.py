@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.machine import describe_machine
@@ -25,7 +24,7 @@ from tests.cluster.helm import Helm
 from tests.cluster.lifecycle import CHANGE, Case, run_case
 from tests.cluster.processes import ClusterError
 from tests.cluster.refusals import run_bad_values, run_controls
-from tests.cluster.report import Recorder, StepFailed, describe, section, table, to_json, with_section
+from tests.cluster.report import Recorder, describe, section, table, to_json, with_section
 from tests.cluster.stand_in import run_stand_in
 from tests.cluster.tools import DEFAULT_VERSION, VERSIONS, MissingTool, build, find_binaries, find_helm
 
@@ -86,19 +85,19 @@ def _run(options: argparse.Namespace) -> int:
 def _run_all(cluster: Cluster, helms: Sequence[Helm], recorder: Recorder, options: argparse.Namespace) -> None:
     recorder.kubernetes = cluster.binaries.version
     only = options.only or []
-    with suppress(StepFailed):
-        if _is_wanted("controls", only):
+    if _is_wanted("controls", only):
+        with recorder.case("controls", "-"):
             run_controls(cluster, recorder)
     for helm in helms:
         who = helm.version()
         for case in _cases(helm, who, only):
             run_case(cluster, case, recorder)
         for name, run in (("refused", run_bad_values), ("drain", run_drain), ("served", run_stand_in)):
-            with suppress(StepFailed):
-                if _is_wanted(name, only):
+            if _is_wanted(name, only):
+                with recorder.case(name, who):
                     run(cluster, helm, who, recorder)
-    with suppress(StepFailed):
-        if _is_wanted("extras", only):
+    if _is_wanted("extras", only):
+        with recorder.case("extras", "-"):
             run_extras(cluster, helms[0].chart / "extras", recorder)
 
 

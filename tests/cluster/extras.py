@@ -7,7 +7,7 @@ from tests.cluster.api import ApiError
 from tests.cluster.control_plane import EXTRA_CRDS, Cluster, install_crds
 from tests.cluster.helm import documents
 from tests.cluster.lifecycle import namespace
-from tests.cluster.report import Recorder, StepFailed
+from tests.cluster.report import Recorder
 
 
 def run_extras(cluster: Cluster, folder: Path, recorder: Recorder) -> None:
@@ -19,11 +19,9 @@ def run_extras(cluster: Cluster, folder: Path, recorder: Recorder) -> None:
         step.detail = ", ".join(install_crds(cluster.api, EXTRA_CRDS).values())
     with namespace(cluster.api, "extras") as place:
         for path in files:
-            try:
-                with recorder.step(f"extras/{path.relative_to(folder)}", "-", "accepted") as step:
-                    step.detail = ", ".join(_validate(cluster, path, place))
-            except StepFailed:
-                continue
+            name = f"extras/{path.relative_to(folder)}"
+            with recorder.case(name, "-"), recorder.step(name, "-", "accepted") as step:
+                step.detail = ", ".join(_validate(cluster, path, place))
 
 
 def manifest_files(folder: Path) -> list[Path]:

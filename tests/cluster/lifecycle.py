@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.cluster.control_plane import Cluster, persistent_volume
 from tests.cluster.helm import Helm, HelmError, Rendered
 from tests.cluster.prerequisites import claims_of, is_kept, node_labels, prerequisites
 from tests.cluster.processes import ClusterError, wait_until
-from tests.cluster.report import Recorder, StepFailed, shorten
+from tests.cluster.report import Recorder, shorten
 
 RESTRICTED = {f"pod-security.kubernetes.io/{mode}": "restricted" for mode in ("enforce", "warn", "audit")}
 CHANGE = ("--set", "server.maxQueue=300")
@@ -71,7 +71,7 @@ def namespace(api: Api, name: str) -> Iterator[str]:
 def run_case(cluster: Cluster, case: Case, recorder: Recorder) -> None:
     """Take a release through its life; after the first step that fails, the rest is left out."""
     api = cluster.api
-    with suppress(StepFailed), namespace(api, case.namespace):
+    with recorder.case(case.name, case.who), namespace(api, case.namespace):
         _live(cluster, case, recorder)
 
 
@@ -88,20 +88,19 @@ def _live(cluster: Cluster, case: Case, recorder: Recorder) -> None:
             helm.install(_RELEASE, place, *case.flags)
         step.detail = check_running(api, place, rendered.objects)
         validate(api, place, rendered.hooks)  # Only now, as they need the release's service account.
-    first = templates(api, place)
+        first = templates(api, place)
     with recorder.step(case.name, case.who, "no change"):
         helm.upgrade(_RELEASE, place, *case.flags)
         assert templates(api, place) == first, "an upgrade that changes nothing replaces the pods"
     with recorder.step(case.name, case.who, "upgrade") as step:
         with explained(api, place):
             helm.upgrade(_RELEASE, place, *case.flags, *case.change)
-        changed = templates(api, place)
-        step.detail = check_rolled(first, changed)
         check_running(api, place, rendered.objects)
+        step.detail = check_rolled(first, templates(api, place))
     with recorder.step(case.name, case.who, "rollback") as step:
         helm.rollback(_RELEASE, place, 1)
-        assert templates(api, place) == first, "the rollback did not bring the first template back"
         check_running(api, place, rendered.objects)
+        assert templates(api, place) == first, "the rollback did not bring the first template back"
         step.detail = f"pods of template {', '.join(each.pod_hash for each in first.values())} again"
     with recorder.step(case.name, case.who, "twice") as step:
         step.detail = _second_release(cluster, case, rendered)

@@ -4,12 +4,10 @@ import re
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-
-import httpx
 
 from tests.cluster.api import ApiError
 from tests.cluster.control_plane import Cluster
@@ -19,7 +17,8 @@ from tests.cluster.processes import ClusterError
 BEGIN, END = "<!-- cluster: begin -->", "<!-- cluster: end -->"
 _WIDTH = 300
 _USUAL = ("validate", "install", "no change", "upgrade", "rollback", "twice", "uninstall")
-FAILURES = (ApiError, HelmError, ClusterError, AssertionError, httpx.HTTPError, OSError)
+EXPECTED = (ApiError, HelmError, ClusterError, AssertionError)
+"""Errors whose text says what is wrong; of others, the kind is told too."""
 
 
 @dataclass
@@ -61,13 +60,24 @@ class Recorder:
         try:
             yield step
             step.ok = True
-        except FAILURES as error:
-            step.detail = str(error) or repr(error)
+        except Exception as error:
+            step.detail = str(error) if isinstance(error, EXPECTED) and str(error) else repr(error)
             raise StepFailed(step.detail) from error
         finally:
             step.seconds = time.monotonic() - start
             self.steps.append(step)
             self._print(step)
+
+    @contextmanager
+    def case(self, name: str, who: str) -> Iterator[None]:
+        """Go on with the next case whatever happens in this one. What fails outside its steps is a step of its own."""
+        try:
+            yield
+        except StepFailed:
+            pass
+        except Exception as error:
+            with suppress(StepFailed), self.step(name, who, "set up"):
+                raise error
 
     def _print(self, step: Step) -> None:
         mark = "ok    " if step.ok else "FAILED"
