@@ -1,4 +1,4 @@
-"""A drain of a node: evictions keep to the disruption budget, and pods move to another node while others serve."""
+"""A rollout and a drain: pods are replaced while others serve, and evictions keep to the disruption budget."""
 
 import subprocess
 import threading
@@ -10,7 +10,7 @@ from typing import Any
 from tests.cluster.api import Api, ApiError, Object
 from tests.cluster.control_plane import NODES, Cluster
 from tests.cluster.helm import Helm
-from tests.cluster.lifecycle import explained, namespace
+from tests.cluster.lifecycle import CHANGE, explained, namespace
 from tests.cluster.processes import ClusterError, wait_until
 from tests.cluster.report import Recorder
 
@@ -21,18 +21,20 @@ _TOO_MANY = 429
 
 
 def run_drain(cluster: Cluster, helm: Helm, who: str, recorder: Recorder) -> None:
-    """Evict two replicas at once, drain the node that has both, and evict a single replica, which has no budget."""
+    """Roll two replicas, evict both at once, drain the node that has both, and evict a single one: it has no budget."""
     api = cluster.api
     with namespace(api, f"drain-{who.replace('.', '')}") as place:
-        with recorder.step("node drain", who, "install") as step, explained(api, place):
+        with recorder.step("rollout and drain", who, "install") as step, explained(api, place):
             helm.install(_RELEASE, place, "--set", "replicaCount=2")
             wait_until(lambda: _exactly(api, place, 2), "two pods serve", _TIMEOUT_S)
             step.detail = "2 replicas"
-        with recorder.step("node drain", who, "evict") as step:
+        with recorder.step("rollout and drain", who, "roll") as step:
+            step.detail = _roll(api, helm, place)
+        with recorder.step("rollout and drain", who, "evict") as step:
             step.detail = _evict_both(api, place)
-        with recorder.step("node drain", who, "drain") as step:
+        with recorder.step("rollout and drain", who, "drain") as step:
             step.detail = _drain(cluster, place)
-        with recorder.step("node drain", who, "one replica") as step, explained(api, place):
+        with recorder.step("rollout and drain", who, "one replica") as step, explained(api, place):
             helm.upgrade(_RELEASE, place, "--set", "replicaCount=1")
             (pod,) = wait_until(lambda: _exactly(api, place, 1), "one pod is left", _TIMEOUT_S)
             evict(api, pod)
@@ -68,6 +70,15 @@ def _exactly(api: Api, place: str, count: int) -> list[Object] | None:
     budgets = api.list("policy/v1", "PodDisruptionBudget", place)
     settled = all(budget["status"].get("disruptionsAllowed", 0) >= 1 for budget in budgets)
     return pods if len(pods) == count and settled else None
+
+
+def _roll(api: Api, helm: Helm, place: str) -> str:
+    """Replace both pods by a changed setting, and watch how many pods serve meanwhile."""
+    with _Watch(api.copy(), place) as watch, explained(api, place):
+        helm.upgrade(_RELEASE, place, "--reuse-values", *CHANGE)
+        wait_until(lambda: _exactly(api, place, 2), "two new pods serve", _TIMEOUT_S)
+    assert watch.fewest >= 2, f"only {watch.fewest} of 2 pods served during a rollout"
+    return f"at least {watch.fewest} of 2 pods served in {watch.looks} looks"
 
 
 def _evict_both(api: Api, place: str) -> str:
