@@ -10,10 +10,10 @@ IMAGE_OPTIONS = $(if $(TARGET),--target $(TARGET)) $(if $(IMAGE),--image $(IMAGE
 	$(if $(MODELS),--models $(MODELS)) $(if $(PYTHON_IMAGE),--python-image $(PYTHON_IMAGE))
 UV := UV_LINK_MODE=copy $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes
 
-.PHONY: help serve test check format train train-all bench faults image image-test tools chart lock clean
+.PHONY: help serve test check format train train-all bench faults image image-test tools chart chart-e2e lock clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 	@echo
 	@echo '  Variables: RECIPE=clothing (train), ARGS="--port 9000" (serve, train, test, bench, faults), GPU=1 (serve), PYTHON=python3.12'
 
@@ -57,6 +57,9 @@ image: ## build an image with Docker, Podman or Buildah [TARGET=cuda CUDA=12 IMA
 
 image-test: $(VENV)/.dev ## build the image that serves on a CPU, run it as Kubernetes would, and check what it promises
 	@$(BIN)/python -m tests.image $(if $(PYTHON_IMAGE),--python-image $(PYTHON_IMAGE)) $(ARGS)
+
+chart-e2e: $(VENV)/.dev ## install the Helm chart on a real Kubernetes API server (about half an hour) [ARGS="--only default"]
+	@$(BIN)/python -m tests.cluster $(ARGS)
 
 lock: $(VENV)/.uv ## update the pinned dependencies from pyproject.toml
 	@PATH="$(CURDIR)/$(BIN):$$PATH" requirements/compile.sh $(ARGS)
