@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, MultipleLocator
 from PIL import Image
 
 from loadtests.clients import LoadProcess, Reply, ScheduledRequest
@@ -38,14 +39,14 @@ from tests.waiting import wait_until
 SCRAPE_S, STEP_S, INTERVAL = 2, 4.0, "20s"
 MAX_QUEUE = 24
 BASE_RATES = {
-    "adult": 3.0,
-    "bikes": 1.5,
-    "clothing": 1.5,
-    "faces": 1.0,
-    "movielens": 1.0,
-    "imdb": 0.5,
-    "camvid": 0.2,
-    "restore": 0.2,
+    "adult": 1.5,
+    "bikes": 0.8,
+    "clothing": 0.6,
+    "faces": 0.4,
+    "movielens": 0.6,
+    "imdb": 0.3,
+    "camvid": 0.1,
+    "restore": 0.1,
 }
 """Requests per second at the start of the run."""
 FLAGS = (
@@ -76,7 +77,7 @@ class Load:
         scheduled = [
             request
             for name, base in BASE_RATES.items()
-            for request in make.random(name, lambda at_s, base=base: self._rate(base, at_s), 0.0, total)
+            for request in make.random(name, partial(self._rate, base), 0.0, total)
         ]
         start, end = (fraction * total for fraction in self.overload)
         scheduled += make.random("clothing", lambda _: self._peak, start, end, seed=1)
@@ -84,7 +85,7 @@ class Load:
             scheduled += make.errors(start_s=position * total, interval_s=0.4)
         scheduled += [make.costly_file(at_s=position * total) for position in (0.25, 0.3, 0.72, 0.74, 0.8)]
         for position in (0.66, 0.68, 0.7):
-            scheduled += make.burst("camvid", MAX_QUEUE, at_s=position * total, X_Request_Timeout_Ms="400")
+            scheduled += make.burst("camvid", MAX_QUEUE, at_s=position * total, timeout_ms=400)
         return sorted(scheduled, key=lambda request: request.at_s)
 
 
@@ -114,12 +115,10 @@ def record(seconds: float, peak: float) -> Answers:
 
 def _publish_during(load: Load, requests: Requests, models: Path, seconds: float) -> None:
     started = time.monotonic()
-    for position, publish in (
-        (load.swap, lambda: requests.publish_same_answers(models, "adult")),
-        (load.broken, lambda: requests.publish_broken(models, "faces")),
-    ):
-        _wait_for(started + position * seconds)
-        print(f"published version {publish()}", flush=True)
+    _wait_for(started + load.swap * seconds)
+    print(f"published version {requests.publish_same_answers(models, 'adult')} of adult", flush=True)
+    _wait_for(started + load.broken * seconds)
+    print(f"published version {requests.publish_broken(models, 'faces')} of faces, broken", flush=True)
 
 
 def _wait_for(at: float) -> None:
@@ -291,9 +290,10 @@ class _PanelDrawing:
         axes.tick_params(colors=self._style["dim"], length=0, labelsize=7)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(_BinaryLocator() if self._unit == "bytes" else MaxNLocator(5))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_value(value, self._unit)))
-        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.set_xlim(0, _SPAN[1] - _SPAN[0])
+        axes.xaxis.set_major_locator(MultipleLocator(60 if _SPAN[1] - _SPAN[0] > 120 else 20))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{int(value // 60)}:{int(value % 60):02d}"))
         return axes
 
@@ -305,10 +305,10 @@ class _PanelDrawing:
         for (name, series), color in zip(lines, _cycle(LINES), strict=False):
             is_limit = name in dashed
             color, line = (RED, "--") if is_limit else (color, "-")
-            times = [at - _START[0] for at in series.times]
-            axes.plot(times, series.values, color=color, linestyle=line, linewidth=1.1)
+            times, values = with_gaps(series)
+            axes.plot(times, values, color=color, linestyle=line, linewidth=1.1)
             if not is_limit and len(lines) <= 3:
-                axes.fill_between(times, series.values, 0, color=color, alpha=0.07, linewidth=0)
+                axes.fill_between(times, values, 0, color=color, alpha=0.07, linewidth=0)
             handles.append((name, color, line))
         return handles
 
@@ -319,7 +319,7 @@ class _PanelDrawing:
             known = dict(zip(series.times, series.values, strict=True))
             rows.append([0.0 if math.isnan(known.get(at, 0.0)) else known.get(at, 0.0) for at in times])
         colors = [color for _, color in zip(lines, _cycle(LINES), strict=False)]
-        axes.stackplot([at - _START[0] for at in times], rows, colors=colors, alpha=0.65, linewidth=0)
+        axes.stackplot([at - _SPAN[0] for at in times], rows, colors=colors, alpha=0.65, linewidth=0)
         return [(name, color, "-") for (name, _), color in zip(lines, colors, strict=True)]
 
     def _legend(self, handles: Sequence[tuple[str, str, str]]) -> None:
@@ -347,7 +347,7 @@ class _PanelDrawing:
         axes = self._plot_axes(0)
         axes.grid(visible=False)
         colors = LinearSegmentedColormap.from_list("blues", [self._style["card"], "#7fb2f0", "#1f60c4", "#0b2a66"])
-        edges = [at - _START[0] - STEP_S / 2 for at in times] + [times[-1] - _START[0] + STEP_S / 2]
+        edges = [at - _SPAN[0] - STEP_S / 2 for at in times] + [times[-1] - _SPAN[0] + STEP_S / 2]
         image = axes.pcolormesh(edges, range(len(counts) + 1), counts, cmap=colors, norm=PowerNorm(0.5))
         axes.set_yticks(
             [i + 0.5 for i in range(len(counts))], [series.labels["le"].replace(".0", "") for series in buckets]
@@ -380,8 +380,30 @@ class _PanelDrawing:
             axes.plot([10, width - 10], [y + 11, y + 11], color=self._style["grid"], linewidth=0.8)
 
 
-_START = [0.0]
-"""The time that is 0:00 in the picture."""
+_SPAN = [0.0, 0.0]
+"""The first and the last time of the run."""
+
+
+class _BinaryLocator(MaxNLocator):
+    """Chooses ticks at round numbers of KiB, MiB or GiB."""
+
+    def tick_values(self, low: float, high: float) -> list[float]:
+        """Return the places of the ticks between two values."""
+        unit = 2.0 ** (10 * max(0, int(math.log2(max(high, 1)) // 10)))
+        return [tick * unit for tick in MaxNLocator(5).tick_values(low / unit, high / unit)]
+
+
+def with_gaps(series: Series) -> tuple[list[float], list[float]]:
+    """Return times from the start and values, with NaN where values are missing, so that no line is drawn there."""
+    times: list[float] = []
+    values: list[float] = []
+    for at, value in zip(series.times, series.values, strict=True):
+        if times and at - _SPAN[0] - times[-1] > 1.5 * STEP_S:
+            times.append(times[-1] + STEP_S)
+            values.append(math.nan)
+        times.append(at - _SPAN[0])
+        values.append(value)
+    return times, values
 
 
 def _cycle(colors: Sequence[str]) -> Iterator[str]:
@@ -399,7 +421,7 @@ def legend_of(query: Query, series: Series) -> str:
 
 def format_value(value: float, unit: str, decimals: int | None = None) -> str:
     """Format a value with one of Grafana's units that the dashboard uses."""
-    scaled: dict[str, Callable[[float], str]] = {
+    scales: dict[str, Callable[[float], str]] = {
         "percentunit": lambda v: f"{v * 100:.{2 if decimals is None else decimals}f}".rstrip("0").rstrip(".") + " %",
         "s": lambda v: _scale(v, ((1, "s"), (1e-3, "ms"), (1e-6, "µs")), zero="0 s"),
         "bytes": lambda v: _scale(v, ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B")), zero="0 B"),
@@ -407,7 +429,7 @@ def format_value(value: float, unit: str, decimals: int | None = None) -> str:
         "reqps": lambda v: f"{v:.3g} req/s",
         "ops": lambda v: f"{v:.3g} /s",
     }
-    return scaled.get(unit, lambda v: f"{v:.3g}")(value)
+    return scales[unit](value) if unit in scales else f"{value:.3g}"
 
 
 def _scale(value: float, units: Sequence[tuple[float, str]], *, zero: str) -> str:
@@ -422,7 +444,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.monitoring.picture", description=__doc__)
     parser.add_argument("--seconds", type=float, default=300.0, help="duration of the run (default: %(default)s)")
     parser.add_argument(
-        "--peak", type=float, default=60.0, help="requests per second of the overload (default: %(default)s)"
+        "--peak", type=float, default=40.0, help="requests per second of the overload (default: %(default)s)"
     )
     parser.add_argument("--answers", type=Path, help="file for Prometheus' answers; if it exists, there is no run")
     parser.add_argument("--folder", type=Path, default=ROOT / "docs" / "images", help="where the pictures go")
@@ -435,7 +457,8 @@ def main(arguments: Sequence[str]) -> int:
         if options.answers:
             plain = {key: [asdict(series) for series in of_query] for key, of_query in answers.items()}
             options.answers.write_text(json.dumps(plain), "utf-8")
-    _START[0] = min(at for of_query in answers.values() for series in of_query for at in series.times)
+    times = [at for of_query in answers.values() for series in of_query for at in series.times]
+    _SPAN[:] = [min(times), max(times)]
     draw(answers, UPPER_ROWS, options.folder / "dashboard.png", LIGHT)
     draw(answers, UPPER_ROWS, options.folder / "dashboard-dark.png", DARK)
     draw(answers, LOWER_ROWS, options.folder / "dashboard-details.png", LIGHT)

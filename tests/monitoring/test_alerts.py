@@ -46,7 +46,7 @@ def unit_tests() -> list[dict[str, Any]]:
 
 def promtool(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
     command = [require_tool("promtool"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False, **options)
 
 
 @pytest.fixture(scope="module")

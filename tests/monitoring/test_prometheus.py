@@ -125,7 +125,7 @@ def cause_trouble(port: int, requests: Requests, models: Path) -> None:
     requests.publish_broken(models, "faces")
     scheduled = requests.mixed(per_second=8, seconds=8) + requests.errors()
     scheduled += requests.burst("camvid", 5 * MAX_QUEUE, at_s=5.0)
-    scheduled += requests.burst("camvid", 2 * MAX_QUEUE, at_s=7.0, X_Request_Timeout_Ms="30")
+    scheduled += requests.burst("camvid", 2 * MAX_QUEUE, at_s=7.0, timeout_ms=30)
     scheduled.append(requests.costly_file(at_s=2.0))
     open_loop(port, sorted(scheduled, key=lambda request: request.at_s))
     adult = requests.valid("adult", 0).request

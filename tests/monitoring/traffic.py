@@ -68,9 +68,10 @@ class Requests:
             for i, faulty in enumerate([*self.faulty, *hang_ups])
         ]
 
-    def burst(self, name: str, count: int, *, at_s: float = 0.0, **headers: str) -> list[ScheduledRequest]:
+    def burst(self, name: str, count: int, *, at_s: float = 0.0, timeout_ms: int = 30_000) -> list[ScheduledRequest]:
         """Schedule many requests to a model at one time."""
-        requests = [self.known[name].valid_request(seed, **headers).request for seed in range(_VARIANTS)]
+        make, header = self.known[name].valid_request, str(timeout_ms)
+        requests = [make(seed, X_Request_Timeout_Ms=header).request for seed in range(_VARIANTS)]
         return [ScheduledRequest(at_s, requests[i % _VARIANTS], i) for i in range(count)]
 
     def costly_file(self, *, at_s: float = 0.0) -> ScheduledRequest:
