@@ -122,8 +122,8 @@ def discover(server: Server, *, files: Path | None = None, only: Sequence[str] =
     """Return a workload for each model that the server has ready.
 
     Each has the model's example as JSON, and files of the folder that the model takes as they are: those named after
-    it (`NAME-….jpg`, or in a folder NAME) if there are any, else all of a type that it takes. Each body is sent once; one
-    that the server refuses is left out, with a warning. Raises WorkloadError.
+    it (`NAME-….jpg`, or in a folder NAME) if there are any, else all of a type that it takes. Each body is sent once;
+    one that the server refuses is left out, with a warning. Raises WorkloadError.
     """
     ready = [model for model in server.get("/v1/models")["models"] if model["state"] == "ready"]
     if missing := set(only) - {model["name"] for model in ready}:
