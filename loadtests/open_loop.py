@@ -158,6 +158,7 @@ class OpenLoop:
             await asyncio.sleep(max(0.0, started_at + at_s - self._clocks.seconds()))
             window = int((at_s - warm_up_s) / seconds * WINDOWS) if at_s >= warm_up_s else None
             self._issue(next(source), started_at + at_s, window, counts, objective_ms)
+        await asyncio.sleep(max(0.0, started_at + warm_up_s + seconds - self._clocks.seconds()))
         took_s = self._clocks.seconds() - started_at
         cpu_used = self._clocks.cpu_seconds() - cpu
         await self._until_idle()

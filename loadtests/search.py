@@ -12,7 +12,7 @@ from loadtests.open_loop import Trial
 Measure = Callable[[float], Awaitable[Trial]]
 _MAX_STEPS = 24
 _MAX_VOID = 2
-_LOWEST = 1 / 64
+_LOWEST = 1 / 16
 """Of the first rate: if the objective does not hold there, it holds nowhere."""
 
 
