@@ -26,6 +26,8 @@ NO_RESPONSE, HUNG_UP = 0, -1
 """In place of a status: the connection ended without a response; the client hung up itself."""
 _HOST = "127.0.0.1"
 _MAX_SECONDS = 60.0
+MAX_IDLE_S = 2.0
+"""A connection that was idle for longer is not used again: servers close such ones, perhaps just as a request comes."""
 _RECONNECT_S = 0.01
 _PRIORITY = -10
 _END_OF_HEAD = b"\r\n\r\n"
@@ -235,13 +237,15 @@ class ClientPool:
 
     def __init__(self, target: Target, *, max_connections: int = 800) -> None:
         self._target = target
-        self._free: list[Connection] = []
+        self._free: list[tuple[Connection, float]] = []
         self._slots = asyncio.Semaphore(max_connections)
 
     async def _connection(self, *, new: bool) -> Connection:
         while self._free and not new:
-            if (connection := self._free.pop()).is_open:
+            connection, since = self._free.pop()
+            if connection.is_open and time.monotonic() - since <= MAX_IDLE_S:
                 return connection
+            connection.close()
         return await connect(self._target)
 
     async def send(self, scheduled: ScheduledRequest, *, scheduled_at: float | None = None) -> Reply:
@@ -270,7 +274,7 @@ class ClientPool:
             response = None
         finally:
             if is_complete:
-                self._free.append(connection)
+                self._free.append((connection, time.monotonic()))
             else:
                 connection.close()
         return (NO_RESPONSE, b"", b"") if response is None else (_status(response[0]), *response)
@@ -317,8 +321,9 @@ class ClientPool:
 
     def close(self) -> None:
         """Close the idle connections."""
-        for connection in self._free:
+        for connection, _ in self._free:
             connection.close()
+        self._free.clear()
 
 
 def _set_result(future: asyncio.Future[T], result: T) -> None:

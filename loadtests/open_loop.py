@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from hdrh.histogram import HdrHistogram
 
-from loadtests.clients import NO_RESPONSE, Response
+from loadtests.clients import MAX_IDLE_S, NO_RESPONSE, Response
 
 WINDOWS = 3
 """Parts of a trial: latency that is higher in the last one shows that a queue still grows."""
@@ -134,7 +134,7 @@ class OpenLoop:
 
     def __init__(self, connect: Connector, limits: LoopLimits | None = None, clocks: Clocks | None = None) -> None:
         self._connect, self._limits, self._clocks = connect, limits or LoopLimits(), clocks or Clocks()
-        self._free: list[Channel] = []
+        self._free: list[tuple[Channel, float]] = []
         self._opened = 0
         self._waiting = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -182,9 +182,11 @@ class OpenLoop:
                 counts.failures[status] = counts.failures.get(status, 0) + 1
 
         while self._free:
-            if (channel := self._free.pop()).is_open:
+            channel, since = self._free.pop()
+            if channel.is_open and self._clocks.seconds() - since <= MAX_IDLE_S:
                 self._send(channel, request, on_answer)
                 return
+            channel.close()
             self._opened -= 1
         if self._opened >= self._limits.connections:
             counts.dropped += window is not None
@@ -222,7 +224,7 @@ class OpenLoop:
                     self._opened -= 1
                     channel.close()
                 else:
-                    self._free.append(channel)
+                    self._free.append((channel, self._clocks.seconds()))
             self._done()
 
         channel.send(request, on_response)
@@ -240,8 +242,9 @@ class OpenLoop:
 
     def close(self) -> None:
         """Close the idle connections."""
-        for channel in self._free:
+        for channel, _ in self._free:
             channel.close()
+        self._opened -= len(self._free)
         self._free.clear()
 
 

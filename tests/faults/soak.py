@@ -3,6 +3,9 @@
 Every model is asked in turn, in an open loop. Of the requests, 5 % are faulty and 2 % come from clients that hang up.
 Two new versions are published meanwhile, and the server gets SIGTERM while requests still come. Then: every accepted
 request was answered, and memory, threads and descriptors of all its processes have not grown. Linux only.
+
+Memory under load follows the number of requests at once, which the machine decides. So the traffic rests now and then,
+until the server has given back what it only needed for work: a leak is what grows from rest to rest.
 """
 
 import argparse
@@ -14,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -49,6 +52,8 @@ WARM_UP = 0.2
 MIN_JUDGED_S = 600.0
 """Memory of a shorter run is reported, but not judged: its caches and pools are still filling."""
 MAX_REJECTED = 0.01
+RESTS = 12
+_REST_S, _SHORT_REST_S = 4.0, 2.0
 _NOTICE_S = 0.5
 """How long a load balancer takes to stop sending requests after readiness has failed."""
 _DRAIN_S, _GRACE_S = 5.0, 30.0
@@ -116,7 +121,8 @@ def growth(points: Sequence[tuple[float, float]]) -> Growth:
     slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
     quarter = len(points) // 4
     first, last = (sorted(y for _, y in part)[quarter // 2] for part in (points[:quarter], points[-quarter:]))
-    return Growth(slope * 3600, slope * (points[-1][0] - points[0][0]), first, last)
+    total = slope * (points[-1][0] - points[0][0])
+    return Growth(*(round(value, 3) for value in (slope * 3600, total, first, last)))
 
 
 class _Traffic:
@@ -151,7 +157,7 @@ class _Judge:
         if kind == "valid" and reply.status == 503:
             outcome.rejected += 1
         elif problem := self._problem(request, reply):
-            outcome.problems.append(problem)
+            outcome.problems.append(f"{problem} (sent {reply.late_s:.2f} s late, ended after {reply.seconds:.2f} s)")
 
     def _problem(self, request: ValidRequest | FaultyRequest, reply: Reply) -> str | None:
         if isinstance(request, FaultyRequest):
@@ -194,11 +200,10 @@ def soak(context: ScenarioContext, plan: Plan) -> dict[str, Any]:
     with context.copies(*known) as models, run_server(models, *flags) as server:
         valid = with_expected(server.port, valid)
         traffic = _Traffic(valid, list(faulty_requests(known)), plan.seed)
-        judge, samples = _Judge(answers), list[Sample]()
-        publications = _publications(context, models, graphs, server, plan.seconds)
-        uvloop.run(_run(server, plan, traffic, judge, samples, publications))
+        run = _Run(server, plan, traffic, _Judge(answers), _publications(context, models, graphs, server, plan.seconds))
+        uvloop.run(run.run())
         status = _exit_status(server)
-    return _figures(plan, judge.outcome, samples, status)
+    return _figures(plan, run, status)
 
 
 def _publications(
@@ -220,64 +225,98 @@ def _publications(
     return [(seconds * (i + 1) / 3, publication(name)) for i, name in enumerate(SWAPPED)]
 
 
-async def _run(
-    server: ServerProcess,
-    plan: Plan,
-    traffic: _Traffic,
-    judge: _Judge,
-    samples: list[Sample],
-    publications: Sequence[tuple[float, Callable[[], None]]],
-) -> None:
-    """Send requests until half a second after SIGTERM; publish and take samples meanwhile."""
-    clients, pending, started_at = ClientPool(server.port), set[asyncio.Task[None]](), time.monotonic()
-    watching = asyncio.create_task(_watch(server, plan, samples, started_at))
-    publishing = asyncio.create_task(_publish(publications, started_at))
+class _Run:
+    """A run: sends the requests until half a second after SIGTERM, publishes, rests, and takes samples meanwhile.
 
-    async def send(kind: str, request: ValidRequest | FaultyRequest, at_s: float) -> None:
+    Attributes:
+        under_load, at_rest: the samples that were taken while requests came, and at the end of each rest.
+    """
+
+    def __init__(
+        self,
+        server: ServerProcess,
+        plan: Plan,
+        traffic: _Traffic,
+        judge: _Judge,
+        publications: Sequence[tuple[float, Callable[[], None]]],
+    ) -> None:
+        self.judge = judge
+        self.under_load: list[Sample] = []
+        self.at_rest: list[Sample] = []
+        self._server, self._plan, self._traffic = server, plan, traffic
+        self._pending: set[asyncio.Task[None]] = set()
+        self._publishing: list[asyncio.Task[None]] = []
+        # What happens besides the requests, and when, in seconds of traffic: rests do not count.
+        steps: list[tuple[float, Callable[[], Awaitable[None]]]] = [
+            (at_s, self._publication(publish_it)) for at_s, publish_it in publications
+        ]
+        steps += [(plan.seconds * (i + 0.5) / RESTS, self._rest) for i in range(RESTS)]
+        steps.append((plan.seconds, self._terminate))
+        self._steps = sorted(steps, key=lambda step: step[0])
+
+    async def run(self) -> None:
+        """Run to the last answer."""
+        self._clients, self._started_at = ClientPool(self._server.port), time.monotonic()
+        self._rested_s = 0.0
+        watching = asyncio.create_task(self._watch())
+        try:
+            for at_s in _arrivals(self._plan):
+                while self._steps and self._steps[0][0] <= at_s:
+                    await self._steps.pop(0)[1]()
+                due = self._started_at + self._rested_s + at_s
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                task = asyncio.create_task(self._send(*self._traffic.draw(), due))
+                self._pending.add(task)
+                task.add_done_callback(self._pending.discard)
+            await asyncio.gather(*self._pending)
+        finally:
+            watching.cancel()
+            self._clients.close()
+
+    async def _send(self, kind: str, request: ValidRequest | FaultyRequest, due: float) -> None:
         hang_up = request.hang_up if isinstance(request, FaultyRequest) else None
         # A faulty head may announce more than it sends, after which its connection is of no use to others.
-        scheduled = ScheduledRequest(at_s, request.request, 0, hang_up, own_connection=kind != "valid")
-        judge.add(kind, request, await clients.send(scheduled, scheduled_at=started_at + at_s))
+        scheduled = ScheduledRequest(0.0, request.request, 0, hang_up, own_connection=kind != "valid")
+        self.judge.add(kind, request, await self._clients.send(scheduled, scheduled_at=due))
 
-    try:
-        terminated = False
-        for at_s in _arrivals(plan):
-            await asyncio.sleep(max(0.0, started_at + at_s - time.monotonic()))
-            if not terminated and at_s > plan.seconds:
-                terminated = True
-                watching.cancel()
-                await publishing
-                server.process.send_signal(signal.SIGTERM)
-            task = asyncio.create_task(send(*traffic.draw(), at_s))
-            pending.add(task)
-            task.add_done_callback(pending.discard)
-        await asyncio.gather(*pending)
-    finally:
-        watching.cancel()
-        publishing.cancel()
-        clients.close()
+    def _publication(self, publish_it: Callable[[], None]) -> Callable[[], Awaitable[None]]:
+        async def start() -> None:
+            self._publishing.append(asyncio.create_task(asyncio.to_thread(publish_it)))
+
+        return start
+
+    async def _rest(self) -> None:
+        """Send nothing until all is answered and memory has been given back; then take a sample."""
+        began = time.monotonic()
+        await asyncio.gather(*self._pending)
+        self._clients.close()
+        await asyncio.sleep(_REST_S if self._plan.seconds >= MIN_JUDGED_S else _SHORT_REST_S)
+        self.at_rest.append(await self._sample())
+        self._rested_s += time.monotonic() - began
+
+    async def _terminate(self) -> None:
+        began = time.monotonic()
+        await asyncio.gather(*self._publishing)
+        self._rested_s += time.monotonic() - began
+        self._server.process.send_signal(signal.SIGTERM)
+
+    async def _watch(self) -> None:
+        while True:
+            self.under_load.append(await self._sample())
+            await asyncio.sleep(self._plan.sample_s)
+
+    async def _sample(self) -> Sample:
+        return await asyncio.to_thread(take_sample, self._server.process.pid, time.monotonic() - self._started_at)
 
 
 def _arrivals(plan: Plan) -> Iterator[float]:
     """Yield Poisson arrivals until half a second after the end of the run, when SIGTERM is sent."""
     rng, at_s = random.Random(plan.seed + 1), 0.0
-    yielded_after_end = False
-    while at_s <= plan.seconds + _NOTICE_S or not yielded_after_end:
-        yielded_after_end = at_s > plan.seconds
+    after_end = 0
+    while at_s <= plan.seconds + _NOTICE_S or after_end < 2:
+        after_end += at_s > plan.seconds
         yield at_s
         at_s += rng.expovariate(plan.per_second)
-
-
-async def _publish(publications: Sequence[tuple[float, Callable[[], None]]], started_at: float) -> None:
-    for at_s, publish_it in publications:
-        await asyncio.sleep(max(0.0, started_at + at_s - time.monotonic()))
-        await asyncio.to_thread(publish_it)
-
-
-async def _watch(server: ServerProcess, plan: Plan, samples: list[Sample], started_at: float) -> None:
-    while True:
-        samples.append(await asyncio.to_thread(take_sample, server.process.pid, time.monotonic() - started_at))
-        await asyncio.sleep(plan.sample_s)
 
 
 def take_sample(pid: int, at_s: float) -> Sample:
@@ -294,12 +333,12 @@ def _exit_status(server: ServerProcess) -> int | None:
         return None
 
 
-def _figures(plan: Plan, outcome: Outcome, samples: Sequence[Sample], status: int | None) -> dict[str, Any]:
-    after = [sample for sample in samples if sample.at_s >= WARM_UP * plan.seconds]
-    grown = {
-        name: growth([(sample.at_s, getattr(sample, name)) for sample in after])
-        for name in ("tree_mb", "root_mb", "threads", "descriptors")
-    }
+_QUANTITIES = ("tree_mb", "root_mb", "threads", "descriptors")
+
+
+def _figures(plan: Plan, run: _Run, status: int | None) -> dict[str, Any]:
+    outcome = run.judge.outcome
+    at_rest, under_load = (_growths(_after_warm_up(samples)) for samples in (run.at_rest, run.under_load))
     return {
         "plan": asdict(plan),
         "requests": outcome.counts,
@@ -310,14 +349,24 @@ def _figures(plan: Plan, outcome: Outcome, samples: Sequence[Sample], status: in
         "sent_late_s": round(outcome.late_s, 3),
         "versions": outcome.versions,
         "exit_status": status,
-        "growth": {name: {key: round(value, 2) for key, value in asdict(one).items()} for name, one in grown.items()},
-        "samples": [asdict(sample) for sample in _thinned(samples, 60)],
+        "growth_at_rest": {name: asdict(one) for name, one in at_rest.items()},
+        "growth_under_load": {name: asdict(one) for name, one in under_load.items()},
+        "at_rest": [asdict(sample) for sample in run.at_rest],
+        "under_load": [asdict(sample) for sample in _thinned(run.under_load, 60)],
         "problems": [
             *outcome.problems[:20],
-            *_trend_problems(grown, short=plan.seconds < MIN_JUDGED_S),
+            *_trend_problems(at_rest, short=plan.seconds < MIN_JUDGED_S),
             *_end_problems(outcome, status),
         ],
     }
+
+
+def _after_warm_up(samples: Sequence[Sample]) -> Sequence[Sample]:
+    return [sample for sample in samples if sample.at_s >= WARM_UP * samples[-1].at_s]
+
+
+def _growths(samples: Sequence[Sample]) -> dict[str, Growth]:
+    return {name: growth([(sample.at_s, getattr(sample, name)) for sample in samples]) for name in _QUANTITIES}
 
 
 def _trend_problems(grown: Mapping[str, Growth], *, short: bool) -> Iterator[str]:
@@ -325,7 +374,7 @@ def _trend_problems(grown: Mapping[str, Growth], *, short: bool) -> Iterator[str
     for name, limit in (limits if short else limits | {"tree_mb": MAX_GROWTH_MB}).items():
         # A line through noise has a slope, too: what counts is that the end lies above the beginning as well.
         if grown[name].total > limit and grown[name].last - grown[name].first > limit:
-            yield f"{name} grew by {grown[name].total:.1f} after warm-up, more than {limit:g}."
+            yield f"{name} grew by {grown[name].total:.1f} at rest after warm-up, more than {limit:g}."
 
 
 def _end_problems(outcome: Outcome, status: int | None) -> Iterator[str]:
@@ -365,18 +414,19 @@ def main(arguments: Sequence[str]) -> int:
 
 def summary(figures: Mapping[str, Any]) -> str:
     """Return the figures as a few lines of text."""
-    counts, grown = figures["requests"], figures["growth"]
+    counts = figures["requests"]
     lines = [
         f"{sum(counts.values()):,} requests in {figures['plan']['seconds']:g} s: {counts['valid']:,} valid, "
         f"{counts['faulty']:,} faulty, {counts['hung up']:,} whose clients hung up.",
         f"Lost: {figures['lost']}. Rejected with 503: {figures['rejected']}. Exit status {figures['exit_status']}.",
     ]
-    for name, unit in (("tree_mb", "MB"), ("root_mb", "MB"), ("threads", ""), ("descriptors", "")):
-        one = grown[name]
-        lines.append(
-            f"{name}: {one['first']:g} → {one['last']:g} {unit}, {one['total']:+.1f} by regression "
-            f"({one['per_hour']:+.1f} an hour)."
-        )
+    for state in ("at_rest", "under_load"):
+        for name in _QUANTITIES:
+            one = figures[f"growth_{state}"][name]
+            lines.append(
+                f"{name} {state.replace('_', ' ')}: {one['first']:g} → {one['last']:g}, {one['total']:+.1f} by "
+                f"regression ({one['per_hour']:+.1f} an hour)."
+            )
     return "\n".join([*lines, *(f"PROBLEM: {problem}" for problem in figures["problems"])])
 
 

@@ -88,9 +88,9 @@ def test_what_cannot_run_says_why_and_ends_with_2(url: str, arguments: tuple[str
 def test_master_and_worker_share_the_load_of_one_run(url: str, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = str(free.getsockname()[1])
+    arguments = ["--worker", "--host", url, "--only", "tabular", "--master-host", "127.0.0.1", "--master-port", port]
     worker = subprocess.Popen(
-        [sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", "--worker", "--host", url]
-        + ["--only", "tabular", "--master-host", "127.0.0.1", "--master-port", port],
+        [sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", *arguments],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

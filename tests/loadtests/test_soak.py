@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[2]
 def test_growth_is_the_slope_of_what_grows_steadily(per_second: float, start: float, count: int) -> None:
     grown = growth([(i, start + per_second * i) for i in range(count)])
 
-    assert grown.per_hour == pytest.approx(per_second * 3600, rel=1e-6, abs=1e-3)
-    assert grown.total == pytest.approx(per_second * (count - 1), rel=1e-6, abs=1e-3)
+    assert grown.per_hour == pytest.approx(per_second * 3600, rel=1e-6, abs=2e-3)
+    assert grown.total == pytest.approx(per_second * (count - 1), rel=1e-6, abs=2e-3)
 
 
 def test_noise_is_no_growth() -> None:
@@ -49,7 +49,7 @@ def test_too_few_samples_are_refused() -> None:
 @pytest.mark.timeout(400)
 def test_a_short_soak_loses_nothing_through_swaps_faults_hang_ups_and_a_drain(tmp_path: Path) -> None:
     results = tmp_path / "soak.json"
-    command = [sys.executable, "-m", "tests.faults.soak", "--seconds", "30", "--rate", "6", "--results", str(results)]
+    command = [sys.executable, "-m", "tests.faults.soak", "--seconds", "24", "--rate", "6", "--results", str(results)]
 
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=380)
 
