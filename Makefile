@@ -8,12 +8,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := UV_LINK_MODE=copy $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes
 
-.PHONY: help serve test check format train train-all bench faults lock clean
+.PHONY: help serve test check format train train-all bench faults load capacity soak lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 	@echo
-	@echo '  Variables: RECIPE=clothing (train), ARGS="--port 9000" (serve, train, test, bench, faults), GPU=1 (serve), PYTHON=python3.12'
+	@echo '  Variables: RECIPE=clothing (train), ARGS="--port 9000" (serve, train, test, bench, faults, load, capacity, soak), GPU=1 (serve), PYTHON=python3.12'
 
 serve: $(VENV)/.serve$(GPU) ## install the dependencies of serving, and serve the models in models/ on port 8000
 	@$(BIN)/python -m service $(ARGS)
@@ -42,6 +42,15 @@ bench: $(VENV)/.dev ## compare the service and the training loop with the bare r
 faults: $(VENV)/.dev ## inject faults over HTTP and report which guarantees hold (several minutes)
 	@$(BIN)/python -m tests.faults $(ARGS)
 
+load: $(VENV)/.load ## mixed load by Locust, with a report in loadtests/reports [HOST=http://… ARGS="-u 32 -t 5m --shape spike"]
+	@$(BIN)/python -m loadtests $(if $(HOST),--host $(HOST)) $(ARGS)
+
+capacity: $(VENV)/.load ## find the highest rate of each model that keeps the objective [ARGS="--url http://… --p99-ms 250"]
+	@$(BIN)/python -m loadtests.capacity $(ARGS)
+
+soak: $(VENV)/.dev ## twenty minutes of mixed traffic with faults, swaps and a drain; nothing may be lost or grow
+	@$(BIN)/python -m tests.faults.soak $(ARGS)
+
 lock: $(VENV)/.uv ## update the pinned dependencies from pyproject.toml
 	@PATH="$(CURDIR)/$(BIN):$$PATH" requirements/compile.sh $(ARGS)
 
@@ -58,6 +67,11 @@ $(VENV)/.uv: requirements/uv.txt
 $(VENV)/.serve: requirements/serve.txt $(VENV)/.uv
 	@echo 'Installing the dependencies of serving ...'
 	@$(UV) -r requirements/serve.txt
+	@touch $@
+
+$(VENV)/.load: requirements/load.txt $(VENV)/.serve$(GPU)
+	@echo 'Installing the load generators ...'
+	@$(UV) -r requirements/load.txt
 	@touch $@
 
 # The two builds of ONNX Runtime install into the same folder, so one is removed before the other is installed.

@@ -62,8 +62,6 @@ def main(arguments: Sequence[str]) -> int:
     except (WorkloadError, RuntimeError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    options.results.parent.mkdir(parents=True, exist_ok=True)
-    options.results.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
     return _report(results, options)
 
 
@@ -121,20 +119,27 @@ async def _measure_all(options: argparse.Namespace, url: str, objectives: Mappin
     address = parse_url(url, verify=not options.insecure)
     plan = _Plan(options.seconds, options.max_seconds, options.repeats, options.tolerance, options.seed)
     mixed = [(MIXED, workloads)] if len(workloads) > 1 and not only else []
-    models = []
+    models: list[dict[str, Any]] = []
+    results = {
+        "url": "a server on the same machine" if not options.url else "a server elsewhere",
+        "seconds": options.seconds,
+        "repeats": options.repeats,
+        "models": models,
+    }
     for name, parts in [*((workload.name, [workload]) for workload in workloads), *mixed]:
         objective = Objective(objectives.get(name, objectives.get("all", 250.0)))
         deadline_ms = objective.p99_ms if options.deadline_ms is None else options.deadline_ms
         requests = _requests(address, parts, deadline_ms, server.headers)
         models.append(await _measure(name, address, requests, objective, plan, options.connections))
         print(table({"models": models[-1:]}, header=len(models) == 1), flush=True)
-    return {
-        "measured": describe_machine() | {"load": _load_average()},
-        "url": "a server on the same machine" if not options.url else "a server elsewhere",
-        "seconds": options.seconds,
-        "repeats": options.repeats,
-        "models": models,
-    }
+        # After each model: a run that is interrupted has measured something.
+        _write(options.results, results | {"measured": describe_machine() | {"load": _load_average()}})
+    return results | {"measured": describe_machine() | {"load": _load_average()}}
+
+
+def _write(file: Path, results: Mapping[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(results, indent=1) + "\n", "utf-8")
 
 
 def _load_average() -> float | None:

@@ -5,7 +5,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- capacity: begin -->", "<!-- capacity: end -->"
+from loadtests.document import with_section
+
 HEADROOM = 0.7
 """The fraction of its capacity at which a pod is planned to run."""
 _HEADER = (
@@ -130,14 +131,6 @@ def pods(rate: float, capacity: float, *, headroom: float = HEADROOM) -> int:
     return max(1, -int(-rate // (headroom * capacity)))
 
 
-def with_section(document: str, text: str) -> str:
-    """Return the document with `text` between its marks. Raises ValueError unless it has each mark exactly once."""
-    if document.count(BEGIN) != 1 or document.count(END) != 1 or document.index(BEGIN) > document.index(END):
-        raise ValueError(f"The document has no place for the table: it needs the lines {BEGIN} and {END}, once each.")
-    before, _, rest = document.partition(BEGIN)
-    return f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}"
-
-
 def write_document(document: Path, results: Mapping[str, Any]) -> None:
     """Write the section into the document."""
-    document.write_text(with_section(document.read_text("utf-8"), section(results)), "utf-8")
+    document.write_text(with_section(document.read_text("utf-8"), "capacity", section(results)), "utf-8")

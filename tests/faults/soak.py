@@ -27,6 +27,7 @@ import uvloop
 
 from benchmarks.machine import describe_machine
 from loadtests.clients import HUNG_UP, ClientPool, Reply, ScheduledRequest
+from loadtests.document import with_section
 from tests.faults.process_tree import tree_handles, tree_usage
 from tests.faults.published_versions import answer_of, other_weights, publish, version_of, wrong_answer
 from tests.faults.sample_requests import (
@@ -41,7 +42,7 @@ from tests.faults.scenario import FIRST_VERSION, PATIENCE_S, ScenarioContext
 from tests.faults.server_process import ServerProcess, run_server
 from tests.waiting import wait_until
 
-RESULTS = Path("loadtests/results/soak.json")
+RESULTS, DOCUMENT = Path("loadtests/results/soak.json"), Path("docs/load-testing.md")
 BAD_FRACTION, HANG_UP_FRACTION = 0.05, 0.02
 SWAPPED = ("adult", "clothing")
 """The models of which a second version is published, in this order."""
@@ -333,7 +334,12 @@ def _exit_status(server: ServerProcess) -> int | None:
         return None
 
 
-_QUANTITIES = ("tree_mb", "root_mb", "threads", "descriptors")
+_QUANTITIES = {
+    "tree_mb": "memory of all processes, MB",
+    "root_mb": "resident memory of the server, MB",
+    "threads": "threads",
+    "descriptors": "descriptors",
+}
 
 
 def _figures(plan: Plan, run: _Run, status: int | None) -> dict[str, Any]:
@@ -400,7 +406,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--models", type=Path, default=Path("models"))
     parser.add_argument("--results", type=Path, default=RESULTS, help=f"JSON file; default: {RESULTS}")
+    parser.add_argument("--write", action="store_true", help=f"write the figures into {DOCUMENT}")
+    parser.add_argument("--render", action="store_true", help="report on the stored results, without measuring")
     options = parser.parse_args(arguments)
+    if options.render:
+        return _report(json.loads(options.results.read_text("utf-8")), write=options.write)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     plan = Plan(options.seconds, options.rate, options.sample_seconds or options.seconds / 240, options.seed)
     figures = {"measured": describe_machine()} | soak(
@@ -408,8 +418,38 @@ def main(arguments: Sequence[str]) -> int:
     )
     options.results.parent.mkdir(parents=True, exist_ok=True)
     options.results.write_text(json.dumps(figures, indent=1) + "\n", "utf-8")
+    return _report(figures, write=options.write)
+
+
+def _report(figures: Mapping[str, Any], *, write: bool) -> int:
     print(summary(figures))
+    if write:
+        DOCUMENT.write_text(with_section(DOCUMENT.read_text("utf-8"), "soak", section(figures)), "utf-8")
     return 1 if figures["problems"] else 0
+
+
+def section(figures: Mapping[str, Any]) -> str:
+    """Return the generated part of the document."""
+    machine, plan, counts = figures["measured"], figures["plan"], figures["requests"]
+    lines = [
+        f"Measured on {machine['when'][:10]} at commit `{machine['commit']}` on {machine['cores']} cores of "
+        f"{machine['processor']}: {sum(counts.values()):,} requests in {plan['seconds'] / 60:.0f} minutes "
+        f"({counts['valid']:,} valid, {counts['faulty']:,} faulty, {counts['hung up']:,} whose clients hung up), "
+        f"{figures['lost']} lost, {figures['rejected']} rejected with 503; versions "
+        + "; ".join(f"{name} {' → '.join(order)}" for name, order in figures["versions"].items())
+        + f"; exit status {figures['exit_status']} after SIGTERM.",
+        "",
+        "| after warm-up | at rest, first | last | growth by regression | under load, first | last | growth |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, title in _QUANTITIES.items():
+        cells = [
+            f"{one[key]:{sign}.{digits}f}"
+            for one in (figures["growth_at_rest"][name], figures["growth_under_load"][name])
+            for key, sign, digits in (("first", "", 0), ("last", "", 0), ("total", "+", 1))
+        ]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def summary(figures: Mapping[str, Any]) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from loadtests.capacity_report import BEGIN, END, draw, pods, section, table, text_plot, with_section
+from loadtests.capacity_report import draw, pods, section, table, text_plot, write_document
+from loadtests.document import with_section
 
 ROOT = Path(__file__).parents[2]
 
@@ -114,17 +115,26 @@ def test_pods_without_capacity_cannot_be_counted_on() -> None:
         pods(100, 0)
 
 
-def test_the_section_replaces_the_old_one_and_nothing_else() -> None:
-    document = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+def test_the_section_replaces_the_old_one_and_nothing_else(tmp_path: Path) -> None:
+    document = tmp_path / "capacity.md"
+    document.write_text("before\n<!-- capacity: begin -->\nold\n<!-- capacity: end -->\nafter\n")
 
-    assert with_section(document, "new") == f"before\n{BEGIN}\nnew\n{END}\nafter\n"
+    write_document(document, RESULTS)
+
+    text = document.read_text("utf-8")
+    assert text.startswith("before\n<!-- capacity: begin -->\nMeasured on 2026-01-02")
+    assert text.endswith("<!-- capacity: end -->\nafter\n")
+    assert "old" not in text
+
+
+def test_a_document_without_a_place_for_the_section_is_refused() -> None:
     with pytest.raises(ValueError, match="no place for the table"):
-        with_section("nothing", "new")
+        with_section("nothing", "capacity", "new")
 
 
 def test_the_document_shows_the_stored_results() -> None:
     results = json.loads((ROOT / "loadtests/results/capacity.json").read_text("utf-8"))
     document = (ROOT / "docs/capacity.md").read_text("utf-8")
 
-    assert with_section(document, section(results)) == document
+    assert with_section(document, "capacity", section(results)) == document
     assert (ROOT / "docs/images/capacity.png").exists()

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.faults.soak import growth
+from loadtests.document import with_section
+from tests.faults.soak import growth, section
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,3 +61,10 @@ def test_a_short_soak_loses_nothing_through_swaps_faults_hang_ups_and_a_drain(tm
     assert figures["exit_status"] == 0
     assert figures["versions"] == {"adult": ["1", "2"], "clothing": ["1", "2"]}
     assert all(count > 0 for count in figures["requests"].values())
+
+
+def test_the_document_shows_the_stored_results() -> None:
+    results = json.loads((ROOT / "loadtests/results/soak.json").read_text("utf-8"))
+    document = (ROOT / "docs/load-testing.md").read_text("utf-8")
+
+    assert with_section(document, "soak", section(results)) == document
