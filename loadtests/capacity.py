@@ -35,7 +35,7 @@ RESULTS, DOCUMENT, PLOT = (
 MIXED = "all models, mixed"
 _CURVE = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)
 """Rates at which the curve is measured after the search, as multiples of the capacity."""
-_USUAL_REQUESTS, _MIN_REQUESTS, _PATIENCE_S = 200, 20, 30.0
+_USUAL_REQUESTS, _MIN_REQUESTS, _PATIENCE_S = 200, 50, 30.0
 _SOLO_REQUESTS = 8
 
 

@@ -29,7 +29,10 @@ class Objective:
 
     def problem(self, trial: Trial) -> str:
         """Return why a trial does not hold; an empty text if it does."""
-        if trial.answered_ratio < self.min_answered:
+        if not trial.offered:
+            return "no request was offered"
+        # One request alone never decides, in a trial so short that it is more than one in a hundred.
+        if trial.offered - trial.answered > max(1.0, (1 - self.min_answered) * trial.offered):
             return f"answered {trial.answered_ratio:.1%} of the offered requests"
         if trial.p99_ms > self.p99_ms:
             return f"p99 {trial.p99_ms:.0f} ms"

@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
@@ -75,6 +76,15 @@ def test_a_trial_holds_if_enough_is_answered_in_time_until_the_end(measured: Tri
     problem = OBJECTIVE.problem(measured)
 
     assert (reason in problem) if reason else (problem == "")
+
+
+@pytest.mark.parametrize(
+    ("offered", "answered", "holds"), [(20, 19, True), (20, 18, False), (300, 297, True), (0, 0, False)]
+)
+def test_one_request_alone_does_not_decide(offered: int, answered: int, holds: bool) -> None:
+    measured = replace(trial(10), offered=offered, answered=answered)
+
+    assert (OBJECTIVE.problem(measured) == "") is holds
 
 
 def search(measure: Callable[[float, int], Trial], **options):
