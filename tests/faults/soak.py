@@ -47,11 +47,11 @@ BAD_FRACTION, HANG_UP_FRACTION = 0.05, 0.02
 SWAPPED = ("adult", "clothing")
 """The models of which a second version is published, in this order."""
 MAX_GROWTH_MB = 20.0
-MAX_GROWTH_HANDLES = 5.0
+MAX_GROWTH_HANDLES, MAX_GROWTH_HANDLES_SHORT = 5.0, 20.0
 WARM_UP = 0.2
 """The fraction of the run after which memory must stay as it is."""
 MIN_JUDGED_S = 600.0
-"""Memory of a shorter run is reported, but not judged: its caches and pools are still filling."""
+"""Memory of a shorter run is reported, but not judged: caches and the pool of decoders are still filling."""
 MAX_REJECTED = 0.01
 RESTS = 12
 _REST_S, _SHORT_REST_S = 4.0, 2.0
@@ -376,7 +376,7 @@ def _growths(samples: Sequence[Sample]) -> dict[str, Growth]:
 
 
 def _trend_problems(grown: Mapping[str, Growth], *, short: bool) -> Iterator[str]:
-    limits = {"threads": MAX_GROWTH_HANDLES, "descriptors": MAX_GROWTH_HANDLES}
+    limits = dict.fromkeys(("threads", "descriptors"), MAX_GROWTH_HANDLES_SHORT if short else MAX_GROWTH_HANDLES)
     for name, limit in (limits if short else limits | {"tree_mb": MAX_GROWTH_MB}).items():
         # A line through noise has a slope, too: what counts is that the end lies above the beginning as well.
         if grown[name].total > limit and grown[name].last - grown[name].first > limit:
