@@ -10,12 +10,12 @@ IMAGE_OPTIONS = $(if $(TARGET),--target $(TARGET)) $(if $(IMAGE),--image $(IMAGE
 	$(if $(MODELS),--models $(MODELS)) $(if $(PYTHON_IMAGE),--python-image $(PYTHON_IMAGE))
 UV := UV_LINK_MODE=copy $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes
 
-.PHONY: help serve test check format train train-all bench faults image image-test tools chart chart-e2e lock clean
+.PHONY: help serve test check format train train-all bench faults load capacity soak image image-test tools chart chart-e2e lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 	@echo
-	@echo '  Variables: RECIPE=clothing (train), ARGS="--port 9000" (serve, train, test, bench, faults), GPU=1 (serve), PYTHON=python3.12'
+	@echo '  Variables: RECIPE=clothing (train), ARGS="--port 9000" (serve, train, test, bench, faults, load, capacity, soak), GPU=1 (serve), PYTHON=python3.12'
 
 serve: $(VENV)/.serve$(GPU) ## install the dependencies of serving, and serve the models in models/ on port 8000
 	@$(BIN)/python -m service $(ARGS)
@@ -61,6 +61,15 @@ image-test: $(VENV)/.dev ## build the image that serves on a CPU, run it as Kube
 chart-e2e: $(VENV)/.dev ## install the Helm chart on a real Kubernetes API server (about half an hour) [ARGS="--only default"]
 	@$(BIN)/python -m tests.cluster $(ARGS)
 
+load: $(VENV)/.load ## mixed load by Locust, with a report in loadtests/reports [HOST=http://… ARGS="-u 32 -t 5m --shape spike"]
+	@$(BIN)/python -m loadtests $(if $(HOST),--host $(HOST)) $(ARGS)
+
+capacity: $(VENV)/.load ## find the highest rate of each model that keeps the objective [ARGS="--url http://… --p99-ms 250"]
+	@$(BIN)/python -m loadtests.capacity $(ARGS)
+
+soak: $(VENV)/.dev ## twenty minutes of mixed traffic with faults, swaps and a drain; nothing may be lost or grow
+	@$(BIN)/python -m tests.faults.soak $(ARGS)
+
 lock: $(VENV)/.uv ## update the pinned dependencies from pyproject.toml
 	@PATH="$(CURDIR)/$(BIN):$$PATH" requirements/compile.sh $(ARGS)
 
@@ -77,6 +86,11 @@ $(VENV)/.uv: requirements/uv.txt
 $(VENV)/.serve: requirements/serve.txt $(VENV)/.uv
 	@echo 'Installing the dependencies of serving ...'
 	@$(UV) -r requirements/serve.txt
+	@touch $@
+
+$(VENV)/.load: requirements/load.txt $(VENV)/.serve$(GPU)
+	@echo 'Installing the load generators ...'
+	@$(UV) -r requirements/load.txt
 	@touch $@
 
 # The two builds of ONNX Runtime install into the same folder, so one is removed before the other is installed.

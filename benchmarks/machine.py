@@ -3,7 +3,7 @@
 import platform
 import subprocess
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,20 @@ def describe_machine() -> dict[str, Any]:
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit.stdout.strip() or "unknown",
         "python": platform.python_version(),
-        "onnxruntime": version("onnxruntime"),
+        "onnxruntime": _onnxruntime(),
         "cores": available_cores(),
         "processor": _processor(),
     }
+
+
+def _onnxruntime() -> str:
+    """Return the version of the build that is installed, for CPUs or for GPUs; a client alone has none."""
+    for build in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            return version(build)
+        except PackageNotFoundError:
+            continue
+    return "none"
 
 
 def _processor() -> str:

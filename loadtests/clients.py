@@ -1,11 +1,12 @@
 """Load clients that are cheap enough not to distort what they measure: raw sockets, prepared requests, one event loop.
 
 In an open loop, requests are sent at given times, whether or not earlier ones have been answered. In a closed loop,
-each client sends its next request when the last one was answered. Responses need a Content-Length.
+each client sends its next request when the last one was answered.
 """
 
 import asyncio
 import os
+import ssl
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
 
 import uvloop
 
@@ -24,14 +26,58 @@ NO_RESPONSE, HUNG_UP = 0, -1
 """In place of a status: the connection ended without a response; the client hung up itself."""
 _HOST = "127.0.0.1"
 _MAX_SECONDS = 60.0
+MAX_IDLE_S = 2.0
+"""A connection that was idle for longer is not used again: servers close such ones, perhaps just as a request comes."""
 _RECONNECT_S = 0.01
 _PRIORITY = -10
 _END_OF_HEAD = b"\r\n\r\n"
 
 
-def prepare_request(path: str, content_type: str, body: bytes, **headers: str) -> bytes:
+@dataclass(frozen=True)
+class Address:
+    """Where a server listens.
+
+    Attributes:
+        tls: whether connections are encrypted; `verify` says whether the certificate is checked then.
+        base_path: what precedes the path of each request, without a slash at its end.
+    """
+
+    host: str
+    port: int
+    tls: bool = False
+    verify: bool = True
+    base_path: str = ""
+
+    @property
+    def authority(self) -> str:
+        """The value of the Host header."""
+        name = f"[{self.host}]" if ":" in self.host else self.host
+        return name if self.port == (443 if self.tls else 80) else f"{name}:{self.port}"
+
+    @property
+    def ssl_context(self) -> ssl.SSLContext | None:
+        """How to encrypt a connection; None if it is not encrypted."""
+        if not self.tls:
+            return None
+        return ssl.create_default_context() if self.verify else ssl._create_unverified_context()  # noqa: S323
+
+
+Target = int | Address
+"""A server: its port on this machine, or its address."""
+
+
+def parse_url(url: str, *, verify: bool = True) -> Address:
+    """Return the address of a base URL, such as https://example.org/models. Raises ValueError."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"'{url}' is no base URL; give one such as http://127.0.0.1:8000.")
+    tls = parts.scheme == "https"
+    return Address(parts.hostname, parts.port or (443 if tls else 80), tls, verify, parts.path.rstrip("/"))
+
+
+def prepare_request(path: str, content_type: str, body: bytes, *, host: str = "x", **headers: str) -> bytes:
     """Return the bytes of a POST request; underscores in the names of headers become hyphens."""
-    lines = [f"POST {path} HTTP/1.1", "Host: x", f"Content-Type: {content_type}", f"Content-Length: {len(body)}"]
+    lines = [f"POST {path} HTTP/1.1", f"Host: {host}", f"Content-Type: {content_type}", f"Content-Length: {len(body)}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     return "\r\n".join([*lines, "", ""]).encode() + body
 
@@ -105,6 +151,7 @@ class Connection(asyncio.Protocol):
         self._chunks: list[bytes] = []
         self._size = 0
         self._length: int | None = None
+        self._is_chunked = False
         self._head = b""
         self._on_response: Callable[[Response | None], None] | None = None
         self._on_first_bytes: Callable[[], None] | None = None
@@ -132,7 +179,7 @@ class Connection(asyncio.Protocol):
         self._size += len(data)
         if self._length is None and not self._read_head():
             return
-        if self._length is not None and self._size >= self._length:
+        if self._length is not None and (self._is_whole() if self._is_chunked else self._size >= self._length):
             body = b"".join(self._chunks)
             self._chunks, self._size, self._length = [], 0, None
             self._respond((self._head, body))
@@ -143,7 +190,18 @@ class Connection(asyncio.Protocol):
             return False
         length = head.lower().partition(b"content-length:")[2].partition(b"\r")[0]
         self._head, self._chunks, self._size, self._length = head, [rest], len(rest), int(length or 0)
+        self._is_chunked = not length and b"transfer-encoding: chunked" in head.lower()
         return True
+
+    def _is_whole(self) -> bool:
+        """Return whether a chunked body is complete. Proxies send these; the body is not unpacked."""
+        body, position = b"".join(self._chunks), 0
+        while (end := body.find(b"\r\n", position)) >= 0:
+            size = int(body[position:end].partition(b";")[0], 16)
+            if size == 0:
+                return body.endswith(b"\r\n\r\n")
+            position = end + 2 + size + 2
+        return False
 
     def _respond(self, response: Response | None) -> None:
         if self._on_response is not None:
@@ -162,8 +220,11 @@ class Connection(asyncio.Protocol):
         self._respond(None)
 
 
-async def _connect(port: int) -> Connection:
-    _, connection = await asyncio.get_running_loop().create_connection(Connection, _HOST, port)
+async def connect(target: Target) -> Connection:
+    """Open a connection. Raises OSError."""
+    address = Address(_HOST, target) if isinstance(target, int) else target
+    loop = asyncio.get_running_loop()
+    _, connection = await loop.create_connection(Connection, address.host, address.port, ssl=address.ssl_context)
     return connection
 
 
@@ -172,18 +233,20 @@ def _is_reusable(connection: Connection, head: bytes) -> bool:
 
 
 class ClientPool:
-    """Connections to one port of this machine; requests beyond `max_connections` wait for a free one."""
+    """Connections to one server; requests beyond `max_connections` wait for a free one."""
 
-    def __init__(self, port: int, *, max_connections: int = 800) -> None:
-        self._port = port
-        self._free: list[Connection] = []
+    def __init__(self, target: Target, *, max_connections: int = 800) -> None:
+        self._target = target
+        self._free: list[tuple[Connection, float]] = []
         self._slots = asyncio.Semaphore(max_connections)
 
     async def _connection(self, *, new: bool) -> Connection:
         while self._free and not new:
-            if (connection := self._free.pop()).is_open:
+            connection, since = self._free.pop()
+            if connection.is_open and time.monotonic() - since <= MAX_IDLE_S:
                 return connection
-        return await _connect(self._port)
+            connection.close()
+        return await connect(self._target)
 
     async def send(self, scheduled: ScheduledRequest, *, scheduled_at: float | None = None) -> Reply:
         """Send a request and wait for the response, for at most 60 s. Cancelling this closes the connection."""
@@ -211,7 +274,7 @@ class ClientPool:
             response = None
         finally:
             if is_complete:
-                self._free.append(connection)
+                self._free.append((connection, time.monotonic()))
             else:
                 connection.close()
         return (NO_RESPONSE, b"", b"") if response is None else (_status(response[0]), *response)
@@ -220,7 +283,7 @@ class ClientPool:
         """Send on a new connection and close it; the status is HUNG_UP, or that of a response that came before."""
         loop = asyncio.get_running_loop()
         try:
-            connection = await _connect(self._port)
+            connection = await connect(self._target)
         except OSError:
             return NO_RESPONSE
         received: asyncio.Future[Response | None] = loop.create_future()
@@ -258,8 +321,9 @@ class ClientPool:
 
     def close(self) -> None:
         """Close the idle connections."""
-        for connection in self._free:
+        for connection, _ in self._free:
             connection.close()
+        self._free.clear()
 
 
 def _set_result(future: asyncio.Future[T], result: T) -> None:
@@ -277,9 +341,9 @@ class _ClosedLoop:
     It works by callbacks: a task a request would cost as much as a fast model's answer.
     """
 
-    def __init__(self, port: int, requests: Sequence[bytes], seconds: float) -> None:
+    def __init__(self, target: Target, requests: Sequence[bytes], seconds: float) -> None:
         self.replies: list[Reply] = []
-        self._port = port
+        self._target = target
         self._requests = requests
         self._count = 0
         self._ends = time.monotonic() + seconds
@@ -288,7 +352,7 @@ class _ClosedLoop:
         """Send requests on one connection, and on a new one whenever it ends."""
         while (left_s := self._ends - time.monotonic()) > 0:
             try:
-                connection = await _connect(self._port)
+                connection = await connect(self._target)
             except OSError:
                 now = time.monotonic()
                 self.replies.append(Reply(0, NO_RESPONSE, now, now))
@@ -320,22 +384,24 @@ class _ClosedLoop:
         connection.send(self._requests[key], on_response)
 
 
-def run_clients(port: int, use: Callable[[ClientPool], Coroutine[Any, Any, T]], *, max_connections: int = 800) -> T:
-    """Run `use` with clients of this port, on an event loop of its own, and return its result."""
+def run_clients(
+    target: Target, use: Callable[[ClientPool], Coroutine[Any, Any, T]], *, max_connections: int = 800
+) -> T:
+    """Run `use` with clients of this server, on an event loop of its own, and return its result."""
 
     async def main() -> T:
-        clients = ClientPool(port, max_connections=max_connections)
+        clients = ClientPool(target, max_connections=max_connections)
         try:
             return await use(clients)
         finally:
             clients.close()
 
-    with _raised_priority():
+    with raised_priority():
         return uvloop.run(main())
 
 
 @contextmanager
-def _raised_priority() -> Iterator[None]:
+def raised_priority() -> Iterator[None]:
     """Raise this thread's priority where permitted, so that the server is measured and not a client that waits."""
     try:
         os.setpriority(os.PRIO_PROCESS, 0, _PRIORITY)
@@ -348,30 +414,30 @@ def _raised_priority() -> Iterator[None]:
         os.setpriority(os.PRIO_PROCESS, 0, 0)
 
 
-def open_loop(port: int, requests: Sequence[ScheduledRequest]) -> list[Reply]:
+def open_loop(target: Target, requests: Sequence[ScheduledRequest]) -> list[Reply]:
     """Send each request at its time, from this process."""
-    return run_clients(port, lambda clients: clients.open_loop(requests))
+    return run_clients(target, lambda clients: clients.open_loop(requests))
 
 
-def closed_loop(port: int, requests: Sequence[bytes], concurrency: int, seconds: float) -> list[Reply]:
+def closed_loop(target: Target, requests: Sequence[bytes], concurrency: int, seconds: float) -> list[Reply]:
     """Let `concurrency` clients send the requests in turn, from this process; the replies have no bodies."""
 
     async def run() -> list[Reply]:
-        loop = _ClosedLoop(port, requests, seconds)
+        loop = _ClosedLoop(target, requests, seconds)
         await asyncio.gather(*(loop.run_client() for _ in range(concurrency)))
         return loop.replies
 
-    with _raised_priority():
+    with raised_priority():
         return uvloop.run(run())
 
 
-def send_sequentially(port: int, requests: Sequence[bytes]) -> list[Reply]:
+def send_sequentially(target: Target, requests: Sequence[bytes]) -> list[Reply]:
     """Send each request when the one before it has been answered."""
 
     async def send_all(clients: ClientPool) -> list[Reply]:
         return [await clients.send(ScheduledRequest(0.0, request, key)) for key, request in enumerate(requests)]
 
-    return run_clients(port, send_all)
+    return run_clients(target, send_all)
 
 
 class LoadProcess:
@@ -388,14 +454,14 @@ class LoadProcess:
         self._pool.shutdown()
 
     def closed_loop(
-        self, port: int, requests: Sequence[bytes], concurrency: int, seconds: float
+        self, target: Target, requests: Sequence[bytes], concurrency: int, seconds: float
     ) -> Future[list[Reply]]:
         """Start a closed loop; the future has its replies."""
-        return self._pool.submit(closed_loop, port, requests, concurrency, seconds)
+        return self._pool.submit(closed_loop, target, requests, concurrency, seconds)
 
-    def open_loop(self, port: int, requests: Sequence[ScheduledRequest]) -> Future[list[Reply]]:
+    def open_loop(self, target: Target, requests: Sequence[ScheduledRequest]) -> Future[list[Reply]]:
         """Start an open loop; the future has its replies."""
-        return self._pool.submit(open_loop, port, requests)
+        return self._pool.submit(open_loop, target, requests)
 
 
 def at_constant_rate(requests: Sequence[bytes], *, per_second: float, seconds: float) -> list[ScheduledRequest]:

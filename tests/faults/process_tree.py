@@ -30,6 +30,18 @@ def tree_usage(root: int) -> TreeUsage:
     return TreeUsage(len(pids), resident_kb * 1024 / 1e6, sum(_memory_kb(pid)[1] for pid in pids) * 1024 / 1e6)
 
 
+def tree_handles(root: int) -> tuple[int, int]:
+    """Return how many threads and open descriptors a process and its descendants have."""
+    threads = descriptors = 0
+    for pid in _tree(root):
+        try:
+            threads += len(os.listdir(f"/proc/{pid}/task"))
+            descriptors += len(os.listdir(f"/proc/{pid}/fd"))
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # It has just ended.
+    return threads, descriptors
+
+
 def tree_cpu_s(root: int) -> float:
     """Return the processor time of a process and its descendants, with that of those which have ended."""
     return sum(_cpu_s(fields) for pid in _tree(root) if (fields := _stat(pid)) is not None)

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from loadtests.document import with_section as document_with_section
+
 BEGIN, END = "<!-- faults: begin -->", "<!-- faults: end -->"
 _HEADER = "| guarantee | required | measured | holds |\n|---|---|---|---|"
 
@@ -87,7 +89,4 @@ def section_from_results(results: Mapping[str, Any]) -> str:
 
 def with_section(document: str, text: str) -> str:
     """Return the document with `text` between its marks. Raises ValueError unless it has each mark exactly once."""
-    if document.count(BEGIN) != 1 or document.count(END) != 1 or document.index(BEGIN) > document.index(END):
-        raise ValueError(f"The document has no place for the table: it needs the lines {BEGIN} and {END}, once each.")
-    before, _, rest = document.partition(BEGIN)
-    return f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}"
+    return document_with_section(document, "faults", text)
