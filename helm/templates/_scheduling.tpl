@@ -36,6 +36,7 @@ topologySpreadConstraints:
   - maxSkew: 1
     topologyKey: {{ . }}
     whenUnsatisfiable: {{ $.Values.topologySpread.whenUnsatisfiable }}
+    nodeTaintsPolicy: Honor    # nodes that the pods may not use are no empty domains
     labelSelector:
       matchLabels:
         {{- include "sevenfold.selectorLabels" $ | nindent 8 }}

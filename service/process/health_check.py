@@ -19,7 +19,7 @@ def health_address(environment: Mapping[str, str]) -> str:
     admin_port = environment.get("SEVENFOLD_ADMIN_PORT", "")
     has_admin_port = admin_port.isdecimal() and admin_port != "0"
     port = admin_port if has_admin_port else environment.get("SEVENFOLD_PORT", "8000")
-    scheme = "https" if environment.get("SEVENFOLD_TLS_CERT") and not has_admin_port else "http"
+    scheme = "https" if environment.get("SEVENFOLD_TLS_CERT") else "http"
     return f"{scheme}://127.0.0.1:{port}/health/live"
 
 

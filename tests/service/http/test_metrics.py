@@ -8,11 +8,11 @@ from collections import Counter
 from pathlib import Path
 
 import httpx
-import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.metrics import Metrics
+from tests.external_tools import require_tool
 from tests.model_folders import publish
 from tests.service.conftest import Running, Start
 from tests.service.http.conftest import FAILS, URL, BlockableServer, StartBlocked, request_bytes
@@ -308,15 +308,8 @@ def test_failed_loads_are_counted_by_model_which_is_named_in_its_rejections(star
 # Formats
 
 
-@pytest.fixture
-def promtool() -> str:
-    path = shutil.which("promtool")
-    if path is None:
-        pytest.skip("promtool is not installed")
-    return path
-
-
-def test_promtool_finds_no_fault_with_the_metrics(server: Running, promtool: str) -> None:
+def test_promtool_finds_no_fault_with_the_metrics(server: Running) -> None:
+    promtool = require_tool("promtool")
     server.client.post(URL, json=ROW)
     text = server.client.get("/metrics").text
 

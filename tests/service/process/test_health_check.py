@@ -16,6 +16,7 @@ from tests.service.program import ROOT
         ({"SEVENFOLD_PORT": "8080", "SEVENFOLD_ADMIN_PORT": "8082"}, "http://127.0.0.1:8082/health/live"),
         ({"SEVENFOLD_PORT": "8080", "SEVENFOLD_ADMIN_PORT": "0"}, "http://127.0.0.1:8080/health/live"),
         ({"SEVENFOLD_PORT": "8443", "SEVENFOLD_TLS_CERT": "/tls/tls.crt"}, "https://127.0.0.1:8443/health/live"),
+        ({"SEVENFOLD_ADMIN_PORT": "8082", "SEVENFOLD_TLS_CERT": "/tls/tls.crt"}, "https://127.0.0.1:8082/health/live"),
     ],
 )
 def test_health_is_asked_for_where_the_environment_puts_it(environment, address):
