@@ -24,7 +24,7 @@ def run_drain(cluster: Cluster, helm: Helm, who: str, recorder: Recorder) -> Non
     """Roll two replicas, evict both at once, drain the node that has both, and evict a single one: it has no budget."""
     api = cluster.api
     with namespace(api, f"drain-{who.replace('.', '')}") as place:
-        with recorder.step("rollout and drain", who, "install") as step, explained(api, place):
+        with recorder.step("rollout and drain", who, "two pods") as step, explained(api, place):
             helm.install(_RELEASE, place, "--set", "replicaCount=2")
             wait_until(lambda: _exactly(api, place, 2), "two pods serve", _TIMEOUT_S)
             step.detail = "2 replicas"

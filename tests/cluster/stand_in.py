@@ -41,7 +41,7 @@ def run_stand_in(cluster: Cluster, helm: Helm, who: str, recorder: Recorder) -> 
     """Install the defaults, start the server of the pod for real, ask its probes, and run `helm test` against it."""
     api, case = cluster.api, "real server"
     with namespace(api, f"served-{who.replace('.', '')}") as place:
-        with recorder.step(case, who, "install"), explained(api, place):
+        with recorder.step(case, who, "one pod"), explained(api, place):
             helm.install(_RELEASE, place)
         pod = wait_until(lambda: _serving_pod(api, place), "a pod serves", _START_TIMEOUT_S)
         container = pod["spec"]["containers"][0]
