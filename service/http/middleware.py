@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.engine.request import Trace
 from service.errors import InternalError, Stopped
+from service.http.arrivals import arrival_of
 from service.http.error_responses import error_response, trace_of
 from service.metrics import NO_MODEL, Metrics
 from service.process.logging import REQUEST_ID, TRACE_ID, request_id_from_header, trace_id_from_header
@@ -40,7 +41,7 @@ class RequestMiddleware:
             return
         id_header, traceparent = _find_headers(scope)
         request_id = request_id_from_header(id_header)
-        trace = scope["sevenfold.trace"] = Trace(request_id, time.perf_counter())
+        trace = scope["sevenfold.trace"] = Trace(request_id, arrival_of(scope).read_at)
         trace_id = None if traceparent is None else trace_id_from_header(traceparent)
         if self._tracer is not None and not scope["path"].startswith(_PROBE_PATHS):
             trace_id = self._start_span(self._tracer, scope, trace)

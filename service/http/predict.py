@@ -27,6 +27,7 @@ from service.errors import (
     ModelUnavailable,
     ServiceError,
 )
+from service.http.arrivals import arrival_of
 from service.http.error_responses import error_response, trace_of
 from service.http.negotiation import choose_representation, content_type, parse_for, render
 from service.http.request_body import BodyBudget, BodyRules, read_predict_request
@@ -94,7 +95,8 @@ class PredictMiddleware:
         trace.model, trace.version = model.manifest.name, model.manifest.version
         representation = choose_representation(model.task.representations, ", ".join(request.headers.getlist("accept")))
         loop = asyncio.get_running_loop()
-        options, state = _options_from_headers(request), RequestState(arrived_at=loop.time(), span=trace.span)
+        arrived_at = loop.time() - (time.perf_counter() - arrival_of(request.scope).earliest)
+        options, state = _options_from_headers(request), RequestState(arrived_at=arrived_at, span=trace.span)
         try:
             async with asyncio.timeout_at(state.arrived_at + model.pipeline.admission.timeout_s(options)) as timeout:
                 state.set_time_limit = timeout.reschedule

@@ -29,6 +29,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.errors import HeadTimeout, HeadTooLarge, MalformedRequest, MethodNotAllowed, ServiceError
+from service.http.arrivals import Arrivals, put_arrival
 from service.http.error_responses import error_content
 from service.process.logging import request_id_from_header
 
@@ -50,7 +51,7 @@ def make_config(app: ASGIApp, *, head_timeout_s: float = 30.0, **options: Any) -
     A client must send the head of its request within `head_timeout_s` seconds of connecting, or of the head's first
     byte on a connection that was kept alive.
     """
-    protocol: Any = partial(HttpProtocol, ParsingTurns(), head_timeout_s)
+    protocol: Any = partial(HttpProtocol, ParsingTurns(), Arrivals(), head_timeout_s)
     return uvicorn.Config(
         app, http=protocol, ws="none", log_config=None, access_log=False, server_header=False, **options
     )
@@ -80,9 +81,12 @@ class ParsingTurns:
 class HttpProtocol(HttpToolsProtocol):
     """The protocol of one connection."""
 
-    def __init__(self, turns: ParsingTurns, head_timeout_s: float, *arguments: Any, **options: Any) -> None:
+    def __init__(
+        self, turns: ParsingTurns, arrivals: Arrivals, head_timeout_s: float, *arguments: Any, **options: Any
+    ) -> None:
         super().__init__(*arguments, **options)
         self._turns = turns
+        self._arrivals = arrivals
         self._head_timeout_s = head_timeout_s
         self._head_timer: asyncio.TimerHandle | None = None
         self.parser = _Parser(self)
@@ -121,6 +125,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what has arrived, or put it behind what waits: for its turn, or for the answers to earlier requests."""
+        self._arrival = self._arrivals.on_read(self.loop)
         if self._unparsed or self.pipeline:
             self._unparsed += data
             self.flow.pause_reading()
@@ -162,6 +167,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """Start the next request of this connection, or parse what waited for the answer."""
         super().on_response_complete()
+        self._arrivals.on_response()
         if self._unparsed and not self.pipeline:
             self._turns.take(self.loop, self._parse_rest)
 
@@ -186,6 +192,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return
         self._stop_head_timer()
+        put_arrival(self.scope, self._arrival)
         super().on_headers_complete()
         while self._unanswered and self._unanswered[0].response_complete:
             self._unanswered.popleft()

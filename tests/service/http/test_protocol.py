@@ -8,9 +8,11 @@ from contextlib import closing
 from typing import Any
 
 import pytest
+import uvicorn
 import uvloop
 from uvicorn.server import ServerState
 
+from service.http.arrivals import Arrivals
 from service.http.protocol import HttpProtocol, ParsingTurns, make_config
 from tests.service.conftest import Running, Start
 from tests.service.http.conftest import URL, BlockableServer, StartBlocked, request_bytes
@@ -24,6 +26,11 @@ WEBSOCKET = (
     "Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n"
     "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
 )
+
+
+def new_protocol(config: uvicorn.Config) -> HttpProtocol:
+    """Return the protocol of a connection, which is not connected."""
+    return HttpProtocol(ParsingTurns(), Arrivals(), 30.0, config=config, server_state=ServerState(), app_state={})
 
 
 @pytest.fixture(params=LOOPS)
@@ -244,7 +251,9 @@ def test_a_client_that_sends_faster_than_it_is_answered_has_to_wait() -> None:
 
     async def send_whenever_it_is_read() -> int:
         config.load()
-        protocol = HttpProtocol(ParsingTurns(), 30.0, config=config, server_state=ServerState(), app_state={})
+        protocol = HttpProtocol(
+            ParsingTurns(), Arrivals(), 30.0, config=config, server_state=ServerState(), app_state={}
+        )
         protocol.connection_made(client)
         sent = most_waiting = 0
         for _ in range(1_000):
@@ -268,7 +277,9 @@ def test_a_client_that_does_not_send_a_whole_head_in_time_is_disconnected(sent: 
     async def connect() -> float:
         config = make_config(answer)
         config.load()
-        protocol = HttpProtocol(ParsingTurns(), 30.0, config=config, server_state=ServerState(), app_state={})
+        protocol = HttpProtocol(
+            ParsingTurns(), Arrivals(), 30.0, config=config, server_state=ServerState(), app_state={}
+        )
         protocol.connection_made(client)
         if sent:
             protocol.data_received(sent)
@@ -291,7 +302,9 @@ def test_a_request_that_takes_longer_than_its_head_may_is_answered() -> None:
     async def connect() -> None:
         config = make_config(answer_late)
         config.load()
-        protocol = HttpProtocol(ParsingTurns(), 30.0, config=config, server_state=ServerState(), app_state={})
+        protocol = HttpProtocol(
+            ParsingTurns(), Arrivals(), 30.0, config=config, server_state=ServerState(), app_state={}
+        )
         protocol.connection_made(client)
         protocol.data_received(LIVE)
         await asyncio.sleep(101)
