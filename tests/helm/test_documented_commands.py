@@ -12,7 +12,7 @@ from tests.helm.chart import CHART, KUBERNETES, pod_templates, run_helm
 from tests.helm.schemas import problems
 
 ROOT = CHART.parent
-DOCUMENTS = [ROOT / "docs" / "kubernetes.md", CHART / "README.md"]
+DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "kubernetes.md", CHART / "README.md"]
 BLOCKS = [block for path in DOCUMENTS for block in re.findall(r"```sh\n(.*?)```", path.read_text("utf-8"), re.DOTALL)]
 COMMANDS = [
     line
