@@ -24,7 +24,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_values_of_a_documented_command_are_accepted(command: str) -> None:
-    arguments = shlex.split(command)[2:]
+    arguments = shlex.split(command, comments=True)[2:]
     options = [
         text for text in arguments if text not in ("--install", "--create-namespace", "--reset-then-reuse-values")
     ]
