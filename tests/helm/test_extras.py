@@ -101,6 +101,15 @@ def test_kserve_finds_its_container_with_flags_that_the_server_has():
     assert settings == Settings(host="0.0.0.0", port=8080, models=Path("/mnt/models"), drain_seconds=10)  # noqa: S104
 
 
+def test_kserve_gives_the_server_the_time_that_it_takes_to_stop():
+    container = manifest("kserve/sevenfold.yaml", "ServingRuntime")["spec"]["containers"][0]
+    settings = read_settings(container["args"], {})
+
+    grace = manifest("kserve/sevenfold.yaml", "InferenceService")["spec"]["predictor"]["terminationGracePeriodSeconds"]
+
+    assert grace >= settings.drain_seconds + settings.grace_seconds + 5
+
+
 def test_kserve_is_promised_no_protocol_that_the_server_does_not_speak():
     assert "protocolVersions" not in manifest("kserve/sevenfold.yaml", "ServingRuntime")["spec"]
 

@@ -324,6 +324,17 @@ def test_alerts_and_dashboards_are_taken_as_they_are(chart_with_monitoring: Path
     assert board["data"] == {"my_board.json": '{"title": "{{ not a template }}"}'}
 
 
+@pytest.mark.parametrize("base", ["https://git.example.com/main", "https://git.example.com/main/"])
+def test_runbooks_are_linked_where_they_are(base: str) -> None:
+    manifests = render({"monitoring": {"rules": {"enabled": True, "runbookBase": base}}})
+
+    groups = only(manifests, "PrometheusRule")["spec"]["groups"]
+    rules = [rule for group in groups for rule in group["rules"] if "alert" in rule]
+    assert {rule["annotations"]["runbook_url"] for rule in rules} == {
+        f"https://git.example.com/main/docs/monitoring.md#{rule['alert'].lower()}" for rule in rules
+    }
+
+
 def test_without_their_files_no_alerts_and_dashboards_are_made(tmp_path: Path) -> None:
     chart = shutil.copytree(CHART, tmp_path / "helm", ignore=shutil.ignore_patterns("dashboards", "alerts"))
 
