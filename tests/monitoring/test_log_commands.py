@@ -1,4 +1,4 @@
-"""The commands that read a pod's log work on what a server writes to both of its streams, as `kubectl logs` shows it."""
+"""The commands that read a pod's log work on what a server writes to both of its streams, as `kubectl logs` does."""
 
 import re
 import shutil
