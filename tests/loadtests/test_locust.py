@@ -68,6 +68,15 @@ def test_a_shape_sets_the_users_and_ends_the_run(url: str) -> None:
 
 
 @pytest.mark.slow
+def test_a_shape_follows_the_usual_options_for_users_and_time(url: str) -> None:
+    ended = locust("--host", url, "--headless", "-u", "4", "-t", "5s", "--only", "tabular", "--shape", "steps")
+
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "Shape test updating to 4 users" in ended.stderr
+    assert "Shape test completed" in ended.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
