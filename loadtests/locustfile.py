@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gevent.event import Event
 from locust import FastHttpUser, constant, events, task
 from locust.env import Environment
 from locust.runners import WorkerRunner
@@ -34,6 +35,8 @@ from loadtests.workload import (
 _LOG = logging.getLogger("loadtests")
 _STAGE = "stage"
 _SHAPE_USERS, _SHAPE_S = 16, 120.0
+_BUILT = Event()
+"""The classes of users exist. A worker gets the order to start before that, if the server is slow to answer."""
 
 
 def _add_options(parser: Any) -> None:
@@ -133,6 +136,7 @@ def _build_users(environment: Environment, **_: Any) -> None:
         environment.shape_class = _shape(options.shape, users, options.shape_seconds or options.run_time or _SHAPE_S)
         options.run_time = None  # The shape ends the run; Locust's own timer would end it as well.
     _report_at_end(environment, objectives)
+    _BUILT.set()
 
 
 def _shape(name: str, users: int, seconds: float) -> Any:
@@ -174,3 +178,4 @@ def _report_at_end(environment: Environment, objectives: Objectives) -> None:
 _hooks: Any = events
 _hooks.init_command_line_parser.add_listener(_add_options)
 _hooks.init.add_listener(_build_users)
+_hooks.test_start.add_listener(lambda **_: _BUILT.wait())
