@@ -143,7 +143,7 @@ def _write(file: Path, results: Mapping[str, Any]) -> None:
 
 
 def _load_average() -> float | None:
-    """Return how many processes wanted a processor in the last minute; of the server and the client, and of others."""
+    """Return how many processes wanted a processor in the last minute, whoever's they are."""
     try:
         return round(float(Path("/proc/loadavg").read_text("ascii").split()[0]), 1)
     except OSError:

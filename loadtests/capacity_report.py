@@ -102,7 +102,7 @@ def section(results: Mapping[str, Any]) -> str:
     machine = results["measured"]
     busy = ""
     if machine.get("load") is not None and machine["load"] > 2 * machine["cores"]:
-        busy = f" The machine was busy with other work (load average {machine['load']:g}), so these rates are low."
+        busy = f" The load average of the machine was {machine['load']:g}: take the rates as lower bounds."
     lines = [
         f"Measured on {machine['when'][:10]} at commit `{machine['commit']}`: server and client on the same "
         f"{machine['cores']} cores of {machine['processor']}, Python {machine['python']}, ONNX Runtime "

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gevent.event import Event
 from locust import FastHttpUser, constant, events, task
 from locust.env import Environment
 from locust.runners import WorkerRunner
@@ -33,6 +34,9 @@ from loadtests.workload import (
 
 _LOG = logging.getLogger("loadtests")
 _STAGE = "stage"
+_SHAPE_USERS, _SHAPE_S = 16, 120.0
+_BUILT = Event()
+"""The classes of users exist. A worker gets the order to start before that, if the server is slow to answer."""
 
 
 def _add_options(parser: Any) -> None:
@@ -43,9 +47,11 @@ def _add_options(parser: Any) -> None:
     group.add_argument(
         "--shape", default="", choices=["", *SHAPES], env_var="LOAD_SHAPE", help="how the number of users changes"
     )
-    group.add_argument("--shape-users", type=int, default=16, env_var="LOAD_SHAPE_USERS", help="most users of a shape")
     group.add_argument(
-        "--shape-seconds", type=float, default=120.0, env_var="LOAD_SHAPE_SECONDS", help="duration of a shape"
+        "--shape-users", type=int, default=0, env_var="LOAD_SHAPE_USERS", help="most users of a shape; 0: -u, or 16"
+    )
+    group.add_argument(
+        "--shape-seconds", type=float, default=0.0, env_var="LOAD_SHAPE_SECONDS", help="its duration; 0: -t, or 120"
     )
     group.add_argument("--wait-s", type=float, default=0.0, help="pause of a user after each answer; default: none")
     group.add_argument("--p99-ms", default="", env_var="LOAD_P99_MS", help="objective: 250, or clothing=100,all=250")
@@ -126,8 +132,11 @@ def _build_users(environment: Environment, **_: Any) -> None:
         for workload in workloads
     ]
     if options.shape:
-        environment.shape_class = _shape(options.shape, options.shape_users, options.shape_seconds)
+        users = options.shape_users or options.num_users or _SHAPE_USERS
+        environment.shape_class = _shape(options.shape, users, options.shape_seconds or options.run_time or _SHAPE_S)
+        options.run_time = None  # The shape ends the run; Locust's own timer would end it as well.
     _report_at_end(environment, objectives)
+    _BUILT.set()
 
 
 def _shape(name: str, users: int, seconds: float) -> Any:
@@ -169,3 +178,4 @@ def _report_at_end(environment: Environment, objectives: Objectives) -> None:
 _hooks: Any = events
 _hooks.init_command_line_parser.add_listener(_add_options)
 _hooks.init.add_listener(_build_users)
+_hooks.test_start.add_listener(lambda **_: _BUILT.wait())

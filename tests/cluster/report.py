@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loadtests.document import with_section as document_with_section
 from tests.cluster.api import ApiError
 from tests.cluster.control_plane import Cluster
 from tests.cluster.helm import Helm, HelmError
@@ -190,8 +191,7 @@ def with_section(document: str, text: str) -> str:
     Raises:
         ClusterError: the document lacks a mark, or has one twice.
     """
-    document = document or f"# Tested\n\n{BEGIN}\n{END}\n"
-    if document.count(BEGIN) != 1 or document.count(END) != 1 or document.index(BEGIN) > document.index(END):
-        raise ClusterError(f"The document has no place for the table: it needs the lines {BEGIN} and {END}, once each.")
-    before, _, rest = document.partition(BEGIN)
-    return f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}"
+    try:
+        return document_with_section(document or f"# Tested\n\n{BEGIN}\n{END}\n", "cluster", text)
+    except ValueError as error:
+        raise ClusterError(str(error)) from error

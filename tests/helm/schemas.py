@@ -24,6 +24,9 @@ CRD_PROJECTS = {
     "keda.sh": "keda",
     "monitoring.coreos.com": "prometheus-operator",
     "gateway.networking.k8s.io": "gateway-api",
+    "serving.kserve.io": "kserve",
+    "ray.io": "kuberay",
+    "trainer.kubeflow.org": "trainer",
 }
 
 

@@ -12,7 +12,7 @@ from tests.helm.chart import CHART, KUBERNETES, pod_templates, run_helm
 from tests.helm.schemas import problems
 
 ROOT = CHART.parent
-DOCUMENTS = [ROOT / "docs" / "kubernetes.md", CHART / "README.md"]
+DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "kubernetes.md", CHART / "README.md"]
 BLOCKS = [block for path in DOCUMENTS for block in re.findall(r"```sh\n(.*?)```", path.read_text("utf-8"), re.DOTALL)]
 COMMANDS = [
     line
@@ -24,7 +24,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_values_of_a_documented_command_are_accepted(command: str) -> None:
-    arguments = shlex.split(command)[2:]
+    arguments = shlex.split(command, comments=True)[2:]
     options = [
         text for text in arguments if text not in ("--install", "--create-namespace", "--reset-then-reuse-values")
     ]

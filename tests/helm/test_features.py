@@ -148,6 +148,12 @@ def test_a_gpu_is_a_limit_and_rolling_needs_no_second_one() -> None:
     assert settings(manifests)["SEVENFOLD_DEVICE"] == "cuda"
 
 
+def test_memory_that_the_server_may_fill_is_reserved_on_the_node() -> None:
+    resources = server(render())["resources"]
+
+    assert resources["requests"]["memory"] == resources["limits"]["memory"]
+
+
 def test_the_device_of_a_gpu_pod_can_be_chosen() -> None:
     assert settings(render({"gpu": {"enabled": True}, "server": {"device": "auto"}}))["SEVENFOLD_DEVICE"] == "auto"
 
@@ -318,6 +324,17 @@ def test_alerts_and_dashboards_are_taken_as_they_are(chart_with_monitoring: Path
     assert board["data"] == {"my_board.json": '{"title": "{{ not a template }}"}'}
 
 
+@pytest.mark.parametrize("base", ["https://git.example.com/main", "https://git.example.com/main/"])
+def test_runbooks_are_linked_where_they_are(base: str) -> None:
+    manifests = render({"monitoring": {"rules": {"enabled": True, "runbookBase": base}}})
+
+    groups = only(manifests, "PrometheusRule")["spec"]["groups"]
+    rules = [rule for group in groups for rule in group["rules"] if "alert" in rule]
+    assert {rule["annotations"]["runbook_url"] for rule in rules} == {
+        f"https://git.example.com/main/docs/monitoring.md#{rule['alert'].lower()}" for rule in rules
+    }
+
+
 def test_without_their_files_no_alerts_and_dashboards_are_made(tmp_path: Path) -> None:
     chart = shutil.copytree(CHART, tmp_path / "helm", ignore=shutil.ignore_patterns("dashboards", "alerts"))
 
@@ -387,6 +404,11 @@ def test_the_notes_have_the_command_for_a_model_that_is_served() -> None:
 
     assert "port-forward service/demo-sevenfold 8080:8080" in printed
     assert "http://127.0.0.1:8080/v1/models/clothing/predict" in printed
+
+
+def test_the_notes_say_that_the_models_have_to_be_in_the_image() -> None:
+    assert "make image MODELS=baked" in notes({})
+    assert "MODELS=baked" not in notes({"models": FETCH})
 
 
 def test_the_notes_send_the_key_and_say_what_the_test_needs() -> None:

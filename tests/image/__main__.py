@@ -141,9 +141,11 @@ class Checks:
     def without_models(self) -> str:
         """Without models the server is live, but not ready, and says why."""
         with self.engine.serve(IMAGE) as server:
-            server.wait("/health/live", '"live":true')
-            server.wait("/health/ready", "No model is being served")
-            reason = json.loads(server.get("/health/ready")[1])["reason"]
+            server.wait("/health/started", '"started":true')
+            live, (status, body) = server.get("/health/live")[0], server.get("/health/ready")
+        _expect((live, status) == (200, 503), f"live: {live}, ready: {status}")
+        reason = json.loads(body)["reason"]
+        _expect("/models" in reason, f"the reason does not name the folder: {reason}")
         return f"live, not ready: {reason}"
 
     def bill_of_materials(self) -> str:

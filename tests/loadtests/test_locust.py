@@ -6,9 +6,12 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 
 from loadtests.server import start_server
@@ -68,6 +71,15 @@ def test_a_shape_sets_the_users_and_ends_the_run(url: str) -> None:
 
 
 @pytest.mark.slow
+def test_a_shape_follows_the_usual_options_for_users_and_time(url: str) -> None:
+    ended = locust("--host", url, "--headless", "-u", "4", "-t", "5s", "--only", "tabular", "--shape", "steps")
+
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "Shape test updating to 4 users" in ended.stderr
+    assert "Shape test completed" in ended.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -110,6 +122,66 @@ def test_master_and_worker_share_the_load_of_one_run(url: str, tmp_path: Path) -
     table = rows(tmp_path)
     assert int(table["POST", "tabular"]["Request Count"]) > 0
     assert int(table["stage", "tabular infer"]["Request Count"]) > 0
+
+
+class _LateServer(BaseHTTPRequestHandler):
+    """Passes requests on to a server, but not before `may_answer` is set."""
+
+    server_url = ""
+    may_answer: threading.Event
+
+    def do_GET(self) -> None:
+        assert self.may_answer.wait(120)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        headers = {"Content-Type": self.headers.get("Content-Type", "")}
+        answer = httpx.request(self.command, f"{self.server_url}{self.path}", content=body, headers=headers)
+        self.send_response(answer.status_code)
+        self.send_header("Content-Length", str(len(answer.content)))
+        self.end_headers()
+        self.wfile.write(answer.content)
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def late(url: str) -> Iterator[tuple[str, threading.Event]]:
+    """Return the address of a server that does not answer until the event is set."""
+    handler = type("Handler", (_LateServer,), {"server_url": url, "may_answer": threading.Event()})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", handler.may_answer
+        handler.may_answer.set()
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.slow
+def test_a_worker_that_still_asks_for_the_models_when_the_run_starts_takes_part(
+    url: str, late: tuple[str, threading.Event], tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", "--only", "tabular"]
+    worker = ["--worker", "--host", late[0], "--master-host", "127.0.0.1", "--master-port", port]
+    master = ["--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--expect-workers", "1"]
+    master += ["--host", url, *FEW_SECONDS, "--csv", str(tmp_path / "load")]
+
+    with (
+        subprocess.Popen([*command, *worker], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as one,
+        subprocess.Popen([*command, *master], cwd=ROOT, stderr=subprocess.PIPE, text=True) as other,
+    ):
+        assert other.stderr
+        for line in other.stderr:
+            if "Sending spawn jobs" in line:
+                late[1].set()
+        one.kill()
+
+    assert int(rows(tmp_path)["POST", "tabular"]["Request Count"]) > 0
 
 
 @pytest.mark.slow
