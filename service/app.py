@@ -36,6 +36,7 @@ def create_app(service: Service) -> ASGIApp:
             service.load_and_rescan(predict_app),
             service.release_memory(),
             service.watch_files(),
+            service.watch_memory(),
             measure_loop_lag(service.metrics.loop_lag.observe),
         )
         async with supervise(service.liveness, *work, on_error=service.metrics.stray_errors.inc):

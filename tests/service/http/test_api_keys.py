@@ -154,7 +154,7 @@ def test_rejections_are_counted_without_the_names_of_models_that_are_asked_for(o
     text = server.client.get("/metrics").text
 
     assert 'sevenfold_rejected_total{model="none",reason="unauthorized"} 2.0' in text
-    assert 'sevenfold_requests_total{model="none",status="401"} 2.0' in text
+    assert 'sevenfold_requests_total{model="none",status="401",version="none"} 2.0' in text
     assert "nobody" not in text
     assert 'model="credit",status="401"' not in text
 
