@@ -18,6 +18,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+if __name__ == "__main__" and sys.argv[1:2] == ["doctor"]:  # What is imported below may be what is missing.
+    from service.doctor import run_doctor
+
+    sys.exit(run_doctor(sys.argv[2:]))
+
 import uvicorn
 from starlette.types import ASGIApp
 
@@ -299,8 +304,6 @@ def _stop_threads(service: Service, code: int) -> None:
 def _listen_for_admin(settings: Settings) -> socket.socket | None:
     if not settings.admin_port:
         return None
-    if settings.admin_port == settings.port:
-        raise InvalidSetting("admin_port must differ from port; 0 = health and metrics are on the same port.")
     return _listen(settings.host, settings.admin_port)
 
 
@@ -324,12 +327,6 @@ def _import(arguments: Sequence[str]) -> int:
     return run_command_line(import_model, arguments)
 
 
-def _doctor(arguments: Sequence[str]) -> int:
-    from service.doctor import run_doctor
-
-    return run_doctor(arguments)
-
-
 def _fetch(arguments: Sequence[str]) -> int:
     from service.fetching.command import fetch_models
 
@@ -342,11 +339,11 @@ def _smoke(arguments: Sequence[str]) -> int:
     return run_command_line(check_models, arguments)
 
 
-_COMMANDS = {"doctor": _doctor, "fetch": _fetch, "import": _import, "new-key": new_key_command, "smoke": _smoke}
+_COMMANDS = {"fetch": _fetch, "import": _import, "new-key": new_key_command, "smoke": _smoke}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the server, or a command such as `doctor` or `import`, and return the exit status."""
+    """Run the server, or a command such as `import`, and return the exit status."""
     open_standard_descriptors()
     if arguments and arguments[0] in _COMMANDS:
         return _COMMANDS[arguments[0]](arguments[1:])

@@ -59,7 +59,6 @@ _MEMORY_TIMEOUT_S = 1.0
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _MAX_BATCH_SIZE = 256
 _MAX_PARALLEL_LOADS = 4
-_MIN_DECODERS = 2
 _FIRST_BUDGET = 0.08
 """Processor time that a body gets at first, as a fraction of the setting; few ordinary photos need more."""
 _BUDGET_PER_BYTE = 0.1e-6
@@ -118,8 +117,7 @@ class Service:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._memory_reading: Future[dict[str, tuple[int | None, int | None]]] | None = None
         self._fork_server = ForkServer()
-        processes = settings.decoders or max(_MIN_DECODERS, available_cores())
-        slow, workers = max(1, processes // 2), settings.workers or available_cores()
+        processes, slow, workers = settings.worker_counts(available_cores())
         self.memory = MemoryBudget(decoders=processes, on_shortage=self._release_for_others)
         self._decoder_pool = self._make_decoder_pool(processes + slow + workers, processes)
         self._plan_memory()
@@ -203,20 +201,13 @@ class Service:
     def _load_api_keys(self, settings: Settings) -> ApiKeys | None:
         if settings.api_keys_file is None:
             return None
-        if settings.admin and not settings.admin_token and not settings.admin_port:
-            raise InvalidSetting(
-                "With --api-keys-file, --admin needs a token of its own, or clients without a key could change what is "
-                "served: set SEVENFOLD_ADMIN_TOKEN, or --admin-port."
-            )
         keys = ApiKeys(settings.api_keys_file)
         self._watch("api_keys", [settings.api_keys_file], keys.use)
         return keys
 
     def _load_certificate(self, settings: Settings) -> ServerCertificate | None:
-        if settings.tls_cert is None and settings.tls_key is None:
+        if settings.tls_cert is None or settings.tls_key is None:  # `Settings` allows no half.
             return None
-        if settings.tls_cert is None or settings.tls_key is None:
-            raise InvalidSetting("HTTPS needs both --tls-cert and --tls-key.")
         certificate = ServerCertificate(settings.tls_cert, settings.tls_key)
         self._watch("tls", [settings.tls_cert, settings.tls_key], certificate.use)
         return certificate
