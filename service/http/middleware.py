@@ -157,6 +157,35 @@ class MethodMiddleware:
 
 
 @dataclass(frozen=True)
+class ContinueMiddleware:
+    """Closes the connection of a client that waits for leave to send its body (`Expect: 100-continue`) and gets none.
+
+    It will not send the body then, so that what it sends next could be taken for the body (RFC 9110, 10.1.1).
+    """
+
+    app: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle the request; to receive its body is to give leave, by a response 100 before the other one."""
+        is_waiting = scope["type"] == "http" and any(name == b"expect" for name, _ in scope["headers"])
+        if not is_waiting:
+            await self.app(scope, receive, send)
+            return
+
+        async def receive_after_leave() -> Message:
+            nonlocal is_waiting
+            is_waiting = False
+            return await receive()
+
+        async def send_and_close(message: Message) -> None:
+            if message["type"] == "http.response.start" and is_waiting:
+                MutableHeaders(scope=message)["connection"] = "close"
+            await send(message)
+
+        await self.app(scope, receive_after_leave, send_and_close)
+
+
+@dataclass(frozen=True)
 class CloseConnectionMiddleware:
     """Closes connections after their response while `is_closing()`, so that clients reconnect to another server."""
 

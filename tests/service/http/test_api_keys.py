@@ -180,6 +180,8 @@ def test_the_body_of_a_rejected_request_is_neither_waited_for_nor_kept(server: R
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
         connection.sendall(head.encode())
         early = connection.recv(65536)
+        while b"}}" not in early:  # Head and body may come one after the other.
+            early += connection.recv(65536)
         connection.sendall(b"x" * 20_000_000)
         connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         late = connection.makefile("rb").read()
