@@ -11,6 +11,7 @@ import socket
 import ssl
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
@@ -291,10 +292,11 @@ def _log_uncaught_errors() -> None:
 
 def _stop_threads(service: Service, code: int) -> None:
     """Stop the threads of the pools; exit the process if one of them does not finish."""
+    ends_at = time.monotonic() + _SHUTDOWN_MARGIN_S / 2  # Of both, so that the watchdog is not what ends the process.
     service.close()
     if service.tracer is not None:
         service.tracer.close()
-    service.liveness.wait_for_threads(_SHUTDOWN_MARGIN_S / 2)
+    service.liveness.wait_for_threads(max(0.0, ends_at - time.monotonic()))
     if alive := service.liveness.live_threads():
         _LOG.warning("exiting with threads still running", extra={"fields": {"threads": alive}})
         logging.shutdown()
