@@ -17,8 +17,9 @@ from tasks.near_names import nearest_name
 
 PREFIX = "SEVENFOLD_"
 _MIN_DECODERS = 2
-_TRAINING_VARIABLES = ("SEVENFOLD_DATA", "SEVENFOLD_MIRROR")
-"""Variables with the same prefix that belong to training; the server ignores them."""
+_OTHER_VARIABLES = ("SEVENFOLD_DATA", "SEVENFOLD_MIRROR", "SEVENFOLD_TOOLS")
+"""Variables with the same prefix that belong to training and to the tests; the server ignores them. SEVENFOLD_API_KEY,
+of `smoke`, is not among them: whoever sets it for a server expects that it protects the server."""
 _SERVICE_LINK = re.compile(
     PREFIX + r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
@@ -186,7 +187,7 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str] = os.
 def _read_environment(environment: Mapping[str, str]) -> dict[str, str]:
     known = {PREFIX + spec.name.upper(): spec.name for spec in fields(Settings)}
     texts = {}
-    ignored = {*_TRAINING_VARIABLES, *find_service_links(environment)}
+    ignored = {*_OTHER_VARIABLES, *find_service_links(environment)}
     for variable, text in environment.items():
         if variable.startswith(PREFIX) and variable not in ignored:
             if variable not in known:

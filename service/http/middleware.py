@@ -158,7 +158,7 @@ class MethodMiddleware:
 
 @dataclass(frozen=True)
 class ContinueMiddleware:
-    """Closes the connection of a client that waits for leave to send its body (`Expect: 100-continue`) and gets none.
+    """Closes connections whose client waits for permission to send its body (`Expect: 100-continue`) and gets none.
 
     It will not send the body then, so that what it sends next could be taken for the body (RFC 9110, 10.1.1).
     """
@@ -166,13 +166,13 @@ class ContinueMiddleware:
     app: ASGIApp
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle the request; to receive its body is to give leave, by a response 100 before the other one."""
+        """Handle the request; receiving its body gives permission, by a response 100 before the other one."""
         is_waiting = scope["type"] == "http" and any(name == b"expect" for name, _ in scope["headers"])
         if not is_waiting:
             await self.app(scope, receive, send)
             return
 
-        async def receive_after_leave() -> Message:
+        async def receive_with_permission() -> Message:
             nonlocal is_waiting
             is_waiting = False
             return await receive()
@@ -182,7 +182,7 @@ class ContinueMiddleware:
                 MutableHeaders(scope=message)["connection"] = "close"
             await send(message)
 
-        await self.app(scope, receive_after_leave, send_and_close)
+        await self.app(scope, receive_with_permission, send_and_close)
 
 
 @dataclass(frozen=True)

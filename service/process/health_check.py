@@ -18,13 +18,14 @@ _PORT = 8000
 
 def health_address(environment: Mapping[str, str]) -> str:
     """Return the URL of the liveness endpoint of the server with this environment."""
-    port = environment.get("SEVENFOLD_PORT", "")
-    return local_address(
-        environment.get("SEVENFOLD_HOST", ""),
-        int(port) if port.isdecimal() else _PORT,  # Kubernetes can set it to an address, which the server ignores.
-        int(environment.get("SEVENFOLD_ADMIN_PORT", "0") or 0),
-        has_tls=bool(environment.get("SEVENFOLD_TLS_CERT")),
-    )
+
+    def port_of(name: str, default: int) -> int:
+        text = environment.get(name, "")
+        return int(text) if text.isdecimal() else default  # Kubernetes can set an address, which the server ignores.
+
+    port, admin_port = port_of("SEVENFOLD_PORT", _PORT), port_of("SEVENFOLD_ADMIN_PORT", 0)
+    has_tls = bool(environment.get("SEVENFOLD_TLS_CERT"))
+    return local_address(environment.get("SEVENFOLD_HOST", ""), port, admin_port, has_tls=has_tls)
 
 
 def local_address(host: str, port: int, admin_port: int, *, has_tls: bool) -> str:

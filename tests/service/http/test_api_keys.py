@@ -165,7 +165,7 @@ def exchange(server: Running, data: bytes) -> bytes:
         return connection.makefile("rb").read()
 
 
-def test_a_client_that_waits_for_leave_to_send_its_body_gets_401_and_no_leave(server: Running) -> None:
+def test_a_client_that_waits_for_permission_to_send_its_body_gets_401_and_no_permission(server: Running) -> None:
     head = f"POST {URL} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 20000000\r\n\r\n"
 
     response = exchange(server, head.encode())  # Returns when the server has closed the connection.

@@ -18,6 +18,7 @@ from tests.service.program import ROOT
         ({"SEVENFOLD_PORT": "8080", "SEVENFOLD_ADMIN_PORT": "8082"}, "http://127.0.0.1:8082/health/live"),
         ({"SEVENFOLD_PORT": "8080", "SEVENFOLD_ADMIN_PORT": "0"}, "http://127.0.0.1:8080/health/live"),
         ({"SEVENFOLD_HOST": "::", "SEVENFOLD_PORT": "8080"}, "http://[::1]:8080/health/live"),
+        ({"SEVENFOLD_ADMIN_PORT": "tcp://10.0.0.1:8082"}, "http://127.0.0.1:8000/health/live"),
         ({"SEVENFOLD_PORT": "tcp://10.0.0.1:80"}, "http://127.0.0.1:8000/health/live"),
         ({"SEVENFOLD_PORT": "8443", "SEVENFOLD_TLS_CERT": "/tls/tls.crt"}, "https://127.0.0.1:8443/health/live"),
         ({"SEVENFOLD_ADMIN_PORT": "8082", "SEVENFOLD_TLS_CERT": "/tls/tls.crt"}, "https://127.0.0.1:8082/health/live"),
