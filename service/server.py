@@ -394,7 +394,8 @@ class Service:
         ages = [(labels, _age(m.pipeline, now)) for labels, m in zip(versions, served, strict=True)]
         body_bytes: list[tuple[list[str], float]] = [([], float(self.body_budget.used_bytes))]
         by_version = ["model", "version"]
-        yield "sevenfold_body_bytes", "Total size of the request bodies in memory.", [], body_bytes
+        kept = "What requests keep in memory: bodies, decoded inputs, answers not yet sent."
+        yield "sevenfold_body_bytes", kept, [], body_bytes
         yield "sevenfold_queue_depth", "Samples waiting for a batch.", by_version, depth
         yield "sevenfold_queue_oldest_age_seconds", "Age of the sample that has waited longest.", by_version, ages
         yield "sevenfold_requests_limit", "Maximum concurrent requests; further ones are rejected.", by_version, limits
