@@ -11,12 +11,18 @@ import socket
 import ssl
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+if __name__ == "__main__" and sys.argv[1:2] == ["doctor"]:  # What is imported below may be what is missing.
+    from service.doctor import run_doctor
+
+    sys.exit(run_doctor(sys.argv[2:]))
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -286,10 +292,11 @@ def _log_uncaught_errors() -> None:
 
 def _stop_threads(service: Service, code: int) -> None:
     """Stop the threads of the pools; exit the process if one of them does not finish."""
+    ends_at = time.monotonic() + _SHUTDOWN_MARGIN_S / 2  # Of both, so that the watchdog is not what ends the process.
     service.close()
     if service.tracer is not None:
         service.tracer.close()
-    service.liveness.wait_for_threads(_SHUTDOWN_MARGIN_S / 2)
+    service.liveness.wait_for_threads(max(0.0, ends_at - time.monotonic()))
     if alive := service.liveness.live_threads():
         _LOG.warning("exiting with threads still running", extra={"fields": {"threads": alive}})
         logging.shutdown()
@@ -299,8 +306,6 @@ def _stop_threads(service: Service, code: int) -> None:
 def _listen_for_admin(settings: Settings) -> socket.socket | None:
     if not settings.admin_port:
         return None
-    if settings.admin_port == settings.port:
-        raise InvalidSetting("admin_port must differ from port; 0 = health and metrics are on the same port.")
     return _listen(settings.host, settings.admin_port)
 
 
@@ -324,12 +329,6 @@ def _import(arguments: Sequence[str]) -> int:
     return run_command_line(import_model, arguments)
 
 
-def _doctor(arguments: Sequence[str]) -> int:
-    from service.doctor import run_doctor
-
-    return run_doctor(arguments)
-
-
 def _fetch(arguments: Sequence[str]) -> int:
     from service.fetching.command import fetch_models
 
@@ -342,11 +341,11 @@ def _smoke(arguments: Sequence[str]) -> int:
     return run_command_line(check_models, arguments)
 
 
-_COMMANDS = {"doctor": _doctor, "fetch": _fetch, "import": _import, "new-key": new_key_command, "smoke": _smoke}
+_COMMANDS = {"fetch": _fetch, "import": _import, "new-key": new_key_command, "smoke": _smoke}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the server, or a command such as `doctor` or `import`, and return the exit status."""
+    """Run the server, or a command such as `import`, and return the exit status."""
     open_standard_descriptors()
     if arguments and arguments[0] in _COMMANDS:
         return _COMMANDS[arguments[0]](arguments[1:])

@@ -14,7 +14,7 @@ from service.http.api_keys import ApiKeyMiddleware
 from service.http.cors import CorsMiddleware, PreflightMiddleware
 from service.http.error_responses import add_error_handlers
 from service.http.health import PROBES, health_router
-from service.http.middleware import MethodMiddleware, RequestMiddleware
+from service.http.middleware import ContinueMiddleware, MethodMiddleware, RequestMiddleware
 from service.http.models import models_router
 from service.http.openapi import OpenApiDocument
 from service.http.predict import PredictMiddleware
@@ -36,6 +36,7 @@ def create_app(service: Service) -> ASGIApp:
             service.load_and_rescan(predict_app),
             service.release_memory(),
             service.watch_files(),
+            service.watch_memory(),
             measure_loop_lag(service.metrics.loop_lag.observe),
         )
         async with supervise(service.liveness, *work, on_error=service.metrics.stray_errors.inc):
@@ -69,7 +70,8 @@ def create_app(service: Service) -> ASGIApp:
         send_timeout_s=service.settings.timeout_ms / 1000,
     )
     guarded = RequestMiddleware(_guard(MethodMiddleware(predict_app), service), service.metrics, service.tracer)
-    return CorsMiddleware(guarded, settings.cors_origins) if settings.cors_origins else guarded
+    complete = ContinueMiddleware(guarded)
+    return CorsMiddleware(complete, settings.cors_origins) if settings.cors_origins else complete
 
 
 def create_admin_app(service: Service) -> ASGIApp:

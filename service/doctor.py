@@ -16,15 +16,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from service.backends.base import BackendError
 from service.backends.cores import available_cores, cpu_quota
 from service.backends.cuda_libraries import gpu_is_visible
 from service.backends.memory import HostMemory
 from service.engine.memory_budget import MAX_WORK_BYTES, MemoryPlan, model_bytes
-from service.models.discovery import ModelFolder
+from service.models.discovery import FoundVersion, ModelFolder
+from service.process.health_check import check, local_address
+from service.process.watched_files import UnusableFile, read_small_file
 from service.settings import PREFIX, InvalidSetting, Settings, find_service_links, read_settings
+from service.tracing.start import TracingUnavailable, check_environment, is_requested
 from tasks.manifest import MODEL, BrokenModel, read_manifest, verify_files
 
 Level = Literal["ok", "warning", "problem"]
@@ -33,6 +36,7 @@ _MIN_FILES = 4096
 _PACKAGES = ("fastapi", "uvicorn", "pydantic", "numpy", "pillow", "tokenizers", "prometheus-client")
 _BASE_BYTES = 230_000_000
 """What the server needs without any model: its process, and those that decode."""
+_MIN_CERTIFICATE_DAYS = 14
 _MIN_FREE_BYTES = 200_000_000
 """Less than this for requests, and photos of a usual camera are refused."""
 
@@ -42,7 +46,7 @@ class Check:
     """One thing that was looked at.
 
     Attributes:
-        area: device, libraries, settings, models, limits, port or service links.
+        area: access, device, libraries, settings, models, limits, port, service links or tracing.
         level: how it is.
         text: what is so, or what is wrong and what to do, in a sentence.
     """
@@ -94,13 +98,21 @@ def run_checks(
     except InvalidSetting as error:
         yield Check("settings", "problem", str(error))
         settings = Settings()
+    is_running = _is_running(settings)
     yield from _check_service_links(environment)
+    yield from _check_access(settings)
+    yield from _check_tracing(environment)
     yield from _check_device(settings, root)
     yield from _check_models(settings, load=load)
     yield from _check_cores(root)
-    yield from _check_memory(settings, root)
+    yield from _check_memory(settings, root, is_running=is_running)
     yield from _check_files(root)
-    yield _check_port(settings)
+    if is_running:
+        yield Check("port", "ok", f"A server with these settings is live on port {settings.port}.")
+        return
+    for name, port in (("port", settings.port), ("admin-port", settings.admin_port)):
+        if port or name == "port":
+            yield _check_port(settings.host, port, name)
 
 
 def _check_libraries() -> Iterator[Check]:
@@ -130,6 +142,52 @@ def _check_service_links(environment: Mapping[str, str]) -> Iterator[Check]:
         )
     else:
         yield Check("service links", "ok", "No variable of a Kubernetes Service looks like a setting.")
+
+
+def _check_access(settings: Settings) -> Iterator[Check]:
+    """Check who may use the server: API keys, certificate, origins."""
+    try:
+        # Here, since a package of theirs may be what is missing.
+        from service.http.api_keys import ApiKeys
+        from service.http.cors import check_origins
+        from service.http.tls import ServerCertificate
+    except ImportError as error:
+        yield Check("access", "problem", f"It cannot be checked: {error}.")
+        return
+    try:
+        origins = check_origins(settings.cors_origins)
+        if settings.api_keys_file is not None:
+            keys = ApiKeys(settings.api_keys_file)
+            keys.use((read_small_file(settings.api_keys_file),))
+            yield Check("access", "ok", f"{settings.api_keys_file}: {len(keys)} valid API key(s).")
+        if settings.tls_cert is not None and settings.tls_key is not None:
+            certificate = ServerCertificate(settings.tls_cert, settings.tls_key)
+            certificate.load((read_small_file(settings.tls_cert), read_small_file(settings.tls_key)))
+            yield _check_certificate(settings.tls_cert, certificate.problem, certificate.expires_at - time.time())
+    except (UnusableFile, InvalidSetting) as error:
+        yield Check("access", "problem", str(error))
+        return
+    if origins:
+        yield Check("access", "ok", f"Pages of {', '.join(origins)} may use the server.")
+
+
+def _check_certificate(path: Path, problem: str | None, seconds_left: float) -> Check:
+    days = int(seconds_left // 86_400)
+    if problem is not None:
+        return Check("access", "warning", f"{path}: the certificate {problem}, so that clients refuse to connect.")
+    if days < _MIN_CERTIFICATE_DAYS:
+        return Check("access", "warning", f"{path}: the certificate expires in {days} day(s): replace it.")
+    return Check("access", "ok", f"{path}: the certificate is valid for {days:,} days, and the key belongs to it.")
+
+
+def _check_tracing(environment: Mapping[str, str]) -> Iterator[Check]:
+    if not is_requested(environment):
+        return
+    try:
+        check_environment(environment)
+        yield Check("tracing", "ok", "Traces are sent to the collector that the environment names.")
+    except TracingUnavailable as error:
+        yield Check("tracing", "problem", str(error))
 
 
 def _check_device(settings: Settings, root: Path) -> Iterator[Check]:
@@ -174,22 +232,36 @@ def _check_models(settings: Settings, *, load: bool) -> Iterator[Check]:
         if name not in models:
             yield Check("models", "warning", f"--only names {name}, which is not in {settings.models}.")
     for name, versions in models.items():
-        newest = versions[0]
-        folder = settings.models / name / newest.version
-        if newest.problem is not None:
-            yield Check("models", "problem", f"{name}/{newest.version}: {newest.problem}")
-            continue
-        try:
-            manifest = read_manifest(folder)
-            verify_files(folder, manifest)
-            seconds = _load_model(settings, folder) if load else None
-        except (BrokenModel, BackendError) as error:
-            yield Check("models", "problem", f"{name}/{newest.version}: {error} Publish it again, or copy it again.")
-            continue
-        megabytes = sum(entry.size for entry in manifest.files.values()) / 1e6
-        loaded = "" if seconds is None else f", loaded in {seconds:.1f} s"
-        text = f"{name}/{newest.version}: {manifest.task}, {megabytes:.1f} MB, checksums right{loaded}."
-        yield Check("models", "ok", text)
+        served = _served_versions(settings, name, versions)
+        if not served:
+            text = f"{name}: the setting pin selects version {settings.pin[name]}, which is not in the folder."
+            yield Check("models", "problem", text)
+        for found_version in served:
+            yield _check_version(settings, name, found_version, load=load)
+
+
+def _served_versions(settings: Settings, name: str, versions: Sequence[FoundVersion]) -> Sequence[FoundVersion]:
+    """Return the versions of a model that the settings select."""
+    if name in settings.pin:
+        return [found for found in versions if found.version == str(settings.pin[name])]
+    return versions[: settings.versions or None]
+
+
+def _check_version(settings: Settings, name: str, found: FoundVersion, *, load: bool) -> Check:
+    folder, title = settings.models / name / found.version, f"{name}/{found.version}"
+    if found.problem is not None:
+        return Check("models", "problem", f"{title}: {found.problem}")
+    try:
+        manifest = read_manifest(folder)
+        verify_files(folder, manifest)
+        seconds = _load_model(settings, folder) if load else None
+    except (BrokenModel, BackendError) as error:
+        return Check("models", "problem", f"{title}: {error} Publish it again, or copy it again.")
+    except Exception as error:  # However a folder is broken, the others are to be checked.
+        return Check("models", "problem", f"{title}: {type(error).__name__}: {error}. Publish it again.")
+    megabytes = sum(entry.size for entry in manifest.files.values()) / 1e6
+    loaded = "" if seconds is None else f", loaded in {seconds:.1f} s"
+    return Check("models", "ok", f"{title}: {manifest.task}, {megabytes:.1f} MB, checksums right{loaded}.")
 
 
 def _load_model(settings: Settings, folder: Path) -> float:
@@ -212,17 +284,20 @@ def _check_cores(root: Path) -> Iterator[Check]:
         yield Check("limits", "ok", f"A quota of {quota:g} cores: {cores} threads compute at a time.")
 
 
-def _check_memory(settings: Settings, root: Path) -> Iterator[Check]:
+def _check_memory(settings: Settings, root: Path, *, is_running: bool) -> Iterator[Check]:
     memory = HostMemory(root)
     limit, free = memory.limit(), memory.free()
     if free is None:
         yield Check("limits", "warning", "The free memory is unknown, so that requests are not limited by it.")
         return
-    needed = _BASE_BYTES + sum(model_bytes(size) for size in _graph_sizes(settings))
-    processes = settings.decoders or max(2, available_cores(root))
-    plan = MemoryPlan.of(max(0, free - needed), processes=processes)
+    # What a running server needs is no longer free.
+    needed = 0 if is_running else _BASE_BYTES + sum(model_bytes(size) for size in _graph_sizes(settings))
+    processes = sum(settings.worker_counts(available_cores(root)))
+    plan = MemoryPlan.of(max(0, free - needed), processes=processes, started=processes if is_running else 0)
     has = f"a limit of {limit // 1_000_000:,} MB" if limit is not None else "no limit"
-    facts = f"{has}, {free // 1_000_000:,} MB free; the server and its models need about {needed // 1_000_000:,} MB"
+    facts = f"{has}, {free // 1_000_000:,} MB free" + (
+        " beside the running server" if is_running else f"; the server and its models need about {needed // 10**6:,} MB"
+    )
     if needed > free:
         text = f"{facts}. Not all models can be loaded: raise the limit, or serve fewer with --only."
         yield Check("limits", "problem", f"Memory: {text}")
@@ -246,7 +321,7 @@ def _graph_sizes(settings: Settings) -> Iterator[int]:
     except BrokenModel:
         return
     for name, versions in found.models.items() if found else ():
-        for served in versions[: settings.versions or None]:
+        for served in _served_versions(settings, name, versions):
             path = settings.models / name / served.version / MODEL
             if path.is_file():
                 yield path.stat().st_size
@@ -262,7 +337,7 @@ def _check_files(root: Path) -> Iterator[Check]:
         yield Check("limits", "warning" if few else "ok", text)
     except ImportError:
         pass
-    is_read_only = not os.access(root, os.W_OK)
+    is_read_only = bool(os.statvfs(root).f_flag & os.ST_RDONLY)
     yield Check(
         "limits",
         "ok",
@@ -283,17 +358,18 @@ def _check_temporary(find: Callable[[], str]) -> Check:
         )
 
 
-def _check_port(settings: Settings) -> Check:
-    host, port = settings.host, settings.port
+def _is_running(settings: Settings) -> bool:
+    """Return whether the server that is asked about is live on this machine, as in a pod that one looks into."""
+    has_tls = settings.tls_cert is not None
+    address = local_address(settings.host, settings.port, settings.admin_port, has_tls=has_tls)
+    return bool(settings.port) and check(address) is None
+
+
+def _check_port(host: str, port: int, flag: str) -> Check:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.create_server((host, port), family=family):
             return Check("port", "ok", f"{host}:{port} is free.")
     except OSError as error:
-        text = f"Cannot listen on {host}:{port}: {error.strerror}. Stop what uses it, or set --port."
+        text = f"Cannot listen on {host}:{port}: {error.strerror}. Stop what uses it, or set --{flag}."
         return Check("port", "problem", text)
-
-
-def main(arguments: Sequence[str], **options: Any) -> int:
-    """Run the command line."""
-    return run_doctor(arguments, **options)

@@ -10,13 +10,16 @@ Needs the packages of requirements/ray.txt; they are imported when an applicatio
 import asyncio
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.app import create_app
-from service.server import Service
+from service.http.cors import check_origins
+from service.server import VERSION, Service
 from service.settings import InvalidSetting, Settings, read_settings
+from service.tracing.start import start_tracing
 
 MAX_ONGOING_REQUESTS = 512
 """How many requests Ray gives to one replica at a time. With Ray's own default of 5, the batcher would have hardly any
@@ -32,11 +35,11 @@ class Replica:
     def __init__(self, arguments: Mapping[str, str]) -> None:
         # As in service/__main__.py: a worker thread that decodes must not keep the event loop waiting.
         sys.setswitchinterval(_GIL_SWITCH_INTERVAL_S)
-        self.service = Service(_settings(arguments))
+        self.service = Service(_settings(arguments), tracer=start_tracing(VERSION))
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         """Return the application that answers requests; Ray calls this after the constructor."""
-        return _ready_when_loaded(create_app(self.service), self.service.loaded)
+        return _follow_lifespan(create_app(self.service), self.service)
 
     async def check_health(self) -> None:
         """Raise RuntimeError where liveness fails; Ray then replaces the replica."""
@@ -44,17 +47,22 @@ class Replica:
             raise RuntimeError("; ".join(f"{part}: {why}" for part, why in self.service.liveness.failures.items()))
 
 
-def _ready_when_loaded(app: ASGIApp, loaded: asyncio.Event) -> ASGIApp:
-    """Return an application whose startup is complete when its models are loaded: Ray sends requests from then on."""
+def _follow_lifespan(app: ASGIApp, service: Service) -> ASGIApp:
+    """Return an application whose startup is complete when its models are loaded: Ray sends requests from then on.
+
+    Its shutdown sends the last spans.
+    """
 
     async def run(scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_when_loaded(message: Message) -> None:
+        async def send_later(message: Message) -> None:
             if message["type"] == "lifespan.startup.complete":
                 async with asyncio.timeout(_LOAD_S):
-                    await loaded.wait()
+                    await service.loaded.wait()
+            elif message["type"] == "lifespan.shutdown.complete" and service.tracer is not None:
+                await asyncio.to_thread(service.tracer.close)
             await send(message)
 
-        await app(scope, receive, send_when_loaded if scope["type"] == "lifespan" else send)
+        await app(scope, receive, send_later if scope["type"] == "lifespan" else send)
 
     return run
 
@@ -90,4 +98,7 @@ def _settings(arguments: Mapping[str, str]) -> Settings:
     for name in arguments:
         if name in _OF_THE_PROXY:
             raise InvalidSetting(f"{name} is no setting of a replica: Ray's proxy listens, see `serve start --help`.")
-    return read_settings([f"--{name.replace('_', '-')}={text}" for name, text in arguments.items()])
+    settings = read_settings([f"--{name.replace('_', '-')}={text}" for name, text in arguments.items()])
+    check_origins(settings.cors_origins)
+    # In the environment they may be those of the image; with an admin port, health and metrics would be nowhere.
+    return replace(settings, admin_port=0, tls_cert=None, tls_key=None)

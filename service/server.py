@@ -59,7 +59,6 @@ _MEMORY_TIMEOUT_S = 1.0
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _MAX_BATCH_SIZE = 256
 _MAX_PARALLEL_LOADS = 4
-_MIN_DECODERS = 2
 _FIRST_BUDGET = 0.08
 """Processor time that a body gets at first, as a fraction of the setting; few ordinary photos need more."""
 _BUDGET_PER_BYTE = 0.1e-6
@@ -69,6 +68,8 @@ _WATCH_INTERVAL_S = 1.0
 """How often files of settings are read; a change takes effect when two reads in a row have seen it."""
 _LOADING_BYTES, _MIN_REQUEST_BYTES = 40_000_000, 60_000_000
 """What loading a model needs in addition for a moment, and what is left for requests at least."""
+_MUCH_MORE = 1.25
+"""Memory is divided anew when there is more by this factor."""
 _LOADING_FRACTION = 0.25
 """The fraction of the free memory for requests while models are being loaded, which need the rest."""
 _FREE_MEMORY_FRACTION = 0.8
@@ -82,13 +83,18 @@ class Service:
         settings: the settings.
         open_backend: the runtime; by default ONNX Runtime on the device of the settings.
         tracer: records requests and batches; by default nothing does.
+        host: the memory of the machine.
 
     Raises BackendError if that device is unavailable, BrokenModel if the model folder does not exist, and
     InvalidSetting if a file of the settings cannot be used.
     """
 
     def __init__(
-        self, settings: Settings, open_backend: OpenBackend | None = None, tracer: Tracer | None = None
+        self,
+        settings: Settings,
+        open_backend: OpenBackend | None = None,
+        tracer: Tracer | None = None,
+        host: HostMemory | None = None,
     ) -> None:
         self.settings = settings
         self.tracer = tracer
@@ -99,7 +105,7 @@ class Service:
         self.api_keys = self._load_api_keys(settings)
         self.certificate = self._load_certificate(settings)
         self.body_budget = BodyBudget(settings.max_bodies_bytes)
-        self._host = HostMemory()
+        self._host = host or HostMemory()
         self.limits = Limits(
             settings.max_pixels,
             settings.max_rows,
@@ -111,8 +117,7 @@ class Service:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._memory_reading: Future[dict[str, tuple[int | None, int | None]]] | None = None
         self._fork_server = ForkServer()
-        processes = settings.decoders or max(_MIN_DECODERS, available_cores())
-        slow, workers = max(1, processes // 2), settings.workers or available_cores()
+        processes, slow, workers = settings.worker_counts(available_cores())
         self.memory = MemoryBudget(decoders=processes, on_shortage=self._release_for_others)
         self._decoder_pool = self._make_decoder_pool(processes + slow + workers, processes)
         self._plan_memory()
@@ -196,20 +201,13 @@ class Service:
     def _load_api_keys(self, settings: Settings) -> ApiKeys | None:
         if settings.api_keys_file is None:
             return None
-        if settings.admin and not settings.admin_token and not settings.admin_port:
-            raise InvalidSetting(
-                "With --api-keys-file, --admin needs a token of its own, or clients without a key could change what is "
-                "served: set SEVENFOLD_ADMIN_TOKEN, or --admin-port."
-            )
         keys = ApiKeys(settings.api_keys_file)
         self._watch("api_keys", [settings.api_keys_file], keys.use)
         return keys
 
     def _load_certificate(self, settings: Settings) -> ServerCertificate | None:
-        if settings.tls_cert is None and settings.tls_key is None:
+        if settings.tls_cert is None or settings.tls_key is None:  # `Settings` allows no half.
             return None
-        if settings.tls_cert is None or settings.tls_key is None:
-            raise InvalidSetting("HTTPS needs both --tls-cert and --tls-key.")
         certificate = ServerCertificate(settings.tls_cert, settings.tls_key)
         self._watch("tls", [settings.tls_cert, settings.tls_key], certificate.use)
         return certificate
@@ -396,7 +394,8 @@ class Service:
         ages = [(labels, _age(m.pipeline, now)) for labels, m in zip(versions, served, strict=True)]
         body_bytes: list[tuple[list[str], float]] = [([], float(self.body_budget.used_bytes))]
         by_version = ["model", "version"]
-        yield "sevenfold_body_bytes", "Total size of the request bodies in memory.", [], body_bytes
+        kept = "What requests keep in memory: bodies, decoded inputs, answers not yet sent."
+        yield "sevenfold_body_bytes", kept, [], body_bytes
         yield "sevenfold_queue_depth", "Samples waiting for a batch.", by_version, depth
         yield "sevenfold_queue_oldest_age_seconds", "Age of the sample that has waited longest.", by_version, ages
         yield "sevenfold_requests_limit", "Maximum concurrent requests; further ones are rejected.", by_version, limits
@@ -490,6 +489,22 @@ class Service:
         if self.memory.plan.is_tight and not self.memory.reserved:
             self._plan_memory()
 
+    async def watch_memory(self) -> None:
+        """Let requests use more memory when much more has become free, at intervals until cancelled.
+
+        At start, other programs of the machine may have had it, and requests that are refused change nothing.
+        """
+        while True:
+            await asyncio.sleep(_WATCH_INTERVAL_S)
+            if self.loaded.is_set() and self.memory.plan.is_tight and not self.memory.reserved:
+                plan = self._make_memory_plan()
+                if plan.work > _MUCH_MORE * self.memory.plan.work:
+                    self._use_memory_plan(plan)
+                    for pool in self._device_pools.values():
+                        if pool.scheduler.shared_memory is not None:
+                            pool.scheduler.memory_bytes = math.inf
+                    self._limit_device_memory()
+
     async def change_models(self, change: Callable[[], T]) -> T:
         """Run a function that loads or unloads versions in the loader thread, after those that were passed before.
 
@@ -548,7 +563,6 @@ class Service:
         self.repository.load_all()
         self._report_no_models()
         known = {entry.name for entry in self.repository.entries()}
-        versions = {(entry.name, entry.version) for entry in self.repository.entries()}
         unknown = {
             "shadow": self.shadows.unknown_models(),
             "deadlines": sorted(self.settings.deadlines.keys() - known),
@@ -562,9 +576,6 @@ class Service:
             if names:
                 fields = {"setting": setting, "names": ", ".join(names)}
                 _LOG.warning("a setting names unknown models", extra={"fields": fields})
-        for name, version in self.settings.pin.items():
-            if name in known and (name, str(version)) not in versions:
-                _LOG.warning("a pinned version is not there", extra={"fields": {"model": name, "version": version}})
         self._set_memory_limits()
 
     def _report_no_models(self) -> None:
@@ -592,18 +603,26 @@ class Service:
 
     def _plan_memory(self, *, fraction: float = 1.0) -> None:
         """Divide this fraction of the free memory among requests."""
+        self._use_memory_plan(self._make_memory_plan(fraction))
+
+    def _make_memory_plan(self, fraction: float = 1.0) -> MemoryPlan:
         free_bytes = self._host.free()
-        plan = MemoryPlan.of(
+        return MemoryPlan.of(
             None if free_bytes is None else fraction * free_bytes,
             processes=self._decoder_pool.size,
             started=self._decoder_pool.running,
         )
+
+    def _use_memory_plan(self, plan: MemoryPlan) -> None:
         self.memory.plan = plan
         self.body_budget.max_bytes = round(min(self.settings.max_bodies_bytes, plan.held))
 
     def _set_memory_limits(self) -> None:
         """Limit the memory of requests, and of all concurrent runs on each new device, by what is free now."""
         self._plan_memory()
+        self._limit_device_memory()
+
+    def _limit_device_memory(self) -> None:
         for model in self.repository.served_models():
             scheduler = self._device_pools[model.pipeline.device].scheduler
             free_bytes = model.pipeline.backend.memory_free()

@@ -16,8 +16,10 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from tasks.near_names import nearest_name
 
 PREFIX = "SEVENFOLD_"
-_TRAINING_VARIABLES = ("SEVENFOLD_DATA", "SEVENFOLD_MIRROR")
-"""Variables with the same prefix that belong to training; the server ignores them."""
+_MIN_DECODERS = 2
+_OTHER_VARIABLES = ("SEVENFOLD_DATA", "SEVENFOLD_MIRROR", "SEVENFOLD_TOOLS")
+"""Variables with the same prefix that belong to training and to the tests; the server ignores them. SEVENFOLD_API_KEY,
+of `smoke`, is not among them: whoever sets it for a server expects that it protects the server."""
 _SERVICE_LINK = re.compile(
     PREFIX + r"(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
 )
@@ -41,7 +43,7 @@ def _setting(default: Any, doc: str, *, min: float | None = None, max: float = 2
 
 @dataclass(frozen=True)
 class Settings:
-    """All settings, with their defaults."""
+    """All settings, with their defaults. Raises InvalidSetting if they contradict each other."""
 
     host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 = all interfaces")
     port: int = _setting(8000, "port to listen on; 0 = any free port", min=0, max=65535)
@@ -158,6 +160,22 @@ class Settings:
         "auto", "format of the log; auto = text on a terminal, JSON otherwise"
     )
 
+    def __post_init__(self) -> None:
+        if self.admin_port and self.admin_port == self.port:
+            raise InvalidSetting("admin_port must differ from port; 0 = health and metrics are on the same port.")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise InvalidSetting("HTTPS needs both --tls-cert and --tls-key.")
+        if self.api_keys_file is not None and self.admin and not (self.admin_token or self.admin_port):
+            raise InvalidSetting(
+                "With --api-keys-file, --admin needs a token of its own, or clients without a key could change what is "
+                "served: set SEVENFOLD_ADMIN_TOKEN, or --admin-port."
+            )
+
+    def worker_counts(self, cores: int) -> tuple[int, int, int]:
+        """Return how many decoders, decoders for slow uploads, and threads that encode answers there are."""
+        decoders = self.decoders or max(_MIN_DECODERS, cores)
+        return decoders, max(1, decoders // 2), self.workers or cores
+
 
 def read_settings(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:
     """Read the settings from command-line arguments and environment variables. Raises InvalidSetting."""
@@ -169,7 +187,7 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str] = os.
 def _read_environment(environment: Mapping[str, str]) -> dict[str, str]:
     known = {PREFIX + spec.name.upper(): spec.name for spec in fields(Settings)}
     texts = {}
-    ignored = {*_TRAINING_VARIABLES, *find_service_links(environment)}
+    ignored = {*_OTHER_VARIABLES, *find_service_links(environment)}
     for variable, text in environment.items():
         if variable.startswith(PREFIX) and variable not in ignored:
             if variable not in known:

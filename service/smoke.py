@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from service.process.bearer_tokens import UnusableToken, check_token, read_token
 from tasks.system_errors import describe_os_error
 
 _KEY_VARIABLE = "SEVENFOLD_API_KEY"
@@ -70,21 +71,33 @@ def wait_until_ready(
 ) -> str | None:
     """Wait until the server is ready to predict; return why it was not within that time, or None if it was.
 
-    Where health has moved to another port (--admin-port), a server that lists its models counts as ready.
+    Where health has moved to another port (--admin-port), a server counts as ready when all of its models are.
     """
     deadline = clock() + seconds
     while True:
         try:
-            status, answer = server.ask("/health/ready")
-            if status in (200, 404):
-                return None
-            reason = answer.get("reason") if isinstance(answer, dict) else None
-            problem = reason or f"/health/ready answered {status}"
+            problem = _unready_reason(server)
         except _NoAnswer as error:
             problem = str(error)
+        if problem is None:
+            return None
         if clock() >= deadline:
             return f"The server was not ready within {seconds:g} s: {problem.rstrip('.')}."
         sleep(_INTERVAL_S)
+
+
+def _unready_reason(server: Server) -> str | None:
+    """Return why a server is not ready, or None if it is. Raises _NoAnswer."""
+    status, answer = server.ask("/health/ready")
+    if status not in (200, 404):
+        reason = answer.get("reason") if isinstance(answer, dict) else None
+        return reason or f"/health/ready answered {status}"
+    if status == 404:
+        _, answer = server.ask("/v1/models")
+        models = answer.get("models") if isinstance(answer, dict) else None  # If it is no list, `check` says why.
+        waiting = [model["name"] for model in models or [] if model["state"] != "ready"]
+        return f"not served: {', '.join(waiting)}" if waiting else None
+    return None
 
 
 def check(server: Server, report: Callable[[str], None]) -> list[str]:
@@ -148,13 +161,16 @@ def check_models(arguments: Sequence[str]) -> int:
     """Run the command line; return 0 if every model predicts, 1 if not, 2 for wrong arguments."""
     options = _parser().parse_args(arguments)
     try:
-        key = Path(options.api_key_file).read_text("utf-8").strip() if options.api_key_file else ""
+        key = _read_key(options.api_key_file)
         context = ssl.create_default_context(cafile=options.ca_file) if options.url.startswith("https:") else None
     except OSError as error:  # Also what is wrong with a certificate.
         error.filename = error.filename or options.ca_file or options.api_key_file
         print(f"smoke: {describe_os_error(error)}", file=sys.stderr)
         return 2
-    server = Server(options.url.rstrip("/"), key or os.environ.get(_KEY_VARIABLE, ""), context)
+    except UnusableToken as error:
+        print(f"smoke: {error}", file=sys.stderr)
+        return 2
+    server = Server(options.url.rstrip("/"), key, context)
     unready = wait_until_ready(server, options.wait_seconds)
     failed = [unready] if unready else check(server, lambda line: print(line, flush=True))
     for problem in failed:
@@ -162,6 +178,14 @@ def check_models(arguments: Sequence[str]) -> int:
     if not failed:
         print("Every model answered its example.")
     return 1 if failed else 0
+
+
+def _read_key(path: str | None) -> str:
+    """Return the API key of a file, or else of the environment; empty without one. Raises OSError and UnusableToken."""
+    if path:
+        return read_token(Path(path))
+    key = os.environ.get(_KEY_VARIABLE, "")
+    return check_token(key, _KEY_VARIABLE) if key else ""
 
 
 def _parser() -> argparse.ArgumentParser:

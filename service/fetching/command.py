@@ -14,6 +14,7 @@ from pathlib import Path
 from service.fetching.download import Downloader
 from service.fetching.errors import CannotFetch
 from service.fetching.sources import parse_source
+from service.process.bearer_tokens import UnusableToken, read_token
 from tasks.manifest import NAME_PATTERN, VERSION_PATTERN
 from tasks.system_errors import describe_os_error
 
@@ -30,9 +31,9 @@ def fetch_models(arguments: Sequence[str]) -> int:
     try:
         versions = [_parse_version(text) for text in options.versions]
         checksums = _parse_checksums(options.sha256, options.versions)
-        token = Path(options.token_file).read_text("utf-8").strip() if options.token_file else ""
+        token = read_token(Path(options.token_file)) if options.token_file else ""
         source = parse_source(options.source, os.environ, token)
-    except (CannotFetch, OSError, UnicodeDecodeError) as error:
+    except (CannotFetch, OSError, UnusableToken) as error:
         return _fail(error, 2)
     deadline = time.monotonic() + options.max_seconds
     downloader = Downloader(source, Path(options.to), attempts=options.attempts, deadline=deadline)

@@ -114,9 +114,7 @@ class Downloader:
         partial.mkdir(exist_ok=True)
         content = self._fetch_manifest(f"{path}/{MANIFEST}", sha256)
         manifest = _parse_manifest(content, path)
-        for (
-            found
-        ) in partial.iterdir():  # Of an earlier program, which may have downloaded another version of this name.
+        for found in partial.iterdir():  # Of an earlier program, perhaps of another version of this name.
             if found.name.removesuffix(".partial") not in manifest.files:
                 found.unlink()
         self._check_space(manifest, partial)
@@ -132,7 +130,11 @@ class Downloader:
     def _fetch_manifest(self, path: str, sha256: str) -> bytes:
         def receive() -> bytes:
             with self._open(path, 0) as response:
-                content: bytes = response.read(_MAX_MANIFEST_BYTES + 1)
+                content = b""
+                # Not `read`, which returns when it has all, however slowly that comes.
+                while len(content) <= _MAX_MANIFEST_BYTES and (chunk := response.read1(_CHUNK)):
+                    self._check_time(path)
+                    content += chunk
                 _raise_if_short(response, len(content))
                 return content
 
@@ -193,7 +195,7 @@ class Downloader:
         with response:
             offset = offset if response.status == 206 else 0
             with partial.open("ab" if offset else "wb") as file:
-                while chunk := response.read(_CHUNK):
+                while chunk := response.read1(_CHUNK):
                     self._check_time(path)
                     if file.tell() + len(chunk) > entry.size:
                         file.truncate(0)

@@ -91,12 +91,7 @@ class ApiKeyMiddleware:
             try:
                 trace.key = self.keys.authorise(scope["headers"])
             except Unauthorized as error:
-                response = error_response(error, trace)
-                if any(name == b"expect" for name, _ in scope["headers"]):
-                    # The client waits for leave to send its body. It will not send it now, so that what it sends next
-                    # on this connection could be taken for the body.
-                    response.headers["connection"] = "close"
-                await response(scope, receive, send)
+                await error_response(error, trace)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 

@@ -158,6 +158,35 @@ class MethodMiddleware:
 
 
 @dataclass(frozen=True)
+class ContinueMiddleware:
+    """Closes connections whose client waits for permission to send its body (`Expect: 100-continue`) and gets none.
+
+    It will not send the body then, so that what it sends next could be taken for the body (RFC 9110, 10.1.1).
+    """
+
+    app: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle the request; receiving its body gives permission, by a response 100 before the other one."""
+        is_waiting = scope["type"] == "http" and any(name == b"expect" for name, _ in scope["headers"])
+        if not is_waiting:
+            await self.app(scope, receive, send)
+            return
+
+        async def receive_with_permission() -> Message:
+            nonlocal is_waiting
+            is_waiting = False
+            return await receive()
+
+        async def send_and_close(message: Message) -> None:
+            if message["type"] == "http.response.start" and is_waiting:
+                MutableHeaders(scope=message)["connection"] = "close"
+            await send(message)
+
+        await self.app(scope, receive_with_permission, send_and_close)
+
+
+@dataclass(frozen=True)
 class CloseConnectionMiddleware:
     """Closes connections after their response while `is_closing()`, so that clients reconnect to another server."""
 

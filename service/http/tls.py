@@ -32,27 +32,37 @@ class ServerCertificate:
         self._current: ssl.SSLContext | None = None
         self.context = _new_context()
         self.context.sni_callback = self._choose  # It is called for clients that send no name as well.
-        self.expires_at = 0.0
+        self._not_before = self.expires_at = 0.0
 
     def use(self, contents: Contents) -> None:
-        """Use the certificate and key of the files from the next handshake on. Raises UnusableFile.
-
-        They are loaded into a context of their own, so that a failure leaves the one in use as it is.
-        """
-        loaded, (not_before, expires_at) = self._load(*contents), validity(contents[0])
-        self._current, self.expires_at = loaded, expires_at
-        if not not_before <= self._now() <= self.expires_at:
-            problem = "has expired" if self._now() > self.expires_at else "is not valid yet"
-            fields = {"file": str(self._paths[0]), "from": _text(not_before), "until": _text(self.expires_at)}
+        """Use the certificate and key of the files from the next handshake on. Raises UnusableFile."""
+        self.load(contents)
+        if problem := self.problem:
+            fields = {"file": str(self._paths[0]), "from": _text(self._not_before), "until": _text(self.expires_at)}
             _LOG.warning(
                 "the certificate %s, so that clients refuse to connect; replace it", problem, extra={"fields": fields}
             )
+
+    def load(self, contents: Contents) -> None:
+        """Do the same without a warning if the certificate is not valid now.
+
+        They are loaded into a context of their own, so that a failure leaves the one in use as it is.
+        """
+        loaded, (self._not_before, self.expires_at) = self._load_context(*contents), validity(contents[0])
+        self._current = loaded
+
+    @property
+    def problem(self) -> str | None:
+        """Why clients refuse the certificate now, as the end of a sentence; None if its time is right."""
+        if self._now() > self.expires_at:
+            return "has expired"
+        return "is not valid yet" if self._now() < self._not_before else None
 
     def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> None:
         if self._current is not None:
             connection.context = self._current
 
-    def _load(self, certificate: bytes, key: bytes) -> ssl.SSLContext:
+    def _load_context(self, certificate: bytes, key: bytes) -> ssl.SSLContext:
         certificate_path, key_path = self._paths
         if _CERTIFICATE not in certificate:
             raise UnusableFile(f"{certificate_path} contains no certificate in PEM format.")

@@ -10,17 +10,28 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 
 _TIMEOUT_S = 4.0
+_PORT = 8000
 
 
 def health_address(environment: Mapping[str, str]) -> str:
-    """Return the URL of the liveness endpoint of the server with this environment; health moves to the admin port."""
-    admin_port = environment.get("SEVENFOLD_ADMIN_PORT", "")
-    has_admin_port = admin_port.isdecimal() and admin_port != "0"
-    port = admin_port if has_admin_port else environment.get("SEVENFOLD_PORT", "8000")
-    scheme = "https" if environment.get("SEVENFOLD_TLS_CERT") else "http"
-    return f"{scheme}://127.0.0.1:{port}/health/live"
+    """Return the URL of the liveness endpoint of the server with this environment."""
+
+    def port_of(name: str, default: int) -> int:
+        text = environment.get(name, "")
+        return int(text) if text.isdecimal() else default  # Kubernetes can set an address, which the server ignores.
+
+    port, admin_port = port_of("SEVENFOLD_PORT", _PORT), port_of("SEVENFOLD_ADMIN_PORT", 0)
+    has_tls = bool(environment.get("SEVENFOLD_TLS_CERT"))
+    return local_address(environment.get("SEVENFOLD_HOST", ""), port, admin_port, has_tls=has_tls)
+
+
+def local_address(host: str, port: int, admin_port: int, *, has_tls: bool) -> str:
+    """Return the URL of the liveness endpoint of a server on this machine; health moves to the admin port."""
+    loopback = "[::1]" if ":" in host else "127.0.0.1"
+    return f"{'https' if has_tls else 'http'}://{loopback}:{admin_port or port}/health/live"
 
 
 def check(address: str) -> str | None:
@@ -33,7 +44,7 @@ def check(address: str) -> str | None:
     except urllib.error.HTTPError as error:
         with error:
             return f"{address}: {error.code} {error.read(2_000).decode(errors='replace')}"
-    except OSError as error:
+    except (OSError, HTTPException) as error:  # The second one if another program answers, which does not speak HTTP.
         return f"{address}: {getattr(error, 'reason', error)}"
 
 

@@ -25,13 +25,11 @@ def is_requested(environment: Mapping[str, str]) -> bool:
     return not is_off and any(environment.get(name, "").strip() for name in _ENDPOINTS)
 
 
-def start_tracing(service_version: str, environment: Mapping[str, str] = os.environ) -> Tracer | None:
-    """Return a tracer that sends spans to the collector that the environment names; None if it names none.
+def check_environment(environment: Mapping[str, str]) -> None:
+    """Check an environment that names a collector.
 
     Raises TracingUnavailable if the packages are missing, or the protocol is another one than HTTP.
     """
-    if not is_requested(environment):
-        return None
     variable = next(name for name in _ENDPOINTS if environment.get(name, "").strip())
     endpoint = environment[variable].strip()
     if not endpoint.startswith(("http://", "https://")):
@@ -48,6 +46,16 @@ def start_tracing(service_version: str, environment: Mapping[str, str] = os.envi
             "Install them with: pip install opentelemetry-sdk opentelemetry-exporter-otlp-proto-http; "
             "or unset the variable."
         )
+
+
+def start_tracing(service_version: str, environment: Mapping[str, str] = os.environ) -> Tracer | None:
+    """Return a tracer that sends spans to the collector that the environment names; None if it names none.
+
+    Raises TracingUnavailable if the packages are missing, or the protocol is another one than HTTP.
+    """
+    if not is_requested(environment):
+        return None
+    check_environment(environment)
     from service.tracing.opentelemetry import start_exporting
 
     return start_exporting(service_version, environment)

@@ -14,6 +14,7 @@ import pytest
 
 from service.app import create_app
 from service.backends.base import OpenBackend
+from service.backends.memory import HostMemory
 from service.http.listening import HttpServer
 from service.http.protocol import make_config
 from service.server import Service
@@ -43,6 +44,7 @@ def running(
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
     trust: ssl.SSLContext | None = None,
     tracer: Tracer | None = None,
+    host: HostMemory | None = None,
 ) -> Iterator[Running]:
     """Run a server in a thread, on an event loop of asyncio by default; it is stopped at the end.
 
@@ -51,7 +53,7 @@ def running(
     ready, errors, parts = threading.Event(), [], []
 
     async def main() -> None:
-        service = Service(settings, open_backend, tracer)
+        service = Service(settings, open_backend, tracer, host)
         listener = socket.create_server(("127.0.0.1", 0))
         server = HttpServer(make_config(create_app(service)), service.certificate and service.certificate.context)
         serving = asyncio.create_task(server.serve([listener]))
@@ -115,10 +117,11 @@ def start(tiny_models: Path) -> Iterator[Start]:
             loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
             trust: ssl.SSLContext | None = None,
             tracer: Tracer | None = None,
+            host: HostMemory | None = None,
             **changes: object,
         ) -> Running:
             changes.setdefault("models", tiny_models)
             settings = Settings(**changes)  # type: ignore[arg-type]
-            return stack.enter_context(running(settings, open_backend, loop_factory, trust, tracer))
+            return stack.enter_context(running(settings, open_backend, loop_factory, trust, tracer, host))
 
         yield start_one

@@ -63,7 +63,7 @@ def test_requests_of_both_ports_are_in_the_metrics(ports: Ports) -> None:
 
     text = httpx.get(ports.admin + "/metrics").text
 
-    assert 'sevenfold_requests_total{model="credit",status="200"}' in text
+    assert 'sevenfold_requests_total{model="credit",status="200",version="1"}' in text
 
 
 def test_the_greeting_names_the_admin_port_and_the_pages_do_not_document_it(ports: Ports) -> None:

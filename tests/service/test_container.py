@@ -17,8 +17,10 @@ import pytest
 from PIL import Image
 
 from loadtests.server import start_process, start_server
+from service.backends.memory import HostMemory
 from tests.control_groups import MODULE, CannotLimit, LimitedGroup, limited_group
 from tests.model_folders import publish
+from tests.service.conftest import Start
 from tests.service.program import ROOT, program, read_until, started
 from tests.tiny.classification import COLOURS, colours_graph
 from tests.tiny.tabular import CREDIT, credit_graph
@@ -141,6 +143,20 @@ def test_a_volume_that_is_mounted_over_the_empty_folder_later_is_served(tmp_path
         wait_until(lambda: httpx.get(f"{address}/health/ready").status_code == 200, timeout_s=60)
 
         assert httpx.get(f"{address}/health/ready").json()["models"] == {"colours": True}
+
+
+def test_a_machine_without_free_memory_at_start_serves_once_there_is_some(start: Start, tmp_path: Path) -> None:
+    meminfo = tmp_path / "proc" / "meminfo"
+    meminfo.parent.mkdir()
+    meminfo.write_text("MemTotal: 8000000 kB\nMemAvailable: 10000 kB\n")
+    server = start(host=HostMemory(tmp_path))
+    url = "/v1/models/credit/predict"
+
+    refused = server.client.post(url, json=ROW)
+    meminfo.write_text("MemTotal: 8000000 kB\nMemAvailable: 7000000 kB\n")
+
+    assert refused.json()["error"]["code"] == "overloaded"
+    wait_until(lambda: server.client.post(url, json=ROW).status_code == 200, timeout_s=60)
 
 
 def test_variables_of_a_kubernetes_service_of_the_same_name_do_not_change_the_port(

@@ -5,13 +5,16 @@ import shutil
 import socket
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from service.doctor import Check, run_checks, run_doctor
+from service.http.api_keys import new_key
 from tests.model_folders import publish
-from tests.service.program import ROOT
+from tests.service.certificates import Authority
+from tests.service.program import ROOT, program
 from tests.tiny.tabular import CREDIT, credit_graph
 
 GIB = 1 << 30
@@ -158,6 +161,97 @@ def test_the_program_prints_a_line_for_each_check_and_exits_with_1_if_there_is_a
     assert ended.returncode == 1, ended.stderr
     assert "problem  models: The folder of models does not exist" in ended.stdout
     assert "1 problem(s)" in ended.stdout
+
+
+def test_files_of_keys_and_certificates_are_checked(models: Path, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    authority.issue(valid_for=timedelta(days=90))
+    (tmp_path / "keys").write_text(new_key("app")[1])
+    tls = ["--tls-cert", str(authority.cert), "--tls-key", str(authority.key)]
+    flags = [*tls, "--api-keys-file", str(tmp_path / "keys"), "--cors-origins", "https://a.example"]
+
+    checks = checks_of(models, *flags)
+    authority.issue(valid_for=timedelta(days=3, hours=1))
+    soon = checks_of(models, *tls)
+    authority.issue(valid_for=timedelta(days=-1))
+    expired = checks_of(models, *tls)
+    authority.key.unlink()
+    (tmp_path / "keys").unlink()
+
+    assert "1 valid API key(s)" in texts(checks, "access", "ok")
+    assert "the certificate is valid for" in texts(checks, "access", "ok")
+    assert "https://a.example may use the server" in texts(checks, "access", "ok")
+    assert "expires in 3 day(s)" in texts(soon, "access", "warning")
+    assert "has expired" in texts(expired, "access", "warning")
+    assert "key.pem: No such file" in texts(checks_of(models, *tls), "access", "problem")
+    assert "keys: No such file" in texts(checks_of(models, *flags[4:]), "access", "problem")
+
+
+@pytest.mark.parametrize(
+    ("flags", "area", "message"),
+    [
+        (["--cors-origins", "https://a.example/"], "access", "is not an origin"),
+        (["--tls-cert", "cert.pem"], "settings", "needs both"),
+        (["--port", "8765", "--admin-port", "8765"], "settings", "must differ"),
+        (["--api-keys-file", "keys", "--admin"], "settings", "needs a token of its own"),
+        (["--pin", "credit=7"], "models", "selects version 7, which is not in the folder"),
+    ],
+)
+def test_what_the_server_would_refuse_is_a_problem(models: Path, flags: list[str], area: str, message: str) -> None:
+    assert message in texts(checks_of(models, *flags), area, "problem")
+
+
+def test_a_collector_that_traces_cannot_be_sent_to_is_a_problem(models: Path) -> None:
+    checks = checks_of(models, OTEL_EXPORTER_OTLP_ENDPOINT="collector:4317")
+
+    assert "must be a URL such as" in texts(checks, "tracing", "problem")
+
+
+def test_an_admin_port_in_use_is_a_problem(models: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        checks = checks_of(models, "--admin-port", str(port))
+
+    assert f"Cannot listen on 127.0.0.1:{port}" in texts(checks, "port", "problem")
+    assert "--admin-port" in texts(checks, "port", "problem")
+
+
+def test_beside_the_running_server_its_port_and_its_memory_are_no_problem(models: Path, tmp_path: Path) -> None:
+    root = machine(tmp_path / "container", used=GIB - 300_000_000)
+    with program(models) as (_, address, _):
+        checks = checks_of(models, "--port", address.rpartition(":")[2], root=root)
+
+    assert "is live on port" in texts(checks, "port", "ok")
+    assert "beside the running server" in texts(checks, "limits", "ok")
+    assert [check for check in checks if check.level == "problem"] == []
+
+
+def test_the_memory_of_all_processes_is_counted_as_the_server_does(models: Path, tmp_path: Path) -> None:
+    # Enough for the largest work of the two decoders alone, but not for that of all five processes.
+    root = machine(tmp_path / "container", limit=8 * GIB, quota="200000 100000")
+
+    assert "Requests share the rest" in texts(checks_of(models, root=root), "limits", "ok")
+
+
+def test_a_folder_that_this_user_may_not_write_to_is_not_called_read_only(models: Path) -> None:
+    checks = checks_of(models, root=Path("/proc"))
+
+    assert "The root file system is writable" in texts(checks, "limits", "ok")
+
+
+def test_a_package_that_is_missing_is_a_problem_and_no_traceback(models: Path) -> None:
+    program = (
+        "import runpy, sys; sys.modules['onnxruntime'] = sys.modules['uvicorn'] = None; "
+        "sys.argv = ['service', 'doctor', *sys.argv[1:]]; runpy.run_module('service', run_name='__main__')"
+    )
+    command = [sys.executable, "-c", program, "--models", str(models), "--port", "0"]
+
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+    assert ended.returncode == 1, ended.stderr
+    assert "problem  device: ONNX Runtime cannot be used" in ended.stdout
+    assert "Traceback" not in ended.stderr
 
 
 def test_torch_is_never_imported() -> None:

@@ -8,10 +8,13 @@ import pytest
 
 from service.ray_serve import Replica, build_app
 from service.settings import InvalidSetting
+from tests.service.collector import collecting
 from tests.service.test_main import ROW
 
 
-async def ask_a_replica(models: Path) -> tuple[bool, httpx.Response]:
+async def ask_a_replica(
+    models: Path, method: str = "POST", path: str = "/v1/models/credit/predict"
+) -> tuple[bool, httpx.Response]:
     """Start a replica as Ray does; return whether its models were loaded when it was ready, and a response."""
     replica = Replica({"models": str(models), "device": "cpu"})
     app = replica.__serve_build_asgi_app__()
@@ -23,7 +26,7 @@ async def ask_a_replica(models: Path) -> tuple[bool, httpx.Response]:
     was_loaded = replica.service.loaded.is_set()
     await replica.check_health()
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://replica") as client:
-        response = await client.post("/v1/models/credit/predict", json=ROW, headers={"x-request-id": "abc"})
+        response = await client.request(method, path, json=ROW, headers={"x-request-id": "abc"})
     await messages.put({"type": "lifespan.shutdown"})
     await lifespan
     return was_loaded, response
@@ -49,6 +52,27 @@ def test_a_replica_whose_liveness_fails_is_unhealthy(tiny_models: Path):
 
     with pytest.raises(RuntimeError, match="cpu: a run has not finished"):
         asyncio.run(check())
+
+
+def test_what_the_environment_says_of_listening_has_no_effect_on_a_replica(
+    tiny_models: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name, value in {"ADMIN_PORT": "8082", "TLS_CERT": "cert.pem", "TLS_KEY": "key.pem"}.items():
+        monkeypatch.setenv(f"SEVENFOLD_{name}", value)
+
+    _, response = asyncio.run(ask_a_replica(tiny_models, "GET", "/health/ready"))
+
+    assert response.status_code == 200
+
+
+def test_a_replica_sends_the_spans_of_its_requests_before_it_ends(tiny_models: Path, monkeypatch: pytest.MonkeyPatch):
+    with collecting() as collector:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+        _, response = asyncio.run(ask_a_replica(tiny_models))
+        spans = collector.spans()
+
+    assert "traceresponse" in response.headers
+    assert "POST /v1/models/{name}/predict" in spans
 
 
 @pytest.mark.parametrize(

@@ -83,8 +83,14 @@ def test_a_token_is_not_shown_with_the_other_settings() -> None:
     assert "hunter2" not in repr(settings)
 
 
-def test_variables_of_training_are_ignored() -> None:
-    assert read_settings([], {"SEVENFOLD_MIRROR": "../shared/data"}) == Settings()
+@pytest.mark.parametrize("name", ["SEVENFOLD_MIRROR", "SEVENFOLD_TOOLS"])
+def test_variables_of_training_and_tests_are_ignored(name: str) -> None:
+    assert read_settings([], {name: "../shared/data"}) == Settings()
+
+
+def test_an_api_key_is_no_setting_since_it_would_not_protect_the_server() -> None:
+    with pytest.raises(InvalidSetting, match="Did you mean SEVENFOLD_API_KEYS_FILE"):
+        read_settings([], {"SEVENFOLD_API_KEY": "sevenfold_abc"})
 
 
 LINKS = {

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -25,9 +26,11 @@ def address_of(running: Running) -> str:
     return f"http://127.0.0.1:{running.port}"
 
 
-def smoke(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "service", "smoke", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+def smoke(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command, environment = [sys.executable, "-m", "service", "smoke", *arguments], os.environ | variables
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
 
 
 def test_every_task_answers_its_own_example(start: Start, tmp_path: Path):
@@ -65,7 +68,7 @@ def test_a_server_without_models_is_a_failure(start: Start, tmp_path: Path):
     problem = wait_until_ready(Server(address_of(running)), 0.0)
 
     assert problem is not None
-    assert "No model is being served" in problem
+    assert "The folder of models contains none" in problem
 
 
 def test_a_server_that_is_not_there_is_waited_for_within_the_limit():
@@ -155,3 +158,31 @@ def test_wrong_arguments_are_an_error(arguments, message):
     assert ended.returncode == 2
     assert message in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+def test_a_key_that_no_header_can_contain_is_refused_without_being_printed(tmp_path: Path, is_file: bool):
+    (tmp_path / "key").write_text("secret-key\nand a second line\n")
+    given = ["--api-key-file", str(tmp_path / "key")] if is_file else []
+    environment = {} if is_file else {"SEVENFOLD_API_KEY": "secret key"}
+
+    ended = smoke("--url", "http://127.0.0.1:1", "--wait-seconds", "0", *given, **environment)
+
+    assert ended.returncode == 2
+    assert "contains no token" in ended.stderr
+    assert "secret" not in ended.stdout + ended.stderr
+
+
+def test_a_server_whose_health_is_on_another_port_is_waited_for_until_all_models_are_served():
+    loading = json.dumps({"models": [MODELS["models"][0] | {"state": "unavailable"}]}).encode()
+    with Canned({"/v1/models": (200, loading)}) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        address = Server(f"http://127.0.0.1:{server.server_port}")
+        too_short = wait_until_ready(address, 0.0)
+        problem = wait_until_ready(address, 10.0, clock=lambda: 0.0, sleep=lambda _: server.answers.update(LIST))
+        server.shutdown()
+        thread.join()
+
+    assert too_short == "The server was not ready within 0 s: not served: a."
+    assert problem is None

@@ -74,3 +74,14 @@ def test_a_folder_that_cannot_be_written_is_named(server, published, tmp_path):
     assert ended.returncode == 1
     assert f"{blocked}/credit cannot be used" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_token_that_no_header_can_contain_is_refused_without_being_printed(server, tmp_path):
+    (tmp_path / "token").write_text("secret-token\nand a second line\n")
+
+    ended = fetch("--from", server.address, "--token-file", str(tmp_path / "token"), "credit/1")
+
+    assert ended.returncode == 2
+    assert "contains no token" in ended.stderr
+    assert "secret" not in ended.stdout + ended.stderr
+    assert server.requests == []

@@ -220,6 +220,13 @@ def test_a_download_ends_when_its_time_is_over(server, published, root):
     assert visible(root) == []
 
 
+def test_a_manifest_that_comes_slowly_does_not_outlast_the_time(server, published, root):
+    times = iter(range(100))
+
+    with pytest.raises(CannotFetch, match=r"manifest\.json: the time for the download is over"):
+        downloader(server, root, clock=lambda: float(next(times)), deadline=0.5).fetch("credit", "1")
+
+
 def test_a_volume_that_is_too_small_is_said_before_the_download(server, published, root):
     manifest = json.loads(server.files[MANIFEST])
     manifest["files"]["huge.bin"] = {"sha256": "0" * 64, "size": 10**18}

@@ -226,7 +226,7 @@ def test_a_pinned_version_that_is_not_there_is_reported_and_not_replaced_by_anot
     rejected = server.client.post("/v1/models/credit/predict", json=ROW)
     listed = server.client.get("/v1/models").json()["models"][0]["versions"]
     assert {version["reason"] for version in listed} == {"The setting --pin selects version 2, which is not there."}
-    assert "a pinned version is not there" in [record.message for record in caplog.records]
+    assert "a pinned version is not there, so the model is not served" in [record.message for record in caplog.records]
     publish_credit(tmp_path, 2)
     rescan(server)
 

@@ -11,9 +11,11 @@ import httpx
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.http.api_keys import new_key
 from service.metrics import Metrics
 from tests.external_tools import require_tool
 from tests.model_folders import publish
+from tests.service.certificates import Authority
 from tests.service.conftest import Running, Start
 from tests.service.http.conftest import FAILS, URL, BlockableServer, StartBlocked, request_bytes
 from tests.service.program import ROOT, program
@@ -346,17 +348,18 @@ def test_memory_of_a_device_that_does_not_answer_is_left_out(start: Start) -> No
 # The page that documents them
 
 
-def test_the_page_lists_exactly_the_metrics_of_a_server_with_type_and_labels(tiny_models: Path) -> None:
+def test_the_page_lists_exactly_the_metrics_of_a_server_with_type_and_labels(tiny_models: Path, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "metrics.md").read_text("utf-8")
-    rows = re.findall(r"^\| `((?:sevenfold|process)_\w+)` \| (\w+) \|([^|]*)\| (.*)", page, re.MULTILINE)
-    documented = {
-        name: (kind, frozenset(re.findall(r"`(\w+)`", labels)))
-        for name, kind, labels, meaning in rows
-        if "only with" not in meaning
-    }
-    with program(tiny_models) as (_, address, _):
-        httpx.post(f"{address}{URL}", json=ROW)
-        text = httpx.get(f"{address}/metrics").text
+    rows = re.findall(r"^\| `((?:sevenfold|process)_\w+)` \| (\w+) \|([^|]*)\| ", page, re.MULTILINE)
+    documented = {name: (kind, frozenset(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
+    authority, (key, line) = Authority(tmp_path), new_key("app")
+    authority.issue()
+    (tmp_path / "keys").write_text(line)
+    flags = ["--tls-cert", authority.cert, "--tls-key", authority.key, "--api-keys-file", tmp_path / "keys"]
+    with program(tiny_models, *map(str, flags)) as (_, address, _), httpx.Client(verify=authority.trust()) as client:
+        address = address.replace("http:", "https:")
+        client.post(f"{address}{URL}", json=ROW, headers={"authorization": f"Bearer {key}"}).raise_for_status()
+        text = client.get(f"{address}/metrics").text
 
     families = {
         family.name + "_total" * (family.type == "counter"): family for family in text_string_to_metric_families(text)

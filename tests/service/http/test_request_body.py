@@ -165,3 +165,34 @@ def test_a_content_type_of_thousands_of_parameters_is_refused(start_blocked: Sta
     response = server.running.client.post(URL, content=b"x", headers={"content-type": content_type})
 
     assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_header")
+
+
+@pytest.mark.parametrize(
+    ("target", "header", "status"),
+    [("/v1/models/nobody/predict", "Accept: */*", 404), ("/nowhere", "Accept: */*", 404), (URL, "Accept: a/b", 406)],
+)
+def test_a_client_that_waits_for_permission_to_send_a_body_is_disconnected_with_the_error(
+    server: Running, target: str, header: str, status: int
+) -> None:
+    head = f"POST {target} HTTP/1.1\r\nHost: x\r\n{header}\r\nExpect: 100-continue\r\nContent-Length: 9000\r\n\r\n"
+
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        connection.sendall(head.encode())
+        answer = connection.makefile("rb").read()  # Ends when the server closes the connection.
+
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"connection: close" in answer
+
+
+def test_a_client_that_waits_for_permission_gets_it_and_keeps_its_connection(server: Running) -> None:
+    head, _, body = request_bytes(50).partition(b"\r\n\r\n")
+
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        connection.sendall(head + b"\r\nExpect: 100-continue\r\n\r\n")
+        interim = connection.recv(25)
+        connection.sendall(body)
+        answer = connection.recv(65536)
+
+    assert interim == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"connection: close" not in answer

@@ -15,8 +15,6 @@ from tests.service.conftest import Running, Start
 from tests.service.http.conftest import FAILS, URL, StartBlocked
 from tests.waiting import wait_until
 
-pytest_plugins = ["tests.service.http.conftest"]
-
 ROW = {"rows": [{"income": 50, "debt": 5, "job": "baker"}]}
 TRACE_ID, PARENT_ID = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 SAMPLED, NOT_SAMPLED = f"00-{TRACE_ID}-{PARENT_ID}-01", f"00-{TRACE_ID}-{PARENT_ID}-00"
