@@ -118,6 +118,11 @@ class _Server(HttpServer):
         repository = self._service.repository
         key = KEY_OPTION if self._service.api_keys is not None else ""
         models, unavailable = list(repository.served_models()), repository.unavailable_models()
+        if self._service.settings.log_format == "json":  # Programs read the output, line by line.
+            names = [model.manifest.name for model in models]
+            fields = {"address": address, "models": names, "unavailable": list(unavailable.values())}
+            _LOG.info("serving", extra={"fields": fields})
+            return
         text = greeting(address, models, unavailable, key=key, admin_address=admin_address)
         # Whoever reads standard output may not do so: neither the event loop nor an exit waits for that.
         threading.Thread(target=self._show, args=[text], name="greeting", daemon=True).start()

@@ -157,7 +157,8 @@ class Settings:
     grace_seconds: float = _setting(30.0, "after draining, how long to wait for accepted requests to finish", min=0)
     log_level: Literal["debug", "info", "warning", "error"] = _setting("info", "minimum level of log messages")
     log_format: Literal["auto", "json", "text"] = _setting(
-        "auto", "format of the log; auto = text on a terminal, JSON otherwise"
+        "auto",
+        "format of the log; auto = text on a terminal, JSON otherwise; json also prints no welcome text",
     )
 
     def __post_init__(self) -> None:

@@ -143,6 +143,7 @@ annotations:
 {{- define "sevenfold.settings" -}}
 {{- $settings := dict
     "SEVENFOLD_HOST" "0.0.0.0"
+    "SEVENFOLD_LOG_FORMAT" "json"
     "SEVENFOLD_PORT" (.Values.containerPorts.http | toString)
     "SEVENFOLD_ADMIN_PORT" (.Values.containerPorts.admin | toString)
     "SEVENFOLD_MODELS" .Values.models.mountPath

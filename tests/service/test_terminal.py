@@ -1,5 +1,6 @@
 """On a terminal, the log is text, and the greeting stays in one piece."""
 
+import json
 import os
 import pty
 import re
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.service.program import ROOT
+from tests.service.program import ROOT, read_until, started
 from tests.waiting import wait_until
 
 ROW = {"rows": [{"income": 50, "debt": 5, "job": "baker"}]}
@@ -80,11 +81,13 @@ def test_a_terminal_gets_text_around_an_intact_greeting(tiny_models: Path) -> No
     assert any(r"GET /\x1b[2Jx\nINFO forged status=404" in line for line in log)
 
 
-def test_a_terminal_gets_json_if_that_is_asked_for(tiny_models: Path) -> None:
-    with on_terminal(tiny_models, "--log-format", "json") as (process, terminal, _):
+def test_with_json_every_line_of_both_streams_is_json(tiny_models: Path) -> None:
+    with started(tiny_models, "--log-format", "json") as process:
+        serving = json.loads(read_until(process.stderr, '"serving"'))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(EXIT_TIMEOUT_S) == 0
+        output, log = process.communicate(timeout=EXIT_TIMEOUT_S)
 
-    log = [line for line in terminal.lines if "uvicorn" in line]
-    assert log
-    assert all(line.startswith("{") for line in log)
+    assert serving["address"].startswith("http://127.0.0.1:")
+    assert sorted(serving["models"]) == ["colours", "credit"]
+    assert output == ""
+    assert [line for line in log.splitlines() if not line.startswith("{")] == []
