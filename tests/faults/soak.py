@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import math
 import random
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import uvloop
+from scipy.stats import linregress, t
 
 from benchmarks.machine import describe_machine
 from loadtests.clients import HUNG_UP, ClientPool, Reply, ScheduledRequest
@@ -53,7 +55,7 @@ WARM_UP = 0.2
 MIN_JUDGED_S = 600.0
 """Memory of a shorter run is reported, but not judged: caches and the pool of decoders are still filling."""
 MAX_REJECTED = 0.01
-RESTS = 12
+RESTS, _SHORT_RESTS = 40, 12
 _REST_S, _SHORT_REST_S = 4.0, 2.0
 _NOTICE_S = 0.5
 """How long a load balancer takes to stop sending requests after readiness has failed."""
@@ -105,11 +107,13 @@ class Growth:
     Attributes:
         per_hour: the slope.
         total: the slope times the time from the end of warm-up to the last sample.
+        margin: half the 95 % interval of `total`, by Student's t; samples are taken to be independent.
         first, last: medians of the first and the last quarter of that time.
     """
 
     per_hour: float
     total: float
+    margin: float
     first: float
     last: float
 
@@ -118,12 +122,14 @@ def growth(points: Sequence[tuple[float, float]]) -> Growth:
     """Fit a line to points of (seconds, value). Raises ValueError if there are fewer than eight."""
     if len(points) < 8:
         raise ValueError(f"{len(points)} samples after warm-up are too few to see a trend; let it run for longer.")
-    mean_x, mean_y = (sum(axis) / len(points) for axis in zip(*points, strict=True))
-    slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / sum((x - mean_x) ** 2 for x, _ in points)
+    line = linregress(*zip(*points, strict=True))
     quarter = len(points) // 4
     first, last = (sorted(y for _, y in part)[quarter // 2] for part in (points[:quarter], points[-quarter:]))
-    total = slope * (points[-1][0] - points[0][0])
-    return Growth(*(round(value, 3) for value in (slope * 3600, total, first, last)))
+    seconds = points[-1][0] - points[0][0]
+    # Of values that are all the same, the standard error is not a number.
+    error = 0.0 if math.isnan(line.stderr) else line.stderr
+    margin = float(t.ppf(0.975, len(points) - 2)) * error * seconds
+    return Growth(*(round(float(value), 3) for value in (line.slope * 3600, line.slope * seconds, margin, first, last)))
 
 
 class _Traffic:
@@ -251,7 +257,8 @@ class _Run:
         steps: list[tuple[float, Callable[[], Awaitable[None]]]] = [
             (at_s, self._publication(publish_it)) for at_s, publish_it in publications
         ]
-        steps += [(plan.seconds * (i + 0.5) / RESTS, self._rest) for i in range(RESTS)]
+        rests = RESTS if plan.seconds >= MIN_JUDGED_S else _SHORT_RESTS
+        steps += [(plan.seconds * (i + 0.5) / rests, self._rest) for i in range(rests)]
         steps.append((plan.seconds, self._terminate))
         self._steps = sorted(steps, key=lambda step: step[0])
 
@@ -378,9 +385,17 @@ def _growths(samples: Sequence[Sample]) -> dict[str, Growth]:
 def _trend_problems(grown: Mapping[str, Growth], *, short: bool) -> Iterator[str]:
     limits = dict.fromkeys(("threads", "descriptors"), MAX_GROWTH_HANDLES_SHORT if short else MAX_GROWTH_HANDLES)
     for name, limit in (limits if short else limits | {"tree_mb": MAX_GROWTH_MB}).items():
-        # A line through noise has a slope, too: what counts is that the end lies above the beginning as well.
-        if grown[name].total > limit and grown[name].last - grown[name].first > limit:
-            yield f"{name} grew by {grown[name].total:.1f} at rest after warm-up, more than {limit:g}."
+        # A line through noise has a slope, too: what counts is that it is surely above the limit.
+        if grown[name].total - grown[name].margin > limit:
+            yield f"{name} grew by {_interval(grown[name])} at rest after warm-up, surely more than {limit:g}."
+
+
+def _cell(grown: Growth) -> str:
+    return f"{grown.total:+.1f} ({_interval(grown)})"
+
+
+def _interval(grown: Growth) -> str:
+    return f"{grown.total - grown.margin:+.1f} to {grown.total + grown.margin:+.1f}"
 
 
 def _end_problems(outcome: Outcome, status: int | None) -> Iterator[str]:
@@ -439,14 +454,14 @@ def section(figures: Mapping[str, Any]) -> str:
         + "; ".join(f"{name} {' → '.join(order)}" for name, order in figures["versions"].items())
         + f"; exit status {figures['exit_status']} after SIGTERM.",
         "",
-        "| after warm-up | at rest, first | last | growth by regression | under load, first | last | growth |",
+        "| after warm-up | at rest, first | last | growth (95 % interval) | under load, first | last | growth |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, title in _QUANTITIES.items():
         cells = [
-            f"{one[key]:{sign}.{digits}f}"
+            text
             for one in (figures["growth_at_rest"][name], figures["growth_under_load"][name])
-            for key, sign, digits in (("first", "", 0), ("last", "", 0), ("total", "+", 1))
+            for text in (f"{one['first']:.0f}", f"{one['last']:.0f}", _cell(Growth(**one)))
         ]
         lines.append(f"| {title} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -465,7 +480,7 @@ def summary(figures: Mapping[str, Any]) -> str:
             one = figures[f"growth_{state}"][name]
             lines.append(
                 f"{name} {state.replace('_', ' ')}: {one['first']:g} → {one['last']:g}, {one['total']:+.1f} by "
-                f"regression ({one['per_hour']:+.1f} an hour)."
+                f"regression (95 % interval {_interval(Growth(**one))}; {one['per_hour']:+.1f} an hour)."
             )
     return "\n".join([*lines, *(f"PROBLEM: {problem}" for problem in figures["problems"])])
 

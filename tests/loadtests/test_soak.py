@@ -32,6 +32,12 @@ def test_noise_is_no_growth() -> None:
     assert abs(grown.total) < 10
 
 
+def test_what_stays_the_same_has_no_growth() -> None:
+    grown = growth([(i, 29.0) for i in range(20)])
+
+    assert (grown.total, grown.margin, grown.first, grown.last) == (0, 0, 29, 29)
+
+
 def test_a_leak_shows_through_noise() -> None:
     rng = random.Random(0)
 
