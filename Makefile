@@ -58,7 +58,7 @@ image: ## build an image with Docker, Podman or Buildah [TARGET=cuda CUDA=12 IMA
 image-test: $(VENV)/.dev ## build the image that serves on a CPU, run it as Kubernetes would, and check what it promises
 	@$(BIN)/python -m tests.image $(if $(PYTHON_IMAGE),--python-image $(PYTHON_IMAGE)) $(ARGS)
 
-chart-e2e: $(VENV)/.dev ## install the Helm chart on a real Kubernetes API server (about half an hour) [ARGS="--only default"]
+chart-e2e: $(VENV)/.dev ## install the Helm chart on a real Kubernetes API server (about ten minutes) [ARGS="--only default"]
 	@$(BIN)/python -m tests.cluster $(ARGS)
 
 load: $(VENV)/.load ## mixed load by Locust, with a report in loadtests/reports [HOST=http://… ARGS="-u 32 -t 5m --shape spike"]
