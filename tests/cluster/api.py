@@ -2,6 +2,7 @@
 
 import json
 import ssl
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,8 @@ import httpx
 
 Object = dict[str, Any]
 _TIMEOUT_S = 30.0
+_TOO_MANY = 429
+_RETRY_S, _PATIENCE_S = 0.5, 60.0
 
 
 class ApiError(Exception):
@@ -87,6 +90,8 @@ class Api:
         content = body if body is None or isinstance(body, str) else json.dumps(body)
         headers = {"Content-Type": media_type} if content is not None else {}
         response = self._client.request(method, target, content=content, headers=headers)
+        if response.status_code == _TOO_MANY and method == "GET":
+            response = self._read_again(target, time.monotonic() + _PATIENCE_S)
         self.warnings += [parse_warning(text) for text in response.headers.get_list("Warning")]
         is_json = response.headers.get("Content-Type", "").startswith("application/json")
         answer = response.json() if is_json else response.text
@@ -94,6 +99,14 @@ class Api:
             status = answer if isinstance(answer, dict) else {"message": answer}
             raise ApiError(response.status_code, str(status.get("message", "")), str(status.get("reason", "")))
         return answer
+
+    def _read_again(self, target: str, deadline: float) -> httpx.Response:
+        """Read again until the API server has loaded a kind that was defined a moment ago, as it asks clients to."""
+        while True:
+            time.sleep(_RETRY_S)
+            response = self._client.get(target)
+            if response.status_code != _TOO_MANY or time.monotonic() > deadline:
+                return response
 
     def resources(self) -> Iterator[Resource]:
         """Yield every kind that the API server serves, in its preferred version only."""
