@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -351,7 +351,7 @@ class Buildah(Engine):
                 try:
                     yield server
                 finally:
-                    process.kill()  # The child goes with it.
+                    server.kill()
 
 
 class _BuildahServer(Server):
@@ -363,6 +363,12 @@ class _BuildahServer(Server):
 
     def terminate(self) -> None:
         os.kill(self._pid, signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End all processes of the container. `--kill-child` does not: changing the user makes the kernel forget it."""
+        with suppress(OSError, IndexError):  # It has ended by itself.
+            os.kill(self._pid, signal.SIGKILL)
+        self.process.kill()
 
     def execute(self, command: Sequence[str]) -> Ended:
         pid = self._pid
