@@ -155,11 +155,11 @@ RUN python -m compileall -q --invalidation-mode unchecked-hash .
 FROM ${PYTHON_IMAGE} AS train
 RUN echo 'sevenfold:x:10001:10001::/nonexistent:/usr/sbin/nologin' >> /etc/passwd \
     && echo 'sevenfold:x:10001:' >> /etc/group \
-    && install -d -o 10001 -g 10001 /work
+    && install -d -o 10001 -g 10001 /workspace
 ENV PATH=/opt/venv/bin:$PATH PYTHONPATH=/app PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 # Data, runs and models are written to folders here: mount a volume.
-WORKDIR /work
+WORKDIR /workspace
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["python", "-m", "training"]
 COPY --from=layers-train /layers/nvidia /
