@@ -24,7 +24,7 @@ import numpy as np
 
 from benchmarks.load import LoadResult, measure_load
 from loadtests.clients import LoadProcess, prepare_request
-from loadtests.server import start_server
+from loadtests.server import free_port, start_server
 from service.backends.cores import available_cores
 from service.backends.onnx import OnnxRuntime
 from tasks.contract import Limits, Task
@@ -182,8 +182,7 @@ def start_service(models: Path, checkout: Path | None = None) -> Iterator[int]:
 @contextmanager
 def _start_plain(folder: Path) -> Iterator[int]:
     """Start the plain endpoint; yield its port."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
+    port = free_port()
     with subprocess.Popen([sys.executable, "-m", "benchmarks.plain", str(folder), str(port)]) as process:
         try:
             _wait_until_open(port, process)

@@ -1,14 +1,27 @@
-"""The server in a process of its own."""
+"""The server in a process of its own, and free ports for it."""
 
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 _STOP_S = 40.0
+
+
+def free_ports(count: int) -> list[int]:
+    """Return free ports of the loopback interface, all different."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [int(each.getsockname()[1]) for each in sockets]
+
+
+def free_port() -> int:
+    """Return a free port of the loopback interface."""
+    return free_ports(1)[0]
 
 
 @contextmanager

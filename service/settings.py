@@ -245,7 +245,9 @@ def flag_parser() -> argparse.ArgumentParser:
         prog="python -m service",
         description="Serve the models in a folder over HTTP.",
         epilog=f"Each flag can also be set by an environment variable (--max-batch as {PREFIX}MAX_BATCH). "
-        "Flags take precedence.",
+        "Flags take precedence. Commands instead of flags: doctor (what would keep the server from working), new-key "
+        "(make an API key), import (a graph of another program), fetch (download models), smoke (one prediction of "
+        "each model of a server); each has --help.",
         allow_abbrev=False,
     )
     for spec in fields(Settings):

@@ -6,11 +6,12 @@ import sys
 
 import pytest
 
+from loadtests.server import free_ports
 from tests.cluster.__main__ import main
 from tests.cluster.api import parse_warning
 from tests.cluster.control_plane import crds_in
 from tests.cluster.lifecycle import Template, check_rolled
-from tests.cluster.processes import ClusterError, Processes, free_ports, wait_until
+from tests.cluster.processes import ClusterError, Processes, wait_until
 from tests.cluster.refusals import bad_pod, deployment_of
 from tests.cluster.stand_in import environment_of, finished_status, on_this_machine, replace_service
 from tests.cluster.tools import MissingTool, find_binaries, staging_edits, version_flags

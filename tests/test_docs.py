@@ -5,13 +5,16 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
+from service.server import VERSION
 from tasks.manifest import read_manifest, verify_files
 from tests.service.program import program
 
@@ -39,6 +42,13 @@ PLAIN = [
     if " -o " not in line
 ]
 FILES = [line for kind, block in BLOCKS if kind == "sh" for line in block.splitlines() if " -o " in line]
+
+
+def test_program_package_and_chart_have_the_same_version() -> None:
+    package = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
+    chart = yaml.safe_load((ROOT / "helm" / "Chart.yaml").read_text("utf-8"))
+
+    assert {VERSION, package, chart["version"], chart["appVersion"]} == {VERSION}
 
 
 def test_the_readme_is_short_enough_to_read() -> None:

@@ -17,8 +17,9 @@ from pathlib import Path
 import trustme
 import yaml
 
+from loadtests.server import free_ports
 from tests.cluster.api import Api, ApiError, Object
-from tests.cluster.processes import ClusterError, Processes, free_ports, wait_until
+from tests.cluster.processes import ClusterError, Processes, wait_until
 from tests.cluster.tools import Binaries
 from tests.external_tools import CACHE
 

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -86,15 +85,3 @@ def wait_until(read: Callable[[], _T | None], what: str, timeout_s: float) -> _T
         if time.monotonic() > deadline:
             raise ClusterError(f"Timed out after {timeout_s:.0f} s: {what}.")
         time.sleep(_POLL_S)
-
-
-def free_ports(count: int) -> list[int]:
-    """Return free ports of the loopback interface, all different."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()

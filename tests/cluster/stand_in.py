@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from loadtests.server import free_ports
 from tests.cluster.api import Api, Object
 from tests.cluster.control_plane import Cluster
 from tests.cluster.drain import is_serving
 from tests.cluster.helm import Helm
 from tests.cluster.lifecycle import explained, namespace
-from tests.cluster.processes import ClusterError, free_ports, wait_until
+from tests.cluster.processes import ClusterError, wait_until
 from tests.cluster.report import Recorder, shorten
 
 _RELEASE = "served"

@@ -3,7 +3,6 @@
 import ast
 import csv
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+from loadtests.server import free_port
 from service.settings import Settings, read_settings
 from tests.helm.schemas import CRD_PROJECTS, VERSIONS, NoSchema, problems
 
@@ -162,8 +162,7 @@ def write_table(path: Path) -> None:
 def test_the_command_of_the_training_job_trains_one_model_in_two_processes(tmp_path: Path):
     write_table(tmp_path / "customers.csv")
     container = manifest("training/job.yaml", "Job")["spec"]["template"]["spec"]["containers"][0]
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     replaced = {
         "--master-addr=sevenfold-training-0.sevenfold-training": "--master-addr=127.0.0.1",
         "--master-port=29500": f"--master-port={port}",

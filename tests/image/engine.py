@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from loadtests.server import free_port
 
 ROOT = Path(__file__).parents[2]
 USER = 10001
@@ -342,8 +343,7 @@ class Buildah(Engine):
     @contextmanager
     def serve(self, tag: str, *, models: Path | None = None) -> Iterator[Server]:
         """Run the image's own command, on a free port of the host's network."""
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port = int(listener.getsockname()[1])
+        port = free_port()
         with self._mounted(tag) as root:
             command = self._command(root, tag, [], models, {"SEVENFOLD_PORT": str(port)})
             with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True) as process:

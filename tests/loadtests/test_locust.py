@@ -3,7 +3,6 @@
 import ast
 import csv
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from loadtests.server import start_server
+from loadtests.server import free_port, start_server
 from loadtests.workload import Server
 from tasks import task_names
 
@@ -98,8 +97,7 @@ def test_what_cannot_run_says_why_and_ends_with_2(url: str, arguments: tuple[str
 
 @pytest.mark.slow
 def test_master_and_worker_share_the_load_of_one_run(url: str, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     arguments = ["--worker", "--host", url, "--only", "tabular", "--master-host", "127.0.0.1", "--master-port", port]
     worker = subprocess.Popen(
         [sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", *arguments],
@@ -164,8 +162,7 @@ def late(url: str) -> Iterator[tuple[str, threading.Event]]:
 def test_a_worker_that_still_asks_for_the_models_when_the_run_starts_takes_part(
     url: str, late: tuple[str, threading.Event], tmp_path: Path
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+    port = str(free_port())
     command = [sys.executable, "-m", "locust", "-f", "loadtests/locustfile.py", "--only", "tabular"]
     worker = ["--worker", "--host", late[0], "--master-host", "127.0.0.1", "--master-port", port]
     master = ["--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", port, "--expect-workers", "1"]

@@ -9,17 +9,13 @@ from typing import NamedTuple
 import httpx
 import pytest
 
+from loadtests.server import free_port
 from tests.service.program import program, read_until
 from tests.service.test_main import EXIT_TIMEOUT_S, ROW, complete, run_to_its_end
 from tests.service.test_main import partial_request as partial_request_on
 
 PROMOTE = "/v1/models/credit/versions/1/promote"
 PREDICT = "/v1/models/credit/predict"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 class Ports(NamedTuple):

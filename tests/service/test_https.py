@@ -2,12 +2,12 @@
 
 import json
 import signal
-import socket
 from datetime import timedelta
 from pathlib import Path
 
 import httpx
 
+from loadtests.server import free_port
 from tests.service.certificates import Authority
 from tests.service.program import program, read_until
 from tests.service.test_main import EXIT_TIMEOUT_S, ROW, run_to_its_end
@@ -18,8 +18,7 @@ def test_the_program_serves_https_on_both_ports_and_notices_a_new_certificate(
 ) -> None:
     authority = Authority(tmp_path)
     authority.issue(valid_for=timedelta(days=-1))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        admin_port = listener.getsockname()[1]
+    admin_port = free_port()
     flags = ["--tls-cert", str(authority.cert), "--tls-key", str(authority.key), "--admin-port", str(admin_port)]
 
     with (

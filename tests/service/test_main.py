@@ -17,6 +17,7 @@ import httpx
 import onnxruntime
 import pytest
 
+from loadtests.server import free_port
 from service.process.watchdog import EXIT_BROKEN
 from tests.model_folders import publish
 from tests.service.faulty_server import HANGS, LOSES
@@ -216,15 +217,14 @@ def test_a_hanging_thread_does_not_keep_the_program_from_stopping(
         assert process.wait(EXIT_TIMEOUT_S) == 0
 
 
-def test_a_model_that_hangs_while_loading_does_not_keep_the_program_from_stopping(
-    tmp_path: Path, free_port: int
-) -> None:
+def test_a_model_that_hangs_while_loading_does_not_keep_the_program_from_stopping(tmp_path: Path) -> None:
+    port = free_port()
     row = {"income": HANGS, "debt": 5, "job": "baker"}
     publish(tmp_path, "credit", CREDIT, credit_graph(), request={"rows": [row]})
-    with started(tmp_path, "--port", str(free_port), module=FAULTY_SERVER) as process:
+    with started(tmp_path, "--port", str(port), module=FAULTY_SERVER) as process:
         read_until(process.stderr, "Application startup complete")
-        ready = httpx.get(f"http://127.0.0.1:{free_port}/health/ready")
-        started_up = httpx.get(f"http://127.0.0.1:{free_port}/health/started")
+        ready = httpx.get(f"http://127.0.0.1:{port}/health/ready")
+        started_up = httpx.get(f"http://127.0.0.1:{port}/health/started")
         process.send_signal(signal.SIGTERM)
 
         assert (started_up.status_code, started_up.json()) == (503, {"started": False})
@@ -320,12 +320,6 @@ def test_a_kubernetes_service_of_the_same_name_is_named_in_a_warning_with_its_cu
 # Standard streams that are closed, or that nobody reads
 
 
-@pytest.fixture
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
-
-
 def is_live(address: str) -> bool:
     try:
         return status_of(address, "/health/ready") == 200
@@ -334,12 +328,11 @@ def is_live(address: str) -> bool:
 
 
 @pytest.mark.parametrize("redirection", ["<&- >&- 2>&-", ">/dev/full 2>/dev/full", "> >(exec true) 2> >(exec true)"])
-def test_the_program_serves_although_its_output_is_closed_full_or_not_read(
-    tiny_models: Path, free_port: int, redirection: str
-) -> None:
-    command = f"exec {sys.executable} -m service --models {tiny_models} --port {free_port} {redirection}"
+def test_the_program_serves_although_its_output_is_closed_full_or_not_read(tiny_models: Path, redirection: str) -> None:
+    port = free_port()
+    command = f"exec {sys.executable} -m service --models {tiny_models} --port {port} {redirection}"
     process = subprocess.Popen(["bash", "-c", command], cwd=ROOT)
-    address = f"http://127.0.0.1:{free_port}"
+    address = f"http://127.0.0.1:{port}"
     try:
         wait_until(lambda: is_live(address))
         answers = [ask(address, 50.0).status_code for _ in range(20)]
