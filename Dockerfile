@@ -73,21 +73,9 @@ COPY --from=layers-cpu /layers/runtime /
 COPY --from=layers-cpu /layers/packages /
 COPY --from=models /models /models
 COPY --from=compiled-app /app /app
-ARG VERSION=unknown
-ARG REVISION=unknown
-ARG CREATED=unknown
-ARG SOURCE=unknown
-ARG BASE_NAME=unknown
-ARG BASE_DIGEST=unknown
 LABEL org.opencontainers.image.title="Sevenfold" \
     org.opencontainers.image.description="Predictions over HTTP, on the CPU" \
-    org.opencontainers.image.licenses="Apache-2.0" \
-    org.opencontainers.image.version="${VERSION}" \
-    org.opencontainers.image.revision="${REVISION}" \
-    org.opencontainers.image.created="${CREATED}" \
-    org.opencontainers.image.source="${SOURCE}" \
-    org.opencontainers.image.base.name="${BASE_NAME}" \
-    org.opencontainers.image.base.digest="${BASE_DIGEST}"
+    org.opencontainers.image.licenses="Apache-2.0"
 USER 10001:10001
 
 
@@ -117,21 +105,9 @@ COPY --from=layers-cuda /layers/runtime /
 COPY --from=layers-cuda /layers/packages /
 COPY --from=models /models /models
 COPY --from=compiled-app /app /app
-ARG VERSION=unknown
-ARG REVISION=unknown
-ARG CREATED=unknown
-ARG SOURCE=unknown
-ARG BASE_NAME=unknown
-ARG BASE_DIGEST=unknown
 LABEL org.opencontainers.image.title="Sevenfold" \
     org.opencontainers.image.description="Predictions over HTTP, on an NVIDIA GPU" \
-    org.opencontainers.image.licenses="Apache-2.0" \
-    org.opencontainers.image.version="${VERSION}" \
-    org.opencontainers.image.revision="${REVISION}" \
-    org.opencontainers.image.created="${CREATED}" \
-    org.opencontainers.image.source="${SOURCE}" \
-    org.opencontainers.image.base.name="${BASE_NAME}" \
-    org.opencontainers.image.base.digest="${BASE_DIGEST}"
+    org.opencontainers.image.licenses="Apache-2.0"
 USER 10001:10001
 
 
@@ -166,21 +142,9 @@ COPY --from=layers-train /layers/nvidia /
 COPY --from=layers-train /layers/runtime /
 COPY --from=layers-train /layers/packages /
 COPY --from=compiled-training /app /app
-ARG VERSION=unknown
-ARG REVISION=unknown
-ARG CREATED=unknown
-ARG SOURCE=unknown
-ARG BASE_NAME=unknown
-ARG BASE_DIGEST=unknown
 LABEL org.opencontainers.image.title="Sevenfold training" \
     org.opencontainers.image.description="Training, on the CPU or NVIDIA GPUs" \
-    org.opencontainers.image.licenses="Apache-2.0" \
-    org.opencontainers.image.version="${VERSION}" \
-    org.opencontainers.image.revision="${REVISION}" \
-    org.opencontainers.image.created="${CREATED}" \
-    org.opencontainers.image.source="${SOURCE}" \
-    org.opencontainers.image.base.name="${BASE_NAME}" \
-    org.opencontainers.image.base.digest="${BASE_DIGEST}"
+    org.opencontainers.image.licenses="Apache-2.0"
 USER 10001:10001
 
 
@@ -204,21 +168,9 @@ COPY --from=layers-ray /layers/runtime /
 COPY --from=layers-ray /layers/packages /
 COPY --from=models /models /models
 COPY --from=compiled-app /app /app
-ARG VERSION=unknown
-ARG REVISION=unknown
-ARG CREATED=unknown
-ARG SOURCE=unknown
-ARG BASE_NAME=unknown
-ARG BASE_DIGEST=unknown
 LABEL org.opencontainers.image.title="Sevenfold" \
     org.opencontainers.image.description="Predictions over HTTP, as replicas of Ray Serve" \
-    org.opencontainers.image.licenses="Apache-2.0" \
-    org.opencontainers.image.version="${VERSION}" \
-    org.opencontainers.image.revision="${REVISION}" \
-    org.opencontainers.image.created="${CREATED}" \
-    org.opencontainers.image.source="${SOURCE}" \
-    org.opencontainers.image.base.name="${BASE_NAME}" \
-    org.opencontainers.image.base.digest="${BASE_DIGEST}"
+    org.opencontainers.image.licenses="Apache-2.0"
 USER 10001:10001
 
 

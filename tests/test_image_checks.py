@@ -27,7 +27,7 @@ def test_a_server_without_models_says_why_it_is_not_ready(tmp_path: Path) -> Non
     folder = tmp_path / "models"
     folder.mkdir()
 
-    found = Checks(_OnThisMachine(folder), {}).without_models()
+    found = Checks(_OnThisMachine(folder), {}, {}).without_models()
 
     assert found.startswith("live, not ready: ")
     assert str(folder) in found

@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         engine = find_engine(options.engine)
         values = build_arguments(options.python_image) | {"CUDA": options.cuda, "MODELS": options.models}
-        engine.build(options.target, image, arguments=values)
+        engine.build(options.target, image, arguments=values, labels=image_labels(options.python_image))
         sbom = options.sbom or ROOT / "build" / f"{options.target}.cdx.json"
         write_sbom(engine, options.target, sbom, values)
         print(f"{image}: {engine.size(image) / 1e6:.0f} MB, built with {engine.name}; bill of materials: {sbom}")
@@ -50,24 +50,29 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def build_arguments(python_image: str) -> dict[str, str]:
-    """Return the arguments that describe the image, from the project and its last commit.
+    """Return the arguments of the build.
 
     All files get one time, which is not that of the commit: a layer whose files have not changed stays the same layer.
     """
-    committed = _git("log", "-1", "--format=%ct")
-    base, _, digest = python_image.partition("@")
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"]
-    described = {
+    return {
         "PYTHON_IMAGE": python_image,
-        "VERSION": version,
-        "REVISION": _git("rev-parse", "HEAD"),
-        "SOURCE": os.environ.get("SOURCE", ""),
-        "CREATED": datetime.fromtimestamp(int(committed), UTC).isoformat() if committed else "",
-        "BASE_NAME": base,
-        "BASE_DIGEST": digest,
         "SOURCE_DATE_EPOCH": os.environ.get("SOURCE_DATE_EPOCH", _EPOCH),
     }
-    return {name: text for name, text in described.items() if text}
+
+
+def image_labels(python_image: str) -> dict[str, str]:
+    """Return what is known of the image, from the project and its last commit, by names of `LABELS`."""
+    committed = _git("log", "-1", "--format=%ct")
+    base, _, digest = python_image.partition("@")
+    labels = {
+        "version": tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["version"],
+        "revision": _git("rev-parse", "HEAD"),
+        "source": os.environ.get("SOURCE", ""),
+        "created": datetime.fromtimestamp(int(committed), UTC).isoformat() if committed else "",
+        "base.name": base,
+        "base.digest": digest,
+    }
+    return {name: text for name, text in labels.items() if text}
 
 
 def _git(*arguments: str) -> str:

@@ -24,14 +24,10 @@ ROOT = Path(__file__).parents[2]
 USER = 10001
 _RUN_S = 120
 LABELS = {
-    "VERSION": "org.opencontainers.image.version",
-    "REVISION": "org.opencontainers.image.revision",
-    "CREATED": "org.opencontainers.image.created",
-    "SOURCE": "org.opencontainers.image.source",
-    "BASE_NAME": "org.opencontainers.image.base.name",
-    "BASE_DIGEST": "org.opencontainers.image.base.digest",
+    name: f"org.opencontainers.image.{name}"
+    for name in ("version", "revision", "created", "source", "base.name", "base.digest")
 }
-"""The labels of an image that arguments of the build describe."""
+"""The labels of an image that are not in the Dockerfile, by their short names."""
 _PORT = 8080
 
 
@@ -77,6 +73,7 @@ class Engine:
         tag: str = "",
         *,
         arguments: Mapping[str, str],
+        labels: Mapping[str, str] | None = None,
         output: Path | None = None,
         cache: bool = True,
     ) -> None:
@@ -90,6 +87,8 @@ class Engine:
         command += [] if cache else ["--no-cache"]
         for name, value in arguments.items():
             command += ["--build-arg", f"{name}={value}"]
+        for name, value in (labels or {}).items():
+            command += ["--label", f"{LABELS[name]}={value}"]
         if certificates := _own_certificates():
             command += ["--secret", f"id=ca,src={certificates}"]
         command.append(".")
@@ -277,6 +276,7 @@ class Buildah(Engine):
         tag: str = "",
         *,
         arguments: Mapping[str, str],
+        labels: Mapping[str, str] | None = None,
         output: Path | None = None,
         cache: bool = True,
     ) -> None:
@@ -285,10 +285,8 @@ class Buildah(Engine):
         # Images that are only on this machine, such as the one of make_base_image.sh, are not looked for elsewhere.
         is_local = arguments.get("PYTHON_IMAGE", "").startswith("localhost/")
         command = [word for word in Buildah.build_command if is_local or word != "--pull-never"]
-        # A step from the cache has the labels of an earlier build.
-        labels = [f"--label={label}={arguments[name]}" for name, label in LABELS.items() if name in arguments]
-        self.build_command = [*command, *time_flag, *labels]
-        super().build(target, tag, arguments=arguments, output=output, cache=cache)
+        self.build_command = [*command, *time_flag]
+        super().build(target, tag, arguments=arguments, labels=labels, output=output, cache=cache)
 
     def _inspect(self, tag: str) -> dict[str, Any]:
         output = _run(["buildah", "inspect", "--type", "image", tag])
