@@ -81,7 +81,7 @@ class Engine:
 
         Raises EngineError.
         """
-        command = [*self.build_command, "--file", "Dockerfile", "--target", target]
+        command = [*self._build_command(arguments), "--file", "Dockerfile", "--target", target]
         command += ["--tag", tag] if tag else []
         command += ["--output", f"type=local,dest={output}"] if output else []
         command += [] if cache else ["--no-cache"]
@@ -95,6 +95,9 @@ class Engine:
         with subprocess.Popen(command, cwd=ROOT, stdout=sys.stderr, env=self._environment()) as process:
             if process.wait() != 0:
                 raise EngineError(f"The image was not built: {' '.join(command)}")
+
+    def _build_command(self, arguments: Mapping[str, str]) -> list[str]:
+        return list(self.build_command)
 
     def _environment(self) -> dict[str, str]:
         return dict(os.environ)
@@ -270,23 +273,12 @@ class Buildah(Engine):
         """Return whether it is installed, and may mount images."""
         return shutil.which("buildah") is not None and os.geteuid() == 0
 
-    def build(
-        self,
-        target: str,
-        tag: str = "",
-        *,
-        arguments: Mapping[str, str],
-        labels: Mapping[str, str] | None = None,
-        output: Path | None = None,
-        cache: bool = True,
-    ) -> None:
-        """Build a target. Of SOURCE_DATE_EPOCH it makes the times of all files, so that two builds are equal."""
+    def _build_command(self, arguments: Mapping[str, str]) -> list[str]:
+        """Return the command. Of SOURCE_DATE_EPOCH it makes the times of all files, so that two builds are equal."""
         time_flag = [f"--timestamp={arguments['SOURCE_DATE_EPOCH']}"] if "SOURCE_DATE_EPOCH" in arguments else []
         # Images that are only on this machine, such as the one of make_base_image.sh, are not looked for elsewhere.
         is_local = arguments.get("PYTHON_IMAGE", "").startswith("localhost/")
-        command = [word for word in Buildah.build_command if is_local or word != "--pull-never"]
-        self.build_command = [*command, *time_flag]
-        super().build(target, tag, arguments=arguments, labels=labels, output=output, cache=cache)
+        return [*(word for word in self.build_command if is_local or word != "--pull-never"), *time_flag]
 
     def _inspect(self, tag: str) -> dict[str, Any]:
         output = _run(["buildah", "inspect", "--type", "image", tag])
