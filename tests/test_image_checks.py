@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from loadtests.server import start_server
-from tests.image.__main__ import Checks
+from tests.image.__main__ import Checks, main
 from tests.image.engine import Engine, Server
 
 
@@ -31,3 +33,11 @@ def test_a_server_without_models_says_why_it_is_not_ready(tmp_path: Path) -> Non
 
     assert found.startswith("live, not ready: ")
     assert str(folder) in found
+
+
+def test_a_check_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--only", "sise"])
+
+    assert ended.value.code == 2
+    assert "sise" in capsys.readouterr().err

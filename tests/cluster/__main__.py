@@ -141,7 +141,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--chart", type=Path, default=CHART, metavar="FOLDER", help="the chart; default: helm")
     parser.add_argument("--helm", type=int, choices=[3, 4], nargs="+", default=[3, 4], help="default: both")
-    parser.add_argument("--only", action="append", metavar="NAME", help=f"a file of values, or {', '.join(CHECKS)}")
+    parser.add_argument(
+        "--only", nargs="+", action="extend", metavar="NAME", help=f"a file of values, or {', '.join(CHECKS)}"
+    )
     parser.add_argument("--logs", type=Path, metavar="FOLDER", help="default: a new folder for temporary files")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every step and all versions into a file")
     parser.add_argument("--write", action="store_true", help="write the table into the document")

@@ -211,7 +211,8 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.image", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--python-image", default=PYTHON_IMAGE, help="the base image")
     parser.add_argument("--engine", default="", help="docker, podman or buildah; default: the first that is usable")
-    parser.add_argument("--only", default="", help="the name of one check")
+    names = [name for name in vars(Checks) if not name.startswith("_")]
+    parser.add_argument("--only", nargs="+", action="extend", metavar="NAME", choices=names, help="default: all checks")
     options = parser.parse_args(arguments)
     try:
         engine = find_engine(options.engine)
@@ -222,8 +223,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     checks = Checks(engine, values, labels)
-    names = [name for name in vars(Checks) if not name.startswith("_")]
-    failed = [name for name in names if options.only in ("", name) and not _passes(name, getattr(checks, name))]
+    failed = [name for name in options.only or names if not _passes(name, getattr(checks, name))]
     print(f"{len(failed)} checks failed" if failed else f"all checks passed ({engine.name})")
     return 1 if failed else 0
 
