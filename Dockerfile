@@ -73,11 +73,9 @@ COPY --from=layers-cpu /layers/runtime /
 COPY --from=layers-cpu /layers/packages /
 COPY --from=models /models /models
 COPY --from=compiled-app /app /app
-ARG REVISION=unknown
 LABEL org.opencontainers.image.title="Sevenfold" \
     org.opencontainers.image.description="Predictions over HTTP, on the CPU" \
-    org.opencontainers.image.licenses="Apache-2.0" \
-    org.opencontainers.image.revision="${REVISION}"
+    org.opencontainers.image.licenses="Apache-2.0"
 USER 10001:10001
 
 
@@ -107,11 +105,9 @@ COPY --from=layers-cuda /layers/runtime /
 COPY --from=layers-cuda /layers/packages /
 COPY --from=models /models /models
 COPY --from=compiled-app /app /app
-ARG REVISION=unknown
 LABEL org.opencontainers.image.title="Sevenfold" \
     org.opencontainers.image.description="Predictions over HTTP, on an NVIDIA GPU" \
-    org.opencontainers.image.licenses="Apache-2.0" \
-    org.opencontainers.image.revision="${REVISION}"
+    org.opencontainers.image.licenses="Apache-2.0"
 USER 10001:10001
 
 
@@ -146,11 +142,9 @@ COPY --from=layers-train /layers/nvidia /
 COPY --from=layers-train /layers/runtime /
 COPY --from=layers-train /layers/packages /
 COPY --from=compiled-training /app /app
-ARG REVISION=unknown
 LABEL org.opencontainers.image.title="Sevenfold training" \
     org.opencontainers.image.description="Training, on the CPU or NVIDIA GPUs" \
-    org.opencontainers.image.licenses="Apache-2.0" \
-    org.opencontainers.image.revision="${REVISION}"
+    org.opencontainers.image.licenses="Apache-2.0"
 USER 10001:10001
 
 
@@ -174,11 +168,9 @@ COPY --from=layers-ray /layers/runtime /
 COPY --from=layers-ray /layers/packages /
 COPY --from=models /models /models
 COPY --from=compiled-app /app /app
-ARG REVISION=unknown
 LABEL org.opencontainers.image.title="Sevenfold" \
     org.opencontainers.image.description="Predictions over HTTP, as replicas of Ray Serve" \
-    org.opencontainers.image.licenses="Apache-2.0" \
-    org.opencontainers.image.revision="${REVISION}"
+    org.opencontainers.image.licenses="Apache-2.0"
 USER 10001:10001
 
 

@@ -169,7 +169,7 @@ class Checks:
     def baked_models(self) -> str:
         """With MODELS=baked the image serves without a volume, and only the layer of the models differs."""
         tag = f"{IMAGE}-baked"
-        self.engine.build("cpu", tag, arguments=self.arguments | {"MODELS": "baked"})
+        self.engine.build("cpu", tag, arguments=self.arguments | {"MODELS": "baked"}, labels=self.labels)
         with self.engine.serve(tag) as server:
             server.wait("/health/ready", '"ready":true')
         below = [len(set(self.engine.layers(tag)) & set(self.engine.layers(IMAGE))), len(self.engine.layers(tag))]
@@ -178,7 +178,7 @@ class Checks:
     def reproducibility(self) -> str:
         """Built again without any cache, every layer is the same, byte by byte."""
         tag = f"{IMAGE}-again"
-        self.engine.build("cpu", tag, arguments=self.arguments, cache=False)
+        self.engine.build("cpu", tag, arguments=self.arguments, labels=self.labels, cache=False)
         before, after = self.engine.layers(IMAGE), self.engine.layers(tag)
         different = [str(i) for i, (first, second) in enumerate(zip(before, after, strict=True)) if first != second]
         _expect(not different, f"layers {', '.join(different)} of {len(before)} differ")

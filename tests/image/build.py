@@ -56,8 +56,6 @@ def build_arguments(python_image: str) -> dict[str, str]:
     """
     return {
         "PYTHON_IMAGE": python_image,
-        # Of a build that is wholly in its cache, Buildah keeps the old labels: this changes the last steps.
-        "REVISION": _git("rev-parse", "HEAD") or "unknown",
         "SOURCE_DATE_EPOCH": os.environ.get("SOURCE_DATE_EPOCH", _EPOCH),
     }
 

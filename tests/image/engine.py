@@ -87,14 +87,19 @@ class Engine:
         command += [] if cache else ["--no-cache"]
         for name, value in arguments.items():
             command += ["--build-arg", f"{name}={value}"]
-        for name, value in (labels or {}).items():
-            command += ["--label", f"{LABELS[name]}={value}"]
+        described = [f"--label={LABELS[name]}={value}" for name, value in (labels or {}).items()]
+        command += described
         if certificates := _own_certificates():
             command += ["--secret", f"id=ca,src={certificates}"]
         command.append(".")
         with subprocess.Popen(command, cwd=ROOT, stdout=sys.stderr, env=self._environment()) as process:
             if process.wait() != 0:
                 raise EngineError(f"The image was not built: {' '.join(command)}")
+        if tag and described:
+            self._describe(tag, described, arguments)
+
+    def _describe(self, tag: str, labels: Sequence[str], arguments: Mapping[str, str]) -> None:
+        """Give an image its labels, if building it has not: they are options of the form --label=NAME=TEXT."""
 
     def _build_command(self, arguments: Mapping[str, str]) -> list[str]:
         return list(self.build_command)
@@ -275,10 +280,18 @@ class Buildah(Engine):
 
     def _build_command(self, arguments: Mapping[str, str]) -> list[str]:
         """Return the command. Of SOURCE_DATE_EPOCH it makes the times of all files, so that two builds are equal."""
-        time_flag = [f"--timestamp={arguments['SOURCE_DATE_EPOCH']}"] if "SOURCE_DATE_EPOCH" in arguments else []
         # Images that are only on this machine, such as the one of make_base_image.sh, are not looked for elsewhere.
         is_local = arguments.get("PYTHON_IMAGE", "").startswith("localhost/")
-        return [*(word for word in self.build_command if is_local or word != "--pull-never"), *time_flag]
+        return [*(word for word in self.build_command if is_local or word != "--pull-never"), *_time_flag(arguments)]
+
+    def _describe(self, tag: str, labels: Sequence[str], arguments: Mapping[str, str]) -> None:
+        # A build that is wholly in the cache keeps the labels of the build before; this costs a layer without files.
+        container = _checked(["buildah", "from", "--pull-never", tag]).splitlines()[-1]
+        try:
+            _checked(["buildah", "config", *labels, container])
+            _checked(["buildah", "commit", "--quiet", "--format=docker", *_time_flag(arguments), container, tag])
+        finally:
+            _run(["buildah", "rm", container])
 
     def _inspect(self, tag: str) -> dict[str, Any]:
         output = _run(["buildah", "inspect", "--type", "image", tag])
@@ -367,6 +380,18 @@ class _BuildahServer(Server):
         path = next(text for text in variables if text.startswith("PATH="))
         python = ["env", "-i", *variables, "setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
         return _run([*enter, *python, "--bounding-set=-all", "--no-new-privs", "env", path, *command])
+
+
+def _time_flag(arguments: Mapping[str, str]) -> list[str]:
+    return [f"--timestamp={arguments['SOURCE_DATE_EPOCH']}"] if "SOURCE_DATE_EPOCH" in arguments else []
+
+
+def _checked(command: Sequence[str]) -> str:
+    """Run a command and return its output. Raises EngineError if it fails."""
+    ended = _run(command)
+    if ended.code:
+        raise EngineError(f"{' '.join(command)}: {ended.output.strip()}")
+    return ended.output.strip()
 
 
 def _run(command: Sequence[str]) -> Ended:
