@@ -69,6 +69,10 @@ def _session_options(*, threads: int) -> ort.SessionOptions:
     # A spinning thread would occupy a core that is needed to decode the next requests.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.use_env_allocators", "1")
+    # A pattern is a plan for a run's memory as a single block, made in the first run of each shape. The block comes on
+    # top of what that run has left in the arena: the second run would double it, after it was measured. Without
+    # patterns, runs take 1 to 2 % longer (4 microseconds for the smallest models).
+    options.enable_mem_pattern = False
     options.log_severity_level = 3
     return options
 

@@ -46,6 +46,9 @@ def warm_up(
     first = golden_runs[0].samples.arrays
     pipeline.set_typical_shape(first)
     guard = MemoryGuard(pipeline.backend)
+    # Alone, since runs that happen to take turns would need less than runs that really overlap.
+    _time_single_run(pipeline, work, first, 1)
+    guard.record(count_elements(shape_of(first)))
     with ThreadPoolExecutor(concurrency, thread_name_prefix="warm-up") as threads:
         time_size = partial(_time_concurrent_runs, pipeline, guard, work, threads, concurrency, first)
         max_size = pipeline.batch_limit
@@ -127,10 +130,13 @@ def _time_concurrent_runs(
     arrays: Arrays,
     size: int,
 ) -> float:
-    """Return the seconds for a batch of this size while `count` of them run; infinity if memory is too small."""
+    """Return the seconds for a batch of this size while `count` of them run; infinity if memory is too small.
+
+    Where memory is too small even for `count` batches of one sample, the seconds are those of a single one.
+    """
     elements = count * size * count_elements(shape_of(arrays))
-    if size > 1 and not guard.fits(elements):
-        return math.inf
+    if not guard.fits(elements):
+        return math.inf if size > 1 else _time_single_run(pipeline, work, arrays, size)
     batch = _repeat_to_size(arrays, size)
 
     def run_all() -> None:
@@ -207,15 +213,25 @@ def measure_memory(pipeline: Pipeline, example: Mapping[str, object], work: Devi
 
 def _fit_memory(pipeline: Pipeline, first: Arrays) -> None:
     backend, shape = pipeline.backend, shape_of(first)
-    backend.release()
+    guard = MemoryGuard(backend)
     before = backend.memory_in_use()
     if before is None:
         return
-    measurements = []
-    for size in (1, pipeline.latency_profile.max_batch_size(shape, pipeline.batch_limit, math.inf)):
+
+    def measure(size: int) -> tuple[int, int]:
         pipeline.run_batch(backend.run, [_repeat_to_size(first, size)], size)
-        measurements.append((size * count_elements(shape), max(0, (backend.memory_in_use() or before) - before)))
-    pipeline.latency_profile.fit_memory(*measurements)
+        elements = size * count_elements(shape)
+        guard.record(elements)
+        return elements, max(0, (backend.memory_in_use() or before) - before)
+
+    def largest_size() -> int:
+        return pipeline.latency_profile.max_batch_size(shape, pipeline.batch_limit, math.inf)
+
+    single = measure(1)
+    while (size := largest_size()) > 1 and not guard.fits(size * count_elements(shape)):
+        # Models that were loaded since have taken the memory in which this batch was run before.
+        pipeline.latency_profile.record_out_of_memory(shape, size)
+    pipeline.latency_profile.fit_memory(single, measure(size))
 
 
 def rerun_example(pipeline: Pipeline, example: Mapping[str, object], work: DeviceWork | None = None) -> None:

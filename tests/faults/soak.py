@@ -137,6 +137,7 @@ class _Traffic:
 
     def __init__(self, valid: Sequence[ValidRequest], faulty: Sequence[FaultyRequest], seed: int) -> None:
         self._rng = random.Random(seed)
+        self.all_valid = valid
         self._valid = itertools.cycle(valid)
         self._faulty, self._hanging = itertools.cycle(faulty), itertools.cycle(disconnecting_requests(valid))
 
@@ -268,6 +269,10 @@ class _Run:
         self._rested_s = 0.0
         watching = asyncio.create_task(self._watch())
         try:
+            # All at once, so that the server starts every process that it may have before memory is compared.
+            now = time.monotonic()
+            await asyncio.gather(*(self._send("valid", request, now) for request in self._traffic.all_valid))
+            self._started_at = time.monotonic()
             for at_s in _arrivals(self._plan):
                 while self._steps and self._steps[0][0] <= at_s:
                     await self._steps.pop(0)[1]()

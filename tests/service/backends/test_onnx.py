@@ -65,6 +65,34 @@ def test_cpu_backend_reports_plausible_memory_figures() -> None:
     assert 0 < free <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def open_chain_of_differences(steps: int) -> OnnxBackend:
+    """Open a graph whose intermediate results are as large as its input, and which no optimisation joins."""
+    nodes = [helper.make_node("Sin", ["x"], ["y0"])]
+    nodes += [helper.make_node("Sub", [f"y{i}", "x"], [f"y{i + 1}"]) for i in range(steps)]
+    graph = helper.make_graph(
+        nodes,
+        "chain",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 1024])],
+        [helper.make_tensor_value_info(f"y{steps}", TensorProto.FLOAT, ["batch", 1024])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    signature = TensorSpec("x", "float32", (1024,)), TensorSpec(f"y{steps}", "float32", (1024,))
+    return OnnxRuntime("cpu", 1)(model.SerializeToString(), signature[:1], signature[1:])
+
+
+def test_further_runs_of_a_shape_need_no_more_memory_than_the_first_which_was_measured() -> None:
+    backend, arrays = open_chain_of_differences(4), {"x": np.zeros((10_000, 1024), np.float32)}
+    in_use = []
+    backend.release()
+    for _ in range(4):
+        backend.run(arrays)
+        in_use.append(backend.memory_in_use() or 0)
+    backend.release()
+
+    # A plan of the run as a single block, on top of what the first run has left, would be a second copy of all this.
+    assert max(in_use) - in_use[0] < arrays["x"].nbytes / 2
+
+
 @pytest.mark.parametrize("module", ["service.app", "training.publishing.export", "benchmarks"])
 def test_runtime_has_no_telemetry_and_writes_no_files(tmp_path: Path, module: str) -> None:
     environment = os.environ | {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}

@@ -170,6 +170,65 @@ def test_memory_of_a_run_is_measured_even_if_not_every_batch_fits(capacity: int,
     assert pipeline.latency_profile.memory_bytes(shape, 1) == pytest.approx(BYTES_PER_RUN + bytes_per_sample)
 
 
+@dataclass
+class Memory:
+    """Memory in which runs that take turns are measured, as it happens to threads that start one after the other.
+
+    Every run needs as many bytes as its inputs have elements, and those of each run are added to what is in use.
+    """
+
+    total: int
+    used: int = 0
+    largest: int = 0
+
+    def run(self, arrays: Arrays, run: Run) -> Arrays:
+        self.largest = max(self.largest, count_elements(arrays))
+        self.used = self.largest
+        return run(arrays)
+
+    def open_backend(
+        self, graph: bytes, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+    ) -> FakeBackend:
+        return FakeBackend(
+            OnnxRuntime("cpu", 1)(graph, inputs, outputs).run,
+            faults=[self.run],
+            in_use=lambda: self.used,
+            free=lambda: self.total - self.used,
+            on_release=self._release,
+        )
+
+    def _release(self) -> None:
+        self.used = self.largest = 0
+
+
+@pytest.mark.parametrize("total", [20, 100, 400])
+def test_runs_side_by_side_are_limited_to_what_fits_even_if_they_took_turns_while_measured(total: int) -> None:
+    memory = Memory(total)
+    backend = memory.open_backend(credit_graph(), CREDIT.inputs, CREDIT.outputs)
+    pipeline = Pipeline(CREDIT, backend, VirtualDevice().context, name="model", policy=BatchPolicy(256))
+    golden_runs = [golden_run(CREDIT, backend, CREDIT.example())]
+    memory._release()  # noqa: SLF001 -- what verification has used
+
+    warm_up(pipeline, golden_runs, find_batch_size=True, concurrency=2)
+
+    largest = max(measured_sizes(pipeline, only_shape(pipeline)))
+    assert 2 * largest * 3 <= total
+
+
+def test_largest_batch_is_measured_again_only_if_it_still_fits_after_other_models_were_loaded() -> None:
+    memory = Memory(10_000)
+    backend = memory.open_backend(credit_graph(), CREDIT.inputs, CREDIT.outputs)
+    pipeline = Pipeline(CREDIT, backend, VirtualDevice().context, name="model", policy=BatchPolicy(256))
+    warm_up(pipeline, [golden_run(CREDIT, backend, CREDIT.example())], find_batch_size=False)
+    memory.total = 100
+    memory.largest = 0
+
+    measure_memory(pipeline, CREDIT.example())
+
+    assert 3 <= memory.largest <= 50
+    assert pipeline.latency_profile.max_batch_size(only_shape(pipeline), 256, math.inf) * 3 <= 50
+
+
 @pytest.mark.parametrize("max_batch", [0, 64], ids=["size is found", "size is set"])
 @pytest.mark.parametrize("capacity", [1, 3, 16])
 def test_model_is_served_if_only_small_batches_fit(tmp_path: Path, start: Start, capacity: int, max_batch: int) -> None:
