@@ -207,7 +207,7 @@ def test_runs_side_by_side_are_limited_to_what_fits_even_if_they_took_turns_whil
     backend = memory.open_backend(credit_graph(), CREDIT.inputs, CREDIT.outputs)
     pipeline = Pipeline(CREDIT, backend, VirtualDevice().context, name="model", policy=BatchPolicy(256))
     golden_runs = [golden_run(CREDIT, backend, CREDIT.example())]
-    memory._release()  # noqa: SLF001 -- what verification has used
+    memory._release()
 
     warm_up(pipeline, golden_runs, find_batch_size=True, concurrency=2)
 
