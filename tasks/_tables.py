@@ -272,7 +272,7 @@ class TableSchema:
         lows, highs = self._bounds
         is_unusual = self._has_dates or bool((indices == UNKNOWN).any())
         is_unusual = is_unusual or bool(((floats < lows) | (floats > highs)).any())
-        encoded = {
+        encoded: dict[str, NDArray[Any]] = {
             "categories": np.ascontiguousarray(indices.T),
             "numbers": np.ascontiguousarray(np.clip(floats, -_MAX_VALUE, _MAX_VALUE).T, np.float32),
         }

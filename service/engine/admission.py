@@ -183,6 +183,30 @@ class Admission:
                 self._update_correction(predicted_s, elapsed_s)
 
     @contextmanager
+    def permit_quick(self, deadline: Deadline, predicted_s: float) -> Iterator[None]:
+        """Admit a request that waits for nothing but its turn on the event loop, for the duration of the `with` block.
+
+        Its wait is short and well known, so that deciding costs less than answering. Raises Overloaded.
+        """
+        self._check_in_flight(0.0)
+        left_s = deadline.limit - asyncio.get_running_loop().time()
+        if predicted_s > left_s:
+            message = f"The request would take about {predicted_s * 1000:.0f} ms, {_but_remaining(left_s)} Retry later."
+            raise Overloaded(message, retry_after_s=1)
+        self.in_flight += 1
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+
+    def _check_in_flight(self, prepare_wait_s: float) -> None:
+        """Raise Overloaded if the model has as many requests as it may have."""
+        if self.in_flight + self.abandoned >= self.limits.max_in_flight:
+            message = f"Too many concurrent requests for this model (limit {self.limits.max_in_flight}). Retry later."
+            drained_s = (self._predict_wait_s(math.inf) + prepare_wait_s) * self._correction
+            raise Overloaded(message, retry_after_s=max(1, math.ceil(drained_s)))
+
+    @contextmanager
     def count_more(self, inputs: int) -> Iterator[None]:
         """Count further inputs of a request as requests in flight, for the duration of the `with` block."""
         self.in_flight += inputs
@@ -201,10 +225,7 @@ class Admission:
         in_flight, wait_s = self.in_flight + self.abandoned, self._predict_wait_s(deadline.target)
         _check_device(wait_s)
         wait_s += prepare_wait_s
-        if in_flight >= self.limits.max_in_flight:
-            message = f"Too many concurrent requests for this model (limit {self.limits.max_in_flight}). Retry later."
-            drained_s = (self._predict_wait_s(math.inf) + prepare_wait_s) * self._correction
-            raise Overloaded(message, retry_after_s=max(1, math.ceil(drained_s)))
+        self._check_in_flight(prepare_wait_s)
         if not in_flight:
             # No running request could reveal that the device is fast again, so admit this one to find out.
             return self.check_deadline(deadline, 0.0, wait_s + service_s, 2 * (wait_s + min_service_s))

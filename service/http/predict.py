@@ -137,10 +137,14 @@ class PredictMiddleware:
                 state.set_time_limit(max(deadline.limit, loop.time()))
             message = self.shadows.capture(model, message, trace)
             trace.stages["receive"] = time.perf_counter() - trace.started_at
+            prepared = None
+            if pipeline.is_quick(message):  # It does not wait, so that there is nothing to cancel.
+                outcome = await pipeline.answer_in_turn(message, deadline, state)
+                if isinstance(outcome, PredictResult):
+                    return outcome
+                prepared = outcome
             with pipeline.permit(message, deadline, state):
-                prediction = pipeline.predict(message, deadline, state)
-                if pipeline.runs_inline(message):  # It never waits, so there is nothing to cancel.
-                    return await prediction
+                prediction = pipeline.predict(message, deadline, state, prepared)
                 return await _cancel_on_disconnect(request.receive, prediction)
 
     def _body_rules(self, task: Task) -> BodyRules:
