@@ -525,8 +525,9 @@ class Service:
 
         def is_idle() -> bool:
             served = self.repository.served_models()
-            return self.loaded.is_set() and not any(model.pipeline.in_flight for model in served)
+            return not any(model.pipeline.in_flight for model in served)
 
+        await self.loaded.wait()
         await release_memory_when_idle(
             is_idle=is_idle,
             resident_bytes=HostMemory().in_use,

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 _TICK_S = 0.25
 _IDLE_TICKS = 4
 """Idle at this many ticks in a row counts as idle. Small requests between the ticks do not matter."""
-_MIN_GROWTH = 1.1
+_MIN_GROWTH = 1.05
 """Memory is released only if it has grown by this factor since the last time, so that an idle process does nothing."""
 
 
@@ -22,7 +22,7 @@ async def release_memory_when_idle(
     release: Callable[[], Awaitable[object]],
     on_released: Callable[[int, int], object] = lambda before, after: None,
 ) -> None:
-    """Call `release` each time the process has been idle for a second and has grown, until cancelled.
+    """Call `release` each time the process has been idle for a second and has grown since this call, until cancelled.
 
     Args:
         is_idle: whether nothing is being computed now.
@@ -30,7 +30,8 @@ async def release_memory_when_idle(
         release: gives memory back. May take some 0.1 s.
         on_released: called with the bytes before and after.
     """
-    smallest, idle_ticks = math.inf, 0
+    # What large requests take that come at once must not count as what the process needs.
+    smallest, idle_ticks = resident_bytes() or math.inf, 0
     while True:
         await asyncio.sleep(_TICK_S)
         idle_ticks = idle_ticks + 1 if is_idle() else 0

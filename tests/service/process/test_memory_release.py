@@ -42,6 +42,20 @@ def test_memory_is_released_once_after_the_process_has_grown_and_become_idle() -
     assert 20 < released_at <= 21.5
 
 
+def test_memory_of_requests_that_come_before_the_process_was_ever_idle_is_released() -> None:
+    async def main() -> FakeProcess:
+        process = FakeProcess()
+        process.start()
+        await asyncio.sleep(0)
+        process.is_busy, process.resident = True, 300
+        await asyncio.sleep(10)
+        process.is_busy = False
+        await asyncio.sleep(100)
+        return process
+
+    assert len(run_virtually(main()).released_at) == 1
+
+
 def test_nothing_is_released_while_the_process_is_busy_or_its_memory_unknown() -> None:
     async def main() -> list[FakeProcess]:
         busy, unknown = FakeProcess(), FakeProcess()
