@@ -50,7 +50,10 @@ class RequestOptions:
         return RequestOptions(min(timeouts, default=None), other.priority or self.priority)
 
     def __bool__(self) -> bool:
-        return self != RequestOptions()
+        return self.timeout_s is not None or self.priority is not None
+
+
+NO_OPTIONS = RequestOptions()
 
 
 def parse_options(
@@ -59,7 +62,7 @@ def parse_options(
     """Split a request's fields into the input and the options called `names`. Raises InvalidRequest."""
     values = {name: fields[name] for name in names if name in fields}
     if not values:
-        return fields, RequestOptions()
+        return fields, NO_OPTIONS
     rest = {name: value for name, value in fields.items() if name not in values}
     return rest, RequestOptions(_parse_timeout_s(values.get("timeout_ms")), _parse_priority(values.get("priority")))
 

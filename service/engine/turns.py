@@ -25,6 +25,8 @@ from service.tracing.spans import RequestSpan
 from tasks.contract import Arrays, Request, Samples, Task
 
 _MAX_TURN_S = 0.005
+_MAX_RUN_S = 0.002
+"""Larger batches are divided, and a single request that takes longer does not run on the event loop."""
 _MAX_TOGETHER = 64
 """Requests that are prepared together: with more, the first ones would wait longer than they gain."""
 
@@ -174,27 +176,34 @@ class Turns:
     def _run_in_batches(self, shape: Shape, pairs: list[tuple[_Entry, Preparation]]) -> None:
         start = 0
         while start < len(pairs):
-            size = self._count_for_batch(shape, pairs[start:])
-            if not size:
+            count = self._count_for_batch(shape, pairs[start:])
+            if not count:
                 break
-            self._run_batch(pairs[start : start + size])
-            start += size
+            self._run_batch(pairs[start : start + count])
+            start += count
         for entry, prepared in pairs[start:]:
             entry.finish(prepared)
 
     def _count_for_batch(self, shape: Shape, pairs: Sequence[tuple[_Entry, Preparation]]) -> int:
-        """Return how many of the requests share the next batch; 0 if even the first is too expensive to run here."""
-        steps, count, samples = self._steps, 0, 0
-        limit = steps.batch_limit()
+        """Return how many of the requests share the next batch; 0 if the first is too expensive to run here.
+
+        A run that costs less than a hop to a thread for one sample costs far less for each of many.
+        """
+        steps, limit = self._steps, self._steps.batch_limit()
+        if not limit or not steps.profile.is_cheap(steps.hop_s, shape):
+            return 0
+        sizes: list[int] = []
+        total = 0
         for _, prepared in pairs:
-            work = prepared.samples
-            if samples + len(work) > limit or not steps.postprocess_cost(prepared.request).is_cheap(work.work):
+            work = prepared.samples.work
+            size = len(prepared.samples)
+            if total + size > limit or not steps.postprocess_cost(prepared.request).is_cheap(work):
                 break
-            count, samples = count + 1, samples + len(work)
-        while count and not steps.profile.is_cheap(steps.hop_s, shape, samples):
-            count //= 2
-            samples = sum(len(prepared.samples) for _, prepared in pairs[:count])
-        return count
+            sizes.append(size)
+            total += size
+        while sizes and steps.profile.predict_s(shape, sum(sizes)) > _MAX_RUN_S:
+            del sizes[len(sizes) // 2 :]
+        return len(sizes)
 
     def _run_batch(self, pairs: Sequence[tuple[_Entry, Preparation]]) -> None:
         steps = self._steps

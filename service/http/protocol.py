@@ -29,7 +29,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.errors import HeadTimeout, HeadTooLarge, MalformedRequest, MethodNotAllowed, ServiceError
-from service.http.arrivals import Arrivals, put_arrival
+from service.http.arrivals import Arrival, Arrivals, put_arrival
 from service.http.error_responses import error_content
 from service.process.logging import request_id_from_header
 
@@ -192,7 +192,8 @@ class HttpProtocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return
         self._stop_head_timer()
-        put_arrival(self.scope, self._arrival)
+        self._request_arrival = Arrival(self._arrival.earliest, self._arrival.read_at)
+        put_arrival(self.scope, self._request_arrival)
         super().on_headers_complete()
         while self._unanswered and self._unanswered[0].response_complete:
             self._unanswered.popleft()
@@ -207,6 +208,7 @@ class HttpProtocol(HttpToolsProtocol):
         """End the body."""
         if not self.parser.should_upgrade():
             super().on_message_complete()
+            self._request_arrival.is_complete = True
 
     def _refuse(self, error: ServiceError) -> None:
         """Stop the parser, which raises HttpParserError: uvicorn then calls `send_400_response`."""
