@@ -7,7 +7,6 @@ metrics; a test compares it with what is exposed here.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from threading import Lock
 
 from prometheus_client import (
@@ -25,6 +24,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector
+
+from service.histograms import LoopHistogram
 
 DEFAULT_OBJECTIVE_S = 0.25
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -91,11 +92,6 @@ class Metrics:
         """Held while versions come and go."""
         self._count_by_version: dict[tuple[str, str, int], Counter] = {}
         self._gone: dict[tuple[str, str], None] = {}
-        # Looking up a labelled metric takes as long as incrementing it.
-        self.duration_of = cache(self.duration.labels)
-        self.stage_of = cache(self.stage.labels)
-        self.request_bytes_of = cache(self.request_bytes.labels)
-        self.response_bytes_of = cache(self.response_bytes.labels)
 
     def _add_request_metrics(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(
@@ -113,14 +109,14 @@ class Metrics:
             ["model", "stage"],
             registry=registry,
         )
-        self.duration = Histogram(
+        self.duration = LoopHistogram(
             "sevenfold_request_duration_seconds",
             "Time from receiving the request's headers to its response.",
             ["model"],
             buckets=self._seconds_buckets,
             registry=registry,
         )
-        self.stage = Histogram(
+        self.stage = LoopHistogram(
             "sevenfold_stage_duration_seconds",
             "Time that an answered request spent in each stage: receive, decode, queue, infer, postprocess.",
             ["model", "stage"],
@@ -129,14 +125,14 @@ class Metrics:
         )
 
     def _add_body_metrics(self, registry: CollectorRegistry) -> None:
-        self.request_bytes = Histogram(
+        self.request_bytes = LoopHistogram(
             "sevenfold_request_body_bytes",
             "Size of the request bodies that were received whole.",
             ["model"],
             buckets=_BYTES_BUCKETS,
             registry=registry,
         )
-        self.response_bytes = Histogram(
+        self.response_bytes = LoopHistogram(
             "sevenfold_response_body_bytes",
             "Size of the bodies of answers.",
             ["model"],

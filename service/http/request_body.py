@@ -30,6 +30,7 @@ from tasks.contract import Upload
 
 _JSON, _FORM = "application/json", "multipart/form-data"
 _PLAIN_JSON = _JSON.encode()
+_HEADERS_KEY = "sevenfold.headers"
 _CURL_DEFAULT = "application/x-www-form-urlencoded"
 """What curl sends with --data or --data-binary if no Content-Type is given."""
 _MAX_QUERY_BYTES, _MAX_QUERY_FIELDS = 8_192, 50
@@ -183,7 +184,10 @@ async def _receive_chunk(receive: Receive) -> tuple[bytes, bool]:
 
 def first_headers(scope: Scope) -> dict[bytes, bytes]:
     """Return the headers of a request; of several lines with one name, the first."""
-    return dict(reversed(scope["headers"]))
+    headers: dict[bytes, bytes] | None = scope.get(_HEADERS_KEY)
+    if headers is None:
+        headers = scope[_HEADERS_KEY] = dict(reversed(scope["headers"]))
+    return headers
 
 
 def _read_query(query_string: bytes) -> dict[str, str]:
