@@ -4,8 +4,7 @@ This runs on the event loop, in a thread or in a worker process (`service/decodi
 It knows nothing about queues or devices.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -111,18 +110,15 @@ def _preprocess_many(task: Task, rules: PreparationRules, read: Sequence[_ReadRe
         samples = task.preprocess_many([item.raw for item in read])
     except Exception:  # Whatever it is, it may belong to one of them alone.
         return [_preprocess(task, rules, item) for item in read]
-    return [
-        Preparation(_without_upload(task, item.request), sample, item.options)
-        for item, sample in zip(read, samples, strict=True)
-    ]
+    # They keep their uploads, since they are small and about to be answered.
+    return [Preparation(item.request, sample, item.options) for item, sample in zip(read, samples, strict=True)]
 
 
 def _preprocess(task: Task, rules: PreparationRules, item: _ReadRequest) -> Outcome:
     try:
-        with _mapped_errors(task, rules):
-            return Preparation(_without_upload(task, item.request), task.preprocess(item.raw), item.options)
+        return Preparation(item.request, task.preprocess(item.raw), item.options)
     except Exception as error:  # As in `prepare_many`.
-        return error
+        return _map_error(error, task, rules) or error
 
 
 def _has_several_inputs(task: Task, fields: Mapping[str, Any]) -> bool:
@@ -181,28 +177,28 @@ def _prepare_input(
     task: Task, rules: PreparationRules, fields: Mapping[str, Any], options: RequestOptions
 ) -> Preparation:
     read = _read_input(task, rules, fields, options)
-    with _mapped_errors(task, rules):
+    try:
         samples = task.preprocess(read.raw)
+    except InvalidInput as error:
+        raise map_input_error(error) from None
     return Preparation(_without_upload(task, read.request), samples, options)
 
 
 def _read_input(
     task: Task, rules: PreparationRules, fields: Mapping[str, Any], options: RequestOptions
 ) -> _ReadRequest:
-    with _mapped_errors(task, rules):
+    try:
         request = task.parse(fields, rules.limits)
         return _ReadRequest(request, task.decode(request, rules.limits), options)
+    except (ValidationError, InvalidInput) as error:
+        raise _map_error(error, task, rules) or error from None
 
 
-@contextmanager
-def _mapped_errors(task: Task, rules: PreparationRules) -> Iterator[None]:
-    """Raise ServiceError in place of what a task raises for a request that it cannot read."""
-    try:
-        yield
-    except ValidationError as error:
-        raise map_validation_error(error, task.request_type, rules.option_fields) from None
-    except InvalidInput as error:
-        raise map_input_error(error) from None
+def _map_error(error: Exception, task: Task, rules: PreparationRules) -> ServiceError | None:
+    """Return the error for the client; None if it is none that a task raises for a request that it cannot read."""
+    if isinstance(error, ValidationError):
+        return map_validation_error(error, task.request_type, rules.option_fields)
+    return map_input_error(error) if isinstance(error, InvalidInput) else None
 
 
 def _without_upload(task: Task, request: Request) -> Request:
