@@ -127,7 +127,7 @@ class Pipeline:
             context.hop_s,
             batch_limit=lambda: 0 if self.has_batch_delay else self.batch_limit,
             run=self._run_in_turn,
-            prepare_cost=self._preparer.cost_of,
+            prepare_cost=self.preparation_cost,
             postprocess_cost=self.postprocess_cost,
             on_dropped=on_dropped,
         )
@@ -584,6 +584,10 @@ class Pipeline:
         return postprocess(self.task, outputs, samples, request, PredictRequest.render)
 
     # Measured costs
+
+    def preparation_cost(self, request: PredictRequest) -> StepCost:
+        """Return the cost of preparing requests like this one."""
+        return self._preparer.cost_of(request)
 
     def postprocess_cost(self, request: Request, *, is_isolated: bool = False) -> StepCost:
         """Return the cost of post-processing, here or in a worker process, for the switches of the request."""
