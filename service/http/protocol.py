@@ -151,7 +151,8 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._overhead_bytes += len(data)
         super().data_received(data)
-        if self._overhead_bytes > _MAX_HEAD_BYTES and self._refusal is None:
+        is_too_large = self._overhead_bytes > _MAX_HEAD_BYTES or len(self.headers or ()) > _MAX_HEADERS
+        if is_too_large and self._refusal is None:
             self._refusal = _head_too_large()
             self.send_400_response("")
 
@@ -179,14 +180,10 @@ class HttpProtocol(HttpToolsProtocol):
         self._overhead_bytes = 0
         self._expect_head()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Add a header."""
-        super().on_header(name, value)
-        if len(self.headers) > _MAX_HEADERS:
-            self._refuse(_head_too_large())
-
     def on_headers_complete(self) -> None:
         """Start the request, unless the parser is about to stop for an upgrade: its head is then parsed again."""
+        if len(self.headers) > _MAX_HEADERS:
+            self._refuse(_head_too_large())
         if self.parser.get_method() == b"CONNECT":
             self._refuse(MethodNotAllowed("CONNECT is not allowed: this server is no proxy.", allow=("GET", "POST")))
         if self.parser.should_upgrade():
