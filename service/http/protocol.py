@@ -192,6 +192,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._request_arrival = Arrival(self._arrival.earliest, self._arrival.read_at)
         put_arrival(self.scope, self._request_arrival)
         super().on_headers_complete()
+        self.cycle.transport = _JoiningTransport(self.transport, self.loop)  # type: ignore[assignment]
         while self._unanswered and self._unanswered[0].response_complete:
             self._unanswered.popleft()
         self._unanswered.append(self.cycle)
@@ -332,6 +333,45 @@ class _Parser(httptools.HttpRequestParser):
             if name not in _UPGRADE_HEADERS:
                 lines.append(name + b": " + value)
         return b"\r\n".join([*lines, b"", b""])
+
+
+class _JoiningTransport:
+    """A transport that sends the head of a response together with what follows in the same turn of the event loop.
+
+    uvicorn writes them one after the other, and each write is a call of the operating system.
+    """
+
+    __slots__ = ("_head", "_is_first_write", "_loop", "_transport")
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._head = b""
+        self._is_first_write = True
+
+    def write(self, data: bytes) -> None:
+        """Write data; the first is kept until the second is written, or until the end of this turn."""
+        if self._is_first_write:
+            self._is_first_write = False
+            self._head = data
+            self._loop.call_soon(self._flush)
+        elif self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Close the connection once everything is written."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class _PrefixedTransport:
