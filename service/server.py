@@ -17,7 +17,7 @@ from starlette.types import ASGIApp
 
 from service.backends.base import Backend, OpenBackend
 from service.backends.cores import available_cores
-from service.backends.memory import HostMemory, keep_heap_small
+from service.backends.memory import HostMemory, keep_heap_small, return_large_blocks
 from service.backends.onnx import OnnxRuntime, onnxruntime_version
 from service.decoding.fork_server import ForkServer
 from service.decoding.pool import Budget, DecoderPool
@@ -122,6 +122,7 @@ class Service:
         self._decoder_pool = self._make_decoder_pool(processes + slow + workers, processes)
         self._plan_memory()
         is_small = self.memory.plan.is_small
+        return_large_blocks()
         if is_small:
             keep_heap_small()
         self._plan_memory(fraction=_LOADING_FRACTION)

@@ -23,14 +23,26 @@ _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 _MMAP_THRESHOLD = 4 * 1024 * 1024
 
 
+def return_large_blocks() -> None:
+    """Make glibc return large blocks when they are freed.
+
+    Otherwise the first one that is freed raises the size from which blocks are mapped on their own, up to 32 MB. What
+    is smaller than that then comes from the heap, which cannot shrink below its last block in use: the arena of ONNX
+    Runtime grows by such blocks, and they would stay when it has shrunk.
+    """
+    _mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
+
+
 def keep_heap_small() -> None:
-    """Make glibc return large blocks when they are freed, and use one heap for all threads; for where memory is tight.
+    """Make glibc use one heap for all threads; for where memory is tight.
 
     It would keep up to 64 MB of freed blocks in each of eight heaps per core. To be called before threads are started.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda parameter, value: 0)
-    mallopt(_M_MMAP_THRESHOLD, _MMAP_THRESHOLD)
-    mallopt(_M_ARENA_MAX, 2)
+    _mallopt(_M_ARENA_MAX, 2)
+
+
+def _mallopt(parameter: int, value: int) -> None:
+    getattr(ctypes.CDLL(None), "mallopt", lambda parameter, value: 0)(parameter, value)
 
 
 def trim_heap() -> None:
