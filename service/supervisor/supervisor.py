@@ -40,10 +40,10 @@ _STABLE_S = 60.0
 """A process that has served for so long did not fail to start."""
 _MAX_FAILURES = 5
 """Processes that end in a row without having served before the supervisor gives up, if no other one serves."""
-_FIRST_DELAY_S, _MAX_DELAY_S = 0.5, 30.0
+FIRST_DELAY_S, _MAX_DELAY_S = 1.0, 30.0
 _CHANGE_S = 840.0
 _MAX_DECISIONS = 1_000
-_KILL_MARGIN_S = 12.0
+KILL_MARGIN_S = 12.0
 """How long processes may take for their exit beyond draining and grace before they are killed."""
 
 RunProcess = Callable[[Seat], int]
@@ -69,6 +69,12 @@ class _Process:
     @property
     def index(self) -> int:
         return self.seat.index
+
+    @property
+    def exposed(self) -> Families:
+        """The metrics; of a replacement that does not accept connections yet, those that concern the past."""
+        is_waiting = self.seat.is_replacement and self.serving_since is None
+        return cumulative(self.metrics) if is_waiting else self.metrics
 
 
 @dataclass(eq=False)
@@ -108,14 +114,26 @@ class Supervisor:
         processes: how many.
         run: what each process runs.
         stop_s: how long draining and grace may take together after a signal to stop, in seconds.
+        kill_margin_s: how long their exit may take beyond that before they are killed.
+        first_delay_s: how long to wait before a process is started again that has failed to start twice; each further
+            time it is twice as long, up to half a minute.
         clock: the time in seconds; only differences matter.
     """
 
     def __init__(
-        self, processes: int, run: RunProcess, *, stop_s: float, clock: Callable[[], float] = time.monotonic
+        self,
+        processes: int,
+        run: RunProcess,
+        *,
+        stop_s: float,
+        kill_margin_s: float = KILL_MARGIN_S,
+        first_delay_s: float = FIRST_DELAY_S,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run_process = run
         self._stop_s = stop_s
+        self._kill_margin_s = kill_margin_s
+        self._first_delay_s = first_delay_s
         self._clock = clock
         self._places = [_Place(index) for index in range(processes)]
         self._selector = selectors.DefaultSelector()
@@ -259,7 +277,7 @@ class Supervisor:
 
     def _start_later(self, place: _Place) -> float:
         """Start a process in this place after a delay, which is returned, in seconds."""
-        delay_s = 0.0 if place.failures <= 1 else min(_MAX_DELAY_S, _FIRST_DELAY_S * 2 ** (place.failures - 1))
+        delay_s = 0.0 if place.failures <= 1 else min(_MAX_DELAY_S, self._first_delay_s * 2 ** (place.failures - 2))
         place.start_at = self._clock() + delay_s
         return delay_s
 
@@ -272,7 +290,7 @@ class Supervisor:
     def _stop(self, number: int) -> None:
         """Tell all processes to stop, and start no others. The second time, they do not wait for their requests."""
         self._is_stopping = True
-        self._kill_at = self._kill_at or self._clock() + self._stop_s + _KILL_MARGIN_S
+        self._kill_at = self._kill_at or self._clock() + self._stop_s + self._kill_margin_s
         for place in self._places:
             place.start_at = None
             if place.process is not None:
@@ -304,7 +322,7 @@ class Supervisor:
                 del self._gatherings[number]
                 gathering.on_done(gathering.values)
         if self._kill_at is not None and now >= self._kill_at:
-            self._kill_at = now + _KILL_MARGIN_S
+            self._kill_at = now + self._kill_margin_s
             for process in self._processes:
                 self._kill(process, "it did not stop in time")
         if now >= self._next_tick:
@@ -441,7 +459,7 @@ class Supervisor:
 
         def merge_all(_: dict[int, Any]) -> None:
             # A process that did not answer in time still counts, with what it has said before.
-            families = [process.metrics for process in self._processes if process.metrics]
+            families = [process.exposed for process in self._processes if process.metrics]
             on_done(_with_restarts(merge(families, self._ended_metrics), self._restarts))
 
         self._gather(asked, {"what": "tick"}, merge_all)
