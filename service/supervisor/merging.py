@@ -124,7 +124,7 @@ def _timestamp(exemplar: Sequence[Any]) -> float:
 def _without_removed(families: Families, processes: Sequence[Families]) -> Families:
     """Leave out the series of versions that no process knows."""
     known = {
-        (labels["model"], labels["version"])
+        (labels.get("model", ""), labels.get("version", NO_MODEL))
         for process in processes
         for family in process
         if family["name"] == _READY
