@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 import httpx
@@ -72,10 +73,12 @@ def status_on(connection: socket.socket) -> int | None:
     """Send a request on a connection; return the status of the answer, or None if the connection is lost."""
     try:
         connection.sendall(request_bytes())
-        answer = connection.recv(65_536)
-    except OSError:
+        response = HTTPResponse(connection)
+        response.begin()
+        response.read()
+    except (OSError, HTTPException):
         return None
-    return int(answer.split()[1]) if answer else None
+    return response.status
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +206,8 @@ def test_a_port_in_use_is_one_error_even_if_the_other_server_would_share_it(tiny
         ended = run_to_its_end("--models", str(tiny_models), "--port", port, *TWO)
 
     assert ended.returncode == 2
-    assert ended.stderr == f"error: Cannot listen on 127.0.0.1:{port}: Address already in use.\n"
+    assert ended.stderr.startswith(f"error: Cannot listen on 127.0.0.1:{port}: Address already in use")
+    assert ended.stderr.count("\n") == 1
 
 
 def test_an_invalid_setting_is_told_once(tiny_models: Path, tmp_path: Path) -> None:
