@@ -9,6 +9,7 @@ import shutil
 import statistics
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -20,6 +21,8 @@ from loadtests.server import start_server
 
 CONNECTIONS = (1, 8, 32, 128)
 MODELS = ("adult", "clothing")
+_SETTLE_S = 5.0
+"""After which a server has given back what the load has left in memory."""
 _SCRIPT = """
 wrk.method = "POST"
 wrk.headers["Content-Type"] = "{content_type}"
@@ -44,6 +47,8 @@ class Load:
     per_second: float
     p50_ms: float
     p99_ms: float
+    cpu_ms: float
+    """Processor time of the server for each request, which other programs of the machine hardly change."""
 
 
 @dataclass(frozen=True)
@@ -85,9 +90,11 @@ def measure_processes(
             for connections in CONNECTIONS:
                 turns: dict[int, list[Load]] = {count: [] for count in servers}
                 for _ in range(repeats):
-                    for count, (_, port) in servers.items():
-                        turns[count].append(_run_wrk(script, port, predict_path(name), connections, seconds))
+                    for count, (process, port) in servers.items():
+                        url = f"http://127.0.0.1:{port}{predict_path(name)}"
+                        turns[count].append(_run_wrk(script, url, connections, seconds, process.pid))
                 rows.append(_row(name, connections, turns[1], turns[processes]))
+        time.sleep(_SETTLE_S)
         memory["after"] = {count: _pss_bytes(process.pid) for count, (process, _) in servers.items()}
     return {"processes": processes, "memory_bytes": memory, "rows": [asdict(row) for row in rows]}
 
@@ -96,20 +103,22 @@ def processes_table(results: dict[str, Any]) -> str:
     """Return the table of the results."""
     count, memory = results["processes"], results["memory_bytes"]
     lines = [
-        f"| model | connections | 1 process: req/s, p99 | {count} processes: req/s, p99 | ratio (smallest–largest) |",
+        "Each: requests per second, 99th percentile, processor time of the server per request.\n",
+        f"| model | connections | 1 process | {count} processes | ratio (smallest–largest) |",
         "|---|---|---|---|---|",
     ]
     for row in results["rows"]:
-        one, several = row["one"], row["several"]
-        lines.append(
-            f"| {row['model']} | {row['connections']} | {one['per_second']:,.0f}, {one['p99_ms']:.1f} ms "
-            f"| {several['per_second']:,.0f}, {several['p99_ms']:.1f} ms "
-            f"| {row['ratio']:.2f} ({row['smallest']:.2f}–{row['largest']:.2f}) |"
-        )
+        ratio = f"{row['ratio']:.2f} ({row['smallest']:.2f}–{row['largest']:.2f})"
+        cells = [row["model"], row["connections"], _describe(row["one"]), _describe(row["several"]), ratio]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     for when, sizes in memory.items():
         texts = [f"{number} process(es) {size / 1e6:.0f} MB" for number, size in sizes.items()]
         lines.append(f"\nProportional set size, {when}: {', '.join(texts)}")
     return "\n".join(lines)
+
+
+def _describe(load: dict[str, float]) -> str:
+    return f"{load['per_second']:,.0f}, {load['p99_ms']:.1f} ms, {load['cpu_ms']:.2f} ms"
 
 
 def _row(name: str, connections: int, one: list[Load], several: list[Load]) -> Row:
@@ -119,7 +128,10 @@ def _row(name: str, connections: int, one: list[Load], several: list[Load]) -> R
 
 def _median(loads: list[Load]) -> Load:
     return Load(
-        *(statistics.median(getattr(load, name) for load in loads) for name in ("per_second", "p50_ms", "p99_ms"))
+        *(
+            statistics.median(getattr(load, name) for load in loads)
+            for name in ("per_second", "p50_ms", "p99_ms", "cpu_ms")
+        )
     )
 
 
@@ -130,17 +142,24 @@ def _write_script(folder: Path, name: str, content_type: str, body: bytes) -> Pa
     return script
 
 
-def _run_wrk(script: Path, port: int, path: str, connections: int, seconds: float) -> Load:
+def _run_wrk(script: Path, url: str, connections: int, seconds: float, pid: int) -> Load:
     cores = sorted(os.sched_getaffinity(0))
     pinned = ["taskset", "-c", str(cores[-1])] if len(cores) > 1 and shutil.which("taskset") else []
     command = [*pinned, "wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "30s", "-s", str(script)]
-    output = subprocess.run(
-        [*command, f"http://127.0.0.1:{port}{path}"], check=True, capture_output=True, text=True
-    ).stdout
+    cpu_before_s = _cpu_seconds(pid)
+    output = subprocess.run([*command, url], check=True, capture_output=True, text=True).stdout
+    cpu_s = _cpu_seconds(pid) - cpu_before_s
     result = json.loads(output[output.rindex("{") :])
     if result["errors"] or not result["requests"]:
         raise RuntimeError(f"{result['errors']} of {result['requests']} requests failed.")
-    return Load(result["requests"] / result["seconds"], result["p50_ms"], result["p99_ms"])
+    cpu_ms = 1000 * cpu_s / result["requests"]
+    return Load(result["requests"] / result["seconds"], result["p50_ms"], result["p99_ms"], cpu_ms)
+
+
+def _cpu_seconds(pid: int) -> float:
+    """Return the processor time of a process and all that it has started (proc(5): utime and stime of stat)."""
+    fields = [Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split() for each in _process_tree(pid)]
+    return sum(int(each[11]) + int(each[12]) for each in fields) / os.sysconf("SC_CLK_TCK")
 
 
 def _pss_bytes(pid: int) -> int:

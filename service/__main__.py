@@ -32,6 +32,7 @@ from starlette.types import ASGIApp
 from service.app import create_admin_app, create_app
 from service.backends.base import BackendError, OpenBackend
 from service.backends.cores import available_cores
+from service.decoding.fork_server import ForkServer
 from service.http.api_keys import new_key_command
 from service.http.listening import HttpServer, SecondServer
 from service.http.middleware import CloseConnectionMiddleware
@@ -256,11 +257,14 @@ def serve_settings(settings: Settings, open_backend: OpenBackend | None = None) 
         if settings.admin_port:
             ports.enter_context(reserve_port(settings.host, settings.admin_port))
         own = settings_for_one(replace(settings, port=port.number), chosen.count, available_cores())
-        lock = make_log_lock()
+        lock, fork_server, decoder_control = make_log_lock(), ForkServer(), None
+        with suppress(OSError):  # Each process starts one of its own, then, or says why it cannot.
+            decoder_control = fork_server.open()
 
         def run_process(seat: Seat) -> int:
             try:
-                return serve(own, open_backend, seat=seat, log_lock=lock)
+                shared = ForkServer(shared=decoder_control)
+                return serve(own, open_backend, seat=seat, log_lock=lock, fork_server=shared)
             except _START_ERRORS as error:
                 print_text(sys.stderr, f"error: {error}")
                 return 2
@@ -268,7 +272,10 @@ def serve_settings(settings: Settings, open_backend: OpenBackend | None = None) 
         gc.collect()
         gc.freeze()  # A collection would write to objects that all processes share, and each would get a copy of them.
         supervisor = Supervisor(chosen.count, run_process, stop_s=settings.drain_seconds + settings.grace_seconds)
-        return supervisor.run()
+        try:
+            return supervisor.run()
+        finally:
+            fork_server.close()
 
 
 def serve(
@@ -278,6 +285,7 @@ def serve(
     *,
     seat: Seat | None = None,
     log_lock: LogLock | None = None,
+    fork_server: ForkServer | None = None,
 ) -> int:
     """Serve in this process until told to stop, and return the exit status.
 
@@ -289,6 +297,7 @@ def serve(
         wrap: adds middleware around the application.
         seat: if this is one of several processes, which one; the settings are its part then (`settings_for_one`).
         log_lock: held while log lines are written, if other processes write to the same place.
+        fork_server: starts the processes that decode; by default one of its own.
 
     Returns:
         0 after a clean stop, 1 if the server could not start, 70 after a fatal failure.
@@ -310,7 +319,7 @@ def serve(
     listener = _listen(settings.host, settings.port, is_shared=seat is not None)
     admin_listener = _listen_for_admin(settings, is_shared=seat is not None)
     count = 1 if seat is None else seat.processes
-    service = Service(settings, open_backend, tracer, SharedHostMemory(processes=count), count)
+    service = Service(settings, open_backend, tracer, SharedHostMemory(processes=count), count, fork_server)
     processes = None if seat is None else OneOfSeveral(service, seat)
     service.metrics.count(
         "sevenfold_dropped_log_lines", "Log lines that could not be written, or not soon enough.", lambda: log.dropped

@@ -85,6 +85,7 @@ class Service:
         tracer: records requests and batches; by default nothing does.
         host: the memory of the machine.
         processes: how many processes the server has, each with a service of its own.
+        fork_server: starts the processes that decode; by default one of its own.
 
     Raises BackendError if that device is unavailable, BrokenModel if the model folder does not exist, and
     InvalidSetting if a file of the settings cannot be used.
@@ -97,6 +98,7 @@ class Service:
         tracer: Tracer | None = None,
         host: HostMemory | None = None,
         processes: int = 1,
+        fork_server: ForkServer | None = None,
     ) -> None:
         self.settings = settings
         self._processes = processes
@@ -119,7 +121,7 @@ class Service:
         self.loaded = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._memory_reading: Future[dict[str, tuple[int | None, int | None]]] | None = None
-        self._fork_server = ForkServer()
+        self._fork_server = fork_server or ForkServer()
         processes, slow, workers = settings.worker_counts(available_cores())
         self.memory = MemoryBudget(decoders=processes, on_shortage=self._release_for_others)
         self._decoder_pool = self._make_decoder_pool(processes + slow + workers, processes)
