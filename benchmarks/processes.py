@@ -145,7 +145,17 @@ def _write_script(folder: Path, name: str, content_type: str, body: bytes) -> Pa
 def _run_wrk(script: Path, url: str, connections: int, seconds: float, pid: int) -> Load:
     cores = sorted(os.sched_getaffinity(0))
     pinned = ["taskset", "-c", str(cores[-1])] if len(cores) > 1 and shutil.which("taskset") else []
-    command = [*pinned, "wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "30s", "-s", str(script)]
+    command = [
+        *pinned,
+        "wrk",
+        "-t1",
+        f"-c{connections}",
+        f"-d{max(1, round(seconds))}s",
+        "--timeout",
+        "30s",
+        "-s",
+        str(script),
+    ]
     cpu_before_s = _cpu_seconds(pid)
     output = subprocess.run([*command, url], check=True, capture_output=True, text=True).stdout
     cpu_s = _cpu_seconds(pid) - cpu_before_s
