@@ -27,6 +27,7 @@ from service.models.discovery import FoundVersion, ModelFolder
 from service.process.health_check import check, local_address
 from service.process.watched_files import UnusableFile, read_small_file
 from service.settings import PREFIX, InvalidSetting, Settings, find_service_links, read_settings
+from service.supervisor.division import REQUEST_BYTES, process_bytes, process_count, settings_for_one
 from service.tracing.start import TracingUnavailable, check_environment, is_requested
 from tasks.manifest import MODEL, BrokenModel, read_manifest, verify_files
 
@@ -105,6 +106,7 @@ def run_checks(
     yield from _check_device(settings, root)
     yield from _check_models(settings, load=load)
     yield from _check_cores(root)
+    yield _check_processes(settings, root)
     yield from _check_memory(settings, root, is_running=is_running)
     yield from _check_files(root)
     if is_running:
@@ -284,6 +286,34 @@ def _check_cores(root: Path) -> Iterator[Check]:
         yield Check("limits", "ok", f"A quota of {quota:g} cores: {cores} threads compute at a time.")
 
 
+def _check_processes(settings: Settings, root: Path) -> Check:
+    try:
+        chosen = process_count(settings, root)
+    except InvalidSetting as error:
+        return Check("limits", "problem", str(error))
+    if chosen.problem is not None:
+        return Check("limits", "warning", f"Processes: {chosen.problem}.")
+    cores = available_cores(root)
+    if chosen.count > cores:
+        text = f"{chosen.count} server processes on {cores} core(s): more processes than cores only cost memory."
+        return Check("limits", "warning", text)
+    if chosen.count == 1:
+        return Check("limits", "ok", "1 server process.")
+    own = settings_for_one(settings, chosen.count, cores)
+    return Check(
+        "limits",
+        "ok",
+        f"{chosen.count} server processes; each has {own.threads} thread(s) to compute and {own.decoders} to decode.",
+    )
+
+
+def _process_count(settings: Settings, root: Path) -> int:
+    try:
+        return process_count(settings, root).count
+    except InvalidSetting:  # It is a problem of its own.
+        return 1
+
+
 def _check_memory(settings: Settings, root: Path, *, is_running: bool) -> Iterator[Check]:
     memory = HostMemory(root)
     limit, free = memory.limit(), memory.free()
@@ -292,8 +322,12 @@ def _check_memory(settings: Settings, root: Path, *, is_running: bool) -> Iterat
         return
     # What a running server needs is no longer free.
     needed = 0 if is_running else _BASE_BYTES + sum(model_bytes(size) for size in _graph_sizes(settings))
-    processes = sum(settings.worker_counts(available_cores(root)))
-    plan = MemoryPlan.of(max(0, free - needed), processes=processes, started=processes if is_running else 0)
+    chosen = _process_count(settings, root)
+    own = settings if chosen == 1 else settings_for_one(settings, chosen, available_cores(root))
+    if not is_running and chosen > 1:
+        needed += (chosen - 1) * (process_bytes(settings) - REQUEST_BYTES)
+    processes = sum(own.worker_counts(available_cores(root)))
+    plan = MemoryPlan.of(max(0, free - needed) / chosen, processes=processes, started=processes if is_running else 0)
     has = f"a limit of {limit // 1_000_000:,} MB" if limit is not None else "no limit"
     facts = f"{has}, {free // 1_000_000:,} MB free" + (
         " beside the running server" if is_running else f"; the server and its models need about {needed // 10**6:,} MB"

@@ -58,6 +58,11 @@ def choose_exposition(accept: str) -> str:
     return OPENMETRICS if _OPENMETRICS_TYPE in types else PROMETHEUS_TEXT
 
 
+def generator_for(media_type: str) -> Callable[[Collector], bytes]:
+    """Return the function that writes metrics in the format of a media type."""
+    return generate_openmetrics if media_type == OPENMETRICS else generate_latest
+
+
 class Metrics:
     """The counters, gauges and histograms.
 
@@ -193,6 +198,12 @@ class Metrics:
             ["version", "python", "onnxruntime"],
             registry=registry,
         )
+        Gauge("sevenfold_processes", "Server processes that are running.", registry=registry).set(1)
+        Counter(
+            "sevenfold_process_restarts",
+            "Server processes that have ended and were replaced; the server itself went on.",
+            registry=registry,
+        )
         self.stray_errors = Counter(
             "sevenfold_stray_errors", "Unhandled errors in the event loop that belong to no request.", registry=registry
         )
@@ -297,9 +308,17 @@ class Metrics:
 
         It takes some 10 ms, and may be called in any thread.
         """
+        prepare, generate = self._prepare_snapshot(), generator_for(media_type)
+        return lambda: generate(prepare())
+
+    def prepare_families(self) -> Callable[[], list[Metric]]:
+        """Read the live gauges, and return a function that returns all metrics; it may be called in any thread."""
+        prepare = self._prepare_snapshot()
+        return lambda: list(prepare().collect())
+
+    def _prepare_snapshot(self) -> "Callable[[], _Snapshot]":
         gauges = [gauge for read in self._live_gauges for gauge in read()]
-        generate = generate_openmetrics if media_type == OPENMETRICS else generate_latest
-        return lambda: generate(_Snapshot(self.registry, [*gauges, *self._read_slow_gauges()]))
+        return lambda: _Snapshot(self.registry, [*gauges, *self._read_slow_gauges()])
 
     def _read_slow_gauges(self) -> Iterable[LiveGauge]:
         for read in self._slow_gauges:

@@ -84,6 +84,8 @@ class Service:
         open_backend: the runtime; by default ONNX Runtime on the device of the settings.
         tracer: records requests and batches; by default nothing does.
         host: the memory of the machine.
+        processes: how many processes the server has, each with a service of its own.
+        fork_server: starts the processes that decode; by default one of its own.
 
     Raises BackendError if that device is unavailable, BrokenModel if the model folder does not exist, and
     InvalidSetting if a file of the settings cannot be used.
@@ -95,8 +97,11 @@ class Service:
         open_backend: OpenBackend | None = None,
         tracer: Tracer | None = None,
         host: HostMemory | None = None,
+        processes: int = 1,
+        fork_server: ForkServer | None = None,
     ) -> None:
         self.settings = settings
+        self._processes = processes
         self.tracer = tracer
         self.metrics = Metrics(settings.objective_ms / 1000)
         self.draining = False
@@ -116,7 +121,7 @@ class Service:
         self.loaded = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._memory_reading: Future[dict[str, tuple[int | None, int | None]]] | None = None
-        self._fork_server = ForkServer()
+        self._fork_server = fork_server or ForkServer()
         processes, slow, workers = settings.worker_counts(available_cores())
         self.memory = MemoryBudget(decoders=processes, on_shortage=self._release_for_others)
         self._decoder_pool = self._make_decoder_pool(processes + slow + workers, processes)
@@ -168,7 +173,7 @@ class Service:
             open_backend,
             self._make_pipeline,
             # What a model needs while it is verified and measured is a multiple of what it needs later.
-            concurrency=1 if is_small else min(available_cores(), _MAX_PARALLEL_LOADS),
+            concurrency=1 if is_small else min(max(1, available_cores() // self._processes), _MAX_PARALLEL_LOADS),
             pins={name: str(version) for name, version in self.settings.pin.items()},
             only=frozenset(self.settings.only),
             submit_to=self._submit_to,
@@ -485,7 +490,7 @@ class Service:
             except Exception:  # Whatever the error, the next rescan tries again.
                 _LOG.exception("rescanning the model folder failed")
 
-    def _replan_memory(self) -> None:
+    def replan_memory(self) -> None:
         """Divide the memory anew, which versions that were loaded or retired have changed, while nothing is in use."""
         if self.memory.plan.is_tight and not self.memory.reserved:
             self._plan_memory()
@@ -541,7 +546,7 @@ class Service:
 
     def _release_when_idle(self) -> None:
         self._release_backends()
-        self._call_on_loop(self._replan_memory)
+        self._call_on_loop(self.replan_memory)
 
     def _release_for_others(self) -> None:
         """Give back what earlier runs have left in memory, because decoders or encoders wait for it."""
@@ -629,7 +634,7 @@ class Service:
             scheduler = self._device_pools[model.pipeline.device].scheduler
             free_bytes = model.pipeline.backend.memory_free()
             if math.isinf(scheduler.memory_bytes):
-                default = math.inf if free_bytes is None else _FREE_MEMORY_FRACTION * free_bytes
+                default = math.inf if free_bytes is None else _FREE_MEMORY_FRACTION * free_bytes / self._processes
                 scheduler.memory_bytes = self.settings.memory_mb * 1e6 or default
                 if scheduler.shared_memory is not None:
                     scheduler.memory_bytes = min(scheduler.memory_bytes, self.memory.plan.work)

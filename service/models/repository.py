@@ -448,6 +448,31 @@ class Repository:
         self._choose(entry, Choice.UNLOADED)
         return self._settled(name, version)
 
+    def choices(self) -> dict[str, dict[str, str]]:
+        """Return what operators have chosen, by model and version; nothing for those that the settings decide."""
+        chosen = [entry for entry in self.entries() if entry.choice is not Choice.AUTOMATIC]
+        return {
+            name: {entry.version: entry.choice.value for entry in chosen if entry.name == name}
+            for name in {entry.name for entry in chosen}
+        }
+
+    def restore_choices(self, choices: Mapping[str, Mapping[str, str]]) -> None:
+        """Make the choices of operators those that `choices` returned, here earlier or in another process.
+
+        What cannot be loaded is logged and listed with the reason, as at start.
+        """
+        for name in list(self._entries):
+            wanted = choices.get(name, {})
+            with self._lock:
+                entries = self._entries.get(name, ())
+                restored = [replace(e, choice=Choice(wanted.get(e.version, Choice.AUTOMATIC))) for e in entries]
+                if [entry.choice for entry in restored] == [entry.choice for entry in entries]:
+                    continue
+                self._set_entries(name, restored)
+            self._replace_unneeded(name)
+            self._settle(name)
+        self._graph_locks.clear()
+
     def _find_choosable(self, name: str, version: str) -> Entry:
         self.versions_of(name)
         entry, pinned = self._entry(name, version), self._rule(name).pinned
