@@ -151,7 +151,7 @@ class _Quantizer:
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            extra_options={"MatMulConstBOnly": True, "CalibMaxIntermediateOutputs": 4},
+            extra_options={"MatMulConstBOnly": True},
         )
         strip_machine_details(path)
         error = output_error(self._task.outputs[0], self._expected, _run(path, self._task, self._selection))

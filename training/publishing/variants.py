@@ -36,7 +36,7 @@ from training.core.sentences import count_of, signed
 from training.engine.learner import Learner
 from training.evaluation.comparison import compare_means
 from training.publishing.export import ExportedNetwork, measure_batch_invariance, onnx_runner
-from training.publishing.latency import compare_latency
+from training.publishing.latency import BUDGET_S, compare_latency
 from training.publishing.publish import replay
 from training.publishing.quantization import convert_to_fp16, quantize
 from training.publishing.republish import update_card
@@ -110,6 +110,7 @@ class VariantMaker:
         learner: the learner with the data that it was trained and validated on.
         folder: where the graphs are written.
         max_loss: largest loss, in points, of a variant that is published.
+        latency_budget_s: how long runs are timed, for each variant and batch size.
     """
 
     version: Path
@@ -117,6 +118,7 @@ class VariantMaker:
     learner: Learner
     folder: Path
     max_loss: float = MAX_LOSS
+    latency_budget_s: float = BUDGET_S
 
     def make(self, precisions: Sequence[Precision]) -> list[MeasuredVariant]:
         """Return a variant of each precision. Raises CannotTrain if the data is not comparable, or a graph not made."""
@@ -136,7 +138,8 @@ class VariantMaker:
         graph = self.folder / f"model.{precision}.onnx"
         method = self._convert(precision, graph, samples)
         loss = precision_loss(compare_means(self._scores(graph), "the graph in 32 bits", fp32.values), fp32)
-        latency = tuple(compare_latency(self.version / MODEL, graph, _first(samples, _LATENCY_SAMPLES)))
+        timed = _first(samples, _LATENCY_SAMPLES)
+        latency = tuple(compare_latency(self.version / MODEL, graph, timed, budget_s=self.latency_budget_s))
         requests = [golden.request for golden in read_goldens(self.version)]
         goldens, tolerance = _record_goldens(graph, self.task, requests)
         run = onnx_runner(graph, self.task)
@@ -207,7 +210,7 @@ def precision_loss(comparison: Comparison, scores: SampleScores) -> PrecisionLos
         metric=comparison.metric,
         value=comparison.value,
         fp32_value=comparison.other_value,
-        points=-comparison.gain / unit,
+        points=-comparison.gain / unit + 0.0,  # Not -0.
         interval=(-high / unit, -low / unit) if np.isfinite(low + high) else None,
         samples=comparison.counted,
     )
