@@ -23,13 +23,15 @@ from training.publishing.export import onnx_runner, strip_machine_details
 from training.publishing.fp16 import STORED_SUFFIX
 
 MAX_ERROR = 0.1
-"""Largest error of a quantised graph's main output (`output_error`): a signal-to-noise ratio of 20 dB."""
+"""Largest error of a quantised graph's outputs (`output_error`): a signal-to-noise ratio of 20 dB."""
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators with weights: almost all of the arithmetic."""
 _BETWEEN = ("Add", "Clip", "Relu", "Concat", "Resize", "DepthToSpace", "MaxPool", "GlobalAveragePool")
 """Operators between them, which keep the activations in 8 bits."""
 _IN_FLOAT32 = ("LayerNormalization", "Softmax", "LogSoftmax", "Exp", "Pow", "Softplus", "ReduceSum", "ReduceMean")
 """Operators whose results would overflow, or lose most of their digits, in 16 bits."""
+_RANKING_SAMPLES = 32
+"""Samples by which layers are ranked, one by one."""
 _RUN = 16
 """Samples in a run on calibration samples."""
 
@@ -40,7 +42,7 @@ class QuantizedGraph:
 
     Attributes:
         path: its file.
-        error: that of its main output on samples that were not used to calibrate it; see `output_error`.
+        error: the largest of its outputs' on samples that were not used to calibrate it; see `output_error`.
         float_layers: names of the layers that stay in floating point, the most sensitive first.
         layers: number of all layers with weights.
     """
@@ -83,9 +85,10 @@ def unpack_weights(model: onnx.ModelProto) -> None:
 def quantize(graph: Path, task: Task, calibration: Arrays, selection: Arrays, target: Path) -> QuantizedGraph:
     """Quantise the graph to 8 bits and write it to `target`.
 
-    If the error of the main output on the samples `selection` exceeds MAX_ERROR, the layers are ranked by the error
-    that each causes alone, and more and more of the worst stay in floating point: none, 1, 2, 4, … until the error is
-    small enough, or half of them do. The graph with the smallest error is kept then.
+    If the error of an output on the samples `selection` exceeds MAX_ERROR, the layers are ranked by the error that each
+    causes alone, and more and more of the worst stay in floating point: none, 1, 2, 4, … until the error is small
+    enough, or half of them do. The graph with the smallest error is kept then. All outputs count: probabilities alone
+    say little of training samples, of which a network is certain.
 
     Raises CannotTrain if the graph has no layers to quantise.
     """
@@ -102,6 +105,7 @@ class _Quantizer:
         self._prepared = folder / "prepared.onnx"
         self._calibration = calibration
         self._expected = _run(graph, task, selection)
+        self._ranking = {name: array[:_RANKING_SAMPLES] for name, array in selection.items()}
         _prepare(graph, self._prepared)
         model = onnx.load(self._prepared)
         constants = {tensor.name for tensor in model.graph.initializer}
@@ -132,10 +136,12 @@ class _Quantizer:
         errors = {}
         for layer in self._layers:
             others = tuple(name for name in self._layers if name != layer)
-            errors[layer] = self._quantize(others, between=False).error
+            errors[layer] = self._quantize(others, between=False, samples=self._ranking).error
         return sorted(self._layers, key=lambda name: errors[name], reverse=True)
 
-    def _quantize(self, float_layers: tuple[str, ...], *, between: bool = True) -> QuantizedGraph:
+    def _quantize(
+        self, float_layers: tuple[str, ...], *, between: bool = True, samples: Arrays | None = None
+    ) -> QuantizedGraph:
         from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
         path = self._folder / f"{len(float_layers)}-{int(between)}.onnx"
@@ -154,7 +160,11 @@ class _Quantizer:
             extra_options={"MatMulConstBOnly": True},
         )
         strip_machine_details(path)
-        error = output_error(self._task.outputs[0], self._expected, _run(path, self._task, self._selection))
+        outputs = _run(path, self._task, samples or self._selection)
+        error = max(
+            output_error(spec, self._expected[spec.name][: len(outputs[spec.name])], outputs[spec.name])
+            for spec in self._task.outputs
+        )
         return QuantizedGraph(path, error, float_layers, len(self._layers))
 
 
@@ -186,10 +196,11 @@ def _batches(arrays: Arrays) -> Iterator[dict[str, Array]]:
         yield {name: array[start : start + _RUN] for name, array in arrays.items()}
 
 
-def _run(graph: Path, task: Task, arrays: Arrays) -> Array:
-    """Return the main output of a graph for these samples."""
-    run, name = onnx_runner(graph, task), task.outputs[0].name
-    return np.concatenate([run(batch)[name] for batch in _batches(arrays)])
+def _run(graph: Path, task: Task, arrays: Arrays) -> Arrays:
+    """Return the outputs of a graph for these samples."""
+    run = onnx_runner(graph, task)
+    batches = [run(batch) for batch in _batches(arrays)]
+    return {spec.name: np.concatenate([batch[spec.name] for batch in batches]) for spec in task.outputs}
 
 
 def output_error(spec: TensorSpec, expected: Array, actual: Array) -> float:

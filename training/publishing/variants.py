@@ -172,7 +172,7 @@ class VariantMaker:
             layers += f"; in floating point, since the error is largest there: {', '.join(result.float_layers)}"
         return (
             f"Static quantisation with ranges of {count_of(half, 'training sample')}, weights per channel: {layers}. "
-            f"Error of {self.task.outputs[0].name} on other training samples: {result.error:.1%} of its spread."
+            f"Largest error of an output on other training samples: {result.error:.1%} of its spread."
         )
 
     def _objections(
