@@ -20,7 +20,7 @@ from onnx import TensorProto, numpy_helper
 from tasks.contract import Array, Arrays, Task, TensorSpec, count_samples
 from training.core.errors import CannotTrain
 from training.publishing.export import onnx_runner, strip_machine_details
-from training.publishing.fp16 import STORED_SUFFIX
+from training.publishing.fp16 import STORED_SUFFIX, store_as_fp16
 
 MAX_ERROR = 0.1
 """Largest error of a quantised graph's outputs (`output_error`): a signal-to-noise ratio of 20 dB."""
@@ -129,6 +129,7 @@ class _Quantizer:
             best = min(best, candidate, key=lambda graph: graph.error)
             count *= 2
         best.path.replace(target)
+        store_as_fp16(target)  # Of the layers that stay in floating point, and of embeddings.
         return QuantizedGraph(target, best.error, best.float_layers, len(self._layers))
 
     def _rank(self) -> list[str]:
