@@ -211,7 +211,7 @@ def precision_loss(comparison: Comparison, scores: SampleScores) -> PrecisionLos
         value=comparison.value,
         fp32_value=comparison.other_value,
         points=-comparison.gain / unit + 0.0,  # Not -0.
-        interval=(-high / unit, -low / unit) if np.isfinite(low + high) else None,
+        interval=(-high / unit + 0.0, -low / unit + 0.0) if np.isfinite(low + high) else None,
         samples=comparison.counted,
     )
 
