@@ -17,6 +17,7 @@ from starlette.types import ASGIApp
 
 from service.backends.base import Backend, OpenBackend
 from service.backends.cores import available_cores
+from service.backends.cpu_features import has_int8_dot_product
 from service.backends.memory import HostMemory, keep_heap_small, return_large_blocks
 from service.backends.onnx import OnnxRuntime, onnxruntime_version
 from service.decoding.fork_server import ForkServer
@@ -36,6 +37,7 @@ from service.http.warmup_requests import send_warmup_requests
 from service.metrics import LiveGauge, Metrics
 from service.models.device_work import DeviceWork, ScheduledWork, Submit, run_directly
 from service.models.model import Model
+from service.models.precision import PrecisionPolicy
 from service.models.promotion import PromotionPolicy
 from service.models.repository import Repository
 from service.models.shadow_traffic import ShadowTraffic
@@ -47,13 +49,13 @@ from service.process.watched_files import Contents, UnusableFile, WatchedFiles
 from service.settings import InvalidSetting, Settings
 from service.tracing.spans import Tracer
 from tasks.contract import Limits, Task
-from tasks.manifest import MODEL, UnreadableModel
+from tasks.manifest import UnreadableModel, graph_and_goldens
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 VERSION = "0.1.0"
 """The version of the program; that of pyproject.toml."""
-_INFO_LABELS = ["model", "version", "task", "device", "provider", "precision", "sha256"]
+_INFO_LABELS = ["model", "version", "task", "device", "provider", "variant", "precision", "sha256"]
 _MEMORY_TIMEOUT_S = 1.0
 """How long a scrape waits for the memory of the devices."""
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -178,6 +180,7 @@ class Service:
             only=frozenset(self.settings.only),
             submit_to=self._submit_to,
             needs_evaluation=lambda name: self.shadows.fraction_for(name) > 0,
+            precision=_precision_policy(self.settings, open_backend),
             check_memory=self._check_memory,
             on_retired=self._on_retired,
             on_removed=self._on_removed,
@@ -687,12 +690,23 @@ def _age(pipeline: Pipeline, now: float) -> float:
 def _model_info(model: Model) -> tuple[list[str], float]:
     manifest, backend = model.manifest, model.pipeline.backend
     values = [manifest.name, manifest.version, manifest.task, model.pipeline.device]
-    return [*values, backend.provider, backend.precision, manifest.files[MODEL].sha256], 1.0
+    graph = manifest.files[graph_and_goldens(model.variant)[0]]
+    return [*values, backend.provider, model.precision, backend.precision, graph.sha256], 1.0
 
 
 def _read_memory(backends: Mapping[str, Backend]) -> dict[str, tuple[int | None, int | None]]:
     """Return the bytes in use and in all, by device."""
     return {device: (backend.memory_in_use(), backend.memory_total()) for device, backend in backends.items()}
+
+
+def _precision_policy(settings: Settings, open_backend: OpenBackend) -> PrecisionPolicy:
+    is_cuda = isinstance(open_backend, OnnxRuntime) and open_backend.expected_device() == "cuda"
+    return PrecisionPolicy(
+        settings.precision,
+        settings.max_precision_loss,
+        "cuda" if is_cuda else "cpu",
+        has_int8_dot_product(),
+    )
 
 
 def _onnx_runtime(settings: Settings) -> OnnxRuntime:

@@ -89,6 +89,18 @@ class Settings:
         min=1,
         max=MAX_PROCESSES,
     )
+    precision: Literal["auto", "fp32", "fp16", "int8"] = _setting(
+        "auto",
+        "precision to compute in, where a model has a variant of it; auto = int8 on CPUs that gain from it, fp16 on "
+        "CUDA, else fp32",
+    )
+    max_precision_loss: float = _setting(
+        0.5,
+        "how much worse than fp32 a variant may be, in points of the model's main metric, measured when it was "
+        "published",
+        min=0,
+        max=100,
+    )
     threads: int = _setting(
         0, "CPU threads for an unbatched request; 0 = all cores (concurrent batches use one each)", min=0
     )

@@ -53,6 +53,7 @@ ROOMS = {
         "session",
         "update_catalog",
         "update_parameters",
+        "publish_variants",
         "train_all",
     ),
 }

@@ -32,7 +32,7 @@ class Backend(Protocol):
 
     @property
     def precision(self) -> str:
-        """The type of most of the graph's weights: 'float32' or 'float16', or 'unknown'."""
+        """The type of most of the graph's weights: 'float32', 'float16' or 'int8', or 'unknown'."""
         ...
 
     def run(self, arrays: Arrays) -> Arrays:

@@ -174,6 +174,12 @@ class OnnxRuntime:
                 "a GPU is visible but not used", extra={"fields": {"reason": f"{problem[:1].upper()}{problem[1:]}"}}
             )
 
+    def expected_device(self) -> Literal["cpu", "cuda"]:
+        """Return the device that graphs are going to run on."""
+        if self.device == "cpu" or _CUDA not in self.available_providers():
+            return "cpu"
+        return "cuda" if self.cuda_problem() is None else "cpu"
+
     def cuda_problem(self) -> str | None:
         """Return why CUDA cannot be used, as the end of a sentence and what to do; None if it can."""
         if _CUDA not in self.available_providers():

@@ -33,12 +33,23 @@ from service.models.device_work import DeviceWork, Submit, run_directly
 from service.models.discovery import FoundVersion, ModelFolder
 from service.models.leases import Leases
 from service.models.model import Choice, Entry, Fingerprint, LoadState, Model
+from service.models.precision import PrecisionPolicy
 from service.models.selection import Rule
 from service.models.verification import GoldenRun, verify
 from service.models.warmup import measure_memory, rerun_example
 from tasks.contract import Problem, Task, TensorSpec, count_samples
 from tasks.goldens import parse_goldens
-from tasks.manifest import CARD, GOLDENS, MODEL, BrokenModel, Manifest, UnreadableModel, read_files, read_manifest
+from tasks.manifest import (
+    CARD,
+    MODEL,
+    BrokenModel,
+    Manifest,
+    UnreadableModel,
+    Variant,
+    graph_and_goldens,
+    read_files,
+    read_manifest,
+)
 
 _LOG = logging.getLogger(__name__)
 _MAX_REASONS = 10
@@ -69,6 +80,7 @@ class Repository:
         on_failed: called with name and version when a version is found broken or fails to load.
         on_removed: called with name and version when a version is no longer in the folder.
         needs_evaluation: whether new versions of the named model are evaluated on shadow traffic before they serve.
+        precision: which graph of a version to run.
         check_memory: called with the size of a graph before it is opened; raises BrokenModel if it does not fit.
         on_retired: called with the pipeline of a version that is no longer served when its last lease has ended, in any
             thread.
@@ -87,6 +99,7 @@ class Repository:
     on_failed: Callable[[str, str], None] = lambda name, version: None
     on_removed: Callable[[str, str], None] = lambda name, version: None
     needs_evaluation: Callable[[str], bool] = lambda name: False
+    precision: PrecisionPolicy = PrecisionPolicy()
     check_memory: Callable[[int], None] = lambda graph_bytes: None
     on_retired: Callable[[Pipeline], None] = Pipeline.close
     loaded: bool = field(default=False, init=False)
@@ -364,7 +377,7 @@ class Repository:
             return replace(entry, state=LoadState.FAILED, explanation=reason, fingerprint=fingerprint)
         seconds = time.perf_counter() - started
         self.on_loaded(entry.name, entry.version, seconds)
-        fields |= {"seconds": round(seconds, 3), "device": model.pipeline.device}
+        fields |= {"seconds": round(seconds, 3), "device": model.pipeline.device, "precision": model.precision}
         _LOG.info("model ready", extra={"fields": fields | {"batch_limit": model.pipeline.batch_limit}})
         return replace(entry, state=LoadState.SERVED, loaded=model, explanation=None, fingerprint=fingerprint)
 
@@ -377,20 +390,34 @@ class Repository:
                 f"The manifest belongs to {manifest.name}/{manifest.version}: "
                 f"its 'name' and 'version' must be {entry.name} and {entry.version}."
             )
-        contents = read_files(folder, manifest)
+        for variant in self.precision.variants_of(manifest):
+            contents = read_files(folder, manifest, variant)
+            try:
+                return self._load_graph(entry, manifest, variant, contents)
+            except (BrokenModel, BackendError) as error:
+                # It was made for another processor or runtime, perhaps; the version itself may well work here.
+                fields = {"model": entry.name, "version": entry.version, "precision": variant.precision}
+                _LOG.warning("variant unusable; fp32 serves instead", extra={"fields": fields | {"reason": str(error)}})
+        return self._load_graph(entry, manifest, None, read_files(folder, manifest))
+
+    def _load_graph(
+        self, entry: Entry, manifest: Manifest, variant: Variant | None, contents: dict[str, bytes]
+    ) -> Model:
+        """Load one of a version's graphs from the contents of its files, which are emptied to save memory."""
+        graph_file, goldens_file = graph_and_goldens(variant)
         task = manifest.build_task(contents)
-        goldens = parse_goldens(contents[GOLDENS])
+        goldens = parse_goldens(contents[goldens_file], goldens_file)
         if not goldens:
             raise BrokenModel("There are no golden requests, so the model cannot be verified.")
-        self.check_memory(len(contents[MODEL]))
+        self.check_memory(len(contents[graph_file]))
         card = contents.get(CARD, b"").decode("utf-8", "replace")
-        backend = self._open_shared_backend(contents.pop(MODEL), manifest, task)
-        del contents  # Large, and no longer needed.
+        backend = self._open_shared_backend(contents.pop(graph_file), manifest.files[graph_file].sha256, task)
+        contents.clear()  # Large, and no longer needed.
         work = self._device_work(entry.name, backend)
-        verification = verify(manifest, task, backend, goldens, work)
+        verification = verify(manifest.of_variant(variant), task, backend, goldens, work)
         pipeline = self.make_pipeline(entry.name, entry.version, task, backend, verification.golden_runs, work)
         leases = Leases(partial(self.on_retired, pipeline))
-        return Model(manifest, task, pipeline, goldens, card, verification.deviation, leases)
+        return Model(manifest, task, pipeline, goldens, card, verification.deviation, leases, variant)
 
     def _device_work(self, name: str, backend: Backend) -> DeviceWork:
         """Return how work is run for a new version; until it is measured, it counts as large as the one that serves."""
@@ -400,12 +427,12 @@ class Repository:
         profile = served.pipeline.latency_profile
         return DeviceWork(submit, lambda arrays: profile.memory_bytes(shape_of(arrays), count_samples(arrays)))
 
-    def _open_shared_backend(self, graph: bytes, manifest: Manifest, task: Task) -> Backend:
+    def _open_shared_backend(self, graph: bytes, sha256: str, task: Task) -> Backend:
         """Open the graph, or return the one in memory if another version, of any model, has the same file.
 
         Such versions differ in their task only: for example in the table of items for the same network.
         """
-        key = (manifest.files[MODEL].sha256, task.inputs, task.outputs)
+        key = (sha256, task.inputs, task.outputs)
         with self._graph_locks.setdefault(key, Lock()):
             backend = self._backends.get(key)
             if backend is None:
