@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.against import compare_checkouts, comparison_table
+from benchmarks.large_images import large_images_table, measure_large_images
 from benchmarks.machine import describe_machine
 from benchmarks.serving import measure_serving, serving_table
 from benchmarks.stages import measure_stages, stages_table
@@ -32,6 +33,10 @@ def main() -> int:
         results = measure_serving(options.models, names, seconds=options.seconds, repeats=options.repeats)
         _write(options.results / "serving.json", results)
         print(serving_table(results))
+    if options.benchmark in ("all", "large-images"):
+        results = measure_large_images(options.models, seconds=options.seconds, repeats=options.repeats)
+        _write(options.results / "large_images.json", results)
+        print(large_images_table(results))
     if options.benchmark in ("all", "stages"):
         results = measure_stages(options.models)
         _write(options.results / "stages.json", results)
@@ -49,7 +54,10 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "benchmark", nargs="?", choices=("all", "startup", "serving", "stages", "training"), default="all"
+        "benchmark",
+        nargs="?",
+        choices=("all", "startup", "serving", "large-images", "stages", "training"),
+        default="all",
     )
     parser.add_argument("--seconds", type=float, default=5.0, help="duration of each load; default: 5")
     parser.add_argument("--repeats", type=int, default=3, help="repetitions, of which the median counts; default: 3")

@@ -15,10 +15,11 @@ from typing import TypeVar
 
 from starlette.types import ASGIApp
 
-from service.backends.base import Backend, OpenBackend
+from service.backends.base import Backend, OpenBackend, Runtime
 from service.backends.cores import available_cores
 from service.backends.memory import HostMemory, keep_heap_small
-from service.backends.onnx import OnnxRuntime, onnxruntime_version
+from service.backends.onnx import onnxruntime_version
+from service.backends.runtimes import GRAPH_FILES, make_runtime
 from service.decoding.fork_server import ForkServer
 from service.decoding.pool import Budget, DecoderPool
 from service.engine.admission import ModelLimits
@@ -47,7 +48,7 @@ from service.process.watched_files import Contents, UnusableFile, WatchedFiles
 from service.settings import InvalidSetting, Settings
 from service.tracing.spans import Tracer
 from tasks.contract import Limits, Task
-from tasks.manifest import MODEL, UnreadableModel
+from tasks.manifest import UnreadableModel
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -81,7 +82,7 @@ class Service:
 
     Args:
         settings: the settings.
-        open_backend: the runtime; by default ONNX Runtime on the device of the settings.
+        open_backend: the runtime; by default the one of the settings, on their device.
         tracer: records requests and batches; by default nothing does.
         host: the memory of the machine.
 
@@ -126,7 +127,7 @@ class Service:
             keep_heap_small()
         self._plan_memory(fraction=_LOADING_FRACTION)
         self._add_threads(processes, slow, workers)
-        self.repository = self._make_repository(open_backend or _onnx_runtime(settings), is_small=is_small)
+        self.repository = self._make_repository(open_backend or _checked_runtime(settings), is_small=is_small)
         self.shadows = self._make_shadows()
         self.repository.scan()
         self._add_gauges()
@@ -177,6 +178,7 @@ class Service:
             on_removed=self._on_removed,
             on_loaded=self._on_loaded,
             on_failed=lambda name, _: self.metrics.load_failures.labels(name).inc(),
+            graph_file=GRAPH_FILES[self.settings.backend],
         )
 
     def _make_shadows(self) -> ShadowTraffic:
@@ -406,7 +408,7 @@ class Service:
             "sevenfold_model_info",
             "Served versions and what computes them.",
             _INFO_LABELS,
-            [_model_info(m) for m in served],
+            [_model_info(m, self.repository.graph_file) for m in served],
         )
         yield from self._access_gauges()
 
@@ -677,10 +679,10 @@ def _age(pipeline: Pipeline, now: float) -> float:
     return max(0.0, now - pipeline.oldest_queued_at)
 
 
-def _model_info(model: Model) -> tuple[list[str], float]:
+def _model_info(model: Model, graph_file: str) -> tuple[list[str], float]:
     manifest, backend = model.manifest, model.pipeline.backend
     values = [manifest.name, manifest.version, manifest.task, model.pipeline.device]
-    return [*values, backend.provider, backend.precision, manifest.files[MODEL].sha256], 1.0
+    return [*values, backend.provider, backend.precision, manifest.files[graph_file].sha256], 1.0
 
 
 def _read_memory(backends: Mapping[str, Backend]) -> dict[str, tuple[int | None, int | None]]:
@@ -688,7 +690,7 @@ def _read_memory(backends: Mapping[str, Backend]) -> dict[str, tuple[int | None,
     return {device: (backend.memory_in_use(), backend.memory_total()) for device, backend in backends.items()}
 
 
-def _onnx_runtime(settings: Settings) -> OnnxRuntime:
-    runtime = OnnxRuntime(settings.device, settings.threads)
+def _checked_runtime(settings: Settings) -> Runtime:
+    runtime = make_runtime(settings.backend, settings.device, settings.threads)
     runtime.check()
     return runtime

@@ -80,6 +80,11 @@ class Settings:
     device: Literal["auto", "cpu", "cuda"] = _setting(
         "auto", "device to run models on; 'cuda' fails at startup if CUDA is unavailable"
     )
+    backend: Literal["onnxruntime", "torchscript"] = _setting(
+        "onnxruntime",
+        "runtime of the models; 'torchscript' needs torch, and serves the programs in model.ts instead of model.onnx: "
+        "only for models whose publisher you trust to run code",
+    )
     threads: int = _setting(
         0, "CPU threads for an unbatched request; 0 = all cores (concurrent batches use one each)", min=0
     )

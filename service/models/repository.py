@@ -72,6 +72,7 @@ class Repository:
         check_memory: called with the size of a graph before it is opened; raises BrokenModel if it does not fit.
         on_retired: called with the pipeline of a version that is no longer served when its last lease has ended, in any
             thread.
+        graph_file: the file of a version that the runtime opens.
         loaded: whether all models have been loaded or have failed; set by the caller of `load_all`.
     """
 
@@ -89,6 +90,7 @@ class Repository:
     needs_evaluation: Callable[[str], bool] = lambda name: False
     check_memory: Callable[[int], None] = lambda graph_bytes: None
     on_retired: Callable[[Pipeline], None] = Pipeline.close
+    graph_file: str = MODEL
     loaded: bool = field(default=False, init=False)
     _entries: dict[str, _Versions] = field(default_factory=dict, init=False)
     """Each tuple is replaced as a whole, so that readers see the state before or after a change."""
@@ -256,7 +258,7 @@ class Repository:
     def graph_bytes(self, entry: Entry) -> int:
         """Return the size of a version's graph; 0 if it cannot be read."""
         try:
-            return (self.root / entry.name / entry.version / MODEL).stat().st_size
+            return (self.root / entry.name / entry.version / self.graph_file).stat().st_size
         except OSError:
             return 0
 
@@ -377,14 +379,18 @@ class Repository:
                 f"The manifest belongs to {manifest.name}/{manifest.version}: "
                 f"its 'name' and 'version' must be {entry.name} and {entry.version}."
             )
+        if self.graph_file not in manifest.files:
+            raise BrokenModel(
+                f"There is no {self.graph_file}. Publish the model with it, or start the server with another --backend."
+            )
         contents = read_files(folder, manifest)
         task = manifest.build_task(contents)
         goldens = parse_goldens(contents[GOLDENS])
         if not goldens:
             raise BrokenModel("There are no golden requests, so the model cannot be verified.")
-        self.check_memory(len(contents[MODEL]))
+        self.check_memory(len(contents[self.graph_file]))
         card = contents.get(CARD, b"").decode("utf-8", "replace")
-        backend = self._open_shared_backend(contents.pop(MODEL), manifest, task)
+        backend = self._open_shared_backend(contents.pop(self.graph_file), manifest, task)
         del contents  # Large, and no longer needed.
         work = self._device_work(entry.name, backend)
         verification = verify(manifest, task, backend, goldens, work)
@@ -405,7 +411,7 @@ class Repository:
 
         Such versions differ in their task only: for example in the table of items for the same network.
         """
-        key = (manifest.files[MODEL].sha256, task.inputs, task.outputs)
+        key = (manifest.files[self.graph_file].sha256, task.inputs, task.outputs)
         with self._graph_locks.setdefault(key, Lock()):
             backend = self._backends.get(key)
             if backend is None:
