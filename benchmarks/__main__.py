@@ -38,7 +38,7 @@ def main() -> int:
         _write(options.results / "large_images.json", results)
         print(large_images_table(results))
     if options.benchmark in ("all", "stages"):
-        results = measure_stages(options.models)
+        results = measure_stages(options.models, options.only or ())
         _write(options.results / "stages.json", results)
         print(stages_table(results))
     if options.benchmark in ("all", "training"):
@@ -62,7 +62,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=5.0, help="duration of each load; default: 5")
     parser.add_argument("--repeats", type=int, default=3, help="repetitions, of which the median counts; default: 3")
     parser.add_argument("--models", type=Path, default=Path("models"), help="folder of the models; default: models")
-    parser.add_argument("--only", nargs="+", metavar="MODEL", help="models to measure with 'serving'; default: all")
+    parser.add_argument(
+        "--only", nargs="+", metavar="MODEL", help="models to measure with 'serving' or 'stages'; default: all"
+    )
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results"), help="folder for the JSON files")
     parser.add_argument(
         "--against",
