@@ -34,7 +34,7 @@ def plain_app(folder: Path, *, full_size: bool = False) -> FastAPI:
     """
     task = read_manifest(folder).load_task(folder)
     backend = OnnxRuntime(device="cpu")((folder / MODEL).read_bytes(), task.inputs, task.outputs)
-    height, width = task.inputs[0].shape[:2] if full_size else (0, 0)
+    height, width = map(int, task.inputs[0].shape[:2]) if full_size else (0, 0)
     app = FastAPI()
 
     def answer(request: Any) -> Any:
