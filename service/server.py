@@ -15,11 +15,12 @@ from typing import TypeVar
 
 from starlette.types import ASGIApp
 
-from service.backends.base import Backend, OpenBackend
+from service.backends.base import Backend, OpenBackend, Runtime
 from service.backends.cores import available_cores
 from service.backends.cpu_features import has_int8_dot_product
 from service.backends.memory import HostMemory, keep_heap_small, return_large_blocks
 from service.backends.onnx import OnnxRuntime, onnxruntime_version
+from service.backends.runtimes import GRAPH_FILES, make_runtime
 from service.decoding.fork_server import ForkServer
 from service.decoding.pool import Budget, DecoderPool
 from service.engine.admission import ModelLimits
@@ -83,7 +84,7 @@ class Service:
 
     Args:
         settings: the settings.
-        open_backend: the runtime; by default ONNX Runtime on the device of the settings.
+        open_backend: the runtime; by default the one of the settings, on their device.
         tracer: records requests and batches; by default nothing does.
         host: the memory of the machine.
         processes: how many processes the server has, each with a service of its own.
@@ -134,7 +135,7 @@ class Service:
             keep_heap_small()
         self._plan_memory(fraction=_LOADING_FRACTION)
         self._add_threads(processes, slow, workers)
-        self.repository = self._make_repository(open_backend or _onnx_runtime(settings), is_small=is_small)
+        self.repository = self._make_repository(open_backend or _checked_runtime(settings), is_small=is_small)
         self.shadows = self._make_shadows()
         self.repository.scan()
         self._add_gauges()
@@ -186,6 +187,7 @@ class Service:
             on_removed=self._on_removed,
             on_loaded=self._on_loaded,
             on_failed=lambda name, _: self.metrics.load_failures.labels(name).inc(),
+            graph_file=GRAPH_FILES[self.settings.backend],
         )
 
     def _make_shadows(self) -> ShadowTraffic:
@@ -415,7 +417,7 @@ class Service:
             "sevenfold_model_info",
             "Served versions and what computes them.",
             _INFO_LABELS,
-            [_model_info(m) for m in served],
+            [_model_info(m, self.repository.graph_file) for m in served],
         )
         yield from self._access_gauges()
 
@@ -687,11 +689,11 @@ def _age(pipeline: Pipeline, now: float) -> float:
     return max(0.0, now - pipeline.oldest_queued_at)
 
 
-def _model_info(model: Model) -> tuple[list[str], float]:
+def _model_info(model: Model, graph_file: str) -> tuple[list[str], float]:
     manifest, backend = model.manifest, model.pipeline.backend
     values = [manifest.name, manifest.version, manifest.task, model.pipeline.device]
-    graph = manifest.files[graph_and_goldens(model.variant)[0]]
-    return [*values, backend.provider, model.precision, backend.precision, graph.sha256], 1.0
+    graph = graph_file if model.variant is None else graph_and_goldens(model.variant)[0]
+    return [*values, backend.provider, model.precision, backend.precision, manifest.files[graph].sha256], 1.0
 
 
 def _read_memory(backends: Mapping[str, Backend]) -> dict[str, tuple[int | None, int | None]]:
@@ -700,6 +702,8 @@ def _read_memory(backends: Mapping[str, Backend]) -> dict[str, tuple[int | None,
 
 
 def _precision_policy(settings: Settings, open_backend: OpenBackend) -> PrecisionPolicy:
+    if settings.backend != "onnxruntime":  # Variants are ONNX files.
+        return PrecisionPolicy("fp32")
     is_cuda = isinstance(open_backend, OnnxRuntime) and open_backend.expected_device() == "cuda"
     return PrecisionPolicy(
         settings.precision,
@@ -709,7 +713,7 @@ def _precision_policy(settings: Settings, open_backend: OpenBackend) -> Precisio
     )
 
 
-def _onnx_runtime(settings: Settings) -> OnnxRuntime:
-    runtime = OnnxRuntime(settings.device, settings.threads)
+def _checked_runtime(settings: Settings) -> Runtime:
+    runtime = make_runtime(settings.backend, settings.device, settings.threads)
     runtime.check()
     return runtime

@@ -101,6 +101,11 @@ class Settings:
         min=0,
         max=100,
     )
+    backend: Literal["onnxruntime", "torchscript"] = _setting(
+        "onnxruntime",
+        "runtime of the models; 'torchscript' needs torch, and serves the programs in model.ts instead of model.onnx: "
+        "only for models whose publisher you trust to run code",
+    )
     threads: int = _setting(
         0, "CPU threads for an unbatched request; 0 = all cores (concurrent batches use one each)", min=0
     )

@@ -15,6 +15,8 @@ FORBIDDEN = {
     "service": ("training", "torch", "sklearn"),
 }
 """Modules that no file of a package may import."""
+EXCEPTIONS = {"service.backends.torchscript imports torch"}
+"""A file that is imported only where a setting asks for it."""
 
 ROOMS = {
     "service": (
@@ -131,7 +133,7 @@ def test_package_imports_no_forbidden_module(package: str) -> None:
         if any(is_in(module, forbidden) for forbidden in FORBIDDEN[package])
     }
 
-    assert violations == set()
+    assert violations - EXCEPTIONS == set()
 
 
 @pytest.mark.parametrize("package", ROOMS)

@@ -66,3 +66,20 @@ class OpenBackend(Protocol):
     def __call__(self, graph: bytes, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Backend:
         """Load a graph. Raises BackendError if it cannot be read or has other inputs or outputs than the task."""
         ...
+
+
+class Runtime(OpenBackend, Protocol):
+    """A runtime for one device, which may not be available."""
+
+    @property
+    def description(self) -> str:
+        """Name and version of the runtime."""
+        ...
+
+    def check(self) -> None:
+        """Raise BackendError if the requested device is not available. To be called before models are loaded."""
+        ...
+
+    def cuda_problem(self) -> str | None:
+        """Return why CUDA cannot be used, as the end of a sentence and what to do; None if it can."""
+        ...

@@ -160,6 +160,11 @@ class OnnxRuntime:
     def __post_init__(self) -> None:
         _shared_arena()  # It must be registered before the first session, by one thread.
 
+    @property
+    def description(self) -> str:
+        """Name and version of the runtime."""
+        return f"ONNX Runtime {onnxruntime_version()}"
+
     def check(self) -> None:
         """Raise BackendError if the requested device is not available. To be called before models are loaded.
 

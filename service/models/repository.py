@@ -84,6 +84,7 @@ class Repository:
         check_memory: called with the size of a graph before it is opened; raises BrokenModel if it does not fit.
         on_retired: called with the pipeline of a version that is no longer served when its last lease has ended, in any
             thread.
+        graph_file: the file of a version that the runtime opens.
         loaded: whether all models have been loaded or have failed; set by the caller of `load_all`.
     """
 
@@ -102,6 +103,7 @@ class Repository:
     precision: PrecisionPolicy = PrecisionPolicy()
     check_memory: Callable[[int], None] = lambda graph_bytes: None
     on_retired: Callable[[Pipeline], None] = Pipeline.close
+    graph_file: str = MODEL
     loaded: bool = field(default=False, init=False)
     _entries: dict[str, _Versions] = field(default_factory=dict, init=False)
     """Each tuple is replaced as a whole, so that readers see the state before or after a change."""
@@ -269,7 +271,7 @@ class Repository:
     def graph_bytes(self, entry: Entry) -> int:
         """Return the size of a version's graph; 0 if it cannot be read."""
         try:
-            return (self.root / entry.name / entry.version / MODEL).stat().st_size
+            return (self.root / entry.name / entry.version / self.graph_file).stat().st_size
         except OSError:
             return 0
 
@@ -390,6 +392,10 @@ class Repository:
                 f"The manifest belongs to {manifest.name}/{manifest.version}: "
                 f"its 'name' and 'version' must be {entry.name} and {entry.version}."
             )
+        if self.graph_file not in manifest.files:
+            raise BrokenModel(
+                f"There is no {self.graph_file}. Publish the model with it, or start the server with another --backend."
+            )
         for variant in self.precision.variants_of(manifest):
             contents = read_files(folder, manifest, variant)
             try:
@@ -405,6 +411,8 @@ class Repository:
     ) -> Model:
         """Load one of a version's graphs from the contents of its files, which are emptied to save memory."""
         graph_file, goldens_file = graph_and_goldens(variant)
+        if variant is None:
+            graph_file = self.graph_file
         task = manifest.build_task(contents)
         goldens = parse_goldens(contents[goldens_file], goldens_file)
         if not goldens:
