@@ -67,23 +67,24 @@ def find_python(peer: Peer) -> Path:
     """Return an interpreter for the peer: this one, or one of the version that it needs. Raises Unavailable."""
     if peer.python is None:
         return Path(sys.executable).resolve()
-    for command in ([_uv(), "python", "find", "--no-python-downloads", peer.python], [f"python{peer.python}"]):
-        found = _first_python(command)
-        if found and (not peer.needs_libpython or _has_libpython(found)):
+    for candidate in _candidates(peer.python):
+        if (found := _resolve(candidate)) and (not peer.needs_libpython or _has_libpython(found)):
             return found
     shared = " with a shared libpython" if peer.needs_libpython else ""
     raise Unavailable(f"It needs Python {peer.python}{shared}, which was not found.")
 
 
-def _first_python(command: list[str | None]) -> Path | None:
-    """Return the interpreter that the command is, or that it prints."""
-    if command[0] is None:
-        return None
-    words = [word for word in command if word]
-    if len(words) == 1:
-        words += ["-c", "import sys; print(sys.executable)"]
+def _candidates(version: str) -> list[list[str]]:
+    """Return commands that are, or print the path of, a Python of this version: on the path, of pyenv, or of uv."""
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    builds = [f"python{version}", *map(str, sorted(pyenv.glob(f"{version}.*/bin/python"), reverse=True))]
+    found = [[build, "-c", "import sys; print(sys.executable)"] for build in builds]
+    return [*found, *([[uv, "python", "find", "--no-python-downloads", version]] if (uv := _uv()) else [])]
+
+
+def _resolve(command: list[str]) -> Path | None:
     try:
-        ended = subprocess.run(words, capture_output=True, text=True, check=False, timeout=_QUERY_S)
+        ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_QUERY_S)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return Path(ended.stdout.strip()).resolve() if ended.returncode == 0 and ended.stdout.strip() else None

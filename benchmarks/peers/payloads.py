@@ -31,8 +31,12 @@ def encode_payload(protocol: Protocol, content_type: str, content: bytes) -> Pay
         return _v2_binary(content)
     if protocol == "v2-json":
         return _v2_json(content_type, content)
-    if protocol == "multipart" and content_type != "application/json":
-        return _multipart(content_type, content)
+    if content_type != "application/json":
+        if protocol == "multipart":
+            return _multipart(content_type, content)
+        if protocol == "v1":
+            instance = {"b64": base64.b64encode(content).decode()}
+            return Payload({"Content-Type": "application/json"}, json.dumps({"instances": [instance]}).encode())
     return Payload({"Content-Type": content_type}, content)
 
 
@@ -46,7 +50,7 @@ def decode_answer(protocol: Protocol, headers: dict[str, str], body: bytes) -> A
             length = int(headers[_HEADER_LENGTH.lower()])
             return json.loads(body[length + 4 :])  # Four bytes state the length of the only element.
         answer = json.loads(body)
-        return json.loads(answer["outputs"][0]["data"][0]) if protocol.startswith("v2") else answer
+        return json.loads(answer["outputs"][0]["data"][0]) if protocol in ("v2-binary", "v2-json") else answer
     except (ValueError, KeyError, IndexError, TypeError):
         raise ValueError(f"It answers {body[:200]!r}.") from None
 

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Protocol = Literal["raw", "multipart", "v2-binary", "v2-json"]
-"""How a payload travels: as the body itself; as the file of a form; or as a BYTES tensor of the Open Inference
-Protocol, with its binary extension or in JSON (base64 if it is no text). See `payloads.py`."""
+Protocol = Literal["raw", "multipart", "v1", "v2-binary", "v2-json"]
+"""How a payload travels: as the body itself; as the file of a form; as base64 in the JSON of KServe's V1
+protocol; or as a BYTES tensor of the Open Inference Protocol, with its binary extension or in JSON (base64 if it is no
+text). See `payloads.py`."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Peer:
         package: the distribution whose version the results state.
         folder: its folder in `servers/`, with `server.py` and `requirements.txt`.
         processes: processes that run the graph; 0 for one per core.
-        protocol: how it takes a picture or a text. Rows are JSON, which `raw` servers and forms take as it is.
+        protocol: how it takes a picture or a text. All but the V2 protocols take rows as the JSON that
+            they are.
         path: the URL path of its predictions.
         settings: what was chosen for it, for the reader of the results.
         python: the version of Python that it needs, if it is not the one that runs the benchmark.
@@ -38,16 +40,25 @@ class Peer:
 
 
 PEERS = (
-    Peer("litserve", "LitServe", "litserve", "litserve", "a worker per core, batches of up to 32", protocol="multipart"),
-    Peer("bentoml", "BentoML", "bentoml", "bentoml", "a worker per core, adaptive batching of up to 32"),
+    Peer(
+        "litserve", "LitServe", "litserve", "litserve", "a worker per core, batches of up to 32", protocol="multipart"
+    ),
+    Peer(
+        "bentoml",
+        "BentoML",
+        "bentoml",
+        "bentoml",
+        "a worker per core, no batching (it is for clients that send lists)",
+        protocol="multipart",
+    ),
     Peer(
         "kserve",
         "KServe (Python)",
         "kserve",
         "kserve",
         "a process per core, no batching (KServe has it only in a Go sidecar)",
-        protocol="v2-binary",
-        path="/v2/models/model/infer",
+        protocol="v1",
+        path="/v1/models/model:predict",
     ),
     Peer(
         "mlserver",

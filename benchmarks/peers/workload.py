@@ -22,6 +22,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from PIL import Image
 
+Body = bytes | bytearray | dict[str, Any]
+"""A request: what came over HTTP, or its JSON if the server has parsed it already."""
+
 MAX_BATCH = 32
 """The largest batch of every peer that batches."""
 MAX_DELAY_S = 0.002
@@ -55,18 +58,18 @@ class Workload(ABC):
         self.session = ort.InferenceSession(folder / "model.onnx", options, providers=providers)
 
     @abstractmethod
-    def decode(self, body: bytes | dict[str, Any]) -> Any:
-        """Return a sample from a request's body, or from its JSON if the server has parsed it already."""
+    def decode(self, body: Body) -> Any:
+        """Return a sample from a request."""
 
     @abstractmethod
     def predict(self, samples: Sequence[Any]) -> list[bytes]:
         """Run the graph once for all samples of one shape; return the JSON of each answer."""
 
-    def answer(self, body: bytes | dict[str, Any]) -> bytes:
+    def answer(self, body: Body) -> bytes:
         """Answer one request by itself."""
         return self.predict([self.decode(body)])[0]
 
-    def answer_batch(self, bodies: Sequence[bytes | dict[str, Any]]) -> list[bytes]:
+    def answer_batch(self, bodies: Sequence[Body]) -> list[bytes]:
         """Decode and answer several requests."""
         return self.predict([self.decode(body) for body in bodies])
 
@@ -77,11 +80,10 @@ class Workload(ABC):
 class Pictures(Workload):
     """Labels of a picture. A sample is its pixels, uint8 (size, size, 3)."""
 
-    def decode(self, body: bytes | dict[str, Any]) -> NDArray[np.uint8]:
+    def decode(self, body: Body) -> NDArray[np.uint8]:
         """Decode with Pillow, at a reduced scale if the file is much larger, and resize."""
-        assert isinstance(body, bytes)  # noqa: S101
         size = self.parameters["size"]
-        image = Image.open(io.BytesIO(body))
+        image: Image.Image = Image.open(io.BytesIO(body))  # type: ignore[arg-type]
         if min(image.size) >= 2 * size:
             image.draft("RGB", (size, size))
         image = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
@@ -114,9 +116,9 @@ class Rows(Workload):
             if column["kind"] == "category"
         ]
 
-    def decode(self, body: bytes | dict[str, Any]) -> tuple[list[int], list[float]]:
+    def decode(self, body: Body) -> tuple[list[int], list[float]]:
         """Look up the categories of the one row; 0 is missing, 1 unknown."""
-        (row,) = (json.loads(body) if isinstance(body, bytes) else body)["rows"]
+        (row,) = (body if isinstance(body, dict) else json.loads(body))["rows"]
         categories = [index.get(row.get(name), 1) for name, index in self.categories]
         return categories, [math.nan if row[name] is None else row[name] for name in self.numbers]
 
@@ -148,11 +150,11 @@ class Texts(Workload):
         self.task = read_manifest(folder).load_task(folder)
         self.names = [spec.name for spec in self.task.outputs]
 
-    def decode(self, body: bytes | dict[str, Any]) -> Any:
+    def decode(self, body: Body) -> Any:
         """Tokenize the text."""
         from tasks.contract import Limits
 
-        request = self.task.parse(body if isinstance(body, dict) else {"text": body}, Limits())
+        request = self.task.parse(body if isinstance(body, dict) else {"text": bytes(body)}, Limits())
         return request, self.task.preprocess(self.task.decode(request, Limits()))
 
     def predict(self, samples: Sequence[Any]) -> list[bytes]:

@@ -1,42 +1,46 @@
-"""KServe's Python server: a process per core, and the Open Inference Protocol with binary tensors.
+"""KServe's Python server: a process per core, and its V1 protocol.
 
-KServe batches only in a sidecar of its own, for its V1 protocol.
+Its V2 protocol turns binary tensors into lists of Python, and refuses bytes that are no text. KServe batches only in a
+sidecar of its own.
 """
 
 import asyncio
+import base64
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
-from kserve import InferOutput, InferRequest, InferResponse, Model, ModelServer
+from kserve import Model, ModelServer
 
-from benchmarks.peers.workload import read_assignment
+from benchmarks.peers.workload import Workload, read_assignment
 
 
-class Sevenfold(Model):
+class Answers(Model):
     """Answers one request at a time, in a thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, workload: Workload | None) -> None:
         super().__init__("model")
-        self.workload = None
-
-    def load(self) -> bool:
-        """Load the model."""
-        self.workload = read_assignment().load()
+        self.workload = workload
         self.ready = True
-        return True
 
-    async def predict(self, payload: InferRequest, headers: dict[str, str] | None = None) -> InferResponse:
-        """Return the JSON as a BYTES tensor."""
-        (body,) = payload.inputs[0].as_numpy().flatten()
-        answer = await asyncio.to_thread(self.workload.answer, body)
-        output = InferOutput("answer", [1, 1], "BYTES")
-        output.set_data_from_numpy(np.array([[answer]], object), binary_data=True)
-        return InferResponse(payload.id, "model", [output])
+    def __reduce__(self) -> tuple[Callable[[], "Answers"], tuple[()]]:
+        """Load the model in each process that KServe starts: a session cannot be sent to one."""
+        return load, ()
+
+    async def predict(self, payload: dict[str, Any], headers: dict[str, str] | None = None) -> bytes:
+        """Return the JSON."""
+        body = base64.b64decode(payload["instances"][0]["b64"]) if "instances" in payload else payload
+        return await asyncio.to_thread(self.workload.answer, body)
+
+
+def load() -> Answers:
+    """Load the model."""
+    return Answers(read_assignment().load())
 
 
 if __name__ == "__main__":
     assignment = read_assignment()
-    model = Sevenfold()
-    model.load()
-    ModelServer(
+    model = load() if assignment.processes == 1 else Answers(None)
+    server = ModelServer(
         http_port=assignment.port, workers=assignment.processes, enable_grpc=False, access_log_format=None
-    ).start([model])
+    )
+    server.start([model])

@@ -54,4 +54,5 @@ if __name__ == "__main__":
     (folder / "settings.json").write_text(json.dumps(settings))
     (folder / "model-settings.json").write_text(json.dumps(model))
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    os.execv(sys.executable, [sys.executable, "-m", "mlserver", "start", str(folder)])  # noqa: S606
+    program = Path(sys.executable).with_name("mlserver")
+    os.execv(program, [str(program), "start", str(folder)])  # noqa: S606
