@@ -19,13 +19,14 @@ from benchmarks.peers.environments import Unavailable
 from benchmarks.peers.machine_load import MachineLoad
 from benchmarks.peers.processes import ServerProcess
 from benchmarks.peers.questions import Question
-from benchmarks.peers.wrk import NoWrk, run_wrk
+from benchmarks.peers.wrk import Load, NoWrk, run_wrk
 
 MAX_SPREAD = 0.10
 """A sample that differs from the median of its cell by more is noisy."""
 MAX_OTHERS = 0.15
 """A sample during which other programs used more cores than this is noisy."""
 _WARM_UP_S = 2.0
+"""Load before each sample that is not counted; no longer than the sample."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,7 @@ class Measurement:
         models: the folder of the models.
         plan: what is measured.
         log: where it is kept.
+        send_load: loads a port with a request; `run_wrk`, or a fake.
         tell: prints progress.
     """
 
@@ -192,6 +194,7 @@ class Measurement:
     models: Path
     plan: Plan
     log: Log
+    send_load: Callable[..., Load] = run_wrk
     tell: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
 
     def run(self) -> list[Visit]:
@@ -238,9 +241,9 @@ class Measurement:
 
     def _sample(self, server: ServerProcess, question: Question, connections: int) -> Sample:
         send = (server.port, question.path, question.payload)
-        run_wrk(*send, connections=connections, seconds=_WARM_UP_S)
+        self.send_load(*send, connections=connections, seconds=min(_WARM_UP_S, self.plan.seconds))
         with MachineLoad(server) as machine:
-            load = run_wrk(*send, connections=connections, seconds=self.plan.seconds)
+            load = self.send_load(*send, connections=connections, seconds=self.plan.seconds)
         return Sample(connections, load.per_second, load.p50_ms, load.p99_ms, load.errors, machine.others)
 
 

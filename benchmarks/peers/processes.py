@@ -16,11 +16,12 @@ from typing import IO
 from benchmarks.peers.environments import Unavailable
 from tests.faults.process_tree import process_tree, tree_cpu_s, tree_usage
 
-_START_S = 120.0
+_START_S = 180.0
 _STOP_S = 10.0
+_KILL_S = 10.0
 _REQUEST_S = 30.0
 _POLL_S = 0.02
-_MARK = "SEVENFOLD_BENCHMARK"
+_MARK = "BENCHMARK_SERVER_ID"
 _MAX_REASON = 400
 """Characters of a server's log that go into the results."""
 
@@ -107,11 +108,19 @@ def _end(process: subprocess.Popen[bytes], mark: str) -> None:
         process.send_signal(signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             process.wait(_STOP_S)
-    for pid, started in processes | _identified(mark):
-        if _start_time(pid) == started:  # Else the id belongs to another process by now.
+    until = time.monotonic() + _KILL_S
+    while (left := _running(processes | _identified(mark))) and time.monotonic() < until:
+        for pid in left:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        process.poll()
+        time.sleep(_POLL_S)
     process.wait()
+
+
+def _running(processes: set[tuple[int, str | None]]) -> list[int]:
+    """Return the ids that still belong to the same process."""
+    return [pid for pid, started in processes if started is not None and _start_time(pid) == started]
 
 
 def _identified(mark: str) -> set[tuple[int, str | None]]:

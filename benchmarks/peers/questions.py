@@ -81,8 +81,9 @@ class ReadinessCheck:
             if self.expected is not None:
                 check_answer(self.expected, answer)
             return True
-        self._refused_since = self._refused_since or self.clock()
-        if self.clock() - self._refused_since > self.patience_s:
+        now = self.clock()
+        self._refused_since = now if self._refused_since is None else self._refused_since
+        if now - self._refused_since > self.patience_s:
             raise Unavailable(f"It answers with status {status}: {answer!r:.300}")
         return False
 

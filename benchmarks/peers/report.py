@@ -10,14 +10,14 @@ Record = Mapping[str, Any]
 Results = Mapping[str, Any]
 
 _TITLES = {
-    "clothing": "a picture (JPEG, {size}) → labels",
+    "clothing": "a JPEG file of {size} pixels → labels",
     "adult": "a row (JSON) → class",
     "imdb": "a text ({size}) → sentiment",
 }
 
 
 def markdown(results: Results) -> str:
-    """Return the whole report: the machine, a table for each model, what was chosen for each server, what is missing."""
+    """Return the report: the machine, a table for each model, the settings of each server, and what is missing."""
     parts = [_conditions(results), *(_model_table(results, model) for model in _models(results)), _settings(results)]
     if results["unavailable"]:
         reasons = [

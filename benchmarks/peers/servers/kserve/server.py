@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kserve import Model, ModelServer
+from kserve.protocol.rest.multiprocess.server import RESTServerProcess
 
 from benchmarks.peers.workload import Workload, read_assignment
 
@@ -38,6 +39,9 @@ def load() -> Answers:
 
 
 if __name__ == "__main__":
+    # KServe ends processes that do not answer it within 5 s, while they still import, and so never starts on a busy
+    # machine.
+    RESTServerProcess.is_alive.__defaults__ = (60.0,)
     assignment = read_assignment()
     model = load() if assignment.processes == 1 else Answers(None)
     server = ModelServer(
