@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks.machine import describe_machine
 from benchmarks.peers.contenders import OURS, Contender, PeerServer, Service, versions_of
+from benchmarks.peers.engine import measure_engine
 from benchmarks.peers.environments import Environments, Unavailable, default_cache
 from benchmarks.peers.measure import Log, Measurement, Plan, Visit, summarize
 from benchmarks.peers.peers import PEERS
@@ -77,6 +78,7 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         ],
         "records": summarize(visits, list(available), plan),
         "unavailable": unavailable + _failures(visits),
+        "engine": {model: measure_engine(options.folder, model, options.device) for model in plan.models},
     }
 
 
@@ -86,7 +88,7 @@ def _failures(visits: list[Visit]) -> list[dict[str, str]]:
 
 
 def _contenders(options: argparse.Namespace) -> dict[str, Contender]:
-    environments = Environments(options.cache)
+    environments = Environments(options.cache, device=options.device)
     flags = tuple(shlex.split(options.flags))
     contenders: list[Contender] = [Service(flags=flags, device=options.device)]
     for variant in options.variant:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from benchmarks.peers.peers import Peer
 
 SERVERS = Path(__file__).parent / "servers"
+_FOR_CUDA = Path(__file__).parents[2] / "requirements" / "serve-gpu.txt"
 _INSTALL_S = 1800.0
 _QUERY_S = 60.0
 _STAMP = "installed"
@@ -34,33 +36,55 @@ class Environments:
     Attributes:
         cache: the folder that holds one environment for each folder of `servers`.
         servers: the folder with `NAME/requirements.txt`.
+        device: `cpu`, or `cuda` to replace ONNX Runtime by the build for CUDA that the service uses.
     """
 
     cache: Path
     servers: Path = SERVERS
+    device: str = "cpu"
 
     def python(self, peer: Peer) -> Path:
         """Return the interpreter of the peer's environment, which is made if it is missing or out of date.
 
         Raises Unavailable if there is no suitable Python, or the packages cannot be installed.
         """
-        folder = self.cache / peer.folder
+        folder = self.cache / (peer.folder if self.device == "cpu" else f"{peer.folder}-{self.device}")
         python, requirements = folder / "bin" / "python", self.servers / peer.folder / "requirements.txt"
-        base = find_python(peer)
-        stamp = hashlib.sha256(requirements.read_bytes() + str(base).encode()).hexdigest()
+        base, for_cuda = find_python(peer), "" if self.device == "cpu" else cuda_requirements(_FOR_CUDA.read_text())
+        stamp = hashlib.sha256(f"{requirements.read_text()}{for_cuda}{base}".encode()).hexdigest()
         if _read(folder / _STAMP) == stamp and python.exists():
             return python
         shutil.rmtree(folder, ignore_errors=True)
         print(f"Installing {peer.title} into {folder} ...", file=sys.stderr, flush=True)
         _run([str(base), "-m", "venv", "--without-pip", str(folder)], _QUERY_S, "The environment cannot be made")
         _run([*_installer(python), "--require-hashes", "-r", str(requirements)], _INSTALL_S, "It cannot be installed")
+        if for_cuda:
+            self._install_for_cuda(folder, for_cuda)
         (folder / _STAMP).write_text(stamp, "utf-8")  # Last, so that an interrupted installation is repeated.
         return python
+
+    def _install_for_cuda(self, folder: Path, requirements: str) -> None:
+        """Replace ONNX Runtime: both builds install into the same folder."""
+        python, file = folder / "bin" / "python", folder / "cuda.txt"
+        file.write_text(requirements, "utf-8")
+        if uv := _uv():
+            remove = [uv, "pip", "uninstall", "--quiet", "--python", str(python), "onnxruntime"]
+        else:
+            remove = [sys.executable, "-m", "pip", "--python", str(python), "uninstall", "--quiet", "-y", "onnxruntime"]
+        _run(remove, _QUERY_S, "ONNX Runtime cannot be replaced")
+        install = [*_installer(python), "--no-deps", "--require-hashes", "-r", str(file)]
+        _run(install, _INSTALL_S, "ONNX Runtime for CUDA cannot be installed")
 
     def version(self, peer: Peer) -> str:
         """Return the version of the peer's package in its environment. Raises Unavailable."""
         query = f"import importlib.metadata as m; print(m.version({peer.package!r}))"
         return _run([str(self.python(peer)), "-c", query], _QUERY_S, "Its version cannot be read").strip()
+
+
+def cuda_requirements(requirements: str) -> str:
+    """Return the lines of pinned requirements that are about ONNX Runtime for CUDA and the libraries of CUDA."""
+    entries = re.split(r"^(?=[a-z0-9])", requirements, flags=re.MULTILINE)
+    return "".join(entry for entry in entries if entry.startswith(("onnxruntime-gpu", "nvidia-", "cuda-")))
 
 
 def find_python(peer: Peer) -> Path:

@@ -71,7 +71,24 @@ def _model_table(results: Results, model: str) -> str:
         cells = [_title(results, record["name"]), *rates, milliseconds(last["p50_ms"]), milliseconds(last["p99_ms"])]
         lines.append(f"| {' | '.join(cells)} | {errors} | {record['loaded_mb']:.0f} | {record['start_s']:.1f} |")
     lines += [_ratio_line(results, model)] if ratios(results, model) else []
-    return "\n".join(lines)
+    return "\n".join([*lines, *_engine_lines(results, model)])
+
+
+def _engine_lines(results: Results, model: str) -> list[str]:
+    """Say which share of the bare graph the service reaches. Rows per request and texts are one sample each."""
+    engine, records = results["engine"].get(model), _records(results, model)
+    ours = [load["per_second"] for record in records if record["name"].startswith(OURS) for load in record["loads"]]
+    if not engine or not ours:
+        return []
+    return [
+        "",
+        f"The graph alone, on {_device(results)}, reaches {rate(engine['per_second'])} samples/s in batches of "
+        f"{engine['batch']}; the service reaches {max(ours) / engine['per_second']:.2f} of it through HTTP.",
+    ]
+
+
+def _device(results: Results) -> str:
+    return "all cores" if results["device"] == "cpu" else "the GPU"
 
 
 def _ratio_line(results: Results, model: str) -> str:

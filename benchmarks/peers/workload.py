@@ -22,6 +22,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from PIL import Image
 
+Arrays = dict[str, NDArray[Any]]
 Body = bytes | bytearray | dict[str, Any]
 """A request: what came over HTTP, or its JSON if the server has parsed it already."""
 
@@ -54,7 +55,10 @@ class Workload(ABC):
         # Threads that spin while they wait would take the cores from the other workers and from HTTP.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
+        if device == "cuda":
+            ort.preload_dlls()  # The libraries of CUDA are packages, where the system's loader does not look.
         providers = ["CUDAExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
+        self.output_names = ["probabilities"]
         self.session = ort.InferenceSession(folder / "model.onnx", options, providers=providers)
 
     @abstractmethod
@@ -62,8 +66,17 @@ class Workload(ABC):
         """Return a sample from a request."""
 
     @abstractmethod
+    def stack(self, samples: Sequence[Any]) -> Arrays:
+        """Return the inputs of the graph for samples of one shape, batch axis first."""
+
+    def run(self, inputs: Arrays) -> list[NDArray[Any]]:
+        """Run the graph; return the outputs `output_names`."""
+        outputs: list[NDArray[Any]] = self.session.run(self.output_names, inputs)
+        return outputs
+
+    @abstractmethod
     def predict(self, samples: Sequence[Any]) -> list[bytes]:
-        """Run the graph once for all samples of one shape; return the JSON of each answer."""
+        """Run the graph for all samples, once for those of each shape; return the JSON of each answer."""
 
     def answer(self, body: Body) -> bytes:
         """Answer one request by itself."""
@@ -89,9 +102,13 @@ class Pictures(Workload):
         image = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
         return np.asarray(image)
 
+    def stack(self, samples: Sequence[NDArray[np.uint8]]) -> Arrays:
+        """Return the pixels, uint8 (n, size, size, 3)."""
+        return {"image": np.stack(samples)}
+
     def predict(self, samples: Sequence[NDArray[np.uint8]]) -> list[bytes]:
         """Return the five most probable labels of each picture."""
-        (probabilities,) = self.session.run(["probabilities"], {"image": np.stack(samples)})
+        (probabilities,) = self.run(self.stack(samples))
         return [self._labels(row) for row in probabilities]
 
     def _labels(self, probabilities: NDArray[np.float32]) -> bytes:
@@ -122,11 +139,14 @@ class Rows(Workload):
         categories = [index.get(row.get(name), 1) for name, index in self.categories]
         return categories, [math.nan if row[name] is None else row[name] for name in self.numbers]
 
+    def stack(self, samples: Sequence[tuple[list[int], list[float]]]) -> Arrays:
+        """Return categories, int64 (n, columns), and numbers, float32 (n, columns)."""
+        categories, numbers = zip(*samples, strict=True)
+        return {"categories": np.array(categories, np.int64), "numbers": np.array(numbers, np.float32)}
+
     def predict(self, samples: Sequence[tuple[list[int], list[float]]]) -> list[bytes]:
         """Return the class of each row, with the probabilities of all."""
-        categories, numbers = zip(*samples, strict=True)
-        inputs = {"categories": np.array(categories, np.int64), "numbers": np.array(numbers, np.float32)}
-        (probabilities,) = self.session.run(["probabilities"], inputs)
+        (probabilities,) = self.run(self.stack(samples))
         names = self.parameters["labels"]
         answers = []
         for values in probabilities.astype(float).round(6).tolist():
@@ -148,7 +168,7 @@ class Texts(Workload):
         from tasks.manifest import read_manifest  # Imported only here, so that pictures and rows do without its memory.
 
         self.task = read_manifest(folder).load_task(folder)
-        self.names = [spec.name for spec in self.task.outputs]
+        self.output_names = [spec.name for spec in self.task.outputs]
 
     def decode(self, body: Body) -> Any:
         """Tokenize the text."""
@@ -157,19 +177,22 @@ class Texts(Workload):
         request = self.task.parse(body if isinstance(body, dict) else {"text": bytes(body)}, Limits())
         return request, self.task.preprocess(self.task.decode(request, Limits()))
 
+    def stack(self, samples: Sequence[Any]) -> Arrays:
+        """Return the tokens, int64 (n, length)."""
+        return {"tokens": np.concatenate([sample.arrays["tokens"] for _, sample in samples])}
+
     def predict(self, samples: Sequence[Any]) -> list[bytes]:
         """Run the graph on all texts that were padded to the same length."""
         answers: dict[int, bytes] = {}
         shapes = {samples[i][1].arrays["tokens"].shape[1] for i in range(len(samples))}
         for length in shapes:
             chosen = [i for i, (_, sample) in enumerate(samples) if sample.arrays["tokens"].shape[1] == length]
-            tokens = np.concatenate([samples[i][1].arrays["tokens"] for i in chosen])
-            outputs = self.session.run(self.names, {"tokens": tokens})
+            outputs = self.run(self.stack([samples[i] for i in chosen]))
             start = 0
             for i in chosen:
                 request, sample = samples[i]
                 end = start + len(sample)
-                part = {name: output[start:end] for name, output in zip(self.names, outputs, strict=True)}
+                part = {name: output[start:end] for name, output in zip(self.output_names, outputs, strict=True)}
                 answers[i] = self._json(self.task.postprocess(part, sample, request).plain())
                 start = end
         return [answers[i] for i in range(len(samples))]
