@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine
-from benchmarks.peers.contenders import OURS, Contender, PeerServer, Service, versions_of
+from benchmarks.peers.contenders import OURS, Contender, PeerServer, Service, our_services, versions_of
 from benchmarks.peers.engine import measure_engine
 from benchmarks.peers.environments import Environments, Unavailable, default_cache
 from benchmarks.peers.measure import Log, Measurement, Plan, Visit, summarize
@@ -83,14 +83,15 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _failures(visits: list[Visit]) -> list[dict[str, str]]:
-    failures = {(visit.name, visit.model): visit.failure for visit in visits if visit.failure}
+    measured = {(visit.name, visit.model) for visit in visits if visit.samples}
+    failures = {(v.name, v.model): v.failure for v in visits if v.failure and (v.name, v.model) not in measured}
     return [{"name": name, "model": model, "reason": reason} for (name, model), reason in failures.items()]
 
 
 def _contenders(options: argparse.Namespace) -> dict[str, Contender]:
     environments = Environments(options.cache, device=options.device)
     flags = tuple(shlex.split(options.flags))
-    contenders: list[Contender] = [Service(flags=flags, device=options.device)]
+    contenders: list[Contender] = list(our_services(flags, options.device))
     for variant in options.variant:
         name, _, extra = variant.partition("=")
         title, words = f"**Sevenfold, {name}**", (*flags, *shlex.split(extra))

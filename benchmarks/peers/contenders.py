@@ -1,5 +1,6 @@
 """What is measured: the service of this checkout, and its peers, behind one interface."""
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -72,7 +73,7 @@ class Service:
     def version(self) -> str:
         """Return the version of this checkout. Raises Unavailable if it does not know a flag."""
         for flag in self.flags:
-            if flag.startswith("--") and flag.partition("=")[0] not in _help():
+            if flag.startswith("--") and not has_setting(flag.partition("=")[0]):
                 raise Unavailable(f"The service of this checkout has no setting {flag.partition('=')[0]}.")
         return VERSION
 
@@ -149,6 +150,23 @@ class PeerServer:
 def _help() -> str:
     ended = subprocess.run([sys.executable, "-m", "service", "--help"], capture_output=True, text=True, check=True)
     return ended.stdout
+
+
+def has_setting(flag: str) -> bool:
+    """Return whether the service of this checkout has a setting, `--processes` for example."""
+    return re.search(rf"{re.escape(flag)}\b(?!-)", _help()) is not None
+
+
+def our_services(flags: tuple[str, ...], device: str) -> list[Service]:
+    """Return the service with these flags; with one process and with one per core where their number can be set."""
+    number = "--processes"
+    if device != "cpu" or number in flags or not has_setting(number):
+        return [Service(flags=flags, device=device)]
+    several = (number, str(cores()), *flags)
+    return [
+        Service(flags=(number, "1", *flags)),
+        Service(f"{OURS}_{cores()}", f"**Sevenfold × {cores()}**", several),
+    ]
 
 
 def versions_of(contenders: Mapping[str, Contender]) -> tuple[dict[str, str], dict[str, str]]:

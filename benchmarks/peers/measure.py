@@ -25,6 +25,8 @@ MAX_SPREAD = 0.10
 """A sample that differs from the median of its cell by more is noisy."""
 MAX_OTHERS = 0.15
 """A sample during which other programs used more cores than this is noisy."""
+MAX_FAILURES = 2
+"""A server that failed so often with a model is left out of the further rounds with it."""
 _WARM_UP_S = 2.0
 """Load before each sample that is not counted; no longer than the sample."""
 
@@ -164,9 +166,9 @@ class Log:
         """Return whether this visit has been made."""
         return any((visit.model, visit.name, visit.turn) == (model, name, turn) for visit in self.visits)
 
-    def failure(self, model: str, name: str) -> str:
-        """Return why the server could not be measured with this model; empty if it could."""
-        return next((v.failure for v in self.visits if (v.model, v.name) == (model, name) and v.failure), "")
+    def failures(self, model: str, name: str) -> int:
+        """Return how often the server could not be measured with this model."""
+        return sum(bool(visit.failure) for visit in self.visits if (visit.model, visit.name) == (model, name))
 
 
 def _read_visit(line: str) -> Visit | None:
@@ -204,7 +206,8 @@ class Measurement:
             for turn in range(self.plan.rounds + self.plan.repeats):
                 for name in self._order(turn):
                     connections = self._connections(model, name, turn)
-                    if connections and not self.log.has(model, name, turn) and not self.log.failure(model, name):
+                    is_left = self.log.failures(model, name) < MAX_FAILURES and not self.log.has(model, name, turn)
+                    if connections and is_left:
                         self._visit(model, name, turn, connections, expected)
         return self.log.visits
 

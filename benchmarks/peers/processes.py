@@ -69,8 +69,9 @@ def run_server(
     Raises Unavailable if the server ends, or is not ready after `start_s` seconds, with the end of its log.
     """
     mark = uuid.uuid4().hex
-    variables = os.environ | dict(environment) | {_MARK: mark}
-    with tempfile.TemporaryFile() as log:
+    with tempfile.TemporaryFile() as log, tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        # Its own folder for temporary files, since what is killed removes none.
+        variables = os.environ | dict(environment) | {_MARK: mark, "TMPDIR": scratch}
         began = time.monotonic()
         process = subprocess.Popen(
             command, env=variables, cwd=cwd, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True

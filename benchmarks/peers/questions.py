@@ -67,7 +67,7 @@ class ReadinessCheck:
 
     question: Question
     expected: Any
-    patience_s: float = 20.0
+    patience_s: float = 60.0
     clock: Callable[[], float] = time.monotonic
     _refused_since: float | None = None
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.peers.contenders import OURS, Service, versions_of
+from benchmarks.peers.contenders import OURS, Service, has_setting, our_services, versions_of
 from benchmarks.peers.engine import measure_engine
 from benchmarks.peers.environments import Environments, Unavailable, cuda_requirements, find_python
 from benchmarks.peers.machine_load import machine_cpu_s
@@ -218,8 +218,8 @@ def test_a_peer_that_fails_is_listed_and_the_others_go_on(tmp_path: Path) -> Non
 
     visits = measurement(tmp_path, ours, broken, other).run()
 
-    assert [visit.failure for visit in visits if visit.name == "broken"] == ["It ended with code 1."]
-    assert broken.starts == 1
+    assert [visit.failure for visit in visits if visit.name == "broken"] == ["It ended with code 1."] * 2
+    assert broken.starts == 2
     for name in (OURS, "other"):
         assert {visit.turn for visit in visits if visit.name == name} >= {0, 1, 2}
     assert [record["name"] for record in summarize(visits, [OURS, "broken", "other"], PLAN)] == [OURS, "other"]
@@ -262,6 +262,14 @@ def test_a_peer_that_cannot_be_installed_has_a_reason_and_no_version() -> None:
 def test_a_setting_that_the_service_does_not_have_is_the_reason_why_a_variant_is_missing() -> None:
     with pytest.raises(Unavailable, match="has no setting --no-such-setting"):
         Service(flags=("--no-such-setting", "2")).version()
+
+
+def test_the_service_is_measured_as_it_is_without_a_setting_for_processes() -> None:
+    services = our_services(("--log-level", "warning", "--processes", "3"), "cpu")
+
+    assert [(service.name, service.flags[-1]) for service in services] == [(OURS, "3")]
+    assert has_setting("--log-level")
+    assert not has_setting("--log")
 
 
 # Servers as processes
@@ -324,7 +332,7 @@ def test_a_server_that_never_answers_is_given_up() -> None:
 
 
 def test_a_wrong_answer_is_the_end_and_an_error_only_if_it_lasts() -> None:
-    now = iter([0.0, 5.0, 30.0])
+    now = iter([0.0, 5.0, 90.0])
     wrong = ReadinessCheck(FakeQuestion([(200, {"label": "y"})]), {"label": "x"})
     loading = ReadinessCheck(FakeQuestion([(503, b"loading")]), {"label": "x"}, clock=lambda: next(now))
 
