@@ -41,7 +41,7 @@ train-all: $(VENV)/.train ## train every recipe and publish its model; can be in
 bench: $(VENV)/.dev ## compare the service and the training loop with the bare runtime
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-peers: $(VENV)/.dev ## compare the service with other servers, each in an environment of its own; needs wrk (about two hours) [ARGS="--resume"]
+peers: $(VENV)/.dev ## compare the service with other servers, which it installs; needs wrk (over an hour) [ARGS="--resume"]
 	@$(BIN)/python -m benchmarks.peers $(ARGS)
 
 faults: $(VENV)/.dev ## inject faults over HTTP and report which guarantees hold (several minutes)
