@@ -60,7 +60,14 @@ def _measure(options: argparse.Namespace) -> dict[str, Any]:
         raise Unavailable(reasons[OURS])
     plan = Plan(tuple(options.models), tuple(options.connections), options.seconds, options.rounds, options.repeats)
     machine = describe_machine()
-    head = {"commit": machine["commit"], "plan": asdict(plan), "versions": versions, "device": options.device}
+    settings = {name: contender.settings for name, contender in contenders.items()}
+    head = {
+        "commit": machine["commit"],
+        "plan": asdict(plan),
+        "versions": versions,
+        "settings": settings,
+        "device": options.device,
+    }
     path = options.cache / "run.jsonl"
     log = Log.resume(path, head) if options.resume else Log.begin(path, head)
     available = {name: contender for name, contender in contenders.items() if name in versions}
