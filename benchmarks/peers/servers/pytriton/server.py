@@ -1,5 +1,7 @@
 """pytriton: a real Triton with dynamic batching, and an instance of the model per core."""
 
+import signal
+
 import numpy as np
 from numpy.typing import NDArray
 from pytriton.decorators import batch
@@ -23,6 +25,7 @@ class Instance:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # It removes its shared memory only after SIGINT.
     assignment = read_assignment()
     config = TritonConfig(
         http_address="127.0.0.1", http_port=assignment.port, allow_grpc=False, allow_metrics=False, log_verbose=0
