@@ -83,7 +83,7 @@ def _engine_lines(results: Results, model: str) -> list[str]:
     return [
         "",
         f"The graph alone, on {_device(results)}, reaches {rate(engine['per_second'])} samples/s in batches of "
-        f"{engine['batch']}; the service reaches {max(ours) / engine['per_second']:.2f} of it through HTTP.",
+        f"{engine['batch']}; the service reaches {max(ours) / engine['per_second']:.1%} of it through HTTP.",
     ]
 
 

@@ -500,7 +500,7 @@ def test_the_table_has_a_line_for_each_server_and_what_is_missing() -> None:
     assert "| **Sevenfold** | **3,000** | 12,000 | 1.0 | 30 | 0 | 100 | 1.2 |" in report
     assert "| mosec | 300 | **16,000** |" in report
     assert "| *ours ÷ best peer* | 10.00 × | 0.75 × |" in report
-    assert "reaches 24,000 samples/s in batches of 32; the service reaches 0.50 of it" in report
+    assert "reaches 24,000 samples/s in batches of 32; the service reaches 50.0% of it" in report
     assert "- A & B: It needs Python 3.12." in report
     assert "4 of 4 samples were noisy" in report
     assert ratios(RESULTS, "adult") == [10.0, 0.75]
