@@ -185,22 +185,17 @@ class Admission:
                 elapsed_s = _LATE_FACTOR * (deadline.limit - admitted_at) if is_late else now - admitted_at
                 self._update_correction(predicted_s, elapsed_s)
 
-    @contextmanager
-    def permit_quick(self, deadline: Deadline, predicted_s: float) -> Iterator[None]:
-        """Admit a request that waits for nothing but its turn on the event loop, for the duration of the `with` block.
+    def check_quick(self, deadline: Deadline, predicted_s: float) -> None:
+        """Check that a request could be admitted now that waits for nothing but its turn on the event loop.
 
-        Its wait is short and well known, so that deciding costs less than answering. Raises Overloaded.
+        Its wait is short and well known, so that deciding costs less than answering. The caller counts it in
+        `in_flight`. Raises Overloaded.
         """
         self._check_in_flight(0.0)
         left_s = deadline.limit - asyncio.get_running_loop().time()
         if predicted_s > left_s:
             message = f"The request would take about {predicted_s * 1000:.0f} ms, {_but_remaining(left_s)} Retry later."
             raise Overloaded(message, retry_after_s=1)
-        self.in_flight += 1
-        try:
-            yield
-        finally:
-            self.in_flight -= 1
 
     def _check_in_flight(self, prepare_wait_s: float) -> None:
         """Raise Overloaded if the model has as many requests as it may have."""

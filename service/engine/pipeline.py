@@ -260,8 +260,13 @@ class Pipeline:
 
         If that is not possible after all, return the samples, with which `predict` goes on. Raises ServiceError.
         """
-        with self.admission.permit_quick(deadline, self._turns.wait_s):
+        admission = self.admission
+        admission.check_quick(deadline, self._turns.wait_s)
+        admission.in_flight += 1
+        try:
             return await self._turns.submit(predict_request, deadline.limit, state)
+        finally:
+            admission.in_flight -= 1
 
     async def predict(
         self,

@@ -185,13 +185,8 @@ class Turns:
             entry.finish(prepared)
 
     def _count_for_batch(self, shape: Shape, pairs: Sequence[tuple[_Entry, Preparation]]) -> int:
-        """Return how many of the requests share the next batch; 0 if the first is too expensive to run here.
-
-        A run that costs less than a hop to a thread for one sample costs far less for each of many.
-        """
+        """Return how many of the requests share the next batch; 0 if even the first is too expensive to run here."""
         steps, limit = self._steps, self._steps.batch_limit()
-        if not limit or not steps.profile.is_cheap(steps.hop_s, shape):
-            return 0
         sizes: list[int] = []
         total = 0
         for _, prepared in pairs:
@@ -201,9 +196,19 @@ class Turns:
                 break
             sizes.append(size)
             total += size
+        if not sizes or not self._is_cheap(shape, total):
+            return 0
         while sizes and steps.profile.predict_s(shape, sum(sizes)) > _MAX_RUN_S:
             del sizes[len(sizes) // 2 :]
         return len(sizes)
+
+    def _is_cheap(self, shape: Shape, samples: int) -> bool:
+        """Return whether a sample costs less than a hop, alone or in a batch of this size.
+
+        Under load, single samples are so rare that what was measured of them may be long out of date.
+        """
+        profile, hop_s = self._steps.profile, self._steps.hop_s
+        return profile.predict_s(shape, samples) < samples * hop_s or profile.is_cheap(hop_s, shape)
 
     def _run_batch(self, pairs: Sequence[tuple[_Entry, Preparation]]) -> None:
         steps = self._steps

@@ -175,7 +175,7 @@ class ContinueMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle the request; receiving its body gives permission, by a response 100 before the other one."""
-        is_waiting = scope["type"] == "http" and any(name == b"expect" for name, _ in scope["headers"])
+        is_waiting = scope["type"] == "http" and b"expect" in first_headers(scope)
         if not is_waiting:
             await self.app(scope, receive, send)
             return

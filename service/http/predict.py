@@ -84,8 +84,11 @@ class PredictMiddleware:
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed("Predictions are made with POST.", allow=["POST"])
-            with self.repository.lease(name, version) as model:
+            model = self.repository.acquire(name, version)
+            try:
                 reply = await _Prediction(self, model, scope, receive).reply()
+            finally:
+                model.leases.release()
         except ServiceError as error:
             if isinstance(error, ModelUnavailable):  # It exists, so that its name may become a label.
                 trace.model = name

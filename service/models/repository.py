@@ -595,11 +595,16 @@ class Repository:
     @contextmanager
     def lease(self, name: str, version: str | None = None) -> Iterator[Model]:
         """Yield a model as `find` returns it; it stays usable in the `with` block, even if it is replaced meanwhile."""
+        model = self.acquire(name, version)
+        with model.leases:
+            yield model
+
+    def acquire(self, name: str, version: str | None = None) -> Model:
+        """Return a model as `find` returns it, with a lease that the caller ends by `model.leases.release()`."""
         model = self.find(name, version)
         while not model.leases.try_acquire():  # It was replaced in this very moment.
             model = self.find(name, version)
-        with model.leases:
-            yield model
+        return model
 
     def find(self, name: str, version: str | None = None) -> Model:
         """Return a model, by default the version preferred by the settings and the operator.
