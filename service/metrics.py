@@ -5,8 +5,11 @@ models that do not exist share one label value, so that clients cannot create ne
 metrics; a test compares it with what is exposed here.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from threading import Lock
 
 from prometheus_client import (
@@ -18,14 +21,14 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector
-
-from service.histograms import LoopHistogram
+from prometheus_client.samples import Exemplar
+from prometheus_client.utils import floatToGoString
 
 DEFAULT_OBJECTIVE_S = 0.25
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -61,6 +64,91 @@ def choose_exposition(accept: str) -> str:
 def generator_for(media_type: str) -> Callable[[Collector], bytes]:
     """Return the function that writes metrics in the format of a media type."""
     return generate_openmetrics if media_type == OPENMETRICS else generate_latest
+
+
+_Bucket = tuple[str, float] | tuple[str, float, Exemplar]
+
+
+class Series:
+    """The observations of one combination of label values. `observe` is for one thread only."""
+
+    __slots__ = ("_counts", "_edges", "_exemplars", "_sum")
+
+    def __init__(self, edges: Sequence[float]) -> None:
+        """`edges` are the upper edges of the buckets, ascending; the last one is infinite."""
+        self._edges = edges
+        self._counts = [0] * len(edges)
+        self._sum = 0.0
+        self._exemplars: dict[int, Exemplar] = {}
+
+    def observe(self, value: float, exemplar: Mapping[str, str] | None = None) -> None:
+        """Count a value, with the labels of an example (OpenMetrics, Exemplars) for its bucket."""
+        bucket = bisect_left(self._edges, value)  # A value on an edge belongs below it.
+        self._counts[bucket] += 1
+        self._sum += value
+        if exemplar is not None:
+            self._exemplars[bucket] = Exemplar(dict(exemplar), value, time.time())
+
+    def read(self) -> tuple[list[_Bucket], float]:
+        """Return the cumulative buckets, each as upper edge, count and exemplar if any, and the sum. For any thread."""
+        counts, total = self._counts.copy(), 0.0
+        buckets: list[_Bucket] = []
+        for i, (edge, count) in enumerate(zip(self._edges, counts, strict=True)):
+            total += count
+            name = str(floatToGoString(edge))  # type: ignore[no-untyped-call]
+            exemplar = self._exemplars.get(i)
+            buckets.append((name, total) if exemplar is None else (name, total, exemplar))
+        return buckets, self._sum
+
+
+class LoopHistogram(Collector):
+    """A histogram with labels for what is observed several times in each request, on the event loop.
+
+    prometheus_client's own takes a lock and searches linearly for each observation. Nine observations in each request
+    cost a small model a tenth of its time that way.
+
+    Args:
+        name: of the metric.
+        documentation: its help text.
+        labels: their names.
+        buckets: the upper edges, ascending, without infinity.
+        registry: the registry that exposes it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        documentation: str,
+        labels: Sequence[str],
+        *,
+        buckets: Sequence[float],
+        registry: CollectorRegistry,
+    ) -> None:
+        self._name, self._documentation, self._labels = name, documentation, tuple(labels)
+        self._edges = (*map(float, buckets), inf)
+        self._series: dict[tuple[str, ...], Series] = {}
+        registry.register(self)
+
+    def labels(self, *values: str) -> Series:
+        """Return the series with these label values."""
+        series = self._series.get(values)
+        if series is None:
+            if len(values) != len(self._labels):
+                raise ValueError(f"{self._name} has the labels {', '.join(self._labels)}, not {len(values)} of them.")
+            series = self._series.setdefault(values, Series(self._edges))
+        return series
+
+    def describe(self) -> Iterable[HistogramMetricFamily]:
+        """Return the metric without series; the registry looks for names that are taken."""
+        return [HistogramMetricFamily(self._name, self._documentation, labels=self._labels)]
+
+    def collect(self) -> Iterable[HistogramMetricFamily]:
+        """Return the metric with all its series."""
+        family = HistogramMetricFamily(self._name, self._documentation, labels=self._labels)
+        for values, series in list(self._series.items()):
+            buckets, total = series.read()
+            family.add_metric(values, buckets, total)
+        yield family
 
 
 class Metrics:
