@@ -52,14 +52,15 @@ _UNQUOTED = re.compile(r"[^\s\"=]+")
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 """Escape sequences (ECMA-48, SGR) for the names of levels."""
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?P<trace_id>[0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
-_random_bits = random.Random(secrets.randbits(128)).getrandbits
-"""Ids of requests are unique, and no secrets. Asking the system for randomness costs as much as encoding a row."""
+_random = random.Random(secrets.randbits(128))
+"""For the ids of requests, which are unique and no secrets. Asking the system each time costs as much as a row."""
+os.register_at_fork(after_in_child=lambda: _random.seed(secrets.randbits(128)))
 _VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 def request_id_from_header(header: str | None) -> str:
     """Return the client's request id if it is plain enough not to forge log lines, or else a new one."""
-    return header if header and _VALID_REQUEST_ID.fullmatch(header) else f"{_random_bits(64):016x}"
+    return header if header and _VALID_REQUEST_ID.fullmatch(header) else f"{_random.getrandbits(64):016x}"
 
 
 def trace_id_from_header(header: str) -> str | None:

@@ -1,6 +1,7 @@
 """`--processes 2`: two real server processes on one port are one server to clients, operators and Prometheus."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -51,8 +52,9 @@ def counts(address: str) -> dict[str, float]:
 def value(address: str, name: str, **labels: str) -> float:
     text = httpx.get(f"{address}/metrics", timeout=60).text
     samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
-    (found,) = [s.value for s in samples if s.name == name and s.labels == labels]
-    return found
+    found = [s.value for s in samples if s.name == name and s.labels == labels]
+    assert len(found) <= 1
+    return found[0] if found else math.nan
 
 
 def server_processes(pid: int) -> list[int]:
