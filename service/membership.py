@@ -14,7 +14,7 @@ from service.http.health import Load, OnlyProcess, ProcessHealth, read_process_h
 from service.http.shadow_report import ShadowReport, read_report
 from service.metrics import OPENMETRICS, PROMETHEUS_TEXT, generator_for
 from service.models.model import Entry
-from service.models.shadow_traffic import SharedDecision
+from service.models.shadow_traffic import SharedDecision, rolled_back
 from service.server import Service
 from service.supervisor.channel import Message
 from service.supervisor.member import Member, Seat, SupervisorGone
@@ -135,8 +135,28 @@ class OneOfSeveral:
                 await self._restore(message["choices"])
             except Exception:  # Better than not to serve at all.
                 _LOG.exception("what operators have chosen could not be restored in a new process")
-        for decision in message["decisions"]:
-            self._service.shadows.follow(SharedDecision(**decision), counts=False)
+        for fields in message["decisions"]:
+            await self._follow(SharedDecision(**fields))
+
+    async def _follow(self, decision: SharedDecision) -> None:
+        """Act on a decision that was made before this process was there.
+
+        What was rolled back is perhaps no shadow here: this process began with the newest version but one.
+        """
+        self._service.shadows.follow(decision, counts=False)
+        if decision.promoted:
+            return
+        reject = partial(
+            self._service.repository.reject,
+            decision.name,
+            decision.version,
+            decision.sha256,
+            rolled_back(decision.reason),
+        )
+        try:
+            await self._service.change_models(reject)
+        except Exception:  # As above.
+            _LOG.exception("a version that was rolled back could not be left out in a new process")
 
     def say_that_it_serves(self) -> None:
         """Tell the supervisor that clients can connect."""

@@ -122,6 +122,8 @@ class Admission:
         self._mean_ratio, self._ratio_deviation = 1.0, 0.25
         """Actual ÷ predicted duration of recent requests: mean, and mean absolute deviation from it."""
         self.in_flight = 0
+        self.quick = 0
+        """Requests that wait for their turn on the event loop, which their deadlines limit and no number."""
         self.abandoned = 0
         """Requests whose client has gone but whose current step still occupies a thread."""
 
@@ -188,8 +190,8 @@ class Admission:
     def check_quick(self, deadline: Deadline, predicted_s: float) -> None:
         """Check that a request could be admitted now that waits for nothing but its turn on the event loop.
 
-        Its wait is short and well known, so that deciding costs less than answering. The caller counts it in
-        `in_flight`. Raises Overloaded.
+        Its wait is short and well known, so that deciding costs less than answering. With nobody before it, it is worth
+        trying whatever was measured. The caller counts it in `quick`. Raises Overloaded.
         """
         self._check_in_flight(0.0)
         left_s = deadline.limit - asyncio.get_running_loop().time()

@@ -147,7 +147,7 @@ class Pipeline:
     @property
     def in_flight(self) -> int:
         """Requests accepted and not yet answered."""
-        return self.admission.in_flight
+        return self.admission.in_flight + self.admission.quick
 
     @property
     def queue_depth(self) -> int:
@@ -251,7 +251,7 @@ class Pipeline:
     def is_quick(self, predict_request: PredictRequest) -> bool:
         """Return whether every step is expected to run on the event loop, as `answer_in_turn` does it."""
         is_cheap = self._preparer.runs_inline(predict_request) and self.latency_profile.is_cheap(self._context.hop_s)
-        return is_cheap and not self.has_batch_delay
+        return is_cheap and not self.has_batch_delay and not self._context.device.scheduler.is_hung
 
     async def answer_in_turn(
         self, predict_request: PredictRequest, deadline: Deadline, state: RequestState
@@ -262,11 +262,11 @@ class Pipeline:
         """
         admission = self.admission
         admission.check_quick(deadline, self._turns.wait_s)
-        admission.in_flight += 1
+        admission.quick += 1
         try:
             return await self._turns.submit(predict_request, deadline.limit, state)
         finally:
-            admission.in_flight -= 1
+            admission.quick -= 1
 
     async def predict(
         self,

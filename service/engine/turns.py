@@ -27,6 +27,8 @@ from tasks.contract import Arrays, Request, Samples, Task
 _MAX_TURN_S = 0.005
 _MAX_RUN_S = 0.002
 """Larger batches are divided, and a single request that takes longer does not run on the event loop."""
+_OUTLIER_FACTOR = 4.0
+"""Slower turns are clipped to this multiple of the mean."""
 _MAX_TOGETHER = 64
 """Requests that are prepared together: with more, the first ones would wait longer than they gain."""
 
@@ -95,8 +97,8 @@ class Turns:
 
     @property
     def wait_s(self) -> float:
-        """Predict how long a request that comes now waits, itself included."""
-        return (len(self._waiting) + 1) * self._request_s
+        """Predict how long a request that comes now waits for those before it."""
+        return len(self._waiting) * self._request_s
 
     async def submit(self, request: PredictRequest, limit: float, state: RequestState) -> Outcome:
         """Answer a request at the end of this turn, or return what it was prepared to if its graph is not cheap.
@@ -123,6 +125,8 @@ class Turns:
                     entry.fail(error)
         if count:
             mean_s = (self._clock() - began) / count
+            # A turn in which the process was stopped says nothing about others.
+            mean_s = min(mean_s, _OUTLIER_FACTOR * self._request_s) if self._request_s else mean_s
             self._request_s += (mean_s - self._request_s) / (10 if self._request_s else 1)
         if self._waiting:
             loop.call_soon(self._take_turn, loop)

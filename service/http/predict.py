@@ -277,9 +277,9 @@ async def send_reply(reply: Reply, send: Send, *, timeout_s: float) -> None:
 
 
 def _accept(scope: Scope, headers: Mapping[bytes, bytes]) -> str:
-    """Return the header `Accept`; several count as one list (RFC 9110, 5.3)."""
-    if headers.get(b"accept", b"*/*") == b"*/*":  # Other lines can only add what is accepted already.
-        return "*/*"
+    """Return the header `Accept`; several lines count as one list (RFC 9110, 5.3)."""
+    if len(headers) == len(scope["headers"]):  # No name has several lines.
+        return headers.get(b"accept", b"").decode("latin-1")
     return b", ".join(value for name, value in scope["headers"] if name == b"accept").decode("latin-1")
 
 

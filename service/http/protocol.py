@@ -35,6 +35,7 @@ from service.process.logging import request_id_from_header
 
 _PREFIX = b"HTTP/1.1 "
 """How every response of this server begins."""
+_CONTINUE = _PREFIX + b"100 "
 _MAX_HEAD_BYTES = 64 * 1024
 """Limit for the target and all headers of a request, and for bytes between two pieces of a body; h11 has the same."""
 _MAX_HEADERS = 200
@@ -192,7 +193,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._request_arrival = Arrival(self._arrival.earliest, self._arrival.read_at)
         put_arrival(self.scope, self._request_arrival)
         super().on_headers_complete()
-        self.cycle.transport = _JoiningTransport(self.transport, self.loop)  # type: ignore[assignment]
+        if self.scope["method"] != "HEAD":  # Its response is a head alone.
+            self.cycle.transport = _JoiningTransport(self.transport, self.loop)  # type: ignore[assignment]
         while self._unanswered and self._unanswered[0].response_complete:
             self._unanswered.popleft()
         self._unanswered.append(self.cycle)
@@ -350,7 +352,7 @@ class _JoiningTransport:
 
     def write(self, data: bytes) -> None:
         """Write data; the first is kept until the second is written, or until the end of this turn."""
-        if self._is_first_write:
+        if self._is_first_write and not data.startswith(_CONTINUE):
             self._is_first_write = False
             self._head = data
             self._loop.call_soon(self._flush)

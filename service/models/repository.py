@@ -400,7 +400,9 @@ class Repository:
             contents = read_files(folder, manifest, variant)
             try:
                 return self._load_graph(entry, manifest, variant, contents)
-            except (BrokenModel, BackendError) as error:
+            except HungRun:
+                raise  # The device, and not the variant.
+            except Exception as error:  # Whatever is wrong with it, outputs that are no numbers included.
                 # It was made for another processor or runtime, perhaps; the version itself may well work here.
                 fields = {"model": entry.name, "version": entry.version, "precision": variant.precision}
                 _LOG.warning("variant unusable; fp32 serves instead", extra={"fields": fields | {"reason": str(error)}})
@@ -585,6 +587,25 @@ class Repository:
         with self._lock:
             if entry := self._find_shadow_entry(shadow):
                 self._replace_entries(replace(entry, state=LoadState.FAILED, loaded=None, explanation=reason))
+
+    def reject(self, name: str, version: str, sha256: str, reason: str) -> None:
+        """Do not serve a version that was rolled back elsewhere, and serve what does instead. In the loader's thread.
+
+        `sha256` is that of its graph; if the version has another one here, nothing happens.
+        """
+        with self._lock:
+            entry = self._entry(name, version)
+            if entry is None or entry.state is LoadState.FAILED:
+                return
+            folder = self.root / name / version
+            manifest = entry.loaded.manifest if entry.loaded is not None else read_manifest(folder)
+            if manifest.files[MODEL].sha256 != sha256:
+                return
+            fingerprint = entry.fingerprint or _fingerprint(folder)
+            self._replace_entries(
+                replace(entry, state=LoadState.FAILED, loaded=None, explanation=reason, fingerprint=fingerprint)
+            )
+        self._settle(name)
 
     def _find_shadow_entry(self, shadow: Model) -> Entry | None:
         entries = self._entries.get(shadow.manifest.name, ())

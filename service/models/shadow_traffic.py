@@ -292,7 +292,7 @@ class ShadowTraffic:
         if decision.promoted:
             self._repository.promote(shadow)
         else:
-            self._repository.roll_back(shadow, f"It was rolled back. {decision.reason}")
+            self._repository.roll_back(shadow, rolled_back(decision.reason))
         if not counts:
             return
         verdict = "promoted" if decision.promoted else "rolled_back"
@@ -305,6 +305,11 @@ class ShadowTraffic:
         for task in list(self._in_flight):
             task.cancel()
         self._comparison_thread.shutdown(wait=False, cancel_futures=True)
+
+
+def rolled_back(reason: str) -> str:
+    """Return the explanation for a version that failed its evaluation."""
+    return f"It was rolled back. {reason}"
 
 
 def _to_share(decision: Decision, shadow: Model) -> SharedDecision:

@@ -41,6 +41,7 @@ _STABLE_S = 60.0
 _MAX_FAILURES = 5
 """Processes that end in a row without having served before the supervisor gives up, if no other one serves."""
 FIRST_DELAY_S, _MAX_DELAY_S = 1.0, 30.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)
 _CHANGE_S = 840.0
 _MAX_DECISIONS = 1_000
 KILL_MARGIN_S = 12.0
@@ -147,6 +148,8 @@ class Supervisor:
         self._restarts = 0
         self._changes: list[_Change] = []
         self._is_changing = False
+        self._loaded_meanwhile: list[_Process] = []
+        """Processes that have loaded their models during a change, and are not part of it."""
         self._choices: dict[str, Any] = {}
         """What operators have chosen, by model and version, for processes that start later."""
         self._decisions: dict[str, Message] = {}
@@ -165,7 +168,7 @@ class Supervisor:
         self._wakeup_writer.setblocking(False)
         self._wakeup = wakeup
         signal.set_wakeup_fd(self._wakeup_writer.fileno(), warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        for number in _SIGNALS:
             signal.signal(number, self._on_signal)
         self._selector.register(wakeup, selectors.EVENT_READ, None)
         self._next_tick = self._clock() + _TICK_S
@@ -195,28 +198,46 @@ class Supervisor:
     def _start(self, place: _Place) -> None:
         place.start_at = None
         ours, theirs = socket.socketpair()
+        # A signal that reaches the new process before its handlers are its own would be lost.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
             pid = os.fork()
         except OSError as error:  # A limit on processes, or no memory.
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             ours.close()
             theirs.close()
-            _LOG.error("cannot start a server process: %s", error.strerror)
-            self._start_later(place)
+            self._on_fork_failed(place, error)
             return
         seat = Seat(place.index, len(self._places), theirs, is_replacement=place.has_been_loaded)
         if not pid:
-            self._run_child(seat, ours)
+            self._run_child(seat, ours, blocked)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         theirs.close()
         place.process = process = _Process(seat, pid, Channel(ours), self._clock())
         self._selector.register(ours, selectors.EVENT_READ, process)
 
-    def _run_child(self, seat: Seat, ours: socket.socket) -> None:
+    def _on_fork_failed(self, place: _Place, error: OSError) -> None:
+        place.failures += 1
+        fields: dict[str, Any] = {"process": place.index, "reason": error.strerror, "attempts": place.failures}
+        if place.failures >= _MAX_FAILURES and all(other.serving_since is None for other in self._processes):
+            _LOG.critical("giving up: no server process can be started", extra={"fields": fields})
+            self._exit_codes.append(EXIT_BROKEN)
+            self._stop(signal.SIGTERM)
+            return
+        delay_s = max(self._first_delay_s, self._start_later(place))
+        place.start_at = self._clock() + delay_s
+        _LOG.error(
+            "a server process cannot be started; it is tried again", extra={"fields": fields | {"in_s": delay_s}}
+        )
+
+    def _run_child(self, seat: Seat, ours: socket.socket, unblocked: Iterable[signal.Signals | int]) -> None:
         """Serve, in the process that was forked, and end it; does not return."""
         code = EXIT_BROKEN
         try:
             signal.set_wakeup_fd(-1)
-            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            for number in _SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
             os.setpgid(0, 0)  # Ctrl-C reaches the supervisor alone, which tells the processes.
             ours.close()
             self._selector.close()
@@ -243,15 +264,17 @@ class Supervisor:
 
     def _on_ended(self, place: _Place, process: _Process, code: int) -> None:
         self._read(process)  # The last that it has said.
-        self._selector.unregister(process.channel.socket)
+        with suppress(KeyError, ValueError):  # It has closed its end before.
+            self._selector.unregister(process.channel.socket)
         process.channel.close()
         place.process = None
         self._ended_metrics = merge([cumulative(process.metrics)], self._ended_metrics)
         for gathering in list(self._gatherings.values()):
             gathering.waiting.discard(process)
         if self._is_stopping:
-            # By SIGTERM: it was told to stop before it could handle the signal.
-            self._exit_codes.append(0 if code == -signal.SIGTERM else EXIT_BROKEN if code < 0 else code)
+            # By one of these signals: it was told to stop before it could handle it.
+            was_told = code in (-signal.SIGTERM, -signal.SIGINT)
+            self._exit_codes.append(0 if was_told else EXIT_BROKEN if code < 0 else code)
             return
         if not process.is_created and not any(other.is_created for other in self._processes) and not self._restarts:
             self._exit_codes.append(code if code > 0 else EXIT_BROKEN)  # It has said itself what is wrong.
@@ -267,7 +290,7 @@ class Supervisor:
         ending = f"signal {-code}" if code < 0 else f"exit status {code}"
         fields: dict[str, Any] = {"process": place.index, "pid": process.pid, "ended_with": ending}
         if place.failures >= _MAX_FAILURES and all(other.serving_since is None for other in self._processes):
-            text = "giving up: server processes end before they can serve; the log above says why"
+            text = "giving up: server processes end before they have served for a minute; the log above says why"
             _LOG.critical(text, extra={"fields": fields | {"attempts": place.failures}})
             self._exit_codes.append(EXIT_BROKEN)
             self._stop(signal.SIGTERM)
@@ -350,20 +373,20 @@ class Supervisor:
     def _on_ready(self, process: _Process, events: int) -> None:
         if events & selectors.EVENT_WRITE:
             process.channel.flush()
-        if events & selectors.EVENT_READ:
-            self._read(process)
-        self._watch(process)
+        if not events & selectors.EVENT_READ or self._read(process):
+            self._watch(process)
 
-    def _read(self, process: _Process) -> None:
+    def _read(self, process: _Process) -> bool:
+        """Handle what a process has said; return whether it can say more."""
         while True:
             try:
                 messages = process.channel.receive()
-            except ChannelClosed:  # The process ends, and is collected then.
-                with suppress(KeyError):
-                    self._selector.modify(process.channel.socket, selectors.EVENT_WRITE, process)
-                return
+            except ChannelClosed:  # The process ends, and is collected then. Its socket would be ready all the time.
+                with suppress(KeyError, ValueError):
+                    self._selector.unregister(process.channel.socket)
+                return False
             if not messages:
-                return
+                return True
             for message in messages:
                 self._on_message(process, message)
 
@@ -416,13 +439,19 @@ class Supervisor:
     def _on_loaded(self, process: _Process) -> None:
         process.is_loaded = True
         self._places[process.index].has_been_loaded = True
-        others = [other for other in self._processes if other.serving_since is not None and other is not process]
-        self._gather(others, {"what": "choices"}, lambda values: self._let_serve(process, values))
+        if self._is_changing:
+            self._loaded_meanwhile.append(process)  # It is told what to serve when that is settled.
+        else:
+            self._tell_what_to_serve(process)
         if not self._all_loaded and all(place.has_been_loaded for place in self._places):
             self._all_loaded = True
         if self._all_loaded:
             for each in self._processes:
                 self._send(each, {"kind": "all_loaded"})
+
+    def _tell_what_to_serve(self, process: _Process) -> None:
+        others = [other for other in self._processes if other.serving_since is not None and other is not process]
+        self._gather(others, {"what": "choices"}, lambda values: self._let_serve(process, values))
 
     def _let_serve(self, process: _Process, values: dict[int, Any]) -> None:
         """Tell a process what the others have been told, so that it serves the same versions."""
@@ -503,6 +532,9 @@ class Supervisor:
     def _end_change(self, change: _Change, problem: str | None) -> None:
         self._answer(change.process, {"id": change.id}, problem)
         self._is_changing = False
+        waiting, self._loaded_meanwhile = self._loaded_meanwhile, []
+        for process in waiting:
+            self._tell_what_to_serve(process)
         self._start_change()
 
     def _on_decision(self, decision: Message) -> None:

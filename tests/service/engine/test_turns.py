@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 from service.backends.base import BackendError, OutOfMemory
 from service.backends.fake import FakeBackend, Fault, failing, out_of_memory
-from service.engine.batcher import BatchPolicy
-from service.engine.latency import shape_of
+from service.engine.batcher import BatchPolicy, BatchResult
+from service.engine.latency import LatencyProfile, StepCost, shape_of
 from service.engine.pipeline import Pipeline
+from service.engine.preparation import PreparationRules
 from service.engine.request import PredictRequest, PredictResult, RequestState, render_json
 from service.engine.scheduler import Deadline
+from service.engine.turns import Turns, TurnSteps
 from service.errors import ServiceError
 from tasks.contract import Answer, Arrays, Limits, Run, count_samples
 from tests.model_folders import runner
@@ -144,15 +146,40 @@ def test_request_without_time_left_is_refused_before_any_work_is_done_for_it() -
     assert model.run_sizes == [1]
 
 
-def test_requests_beyond_the_limit_are_refused() -> None:
+def test_the_number_of_quick_requests_is_limited_by_their_deadlines_alone() -> None:
     model = QuickModel()
-    limit = model.pipeline.max_in_flight
+    count = 2 * model.pipeline.max_in_flight
 
     async def main() -> list[Any]:
         request = make_request(CREDIT.example()["rows"])
-        return list(await asyncio.gather(*(model.ask(request) for _ in range(limit + 3))))
+        return list(await asyncio.gather(*(model.ask(request) for _ in range(count))))
 
-    assert run_virtually(main()).count("overloaded") == 3
+    assert run_virtually(main()) == [expected(CREDIT.example()["rows"])] * count
+    assert model.pipeline.in_flight == 0
+
+
+def test_after_a_turn_in_which_the_process_was_stopped_a_request_that_finds_nobody_waiting_is_tried() -> None:
+    times = iter([0.0, 0.0, 0.0, 1e3])
+    profile = LatencyProfile()
+    steps = TurnSteps(
+        CREDIT,
+        PreparationRules(Limits(), ()),
+        profile,
+        hop_s=0.0,
+        batch_limit=lambda: 1,
+        run=lambda parts, size, spans: BatchResult({}, (), 0),
+        prepare_cost=lambda request: StepCost(),
+        postprocess_cost=lambda request: StepCost(),
+        on_dropped=lambda count: None,
+    )
+    turns = Turns(steps, clock=lambda: next(times, 1e3))
+
+    async def main() -> None:
+        await turns.submit(make_request(CREDIT.example()["rows"]), 1e6, RequestState())
+
+    run_virtually(main())
+
+    assert turns.wait_s == 0
 
 
 @pytest.mark.parametrize(

@@ -24,11 +24,20 @@ def folder(tmp_path: Path) -> Path:
 
 def flipped_graph() -> bytes:
     """Return a graph that predicts the other label, so that its answers tell which graph gave them."""
+    return subtracted_from(1.0)
+
+
+def nan_graph() -> bytes:
+    """Return a graph whose outputs are no numbers, as after an overflow in 16 bits."""
+    return subtracted_from(float("nan"))
+
+
+def subtracted_from(number: float) -> bytes:
     model = onnx.load_model_from_string(credit_graph())
     name = model.graph.output[0].name
     for node in model.graph.node:
         node.output[:] = ["original" if output == name else output for output in node.output]
-    model.graph.initializer.append(helper.make_tensor("one", onnx.TensorProto.FLOAT, [], [1.0]))
+    model.graph.initializer.append(helper.make_tensor("one", onnx.TensorProto.FLOAT, [], [number]))
     model.graph.node.append(helper.make_node("Sub", ["one", "original"], [name]))
     return bytes(model.SerializeToString())
 
@@ -115,6 +124,16 @@ def test_a_variant_that_does_not_reproduce_its_answers_is_replaced_by_fp32(
 def test_a_variant_that_is_no_graph_is_replaced_by_fp32(folder: Path, start: Start) -> None:
     add_variant(folder, credit_graph())
     (folder / "model.int8.onnx").write_bytes(b"no graph")
+    update_checksums(folder)
+
+    server = start(models=folder.parents[1], precision="int8")
+
+    assert precision_of(server) == "fp32"
+
+
+def test_a_variant_whose_outputs_are_no_numbers_is_replaced_by_fp32(folder: Path, start: Start) -> None:
+    add_variant(folder, credit_graph())
+    (folder / "model.int8.onnx").write_bytes(nan_graph())
     update_checksums(folder)
 
     server = start(models=folder.parents[1], precision="int8")

@@ -281,6 +281,28 @@ def test_the_decision_about_a_shadow_version_is_that_of_both_processes(tmp_path:
         assert value(address, "sevenfold_shadow_decisions_total", **labels) == 1
 
 
+def test_a_replacement_does_not_serve_what_was_rolled_back_before_it_was_there(tmp_path: Path) -> None:
+    publish(tmp_path, "credit", CREDIT, credit_graph())
+    flags = ("--shadow", "all=1", "--shadow-requests", "5", "--shadow-slowdown", "0.01", "--rescan-seconds", "0.2")
+    with program(tmp_path, *TWO, *flags) as (process, address, _):
+        graph = credit_graph()
+        for version in (2, 3):
+            graph = with_other_checksum(graph)
+            publish(tmp_path, "credit", CREDIT, graph, version=version)
+
+            def is_rolled_back(report: str = f"{address}/v1/models/credit/versions/{version}/shadow") -> bool:
+                ask(address)
+                return httpx.get(report, timeout=60).json().get("verdict") == "rolled_back"
+
+            wait_until(is_rolled_back, timeout_s=60)
+        before = versions_that_answer(address)
+        os.kill(server_processes(process.pid)[0], signal.SIGKILL)
+        read_until(process.stderr, "another one is started")
+        wait_until(lambda: value(address, "sevenfold_processes") == 2)
+
+        assert before == versions_that_answer(address) == {"credit/1"}
+
+
 def test_a_version_that_is_published_is_served_by_both_processes(tmp_path: Path) -> None:
     publish(tmp_path, "credit", CREDIT, credit_graph())
     with program(tmp_path, *TWO, "--rescan-seconds", "0.2") as (_, address, _):

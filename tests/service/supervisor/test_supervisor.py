@@ -70,7 +70,7 @@ sys.exit(Supervisor(1, process, stop_s=1, first_delay_s=0.01).run())
 
     assert ended.returncode == 70
     assert ended.stderr.count("another one is started") == 4
-    assert "giving up: server processes end before they can serve" in ended.stderr
+    assert "giving up: server processes end before they have served for a minute" in ended.stderr
 
 
 def test_a_process_that_ends_is_replaced_and_the_others_stay() -> None:
@@ -127,3 +127,98 @@ sys.exit(Supervisor(1, process, stop_s=0.1, kill_margin_s=0.2).run())
 
     assert ended.returncode == 70
     assert "it did not stop in time" in ended.stderr
+
+
+def test_a_machine_without_room_for_processes_is_asked_a_few_times_and_then_given_up() -> None:
+    ended = run("""
+import logging
+logging.basicConfig()
+def fork():
+    raise OSError(11, "Resource temporarily unavailable")
+os.fork = fork
+sys.exit(Supervisor(2, lambda seat: 0, stop_s=1, first_delay_s=0.01).run())
+""")
+
+    assert ended.returncode == 70
+    assert 1 < ended.stderr.count("cannot be started; it is tried again") < 10
+    assert "giving up" in ended.stderr
+
+
+def test_a_signal_that_comes_while_a_process_is_forked_reaches_it() -> None:
+    ended = run("""
+real_fork = os.fork
+def fork():
+    pid = real_fork()
+    if not pid:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getppid(), signal.SIGTERM)
+    return pid
+os.fork = fork
+def process(seat):
+    time.sleep(60)
+    return 0
+sys.exit(Supervisor(1, process, stop_s=20, kill_margin_s=20).run())
+""")
+
+    assert ended.returncode == 0
+
+
+def test_ctrl_c_before_a_process_handles_it_is_a_clean_stop() -> None:
+    ended = run("""
+def process(seat):
+    send(seat, {"kind": "created"})
+    os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(60)
+    return 0
+sys.exit(Supervisor(1, process, stop_s=20, kill_margin_s=20).run())
+""")
+
+    assert ended.returncode == 0
+
+
+def test_the_supervisor_sleeps_while_a_process_that_has_closed_its_channel_ends() -> None:
+    ended = run("""
+def process(seat):
+    send(seat, {"kind": "created"})
+    seat.connection.close()
+    os.kill(os.getppid(), signal.SIGTERM)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    time.sleep(2)
+    return 0
+Supervisor(1, process, stop_s=20).run()
+print(time.process_time())
+""")
+
+    assert float(ended.stdout) < 1.0
+
+
+def test_a_process_that_has_loaded_during_a_change_is_told_what_to_serve_when_the_change_is_made() -> None:
+    ended = run("""
+changed = []
+def process(seat):
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    send(seat, {"kind": "created"})
+    if seat.index == 1:
+        time.sleep(0.5)
+    send(seat, {"kind": "loaded"})
+    while True:
+        message = receive(seat)
+        if message["kind"] == "serve":
+            print("serve", seat.index, message["choices"], flush=True)
+            send(seat, {"kind": "serving"})
+            if seat.index == 0:
+                send(seat, {"kind": "change", "id": 7, "change": {"action": "load", "name": "a", "version": "1"}})
+            else:
+                os.kill(os.getppid(), signal.SIGTERM)
+        elif message["kind"] == "query" and message["query"]["what"] == "change":
+            time.sleep(1.5)
+            changed.append(1)
+            value = {"problem": None, "choices": {"a": {"1": "loaded"}}, "before": {}}
+            send(seat, {"kind": "reply", "id": message["id"], "value": value})
+        elif message["kind"] == "query":
+            value = {"a": {"1": "loaded"}} if changed else {}
+            send(seat, {"kind": "reply", "id": message["id"], "value": value})
+sys.exit(Supervisor(2, process, stop_s=1).run())
+""")
+
+    assert "serve 1 {'a': {'1': 'loaded'}}" in ended.stdout
