@@ -10,7 +10,7 @@ IMAGE_OPTIONS = $(if $(TARGET),--target $(TARGET)) $(if $(IMAGE),--image $(IMAGE
 	$(if $(MODELS),--models $(MODELS)) $(if $(PYTHON_IMAGE),--python-image $(PYTHON_IMAGE))
 UV := UV_LINK_MODE=copy $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes
 
-.PHONY: help serve test check format train train-all bench faults load capacity soak image image-test tools chart chart-e2e lock clean
+.PHONY: help serve test check format train train-all bench peers faults load capacity soak image image-test tools chart chart-e2e lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -40,6 +40,9 @@ train-all: $(VENV)/.train ## train every recipe and publish its model; can be in
 
 bench: $(VENV)/.dev ## compare the service and the training loop with the bare runtime
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+peers: $(VENV)/.dev ## compare the service with other servers, which it installs; needs wrk (over an hour) [ARGS="--resume"]
+	@$(BIN)/python -m benchmarks.peers $(ARGS)
 
 faults: $(VENV)/.dev ## inject faults over HTTP and report which guarantees hold (several minutes)
 	@$(BIN)/python -m tests.faults $(ARGS)

@@ -69,7 +69,7 @@ def measure_serving(models: Path, names: tuple[str, ...], *, seconds: float, rep
         for name in names:
             folder = newest_version(models / name)
             bare[name] = _bare_costs(folder)
-            with start_service(models) as service, _start_plain(folder) as plain:
+            with start_service(models) as service, start_plain(folder) as (_, plain):
                 content_type, body = example_request(folder, name)
                 to_service = prepare_request(predict_path(name), content_type, body)
                 to_plain = prepare_request("/predict", content_type, body)
@@ -180,13 +180,13 @@ def start_service(models: Path, checkout: Path | None = None) -> Iterator[int]:
 
 
 @contextmanager
-def _start_plain(folder: Path) -> Iterator[int]:
-    """Start the plain endpoint; yield its port."""
+def start_plain(folder: Path, *flags: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Start the plain endpoint; yield its process and port."""
     port = free_port()
-    with subprocess.Popen([sys.executable, "-m", "benchmarks.plain", str(folder), str(port)]) as process:
+    with subprocess.Popen([sys.executable, "-m", "benchmarks.plain", str(folder), str(port), *flags]) as process:
         try:
             _wait_until_open(port, process)
-            yield port
+            yield process, port
         finally:
             process.terminate()
 

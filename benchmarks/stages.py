@@ -8,6 +8,7 @@ import re
 import statistics
 import urllib.error
 import urllib.request
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,16 @@ _LARGE_SIZES = ((1000, 1000), (4000, 3000))
 STAGES = ("receive", "decode", "queue", "infer", "postprocess")
 
 
-def measure_stages(models: Path) -> dict[str, Any]:
-    """Return a row for each model, image size and representation; times in milliseconds."""
+def measure_stages(models: Path, names: Collection[str] = ()) -> dict[str, Any]:
+    """Return a row for each model, image size and representation; times in milliseconds.
+
+    `names` are the models to measure; empty for all.
+    """
     rows = []
     with start_service(models) as port:
         for folder in sorted(models.glob("*/[0-9]*")):
+            if names and folder.parent.name not in names:
+                continue
             manifest = read_manifest(folder)
             task = manifest.load_task(folder)
             url = f"http://127.0.0.1:{port}/v1/models/{manifest.name}/versions/{manifest.version}/predict"

@@ -1,6 +1,7 @@
 """`python -m service`: read the settings, serve until told to stop, and finish accepted requests before exiting."""
 
 import asyncio
+import gc
 import json
 import logging
 import mimetypes
@@ -13,7 +14,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -29,16 +31,23 @@ from starlette.types import ASGIApp
 
 from service.app import create_admin_app, create_app
 from service.backends.base import BackendError, OpenBackend
+from service.backends.cores import available_cores
+from service.decoding.fork_server import ForkServer
 from service.http.api_keys import new_key_command
 from service.http.listening import HttpServer, SecondServer
 from service.http.middleware import CloseConnectionMiddleware
 from service.http.protocol import make_config
+from service.membership import OneOfSeveral
 from service.models.model import Model
-from service.process.logging import LogWriter, set_up_logging
+from service.process.logging import LogLock, LogWriter, make_log_lock, set_up_direct_logging, set_up_logging
 from service.process.output import is_terminal, open_standard_descriptors, print_text
 from service.process.watchdog import EXIT_BROKEN, Watchdog
 from service.server import VERSION, Service
 from service.settings import InvalidSetting, Settings, find_service_links, flag_parser, read_settings
+from service.supervisor.division import SharedHostMemory, process_count, settings_for_one
+from service.supervisor.member import Seat
+from service.supervisor.ports import CannotListen, bind_shared, reserve_port
+from service.supervisor.supervisor import Supervisor
 from service.tracing.start import TracingUnavailable, start_tracing
 from tasks.manifest import BrokenModel
 from tasks.system_errors import run_command_line
@@ -72,9 +81,11 @@ class _Server(HttpServer):
         watchdog: Watchdog,
         show: Callable[[str], None],
         admin: SecondServer | None = None,
+        processes: OneOfSeveral | None = None,
     ) -> None:
-        """`show` prints the greeting; it may wait for standard output."""
+        """`show` prints the greeting; it may wait for standard output. `processes` are those of the server."""
         super().__init__(config, _tls_context(service))
+        self._processes = processes
         self._show = show
         self._service = service
         self._listener = listener
@@ -84,11 +95,13 @@ class _Server(HttpServer):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
         self._watchdog.watch(loop)
-        await super().startup(sockets)
+        if self._processes is not None:
+            await self._processes.start(lambda: self.handle_exit(signal.SIGTERM, None))
+        await super().startup(sockets if self._processes is None or self._processes.accepts else [])
         if self.started:
-            if self._admin is not None:
-                self._admin.begin()
-            self._greeting = asyncio.create_task(self._print_greeting())  # The event loop keeps only weak references.
+            if self._processes is None or self._processes.accepts:
+                self._begin_admin()
+            self._greeting = asyncio.create_task(self._serve_and_greet())  # The event loop keeps only weak references.
 
             def on_fatal(_: str) -> None:  # May be called in any thread.
                 with suppress(RuntimeError):  # The loop is closed: the process is exiting anyway.
@@ -101,9 +114,28 @@ class _Server(HttpServer):
         grace_s = self.config.timeout_graceful_shutdown or 0
         self._watchdog.kill_after(grace_s + _SHUTDOWN_MARGIN_S, EXIT_BROKEN)
         await super().shutdown(sockets)
+        if self._processes is not None:
+            await self._processes.say_last_counts()
         if self._admin is not None:
             self._admin.force_exit = self.force_exit
             await self._admin.end()
+
+    def _begin_admin(self) -> None:
+        if self._admin is not None:
+            self._admin.begin()
+
+    async def _serve_and_greet(self) -> None:
+        """Accept connections if others have done so meanwhile; print the greeting, in the first process."""
+        if self._processes is not None:
+            await self._processes.start_serving()
+            if not self._processes.accepts:
+                await self.listen(self._listener)
+                self._begin_admin()
+            self._processes.say_that_it_serves()
+            if not await self._processes.is_first_to_greet():
+                return
+            self._service.replan_memory()
+        await self._print_greeting()
 
     def _exit_after_fatal_failure(self) -> None:
         """Exit soon: for a moment, health checks still report the reason, then accepted requests may finish."""
@@ -205,12 +237,57 @@ def _output_options(model: Model) -> str:
     return f" -H 'Accept: {representation.media_type}' -o {model.manifest.name}.{extension}"
 
 
+def serve_settings(settings: Settings, open_backend: OpenBackend | None = None) -> int:
+    """Serve in as many processes as the settings ask for, until told to stop, and return the exit status.
+
+    `open_backend` is the runtime; by default ONNX Runtime. Raises what `serve` raises.
+    """
+    chosen = process_count(settings)
+    if chosen.count == 1:
+        if chosen.problem is not None:
+            set_up_logging(settings.log_level, settings.log_format)
+            _LOG.warning("fewer processes than asked for: %s", chosen.problem)
+        return serve(settings, open_backend)
+    set_up_direct_logging(settings.log_level, settings.log_format)
+    if chosen.problem is not None:
+        _LOG.warning("fewer processes than asked for: %s", chosen.problem)
+    # The supervisor keeps the ports, without listening, so that processes can be replaced.
+    with ExitStack() as ports:
+        port = ports.enter_context(reserve_port(settings.host, settings.port))
+        if settings.admin_port:
+            ports.enter_context(reserve_port(settings.host, settings.admin_port))
+        own = settings_for_one(replace(settings, port=port.number), chosen.count, available_cores())
+        lock, fork_server, decoder_control = make_log_lock(), ForkServer(), None
+        with suppress(OSError):  # Each process starts one of its own, then, or says why it cannot.
+            decoder_control = fork_server.open()
+
+        def run_process(seat: Seat) -> int:
+            try:
+                shared = ForkServer(shared=decoder_control)
+                return serve(own, open_backend, seat=seat, log_lock=lock, fork_server=shared)
+            except _START_ERRORS as error:
+                print_text(sys.stderr, f"error: {error}")
+                return 2
+
+        gc.collect()
+        gc.freeze()  # A collection would write to objects that all processes share, and each would get a copy of them.
+        supervisor = Supervisor(chosen.count, run_process, stop_s=settings.drain_seconds + settings.grace_seconds)
+        try:
+            return supervisor.run()
+        finally:
+            fork_server.close()
+
+
 def serve(
     settings: Settings,
     open_backend: OpenBackend | None = None,
     wrap: Callable[[ASGIApp], ASGIApp] = lambda app: app,
+    *,
+    seat: Seat | None = None,
+    log_lock: LogLock | None = None,
+    fork_server: ForkServer | None = None,
 ) -> int:
-    """Serve until told to stop, and return the exit status.
+    """Serve in this process until told to stop, and return the exit status.
 
     Does not return if a thread never finishes: Python would wait for it at exit, so the process is ended here.
 
@@ -218,6 +295,9 @@ def serve(
         settings: the settings.
         open_backend: the runtime; by default ONNX Runtime.
         wrap: adds middleware around the application.
+        seat: if this is one of several processes, which one; the settings are its part then (`settings_for_one`).
+        log_lock: held while log lines are written, if other processes write to the same place.
+        fork_server: starts the processes that decode; by default one of its own.
 
     Returns:
         0 after a clean stop, 1 if the server could not start, 70 after a fatal failure.
@@ -227,7 +307,7 @@ def serve(
     # Worker threads that decode in Python hold the GIL for this long at a time, and the event loop waits as long for
     # each send and receive: with Python's default of 5 ms, rejecting a request took 80 ms under overload.
     sys.setswitchinterval(_GIL_SWITCH_INTERVAL_S)
-    log = set_up_logging(settings.log_level, settings.log_format)
+    log = set_up_logging(settings.log_level, settings.log_format, log_lock)
     _log_uncaught_errors()
     if links := find_service_links():
         _LOG.warning(
@@ -236,16 +316,18 @@ def serve(
             extra={"fields": {"variables": links}},
         )
     tracer = start_tracing(VERSION)
-    listener = _listen(settings.host, settings.port)
-    admin_listener = _listen_for_admin(settings)
-    service = Service(settings, open_backend, tracer)
+    listener = _listen(settings.host, settings.port, is_shared=seat is not None)
+    admin_listener = _listen_for_admin(settings, is_shared=seat is not None)
+    count = 1 if seat is None else seat.processes
+    service = Service(settings, open_backend, tracer, SharedHostMemory(processes=count), count, fork_server)
+    processes = None if seat is None else OneOfSeveral(service, seat)
     service.metrics.count(
         "sevenfold_dropped_log_lines", "Log lines that could not be written, or not soon enough.", lambda: log.dropped
     )
-    config = _server_config(wrap(create_app(service)), service, grace_s=round(settings.grace_seconds))
+    config = _server_config(wrap(create_app(service, processes)), service, grace_s=round(settings.grace_seconds))
     watchdog = Watchdog(settings.hang_seconds)
-    admin = _make_admin_server(service, admin_listener)
-    server = _Server(config, service, listener, watchdog, partial(_print_greeting, log), admin)
+    admin = _make_admin_server(service, admin_listener, processes)
+    server = _Server(config, service, listener, watchdog, partial(_print_greeting, log), admin, processes)
     watchdog.start()
     server.run([listener])
     if not server.started:
@@ -265,10 +347,12 @@ def _server_config(app: ASGIApp, service: Service, *, grace_s: int, **options: A
     )
 
 
-def _make_admin_server(service: Service, listener: socket.socket | None) -> SecondServer | None:
+def _make_admin_server(
+    service: Service, listener: socket.socket | None, processes: OneOfSeveral | None
+) -> SecondServer | None:
     if listener is None:
         return None
-    config = _server_config(create_admin_app(service), service, grace_s=_ADMIN_GRACE_S, lifespan="off")
+    config = _server_config(create_admin_app(service, processes), service, grace_s=_ADMIN_GRACE_S, lifespan="off")
     return SecondServer(config, listener, _tls_context(service))
 
 
@@ -308,19 +392,24 @@ def _stop_threads(service: Service, code: int) -> None:
         os._exit(code)
 
 
-def _listen_for_admin(settings: Settings) -> socket.socket | None:
+def _listen_for_admin(settings: Settings, *, is_shared: bool) -> socket.socket | None:
     if not settings.admin_port:
         return None
-    return _listen(settings.host, settings.admin_port)
+    return _listen(settings.host, settings.admin_port, is_shared=is_shared)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Open the socket to serve on. This comes before loading, so that a port in use is reported immediately."""
+def _listen(host: str, port: int, *, is_shared: bool) -> socket.socket:
+    """Open the socket to serve on. This comes before loading, so that a port in use is reported immediately.
+
+    A socket that processes share is bound only: the kernel gives it connections from when the server listens.
+    """
+    if is_shared:
+        return bind_shared(host, port)
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise InvalidSetting(f"Cannot listen on {host}:{port}: {error.strerror}.") from None
+        raise CannotListen(host, port, error) from None
 
 
 def _import(arguments: Sequence[str]) -> int:
@@ -346,6 +435,8 @@ def _smoke(arguments: Sequence[str]) -> int:
     return run_command_line(check_models, arguments)
 
 
+_START_ERRORS = (InvalidSetting, BackendError, BrokenModel, TracingUnavailable)
+"""What keeps the server from starting, and is told without a traceback."""
 _COMMANDS = {"fetch": _fetch, "import": _import, "new-key": new_key_command, "smoke": _smoke}
 
 
@@ -358,8 +449,8 @@ def main(arguments: Sequence[str]) -> int:
         print_text(sys.stdout, flag_parser().format_help())
         return 0
     try:
-        return serve(read_settings(arguments))
-    except (InvalidSetting, BackendError, BrokenModel, TracingUnavailable) as error:
+        return serve_settings(read_settings(arguments))
+    except _START_ERRORS as error:
         print_text(sys.stderr, f"error: {error}")
         return 2
 

@@ -19,6 +19,7 @@ from service.http.models import models_router
 from service.http.openapi import OpenApiDocument
 from service.http.predict import PredictMiddleware
 from service.http.shadow_report import shadow_router
+from service.membership import OneOfSeveral, SingleProcess
 from service.process.liveness import supervise
 from service.process.loop_lag import measure_loop_lag
 from service.server import VERSION, Service
@@ -27,8 +28,14 @@ from service.settings import Settings
 _DESCRIPTION = "Predictions from the models in the server's folder. Each model has its own endpoint, listed below."
 
 
-def create_app(service: Service) -> ASGIApp:
-    """Return the application. It loads the models at startup and closes the service at shutdown."""
+def create_app(service: Service, processes: OneOfSeveral | None = None) -> ASGIApp:
+    """Return the application. It loads the models at startup and closes the service at shutdown.
+
+    Args:
+        service: the parts of the server.
+        processes: all processes of the server, if there are several.
+    """
+    all_processes = processes or SingleProcess(service)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:  # noqa: ARG001 -- FastAPI's signature
@@ -48,10 +55,10 @@ def create_app(service: Service) -> ASGIApp:
     )
     app.state.service = service
     app.include_router(models_router(service.repository))
-    app.include_router(shadow_router(service.shadows))
+    app.include_router(shadow_router(all_processes.read_reports))
     settings = service.settings
     if not settings.admin_port:
-        _include_operation(app, service)
+        _include_operation(app, service, all_processes)
     add_error_handlers(app)
     app.add_route("/", lambda request: RedirectResponse("/docs"), include_in_schema=False)
     # FastAPI's own route would build the document on the event loop, for each request.
@@ -74,26 +81,24 @@ def create_app(service: Service) -> ASGIApp:
     return CorsMiddleware(complete, settings.cors_origins) if settings.cors_origins else complete
 
 
-def create_admin_app(service: Service) -> ASGIApp:
+def create_admin_app(service: Service, processes: OneOfSeveral | None = None) -> ASGIApp:
     """Return the application of the admin port: health, metrics, and changing versions.
 
     It neither starts nor closes the service, and needs no API key: who may reach the port is for the network to decide.
     """
     app = FastAPI(openapi_url=None, title="Sevenfold")
-    _include_operation(app, service)
+    _include_operation(app, service, processes or SingleProcess(service))
     add_error_handlers(app, hint="this port has only health, metrics and the endpoints of operators.")
     return RequestMiddleware(MethodMiddleware(app), service.metrics)
 
 
-def _include_operation(app: FastAPI, service: Service) -> None:
+def _include_operation(app: FastAPI, service: Service, processes: OneOfSeveral | SingleProcess) -> None:
     """Add the endpoints for operators."""
     settings = service.settings
     app.include_router(
-        admin_router(service.repository, service.change_models, enabled=settings.admin, token=settings.admin_token)
+        admin_router(service.repository, processes.change_version, enabled=settings.admin, token=settings.admin_token)
     )
-    app.include_router(
-        health_router(service.repository, service.metrics, service.liveness, lambda: service.draining, service.load)
-    )
+    app.include_router(health_router(processes))
 
 
 def _guard(app: ASGIApp, service: Service) -> ASGIApp:

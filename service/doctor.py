@@ -22,18 +22,25 @@ from service.backends.base import BackendError
 from service.backends.cores import available_cores, cpu_quota
 from service.backends.cuda_libraries import gpu_is_visible
 from service.backends.memory import HostMemory
+from service.backends.runtimes import GRAPH_FILES, make_runtime
 from service.engine.memory_budget import MAX_WORK_BYTES, MemoryPlan, model_bytes
 from service.models.discovery import FoundVersion, ModelFolder
 from service.process.health_check import check, local_address
 from service.process.watched_files import UnusableFile, read_small_file
 from service.settings import PREFIX, InvalidSetting, Settings, find_service_links, read_settings
+from service.supervisor.division import REQUEST_BYTES, process_bytes, process_count, settings_for_one
 from service.tracing.start import TracingUnavailable, check_environment, is_requested
-from tasks.manifest import MODEL, BrokenModel, read_manifest, verify_files
+from tasks.manifest import BrokenModel, read_manifest, verify_files
 
 Level = Literal["ok", "warning", "problem"]
 _MIN_FILES = 4096
 """Open files that a server needs if it is to keep a thousand clients connected."""
 _PACKAGES = ("fastapi", "uvicorn", "pydantic", "numpy", "pillow", "tokenizers", "prometheus-client")
+_RUNTIMES = {
+    "onnxruntime": ("ONNX Runtime", "onnxruntime, or onnxruntime-gpu"),
+    "torchscript": ("TorchScript", "torch"),
+}
+"""Title of each runtime, and the packages that it is in."""
 _BASE_BYTES = 230_000_000
 """What the server needs without any model: its process, and those that decode."""
 _MIN_CERTIFICATE_DAYS = 14
@@ -105,6 +112,7 @@ def run_checks(
     yield from _check_device(settings, root)
     yield from _check_models(settings, load=load)
     yield from _check_cores(root)
+    yield _check_processes(settings, root)
     yield from _check_memory(settings, root, is_running=is_running)
     yield from _check_files(root)
     if is_running:
@@ -193,27 +201,23 @@ def _check_tracing(environment: Mapping[str, str]) -> Iterator[Check]:
 def _check_device(settings: Settings, root: Path) -> Iterator[Check]:
     has_gpu = gpu_is_visible(root)
     try:
-        import onnxruntime as ort  # Here, since it may be what is missing.
-
-        from service.backends.onnx import OnnxRuntime
-
-        problem = None if settings.device == "cpu" else OnnxRuntime(settings.device).cuda_problem()
+        runtime = make_runtime(settings.backend, settings.device, settings.threads)
+        problem = None if settings.device == "cpu" else runtime.cuda_problem()
     except Exception as error:  # A missing package, or a library of it that the system cannot load.
-        yield Check(
-            "device", "problem", f"ONNX Runtime cannot be used: {error}. Install onnxruntime, or onnxruntime-gpu."
-        )
+        title, packages = _RUNTIMES[settings.backend]
+        yield Check("device", "problem", f"{title} cannot be used: {error}. Install {packages}.")
         return
     visible = "A GPU is visible" if has_gpu else "No GPU is visible"
     if settings.device == "cpu":
-        yield Check("device", "ok", f"{visible}; the setting asks for the CPU. ONNX Runtime {ort.__version__}.")
+        yield Check("device", "ok", f"{visible}; the setting asks for the CPU. {runtime.description}.")
     elif problem is None:
-        yield Check("device", "ok", f"{visible}, and ONNX Runtime {ort.__version__} uses it.")
+        yield Check("device", "ok", f"{visible}, and {runtime.description} uses it.")
     elif settings.device == "cuda":
         yield Check("device", "problem", f"CUDA was requested, but {problem}")
     elif has_gpu:
         yield Check("device", "warning", f"{visible}, but it is not used: {problem}")
     else:
-        yield Check("device", "ok", f"{visible}; models run on the CPU. ONNX Runtime {ort.__version__}.")
+        yield Check("device", "ok", f"{visible}; models run on the CPU. {runtime.description}.")
 
 
 def _check_models(settings: Settings, *, load: bool) -> Iterator[Check]:
@@ -254,6 +258,8 @@ def _check_version(settings: Settings, name: str, found: FoundVersion, *, load: 
     try:
         manifest = read_manifest(folder)
         verify_files(folder, manifest)
+        if GRAPH_FILES[settings.backend] not in manifest.files:
+            raise BrokenModel(f"There is no {GRAPH_FILES[settings.backend]}, which --backend asks for.")
         seconds = _load_model(settings, folder) if load else None
     except (BrokenModel, BackendError) as error:
         return Check("models", "problem", f"{title}: {error} Publish it again, or copy it again.")
@@ -265,11 +271,9 @@ def _check_version(settings: Settings, name: str, found: FoundVersion, *, load: 
 
 
 def _load_model(settings: Settings, folder: Path) -> float:
-    from service.backends.onnx import OnnxRuntime
-
     started = time.perf_counter()
-    task = read_manifest(folder).load_task(folder)
-    OnnxRuntime(settings.device)((folder / MODEL).read_bytes(), task.inputs, task.outputs)
+    task, path = read_manifest(folder).load_task(folder), folder / GRAPH_FILES[settings.backend]
+    make_runtime(settings.backend, settings.device, settings.threads)(path.read_bytes(), task.inputs, task.outputs)
     return time.perf_counter() - started
 
 
@@ -284,6 +288,34 @@ def _check_cores(root: Path) -> Iterator[Check]:
         yield Check("limits", "ok", f"A quota of {quota:g} cores: {cores} threads compute at a time.")
 
 
+def _check_processes(settings: Settings, root: Path) -> Check:
+    try:
+        chosen = process_count(settings, root)
+    except InvalidSetting as error:
+        return Check("limits", "problem", str(error))
+    if chosen.problem is not None:
+        return Check("limits", "warning", f"Processes: {chosen.problem}.")
+    cores = available_cores(root)
+    if chosen.count > cores:
+        text = f"{chosen.count} server processes on {cores} core(s): more processes than cores only cost memory."
+        return Check("limits", "warning", text)
+    if chosen.count == 1:
+        return Check("limits", "ok", "1 server process.")
+    own = settings_for_one(settings, chosen.count, cores)
+    return Check(
+        "limits",
+        "ok",
+        f"{chosen.count} server processes; each has {own.threads} thread(s) to compute and {own.decoders} to decode.",
+    )
+
+
+def _process_count(settings: Settings, root: Path) -> int:
+    try:
+        return process_count(settings, root).count
+    except InvalidSetting:  # It is a problem of its own.
+        return 1
+
+
 def _check_memory(settings: Settings, root: Path, *, is_running: bool) -> Iterator[Check]:
     memory = HostMemory(root)
     limit, free = memory.limit(), memory.free()
@@ -292,8 +324,12 @@ def _check_memory(settings: Settings, root: Path, *, is_running: bool) -> Iterat
         return
     # What a running server needs is no longer free.
     needed = 0 if is_running else _BASE_BYTES + sum(model_bytes(size) for size in _graph_sizes(settings))
-    processes = sum(settings.worker_counts(available_cores(root)))
-    plan = MemoryPlan.of(max(0, free - needed), processes=processes, started=processes if is_running else 0)
+    chosen = _process_count(settings, root)
+    own = settings if chosen == 1 else settings_for_one(settings, chosen, available_cores(root))
+    if not is_running and chosen > 1:
+        needed += (chosen - 1) * (process_bytes(settings) - REQUEST_BYTES)
+    processes = sum(own.worker_counts(available_cores(root)))
+    plan = MemoryPlan.of(max(0, free - needed) / chosen, processes=processes, started=processes if is_running else 0)
     has = f"a limit of {limit // 1_000_000:,} MB" if limit is not None else "no limit"
     facts = f"{has}, {free // 1_000_000:,} MB free" + (
         " beside the running server" if is_running else f"; the server and its models need about {needed // 10**6:,} MB"
@@ -322,7 +358,7 @@ def _graph_sizes(settings: Settings) -> Iterator[int]:
         return
     for name, versions in found.models.items() if found else ():
         for served in _served_versions(settings, name, versions):
-            path = settings.models / name / served.version / MODEL
+            path = settings.models / name / served.version / GRAPH_FILES[settings.backend]
             if path.is_file():
                 yield path.stat().st_size
 

@@ -5,9 +5,11 @@ models that do not exist share one label value, so that clients cannot create ne
 metrics; a test compares it with what is exposed here.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from math import inf
 from threading import Lock
 
 from prometheus_client import (
@@ -19,12 +21,14 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
+from prometheus_client.utils import floatToGoString
 
 DEFAULT_OBJECTIVE_S = 0.25
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
@@ -55,6 +59,96 @@ def choose_exposition(accept: str) -> str:
     """Return the media type of the metrics for an `Accept` header: OpenMetrics if it is asked for."""
     types = (item.partition(";")[0].strip().lower() for item in accept.split(","))
     return OPENMETRICS if _OPENMETRICS_TYPE in types else PROMETHEUS_TEXT
+
+
+def generator_for(media_type: str) -> Callable[[Collector], bytes]:
+    """Return the function that writes metrics in the format of a media type."""
+    return generate_openmetrics if media_type == OPENMETRICS else generate_latest
+
+
+_Bucket = tuple[str, float] | tuple[str, float, Exemplar]
+
+
+class Series:
+    """The observations of one combination of label values. `observe` is for one thread only."""
+
+    __slots__ = ("_counts", "_edges", "_exemplars", "_sum")
+
+    def __init__(self, edges: Sequence[float]) -> None:
+        """`edges` are the upper edges of the buckets, ascending; the last one is infinite."""
+        self._edges = edges
+        self._counts = [0] * len(edges)
+        self._sum = 0.0
+        self._exemplars: dict[int, Exemplar] = {}
+
+    def observe(self, value: float, exemplar: Mapping[str, str] | None = None) -> None:
+        """Count a value, with the labels of an example (OpenMetrics, Exemplars) for its bucket."""
+        bucket = bisect_left(self._edges, value)  # A value on an edge belongs below it.
+        self._counts[bucket] += 1
+        self._sum += value
+        if exemplar is not None:
+            self._exemplars[bucket] = Exemplar(dict(exemplar), value, time.time())
+
+    def read(self) -> tuple[list[_Bucket], float]:
+        """Return the cumulative buckets, each as upper edge, count and exemplar if any, and the sum. For any thread."""
+        counts, total = self._counts.copy(), 0.0
+        buckets: list[_Bucket] = []
+        for i, (edge, count) in enumerate(zip(self._edges, counts, strict=True)):
+            total += count
+            name = str(floatToGoString(edge))  # type: ignore[no-untyped-call]
+            exemplar = self._exemplars.get(i)
+            buckets.append((name, total) if exemplar is None else (name, total, exemplar))
+        return buckets, self._sum
+
+
+class LoopHistogram(Collector):
+    """A histogram with labels for what is observed several times in each request, on the event loop.
+
+    prometheus_client's own takes a lock and searches linearly for each observation. Nine observations in each request
+    cost a small model a tenth of its time that way.
+
+    Args:
+        name: of the metric.
+        documentation: its help text.
+        labels: their names.
+        buckets: the upper edges, ascending, without infinity.
+        registry: the registry that exposes it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        documentation: str,
+        labels: Sequence[str],
+        *,
+        buckets: Sequence[float],
+        registry: CollectorRegistry,
+    ) -> None:
+        self._name, self._documentation, self._labels = name, documentation, tuple(labels)
+        self._edges = (*map(float, buckets), inf)
+        self._series: dict[tuple[str, ...], Series] = {}
+        registry.register(self)
+
+    def labels(self, *values: str) -> Series:
+        """Return the series with these label values."""
+        series = self._series.get(values)
+        if series is None:
+            if len(values) != len(self._labels):
+                raise ValueError(f"{self._name} has the labels {', '.join(self._labels)}, not {len(values)} of them.")
+            series = self._series.setdefault(values, Series(self._edges))
+        return series
+
+    def describe(self) -> Iterable[HistogramMetricFamily]:
+        """Return the metric without series; the registry looks for names that are taken."""
+        return [HistogramMetricFamily(self._name, self._documentation, labels=self._labels)]
+
+    def collect(self) -> Iterable[HistogramMetricFamily]:
+        """Return the metric with all its series."""
+        family = HistogramMetricFamily(self._name, self._documentation, labels=self._labels)
+        for values, series in list(self._series.items()):
+            buckets, total = series.read()
+            family.add_metric(values, buckets, total)
+        yield family
 
 
 class Metrics:
@@ -91,11 +185,6 @@ class Metrics:
         """Held while versions come and go."""
         self._count_by_version: dict[tuple[str, str, int], Counter] = {}
         self._gone: dict[tuple[str, str], None] = {}
-        # Looking up a labelled metric takes as long as incrementing it.
-        self.duration_of = cache(self.duration.labels)
-        self.stage_of = cache(self.stage.labels)
-        self.request_bytes_of = cache(self.request_bytes.labels)
-        self.response_bytes_of = cache(self.response_bytes.labels)
 
     def _add_request_metrics(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(
@@ -113,14 +202,14 @@ class Metrics:
             ["model", "stage"],
             registry=registry,
         )
-        self.duration = Histogram(
+        self.duration = LoopHistogram(
             "sevenfold_request_duration_seconds",
             "Time from receiving the request's headers to its response.",
             ["model"],
             buckets=self._seconds_buckets,
             registry=registry,
         )
-        self.stage = Histogram(
+        self.stage = LoopHistogram(
             "sevenfold_stage_duration_seconds",
             "Time that an answered request spent in each stage: receive, decode, queue, infer, postprocess.",
             ["model", "stage"],
@@ -129,14 +218,14 @@ class Metrics:
         )
 
     def _add_body_metrics(self, registry: CollectorRegistry) -> None:
-        self.request_bytes = Histogram(
+        self.request_bytes = LoopHistogram(
             "sevenfold_request_body_bytes",
             "Size of the request bodies that were received whole.",
             ["model"],
             buckets=_BYTES_BUCKETS,
             registry=registry,
         )
-        self.response_bytes = Histogram(
+        self.response_bytes = LoopHistogram(
             "sevenfold_response_body_bytes",
             "Size of the bodies of answers.",
             ["model"],
@@ -195,6 +284,12 @@ class Metrics:
             "sevenfold_build_info",
             "1, with the versions of the program, of Python and of ONNX Runtime.",
             ["version", "python", "onnxruntime"],
+            registry=registry,
+        )
+        Gauge("sevenfold_processes", "Server processes that are running.", registry=registry).set(1)
+        Counter(
+            "sevenfold_process_restarts",
+            "Server processes that have ended and were replaced; the server itself went on.",
             registry=registry,
         )
         self.stray_errors = Counter(
@@ -301,9 +396,17 @@ class Metrics:
 
         It takes some 10 ms, and may be called in any thread.
         """
+        prepare, generate = self._prepare_snapshot(), generator_for(media_type)
+        return lambda: generate(prepare())
+
+    def prepare_families(self) -> Callable[[], list[Metric]]:
+        """Read the live gauges, and return a function that returns all metrics; it may be called in any thread."""
+        prepare = self._prepare_snapshot()
+        return lambda: list(prepare().collect())
+
+    def _prepare_snapshot(self) -> "Callable[[], _Snapshot]":
         gauges = [gauge for read in self._live_gauges for gauge in read()]
-        generate = generate_openmetrics if media_type == OPENMETRICS else generate_latest
-        return lambda: generate(_Snapshot(self.registry, [*gauges, *self._read_slow_gauges()]))
+        return lambda: _Snapshot(self.registry, [*gauges, *self._read_slow_gauges()])
 
     def _read_slow_gauges(self) -> Iterable[LiveGauge]:
         for read in self._slow_gauges:

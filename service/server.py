@@ -15,10 +15,12 @@ from typing import TypeVar
 
 from starlette.types import ASGIApp
 
-from service.backends.base import Backend, OpenBackend
+from service.backends.base import Backend, OpenBackend, Runtime
 from service.backends.cores import available_cores
+from service.backends.cpu_features import has_int8_dot_product
 from service.backends.memory import HostMemory, keep_heap_small, return_large_blocks
 from service.backends.onnx import OnnxRuntime, onnxruntime_version
+from service.backends.runtimes import GRAPH_FILES, make_runtime
 from service.decoding.fork_server import ForkServer
 from service.decoding.pool import Budget, DecoderPool
 from service.engine.admission import ModelLimits
@@ -36,6 +38,7 @@ from service.http.warmup_requests import send_warmup_requests
 from service.metrics import LiveGauge, Metrics
 from service.models.device_work import DeviceWork, ScheduledWork, Submit, run_directly
 from service.models.model import Model
+from service.models.precision import PrecisionPolicy
 from service.models.promotion import PromotionPolicy
 from service.models.repository import Repository
 from service.models.shadow_traffic import ShadowTraffic
@@ -47,13 +50,13 @@ from service.process.watched_files import Contents, UnusableFile, WatchedFiles
 from service.settings import InvalidSetting, Settings
 from service.tracing.spans import Tracer
 from tasks.contract import Limits, Task
-from tasks.manifest import MODEL, UnreadableModel
+from tasks.manifest import UnreadableModel, graph_and_goldens
 
 _LOG = logging.getLogger(__name__)
 T = TypeVar("T")
 VERSION = "0.1.0"
 """The version of the program; that of pyproject.toml."""
-_INFO_LABELS = ["model", "version", "task", "device", "provider", "precision", "sha256"]
+_INFO_LABELS = ["model", "version", "task", "device", "provider", "variant", "precision", "sha256"]
 _MEMORY_TIMEOUT_S = 1.0
 """How long a scrape waits for the memory of the devices."""
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -81,9 +84,11 @@ class Service:
 
     Args:
         settings: the settings.
-        open_backend: the runtime; by default ONNX Runtime on the device of the settings.
+        open_backend: the runtime; by default the one of the settings, on their device.
         tracer: records requests and batches; by default nothing does.
         host: the memory of the machine.
+        processes: how many processes the server has, each with a service of its own.
+        fork_server: starts the processes that decode; by default one of its own.
 
     Raises BackendError if that device is unavailable, BrokenModel if the model folder does not exist, and
     InvalidSetting if a file of the settings cannot be used.
@@ -95,8 +100,11 @@ class Service:
         open_backend: OpenBackend | None = None,
         tracer: Tracer | None = None,
         host: HostMemory | None = None,
+        processes: int = 1,
+        fork_server: ForkServer | None = None,
     ) -> None:
         self.settings = settings
+        self._processes = processes
         self.tracer = tracer
         self.metrics = Metrics(settings.objective_ms / 1000)
         self.draining = False
@@ -116,7 +124,7 @@ class Service:
         self.loaded = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._memory_reading: Future[dict[str, tuple[int | None, int | None]]] | None = None
-        self._fork_server = ForkServer()
+        self._fork_server = fork_server or ForkServer()
         processes, slow, workers = settings.worker_counts(available_cores())
         self.memory = MemoryBudget(decoders=processes, on_shortage=self._release_for_others)
         self._decoder_pool = self._make_decoder_pool(processes + slow + workers, processes)
@@ -127,7 +135,7 @@ class Service:
             keep_heap_small()
         self._plan_memory(fraction=_LOADING_FRACTION)
         self._add_threads(processes, slow, workers)
-        self.repository = self._make_repository(open_backend or _onnx_runtime(settings), is_small=is_small)
+        self.repository = self._make_repository(open_backend or _checked_runtime(settings), is_small=is_small)
         self.shadows = self._make_shadows()
         self.repository.scan()
         self._add_gauges()
@@ -168,16 +176,18 @@ class Service:
             open_backend,
             self._make_pipeline,
             # What a model needs while it is verified and measured is a multiple of what it needs later.
-            concurrency=1 if is_small else min(available_cores(), _MAX_PARALLEL_LOADS),
+            concurrency=1 if is_small else min(max(1, available_cores() // self._processes), _MAX_PARALLEL_LOADS),
             pins={name: str(version) for name, version in self.settings.pin.items()},
             only=frozenset(self.settings.only),
             submit_to=self._submit_to,
             needs_evaluation=lambda name: self.shadows.fraction_for(name) > 0,
+            precision=_precision_policy(self.settings, open_backend),
             check_memory=self._check_memory,
             on_retired=self._on_retired,
             on_removed=self._on_removed,
             on_loaded=self._on_loaded,
             on_failed=lambda name, _: self.metrics.load_failures.labels(name).inc(),
+            graph_file=GRAPH_FILES[self.settings.backend],
         )
 
     def _make_shadows(self) -> ShadowTraffic:
@@ -407,7 +417,7 @@ class Service:
             "sevenfold_model_info",
             "Served versions and what computes them.",
             _INFO_LABELS,
-            [_model_info(m) for m in served],
+            [_model_info(m, self.repository.graph_file) for m in served],
         )
         yield from self._access_gauges()
 
@@ -485,7 +495,7 @@ class Service:
             except Exception:  # Whatever the error, the next rescan tries again.
                 _LOG.exception("rescanning the model folder failed")
 
-    def _replan_memory(self) -> None:
+    def replan_memory(self) -> None:
         """Divide the memory anew, which versions that were loaded or retired have changed, while nothing is in use."""
         if self.memory.plan.is_tight and not self.memory.reserved:
             self._plan_memory()
@@ -541,7 +551,7 @@ class Service:
 
     def _release_when_idle(self) -> None:
         self._release_backends()
-        self._call_on_loop(self._replan_memory)
+        self._call_on_loop(self.replan_memory)
 
     def _release_for_others(self) -> None:
         """Give back what earlier runs have left in memory, because decoders or encoders wait for it."""
@@ -629,7 +639,7 @@ class Service:
             scheduler = self._device_pools[model.pipeline.device].scheduler
             free_bytes = model.pipeline.backend.memory_free()
             if math.isinf(scheduler.memory_bytes):
-                default = math.inf if free_bytes is None else _FREE_MEMORY_FRACTION * free_bytes
+                default = math.inf if free_bytes is None else _FREE_MEMORY_FRACTION * free_bytes / self._processes
                 scheduler.memory_bytes = self.settings.memory_mb * 1e6 or default
                 if scheduler.shared_memory is not None:
                     scheduler.memory_bytes = min(scheduler.memory_bytes, self.memory.plan.work)
@@ -679,10 +689,11 @@ def _age(pipeline: Pipeline, now: float) -> float:
     return max(0.0, now - pipeline.oldest_queued_at)
 
 
-def _model_info(model: Model) -> tuple[list[str], float]:
+def _model_info(model: Model, graph_file: str) -> tuple[list[str], float]:
     manifest, backend = model.manifest, model.pipeline.backend
     values = [manifest.name, manifest.version, manifest.task, model.pipeline.device]
-    return [*values, backend.provider, backend.precision, manifest.files[MODEL].sha256], 1.0
+    graph = graph_file if model.variant is None else graph_and_goldens(model.variant)[0]
+    return [*values, backend.provider, model.precision, backend.precision, manifest.files[graph].sha256], 1.0
 
 
 def _read_memory(backends: Mapping[str, Backend]) -> dict[str, tuple[int | None, int | None]]:
@@ -690,7 +701,19 @@ def _read_memory(backends: Mapping[str, Backend]) -> dict[str, tuple[int | None,
     return {device: (backend.memory_in_use(), backend.memory_total()) for device, backend in backends.items()}
 
 
-def _onnx_runtime(settings: Settings) -> OnnxRuntime:
-    runtime = OnnxRuntime(settings.device, settings.threads)
+def _precision_policy(settings: Settings, open_backend: OpenBackend) -> PrecisionPolicy:
+    if settings.backend != "onnxruntime":  # Variants are ONNX files.
+        return PrecisionPolicy("fp32")
+    is_cuda = isinstance(open_backend, OnnxRuntime) and open_backend.expected_device() == "cuda"
+    return PrecisionPolicy(
+        settings.precision,
+        settings.max_precision_loss,
+        "cuda" if is_cuda else "cpu",
+        has_int8_dot_product(),
+    )
+
+
+def _checked_runtime(settings: Settings) -> Runtime:
+    runtime = make_runtime(settings.backend, settings.device, settings.threads)
     runtime.check()
     return runtime

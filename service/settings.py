@@ -16,7 +16,9 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from tasks.near_names import nearest_name
 
 PREFIX = "SEVENFOLD_"
+AUTO = "auto"
 _MIN_DECODERS = 2
+MAX_PROCESSES = 64
 _OTHER_VARIABLES = ("SEVENFOLD_DATA", "SEVENFOLD_MIRROR", "SEVENFOLD_TOOLS")
 """Variables with the same prefix that belong to training and to the tests; the server ignores them. SEVENFOLD_API_KEY,
 of `smoke`, is not among them: whoever sets it for a server expects that it protects the server."""
@@ -79,6 +81,30 @@ class Settings:
     tls_key: Path | None = _setting(None, "private key (PEM) of the certificate")
     device: Literal["auto", "cpu", "cuda"] = _setting(
         "auto", "device to run models on; 'cuda' fails at startup if CUDA is unavailable"
+    )
+    processes: int | Literal["auto"] = _setting(
+        1,
+        "server processes that share the port and divide cores and memory; auto = one per core, as far as memory "
+        "allows, and one on a GPU",
+        min=1,
+        max=MAX_PROCESSES,
+    )
+    precision: Literal["auto", "fp32", "fp16", "int8"] = _setting(
+        "auto",
+        "precision to compute in, where a model has a variant of it; auto = int8 on CPUs that gain from it, fp16 on "
+        "CUDA, else fp32",
+    )
+    max_precision_loss: float = _setting(
+        0.5,
+        "how much worse than fp32 a variant may be, in points of the model's main metric, measured when it was "
+        "published",
+        min=0,
+        max=100,
+    )
+    backend: Literal["onnxruntime", "torchscript"] = _setting(
+        "onnxruntime",
+        "runtime of the models; 'torchscript' needs torch, and serves the programs in model.ts instead of model.onnx: "
+        "only for models whose publisher you trust to run code",
     )
     threads: int = _setting(
         0, "CPU threads for an unbatched request; 0 = all cores (concurrent batches use one each)", min=0
@@ -268,7 +294,7 @@ def _describe_default(spec: Field[Any]) -> Any:
 
 
 def _convert(spec: Field[Any], text: str) -> Any:
-    kind: Any = Path if spec.type == Path | None else spec.type
+    kind: Any = _OPTIONAL_TYPES.get(spec.type, spec.type)
     if kind is bool:
         if text.lower() not in _SWITCH:
             raise InvalidSetting(f"{spec.name} must be on or off, not '{text}'.")
@@ -277,6 +303,17 @@ def _convert(spec: Field[Any], text: str) -> Any:
         if text not in get_args(kind):
             raise InvalidSetting(f"{spec.name} must be one of {', '.join(get_args(kind))}, not '{text}'.")
         return text
+    if kind is int and text == AUTO and AUTO in _words(spec):
+        return AUTO
+    return _convert_text(spec, text, kind)
+
+
+def _words(spec: Field[Any]) -> tuple[Any, ...]:
+    """Return the words that a setting takes instead of a number."""
+    return tuple(word for kind in get_args(spec.type) if get_origin(kind) is Literal for word in get_args(kind))
+
+
+def _convert_text(spec: Field[Any], text: str, kind: Any) -> Any:
     if kind in (str, Path):
         if not text:
             raise InvalidSetting(f"{spec.name} must not be empty.")
@@ -312,6 +349,8 @@ def _convert_number(spec: Field[Any], label: str, text: str, kind: Any) -> Any:
     return kind(text)
 
 
+_OPTIONAL_TYPES: Mapping[Any, Any] = {Path | None: Path, int | Literal["auto"]: int}
+"""The type of a value that is given, for settings that may have none, or a word."""
 _SWITCH = {"on": True, "true": True, "yes": True, "1": True, "off": False, "false": False, "no": False, "0": False}
 
 # Stricter than Python's own parsing: 1_0, nan and inf are typing errors here.

@@ -69,6 +69,16 @@ class RowReader:
     def _whole_numbers(self) -> set[str]:
         return {column.name for column in self.columns if isinstance(column, CategoryColumn) and column.integer}
 
+    @cached_property
+    def _known_texts(self) -> dict[str, frozenset[str]]:
+        """The texts of each column that are read as they are: its categories, written as in training."""
+        return {
+            column.name: frozenset(value for value in column.values if column.read_text(value) is value)
+            if isinstance(column, CategoryColumn)
+            else frozenset()
+            for column in self.columns
+        }
+
     def read(self, rows: Sequence[Any], *, from_text: bool) -> tuple[list[Any], tuple[str, ...]]:
         """Return the rows with values of the types of their columns, and notices on how they were read.
 
@@ -81,15 +91,17 @@ class RowReader:
     def _read_row(self, index: int, row: Any, notes: _Notes, *, from_text: bool) -> Any:
         if not isinstance(row, dict):
             return row
-        values = {}
+        values = row.copy()
         for name, value in row.items():
-            values[name] = value
-            if type(value) is float and name in self._whole_numbers and value.is_integer():
-                values[name] = int(value)
-            elif type(value) is str and (column := self._by_name.get(name)):
+            if type(value) is str:
+                column = self._by_name.get(name)
+                if column is None or value in self._known_texts[name]:
+                    continue
                 values[name] = column.read_text(value)
                 if not from_text and values[name] is not value:
                     _note_text(notes, f"rows.{index}.{name}", name, value, values[name])
+            elif type(value) is float and name in self._whole_numbers and value.is_integer():
+                values[name] = int(value)
         for name in self.optional:
             if name not in row:
                 values[name] = None

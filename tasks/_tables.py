@@ -76,10 +76,9 @@ class NumberColumn:
         is_number = len(stripped) <= _MAX_NUMBER_LENGTH and _NUMBER.fullmatch(stripped)
         return float(stripped) if is_number else text
 
-    def encode(self, values: Sequence[Any]) -> NDArray[np.float32]:
-        """Encode values as float32 (n,), NaN for missing ones."""
-        numbers = np.array([math.nan if value is None else value for value in values], np.float64)
-        return numbers.clip(-_MAX_VALUE, _MAX_VALUE).astype(np.float32)
+    def to_floats(self, values: Sequence[Any]) -> list[float]:
+        """Return values as numbers, NaN for missing ones."""
+        return [math.nan if value is None else value for value in values]
 
     def notice(self, value: Any) -> str | None:
         """Return a notice for the client about this value, or None."""
@@ -117,10 +116,12 @@ class CategoryColumn:
     def _index(self) -> dict[str, int]:
         return {value: i for i, value in enumerate(self.values, FIRST_KNOWN)}
 
-    def encode(self, values: Sequence[Any]) -> NDArray[np.int64]:
-        """Encode values as int64 (n,): MISSING, UNKNOWN or the category's index."""
+    def to_indices(self, values: Sequence[Any]) -> list[int]:
+        """Return values as MISSING, UNKNOWN or the category's index."""
         index = self._index
-        return np.array([MISSING if v is None else index.get(str(v).strip(), UNKNOWN) for v in values], np.int64)
+        return [
+            MISSING if v is None else index[v] if v in index else index.get(str(v).strip(), UNKNOWN) for v in values
+        ]
 
     def notice(self, value: Any) -> str | None:
         """Return a notice for the client about this value, or None."""
@@ -218,10 +219,10 @@ def _midnight(date: datetime) -> datetime:
 
 
 def _encode_integers(column: CategoryColumn, numbers: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Do the same as `CategoryColumn.encode` for an array of integers, looking up each distinct one once."""
+    """Do the same as `CategoryColumn.to_indices` for an array of integers, looking up each distinct one once."""
     distinct, inverse = np.unique(numbers, return_inverse=True)
     values = [None if math.isnan(value) else int(value) for value in distinct.tolist()]
-    return column.encode(values)[inverse]
+    return np.array(column.to_indices(values), np.int64)[inverse]
 
 
 Column = Annotated[NumberColumn | CategoryColumn | DateColumn, Field(discriminator="kind")]
@@ -245,20 +246,47 @@ class TableSchema:
 
     def encode(self, table: Table) -> dict[str, NDArray[Any]]:
         """Encode a table as `categories`, int64 (n, categories), and `numbers`, float32 (n, numbers)."""
+        return self.encode_with_range(table)[0]
+
+    def encode_with_range(self, table: Table) -> tuple[dict[str, NDArray[Any]], bool]:
+        """Encode a table as `encode` does; also return whether any of its values may need a notice.
+
+        It is False only if no category is unknown, all numbers are in the range of training, and there are no dates.
+        """
         rows = len(next(iter(table.values())))
-        categories: list[NDArray[np.int64]] = [np.zeros((rows, 0), np.int64)]
-        numbers: list[NDArray[np.float32]] = [np.zeros((rows, 0), np.float32)]
+        # One array is made of all columns: making one of each would take several times as long as filling it.
+        categories: list[Sequence[int] | NDArray[np.int64]] = []
+        numbers: list[Sequence[float] | NDArray[np.float32]] = []
         for column in self.columns:
             values = table[column.name]
             if isinstance(column, CategoryColumn):
-                categories.append(column.encode(values)[:, None])
+                categories.append(column.to_indices(values))
             elif isinstance(column, NumberColumn):
-                numbers.append(column.encode(values)[:, None])
+                numbers.append(column.to_floats(values))
             else:
                 category_parts, number_parts = column.encode(values)
-                categories.append(category_parts)
-                numbers.append(number_parts)
-        return {"categories": np.concatenate(categories, axis=1), "numbers": np.concatenate(numbers, axis=1)}
+                categories += list(category_parts.T)
+                numbers += list(number_parts.T)
+        indices = np.array(categories, np.int64).reshape(len(categories), rows)
+        floats = np.array(numbers, np.float64).reshape(len(numbers), rows)
+        lows, highs = self._bounds
+        is_unusual = self._has_dates or bool((indices == UNKNOWN).any())
+        is_unusual = is_unusual or bool(((floats < lows) | (floats > highs)).any())
+        encoded: dict[str, NDArray[Any]] = {
+            "categories": np.ascontiguousarray(indices.T),
+            "numbers": np.ascontiguousarray(np.clip(floats, -_MAX_VALUE, _MAX_VALUE).T, np.float32),
+        }
+        return encoded, is_unusual
+
+    @cached_property
+    def _has_dates(self) -> bool:
+        return any(isinstance(column, DateColumn) for column in self.columns)
+
+    @cached_property
+    def _bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The lowest and the highest number of training, (numbers, 1) each."""
+        bounds = np.array([[column.low, column.high] for column in self.numbers], np.float64).reshape(-1, 2)
+        return bounds[:, :1], bounds[:, 1:]
 
 
 def _categories(column: NumberColumn | CategoryColumn | DateColumn) -> tuple[CategoryColumn, ...]:

@@ -14,7 +14,7 @@ This package does not depend on networks, HTTP or the runtime; it imports no tor
 import base64
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, get_type_hints
 
@@ -34,6 +34,18 @@ Run = Callable[[Arrays], Arrays]
 def count_samples(arrays: Arrays) -> int:
     """Return the number of samples in named arrays, which is the length of the batch axis."""
     return len(next(iter(arrays.values())))
+
+
+def split_outputs(outputs: Arrays, sizes: Sequence[int]) -> list[Arrays]:
+    """Return the outputs of each request, as views, from those of a batch of requests with so many samples each."""
+    if len(sizes) == 1:
+        return [outputs]
+    parts: list[Arrays] = []
+    start = 0
+    for size in sizes:
+        parts.append({name: array[start : start + size] for name, array in outputs.items()})
+        start += size
+    return parts
 
 
 _MAX_FIELDS = 100
@@ -277,6 +289,23 @@ class Task(ABC):
     @abstractmethod
     def postprocess(self, outputs: Arrays, samples: Samples, request: Any) -> Answer:
         """Return the answer to `request` from the outputs of its samples (batch axis first, in the same order)."""
+
+    def preprocess_many(self, raws: Sequence[Any]) -> Sequence[Samples]:
+        """Return what `preprocess` returns for each of several requests.
+
+        A task overrides this if most of the cost of a request is that of calls, which many requests can share.
+        """
+        return [self.preprocess(raw) for raw in raws]
+
+    def postprocess_many(
+        self, outputs: Arrays, samples: Sequence[Samples], requests: Sequence[Any]
+    ) -> Sequence[Answer]:
+        """Return what `postprocess` returns for each of several requests; `outputs` are those of all samples in order.
+
+        Raises what `postprocess` raises for any of them.
+        """
+        parts = split_outputs(outputs, [len(item) for item in samples])
+        return [self.postprocess(*request) for request in zip(parts, samples, requests, strict=True)]
 
     @abstractmethod
     def example(self) -> dict[str, Any]:

@@ -17,26 +17,26 @@ class Golden(StrictModel):
     answer: dict[str, Any]
 
 
-def read_goldens(folder: Path) -> tuple[Golden, ...]:
-    """Read the golden requests of a model folder. Raises BrokenModel."""
+def read_goldens(folder: Path, name: str = GOLDENS) -> tuple[Golden, ...]:
+    """Read the golden requests of a model folder, by default those of model.onnx. Raises BrokenModel."""
     try:
-        return parse_goldens((folder / GOLDENS).read_bytes())
+        return parse_goldens((folder / name).read_bytes(), name)
     except OSError as error:
-        raise BrokenModel(f"{GOLDENS} cannot be read: {error.strerror}.") from None
+        raise BrokenModel(f"{name} cannot be read: {error.strerror}.") from None
 
 
-def parse_goldens(content: bytes) -> tuple[Golden, ...]:
-    """Return the golden requests that a file contains. Raises BrokenModel."""
+def parse_goldens(content: bytes, name: str = GOLDENS) -> tuple[Golden, ...]:
+    """Return the golden requests that a file contains, whose name is for messages. Raises BrokenModel."""
     try:
         return tuple(Golden.model_validate(golden) for golden in json.loads(content))
     except (ValueError, TypeError) as error:
-        raise BrokenModel(f"{GOLDENS} cannot be read: {error}.") from None
+        raise BrokenModel(f"{name} cannot be read: {error}.") from None
 
 
-def write_goldens(folder: Path, goldens: Iterable[Golden]) -> None:
+def write_goldens(folder: Path, goldens: Iterable[Golden], name: str = GOLDENS) -> None:
     """Write the golden requests with their answers."""
     values = [golden.model_dump(mode="json") for golden in goldens]
-    (folder / GOLDENS).write_text(json.dumps(values, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / name).write_text(json.dumps(values, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def first_difference(expected: Any, actual: Any, tolerance: float, path: str = "answer") -> str | None:

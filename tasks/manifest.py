@@ -5,6 +5,7 @@
                             goldens.json    requests with the answers at publication, replayed before serving
                             README.md       the model card
                             …               files of the task: a tokenizer, a table of films
+                            model.int8.onnx, goldens.int8.json   a variant of lower precision, if the manifest lists it
 
 Nothing in the folder is executed, and nothing outside it is read.
 
@@ -19,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tasks import task_names, task_type
 from tasks.contract import Task, build_task, files_of
@@ -75,6 +76,71 @@ class DataSource(StrictModel):
     redistributable: bool = False
 
 
+class Latency(StrictModel):
+    """How long a run of the variant and of the graph in 32 bits takes, measured in turn on one machine."""
+
+    device: Literal["cpu", "cuda"]
+    processor: Annotated[str, Field(description="The processor or the GPU, and how many threads a run had.")]
+    batch: Annotated[int, Field(ge=1, description="Samples in a run.")]
+    milliseconds: Annotated[float, Field(gt=0)]
+    fp32_milliseconds: Annotated[float, Field(gt=0)]
+
+    @property
+    def speedup(self) -> float:
+        """The time of the graph in 32 bits divided by that of the variant."""
+        return self.fp32_milliseconds / self.milliseconds
+
+
+class PrecisionLoss(StrictModel):
+    """How much worse a variant is than the graph in 32 bits, measured on the same samples.
+
+    These samples served neither to calibrate the variant nor to choose what stays in floating point.
+    """
+
+    metric: str
+    value: Annotated[float, Field(description="The variant's.")]
+    fp32_value: Annotated[float, Field(description="That of the graph in 32 bits.")]
+    points: Annotated[
+        float,
+        Field(
+            description="The loss: in percentage points for a metric that is a fraction of 1 and better if higher, in "
+            "percent of the 32-bit graph's value for any other; negative where the variant is better."
+        ),
+    ]
+    interval: Annotated[
+        tuple[float, float] | None,
+        Field(description="95 % confidence interval of the loss, in the same unit; null if there are too few samples."),
+    ]
+    samples: Annotated[str, Field(description="The number of samples and what they are: '341 validation images'.")]
+
+
+class Variant(StrictModel):
+    """The same network in a graph of lower precision, which a server may run in place of model.onnx.
+
+    It has the inputs and outputs of model.onnx, and golden requests with its own answers.
+    """
+
+    precision: Annotated[
+        Literal["fp16", "int8"],
+        Field(
+            description="In which numbers it computes; model.onnx computes in 32 bits, however its weights are kept."
+        ),
+    ]
+    file: FileName
+    goldens: FileName
+    golden_tolerance: Annotated[float, Field(ge=0, le=0.1)]
+    batch_invariance: Annotated[
+        dict[str, Annotated[float, Field(ge=0)]] | None, Field(description="As for model.onnx.")
+    ] = None
+    loss: PrecisionLoss
+    latency: tuple[Latency, ...] = ()
+    method: Annotated[str, Field(description="How it was made, and which layers stay in floating point.")] = ""
+
+    def slowest_speedup(self, device: str) -> float | None:
+        """Return the smallest speed-up measured on this kind of device; None if none was measured."""
+        return min((latency.speedup for latency in self.latency if latency.device == device), default=None)
+
+
 class Manifest(StrictModel):
     """The description of a published model."""
 
@@ -107,6 +173,26 @@ class Manifest(StrictModel):
         str, Field(description="The commit that published it, or 'unknown'; the card names the commit of training.")
     ]
     files: dict[FileName, FileEntry]
+    variants: Annotated[
+        tuple[Variant, ...], Field(description="Graphs of lower precision, at most one of each; may be missing.")
+    ] = ()
+
+    @model_validator(mode="after")
+    def _check_variants(self) -> "Manifest":
+        precisions = [variant.precision for variant in self.variants]
+        if len(set(precisions)) < len(precisions):
+            raise ValueError("there are two variants of the same precision")
+        for name in (name for variant in self.variants for name in (variant.file, variant.goldens)):
+            if name not in self.files:
+                raise ValueError(f"the file {name} of a variant is not among the files")
+        return self
+
+    def of_variant(self, variant: Variant | None) -> "Manifest":
+        """Return the manifest with the tolerances of a variant in place of those of model.onnx; None: as it is."""
+        if variant is None:
+            return self
+        tolerances = {"golden_tolerance": variant.golden_tolerance, "batch_invariance": variant.batch_invariance}
+        return self.model_copy(update=tolerances)
 
     def load_task(self, folder: Path) -> Task:
         """Build the task from the parameters and the task's files in this folder. Raises BrokenModel."""
@@ -170,7 +256,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest. Must be the last file written into a model folder."""
-    text = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False)
+    values = manifest.model_dump(mode="json")
+    if not manifest.variants:  # Servers that do not know the field yet accept the folder, too.
+        del values["variants"]
+    text = json.dumps(values, indent=1, ensure_ascii=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
 
@@ -187,13 +276,25 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
     _check_required_files(manifest)
 
 
-def read_files(folder: Path, manifest: Manifest) -> dict[str, bytes]:
-    """Read all files that the manifest lists, each once, and verify what was read. Raises BrokenModel.
+def read_files(folder: Path, manifest: Manifest, variant: Variant | None = None) -> dict[str, bytes]:
+    """Read the files that a server of this variant needs, each once, and verify what was read. Raises BrokenModel.
 
-    Returns their contents by name.
+    These are all that the manifest lists, except the graphs and goldens of other variants. Returns their contents by
+    name.
     """
     _check_required_files(manifest)
-    return {name: _read_file(folder, name, entry) for name, entry in manifest.files.items()}
+    needed = graph_and_goldens(variant)
+    graphs = {name for other in (None, *manifest.variants) for name in graph_and_goldens(other)}
+    return {
+        name: _read_file(folder, name, entry)
+        for name, entry in manifest.files.items()
+        if name in needed or name not in graphs
+    }
+
+
+def graph_and_goldens(variant: Variant | None) -> tuple[str, str]:
+    """Return the names of the files with the graph and the golden requests of a variant; None: in 32 bits."""
+    return (MODEL, GOLDENS) if variant is None else (variant.file, variant.goldens)
 
 
 def _check_required_files(manifest: Manifest) -> None:

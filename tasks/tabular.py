@@ -1,6 +1,6 @@
 """Tabular: a class or a number for each row of a table."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import chain, islice
@@ -14,7 +14,18 @@ from tasks._csv import CsvColumns, parse_csv
 from tasks._limits import check_counts
 from tasks._rows import RowReader
 from tasks._tables import CategoryColumn, Column, DateColumn, NumberColumn, Table, TableSchema
-from tasks.contract import Answer, Arrays, InvalidOutput, Limits, Request, Samples, Task, TensorSpec, Upload
+from tasks.contract import (
+    Answer,
+    Arrays,
+    InvalidOutput,
+    Limits,
+    Request,
+    Samples,
+    Task,
+    TensorSpec,
+    Upload,
+    split_outputs,
+)
 
 _MAX_NOTICES = 20
 _MAX_UNKNOWN_FIELDS = 20
@@ -204,17 +215,34 @@ class Tabular(Task):
             return (TensorSpec("probabilities", "float32", (len(self.labels),)),)
         return TensorSpec("value", "float32", ()), TensorSpec("interval", "float32", (2,))
 
+    @cached_property
+    def _attributes(self) -> tuple[tuple[str, str], ...]:
+        """The name of each column, and of its field in `Row`."""
+        return tuple((column.name, f"column_{i}") for i, column in enumerate(self.columns))
+
     def decode(self, request: Any, limits: Limits) -> ReadTable:
         """Return the rows as a table of columns."""
-        table = {
-            column.name: [getattr(row, f"column_{i}") for row in request.rows] for i, column in enumerate(self.columns)
-        }
+        rows = [row.__dict__ for row in request.rows]
+        table = {name: [row[attribute] for row in rows] for name, attribute in self._attributes}
         return ReadTable(table, request.notices)
 
     def preprocess(self, raw: Table | ReadTable) -> Samples:
         """Encode the rows, one sample each. The context is the list of notices about their values."""
-        table, notices = (raw.table, raw.notices) if isinstance(raw, ReadTable) else (raw, ())
-        return Samples(self.schema.encode(table), list(islice(chain(notices, self._notices(table)), _MAX_NOTICES)))
+        return self.preprocess_many([raw])[0]
+
+    def preprocess_many(self, raws: Sequence[Table | ReadTable]) -> Sequence[Samples]:
+        """Encode the rows of all requests at once, as `preprocess` does."""
+        read = [raw if isinstance(raw, ReadTable) else ReadTable(raw, ()) for raw in raws]
+        tables = [item.table for item in read]
+        joined = tables[0] if len(tables) == 1 else {name: _join(tables, name) for name, _ in self._attributes}
+        encoded, is_unusual = self.schema.encode_with_range(joined)
+        sizes = [len(next(iter(table.values()))) for table in tables]
+        return [
+            Samples(
+                arrays, list(islice(chain(item.notices, self._notices(item.table) if is_unusual else ()), _MAX_NOTICES))
+            )
+            for arrays, item in zip(split_outputs(encoded, sizes), read, strict=True)
+        ]
 
     def _notices(self, raw: Table) -> Iterator[str]:
         for column in self.columns:
@@ -226,37 +254,63 @@ class Tabular(Task):
 
     def postprocess(self, outputs: Arrays, samples: Samples, request: Any) -> Answer:
         """Return one prediction per row."""
-        return self._predict_classes(outputs, samples) if self.labels else self._predict_numbers(outputs, samples)
+        return self.postprocess_many(outputs, [samples], [request])[0]
 
-    def _predict_numbers(self, outputs: Arrays, samples: Samples) -> NumberAnswer:
+    def postprocess_many(
+        self,
+        outputs: Arrays,
+        samples: Sequence[Samples],
+        requests: Sequence[Any],
+    ) -> Sequence[Answer]:
+        """Return one prediction per row, for each request."""
+        predictions = self._predict_classes(outputs) if self.labels else self._predict_numbers(outputs)
+        answers, start = [], 0
+        for item in samples:
+            answers.append(self._answer(predictions[start : start + len(item)], item.context))
+            start += len(item)
+        return answers
+
+    def _answer(self, predictions: list[Any], notices: list[str]) -> Answer:
+        # The fields are right by construction: validating them again would take longer than the graph.
+        if self.labels:
+            return TabularAnswer.model_construct(model="", version="", predictions=predictions, notices=notices)
+        return NumberAnswer.model_construct(
+            model="", version="", predictions=predictions, coverage=self.coverage, notices=notices
+        )
+
+    def _predict_numbers(self, outputs: Arrays) -> list[RowNumber]:
         numbers = np.concatenate([outputs["value"][:, None], outputs["interval"]], axis=1)
         if not np.isfinite(numbers).all():
             rows = np.flatnonzero(~np.isfinite(numbers).all(axis=1))[:5].tolist()
             raise InvalidOutput(f"The network returned no finite number for rows {rows}.")
-        predictions = [
-            RowNumber(value=value, low=low, high=high) for value, low, high in _round_significant(numbers).tolist()
+        return [
+            RowNumber.model_construct(value=value, low=low, high=high)
+            for value, low, high in _round_significant(numbers).tolist()
         ]
-        return NumberAnswer(predictions=predictions, coverage=self.coverage, notices=samples.context)
 
-    def _predict_classes(self, outputs: Arrays, samples: Samples) -> TabularAnswer:
+    def _predict_classes(self, outputs: Arrays) -> list[RowPrediction]:
         probabilities = outputs["probabilities"]
         if not np.isfinite(probabilities).all():
             rows = np.flatnonzero(~np.isfinite(probabilities).all(axis=1))[:5].tolist()
             raise InvalidOutput(f"The network returned no finite probabilities for rows {rows}.")
-        best = probabilities.argmax(axis=1).tolist()
-        predictions = [
-            RowPrediction(
-                label=self.labels[i],
-                probability=values[i],
-                probabilities=dict(zip(self.labels, values, strict=True)),
+        labels = self.labels
+        return [
+            RowPrediction.model_construct(
+                label=labels[i], probability=values[i], probabilities=dict(zip(labels, values, strict=True))
             )
-            for i, values in zip(best, probabilities.astype(float).round(6).tolist(), strict=True)
+            for i, values in zip(
+                probabilities.argmax(axis=1).tolist(), probabilities.astype(float).round(6).tolist(), strict=True
+            )
         ]
-        return TabularAnswer(predictions=predictions, notices=samples.context)
 
     def example(self) -> dict[str, Any]:
         """Return a request with one row: the example values of the columns."""
         return {"rows": [{column.name: _example_value(column) for column in self.columns}]}
+
+
+def _join(tables: Sequence[Table], name: str) -> list[Any]:
+    """Return the values of a column in all tables, in order."""
+    return [value for table in tables for value in table[name]]
 
 
 def _round_significant(numbers: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -8,8 +8,18 @@ import onnx
 import onnxruntime
 
 from tasks.contract import Arrays, Run, Task, parameters_of
-from tasks.goldens import Golden, write_goldens
-from tasks.manifest import DataSource, Manifest, entries_of, write_manifest, write_task_files
+from tasks.goldens import Golden, read_goldens, write_goldens
+from tasks.manifest import (
+    DataSource,
+    Latency,
+    Manifest,
+    PrecisionLoss,
+    Variant,
+    entries_of,
+    read_manifest,
+    write_manifest,
+    write_task_files,
+)
 
 
 def runner(graph: bytes) -> Run:
@@ -60,6 +70,41 @@ def publish(
     )
     write_manifest(folder, manifest)
     return folder
+
+
+def add_variant(
+    folder: Path, graph: bytes, *, precision: Any = "int8", points: float = 0.1, speedup: float | None = 2.0
+) -> Variant:
+    """Add a variant with this graph to a model folder, with its answers to the goldens; return its description.
+
+    `speedup` is what the manifest says was measured on a CPU; None: nothing was.
+    """
+    manifest = read_manifest(folder)
+    task, run = manifest.load_task(folder), runner(graph)
+    variant = Variant(
+        precision=precision,
+        file=f"model.{precision}.onnx",
+        goldens=f"goldens.{precision}.json",
+        golden_tolerance=0.01,
+        loss=PrecisionLoss(
+            metric="accuracy",
+            value=0.9 - points / 100,
+            fp32_value=0.9,
+            points=points,
+            interval=(points - 0.1, points + 0.1),
+            samples="100 validation rows",
+        ),
+        latency=()
+        if speedup is None
+        else (Latency(device="cpu", processor="any", batch=1, milliseconds=1.0, fp32_milliseconds=speedup),),
+    )
+    (folder / variant.file).write_bytes(graph)
+    requests = [golden.request for golden in read_goldens(folder)]
+    goldens = [Golden(request=body, answer=task.answer(run, body).plain()) for body in requests]
+    write_goldens(folder, goldens, variant.goldens)
+    variants = (*manifest.variants, variant)
+    write_manifest(folder, manifest.model_copy(update={"variants": variants, "files": entries_of(folder)}))
+    return variant
 
 
 def edit_manifest(folder: Path, **values: object) -> None:

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 
-from tasks.manifest import sha256_of
+from tasks.manifest import Manifest, sha256_of
 from training.core.config import Settings
 from training.core.errors import CannotTrain
 from training.core.files import write_file
+from training.core.recipe import select_preset
 from training.core.results import EpochLog, Evaluation, RunResult, Trained
 from training.core.sentences import plain_number
 from training.data.download import Fetcher, content_hash
@@ -29,7 +30,7 @@ from training.evaluation.embeddings import write_embeddings
 from training.publishing.export import Artefacts, Export, export_to_folder
 from training.publishing.previous_version import compare_with_previous
 from training.publishing.publish import Publication, find_objections, publish, refuse_worse_model
-from training.registry import learner_type
+from training.registry import learner_type, load_recipe, recipe_names
 from training.reporting import plots, run_folder
 from training.reporting.report import ReportContext
 from training.reporting.run_folder import Plan
@@ -130,6 +131,36 @@ def open_session(plan: Plan, data: Path | None, fetcher: Fetcher, runtime: Runti
     learner = learner_type(plan.recipe.task).from_data(path, plan.settings, plan.options, fetcher)
     sha256 = fetcher.sha256(source) if data is None and source else hash_data(data or path)
     return Session(plan, learner, runtime, sha256)
+
+
+def open_training_data(
+    manifest: Manifest, fetcher: Fetcher, plan: Plan | None = None, data: Path | None = None
+) -> Session:
+    """Read and split the data of a published model as its training did, on the CPU.
+
+    Args:
+        manifest: that of the published version.
+        fetcher: fetches the recipe's data.
+        plan: the plan of the training; None: that of the model's recipe.
+        data: the data, if it is the user's own.
+
+    Raises CannotTrain if no recipe has trained the model and there is no plan, or the data is not the same.
+    """
+    if plan is None:
+        if manifest.name not in recipe_names():
+            raise CannotTrain(
+                f"{manifest.name} is not the model of a recipe; the options of its training are not known."
+            )
+        recipe = select_preset(load_recipe(manifest.name), gpu=False)
+        plan = Plan(recipe, recipe.settings, recipe.options, "")
+    session = open_session(plan, data, fetcher, Runtime(torch.device("cpu")))
+    if session.data_sha256 != manifest.data.sha256:
+        which = "use the same files" if data else "use the same archive, of the official address or of the --mirror"
+        raise CannotTrain(
+            f"The data has the SHA-256 {session.data_sha256}, not {manifest.data.sha256}, with which {manifest.name} "
+            f"{manifest.version} was trained: {which}."
+        )
+    return session
 
 
 def _provide_data(plan: Plan, data: Path | None, fetcher: Fetcher) -> Path:

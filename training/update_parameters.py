@@ -8,24 +8,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from tasks.contract import InvalidInput
 from tasks.goldens import read_goldens
 from tasks.manifest import MODEL, BrokenModel, Manifest, read_manifest, verify_files
 from tasks.system_errors import describe_os_error, run_command_line
 from training.core.command_line import Parser, add_data_folders
 from training.core.errors import CannotTrain
-from training.core.recipe import select_preset
 from training.core.results import Remeasured
 from training.data.download import Fetcher
-from training.engine.runtime import Runtime
 from training.publishing.export import onnx_runner
 from training.publishing.republish import last_version, republish
-from training.registry import load_recipe, recipe_names
 from training.reporting.report import render_template
-from training.reporting.run_folder import Plan
-from training.session import Session, open_session
+from training.session import open_training_data
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -56,29 +50,13 @@ def update_parameters(model: Path, fetcher: Fetcher, note: str = "") -> Path:
     manifest = read_manifest(last)
     verify_files(last, manifest)
     task, goldens = manifest.load_task(last), [golden.request for golden in read_goldens(last)]
-    session = _open_session(manifest, fetcher)
+    session = open_training_data(manifest, fetcher)
     measured = session.learner.remeasure(task, onnx_runner(last / MODEL, task), goldens)
 
     def card_section(new: Manifest) -> str:
         return _card_section(last, manifest, new, measured, note)
 
     return republish(last, measured.task, [*goldens, *measured.requests], card_section, measured.metrics)
-
-
-def _open_session(manifest: Manifest, fetcher: Fetcher) -> Session:
-    """Read and split the data as training did. Raises CannotTrain."""
-    if manifest.name not in recipe_names():
-        raise CannotTrain(f"{manifest.name} is not the model of a recipe; the options of its training are not known.")
-    recipe = select_preset(load_recipe(manifest.name), gpu=False)
-    session = open_session(
-        Plan(recipe, recipe.settings, recipe.options, ""), None, fetcher, Runtime(torch.device("cpu"))
-    )
-    if session.data_sha256 != manifest.data.sha256:
-        raise CannotTrain(
-            f"The data has the SHA-256 {session.data_sha256}, not {manifest.data.sha256}, with which {manifest.name} "
-            f"{manifest.version} was trained: use the same archive, of the official address or of the --mirror."
-        )
-    return session
 
 
 def _card_section(last: Path, old: Manifest, new: Manifest, measured: Remeasured, note: str) -> str:

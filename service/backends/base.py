@@ -32,7 +32,7 @@ class Backend(Protocol):
 
     @property
     def precision(self) -> str:
-        """The type of most of the graph's weights: 'float32' or 'float16', or 'unknown'."""
+        """The type of most of the graph's weights: 'float32', 'float16' or 'int8', or 'unknown'."""
         ...
 
     def run(self, arrays: Arrays) -> Arrays:
@@ -65,4 +65,21 @@ class OpenBackend(Protocol):
 
     def __call__(self, graph: bytes, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Backend:
         """Load a graph. Raises BackendError if it cannot be read or has other inputs or outputs than the task."""
+        ...
+
+
+class Runtime(OpenBackend, Protocol):
+    """A runtime for one device, which may not be available."""
+
+    @property
+    def description(self) -> str:
+        """Name and version of the runtime."""
+        ...
+
+    def check(self) -> None:
+        """Raise BackendError if the requested device is not available. To be called before models are loaded."""
+        ...
+
+    def cuda_problem(self) -> str | None:
+        """Return why CUDA cannot be used, as the end of a sentence and what to do; None if it can."""
         ...

@@ -160,6 +160,11 @@ class OnnxRuntime:
     def __post_init__(self) -> None:
         _shared_arena()  # It must be registered before the first session, by one thread.
 
+    @property
+    def description(self) -> str:
+        """Name and version of the runtime."""
+        return f"ONNX Runtime {onnxruntime_version()}"
+
     def check(self) -> None:
         """Raise BackendError if the requested device is not available. To be called before models are loaded.
 
@@ -173,6 +178,12 @@ class OnnxRuntime:
             _LOG.warning(
                 "a GPU is visible but not used", extra={"fields": {"reason": f"{problem[:1].upper()}{problem[1:]}"}}
             )
+
+    def expected_device(self) -> Literal["cpu", "cuda"]:
+        """Return the device that graphs are going to run on."""
+        if self.device == "cpu" or _CUDA not in self.available_providers():
+            return "cpu"
+        return "cuda" if self.cuda_problem() is None else "cpu"
 
     def cuda_problem(self) -> str | None:
         """Return why CUDA cannot be used, as the end of a sentence and what to do; None if it can."""

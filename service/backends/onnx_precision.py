@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 _GRAPH, _INITIALIZER, _DATA_TYPE, _RAW_DATA = 7, 5, 2, 9
-_PRECISIONS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
+_PRECISIONS = {1: "float32", 2: "uint8", 3: "int8", 10: "float16", 11: "float64", 16: "bfloat16"}
 """TensorProto.DataType."""
 
 

@@ -91,12 +91,23 @@ class ForkServer:
 
     Attributes:
         program: what it runs.
+        shared: the control socket of one that several servers share, and that another process has started. If it dies,
+            each server starts one of its own.
     """
 
     program: str = PROGRAM
+    shared: socket.socket | None = None
     _lock: Lock = field(default_factory=Lock, init=False)
     _process: "subprocess.Popen[bytes] | None" = field(default=None, init=False)
     _control: socket.socket | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self._control = self.shared
+
+    def open(self) -> socket.socket:
+        """Start the fork server, and return its control socket, for processes that share it. Raises OSError."""
+        with self._lock:
+            return self._control or self._start()
 
     def fork(self) -> ForkedProcess:
         """Start a worker process. Raises OSError."""

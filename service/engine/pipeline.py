@@ -7,9 +7,10 @@ What a client sends can block nobody else: files and large bodies are parsed, de
 processes, which are killed if they exceed their budget of processor time. Small bodies, whose cost is bounded by their
 size, are prepared in a thread.
 
-Two shortcuts avoid hand-overs between threads. A step that costs less than the hop to a thread runs on the event loop;
-measurements decide, first at warm-up and then with every request. A request that finds the device idle, or whose model
-gains nothing from batches, runs its graph and its post-processing on a single thread.
+Two shortcuts avoid hand-overs between threads. Steps that cost less than the hop to a thread run on the event loop, for
+all requests of a turn together (`service/engine/turns.py`); measurements decide, first at warm-up and then with every
+request. A request that finds the device idle, or whose model gains nothing from batches, runs its graph and its
+post-processing on a single thread.
 
 The pipeline joins the task, the backend, admission and the batcher. It knows nothing about HTTP, and does not order
 requests: whatever waits for a thread or for the device waits in a scheduler, which orders the work of all models.
@@ -38,12 +39,13 @@ from service.engine.error_mapping import map_run_error
 from service.engine.latency import LatencyProfile, Shape, StepCost, shape_of
 from service.engine.postprocessing import postprocess
 from service.engine.preparation import Preparation, SeveralPreparations
-from service.engine.preparer import Preparer
+from service.engine.preparer import Prepared, Preparer
 from service.engine.queue import StepQueue
 from service.engine.request import PredictRequest, PredictResult, RequestState, make_result
 from service.engine.scheduler import Deadline, HungRun, MissedDeadline
+from service.engine.turns import Turns, TurnSteps
 from service.errors import ServiceError
-from service.tracing.spans import BatchOutcome
+from service.tracing.spans import BatchOutcome, RequestSpan
 from tasks.contract import Arrays, Request, Run, Samples, Task, count_samples
 
 _LOG = logging.getLogger(__name__)
@@ -118,6 +120,18 @@ class Pipeline:
         self._one_thread_queue = StepQueue(device, on_dropped=on_dropped)
         self._isolated = None if task.upload is None else context.isolate(task)
         self._preparer = Preparer(task, self._isolated, context, self._run_in_thread, self._cost, on_dropped)
+        steps = TurnSteps(
+            task,
+            self._preparer.rules,
+            self.latency_profile,
+            context.hop_s,
+            batch_limit=lambda: 0 if self.has_batch_delay else self.batch_limit,
+            run=self._run_in_turn,
+            prepare_cost=self.preparation_cost,
+            postprocess_cost=self.postprocess_cost,
+            on_dropped=on_dropped,
+        )
+        self._turns = Turns(steps)
         self._postprocess_queue = StepQueue(self._workers.scheduler)
         self._isolated_postprocess_queue = StepQueue(context.workers.scheduler)
         """Answers that are made in worker processes. Their threads only wait, so they need not be the interpreter's."""
@@ -133,7 +147,7 @@ class Pipeline:
     @property
     def in_flight(self) -> int:
         """Requests accepted and not yet answered."""
-        return self.admission.in_flight
+        return self.admission.in_flight + self.admission.quick
 
     @property
     def queue_depth(self) -> int:
@@ -234,19 +248,46 @@ class Pipeline:
 
     # The path of a request
 
+    def is_quick(self, predict_request: PredictRequest) -> bool:
+        """Return whether every step is expected to run on the event loop, as `answer_in_turn` does it."""
+        is_cheap = self._preparer.runs_inline(predict_request) and self.latency_profile.is_cheap(self._context.hop_s)
+        return is_cheap and not self.has_batch_delay and not self._context.device.scheduler.is_hung
+
+    async def answer_in_turn(
+        self, predict_request: PredictRequest, deadline: Deadline, state: RequestState
+    ) -> PredictResult | Prepared:
+        """Answer a quick request in this turn of the event loop, with all others that have arrived.
+
+        If that is not possible after all, return the samples, with which `predict` goes on. Raises ServiceError.
+        """
+        admission = self.admission
+        admission.check_quick(deadline, self._turns.wait_s)
+        admission.quick += 1
+        try:
+            return await self._turns.submit(predict_request, deadline.limit, state)
+        finally:
+            admission.quick -= 1
+
     async def predict(
-        self, predict_request: PredictRequest, deadline: Deadline | None = None, state: RequestState | None = None
+        self,
+        predict_request: PredictRequest,
+        deadline: Deadline | None = None,
+        state: RequestState | None = None,
+        prepared: Prepared | None = None,
     ) -> PredictResult:
-        """Answer a request. Cancelling the call drops what has not started. Raises ServiceError."""
+        """Answer a request. Cancelling the call drops what has not started. Raises ServiceError.
+
+        `prepared` is what `answer_in_turn` has returned.
+        """
         started_at = time.perf_counter()
         state = state or RequestState()
         state.arrived_at = state.arrived_at or asyncio.get_running_loop().time()
         deadline = deadline or self.admission.make_deadline(predict_request.options, state.arrived_at)
-        try:
-            state.stage = "decode"
-            prepared = await self._preparer.prepare(predict_request, deadline, state)
-        except (HungRun, MissedDeadline) as error:
-            raise map_run_error(error) from error
+        if prepared is None:
+            outcome = await self._prepare(predict_request, deadline, state)
+            if isinstance(outcome, PredictResult):
+                return outcome
+            prepared = outcome
         options = predict_request.options.merge(prepared.options)
         if options != predict_request.options:
             requested = self.admission.make_deadline(options, state.arrived_at)
@@ -257,10 +298,17 @@ class Pipeline:
             return await self._answer_several(predict_request, prepared, times, deadline, state)
         return await self._answer(predict_request, prepared, times, deadline, state)
 
-    def runs_inline(self, predict_request: PredictRequest) -> bool:
-        """Return whether every step is expected to run on the event loop, so that the request never waits."""
-        is_cheap = self._preparer.runs_inline(predict_request) and self.latency_profile.is_cheap(self._context.hop_s)
-        return is_cheap and not self.has_batch_delay
+    async def _prepare(
+        self, predict_request: PredictRequest, deadline: Deadline, state: RequestState
+    ) -> PredictResult | Prepared:
+        """Return the samples of a request; or its answer, if that costs no more."""
+        state.stage = "decode"
+        try:
+            if self._preparer.runs_inline(predict_request):
+                return await self._turns.submit(predict_request, deadline.limit, state)
+            return await self._preparer.prepare(predict_request, deadline, state)
+        except (HungRun, MissedDeadline) as error:
+            raise map_run_error(error) from error
 
     async def _answer_several(
         self,
@@ -335,7 +383,7 @@ class Pipeline:
         would cost the request time and help no other one. The samples must fit into one batch.
         """
         size, shape = len(samples), shape_of(samples.arrays)
-        if self.has_batch_delay or self._runs_graph_inline(samples) or is_long_postprocessing:
+        if self.has_batch_delay or is_long_postprocessing:
             return None
         memory_bytes = self._context.device.scheduler.memory_bytes
         if size > self.latency_profile.max_batch_size(shape, self.batch_limit, memory_bytes):
@@ -392,7 +440,7 @@ class Pipeline:
     ) -> PredictResult:
         """Run the samples in batches shared with other requests, and post-process their outputs."""
         samples, request = prepared.samples, prepared.request
-        result = await self._infer(samples, deadline, state)
+        result = await self._batcher.submit(samples.arrays, deadline, state.stage_setter("infer"), state.span)
         inferred_at = time.perf_counter()
         state.stage = "finish"
         arguments = (result.outputs, samples, request, predict_request.render)
@@ -441,20 +489,6 @@ class Pipeline:
             min_service_s = rounds * self.latency_profile.min_s(shape, min(size, max_size))
             self.admission.check_deadline(deadline, wait_s, service_s, min_service_s)
 
-    async def _infer(self, samples: Samples, deadline: Deadline, state: RequestState) -> BatchResult:
-        """Run the samples: on the event loop if that costs less than the queue, otherwise in a batch."""
-        if self._runs_graph_inline(samples):
-            state.stage = "infer"
-            with suppress(OutOfMemory):  # The batcher splits them, or runs them while nothing else runs.
-                return self._run_own_batch(samples.arrays, self.backend.run, state)
-        return await self._batcher.submit(samples.arrays, deadline, state.stage_setter("infer"), state.span)
-
-    def _runs_graph_inline(self, samples: Samples) -> bool:
-        """Return whether the graph runs on the event loop: whether that costs less than the hop to a thread."""
-        size, shape = len(samples), shape_of(samples.arrays)
-        is_cheap = self.latency_profile.is_cheap(self._context.hop_s, shape, size)
-        return is_cheap and size <= self.batch_limit and not self.has_batch_delay
-
     # Work in threads
 
     async def _run_in_thread(
@@ -497,17 +531,23 @@ class Pipeline:
 
     def _run_own_batch(self, arrays: Arrays, run: Run, state: RequestState) -> BatchResult:
         """Run samples in the current thread, as a batch of their own. Raises BackendError."""
-        size, shape = count_samples(arrays), shape_of(arrays)
         spans = () if state.span is None else (state.span,)
+        return self._run_here([arrays], count_samples(arrays), run, spans)
+
+    def _run_in_turn(self, parts: Sequence[Arrays], size: int, spans: Sequence[RequestSpan]) -> BatchResult:
+        return self._run_here(parts, size, self.backend.run, spans)
+
+    def _run_here(self, parts: Sequence[Arrays], size: int, run: Run, spans: Sequence[RequestSpan]) -> BatchResult:
+        shape = shape_of(parts[0])
         started_at = time.perf_counter()
         try:
-            outputs = self._run_counted_batch(run, [arrays], size)
+            outputs = self._run_counted_batch(run, parts, size)
         except BackendError as error:
-            self._on_batch(BatchReport(size, time.perf_counter() - started_at, error, started_at, spans))
+            self._on_batch(BatchReport(size, time.perf_counter() - started_at, error, started_at, tuple(spans)))
             raise
         ended_at = time.perf_counter()
         self.latency_profile.record(shape, size, ended_at - started_at)
-        self._on_batch(BatchReport(size, ended_at - started_at, None, started_at, spans))
+        self._on_batch(BatchReport(size, ended_at - started_at, None, started_at, tuple(spans)))
         return BatchResult(outputs, ((started_at, ended_at),), size)
 
     def _run_counted_batch(self, run: Run, parts: Sequence[Arrays], size: int) -> Arrays:
@@ -549,6 +589,10 @@ class Pipeline:
         return postprocess(self.task, outputs, samples, request, PredictRequest.render)
 
     # Measured costs
+
+    def preparation_cost(self, request: PredictRequest) -> StepCost:
+        """Return the cost of preparing requests like this one."""
+        return self._preparer.cost_of(request)
 
     def postprocess_cost(self, request: Request, *, is_isolated: bool = False) -> StepCost:
         """Return the cost of post-processing, here or in a worker process, for the switches of the request."""

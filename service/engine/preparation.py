@@ -4,7 +4,7 @@ This runs on the event loop, in a thread or in a worker process (`service/decodi
 It knows nothing about queues or devices.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,10 +67,70 @@ class PreparationRules:
 def prepare(task: Task, rules: PreparationRules, body: Body, parse: Parse) -> Preparation | SeveralPreparations:
     """Parse, decode and pre-process a request. Raises ServiceError."""
     fields, options = parse_options(parse(body), names=rules.option_fields)
-    name = task.upload.field if task.upload is not None and task.upload.several else ""
-    inputs = fields.get(name)
-    if not isinstance(inputs, list):
-        return _prepare_input(task, rules, fields, options)
+    if _has_several_inputs(task, fields):
+        return _prepare_several(task, rules, fields, options)
+    return _prepare_input(task, rules, fields, options)
+
+
+Outcome = Preparation | SeveralPreparations | Exception
+"""What became of one of several requests; an exception that is no ServiceError is a bug."""
+
+
+def prepare_many(task: Task, rules: PreparationRules, requests: Sequence[tuple[Body, Parse]]) -> list[Outcome]:
+    """Do what `prepare` does for several requests at once, each given by its body and what parses it."""
+    outcomes: list[Outcome | None] = []
+    read: list[_ReadRequest] = []
+    for body, parse in requests:
+        try:
+            fields, options = parse_options(parse(body), names=rules.option_fields)
+            if _has_several_inputs(task, fields):
+                outcomes.append(_prepare_several(task, rules, fields, options))
+            else:
+                read.append(_read_input(task, rules, fields, options))
+                outcomes.append(None)
+        except Exception as error:  # It belongs to this request alone.
+            outcomes.append(error)
+    prepared = iter(_preprocess_many(task, rules, read))
+    return [next(prepared) if outcome is None else outcome for outcome in outcomes]
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadRequest:
+    """A request that has been validated, and the raw content that it was decoded to."""
+
+    request: Request
+    raw: Any
+    options: RequestOptions
+
+
+def _preprocess_many(task: Task, rules: PreparationRules, read: Sequence[_ReadRequest]) -> Iterable[Outcome]:
+    if not read:
+        return ()
+    try:
+        samples = task.preprocess_many([item.raw for item in read])
+    except Exception:  # Whatever it is, it may belong to one of them alone.
+        return [_preprocess(task, rules, item) for item in read]
+    # They keep their uploads, since they are small and about to be answered.
+    return [Preparation(item.request, sample, item.options) for item, sample in zip(read, samples, strict=True)]
+
+
+def _preprocess(task: Task, rules: PreparationRules, item: _ReadRequest) -> Outcome:
+    try:
+        return Preparation(item.request, task.preprocess(item.raw), item.options)
+    except Exception as error:  # As in `prepare_many`.
+        return _map_error(error, task, rules) or error
+
+
+def _has_several_inputs(task: Task, fields: Mapping[str, Any]) -> bool:
+    upload = task.upload
+    return upload is not None and upload.several and isinstance(fields.get(upload.field), list)
+
+
+def _prepare_several(
+    task: Task, rules: PreparationRules, fields: Mapping[str, Any], options: RequestOptions
+) -> SeveralPreparations:
+    name = task.upload.field if task.upload is not None else ""
+    inputs = fields[name]
     if not inputs:
         raise InvalidRequest(f"{name}: the list is empty.")
     if len(inputs) > rules.limits.inputs:
@@ -116,14 +176,29 @@ def _locate_item(error: ServiceError, name: str, place: str) -> ServiceError:
 def _prepare_input(
     task: Task, rules: PreparationRules, fields: Mapping[str, Any], options: RequestOptions
 ) -> Preparation:
+    read = _read_input(task, rules, fields, options)
     try:
-        request = task.parse(fields, rules.limits)
-        samples = task.preprocess(task.decode(request, rules.limits))
-    except ValidationError as error:
-        raise map_validation_error(error, task.request_type, rules.option_fields) from None
+        samples = task.preprocess(read.raw)
     except InvalidInput as error:
         raise map_input_error(error) from None
-    return Preparation(_without_upload(task, request), samples, options)
+    return Preparation(_without_upload(task, read.request), samples, options)
+
+
+def _read_input(
+    task: Task, rules: PreparationRules, fields: Mapping[str, Any], options: RequestOptions
+) -> _ReadRequest:
+    try:
+        request = task.parse(fields, rules.limits)
+        return _ReadRequest(request, task.decode(request, rules.limits), options)
+    except (ValidationError, InvalidInput) as error:
+        raise _map_error(error, task, rules) or error from None
+
+
+def _map_error(error: Exception, task: Task, rules: PreparationRules) -> ServiceError | None:
+    """Return the error for the client; None if it is none that a task raises for a request that it cannot read."""
+    if isinstance(error, ValidationError):
+        return map_validation_error(error, task.request_type, rules.option_fields)
+    return map_input_error(error) if isinstance(error, InvalidInput) else None
 
 
 def _without_upload(task: Task, request: Request) -> Request:

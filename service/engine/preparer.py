@@ -1,7 +1,8 @@
-"""Where the requests of one model are prepared: on the event loop, in a thread, or in a worker process.
+"""Where the requests of one model are prepared: in a turn of the event loop, in a thread, or in a worker process.
 
 What a client sends must not block anybody else. A small body whose cost is bounded by its size is prepared in the
-interpreter of the server: on the event loop if that costs less than the hop to a thread. Files and larger bodies go to
+interpreter of the server: on the event loop (`service/engine/turns.py`) if that costs less than the hop to a thread,
+or else in a thread. Files and larger bodies go to
 worker processes. There are two lanes of them: a request that exceeds the small budget of the first lane is prepared
 again in the second one, so that expensive files wait for each other and not in front of ordinary ones.
 """
@@ -11,7 +12,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
-from typing import Any, cast
+from typing import Any
 
 from service.engine.admission import OPTION_FIELDS
 from service.engine.context import EngineContext, IsolatedTask
@@ -68,10 +69,10 @@ class Preparer:
         self._task = task
         self._isolated = isolated
         self._run_in_thread = run_in_thread
-        self._cost_of = cost_of
+        self._find_cost = cost_of
         # If the task has a field with the name of an option, the field belongs to the task.
         option_fields = tuple(option for option in OPTION_FIELDS if option not in task.request_type.model_fields)
-        self._rules = PreparationRules(context.limits, option_fields)
+        self.rules = PreparationRules(context.limits, option_fields)
         self._memory = context.memory
         self._interpreter_threads = context.interpreter.threads
         self._isolated_scheduler = context.decoders.scheduler
@@ -93,12 +94,12 @@ class Preparer:
         Measurements do not decide alone: bodies of little content (spaces, say) would make all others seem cheap.
         """
         is_inline = _is_small(request) and not self._is_isolated(request)
-        return is_inline and self._cost(request).is_cheap(request.size)
+        return is_inline and self.cost_of(request).is_cheap(request.size)
 
     def predict_s(self, request: PredictRequest) -> float:
         """Predict the seconds that preparing a request takes; 0 if unknown."""
         max_s = _MAX_PREDICTED_S if self._is_isolated(request) else _MAX_SMALL_PREDICTED_S
-        return min(self._cost(request).predict_s(request.size), max_s)
+        return min(self.cost_of(request).predict_s(request.size), max_s)
 
     def predict_wait_s(self, target: float, request: PredictRequest | None = None) -> float:
         """Predict how long a request waits for a worker process; None stands for one whose body is not known yet."""
@@ -116,11 +117,8 @@ class Preparer:
         try:
             if self._isolated is not None and self._is_isolated(request):
                 return await self._prepare_isolated(self._isolated, request, deadline, state)
-            cost = self._cost(request)
-            step = partial(prepare, self._task, self._rules, request.body, request.parse)
-            if self.runs_inline(request):
-                return cast(Prepared, cost.measure(request.size, step))
-            work = partial(cost.measure, request.size, step)
+            step = partial(prepare, self._task, self.rules, request.body, request.parse)
+            work = partial(self.cost_of(request).measure, request.size, step)
             lane = _Lane(self.queue, self._interpreter_threads)
             return await self._run(lane, work, deadline, self.predict_s(request), 0, state)
         finally:
@@ -130,8 +128,8 @@ class Preparer:
         self, isolated: IsolatedTask, request: PredictRequest, deadline: Deadline, state: RequestState
     ) -> Prepared:
         first, second = self._lanes
-        step = partial(isolated.prepare, self._rules, request)
-        work = partial(self._cost(request).measure, request.size, partial(step, 0))
+        step = partial(isolated.prepare, self.rules, request)
+        work = partial(self.cost_of(request).measure, request.size, partial(step, 0))
         needs = self._memory.decoding_bytes
         try:
             return await self._run(first, work, deadline, self.predict_s(request), needs(0, request.size), state)
@@ -174,9 +172,10 @@ class Preparer:
             return False
         return self._task.decodes_files or not _is_small(request)
 
-    def _cost(self, request: PredictRequest) -> StepCost:
+    def cost_of(self, request: PredictRequest) -> StepCost:
+        """Return the measured cost of preparing a request."""
         place = "isolated" if self._is_isolated(request) else "interpreter"
-        return self._cost_of("prepare", place, request.body_format, request.is_compressed)
+        return self._find_cost("prepare", place, request.body_format, request.is_compressed)
 
 
 def _is_small(request: PredictRequest) -> bool:

@@ -181,6 +181,11 @@ class Scheduler:
         return sum(job.hung for job in self._running)
 
     @property
+    def is_hung(self) -> bool:
+        """Whether every slot is held by a hung job."""
+        return len(self._running) >= self.concurrency and self.hung_count >= self.concurrency
+
+    @property
     def is_free(self) -> bool:
         """Whether a job would start immediately, with no other work waiting."""
         return self._has_free_slot and all(self._ask_next_work(source) is None for source in self._sources)

@@ -6,8 +6,8 @@ kept: after a restart, the folder of models and the settings decide again.
 
 import hmac
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Literal, Protocol, TypeVar
+from collections.abc import Awaitable
+from typing import Annotated, Literal, Protocol
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Header, Path, Security
@@ -30,15 +30,14 @@ _ERRORS = {
 }
 CHANGES = "/v1/models/[^/]+/versions/[^/]+/(load|unload|promote)"
 """The paths of these endpoints, as a regular expression."""
-T = TypeVar("T")
 Action = Literal["load", "unload", "promote"]
 
 
-class ChangeModels(Protocol):
-    """Runs a function that changes what is served, and waits for it."""
+class ChangeVersion(Protocol):
+    """Loads, unloads or promotes a version, in all processes of the server."""
 
-    def __call__(self, change: Callable[[], T], /) -> Awaitable[T]:
-        """Return the function's result; it is run to its end even if the caller is cancelled."""
+    def __call__(self, action: Action, name: str, version: str, /) -> Awaitable[Entry]:
+        """Wait for it, and return the version. It is done to its end even if the caller is cancelled."""
         ...
 
 
@@ -50,12 +49,12 @@ class Changed(BaseModel):
     default: Annotated[str | None, Field(description="The version that answers requests which do not name one.")]
 
 
-def admin_router(repository: Repository, change: ChangeModels, *, enabled: bool, token: str) -> APIRouter:
+def admin_router(repository: Repository, change: ChangeVersion, *, enabled: bool, token: str) -> APIRouter:
     """Return the endpoint.
 
     Args:
         repository: the models.
-        change: runs what changes them.
+        change: changes them.
         enabled: whether the server allows changes.
         token: what requests must send as their bearer token; empty for none.
     """
@@ -86,7 +85,7 @@ def admin_router(repository: Repository, change: ChangeModels, *, enabled: bool,
     ) -> Changed:
         """Wait for the outcome and return it. The choice holds until the next one, or until the server stops."""
         _authorise(authorization, origin, host, enabled=enabled, token=token)
-        entry = await change(lambda: _apply(repository, action, name, version))
+        entry = await change(action, name, version)
         model = repository.default_of(name)
         default = model.manifest.version if model else None
         fields = {"model": name, "version": version, "action": action, "default": default}
@@ -96,7 +95,7 @@ def admin_router(repository: Repository, change: ChangeModels, *, enabled: bool,
     return router
 
 
-def _apply(repository: Repository, action: Action, name: str, version: str) -> Entry:
+def apply_change(repository: Repository, action: Action, name: str, version: str) -> Entry:
     """Change a version, in the loader's thread."""
     if action == "load":
         return repository.load_version(name, version)

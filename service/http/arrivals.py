@@ -19,17 +19,19 @@ _MAX_POLL_S = 0.0005
 """A loop that reads so soon after its last response has not waited for data: the data has waited for the loop."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Arrival:
     """When a request arrived, by `time.perf_counter`.
 
     Attributes:
         earliest: no later than its head reached this host: when the loop read before, if it has been busy since.
         read_at: when its head was read.
+        is_complete: whether its body has arrived, too, so that receiving it does not wait.
     """
 
     earliest: float
     read_at: float
+    is_complete: bool = False
 
 
 class Arrivals:

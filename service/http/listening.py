@@ -34,6 +34,11 @@ class HttpServer(uvicorn.Server):
     async def startup(self, sockets: list[socket] | None = None) -> None:
         """Start the application, then accept connections."""
         await super().startup([])  # Uvicorn would listen without a limit of our own for handshakes.
+        for listener in sockets or []:
+            await self.listen(listener)
+
+    async def listen(self, listener: socket) -> None:
+        """Accept connections of this socket, too."""
         config, state = self.config, self.lifespan.state
 
         def create_protocol() -> asyncio.Protocol:
@@ -47,11 +52,10 @@ class HttpServer(uvicorn.Server):
             "ssl_shutdown_timeout": _TLS_CLOSE_TIMEOUT_S,
         }
         loop = asyncio.get_running_loop()
-        for listener in sockets or []:
-            server = await loop.create_server(
-                create_protocol, sock=listener, backlog=config.backlog, **(limits if self._tls else {})
-            )
-            self.servers.append(server)
+        server = await loop.create_server(
+            create_protocol, sock=listener, backlog=config.backlog, **(limits if self._tls else {})
+        )
+        self.servers.append(server)
 
 
 class SecondServer(HttpServer):

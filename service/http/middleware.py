@@ -15,6 +15,7 @@ from service.engine.request import Trace
 from service.errors import InternalError, Stopped
 from service.http.arrivals import arrival_of
 from service.http.error_responses import error_response, trace_of
+from service.http.request_body import first_headers
 from service.metrics import NO_MODEL, Metrics
 from service.process.logging import REQUEST_ID, TRACE_ID, request_id_from_header, trace_id_from_header
 from service.tracing.spans import RequestOutcome, Tracer
@@ -39,13 +40,8 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        id_header, traceparent = _find_headers(scope)
-        request_id = request_id_from_header(id_header)
-        trace = scope["sevenfold.trace"] = Trace(request_id, arrival_of(scope).read_at)
-        trace_id = None if traceparent is None else trace_id_from_header(traceparent)
-        if self._tracer is not None and not scope["path"].startswith(_PROBE_PATHS):
-            trace_id = self._start_span(self._tracer, scope, trace)
-        token, trace_token = REQUEST_ID.set(request_id), TRACE_ID.set(trace_id)
+        trace, trace_id = self._begin(scope)
+        token, trace_token = REQUEST_ID.set(trace.request_id), TRACE_ID.set(trace_id)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -73,6 +69,17 @@ class RequestMiddleware:
             REQUEST_ID.reset(token)
             TRACE_ID.reset(trace_token)
 
+    def _begin(self, scope: Scope) -> tuple[Trace, str | None]:
+        """Return the trace of a request, which its scope gets, and the id of the trace that spans several services."""
+        headers = first_headers(scope)
+        id_header, traceparent = headers.get(b"x-request-id"), headers.get(b"traceparent")
+        request_id = request_id_from_header(None if id_header is None else id_header.decode("latin-1"))
+        trace = scope["sevenfold.trace"] = Trace(request_id, arrival_of(scope).read_at)
+        trace_id = None if traceparent is None else trace_id_from_header(traceparent.decode("latin-1"))
+        if self._tracer is not None and not scope["path"].startswith(_PROBE_PATHS):
+            trace_id = self._start_span(self._tracer, scope, trace)
+        return trace, trace_id
+
     @staticmethod
     def _start_span(tracer: Tracer, scope: Scope, trace: Trace) -> str:
         """Start the span of a request, and return the id of its trace."""
@@ -81,14 +88,14 @@ class RequestMiddleware:
         trace.traceresponse = span.traceresponse
         return span.trace_id
 
-    def _add_headers(self, message: Message, trace: Trace) -> None:
+    @staticmethod
+    def _add_headers(message: Message, trace: Trace) -> None:
         trace.status = message["status"]
-        headers = MutableHeaders(scope=message)
-        headers["x-request-id"] = trace.request_id
+        headers = message["headers"] = [*message["headers"], (b"x-request-id", trace.request_id.encode("latin-1"))]
         if trace.traceresponse:
-            headers["traceresponse"] = trace.traceresponse
+            headers.append((b"traceresponse", trace.traceresponse.encode()))
         if trace.stages:
-            headers["server-timing"] = _server_timing(trace.stages, trace)
+            headers.append((b"server-timing", _server_timing(trace.stages, trace).encode()))
 
     def _record(self, scope: Scope, trace: Trace) -> None:
         ended_at = time.perf_counter()
@@ -113,14 +120,14 @@ class RequestMiddleware:
             metrics.rejected.labels(trace.model, code).inc()
         if trace.model != NO_MODEL:
             exemplar = None if trace.span is None else {"trace_id": trace.span.trace_id}
-            metrics.duration_of(trace.model).observe(seconds, exemplar)
+            metrics.duration.labels(trace.model).observe(seconds, exemplar)
             if trace.request_bytes >= 0:
-                metrics.request_bytes_of(trace.model).observe(trace.request_bytes)
+                metrics.request_bytes.labels(trace.model).observe(trace.request_bytes)
             if trace.response_bytes >= 0:
-                metrics.response_bytes_of(trace.model).observe(trace.response_bytes)
+                metrics.response_bytes.labels(trace.model).observe(trace.response_bytes)
         if trace.batch_size:
             for stage, stage_s in trace.stages.items():
-                metrics.stage_of(trace.model, stage).observe(stage_s)
+                metrics.stage.labels(trace.model, stage).observe(stage_s)
 
 
 @dataclass(frozen=True)
@@ -168,7 +175,7 @@ class ContinueMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle the request; receiving its body gives permission, by a response 100 before the other one."""
-        is_waiting = scope["type"] == "http" and any(name == b"expect" for name, _ in scope["headers"])
+        is_waiting = scope["type"] == "http" and b"expect" in first_headers(scope)
         if not is_waiting:
             await self.app(scope, receive, send)
             return
@@ -204,17 +211,6 @@ class CloseConnectionMiddleware:
         await self.app(scope, receive, send_and_close)
 
 
-def _find_headers(scope: Scope) -> tuple[str | None, str | None]:
-    """Return the first X-Request-ID and the first traceparent."""
-    request_id = traceparent = None
-    for name, value in scope["headers"]:
-        if name == b"x-request-id" and request_id is None:
-            request_id = value.decode("latin-1")
-        elif name == b"traceparent" and traceparent is None:
-            traceparent = value.decode("latin-1")
-    return request_id, traceparent
-
-
 def _outcome_of(scope: Scope, trace: Trace, ended_at: float) -> RequestOutcome:
     return RequestOutcome(
         method=scope["method"],
@@ -236,11 +232,10 @@ def _outcome_of(scope: Scope, trace: Trace, ended_at: float) -> RequestOutcome:
 
 
 def _server_timing(stages: Mapping[str, float], trace: Trace) -> str:
-    entries = [f"{stage};dur={stage_s * 1000:.2f}" for stage, stage_s in stages.items()]
-    entries.append(f"total;dur={(time.perf_counter() - trace.started_at) * 1000:.2f}")
-    if trace.batch_size:
-        entries.append(f'batch;desc="{trace.batch_size}"')
-    return ", ".join(entries)
+    entries = [f"{stage};dur={stage_s * 1000:.2f}, " for stage, stage_s in stages.items()]
+    total = f"total;dur={(time.perf_counter() - trace.started_at) * 1000:.2f}"
+    batch = f', batch;desc="{trace.batch_size}"' if trace.batch_size else ""
+    return "".join(entries) + total + batch
 
 
 def _log_fields(trace: Trace, seconds: float) -> dict[str, Any]:

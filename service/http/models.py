@@ -10,8 +10,9 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel, Field
 
 from service.models.model import Entry, Model
+from service.models.precision import precision_name
 from service.models.repository import Repository
-from tasks.manifest import DataSource, Metric
+from tasks.manifest import DataSource, Metric, Variant
 
 _Name = Annotated[str, Path(description="The model's name.")]
 
@@ -83,6 +84,12 @@ class ModelDetails(BaseModel):
     task: str
     title: str
     device: str
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"], Field(description="The precision of the graph that answers here.")
+    ]
+    variants: Annotated[
+        list[Variant], Field(description="The graphs of lower precision of this version, and what each loses.")
+    ]
     labels: list[str] | None
     parameters: dict[str, Any]
     inputs: list[Tensor]
@@ -139,17 +146,20 @@ def _summary(name: str, entries: Iterable[Entry], served: Model | None) -> Model
 
 def _details(model: Model, repository: Repository) -> ModelDetails:
     manifest, task = model.manifest, model.task
+    published = manifest.of_variant(model.variant).batch_invariance or {}
     return ModelDetails(
         **manifest.model_dump(
             include={"name", "version", "task", "title", "metrics", "parameters", "licence", "created", "code"}
         ),
         data=_without_folders(manifest.data),
         device=model.pipeline.device,
+        precision=precision_name(model.variant),
+        variants=list(manifest.variants),
         labels=manifest.parameters.get("labels"),
         inputs=[Tensor(name=spec.name, dtype=spec.dtype, shape=list(spec.shape)) for spec in task.inputs],
         outputs=[Tensor(name=spec.name, dtype=spec.dtype, shape=list(spec.shape)) for spec in task.outputs],
         batch_invariance=[
-            BatchInvariance(output=name, published=(manifest.batch_invariance or {}).get(name), measured=measured)
+            BatchInvariance(output=name, published=published.get(name), measured=measured)
             for name, measured in model.deviation.items()
         ],
         curve=[

@@ -99,10 +99,10 @@ def parse_for(representation: Representation, upload: Upload | None, parse: Pars
 
 
 def render(representation: Representation, model: str, version: str, answer: Answer) -> bytes:
-    """Return the body of the response."""
+    """Return the body of the response; the answer gets the names of the model and its version."""
     if representation.file is None:
-        named = answer.model_copy(update={"model": model, "version": version})
-        return named.model_dump_json(exclude_none=True).encode()
+        answer.model, answer.version = model, version
+        return answer.model_dump_json(exclude_none=True).encode()
     value: Any = answer
     for name in representation.file.split("."):
         value = getattr(value, name)

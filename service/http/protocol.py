@@ -29,12 +29,13 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.errors import HeadTimeout, HeadTooLarge, MalformedRequest, MethodNotAllowed, ServiceError
-from service.http.arrivals import Arrivals, put_arrival
+from service.http.arrivals import Arrival, Arrivals, put_arrival
 from service.http.error_responses import error_content
 from service.process.logging import request_id_from_header
 
 _PREFIX = b"HTTP/1.1 "
 """How every response of this server begins."""
+_CONTINUE = _PREFIX + b"100 "
 _MAX_HEAD_BYTES = 64 * 1024
 """Limit for the target and all headers of a request, and for bytes between two pieces of a body; h11 has the same."""
 _MAX_HEADERS = 200
@@ -151,7 +152,8 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._overhead_bytes += len(data)
         super().data_received(data)
-        if self._overhead_bytes > _MAX_HEAD_BYTES and self._refusal is None:
+        is_too_large = self._overhead_bytes > _MAX_HEAD_BYTES or len(self.headers or ()) > _MAX_HEADERS
+        if is_too_large and self._refusal is None:
             self._refusal = _head_too_large()
             self.send_400_response("")
 
@@ -179,21 +181,20 @@ class HttpProtocol(HttpToolsProtocol):
         self._overhead_bytes = 0
         self._expect_head()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Add a header."""
-        super().on_header(name, value)
-        if len(self.headers) > _MAX_HEADERS:
-            self._refuse(_head_too_large())
-
     def on_headers_complete(self) -> None:
         """Start the request, unless the parser is about to stop for an upgrade: its head is then parsed again."""
+        if len(self.headers) > _MAX_HEADERS:
+            self._refuse(_head_too_large())
         if self.parser.get_method() == b"CONNECT":
             self._refuse(MethodNotAllowed("CONNECT is not allowed: this server is no proxy.", allow=("GET", "POST")))
         if self.parser.should_upgrade():
             return
         self._stop_head_timer()
-        put_arrival(self.scope, self._arrival)
+        self._request_arrival = Arrival(self._arrival.earliest, self._arrival.read_at)
+        put_arrival(self.scope, self._request_arrival)
         super().on_headers_complete()
+        if self.scope["method"] != "HEAD":  # Its response is a head alone.
+            self.cycle.transport = _JoiningTransport(self.transport, self.loop)  # type: ignore[assignment]
         while self._unanswered and self._unanswered[0].response_complete:
             self._unanswered.popleft()
         self._unanswered.append(self.cycle)
@@ -207,6 +208,7 @@ class HttpProtocol(HttpToolsProtocol):
         """End the body."""
         if not self.parser.should_upgrade():
             super().on_message_complete()
+            self._request_arrival.is_complete = True
 
     def _refuse(self, error: ServiceError) -> None:
         """Stop the parser, which raises HttpParserError: uvicorn then calls `send_400_response`."""
@@ -333,6 +335,45 @@ class _Parser(httptools.HttpRequestParser):
             if name not in _UPGRADE_HEADERS:
                 lines.append(name + b": " + value)
         return b"\r\n".join([*lines, b"", b""])
+
+
+class _JoiningTransport:
+    """A transport that sends the head of a response together with what follows in the same turn of the event loop.
+
+    uvicorn writes them one after the other, and each write is a call of the operating system.
+    """
+
+    __slots__ = ("_head", "_is_first_write", "_loop", "_transport")
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._head = b""
+        self._is_first_write = True
+
+    def write(self, data: bytes) -> None:
+        """Write data; the first is kept until the second is written, or until the end of this turn."""
+        if self._is_first_write and not data.startswith(_CONTINUE):
+            self._is_first_write = False
+            self._head = data
+            self._loop.call_soon(self._flush)
+        elif self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head + data)
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Close the connection once everything is written."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 class _PrefixedTransport:

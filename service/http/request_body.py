@@ -7,15 +7,16 @@ import re
 from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from urllib.parse import parse_qsl
 
 from python_multipart.multipart import parse_options_header
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope
 
 from service.decoding.body_formats import parse_compressed, parse_form, parse_json, parse_upload, unique_items
-from service.engine.admission import OPTION_FIELDS, parse_options
-from service.engine.request import Parse, PredictRequest
+from service.engine.admission import OPTION_FIELDS, RequestOptions, parse_options
+from service.engine.request import Body, Parse
 from service.errors import (
     BodyTooLarge,
     EmptyBody,
@@ -28,6 +29,8 @@ from service.errors import (
 from tasks.contract import Upload
 
 _JSON, _FORM = "application/json", "multipart/form-data"
+_PLAIN_JSON = _JSON.encode()
+_HEADERS_KEY = "sevenfold.headers"
 _CURL_DEFAULT = "application/x-www-form-urlencoded"
 """What curl sends with --data or --data-binary if no Content-Type is given."""
 _MAX_QUERY_BYTES, _MAX_QUERY_FIELDS = 8_192, 50
@@ -95,24 +98,96 @@ class BodyRules:
     max_json_values: int
     max_bytes: int
 
+    @cached_property
+    def plain_json(self) -> "BodyFormat":
+        """The format of nearly all requests: JSON without further parameters."""
+        return BodyFormat("json", partial(parse_json, query={}, max_values=self.max_json_values))
 
-async def read_predict_request(request: Request, rules: BodyRules, *, reserve: Callable[[int], None]) -> PredictRequest:
-    """Read the body; it is parsed later. Raises ServiceError and ClientDisconnect.
 
-    Args:
-        request: the request, of which only the headers have been read.
-        rules: what the body may be.
-        reserve: called with the size of each received chunk; raises if all bodies together exceed their limit.
+@dataclass(frozen=True, slots=True)
+class BodyFormat:
+    """What the head of a request says about its body.
+
+    Attributes:
+        name: json, form or upload.
+        parse: returns the fields of the request from its body.
+        is_compressed: whether the body is compressed.
+        options: those of the query string.
     """
-    query = _read_query(request.scope["query_string"])
+
+    name: str
+    parse: Parse
+    is_compressed: bool = False
+    options: RequestOptions = RequestOptions()
+
+
+def choose_format(headers: Mapping[bytes, bytes], query_string: bytes, rules: BodyRules) -> BodyFormat:
+    """Return how the body is to be parsed, by the first header of each name. Raises ServiceError."""
+    content_type, encoding = headers.get(b"content-type", b""), headers.get(b"content-encoding", b"")
+    if content_type == _PLAIN_JSON and not query_string and not encoding:
+        return rules.plain_json
+    query = _read_query(query_string)
     option_names = tuple(name for name in OPTION_FIELDS if name not in rules.task_fields)
     _, options = parse_options(query, names=option_names)
-    body_format, parse = _choose_parser(request.headers.get("content-type", ""), rules, query)
-    is_compressed = _is_compressed(request.headers.get("content-encoding", ""))
+    name, parse = _choose_parser(content_type.decode("latin-1"), rules, query)
+    is_compressed = _is_compressed(encoding.decode("latin-1"))
     if is_compressed:
         parse = partial(parse_compressed, parse=parse, max_bytes=rules.max_bytes)
-    body = await _read_body(request, rules.max_bytes, reserve)
-    return PredictRequest(body_format, body, parse, is_compressed=is_compressed, options=options)
+    return BodyFormat(name, parse, is_compressed, options)
+
+
+async def read_body(
+    receive: Receive, headers: Mapping[bytes, bytes], max_bytes: int, reserve: Callable[[int], None]
+) -> Body:
+    """Receive the body. Raises ServiceError and ClientDisconnect.
+
+    Args:
+        receive: of ASGI.
+        headers: of the request; the first of each name.
+        max_bytes: maximum size of the body.
+        reserve: called with the size of each received chunk; raises if all bodies together exceed their limit.
+    """
+    declared = headers.get(b"content-length")
+    if declared is not None and not (declared.isdigit() and len(declared) < 19):
+        raise InvalidHeader("Content-Length must be a number of bytes.")
+    if declared is not None and int(declared) > max_bytes:
+        raise BodyTooLarge(f"The body has {declared[:20].decode()} bytes; the limit is {max_bytes:,}.")
+    chunk, has_more = await _receive_chunk(receive)
+    body: Body = chunk
+    if has_more:
+        # It grows in place: joining the chunks of a large body at its end would block the event loop.
+        body = bytearray()
+        while True:
+            if len(body) + len(chunk) > max_bytes:
+                raise BodyTooLarge(f"The body exceeds the limit of {max_bytes:,} bytes.")
+            reserve(len(chunk))
+            body += chunk
+            if not has_more:
+                break
+            chunk, has_more = await _receive_chunk(receive)
+    elif len(body) > max_bytes:
+        raise BodyTooLarge(f"The body exceeds the limit of {max_bytes:,} bytes.")
+    else:
+        reserve(len(body))
+    if not body:
+        raise EmptyBody("The body is empty.")
+    return body
+
+
+async def _receive_chunk(receive: Receive) -> tuple[bytes, bool]:
+    """Return a piece of the body, and whether there are more. Raises ClientDisconnect."""
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    return message.get("body", b""), message.get("more_body", False)
+
+
+def first_headers(scope: Scope) -> dict[bytes, bytes]:
+    """Return the headers of a request; of several lines with one name, the first."""
+    headers: dict[bytes, bytes] | None = scope.get(_HEADERS_KEY)
+    if headers is None:
+        headers = scope[_HEADERS_KEY] = dict(reversed(scope["headers"]))
+    return headers
 
 
 def _read_query(query_string: bytes) -> dict[str, str]:
@@ -176,20 +251,3 @@ def _check_charset(content_type: str) -> None:
     charset = re.search(r';\s*charset\s*=\s*"?([\w.:+-]+)', content_type, re.IGNORECASE)
     if charset and charset[1].lower() not in ("utf-8", "utf8", "us-ascii"):
         raise UnsupportedMediaType(f"Unsupported charset {charset[1][:40]}; send the text in UTF-8.")
-
-
-async def _read_body(request: Request, max_bytes: int, reserve: Callable[[int], None]) -> bytearray:
-    declared = request.headers.get("content-length")
-    if declared is not None and not (declared.isascii() and declared.isdigit() and len(declared) < 19):
-        raise InvalidHeader("Content-Length must be a number of bytes.")
-    if declared is not None and int(declared) > max_bytes:
-        raise BodyTooLarge(f"The body has {declared[:20]} bytes; the limit is {max_bytes:,}.")
-    body = bytearray()  # It grows in place: joining the chunks of a large body at its end would block the event loop.
-    async for chunk in request.stream():
-        if len(body) + len(chunk) > max_bytes:
-            raise BodyTooLarge(f"The body exceeds the limit of {max_bytes:,} bytes.")
-        reserve(len(chunk))
-        body += chunk
-    if not body:
-        raise EmptyBody("The body is empty.")
-    return body

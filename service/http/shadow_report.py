@@ -1,6 +1,6 @@
 """Report on the shadow evaluation of a new version: mirrored requests, compared with the served version."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from statistics import median
 from typing import Annotated, Literal
@@ -82,18 +82,28 @@ class ShadowReport(BaseModel):
     shadow: Annotated[Latency, Field(description="The new version.")]
 
 
-def shadow_router(shadows: ShadowTraffic) -> APIRouter:
-    """Return the endpoint."""
+ReadReports = Callable[[str, str], Awaitable[Sequence[ShadowReport]]]
+"""Returns the reports on a version, given by name and number: one of each process that has evaluated it."""
+
+
+def shadow_router(read_reports: ReadReports) -> APIRouter:
+    """Return the endpoint. Of several processes, the report of the one that has decided, or is nearest to, is shown."""
     router = APIRouter(prefix="/v1/models", tags=["models"])
 
     @router.get("/{name}/versions/{version}/shadow", summary="Report on a version's shadow evaluation")
     async def report(name: Annotated[str, Path(description="The model's name.")], version: str) -> ShadowReport:
-        evaluation = shadows.evaluation_of(name, version)
-        if evaluation is None:
+        reports = await read_reports(name, version)
+        if not reports:
             raise NotFound(f"{name[:64]}/{version[:16]} has not been evaluated as a shadow version.")
-        return _report(name, version, evaluation)
+        return max(reports, key=lambda report: (report.verdict != "running", report.requests))
 
     return router
+
+
+def read_report(shadows: ShadowTraffic, name: str, version: str) -> ShadowReport | None:
+    """Return the report of this process on a version; None if it has not evaluated it."""
+    evaluation = shadows.evaluation_of(name, version)
+    return None if evaluation is None else _report(name, version, evaluation)
 
 
 def _report(name: str, version: str, evaluation: ShadowEvaluation) -> ShadowReport:

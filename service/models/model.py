@@ -7,10 +7,11 @@ from typing import Any
 
 from service.engine.pipeline import Pipeline
 from service.models.leases import Leases
+from service.models.precision import precision_name
 from tasks.contract import Task
 from tasks.deviation import BatchDeviation
 from tasks.goldens import Golden
-from tasks.manifest import Manifest
+from tasks.manifest import Manifest, Variant
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Model:
         deviation: for each output, how much the batch changes it on this device, measured on the goldens.
         leases: held by everybody who uses the pipeline, which is closed when the version is retired and the last lease
             has ended.
+        variant: the variant of lower precision that runs; None: the graph in 32 bits.
     """
 
     manifest: Manifest
@@ -30,6 +32,12 @@ class Model:
     card: str
     deviation: BatchDeviation
     leases: Leases
+    variant: Variant | None = None
+
+    @property
+    def precision(self) -> str:
+        """The precision that the graph computes in: 'fp32', 'fp16' or 'int8'."""
+        return precision_name(self.variant)
 
     @property
     def example(self) -> Mapping[str, Any]:

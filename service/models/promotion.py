@@ -165,6 +165,10 @@ class ShadowEvaluation:
             self.decided_at = self._clock()
         return self.decision
 
+    def accept(self, decision: Decision) -> None:
+        """End the evaluation with a decision that another process of this server has made."""
+        self.decision, self.decided_at = decision, self.decided_at or self._clock()
+
     def stop(self, reason: str) -> None:
         """End the evaluation without a result. Has no effect after the decision."""
         if self.decision is None:

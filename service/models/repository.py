@@ -33,12 +33,23 @@ from service.models.device_work import DeviceWork, Submit, run_directly
 from service.models.discovery import FoundVersion, ModelFolder
 from service.models.leases import Leases
 from service.models.model import Choice, Entry, Fingerprint, LoadState, Model
+from service.models.precision import PrecisionPolicy
 from service.models.selection import Rule
 from service.models.verification import GoldenRun, verify
 from service.models.warmup import measure_memory, rerun_example
 from tasks.contract import Problem, Task, TensorSpec, count_samples
 from tasks.goldens import parse_goldens
-from tasks.manifest import CARD, GOLDENS, MODEL, BrokenModel, Manifest, UnreadableModel, read_files, read_manifest
+from tasks.manifest import (
+    CARD,
+    MODEL,
+    BrokenModel,
+    Manifest,
+    UnreadableModel,
+    Variant,
+    graph_and_goldens,
+    read_files,
+    read_manifest,
+)
 
 _LOG = logging.getLogger(__name__)
 _MAX_REASONS = 10
@@ -69,9 +80,11 @@ class Repository:
         on_failed: called with name and version when a version is found broken or fails to load.
         on_removed: called with name and version when a version is no longer in the folder.
         needs_evaluation: whether new versions of the named model are evaluated on shadow traffic before they serve.
+        precision: which graph of a version to run.
         check_memory: called with the size of a graph before it is opened; raises BrokenModel if it does not fit.
         on_retired: called with the pipeline of a version that is no longer served when its last lease has ended, in any
             thread.
+        graph_file: the file of a version that the runtime opens.
         loaded: whether all models have been loaded or have failed; set by the caller of `load_all`.
     """
 
@@ -87,8 +100,10 @@ class Repository:
     on_failed: Callable[[str, str], None] = lambda name, version: None
     on_removed: Callable[[str, str], None] = lambda name, version: None
     needs_evaluation: Callable[[str], bool] = lambda name: False
+    precision: PrecisionPolicy = PrecisionPolicy()
     check_memory: Callable[[int], None] = lambda graph_bytes: None
     on_retired: Callable[[Pipeline], None] = Pipeline.close
+    graph_file: str = MODEL
     loaded: bool = field(default=False, init=False)
     _entries: dict[str, _Versions] = field(default_factory=dict, init=False)
     """Each tuple is replaced as a whole, so that readers see the state before or after a change."""
@@ -256,7 +271,7 @@ class Repository:
     def graph_bytes(self, entry: Entry) -> int:
         """Return the size of a version's graph; 0 if it cannot be read."""
         try:
-            return (self.root / entry.name / entry.version / MODEL).stat().st_size
+            return (self.root / entry.name / entry.version / self.graph_file).stat().st_size
         except OSError:
             return 0
 
@@ -364,7 +379,7 @@ class Repository:
             return replace(entry, state=LoadState.FAILED, explanation=reason, fingerprint=fingerprint)
         seconds = time.perf_counter() - started
         self.on_loaded(entry.name, entry.version, seconds)
-        fields |= {"seconds": round(seconds, 3), "device": model.pipeline.device}
+        fields |= {"seconds": round(seconds, 3), "device": model.pipeline.device, "precision": model.precision}
         _LOG.info("model ready", extra={"fields": fields | {"batch_limit": model.pipeline.batch_limit}})
         return replace(entry, state=LoadState.SERVED, loaded=model, explanation=None, fingerprint=fingerprint)
 
@@ -377,20 +392,42 @@ class Repository:
                 f"The manifest belongs to {manifest.name}/{manifest.version}: "
                 f"its 'name' and 'version' must be {entry.name} and {entry.version}."
             )
-        contents = read_files(folder, manifest)
+        if self.graph_file not in manifest.files:
+            raise BrokenModel(
+                f"There is no {self.graph_file}. Publish the model with it, or start the server with another --backend."
+            )
+        for variant in self.precision.variants_of(manifest):
+            contents = read_files(folder, manifest, variant)
+            try:
+                return self._load_graph(entry, manifest, variant, contents)
+            except HungRun:
+                raise  # The device, and not the variant.
+            except Exception as error:  # Whatever is wrong with it, outputs that are no numbers included.
+                # It was made for another processor or runtime, perhaps; the version itself may well work here.
+                fields = {"model": entry.name, "version": entry.version, "precision": variant.precision}
+                _LOG.warning("variant unusable; fp32 serves instead", extra={"fields": fields | {"reason": str(error)}})
+        return self._load_graph(entry, manifest, None, read_files(folder, manifest))
+
+    def _load_graph(
+        self, entry: Entry, manifest: Manifest, variant: Variant | None, contents: dict[str, bytes]
+    ) -> Model:
+        """Load one of a version's graphs from the contents of its files, which are emptied to save memory."""
+        graph_file, goldens_file = graph_and_goldens(variant)
+        if variant is None:
+            graph_file = self.graph_file
         task = manifest.build_task(contents)
-        goldens = parse_goldens(contents[GOLDENS])
+        goldens = parse_goldens(contents[goldens_file], goldens_file)
         if not goldens:
             raise BrokenModel("There are no golden requests, so the model cannot be verified.")
-        self.check_memory(len(contents[MODEL]))
+        self.check_memory(len(contents[graph_file]))
         card = contents.get(CARD, b"").decode("utf-8", "replace")
-        backend = self._open_shared_backend(contents.pop(MODEL), manifest, task)
-        del contents  # Large, and no longer needed.
+        backend = self._open_shared_backend(contents.pop(graph_file), manifest.files[graph_file].sha256, task)
+        contents.clear()  # Large, and no longer needed.
         work = self._device_work(entry.name, backend)
-        verification = verify(manifest, task, backend, goldens, work)
+        verification = verify(manifest.of_variant(variant), task, backend, goldens, work)
         pipeline = self.make_pipeline(entry.name, entry.version, task, backend, verification.golden_runs, work)
         leases = Leases(partial(self.on_retired, pipeline))
-        return Model(manifest, task, pipeline, goldens, card, verification.deviation, leases)
+        return Model(manifest, task, pipeline, goldens, card, verification.deviation, leases, variant)
 
     def _device_work(self, name: str, backend: Backend) -> DeviceWork:
         """Return how work is run for a new version; until it is measured, it counts as large as the one that serves."""
@@ -400,12 +437,12 @@ class Repository:
         profile = served.pipeline.latency_profile
         return DeviceWork(submit, lambda arrays: profile.memory_bytes(shape_of(arrays), count_samples(arrays)))
 
-    def _open_shared_backend(self, graph: bytes, manifest: Manifest, task: Task) -> Backend:
+    def _open_shared_backend(self, graph: bytes, sha256: str, task: Task) -> Backend:
         """Open the graph, or return the one in memory if another version, of any model, has the same file.
 
         Such versions differ in their task only: for example in the table of items for the same network.
         """
-        key = (manifest.files[MODEL].sha256, task.inputs, task.outputs)
+        key = (sha256, task.inputs, task.outputs)
         with self._graph_locks.setdefault(key, Lock()):
             backend = self._backends.get(key)
             if backend is None:
@@ -447,6 +484,31 @@ class Repository:
         self._load_successor(name, lambda other: other is not entry)
         self._choose(entry, Choice.UNLOADED)
         return self._settled(name, version)
+
+    def choices(self) -> dict[str, dict[str, str]]:
+        """Return what operators have chosen, by model and version; nothing for those that the settings decide."""
+        chosen = [entry for entry in self.entries() if entry.choice is not Choice.AUTOMATIC]
+        return {
+            name: {entry.version: entry.choice.value for entry in chosen if entry.name == name}
+            for name in {entry.name for entry in chosen}
+        }
+
+    def restore_choices(self, choices: Mapping[str, Mapping[str, str]]) -> None:
+        """Make the choices of operators those that `choices` returned, here earlier or in another process.
+
+        What cannot be loaded is logged and listed with the reason, as at start.
+        """
+        for name in list(self._entries):
+            wanted = choices.get(name, {})
+            with self._lock:
+                entries = self._entries.get(name, ())
+                restored = [replace(e, choice=Choice(wanted.get(e.version, Choice.AUTOMATIC))) for e in entries]
+                if [entry.choice for entry in restored] == [entry.choice for entry in entries]:
+                    continue
+                self._set_entries(name, restored)
+            self._replace_unneeded(name)
+            self._settle(name)
+        self._graph_locks.clear()
 
     def _find_choosable(self, name: str, version: str) -> Entry:
         self.versions_of(name)
@@ -526,6 +588,25 @@ class Repository:
             if entry := self._find_shadow_entry(shadow):
                 self._replace_entries(replace(entry, state=LoadState.FAILED, loaded=None, explanation=reason))
 
+    def reject(self, name: str, version: str, sha256: str, reason: str) -> None:
+        """Do not serve a version that was rolled back elsewhere, and serve what does instead. In the loader's thread.
+
+        `sha256` is that of its graph; if the version has another one here, nothing happens.
+        """
+        with self._lock:
+            entry = self._entry(name, version)
+            if entry is None or entry.state is LoadState.FAILED:
+                return
+            folder = self.root / name / version
+            manifest = entry.loaded.manifest if entry.loaded is not None else read_manifest(folder)
+            if manifest.files[MODEL].sha256 != sha256:
+                return
+            fingerprint = entry.fingerprint or _fingerprint(folder)
+            self._replace_entries(
+                replace(entry, state=LoadState.FAILED, loaded=None, explanation=reason, fingerprint=fingerprint)
+            )
+        self._settle(name)
+
     def _find_shadow_entry(self, shadow: Model) -> Entry | None:
         entries = self._entries.get(shadow.manifest.name, ())
         return next((entry for entry in entries if entry.shadow is shadow), None)
@@ -535,11 +616,16 @@ class Repository:
     @contextmanager
     def lease(self, name: str, version: str | None = None) -> Iterator[Model]:
         """Yield a model as `find` returns it; it stays usable in the `with` block, even if it is replaced meanwhile."""
+        model = self.acquire(name, version)
+        with model.leases:
+            yield model
+
+    def acquire(self, name: str, version: str | None = None) -> Model:
+        """Return a model as `find` returns it, with a lease that the caller ends by `model.leases.release()`."""
         model = self.find(name, version)
         while not model.leases.try_acquire():  # It was replaced in this very moment.
             model = self.find(name, version)
-        with model.leases:
-            yield model
+        return model
 
     def find(self, name: str, version: str | None = None) -> Model:
         """Return a model, by default the version preferred by the settings and the operator.

@@ -28,6 +28,7 @@ from service.models.model import Model
 from service.models.promotion import Comparison, Decision, Failure, PromotionPolicy, ShadowEvaluation, Timing
 from service.models.repository import Repository
 from tasks.contract import Answer
+from tasks.manifest import MODEL
 
 _LOG = logging.getLogger(__name__)
 _ALL = "all"
@@ -74,6 +75,23 @@ class _MirroredRequest:
     running: _RunningEvaluation
 
 
+@dataclass(frozen=True)
+class SharedDecision:
+    """A decision about a shadow version, for all processes of a server.
+
+    Attributes:
+        sha256: of the graph, because a version may be published again under its number.
+        process: the process that has made it, and counts it.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    promoted: bool
+    reason: str
+    process: int = 0
+
+
 class ShadowTraffic:
     """Mirrors requests and acts on the results. All methods must be called in one event loop.
 
@@ -106,6 +124,8 @@ class ShadowTraffic:
         self._in_flight: dict[asyncio.Task[None], int] = {}
         """The bytes of each mirrored request's body."""
         self._comparison_thread = ThreadPoolExecutor(1, thread_name_prefix="shadow")
+        self.announce: Callable[[SharedDecision], None] | None = None
+        """Passes a decision on to all processes of this server, which call `follow`; None if there is only this one."""
 
     def fraction_for(self, name: str) -> float:
         """Return the fraction of a model's traffic that is mirrored to its new versions, 0 to 1."""
@@ -183,7 +203,10 @@ class ShadowTraffic:
                 return
             self._record_metrics(running, result)
             if decision := running.evaluation.add(result):
-                self._apply(decision, running, shadow)
+                if self.announce is None:
+                    self._apply(decision, running, shadow)
+                else:
+                    self.announce(_to_share(decision, shadow))
 
     async def _compare_with_leases(
         self, shadow: Model, mirrored: _MirroredRequest, request_id: str
@@ -252,11 +275,26 @@ class ShadowTraffic:
         metrics.shadow_seconds.labels(*labels, "served").observe(result.served.work_s)
         metrics.shadow_seconds.labels(*labels, "shadow").observe(result.shadow.work_s)
 
-    def _apply(self, decision: Decision, running: _RunningEvaluation, shadow: Model) -> None:
+    def follow(self, shared: SharedDecision, *, counts: bool) -> None:
+        """Act on a decision of this or another process, if the version is still a shadow here.
+
+        `counts` is whether the decision is counted and logged here.
+        """
+        for shadow in list(self._repository.shadow_models()):
+            manifest = shadow.manifest
+            key = (manifest.name, manifest.version, manifest.files[MODEL].sha256)
+            if key == (shared.name, shared.version, shared.sha256):
+                running, decision = self._get_or_start(shadow), Decision(shared.promoted, shared.reason)
+                running.evaluation.accept(decision)
+                self._apply(decision, running, shadow, counts=counts)
+
+    def _apply(self, decision: Decision, running: _RunningEvaluation, shadow: Model, *, counts: bool = True) -> None:
         if decision.promoted:
             self._repository.promote(shadow)
         else:
-            self._repository.roll_back(shadow, f"It was rolled back. {decision.reason}")
+            self._repository.roll_back(shadow, rolled_back(decision.reason))
+        if not counts:
+            return
         verdict = "promoted" if decision.promoted else "rolled_back"
         self._metrics.shadow_decisions.labels(running.name, running.version, verdict).inc()
         fields = _log_fields(running) | {"decision": verdict, "reason": decision.reason}
@@ -267,6 +305,17 @@ class ShadowTraffic:
         for task in list(self._in_flight):
             task.cancel()
         self._comparison_thread.shutdown(wait=False, cancel_futures=True)
+
+
+def rolled_back(reason: str) -> str:
+    """Return the explanation for a version that failed its evaluation."""
+    return f"It was rolled back. {reason}"
+
+
+def _to_share(decision: Decision, shadow: Model) -> SharedDecision:
+    manifest = shadow.manifest
+    sha256 = manifest.files[MODEL].sha256
+    return SharedDecision(manifest.name, manifest.version, sha256, bool(decision.promoted), decision.reason)
 
 
 def _log_fields(running: _RunningEvaluation) -> dict[str, Any]:

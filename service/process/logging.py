@@ -8,18 +8,23 @@ loop must not wait for that. What cannot be kept is dropped and counted.
 """
 
 import asyncio
+import fcntl
 import logging
 import logging.handlers
 import os
 import queue
+import random
 import re
 import secrets
+import select
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic_core import to_json
@@ -40,18 +45,22 @@ _GATHERING_S = 0.01
 """How long the thread lets lines gather: it needs the interpreter's lock, and would delay a request for each line."""
 _FLUSH_TIMEOUT_S = 1.5
 """How long an exit waits for the last lines to be written."""
+_DIRECT_TIMEOUT_S = 1.0
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff]")
 """Control characters, line breaks of Unicode, and marks that change the direction of text."""
 _UNQUOTED = re.compile(r"[^\s\"=]+")
 _COLOURS = {"DEBUG": "2", "INFO": "32", "WARNING": "33", "ERROR": "31", "CRITICAL": "1;31"}
 """Escape sequences (ECMA-48, SGR) for the names of levels."""
 _TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?P<trace_id>[0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+_random = random.Random(secrets.randbits(128))
+"""For the ids of requests, which are unique and no secrets. Asking the system each time costs as much as a row."""
+os.register_at_fork(after_in_child=lambda: _random.seed(secrets.randbits(128)))
 _VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
 def request_id_from_header(header: str | None) -> str:
     """Return the client's request id if it is plain enough not to forge log lines, or else a new one."""
-    return header if header and _VALID_REQUEST_ID.fullmatch(header) else secrets.token_hex(8)
+    return header if header and _VALID_REQUEST_ID.fullmatch(header) else f"{_random.getrandbits(64):016x}"
 
 
 def trace_id_from_header(header: str) -> str | None:
@@ -262,19 +271,81 @@ def choose_formatter(log_format: LogFormat, *, is_terminal: bool, environment: M
     return TextFormatter(colours=has_colours, is_terminal=is_terminal)
 
 
-def set_up_logging(level: str, log_format: LogFormat = "json") -> LogWriter:
+@dataclass(frozen=True)
+class LogLock:
+    """Held while lines are written that other processes must not write into: pipes keep only 4 KiB in one piece.
+
+    Attributes:
+        descriptor: of a file that the processes have inherited. What it locks is released when a process ends.
+    """
+
+    descriptor: int
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold the lock during the `with` block."""
+        fcntl.lockf(self.descriptor, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self.descriptor, fcntl.LOCK_UN)
+
+
+def make_log_lock() -> LogLock:
+    """Return a lock for the processes that are forked from this one."""
+    if hasattr(os, "memfd_create"):
+        return LogLock(os.memfd_create("log-lock"))
+    with tempfile.TemporaryFile() as file:
+        return LogLock(os.dup(file.fileno()))
+
+
+class DirectHandler(logging.Handler):
+    """Writes records in the thread that logs, for a process that must not have threads and logs little.
+
+    A reader that does not read holds it up for a second per line; the line is lost then.
+    """
+
+    def __init__(self, descriptor: int | None, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self.setFormatter(formatter)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        if self._descriptor is None:
+            return
+        line = self.format(record).encode("utf-8", "backslashreplace") + b"\n"
+        with suppress(OSError, ValueError):
+            if select.select([], [self._descriptor], [], _DIRECT_TIMEOUT_S)[1]:
+                os.write(self._descriptor, line)
+
+
+def set_up_direct_logging(level: str, log_format: LogFormat = "json") -> None:
+    """Format all log records of this process as `set_up_logging` does, without a thread."""
+    formatter = choose_formatter(log_format, is_terminal=is_terminal(sys.stderr), environment=os.environ)
+    handler = DirectHandler(descriptor_of(sys.stderr), formatter)
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+
+
+def set_up_logging(level: str, log_format: LogFormat = "json", lock: LogLock | None = None) -> LogWriter:
     """Format all log records of this process; disable uvicorn's access log, since the service has its own.
 
-    They are flushed at exit (`logging.shutdown`).
+    They are flushed at exit (`logging.shutdown`). `lock` is held while lines are written, if other processes write
+    them to the same place.
     """
     # Skip collecting what the lines do not contain, as the logging documentation recommends.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = ""
     descriptor = descriptor_of(sys.stderr)
     formatter = choose_formatter(log_format, is_terminal=is_terminal(sys.stderr), environment=os.environ)
-    writer = LogWriter(
-        lambda data: len(data) if descriptor is None else write_all(descriptor, data), formatter=formatter
-    )
+
+    def write(data: bytes) -> int:
+        if descriptor is None:
+            return len(data)
+        with nullcontext() if lock is None else lock.held():
+            return write_all(descriptor, data)
+
+    writer = LogWriter(write, formatter=formatter)
     logging.basicConfig(level=level.upper(), handlers=[writer], force=True)
     logging.captureWarnings(True)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):

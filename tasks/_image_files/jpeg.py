@@ -61,7 +61,8 @@ def read_jpeg(content: bytes, max_pixels: int) -> ImageFile:
     kept = [segment for segment in segments if _is_needed(segment)]
     if sum(len(segment.payload) for segment in kept) > _MAX_TABLE_BYTES:
         raise BrokenFile("it has far too many tables")
-    parts = [content[segment.start : segment.end] for segment in kept]
+    view = memoryview(content)  # Slices of bytes would be a second copy of a large file.
+    parts = [view[segment.start : segment.end] for segment in kept]
     end = _MARKER.search(content, segments[-1].end)
     exif = next((segment.payload for segment in segments if segment.is_a(_EXIF)), b"")
     return ImageFile(

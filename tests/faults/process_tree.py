@@ -25,7 +25,7 @@ class TreeUsage:
 
 def tree_usage(root: int) -> TreeUsage:
     """Return what the process with this id and its descendants use; those that end meanwhile are left out."""
-    pids = _tree(root)
+    pids = process_tree(root)
     resident_kb, _ = _memory_kb(root)
     return TreeUsage(len(pids), resident_kb * 1024 / 1e6, sum(_memory_kb(pid)[1] for pid in pids) * 1024 / 1e6)
 
@@ -33,7 +33,7 @@ def tree_usage(root: int) -> TreeUsage:
 def tree_handles(root: int) -> tuple[int, int]:
     """Return how many threads and open descriptors a process and its descendants have."""
     threads = descriptors = 0
-    for pid in _tree(root):
+    for pid in process_tree(root):
         try:
             threads += len(os.listdir(f"/proc/{pid}/task"))
             descriptors += len(os.listdir(f"/proc/{pid}/fd"))
@@ -44,10 +44,11 @@ def tree_handles(root: int) -> tuple[int, int]:
 
 def tree_cpu_s(root: int) -> float:
     """Return the processor time of a process and its descendants, with that of those which have ended."""
-    return sum(_cpu_s(fields) for pid in _tree(root) if (fields := _stat(pid)) is not None)
+    return sum(_cpu_s(fields) for pid in process_tree(root) if (fields := _stat(pid)) is not None)
 
 
-def _tree(root: int) -> list[int]:
+def process_tree(root: int) -> list[int]:
+    """Return the ids of a process and all its descendants, parents first."""
     children: dict[int, list[int]] = {}
     for path in Path("/proc").iterdir():
         if path.name.isdecimal() and (fields := _stat(int(path.name))) is not None:

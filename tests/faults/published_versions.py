@@ -13,7 +13,7 @@ from loadtests.clients import Reply
 from service.backends.onnx import OnnxRuntime
 from tasks.contract import Limits
 from tasks.goldens import Golden, first_difference, write_goldens
-from tasks.manifest import MODEL, entries_of, read_manifest, write_manifest
+from tasks.manifest import MODEL, entries_of, graph_and_goldens, read_manifest, write_manifest
 from tests.faults.sample_requests import KnownModel
 
 
@@ -42,6 +42,7 @@ def publish(models: Path, known: KnownModel, version: str, graph: bytes, *, brok
     model = models / known.name
     folder = model / f".{version}"
     shutil.copytree(known.folder, folder)
+    remove_variants(folder)
     (folder / MODEL).write_bytes(graph)
     write_goldens(folder, [Golden(request=g.request, answer=answer_of(known, graph, g.request)) for g in known.goldens])
     manifest = read_manifest(folder).model_copy(update={"version": version, "files": entries_of(folder)})
@@ -51,6 +52,16 @@ def publish(models: Path, known: KnownModel, version: str, graph: bytes, *, brok
         content[len(content) // 2] ^= 1
         (folder / MODEL).write_bytes(content)
     folder.rename(model / version)
+
+
+def remove_variants(folder: Path) -> None:
+    """Leave a copy of a version with its graph in 32 bits alone: variants would keep the answers of the shipped one."""
+    manifest = read_manifest(folder)
+    others = {name for variant in manifest.variants for name in graph_and_goldens(variant)}
+    for name in others:
+        (folder / name).unlink()
+    files = {name: entry for name, entry in manifest.files.items() if name not in others}
+    write_manifest(folder, manifest.model_copy(update={"variants": (), "files": files}))
 
 
 def answer_of(known: KnownModel, graph: bytes, request: dict[str, object]) -> dict[str, object]:

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from loadtests.clients import ClientPool, Reply, ScheduledRequest
 from tasks.manifest import read_manifest, write_manifest
+from tests.faults.published_versions import remove_variants
 from tests.faults.sample_requests import KnownModel
 from tests.faults.server_process import ServerProcess, run_server
 from tests.waiting import wait_until
@@ -69,11 +70,15 @@ class ScenarioContext:
 
     @contextmanager
     def copies(self, *names: str) -> Iterator[Path]:
-        """Make a folder with copies of these models, as version 1, whichever was shipped; further ones may be added."""
+        """Make a folder with copies of these models, as version 1, whichever was shipped; further ones may be added.
+
+        They have no variants, since scenarios change graphs.
+        """
         with tempfile.TemporaryDirectory() as folder:
             for name in names:
                 copy = Path(folder) / name / FIRST_VERSION
                 shutil.copytree(self.known[name].folder, copy)
+                remove_variants(copy)
                 write_manifest(copy, read_manifest(copy).model_copy(update={"version": FIRST_VERSION}))
             yield Path(folder)
 

@@ -43,6 +43,8 @@ def setting_schema(spec: Field[Any]) -> dict[str, Any]:
     about = {"description": spec.metadata["doc"]}
     if get_origin(kind) is Literal:
         return about | {"type": "string", "enum": list(get_args(kind))}
+    if kind == int | Literal["auto"]:
+        return about | {"oneOf": [_limited(spec, int), {"type": "string", "enum": ["auto"]}]}
     if get_origin(kind) is tuple:
         return about | {"type": "array", "items": {"type": "string", "pattern": "^[^,\\s]+$"}, "uniqueItems": True}
     if get_origin(kind) is Mapping:

@@ -19,6 +19,18 @@ def pod_spec(values: dict[str, Any] | None = None, **options: Any) -> dict[str, 
     return only(render(values, **options), "Deployment")["spec"]["template"]["spec"]
 
 
+@pytest.mark.parametrize(
+    ("kubernetes", "expected"),
+    [("1.30.0", None), ("1.31.0", "PreferClose"), ("1.34.0", "PreferSameZone"), ("1.37.2", "PreferSameZone")],
+)
+def test_close_pods_are_preferred_by_the_name_that_each_version_of_kubernetes_knows(
+    kubernetes: str, expected: str | None
+) -> None:
+    manifests = render({"service": {"trafficDistribution": "PreferClose"}}, kubernetes=kubernetes)
+
+    assert only(manifests, "Service")["spec"].get("trafficDistribution") == expected
+
+
 def test_each_probe_asks_something_of_its_own() -> None:
     container = server(render())
 

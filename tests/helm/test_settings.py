@@ -17,6 +17,8 @@ EXAMPLES: Mapping[Any, Any] = {int: 3, float: 2.5, bool: True, str: "text", Path
 def example_of(spec: Any) -> Any:
     if get_origin(spec.type) is Literal:
         return get_args(spec.type)[-1]
+    if spec.type == int | Literal["auto"]:
+        return "auto"
     if get_origin(spec.type) is tuple:
         return ["one", "two"]
     low, high = spec.metadata["min"], spec.metadata["max"]

@@ -71,6 +71,20 @@ def test_large_jpeg_is_decoded_smaller_and_keeps_its_size() -> None:
     assert min(decoded.image.size) >= 224
 
 
+@pytest.mark.parametrize("size", [(2000, 1500), (1500, 2000), (4000, 3000)])
+def test_jpeg_that_is_decoded_smaller_shows_the_network_the_same_picture(size: tuple[int, int]) -> None:
+    blobs = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    content = encode_image(Image.fromarray(blobs).resize(size, Image.Resampling.BICUBIC), "JPEG", quality=95)
+
+    scaled, whole = (
+        fit_image(decode_image(content, max_pixels=12_000_000, min_side=side), 224, 224, "squash")[0].astype(int)
+        for side in (224, None)
+    )
+
+    assert np.abs(scaled - whole).mean() < 1
+    assert np.abs(scaled - whole).max() < 16
+
+
 def test_exif_orientation_is_applied() -> None:
     upright = decode_image(exif_rotated_jpeg(red_image()), max_pixels=10_000)
 

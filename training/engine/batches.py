@@ -63,6 +63,12 @@ def derived_seed(*parts: int) -> int:
     return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> 1)
 
 
+def random_indices(count: int, wanted: int) -> list[int]:
+    """Return up to `wanted` different indices below `count`, in an order that is random but always the same."""
+    indices: list[int] = np.random.default_rng(0).permutation(count)[:wanted].tolist()
+    return indices
+
+
 def steps_per_epoch(count: int, batch_size: int) -> int:
     """Return the number of full batches, at least 1: fewer samples than a batch make one smaller batch."""
     return max(1, count // batch_size)

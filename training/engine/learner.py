@@ -13,7 +13,7 @@ from training.core.config import Settings
 from training.core.errors import CannotTrain
 from training.core.results import EmbeddingTable, Evaluation, Remeasured, SampleScores, Trained
 from training.core.sources import SourceFetcher
-from training.engine.batches import SampleSet
+from training.engine.batches import SampleSet, random_indices
 from training.engine.optim import ParamGroup
 from training.engine.runtime import Batch, Runtime
 
@@ -160,6 +160,14 @@ class Learner(Trainable):
     @abstractmethod
     def validation_inputs(self, count: int) -> Arrays:
         """Return the inputs of up to `count` real validation samples, for the parity check of the export."""
+
+    def training_inputs(self, count: int) -> Arrays:
+        """Return the inputs of up to `count` training samples, chosen at random but always the same, as when served.
+
+        By default those that the network is trained on; a task whose training augments or cuts them does it otherwise.
+        """
+        batch = self.samples.__getitems__([(0, index) for index in random_indices(len(self.samples), count)])
+        return {spec.name: batch[spec.name].numpy() for spec in self.task.inputs}
 
     @abstractmethod
     def golden_requests(self, served: nn.Module) -> tuple[Task, list[dict[str, Any]]]:

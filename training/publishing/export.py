@@ -208,9 +208,11 @@ def _describe_tensor(tensor: Any) -> tuple[str, np.dtype[Any], list[int | str]]:
     return tensor.name, onnx.helper.tensor_dtype_to_np_dtype(tensor_type.elem_type), shape
 
 
-def onnx_runner(path: Path, task: Task) -> Run:
+def onnx_runner(path: Path, task: Task, *, optimised: bool = True) -> Run:
     """Load the graph at `path` into ONNX Runtime on the CPU; return a function that runs it."""
     options = onnxruntime.SessionOptions()
+    if not optimised:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [spec.name for spec in task.outputs]

@@ -8,7 +8,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 _MIN_ELEMENTS = 1024
 """Smaller tensors stay in 32 bits: they save little, and most are norms and statistics."""
-_SUFFIX = "_16bit"
+STORED_SUFFIX = "_16bit"
+"""Ending of the names of constants that are stored in 16 bits."""
 
 
 def store_as_fp16(path: Path) -> None:
@@ -26,7 +27,7 @@ def store_as_fp16(path: Path) -> None:
         values = numpy_helper.to_array(tensor)
         if not np.abs(values).max() <= np.finfo(np.float16).max:
             continue
-        stored = numpy_helper.from_array(values.astype(np.float16), tensor.name + _SUFFIX)
+        stored = numpy_helper.from_array(values.astype(np.float16), tensor.name + STORED_SUFFIX)
         casts.append(helper.make_node("Cast", [stored.name], [tensor.name], to=TensorProto.FLOAT))
         graph.initializer.remove(tensor)
         graph.initializer.append(stored)

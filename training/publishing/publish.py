@@ -19,6 +19,7 @@ from tasks.manifest import (
     DataSource,
     Manifest,
     entries_of,
+    graph_and_goldens,
     read_manifest,
     verify_files,
     write_manifest,
@@ -145,15 +146,17 @@ def _answer(task: Task, run: Run, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def replay(folder: Path) -> None:
-    """Load the folder as the service does and replay its golden requests. Raises BrokenModel."""
+    """Load the folder as the service does and replay its golden requests, with each graph. Raises BrokenModel."""
     manifest = read_manifest(folder)
     verify_files(folder, manifest)
     task = manifest.load_task(folder)
-    run = onnx_runner(folder / MODEL, task)
-    for number, golden in enumerate(read_goldens(folder)):
-        answer = _answer(task, run, golden.request)
-        if deviation := first_difference(golden.answer, answer, manifest.golden_tolerance):
-            raise BrokenModel(f"golden request {number} is not reproduced: {deviation}.")
+    for variant in (None, *manifest.variants):
+        graph, goldens = graph_and_goldens(variant)
+        run, tolerance = onnx_runner(folder / graph, task), manifest.of_variant(variant).golden_tolerance
+        for number, golden in enumerate(read_goldens(folder, goldens)):
+            answer = _answer(task, run, golden.request)
+            if deviation := first_difference(golden.answer, answer, tolerance):
+                raise BrokenModel(f"golden request {number} is not reproduced by {graph}: {deviation}.")
 
 
 def _manifest(version: str, publication: Publication, task: Task, parity: Parity) -> Manifest:

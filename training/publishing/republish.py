@@ -9,7 +9,15 @@ from typing import Any
 
 from tasks.contract import Task, parameters_of
 from tasks.goldens import Golden, write_goldens
-from tasks.manifest import CARD, MODEL, Manifest, entries_of, read_manifest, write_manifest, write_task_files
+from tasks.manifest import (
+    CARD,
+    Manifest,
+    entries_of,
+    graph_and_goldens,
+    read_manifest,
+    write_manifest,
+    write_task_files,
+)
 from tasks.version_folder import find_last_version, write_version
 from training.core.errors import CannotTrain
 from training.core.provenance import code_version
@@ -43,10 +51,13 @@ def republish(
     def write(folder: Path, version: str) -> None:
         shutil.copytree(last, folder, dirs_exist_ok=True)
         write_task_files(folder, task)
-        run = onnx_runner(folder / MODEL, task)
-        write_goldens(folder, [Golden(request=body, answer=task.answer(run, body).plain()) for body in requests])
-        manifest = _next_manifest(read_manifest(last), version, task, metrics or {})
-        _update_card(folder / CARD, manifest, card_section(manifest))
+        old = read_manifest(last)
+        for graph, goldens in map(graph_and_goldens, (None, *old.variants)):
+            run = onnx_runner(folder / graph, task)
+            answered = [Golden(request=body, answer=task.answer(run, body).plain()) for body in requests]
+            write_goldens(folder, answered, goldens)
+        manifest = _next_manifest(old, version, task, metrics or {})
+        update_card(folder / CARD, manifest, card_section(manifest))
         write_manifest(folder, manifest.model_copy(update={"files": entries_of(folder)}))
         replay(folder)
 
@@ -67,8 +78,8 @@ def _next_manifest(manifest: Manifest, version: str, task: Task, metrics: Mappin
     return manifest.model_copy(update=facts)
 
 
-def _update_card(card: Path, manifest: Manifest, section: str) -> None:
-    """Write the new version and metrics into the card, if there is one, and append the section."""
+def update_card(card: Path, manifest: Manifest, section: str) -> None:
+    """Write the version and metrics of the manifest into the card, if there is one, and append the section."""
     if not card.exists():
         return
     text = card.read_text(encoding="utf-8")

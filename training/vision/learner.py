@@ -12,6 +12,7 @@ from training.core.config import Settings, option
 from training.core.results import Figure
 from training.core.sources import SourceFetcher
 from training.data.images import ImageSamples
+from training.engine.batches import random_indices
 from training.engine.learner import Learner, Stage
 from training.engine.optim import ParamGroup
 from training.reporting import plots
@@ -104,6 +105,11 @@ class ImageLearner(Learner):
         """Return up to `count` validation images, evenly spaced over the validation set."""
         indices = np.linspace(0, len(self.held_out) - 1, min(count, len(self.held_out))).round().astype(int)
         return {"image": self.held_out.__getitems__([(0, int(index)) for index in indices])["image"].numpy()}
+
+    def training_inputs(self, count: int) -> Arrays:
+        """Return up to `count` training images as the service prepares them: not augmented, and in its size."""
+        images = (self.samples.image(index) for index in random_indices(len(self.samples.paths), count))
+        return {"image": np.concatenate([self.task.preprocess(image).arrays["image"][:1] for image in images])}
 
     def _augmentation_figure(self, count: int = 12) -> Figure:
         """One training image, as augmented in `count` epochs."""

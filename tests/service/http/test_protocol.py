@@ -161,6 +161,33 @@ def test_connection_of_a_half_closed_client_ends_with_its_answer_even_if_it_was_
     assert statuses(received) == [200]
 
 
+def test_half_closed_client_gets_the_head_of_a_response_without_a_body(server: Running) -> None:
+    for _ in range(5):
+        with connect(server) as connection:
+            connection.sendall(LIVE.replace(b"GET", b"HEAD"))
+            connection.shutdown(socket.SHUT_WR)
+            assert statuses(connection.makefile("rb").read()) == [200]
+
+
+def test_half_closed_client_that_waited_for_permission_gets_whole_status_lines(server: Running) -> None:
+    for _ in range(5):
+        with connect(server) as connection:
+            connection.sendall(with_headers(50.0, "Expect: 100-continue\r\n"))
+            connection.shutdown(socket.SHUT_WR)
+            received = connection.makefile("rb").read()
+        assert received.startswith(b"HTTP/1.1 ")
+        assert statuses(received)[-1] == 200
+        assert b"HTTP/1.1 HTTP/1.1" not in received
+
+
+def test_several_lines_of_accept_count_as_one(server: Running) -> None:
+    received = exchange(
+        server, with_headers(50.0, "Accept: */*\r\nAccept: application/json;q=0\r\nConnection: close\r\n")
+    )
+
+    assert statuses(received) == [406]
+
+
 # Offers to upgrade
 
 

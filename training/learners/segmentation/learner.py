@@ -260,6 +260,10 @@ class SegmentationLearner(ImageLearner):
         """Return at most 12 validation images, since each is as large as fifty of a classifier's."""
         return super().validation_inputs(min(count, 12))
 
+    def training_inputs(self, count: int) -> Arrays:
+        """Return at most 64 training images."""
+        return super().training_inputs(min(count, 64))
+
     def golden_requests(self, served: nn.Module) -> tuple[Task, list[dict[str, Any]]]:
         """Return the task's synthetic scene: every photo has uncertain pixels, and masks must be reproducible."""
         return self.task, self.task.examples()

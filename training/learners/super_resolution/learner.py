@@ -21,6 +21,7 @@ from tasks.super_resolution import SuperResolution
 from training.core.config import option
 from training.core.errors import CannotTrain
 from training.core.results import Comparison, Evaluation, Figure, SampleScores, Trained
+from training.engine.batches import random_indices
 from training.engine.runtime import Batch, Runtime
 from training.evaluation.comparison import compare_means
 from training.learners.super_resolution.dataset import EvaluationImages, TrainingCrops, read_sharp_folder
@@ -287,6 +288,13 @@ class SuperResolutionLearner(ImageLearner):
         degraded = [self.held_out.degraded_pair(int(index))[0] for index in indices]
         tiles = [self.task.tiling.cut(image.pixels)[:tiles_per_image] for image in degraded]
         return {"image": np.concatenate(tiles)[:count]}
+
+    def training_inputs(self, count: int) -> Arrays:
+        """Return a tile of each of up to `count` training images, degraded as those for evaluation."""
+        images = self._evaluation_images(self.folder.train)
+        indices = random_indices(len(images.paths), min(count, 64))
+        tiles = [self.task.tiling.cut(images.degraded_pair(index)[0].pixels) for index in indices]
+        return {"image": np.stack([cut[len(cut) // 2] for cut in tiles])}
 
     def golden_requests(self, served: nn.Module) -> tuple[Task, list[dict[str, Any]]]:
         """Return requests with crops of validation images, one per file format; the first has the most text."""
