@@ -99,6 +99,18 @@ class HttpProtocol(HttpToolsProtocol):
         """Why no further requests of this connection are read."""
         self._unparsed = b""
         self._has_eof = False
+        self._joining: _JoiningTransport | None = None
+        """What holds the beginning of a response until the end of a turn."""
+
+    def _flush_response(self) -> None:
+        """Write what is held, before anything else happens to the connection."""
+        if self._joining is not None:
+            self._joining.flush()
+
+    def shutdown(self) -> None:
+        """Close the connection when its requests are answered; called when the server ends."""
+        self._flush_response()
+        super().shutdown()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin with the connection."""
@@ -126,6 +138,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what has arrived, or put it behind what waits: for its turn, or for the answers to earlier requests."""
+        self._flush_response()
         self._arrival = self._arrivals.on_read(self.loop)
         if self._unparsed or self.pipeline:
             self._unparsed += data
@@ -194,7 +207,9 @@ class HttpProtocol(HttpToolsProtocol):
         put_arrival(self.scope, self._request_arrival)
         super().on_headers_complete()
         if self.scope["method"] != "HEAD":  # Its response is a head alone.
-            self.cycle.transport = _JoiningTransport(self.transport, self.loop)  # type: ignore[assignment]
+            self._flush_response()  # Of the request before.
+            self._joining = _JoiningTransport(self.transport, self.loop)
+            self.cycle.transport = self._joining  # type: ignore[assignment]
         while self._unanswered and self._unanswered[0].response_complete:
             self._unanswered.popleft()
         self._unanswered.append(self.cycle)
@@ -217,6 +232,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer an invalid request and close the connection; requests before it are answered first."""
+        self._flush_response()
         error = self._refusal = self._refusal or MalformedRequest("This is not a valid HTTP/1.1 request.")
         if complete := self._complete_requests():
             complete[-1].keep_alive = False
@@ -241,6 +257,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """Return whether the connection stays open, although the client will not send anything more."""
+        self._flush_response()
         if self.scheme == "https":  # The event loop would close it in any case, and warn if told otherwise.
             return False
         self._has_eof = True
@@ -338,39 +355,44 @@ class _Parser(httptools.HttpRequestParser):
 
 
 class _JoiningTransport:
-    """A transport that sends the head of a response together with what follows in the same turn of the event loop.
+    """A transport that sends the head of a response and the first piece of its body together, at the end of the turn.
 
-    uvicorn writes them one after the other, and each write is a call of the operating system.
+    uvicorn writes them one after the other, and each write is a call of the operating system. By the end of the turn,
+    the request has been counted and logged as well.
     """
 
-    __slots__ = ("_head", "_is_first_write", "_loop", "_transport")
+    __slots__ = ("_held", "_loop", "_transport", "_writes")
 
     def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._loop = transport, loop
-        self._head = b""
-        self._is_first_write = True
+        self._held = b""
+        self._writes = 0
 
     def write(self, data: bytes) -> None:
-        """Write data; the first is kept until the second is written, or until the end of this turn."""
-        if self._is_first_write and not data.startswith(_CONTINUE):
-            self._is_first_write = False
-            self._head = data
-            self._loop.call_soon(self._flush)
-        elif self._head:
-            head, self._head = self._head, b""
-            self._transport.write(head + data)
+        """Write data. Pieces after the first are not held, so that the transport says when there is too much."""
+        if data.startswith(_CONTINUE):
+            self._transport.write(data)
+            return
+        self._writes += 1
+        if self._writes == 1:
+            self._held = data
+            self._loop.call_soon(self.flush)
+        elif self._writes == 2 and self._held:
+            self._held += data
         else:
+            self.flush()
             self._transport.write(data)
 
     def close(self) -> None:
         """Close the connection once everything is written."""
-        self._flush()
+        self.flush()
         self._transport.close()
 
-    def _flush(self) -> None:
-        if self._head:
-            head, self._head = self._head, b""
-            self._transport.write(head)
+    def flush(self) -> None:
+        """Write what is held."""
+        if self._held:
+            held, self._held = self._held, b""
+            self._transport.write(held)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
