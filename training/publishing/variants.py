@@ -46,7 +46,7 @@ PRECISIONS: tuple[Precision, ...] = ("fp16", "int8")
 MAX_LOSS = 0.5
 """Largest loss, in points, of a variant that is published."""
 MIN_SPEEDUP = 1.1
-"""A variant for CPUs is published if it is faster by this factor."""
+"""A variant is published if it is faster by this factor on the device that would run it."""
 CALIBRATION_SAMPLES, SELECTION_SAMPLES = 256, 256
 _LATENCY_SAMPLES = 8
 _TOLERANCES = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1)
@@ -181,9 +181,12 @@ class VariantMaker:
         objections = []
         if not loss.points <= self.max_loss:  # True for NaN as well.
             objections.append(f"it loses {loss.points:.2f} points of {loss.metric}; the limit is {self.max_loss:g}")
-        speedup = min(item.speedup for item in latency if item.device == "cpu")
-        if precision == "int8" and speedup < MIN_SPEEDUP:
-            objections.append(f"it is not faster on a CPU ({speedup:.2f} times as fast)")
+        device, name = ("cpu", "CPU") if precision == "int8" else ("cuda", "GPU")  # Where a server would run it.
+        speedups = [item.speedup for item in latency if item.device == device]
+        if not speedups:
+            objections.append(f"it was not measured on a {name}, where it would run")
+        elif min(speedups) < MIN_SPEEDUP:
+            objections.append(f"it is not faster on a {name} ({min(speedups):.2f} times as fast)")
         if not goldens:
             objections.append("no golden request has an answer that survives rounding errors")
         return objections

@@ -263,7 +263,10 @@ def test_variant_that_loses_too_much_is_objected_to(version, tmp_path):
 
     (variant,) = maker.make(("fp16",))
 
-    assert variant.objections == ("it loses 0.00 points of accuracy; the limit is -1",)
+    assert variant.objections == (
+        "it loses 0.00 points of accuracy; the limit is -1",
+        "it was not measured on a GPU, where it would run",
+    )
 
 
 def test_model_of_other_data_is_not_measured(version, tmp_path):
